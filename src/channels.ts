@@ -1,0 +1,312 @@
+/** The channel registry: what is published, who follows it. */
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { Broker, LogEntry } from './brokers/broker.ts';
+import { memoryBroker } from './brokers/memory.ts';
+import { diagnostics } from './diagnostics.ts';
+import { SseError, shown } from './errors.ts';
+import type { EventStream, SubscribeOptions, Subscription } from './event-stream.ts';
+import { FanOut } from './fan-out.ts';
+import { aFunction, assertOptions, draw, type OptionRule } from './options.ts';
+import { refuse, stream as streamRoute, type RouteHandler } from './route.ts';
+import { StreamFollower, ended, type FollowerHost } from './subscription.ts';
+import { assertEvent, assertRetry, dataText, type Serialize } from './wire.ts';
+
+/** Channel names, the event names of each, and the data of each event. */
+export type AnySchema = Record<string, Record<string, unknown>>;
+
+/** An interface will do as a schema, which no index signature would accept. */
+export type SchemaOf<S> = { [N in keyof S]: object };
+
+/** The names that may be published to. */
+export type ChannelName<S> = keyof S & string;
+
+/** The names of a channel's events. */
+export type EventName<S, N extends ChannelName<S>> = keyof S[N] & string;
+
+/** The data of a channel's event. */
+export type EventData<S, N extends ChannelName<S>, E> = E extends keyof S[N] ? S[N][E] : never;
+
+/** What is published besides the data. */
+export interface PublishOptions<E extends string = string> {
+  /** Event type; without one the event is a `message`. */
+  event?: E | undefined;
+  /** Reconnection time in ms that every reader is told. */
+  retry?: number | undefined;
+}
+
+/** The options of `createChannels()`. */
+export interface ChannelsOptions {
+  /** Where events get their order and how nodes hear of each other. @defaultValue `memoryBroker()` */
+  broker?: Broker | undefined;
+  /** Makes text of data that is not a string. @defaultValue `JSON.stringify` */
+  serialize?: Serialize | undefined;
+}
+
+/** Gauges of a registry, on this node. */
+export interface ChannelsStats {
+  /** Channels that are followed. */
+  channels: number;
+  /** Streams that follow a channel, one that follows three counted three times. */
+  subscriptions: number;
+  /** Events published here since the start. */
+  published: number;
+  broker: { state: 'open' | 'closed' };
+}
+
+/** One channel of a registry. */
+export interface Channel<S extends SchemaOf<S>, N extends ChannelName<S>> {
+  readonly name: N;
+  /** How many streams follow it on this node. */
+  readonly size: number;
+  /** @see Channels.publish */
+  publish<E extends EventName<S, N>>(data: EventData<S, N, E>, options: PublishOptions<E> & { event: E }): Promise<{ id: string }>;
+  publish(data: EventData<S, N, 'message'>, options?: PublishOptions<'message'>): Promise<{ id: string }>;
+  /** @see Channels.subscribe */
+  subscribe(stream: EventStream, options?: SubscribeOptions): Promise<Subscription>;
+}
+
+/** Names, or what finds them for a request: `null` answers 403. */
+export type ListenNames<Req, Name extends string = string> =
+  | Name
+  | readonly Name[]
+  | ((req: Req) => Name | readonly Name[] | null | Promise<Name | readonly Name[] | null>);
+
+/** The channel registry: topics that handlers publish to and streams follow. */
+export interface Channels<S extends SchemaOf<S> = AnySchema> {
+  /**
+   * Publishes an event to every stream that follows the channel. It is encoded once, whatever the number of readers.
+   * @param name a non-empty string of at most 256 UTF-8 bytes without control characters
+   * @param data a string goes as it is, anything else through `serialize`
+   * @returns a promise of the event's id; rejects with an `SseError` for what cannot be published, before anybody got any of it
+   * @example
+   * await channels.publish('haiku', { text, author }, { event: 'text' });
+   */
+  publish<N extends ChannelName<S>, E extends EventName<S, N>>(
+    name: N,
+    data: EventData<S, N, E>,
+    options: PublishOptions<E> & { event: E },
+  ): Promise<{ id: string }>;
+  publish<N extends ChannelName<S>>(
+    name: N,
+    data: EventData<S, N, 'message'>,
+    options?: PublishOptions<'message'>,
+  ): Promise<{ id: string }>;
+
+  /**
+   * Follows one channel or several on a stream, which opens it.
+   * @param names 1 to 100; one that is named twice counts once
+   * @returns a promise of the subscription, an ended one if the stream ends first; rejects with an `SseError` for wrong use
+   */
+  subscribe(stream: EventStream, names: ChannelName<S> | readonly ChannelName<S>[], options?: SubscribeOptions): Promise<Subscription>;
+
+  /** A handle for one channel. */
+  channel<N extends ChannelName<S>>(name: N): Channel<S, N>;
+
+  /**
+   * A route handler that follows channels: 406 to whoever did not ask for a stream, 403 where `names` returns `null`,
+   * its errors to `next`.
+   * @example
+   * app.get('/events/:room', channels.listen((req) => canRead(req.user, req.params.room) ? req.params.room : null));
+   */
+  listen<Req extends IncomingMessage = IncomingMessage, Res extends ServerResponse = ServerResponse>(
+    names: ListenNames<Req, ChannelName<S>>,
+    options?: SubscribeOptions | ((req: Req) => SubscribeOptions | Promise<SubscribeOptions>),
+  ): RouteHandler<Req, Res>;
+
+  /** The channels that are followed on this node. */
+  names(): ChannelName<S>[];
+
+  /** Gauges, cheap enough to read each second. */
+  stats(): ChannelsStats;
+
+  /** Ends the streams that follow channels (reason `'shutdown'`) and releases the broker. Idempotent. */
+  close(): Promise<void>;
+}
+
+const channelsRules: Readonly<Record<keyof ChannelsOptions, OptionRule>> = {
+  broker: { expected: 'a broker', test: (value) => typeof value === 'object' && value !== null && 'append' in value },
+  serialize: aFunction,
+};
+
+const publishRules: Readonly<Record<keyof PublishOptions, OptionRule>> = {
+  event: { expected: 'a string', test: (value) => typeof value === 'string' },
+  retry: { expected: 'a non-negative integer of ms', test: (value) => typeof value === 'number' },
+};
+
+const subscribeRules: Readonly<Record<keyof SubscribeOptions, OptionRule>> = { filter: aFunction };
+
+const MAX_NAME_BYTES = 256;
+const MAX_NAMES = 100;
+
+// What the clients of a registry that closes are told to wait, so that they do not all return at once.
+const CLOSE_RETRY = { min: 1_000, max: 5_000 };
+
+/**
+ * Makes a channel registry. Pass it to `sse({ channels })`, so that `res.sse.subscribe` follows its channels.
+ * @throws {SseError} `ERR_SSE_OPTION`
+ * @example
+ * const channels = createChannels<{ haiku: { text: Haiku } }>();
+ */
+export function createChannels<S extends SchemaOf<S> = AnySchema>(options: ChannelsOptions = {}): Channels<S> {
+  assertOptions('createChannels()', options, channelsRules);
+  return new ChannelRegistry(options) as Channels<AnySchema> as unknown as Channels<S>;
+}
+
+class ChannelRegistry implements Channels, FollowerHost {
+  readonly fanOut: FanOut = new FanOut();
+  readonly #broker: Broker;
+  readonly #serialize: Serialize;
+  // How many streams follow a channel.
+  readonly #followed = new Map<string, number>();
+  readonly #followers = new Set<StreamFollower>();
+  #published = 0;
+  #subscriptions = 0;
+  #closing: Promise<void> | undefined;
+
+  constructor({ broker = memoryBroker(), serialize = JSON.stringify }: ChannelsOptions) {
+    this.#broker = broker;
+    this.#serialize = serialize;
+    broker.open((entry: LogEntry) => this.fanOut.push(entry));
+  }
+
+  get head(): number {
+    return this.#broker.head;
+  }
+
+  async publish(name: string, data: unknown, options: PublishOptions = {}): Promise<{ id: string }> {
+    assertName(name);
+    assertOptions('publish()', options, publishRules);
+    const { event, retry } = options;
+    if (event !== undefined) assertEvent(event);
+    if (retry !== undefined) assertRetry(retry);
+    const text = dataText(data, this.#serialize);
+    this.#assertOpen();
+    const { id } = await this.#broker.append({ channel: name, event, data: text, retry });
+    this.#published++;
+    if (diagnostics.publish.hasSubscribers) diagnostics.publish.publish({ channel: name, id });
+    return { id };
+  }
+
+  async subscribe(stream: EventStream, names: string | readonly string[], options: SubscribeOptions = {}): Promise<Subscription> {
+    const channels = distinctNames(names);
+    assertOptions('subscribe()', options, subscribeRules);
+    this.#assertOpen();
+    if (stream.readyState === 2) return ended(channels);
+    const follower = this.#followerOf(stream);
+    // Wrong use is told before the stream opens, and a HEAD request has its answer by then.
+    if (stream.open().readyState === 2) return ended(channels);
+    this.#followers.add(follower);
+    stream.follower = follower;
+    return follower.add(channels, options);
+  }
+
+  channel<N extends string>(name: N): Channel<AnySchema, N> {
+    assertName(name);
+    const registry = this;
+    return {
+      name,
+      get size() {
+        return registry.#followed.get(name) ?? 0;
+      },
+      publish: (data: unknown, options?: PublishOptions) => registry.publish(name, data, options),
+      subscribe: (stream, options) => registry.subscribe(stream, name, options),
+    };
+  }
+
+  listen<Req extends IncomingMessage = IncomingMessage, Res extends ServerResponse = ServerResponse>(
+    names: ListenNames<Req>,
+    options: SubscribeOptions | ((req: Req) => SubscribeOptions | Promise<SubscribeOptions>) = {},
+  ): RouteHandler<Req, Res> {
+    // Wrong use fails where the route is made, not at the first request.
+    if (typeof names !== 'function') distinctNames(names);
+    if (typeof options !== 'function') assertOptions('listen()', options, subscribeRules);
+    return streamRoute<Req, Res>(async (stream, req, res) => {
+      const wanted = typeof names === 'function' ? await names(req) : names;
+      if (wanted === null) {
+        refuse(res, 403, 'ERR_SSE_FORBIDDEN', 'You may not follow this.');
+        return;
+      }
+      await this.subscribe(stream, wanted, typeof options === 'function' ? await options(req) : options);
+    });
+  }
+
+  names(): string[] {
+    return [...this.#followed.keys()];
+  }
+
+  stats(): ChannelsStats {
+    return {
+      channels: this.#followed.size,
+      subscriptions: this.#subscriptions,
+      published: this.#published,
+      broker: { state: this.#closing === undefined ? 'open' : 'closed' },
+    };
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  retain(channel: string): Promise<void> | undefined {
+    this.#subscriptions++;
+    const count = this.#followed.get(channel) ?? 0;
+    this.#followed.set(channel, count + 1);
+    return count === 0 ? this.#broker.listen(channel) : undefined;
+  }
+
+  release(channel: string): void {
+    this.#subscriptions--;
+    const rest = (this.#followed.get(channel) ?? 0) - 1;
+    if (rest > 0) {
+      this.#followed.set(channel, rest);
+    } else {
+      this.#followed.delete(channel);
+      this.#broker.unlisten(channel);
+    }
+  }
+
+  forget(follower: StreamFollower): void {
+    this.#followers.delete(follower);
+  }
+
+  async #close(): Promise<void> {
+    for (const { stream } of this.#followers) stream.finish('shutdown', { retry: draw(CLOSE_RETRY) });
+    await this.#broker.close();
+  }
+
+  #assertOpen(): void {
+    if (this.#closing !== undefined) throw new SseError('ERR_SSE_CLOSED', 'these channels are closed; publish and subscribe before close()');
+  }
+
+  /** The stream's follower, a new one if this is its first subscription. */
+  #followerOf(stream: EventStream): StreamFollower {
+    const { follower } = stream;
+    if (follower instanceof StreamFollower && follower.host === this) return follower;
+    if (follower !== undefined) {
+      throw new SseError('ERR_SSE_OTHER_REGISTRY', 'this stream follows channels of another registry; a stream has one cursor, so it can follow only one');
+    }
+    stream.assertFollows();
+    return new StreamFollower(this, stream);
+  }
+}
+
+function assertName(name: string): void {
+  const isName =
+    typeof name === 'string' && name !== '' && Buffer.byteLength(name) <= MAX_NAME_BYTES && !/[\p{Cc}\p{Cs}]/u.test(name);
+  if (!isName) {
+    throw new SseError(
+      'ERR_SSE_CHANNEL_NAME',
+      `expected a channel name to be a non-empty string of at most ${MAX_NAME_BYTES} UTF-8 bytes without control characters, got ${shown(name)}`,
+    );
+  }
+}
+
+function distinctNames(names: string | readonly string[]): string[] {
+  const distinct = [...new Set(Array.isArray(names) ? (names as readonly string[]) : [names as string])];
+  if (distinct.length === 0 || distinct.length > MAX_NAMES) {
+    throw new SseError('ERR_SSE_CHANNEL_NAME', `expected 1 to ${MAX_NAMES} channel names, got ${distinct.length}`);
+  }
+  for (const name of distinct) assertName(name);
+  return distinct;
+}

@@ -1,0 +1,377 @@
+/** `res.sse`: one connection's public face. */
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { Connection, WRITE_MARK, type CloseReason } from './connection.ts';
+import { debug, diagnostics } from './diagnostics.ts';
+import { SseError } from './errors.ts';
+import type { Heartbeat } from './heartbeat.ts';
+import { aBoolean, assertOptions, draw, integer, type StreamSettings } from './options.ts';
+import { pipe, type PipeOptions, type PipeSource } from './pipe.ts';
+import { lastEventIdOf } from './request.ts';
+import {
+  END,
+  HEARTBEAT,
+  PING,
+  assertFields,
+  commentText,
+  dataText,
+  eventText,
+  retryText,
+  type EventFields,
+  type EventId,
+} from './wire.ts';
+
+/** How a stream is to end. */
+export interface CloseOptions {
+  /** Reconnection time in ms that the client is told before the end. */
+  retry?: number | undefined;
+  /** Tells the client not to come back. An EventSource reconnects once and is answered 204, which stops it. */
+  final?: boolean | undefined;
+}
+
+/** What a stream needs from the middleware that made it. */
+export interface StreamHost {
+  readonly settings: StreamSettings;
+  readonly heartbeat: Heartbeat;
+  readonly subscribe: Subscribe | undefined;
+  /** The stream is open. */
+  opened(stream: EventStream): void;
+  /** A stream that was open has ended. */
+  closed(stream: EventStream, reason: CloseReason): void;
+  /** Nothing of it is left. */
+  gone(stream: EventStream): void;
+}
+
+/** One published event, as a filter sees it. */
+export interface ChannelEvent {
+  readonly channel: string;
+  readonly id: string;
+  /** `message` where none was given. */
+  readonly event: string;
+  /** The data as it goes over the wire. */
+  readonly data: string;
+  /** The data parsed, once for all filters; `undefined` for what is not JSON. */
+  json(): unknown;
+}
+
+/** How a stream follows channels. */
+export interface SubscribeOptions {
+  /**
+   * Which events this reader gets; `true` lets one through. It fails closed: a throw or anything that is not a boolean,
+   * a promise included, ends the stream with the reason `'error'`.
+   */
+  filter?: ((event: ChannelEvent) => boolean) | undefined;
+}
+
+/** A stream's hold on its channels. */
+export interface Subscription {
+  /** The channels' names, each once. */
+  readonly channels: readonly string[];
+  /** Stops following these channels; the stream goes on. What was published before is still delivered. */
+  unsubscribe(): void;
+}
+
+/** Follows channels on a stream. Injected, because the channels are built on streams. */
+export type Subscribe = (
+  stream: EventStream,
+  names: string | readonly string[],
+  options?: SubscribeOptions,
+) => Promise<Subscription>;
+
+/** What follows channels for a stream. */
+export interface Follower {
+  /** Writes what this turn of the event loop has published and the stream has not been given yet. */
+  flush(): void;
+  /** The stream has ended. */
+  stop(): void;
+  /** The reader has caught up with what was queued. */
+  drained(): void;
+}
+
+const closeRules = { retry: integer('ms', 0, Number.MAX_SAFE_INTEGER), final: aBoolean };
+
+/** @throws {SseError} `ERR_SSE_OPTION` */
+export function assertCloseOptions(owner: string, options: CloseOptions): void {
+  assertOptions(owner, options, closeRules);
+}
+
+// So long a client is asked to stay away when something threw for it: it would most likely throw again at once.
+const ERROR_RETRY = { min: 10_000, max: 30_000 };
+
+/**
+ * One connection to one event source. Nothing is written before the first `send`, `comment`, `open`, `pipe` or `subscribe`,
+ * so a handler can still answer the request otherwise.
+ *
+ * A reader that leaves or is slow never makes anything throw; wrong use throws an `SseError` at the call.
+ */
+export class EventStream {
+  readonly #connection: Connection;
+  #ownIds = false;
+  // Made only when asked for: most streams need neither.
+  #controller: AbortController | undefined;
+  #closed: { promise: Promise<CloseReason>; resolve: (reason: CloseReason) => void } | undefined;
+  #waiting: (() => void)[] | undefined;
+
+  /** The middleware it belongs to; an inner one takes an idle stream over from an outer one. @internal */
+  host: StreamHost;
+  /** What follows channels for this stream. @internal */
+  follower: Follower | undefined;
+  /** Events handed over, for `stats()`. @internal */
+  sent = 0;
+  /** Events dropped because the reader was at `maxBuffered`. @internal */
+  dropped = 0;
+
+  /** @internal */
+  constructor(res: ServerResponse, host: StreamHost) {
+    this.host = host;
+    this.#connection = new Connection(res, this);
+  }
+
+  /** The request. */
+  get req(): IncomingMessage {
+    return this.#connection.res.req;
+  }
+
+  /** The response. What is written to it directly is not this library's: finish events that you begin. */
+  get res(): ServerResponse {
+    return this.#connection.res;
+  }
+
+  /** 0 idle, 1 open, 2 closed: the numbers of `EventSource.readyState`. */
+  get readyState(): 0 | 1 | 2 {
+    return this.#connection.readyState;
+  }
+
+  /** Bytes that are queued in this process and not yet with the kernel. */
+  get bufferedAmount(): number {
+    return this.#connection.bufferedAmount;
+  }
+
+  /**
+   * What the client says it has received last: the `Last-Event-ID` header, else the `lastEventId` query parameter
+   * (of polyfills and of pages that carry a cursor), else `''`. Untrusted input.
+   */
+  get lastEventId(): string {
+    return lastEventIdOf(this.req);
+  }
+
+  /** Aborted when the stream ends, for whatever reason. Hand it to what you await for this reader. */
+  get signal(): AbortSignal {
+    if (this.#controller === undefined) {
+      this.#controller = new AbortController();
+      if (this.readyState === 2) this.#controller.abort();
+    }
+    return this.#controller.signal;
+  }
+
+  /** Resolves with the reason when the stream ends; never rejects. */
+  get closed(): Promise<CloseReason> {
+    if (this.#closed === undefined) {
+      let resolve!: (reason: CloseReason) => void;
+      const promise = new Promise<CloseReason>((settle) => {
+        resolve = settle;
+      });
+      this.#closed = { promise, resolve };
+      if (this.#connection.reason !== undefined) resolve(this.#connection.reason);
+    }
+    return this.#closed.promise;
+  }
+
+  /**
+   * Writes one event, and opens the stream if it is not.
+   * @param data a string goes as it is, each of its lines on one of its own; anything else through `serialize`
+   * @returns `false` when the event was dropped, the stream is closed, or more than 64 KiB is queued; `await drained()` then
+   * @throws {SseError} for data and fields that cannot be sent; `ERR_SSE_ID_TAKEN` for an `id` on a stream that follows
+   * channels; `ERR_SSE_HEADERS_SENT` when the response has begun as something else
+   * @example
+   * res.sse.send({ price: 42 }, { event: 'tick', id: 7 });
+   * res.sse.send('hello', 'greeting', 8);
+   */
+  send(data: unknown, fields?: EventFields): boolean;
+  send(data: unknown, event?: string, id?: EventId, retry?: number): boolean;
+  send(data: unknown, second?: EventFields | string, id?: EventId, retry?: number): boolean {
+    const fields = typeof second === 'object' && second !== null ? second : { event: second, id, retry };
+    assertFields(fields);
+    const text = dataText(data, this.host.settings.serialize);
+    if (fields.id !== undefined) this.#takeIds();
+    return this.#writeDirect(eventText(text, fields.event, fields.id, fields.retry), true);
+  }
+
+  /**
+   * Writes a comment, which clients skip, and opens the stream if it is not.
+   * @returns as {@link send}
+   * @throws {SseError} `ERR_SSE_COMMENT` for text that is not a string
+   */
+  comment(text = ''): boolean {
+    return this.#writeDirect(commentText(text), false);
+  }
+
+  /**
+   * Sends status 200, the headers and a first comment now, in one packet, so that proxies and browsers report the stream open.
+   * Without effect on a stream that is open or closed.
+   * @throws {SseError} `ERR_SSE_HEADERS_SENT` when the response has begun as something else
+   */
+  open(): this {
+    if (this.readyState !== 0) return this;
+    const { settings, heartbeat } = this.host;
+    const retry = settings.retry === undefined ? '' : retryText(draw(settings.retry));
+    this.#connection.open(settings, `${retry}:\n`);
+    // A HEAD request has been answered by now.
+    if (!this.#connection.writable) return this;
+    heartbeat.add(this.#connection);
+    this.host.opened(this);
+    debug('open %s %s', this.req.method, this.req.url);
+    if (diagnostics.open.hasSubscribers) diagnostics.open.publish({ stream: this });
+    return this;
+  }
+
+  /**
+   * Sends each item of a source as an event, no faster than the reader reads. Does not end the stream.
+   *
+   * When the reader leaves, a Node stream is destroyed, a web stream cancelled and an iterator's `return()` called at once,
+   * also while the next item is awaited, and the promise resolves without waiting for the source. A generator that is
+   * suspended in an `await` runs its `finally` only when that settles: give {@link signal} to what it awaits.
+   * @returns a promise that rejects with the source's own error, or with the `SseError` of an item that cannot be sent
+   * @example
+   * await res.sse.pipe(completion, { map: (chunk) => chunk.choices[0].delta });
+   */
+  async pipe<T>(source: PipeSource<T>, options: PipeOptions<T> = {}): Promise<void> {
+    return pipe(source, this, options);
+  }
+
+  /** Resolves when no more than 64 KiB is queued, or the reader is gone. Never rejects. */
+  drained(): Promise<void> {
+    if (this.readyState === 2 || this.bufferedAmount <= WRITE_MARK) return Promise.resolve();
+    this.#connection.awaitDrain();
+    return new Promise((resolve) => {
+      (this.#waiting ??= []).push(resolve);
+    });
+  }
+
+  /**
+   * Follows one channel or several on this stream, which opens it.
+   * @param names 1 to 100; one that is named twice counts once
+   * @returns a promise that rejects with an `SseError` for wrong use, `ERR_SSE_NO_CHANNELS` without `sse({ channels })`
+   */
+  async subscribe(names: string | readonly string[], options?: SubscribeOptions): Promise<Subscription> {
+    if (this.host.subscribe === undefined) {
+      throw new SseError('ERR_SSE_NO_CHANNELS', 'this stream has no channels to follow; pass sse({ channels })');
+    }
+    return this.host.subscribe(this, names, options);
+  }
+
+  /**
+   * Ends the stream after what is queued. Without effect on one that has ended.
+   * @throws {SseError} `ERR_SSE_OPTION`
+   */
+  close(options: CloseOptions = {}): this {
+    assertCloseOptions('close()', options);
+    return this.finish(options.final === true ? 'final' : 'server', options);
+  }
+
+  /** Ends the stream for a reason of the library's. @internal */
+  finish(reason: CloseReason, { retry, final = false }: CloseOptions = {}): this {
+    if (this.readyState === 2) return this;
+    if (this.readyState === 0 && !this.res.headersSent) this.open();
+    this.follower?.flush();
+    const last = (retry === undefined ? '' : retryText(retry)) + (final ? END : '');
+    this.#connection.end(reason, last === '' ? undefined : Buffer.from(last));
+    return this;
+  }
+
+  /** Ends the stream because something threw for this reader; nobody else notices. @internal */
+  fail(error: unknown): void {
+    debug('error %s: %o', this.req.url, error);
+    if (diagnostics.error.hasSubscribers) diagnostics.error.publish({ stream: this, error });
+    this.finish('error', { retry: draw(ERROR_RETRY) });
+  }
+
+  /** @throws {SseError} `ERR_SSE_ID_TAKEN` after an id of the application's own @internal */
+  assertFollows(): void {
+    if (this.#ownIds) {
+      throw new SseError('ERR_SSE_ID_TAKEN', 'this stream has sent ids of its own; on a stream that follows channels the ids are theirs');
+    }
+  }
+
+  /** Writes events that were published, already encoded; the caller knows how many. @internal */
+  deliver(frame: Buffer, events: number): void {
+    this.sent += events;
+    this.#connection.write(frame);
+  }
+
+  /** Whether one more event may be queued for this reader; carries out `onSlow` if not. @internal */
+  admits(events: number): boolean {
+    const { maxBuffered, onSlow } = this.host.settings;
+    const { bufferedAmount } = this.#connection;
+    if (bufferedAmount <= maxBuffered) return true;
+    if (diagnostics.slow.hasSubscribers) diagnostics.slow.publish({ stream: this, bufferedAmount, action: onSlow });
+    this.dropped += events;
+    if (onSlow === 'close') this.#connection.cut('slow');
+    return false;
+  }
+
+  /** Bytes handed to the response, for `stats()`. @internal */
+  get bytes(): number {
+    return this.#connection.given;
+  }
+
+  // What the connection tells its owner, see ConnectionOwner.
+
+  /** @internal */
+  ended(reason: CloseReason): void {
+    const wasOpen = this.#connection.slot !== -1;
+    if (wasOpen) this.host.closed(this, reason);
+    this.follower?.stop();
+    this.#controller?.abort();
+    this.#closed?.resolve(reason);
+    this.#release();
+    debug('close %s %s: %s', this.req.method, this.req.url, reason);
+    if (wasOpen && diagnostics.close.hasSubscribers) diagnostics.close.publish({ stream: this, reason });
+  }
+
+  /** @internal */
+  gone(): void {
+    if (this.#connection.slot === -1) return;
+    this.host.heartbeat.delete(this.#connection);
+    this.host.gone(this);
+  }
+
+  /** @internal */
+  caughtUp(): void {
+    this.follower?.drained();
+    this.#release();
+  }
+
+  /** @internal */
+  silent(): void {
+    this.#connection.write(this.host.settings.visibleHeartbeat ? PING : HEARTBEAT);
+  }
+
+  /** @internal */
+  aged(): void {
+    this.finish('aged');
+  }
+
+  #writeDirect(text: string, isEvent: boolean): boolean {
+    this.open();
+    if (!this.#connection.writable) return false;
+    // What the channels owe this reader was published before this call, so it goes first.
+    this.follower?.flush();
+    if (!this.admits(1)) return false;
+    if (isEvent) this.sent++;
+    this.#connection.write(Buffer.from(text));
+    return this.#connection.writable && this.bufferedAmount <= WRITE_MARK;
+  }
+
+  #takeIds(): void {
+    if (this.follower !== undefined) {
+      throw new SseError('ERR_SSE_ID_TAKEN', 'this stream follows channels, whose ids are the cursor it resumes from; send without an id');
+    }
+    this.#ownIds = true;
+  }
+
+  #release(): void {
+    const waiting = this.#waiting;
+    this.#waiting = undefined;
+    if (waiting !== undefined) for (const resolve of waiting) resolve();
+  }
+}

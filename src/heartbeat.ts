@@ -1,0 +1,103 @@
+/** One timer for all streams of a middleware: keeps silent ones alive, cuts dead ones off, retires old ones. */
+import { performance } from 'node:perf_hooks';
+import type { Connection } from './connection.ts';
+import type { StreamSettings } from './options.ts';
+
+// The timer ticks often enough that no time is missed by more than an eighth of it or a second.
+const TICKS_PER_TIME = 8;
+const LONGEST_TICK = 1_000;
+
+// So many streams are looked at before other work gets its turn.
+const SLICE = 500;
+
+export class Heartbeat {
+  readonly #interval: number;
+  readonly #stallTimeout: number;
+  readonly #maxLifetime: number;
+  /** In ms; 0 where there is nothing to watch for. */
+  readonly #tick: number;
+  readonly #connections: Connection[] = [];
+  #timer: NodeJS.Timeout | undefined;
+  #next = -1;
+
+  constructor({ heartbeat, stallTimeout, maxLifetime }: StreamSettings) {
+    this.#interval = heartbeat === false ? Infinity : heartbeat;
+    this.#stallTimeout = stallTimeout === false ? Infinity : stallTimeout;
+    this.#maxLifetime = maxLifetime ?? Infinity;
+    const shortest = Math.min(this.#interval, this.#stallTimeout, this.#maxLifetime);
+    this.#tick = shortest === Infinity ? 0 : Math.min(LONGEST_TICK, Math.max(1, Math.floor(shortest / TICKS_PER_TIME)));
+  }
+
+  /** How many connections are looked after. */
+  get size(): number {
+    return this.#connections.length;
+  }
+
+  add(connection: Connection): void {
+    const now = performance.now();
+    connection.silentSince = now;
+    // ±10 %, so that streams that opened together do not end together.
+    connection.deadline = now + this.#maxLifetime * (0.9 + Math.random() * 0.2);
+    connection.slot = this.#connections.push(connection) - 1;
+    if (this.#tick > 0) this.#timer ??= setInterval(() => this.#begin(), this.#tick).unref();
+  }
+
+  delete(connection: Connection): void {
+    const { slot } = connection;
+    if (slot === -1) return;
+    const last = this.#connections.pop() as Connection;
+    if (last !== connection) {
+      this.#connections[slot] = last;
+      last.slot = slot;
+    }
+    connection.slot = -1;
+    if (this.#connections.length === 0) {
+      clearInterval(this.#timer);
+      this.#timer = undefined;
+    }
+  }
+
+  /** A sweep that is not through when the next is due simply goes on. */
+  #begin(): void {
+    if (this.#next >= 0) return;
+    this.#next = this.#connections.length - 1;
+    this.#sweep();
+  }
+
+  // Backwards: what swap-remove moves into a hole has been looked at already.
+  #sweep(): void {
+    const now = performance.now();
+    const until = Math.max(-1, this.#next - SLICE);
+    while (this.#next > until) {
+      const connection = this.#connections[this.#next--];
+      if (connection !== undefined) this.#look(connection, now);
+    }
+    if (this.#next >= 0) setImmediate(() => this.#sweep()).unref();
+  }
+
+  #look(connection: Connection, now: number): void {
+    const blocked = connection.bufferedAmount > 0;
+    if (blocked) {
+      // A `drain` that a wrapped response swallowed must not hold the queue for ever.
+      if (connection.res.writableLength === 0) connection.resume();
+      if (connection.stuckSince === -1 || connection.delivered > connection.passed) {
+        connection.stuckSince = now;
+        connection.passed = connection.delivered;
+      } else if (now - connection.stuckSince >= this.#stallTimeout) {
+        connection.cut('stalled');
+        return;
+      }
+    } else {
+      connection.stuckSince = -1;
+    }
+    if (connection.readyState !== 1) return;
+    if (now >= connection.deadline) {
+      connection.owner.aged();
+    } else if (connection.wrote) {
+      connection.wrote = false;
+      connection.silentSince = now;
+    } else if (!blocked && now - connection.silentSince >= this.#interval) {
+      connection.owner.silent();
+    }
+  }
+}

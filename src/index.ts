@@ -1,0 +1,31 @@
+/** Server-Sent Events for Express and Connect. */
+export { memoryBroker } from './brokers/memory.ts';
+export { createChannels } from './channels.ts';
+export { SseError } from './errors.ts';
+export { EventStream } from './event-stream.ts';
+export { sse } from './middleware.ts';
+export { stream } from './route.ts';
+
+export type { Broker, LogEntry, Publication } from './brokers/broker.ts';
+export type {
+  AnySchema,
+  Channel,
+  ChannelName,
+  Channels,
+  ChannelsOptions,
+  ChannelsStats,
+  EventData,
+  EventName,
+  ListenNames,
+  PublishOptions,
+  SchemaOf,
+} from './channels.ts';
+export type { CloseReason } from './connection.ts';
+export type { SseErrorCode } from './errors.ts';
+export type { ChannelEvent, CloseOptions, SubscribeOptions, Subscription } from './event-stream.ts';
+export type { ShutdownOptions, SseMiddleware, SseOptions } from './middleware.ts';
+export type { RetryRange, StreamOptions } from './options.ts';
+export type { PipeOptions, PipeSource } from './pipe.ts';
+export type { OpenStreams, SseStats } from './roster.ts';
+export type { Next, RouteHandler, RouteOptions } from './route.ts';
+export type { EventFields, EventId, Serialize } from './wire.ts';

@@ -1,0 +1,109 @@
+/** Route handlers for event streams, and the answers to those who cannot have one. */
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { SseError } from './errors.ts';
+import type { EventStream, StreamHost } from './event-stream.ts';
+import { assertOptions, aBoolean } from './options.ts';
+import type { PipeSource } from './pipe.ts';
+import { preferredType } from './request.ts';
+
+/** Express's and Connect's `next`. */
+export type Next = (error?: unknown) => void;
+
+/** What `stream()` and `channels.listen()` return: a handler for a route. */
+export type RouteHandler<Req extends IncomingMessage, Res extends ServerResponse> = (req: Req, res: Res, next: Next) => void;
+
+/** How a route's streams end. */
+export interface RouteOptions {
+  /**
+   * Whether the stream of a handler that returned an iterable ends with `final`, so that the client does not come back
+   * to run it again.
+   * @defaultValue `true`
+   */
+  final?: boolean | undefined;
+}
+
+/**
+ * Where `sse()` leaves its host on a response, whether or not the request asked for a stream.
+ * A registered symbol, so that two copies of the package in one process understand each other.
+ */
+export const negotiatedBy: unique symbol = Symbol.for('res-sse.negotiatedBy');
+
+/** A response that may have passed `sse()`. */
+export interface NegotiatedResponse extends ServerResponse {
+  [negotiatedBy]?: StreamHost;
+  sse?: EventStream | undefined;
+}
+
+// A generator that has nothing to say yet lets its client wait this long in ms for the head.
+const OPEN_AFTER = 1_000;
+
+/**
+ * A route handler for the common case: it hands over a stream that is always there, and answers 406 to whoever did not ask for one.
+ *
+ * The stream opens when the handler first writes to it, and at the latest when it has returned or its promise is resolved.
+ * What it throws before that is an ordinary error for `next`, with nothing sent; after that the stream ends with the
+ * reason `'error'`, `res-sse:error` tells the error, and the client is told nothing of it.
+ * An (async) iterable that the handler returns is piped, and the stream ended.
+ * @throws {SseError} `ERR_SSE_NO_MIDDLEWARE`, when a request comes, without `app.use(sse())` in front
+ * @example
+ * app.get('/progress/:job', stream(async function* (stream, req) {
+ *   for await (const step of jobs.follow(req.params.job, { signal: stream.signal })) yield step;
+ * }));
+ */
+export function stream<Req extends IncomingMessage = IncomingMessage, Res extends ServerResponse = ServerResponse>(
+  handler: (stream: EventStream, req: Req, res: Res) => unknown,
+  options: RouteOptions = {},
+): RouteHandler<Req, Res> {
+  assertOptions('stream()', options, { final: aBoolean });
+  const { final = true } = options;
+  return (req, res, next) => {
+    const stream = requireStream(res);
+    if (stream !== undefined) void run(stream, () => handler(stream, req, res), final, next);
+  };
+}
+
+/**
+ * Answers a request that gets no stream with a sentence, as JSON to whoever takes JSON.
+ * @internal
+ */
+export function refuse(res: ServerResponse, status: number, code: string, message: string): void {
+  const json = preferredType(res.req, ['text/plain', 'application/json']) === 'application/json';
+  res.statusCode = status;
+  res.setHeader('Content-Type', json ? 'application/json; charset=utf-8' : 'text/plain; charset=utf-8');
+  res.end(json ? JSON.stringify({ code, message }) : `${message}\n`);
+}
+
+function requireStream(res: NegotiatedResponse): EventStream | undefined {
+  if (res[negotiatedBy] === undefined) {
+    throw new SseError('ERR_SSE_NO_MIDDLEWARE', 'nobody has looked for an event stream here; put app.use(sse()) in front of this route');
+  }
+  if (res.sse === undefined) {
+    refuse(res, 406, 'ERR_SSE_NOT_ACCEPTABLE', 'This is an event stream; send the header Accept: text/event-stream');
+  }
+  return res.sse;
+}
+
+async function run(stream: EventStream, handler: () => unknown, final: boolean, next: Next): Promise<void> {
+  try {
+    const result = await handler();
+    if (isPipeSource(result)) await pipeAndClose(stream, result, final);
+    else if (stream.readyState === 0 && !stream.res.headersSent) stream.open();
+  } catch (error) {
+    if (stream.readyState === 0) next(error);
+    else stream.fail(error);
+  }
+}
+
+async function pipeAndClose(stream: EventStream, source: PipeSource<unknown>, final: boolean): Promise<void> {
+  const timer = setTimeout(() => stream.open(), OPEN_AFTER);
+  try {
+    await stream.pipe(source);
+  } finally {
+    clearTimeout(timer);
+  }
+  stream.close({ final });
+}
+
+function isPipeSource(value: unknown): value is PipeSource<unknown> {
+  return typeof value === 'object' && value !== null && (Symbol.asyncIterator in value || Symbol.iterator in value);
+}

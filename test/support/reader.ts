@@ -1,0 +1,94 @@
+/** An event stream read by `fetch` and an independent parser. */
+import { createParser, type EventSourceMessage } from 'eventsource-parser';
+import { within } from './wait.ts';
+
+export interface Reader extends AsyncDisposable {
+  readonly response: Response;
+  readonly events: EventSourceMessage[];
+  readonly comments: string[];
+  readonly retries: number[];
+  /** All that was received, as it was. */
+  readonly text: string;
+  /** Whether the stream has ended. */
+  readonly ended: boolean;
+  /** The next event that has not been handed out yet. */
+  next(): Promise<EventSourceMessage>;
+  /** So many of them. */
+  take(count: number): Promise<EventSourceMessage[]>;
+  /** Resolves when the stream has ended, in whatever way. */
+  end(): Promise<void>;
+  /** Leaves. */
+  close(): void;
+}
+
+/** Reads a stream in the background from the moment its head is there. */
+export async function read(url: string, init: RequestInit = {}): Promise<Reader> {
+  const abort = new AbortController();
+  const headers = { Accept: 'text/event-stream', ...(init.headers as Record<string, string> | undefined) };
+  const response = await within(`the head of ${url}`, fetch(url, { ...init, headers, signal: abort.signal }));
+  const events: EventSourceMessage[] = [];
+  const comments: string[] = [];
+  const retries: number[] = [];
+  let handedOut = 0;
+  let text = '';
+  let ended = false;
+  let wake: (() => void) | undefined;
+  const parser = createParser({
+    onEvent: (event) => void events.push(event),
+    onComment: (comment) => void comments.push(comment),
+    onRetry: (retry) => void retries.push(retry),
+  });
+  const done = (async () => {
+    const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
+    try {
+      for await (const chunk of response.body ?? []) {
+        const part = decoder.decode(chunk, { stream: true });
+        text += part;
+        parser.feed(part);
+        wake?.();
+      }
+    } catch {
+      // Cut off by either side.
+    }
+    ended = true;
+    wake?.();
+  })();
+
+  async function next(): Promise<EventSourceMessage> {
+    while (events.length <= handedOut) {
+      if (ended) throw new Error(`the stream has ended after ${events.length} events: ${JSON.stringify(text.slice(-200))}`);
+      await within(
+        `event ${handedOut + 1} of ${url}`,
+        new Promise<void>((resolve) => {
+          wake = resolve;
+        }),
+      );
+    }
+    return events[handedOut++] as EventSourceMessage;
+  }
+
+  return {
+    response,
+    events,
+    comments,
+    retries,
+    get text() {
+      return text;
+    },
+    get ended() {
+      return ended;
+    },
+    next,
+    async take(count) {
+      const taken: EventSourceMessage[] = [];
+      while (taken.length < count) taken.push(await next());
+      return taken;
+    },
+    end: () => within(`the end of ${url}`, done),
+    close: () => abort.abort(),
+    async [Symbol.asyncDispose]() {
+      abort.abort();
+      await done;
+    },
+  };
+}

@@ -1,0 +1,26 @@
+/** Waiting for a condition, never for a time. */
+import { setTimeout as delay } from 'node:timers/promises';
+
+/** Resolves as soon as the condition is true; rejects, naming what was waited for, when it has not become so in time. */
+export async function until(what: string, condition: () => boolean | Promise<boolean>, ms = 10_000): Promise<void> {
+  const deadline = Date.now() + ms;
+  while (!(await condition())) {
+    if (Date.now() > deadline) throw new Error(`waited ${ms} ms in vain for ${what}`);
+    await delay(5);
+  }
+}
+
+/** The promise, or a rejection that names what was waited for. */
+export async function within<T>(what: string, promise: PromiseLike<T>, ms = 10_000): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  try {
+    return await Promise.race([
+      promise,
+      new Promise<never>((_, reject) => {
+        timer = setTimeout(() => reject(new Error(`waited ${ms} ms in vain for ${what}`)), ms);
+      }),
+    ]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
