@@ -156,8 +156,8 @@ class ChannelRegistry implements Channels, FollowerHost {
   readonly fanOut: FanOut = new FanOut();
   readonly #broker: Broker;
   readonly #serialize: Serialize;
-  // How many streams follow a channel.
-  readonly #followed = new Map<string, number>();
+  // How many streams follow a channel, and what the first of them still waits for.
+  readonly #followed = new Map<string, { streams: number; listening: Promise<void> | undefined }>();
   readonly #followers = new Set<StreamFollower>();
   #published = 0;
   #subscriptions = 0;
@@ -206,7 +206,7 @@ class ChannelRegistry implements Channels, FollowerHost {
     return {
       name,
       get size() {
-        return registry.#followed.get(name) ?? 0;
+        return registry.#followed.get(name)?.streams ?? 0;
       },
       publish: (data: unknown, options?: PublishOptions) => registry.publish(name, data, options),
       subscribe: (stream, options) => registry.subscribe(stream, name, options),
@@ -250,20 +250,26 @@ class ChannelRegistry implements Channels, FollowerHost {
 
   retain(channel: string): Promise<void> | undefined {
     this.#subscriptions++;
-    const count = this.#followed.get(channel) ?? 0;
-    this.#followed.set(channel, count + 1);
-    return count === 0 ? this.#broker.listen(channel) : undefined;
+    const followed = this.#followed.get(channel);
+    if (followed !== undefined) {
+      followed.streams++;
+      return followed.listening;
+    }
+    const fresh = { streams: 1, listening: this.#broker.listen(channel) };
+    this.#followed.set(channel, fresh);
+    const listened = (): void => {
+      fresh.listening = undefined;
+    };
+    fresh.listening?.then(listened, listened);
+    return fresh.listening;
   }
 
   release(channel: string): void {
     this.#subscriptions--;
-    const rest = (this.#followed.get(channel) ?? 0) - 1;
-    if (rest > 0) {
-      this.#followed.set(channel, rest);
-    } else {
-      this.#followed.delete(channel);
-      this.#broker.unlisten(channel);
-    }
+    const followed = this.#followed.get(channel);
+    if (followed === undefined || --followed.streams > 0) return;
+    this.#followed.delete(channel);
+    this.#broker.unlisten(channel);
   }
 
   forget(follower: StreamFollower): void {

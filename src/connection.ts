@@ -72,9 +72,13 @@ export class Connection {
   constructor(res: ServerResponse, owner: ConnectionOwner) {
     this.res = res;
     this.owner = owner;
+    if (isDestroyed(res)) {
+      // The reader left while middleware before us was at work: its 'close' has been and will not come again.
+      this.readyState = 2;
+      this.reason = 'client';
+      return;
+    }
     (res as Carrier)[connectionOf] = this;
-    // A reader that left while middleware before us was at work: its 'close' has been and will not come again.
-    if (isDestroyed(res)) this.closed();
     res.on('close', onClose);
     // Without a listener an error of a wrapped or destroyed response would end the process.
     res.on('error', onError);

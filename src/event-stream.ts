@@ -302,7 +302,8 @@ export class EventStream {
   admits(events: number): boolean {
     const { maxBuffered, onSlow } = this.host.settings;
     const { bufferedAmount } = this.#connection;
-    if (bufferedAmount <= maxBuffered) return true;
+    // Before the first event the queue holds at most the head of the response, which counts as empty.
+    if (bufferedAmount <= maxBuffered || this.sent === 0) return true;
     if (diagnostics.slow.hasSubscribers) diagnostics.slow.publish({ stream: this, bufferedAmount, action: onSlow });
     this.dropped += events;
     if (onSlow === 'close') this.#connection.cut('slow');

@@ -1,0 +1,559 @@
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import express from 'express';
+import request from 'supertest';
+import { describe, expect, test } from 'vitest';
+import { SseError, createChannels, memoryBroker, sse, stream, type Broker, type Channels, type EventStream } from '../src/index.ts';
+import { serveStreams, type StreamServer } from './support/app.ts';
+import { read } from './support/reader.ts';
+import { dial, requestText } from './support/server.ts';
+import { until, within } from './support/wait.ts';
+
+const ASK = { Accept: 'text/event-stream' };
+
+/** Streams that follow what the query names: `/?follow=a&follow=b`. */
+async function serveChannels(channels: Channels = createChannels()): Promise<StreamServer & { channels: Channels }> {
+  const server = await serveStreams((given, req) => given.subscribe([req.query['follow'] as string].flat()), { channels });
+  return Object.assign(server, { channels });
+}
+
+async function rejection(promise: Promise<unknown>): Promise<string> {
+  try {
+    await promise;
+  } catch (error) {
+    if (error instanceof SseError) return error.code;
+    throw error;
+  }
+  return 'it was not rejected';
+}
+
+describe('publish', () => {
+  test('reaches every stream that follows the channel, and no other, with the id it resolves to', async () => {
+    await using server = await serveChannels();
+    using a = await read(`${server.url}?follow=a`);
+    using both = await read(`${server.url}?follow=a&follow=b`);
+    using b = await read(`${server.url}?follow=b`);
+    await until('the streams', () => server.channels.stats().subscriptions === 4);
+    const first = await server.channels.publish('a', { n: 1 }, { event: 'tick', retry: 7 });
+    const second = await server.channels.publish('b', 'two');
+    expect(await both.take(2)).toEqual([
+      { event: 'tick', id: first.id, data: '{"n":1}' },
+      { event: undefined, id: second.id, data: 'two' },
+    ]);
+    expect(await a.next()).toEqual({ event: 'tick', id: first.id, data: '{"n":1}' });
+    expect(await b.next()).toEqual({ event: undefined, id: second.id, data: 'two' });
+    expect(a.retries).toEqual([7]);
+    expect([a.events.length, b.events.length]).toEqual([1, 1]);
+  });
+
+  test('gives ids of safe characters that grow across the registry and differ between registries', async () => {
+    const [channels, others] = [createChannels(), createChannels()];
+    const ids: string[] = [];
+    for (const name of ['a', 'b', 'a']) ids.push((await channels.publish(name, 1)).id);
+    for (const id of ids) expect(id).toMatch(/^[A-Za-z0-9._-]{1,127}$/);
+    const [epochs, offsets] = [ids.map((id) => id.split('.')[0]), ids.map((id) => Number(id.split('.')[1]))];
+    expect(new Set(epochs).size).toBe(1);
+    expect(offsets).toEqual([...offsets].toSorted((x, y) => x - y));
+    expect(new Set(offsets).size).toBe(3);
+    expect((await others.publish('a', 1)).id.split('.')[0]).not.toBe(epochs[0]);
+  });
+
+  test('encodes an event once, whatever the number of readers', async () => {
+    let encoded = 0;
+    await using server = await serveChannels(
+      createChannels({
+        serialize: (data) => {
+          encoded++;
+          return JSON.stringify(data);
+        },
+      }),
+    );
+    const readers = await Promise.all(Array.from({ length: 30 }, () => read(`${server.url}?follow=a`)));
+    await until('the streams', () => server.channels.stats().subscriptions === 30);
+    await server.channels.publish('a', { n: 1 });
+    for (const reader of readers) {
+      expect((await reader.next()).data).toBe('{"n":1}');
+      reader.close();
+    }
+    expect(encoded).toBe(1);
+  });
+
+  test('keeps the order of the calls, awaited or not', async () => {
+    await using server = await serveChannels();
+    using reader = await read(`${server.url}?follow=a&follow=b`);
+    await until('the stream', () => server.channels.stats().subscriptions === 2);
+    for (let index = 0; index < 100; index++) void server.channels.publish(index % 3 === 0 ? 'a' : 'b', `${index}`);
+    expect((await reader.take(100)).map((event) => event.data)).toEqual(Array.from({ length: 100 }, (_, index) => `${index}`));
+  });
+
+  test.each<[string, () => Promise<unknown>, string]>([
+    ['an empty name', () => createChannels().publish('', 1), 'ERR_SSE_CHANNEL_NAME'],
+    ['a name that is no string', () => createChannels().publish(7 as never, 1), 'ERR_SSE_CHANNEL_NAME'],
+    ['a name with a control character', () => createChannels().publish('a\u0000b', 1), 'ERR_SSE_CHANNEL_NAME'],
+    ['a name with a lone surrogate', () => createChannels().publish('a\uD800', 1), 'ERR_SSE_CHANNEL_NAME'],
+    ['a name of 257 bytes', () => createChannels().publish('é'.repeat(128) + 'x', 1), 'ERR_SSE_CHANNEL_NAME'],
+    ['no data', () => createChannels().publish('a', undefined), 'ERR_SSE_DATA'],
+    ['data that serialize cannot take', () => createChannels().publish('a', 1n), 'ERR_SSE_DATA'],
+    ['an event name with a line end', () => createChannels().publish('a', 1, { event: 'x\ry' }), 'ERR_SSE_EVENT'],
+    ["an event name of the library's", () => createChannels().publish('a', 1, { event: 'sse:gap' }), 'ERR_SSE_EVENT'],
+    ['a retry that is none', () => createChannels().publish('a', 1, { retry: -5 }), 'ERR_SSE_RETRY'],
+    ['an option that is none', () => createChannels().publish('a', 1, { id: 5 } as object), 'ERR_SSE_OPTION'],
+  ])('rejects %s, and nobody gets anything', async (_, publish, code) => {
+    expect(await rejection(publish())).toBe(code);
+  });
+
+  test('takes a name of 256 bytes', async () => {
+    await createChannels().publish('é'.repeat(128), 1);
+  });
+
+  test('tells res-sse:publish', async () => {
+    const messages: unknown[] = [];
+    const note = (message: unknown): void => void messages.push(message);
+    subscribe('res-sse:publish', note);
+    const { id } = await createChannels().publish('told', 1);
+    unsubscribe('res-sse:publish', note);
+    expect(messages).toEqual([{ channel: 'told', id }]);
+  });
+});
+
+describe('subscribe', () => {
+  test('opens the stream and resolves with the channels, each once', async () => {
+    const channels = createChannels();
+    let subscription: unknown;
+    await using server = await serveStreams(async (given) => {
+      subscription = await given.subscribe(['a', 'b', 'a']);
+      expect(given.readyState).toBe(1);
+    }, { channels });
+    using reader = await read(server.url);
+    await until('the subscription', () => subscription !== undefined);
+    expect(subscription).toMatchObject({ channels: ['a', 'b'] });
+    expect(reader.ended).toBe(false);
+    expect(channels.names().toSorted()).toEqual(['a', 'b']);
+    expect([channels.channel('a').size, channels.channel('b').size, channels.channel('c').size]).toEqual([1, 1, 0]);
+  });
+
+  test('gets what is published in the same turn after it, and nothing from before it', async () => {
+    const channels = createChannels();
+    await using server = await serveStreams(async (given) => {
+      void channels.publish('a', 'before');
+      void given.subscribe('a');
+      void channels.publish('a', 'after');
+    }, { channels });
+    using other = await read(server.url);
+    expect((await other.next()).data).toBe('after');
+    using reader = await read(server.url);
+    expect((await reader.next()).data).toBe('after');
+    // The first one was there already when the second came.
+    expect((await other.take(2)).map((event) => event.data)).toEqual(['before', 'after']);
+  });
+
+  test('on a stream that has ended gives an ended subscription, and leaves nothing behind', async () => {
+    await using server = await serveChannels();
+    const reader = await read(`${server.url}?follow=a`);
+    await until('the stream', () => server.channels.stats().subscriptions === 1);
+    const gone = server.streams[0] as EventStream;
+    reader.close();
+    await gone.closed;
+    const subscription = await server.channels.subscribe(gone, 'b');
+    subscription.unsubscribe();
+    expect(server.channels.stats()).toMatchObject({ channels: 0, subscriptions: 0 });
+    expect(server.channels.names()).toEqual([]);
+  });
+
+  test('without channels rejects with ERR_SSE_NO_CHANNELS', async () => {
+    let code = '';
+    await using server = await serveStreams(async (given) => {
+      code = await rejection(given.subscribe('a'));
+    });
+    using reader = await read(server.url);
+    await until('the head', () => reader.text !== '');
+    expect(code).toBe('ERR_SSE_NO_CHANNELS');
+  });
+
+  test('to channels of another registry rejects with ERR_SSE_OTHER_REGISTRY', async () => {
+    const others = createChannels();
+    await using server = await serveChannels();
+    using reader = await read(`${server.url}?follow=a`);
+    await until('the stream', () => server.channels.stats().subscriptions === 1);
+    expect(await rejection(others.subscribe(server.streams[0] as EventStream, 'a'))).toBe('ERR_SSE_OTHER_REGISTRY');
+    await server.channels.publish('a', 'still here');
+    expect((await reader.next()).data).toBe('still here');
+    expect(others.stats()).toMatchObject({ channels: 0, subscriptions: 0 });
+  });
+
+  test.each<[string, unknown, string]>([
+    ['no name', [], 'ERR_SSE_CHANNEL_NAME'],
+    ['101 names', Array.from({ length: 101 }, (_, index) => `${index}`), 'ERR_SSE_CHANNEL_NAME'],
+    ['a bad one among them', ['a', ''], 'ERR_SSE_CHANNEL_NAME'],
+    ['no list', undefined, 'ERR_SSE_CHANNEL_NAME'],
+  ])('to %s is refused before the stream opens', async (_, names, code) => {
+    const channels = createChannels();
+    await using server = await serveStreams((given) => given.subscribe(names as string), { channels });
+    using reader = await read(server.url);
+    expect(reader.response.status).toBe(500);
+    expect(server.errors.splice(0)).toEqual([expect.objectContaining({ code })]);
+  });
+
+  test('after an id of the application\'s own rejects, and an own id on a stream that follows throws: ERR_SSE_ID_TAKEN', async () => {
+    const codes: string[] = [];
+    const channels = createChannels();
+    await using server = await serveStreams(async (given, req) => {
+      if (req.query['first'] === 'id') {
+        given.send('x', { id: 1 });
+        codes.push(await rejection(given.subscribe('a')));
+      } else {
+        await given.subscribe('a');
+        given.send('without an id is fine');
+        try {
+          given.send('x', { id: 1 });
+        } catch (error) {
+          codes.push((error as SseError).code);
+        }
+      }
+    }, { channels });
+    using first = await read(`${server.url}?first=id`);
+    using second = await read(`${server.url}?first=subscribe`);
+    await until('both', () => codes.length === 2);
+    expect(codes).toEqual(['ERR_SSE_ID_TAKEN', 'ERR_SSE_ID_TAKEN']);
+    expect((await second.next()).data).toBe('without an id is fine');
+    expect(first.events).toHaveLength(1);
+  });
+
+  test('a second one adds its channels, and an event of a channel followed twice comes once', async () => {
+    const channels = createChannels();
+    await using server = await serveStreams(async (given) => {
+      await given.subscribe(['a', 'b']);
+      await given.subscribe(['b', 'c']);
+      for (const name of ['a', 'b', 'c']) await channels.publish(name, name);
+      await channels.publish('a', 'end');
+    }, { channels });
+    using reader = await read(server.url);
+    expect((await reader.take(4)).map((event) => event.data)).toEqual(['a', 'b', 'c', 'end']);
+    expect(channels.stats().subscriptions).toBe(3);
+  });
+
+  test('unsubscribe stops its channels, after what was published before it, and the stream goes on', async () => {
+    const channels = createChannels();
+    await using server = await serveStreams(async (given) => {
+      const ab = await given.subscribe(['a', 'b']);
+      await given.subscribe(['b']);
+      void channels.publish('a', 'before');
+      ab.unsubscribe();
+      ab.unsubscribe();
+      void channels.publish('a', 'after');
+      void channels.publish('b', 'still followed');
+      expect(channels.names()).toEqual(['b']);
+      given.send('direct');
+    }, { channels });
+    using reader = await read(server.url);
+    expect((await reader.take(3)).map((event) => event.data)).toEqual(['before', 'still followed', 'direct']);
+  });
+});
+
+describe('order', () => {
+  test('a direct send, a comment and a close come after what the channels owed the stream already', async () => {
+    const channels = createChannels();
+    await using server = await serveStreams(async (given) => {
+      await given.subscribe('a');
+      void channels.publish('a', '1');
+      given.send('2');
+      void channels.publish('a', '3');
+      void channels.publish('a', '4');
+      given.comment('5');
+      void channels.publish('a', '6');
+      given.close({ retry: 77 });
+    }, { channels });
+    using bystander = await read(server.url).then(async (reader) => (await reader.end(), reader));
+    expect(bystander.text.replaceAll(/id: .*\n/g, '')).toBe(':\ndata: 1\n\ndata: 2\n\ndata: 3\n\ndata: 4\n\n: 5\ndata: 6\n\nretry: 77\n');
+  });
+
+  test('what one stream was given early is not given to it again, and to the others whole', async () => {
+    const channels = createChannels();
+    const streams: EventStream[] = [];
+    await using server = await serveStreams(async (given) => {
+      await given.subscribe('a');
+      streams.push(given);
+    }, { channels });
+    using early = await read(server.url);
+    await until('one', () => streams.length === 1);
+    using late = await read(server.url);
+    await until('both', () => streams.length === 2);
+    void channels.publish('a', '1');
+    (streams[0] as EventStream).send('direct');
+    void channels.publish('a', '2');
+    expect((await early.take(3)).map((event) => event.data)).toEqual(['1', 'direct', '2']);
+    expect((await late.take(2)).map((event) => event.data)).toEqual(['1', '2']);
+    await channels.publish('a', '3');
+    expect((await early.next()).data).toBe('3');
+    expect((await late.next()).data).toBe('3');
+  });
+});
+
+describe('a filter', () => {
+  test('lets through what it says true to, seeing the event as published', async () => {
+    const seen: unknown[] = [];
+    const channels = createChannels();
+    await using server = await serveStreams(async (given) => {
+      await given.subscribe('a', {
+        filter: (event) => {
+          seen.push([event.channel, event.id, event.event, event.data, event.json()]);
+          return event.json() === event.json() && (event.json() as { n?: number } | undefined)?.n !== 2;
+        },
+      });
+      const ids: string[] = [];
+      for (const n of [1, 2, 3]) ids.push((await channels.publish('a', { n }, { event: 'tick' })).id);
+      ids.push((await channels.publish('a', 'no { JSON')).id);
+      await new Promise((resolve) => setImmediate(resolve));
+      expect(seen).toEqual([
+        ['a', ids[0], 'tick', '{"n":1}', { n: 1 }],
+        ['a', ids[1], 'tick', '{"n":2}', { n: 2 }],
+        ['a', ids[2], 'tick', '{"n":3}', { n: 3 }],
+        ['a', ids[3], 'message', 'no { JSON', undefined],
+      ]);
+    }, { channels });
+    using reader = await read(server.url);
+    expect((await reader.take(3)).map((event) => event.data)).toEqual(['{"n":1}', '{"n":3}', 'no { JSON']);
+  });
+
+  test.each<[string, () => unknown]>([
+    ['throws', () => { throw new Error('broken filter'); }],
+    ['answers with a promise', async () => true],
+    ['answers with nothing', () => undefined],
+    ['answers 1', () => 1],
+  ])('that %s fails closed: the stream ends with error, and nobody else notices', async (_, filter) => {
+    const channels = createChannels();
+    await using server = await serveStreams(
+      (given, req) => given.subscribe('a', 'bad' in req.query ? { filter: filter as () => boolean } : {}),
+      { channels },
+    );
+    using before = await read(server.url);
+    using bad = await read(`${server.url}?bad`);
+    using after = await read(server.url);
+    await until('the streams', () => channels.stats().subscriptions === 3);
+    await channels.publish('a', 'secret');
+    await bad.end();
+    expect(bad.text).not.toContain('secret');
+    expect(await (server.streams[1] as EventStream).closed).toBe('error');
+    for (const reader of [before, after]) expect((await reader.next()).data).toBe('secret');
+    expect(server.errors.splice(0)).toHaveLength(1);
+    expect(channels.stats().subscriptions).toBe(2);
+  });
+
+  test('of another subscription on the same stream does not hide what this one wants', async () => {
+    const channels = createChannels();
+    await using server = await serveStreams(async (given) => {
+      await given.subscribe(['a', 'b'], { filter: () => false });
+      await given.subscribe('b');
+      await channels.publish('a', 'hidden');
+      await channels.publish('b', 'wanted');
+    }, { channels });
+    using reader = await read(server.url);
+    expect((await reader.next()).data).toBe('wanted');
+    expect(reader.events).toHaveLength(1);
+  });
+});
+
+test('a slow reader of a channel is closed at maxBuffered, and the others get everything', async () => {
+  const channels = createChannels();
+  await using server = await serveStreams((given) => given.subscribe('a'), { channels, maxBuffered: 200_000, stallTimeout: false });
+  const socket = await dial(server.port, requestText('/'));
+  socket.pause();
+  await until('the slow one', () => server.streams.length === 1);
+  using reader = await read(server.url);
+  await until('both', () => channels.stats().subscriptions === 2);
+  const slow = server.streams[0] as EventStream;
+  let published = 0;
+  await until('the slow one to be closed', async () => {
+    for (let count = 0; count < 20; count++) await channels.publish('a', `${published++}:${'x'.repeat(10_000)}`);
+    await new Promise((resolve) => setImmediate(resolve));
+    return slow.readyState === 2;
+  }, 30_000);
+  expect(await slow.closed).toBe('slow');
+  const events = await reader.take(published);
+  expect(events.map((event) => Number.parseInt(event.data, 10))).toEqual(Array.from({ length: published }, (_, index) => index));
+  socket.destroy();
+});
+
+describe('a channel handle', () => {
+  test('publishes to and subscribes to its channel', async () => {
+    const channels = createChannels();
+    const haiku = channels.channel('haiku');
+    expect(haiku.name).toBe('haiku');
+    await using server = await serveStreams((given) => haiku.subscribe(given), { channels });
+    using reader = await read(server.url);
+    await until('the stream', () => haiku.size === 1);
+    const { id } = await haiku.publish('an old silent pond', { event: 'text' });
+    expect(await reader.next()).toEqual({ event: 'text', id, data: 'an old silent pond' });
+    reader.close();
+    await until('the stream to go', () => haiku.size === 0);
+  });
+
+  test('of a bad name is refused', () => {
+    expect(() => createChannels().channel('')).toThrow(expect.objectContaining({ code: 'ERR_SSE_CHANNEL_NAME' }));
+  });
+});
+
+describe('listen', () => {
+  function app(channels: Channels, route: express.RequestHandler): express.Express {
+    const made = express();
+    made.use(sse({ channels }));
+    made.get('/events/:room', route);
+    made.use((error: Error, _req: express.Request, res: express.Response, _next: express.NextFunction) => res.status(500).json({ error: error.message }));
+    return made;
+  }
+
+  test('follows the channels it names', async () => {
+    const { serve } = await import('./support/server.ts');
+    const channels = createChannels();
+    const made = express();
+    made.use(sse({ channels }));
+    made.get('/one', channels.listen('a'));
+    made.get('/two', channels.listen(['a', 'b'], { filter: (event) => event.data !== 'hidden' }));
+    made.get('/:room', channels.listen<express.Request>(async (req) => req.params['room'] as string, (req) => ({ filter: () => req.query['all'] === '1' })));
+    await using server = await serve(made);
+    using one = await read(`${server.url}/one`);
+    using two = await read(`${server.url}/two`);
+    using room = await read(`${server.url}/b?all=1`);
+    using none = await read(`${server.url}/b?all=0`);
+    await until('the streams', () => channels.stats().subscriptions === 5);
+    for (const [name, data] of [['a', '1'], ['b', 'hidden'], ['b', '2']] as const) await channels.publish(name, data);
+    expect((await two.take(2)).map((event) => event.data)).toEqual(['1', '2']);
+    expect((await room.take(2)).map((event) => event.data)).toEqual(['hidden', '2']);
+    expect((await one.next()).data).toBe('1');
+    expect(none.events).toEqual([]);
+  });
+
+  test('answers 406 to others and 403 where the function returns null, in a sentence', async () => {
+    const channels = createChannels();
+    const made = app(channels, channels.listen((req) => ((req as express.Request).params['room'] === 'open' ? 'open' : null)) as express.RequestHandler);
+    await request(made).get('/events/open').expect(406);
+    const response = await request(made).get('/events/closed').set(ASK).expect(403);
+    expect(response.text).toBe('You may not follow this.\n');
+    await request(made).get('/events/closed').set('Accept', 'application/json, text/event-stream').expect(403, { code: 'ERR_SSE_FORBIDDEN', message: 'You may not follow this.' });
+    expect(channels.stats().subscriptions).toBe(0);
+  });
+
+  test('hands the errors of its functions to next', async () => {
+    const channels = createChannels();
+    const failing = [
+      channels.listen(() => { throw new Error('no database'); }),
+      channels.listen(async () => { throw new Error('no database'); }),
+      channels.listen('a', async () => { throw new Error('no database'); }),
+    ];
+    for (const route of failing) {
+      await request(app(channels, route as express.RequestHandler)).get('/events/x').set(ASK).expect(500, { error: 'no database' });
+    }
+    await request(app(channels, channels.listen(() => '') as express.RequestHandler)).get('/events/x').set(ASK).expect(500);
+  });
+
+  test('refuses wrong use where the route is made', () => {
+    expect(() => createChannels().listen('')).toThrow(expect.objectContaining({ code: 'ERR_SSE_CHANNEL_NAME' }));
+    expect(() => createChannels().listen('a', { filtre: () => true } as object)).toThrow(expect.objectContaining({ code: 'ERR_SSE_OPTION' }));
+  });
+});
+
+describe('close of the registry', () => {
+  test('ends the streams that follow its channels, with a reconnection time, after what they are owed', async () => {
+    const channels = createChannels();
+    await using server = await serveStreams((given, req) => ('follow' in req.query ? given.subscribe('a') : given.open()), { channels });
+    using follower = await read(`${server.url}?follow`);
+    using other = await read(server.url);
+    await until('both', () => server.events.streams.size === 2);
+    void channels.publish('a', 'last words');
+    const closing = channels.close();
+    expect(channels.close()).toBe(closing);
+    await within('close', closing);
+    await follower.end();
+    expect(follower.events.map((event) => event.data)).toEqual(['last words']);
+    expect(follower.retries).toHaveLength(1);
+    expect(await (server.streams[0] as EventStream).closed).toBe('shutdown');
+    expect(other.ended).toBe(false);
+    expect(channels.stats()).toEqual({ channels: 0, subscriptions: 0, published: 1, broker: { state: 'closed' } });
+    expect(await rejection(channels.publish('a', 1))).toBe('ERR_SSE_CLOSED');
+    expect(await rejection(channels.subscribe(server.streams[1] as EventStream, 'a'))).toBe('ERR_SSE_CLOSED');
+  });
+});
+
+test('two registries in one process never meet', async () => {
+  const [ours, theirs] = [createChannels(), createChannels()];
+  await using server = await serveChannels(ours);
+  using reader = await read(`${server.url}?follow=a`);
+  await until('the stream', () => ours.stats().subscriptions === 1);
+  await theirs.publish('a', 'theirs');
+  await ours.publish('a', 'ours');
+  expect((await reader.next()).data).toBe('ours');
+});
+
+test('a broker serves one registry', () => {
+  const broker = memoryBroker();
+  createChannels({ broker });
+  expect(() => createChannels({ broker })).toThrow(expect.objectContaining({ code: 'ERR_SSE_OTHER_REGISTRY' }));
+});
+
+describe('a broker that takes its time to listen', () => {
+  function slowBroker(): { broker: Broker; listened: string[]; unlistened: string[]; answer: (error?: Error) => void } {
+    const waiting: ((error?: Error) => void)[] = [];
+    const listened: string[] = [];
+    const unlistened: string[] = [];
+    const memory = memoryBroker();
+    const broker: Broker = {
+      get head() {
+        return memory.head;
+      },
+      open: (receive) => memory.open(receive),
+      append: (publication) => memory.append(publication),
+      listen: (channel) => {
+        listened.push(channel);
+        return new Promise<void>((resolve, reject) => waiting.push((error) => (error === undefined ? resolve(void memory.listen(channel)) : reject(error))));
+      },
+      unlisten: (channel) => {
+        unlistened.push(channel);
+        memory.unlisten(channel);
+      },
+      close: () => memory.close(),
+    };
+    return { broker, listened, unlistened, answer: (error) => waiting.splice(0).forEach((settle) => settle(error)) };
+  }
+
+  test('is asked once for a channel, and a stream that ends meanwhile leaves nothing behind', async () => {
+    const { broker, listened, unlistened, answer } = slowBroker();
+    const channels = createChannels({ broker });
+    let settled = 0;
+    await using server = await serveStreams((given) => void given.subscribe(['a', 'b']).then(() => settled++), { channels });
+    const reader = await read(server.url);
+    await until('the subscription', () => listened.length === 2);
+    reader.close();
+    await (server.streams[0] as EventStream).closed;
+    expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0 });
+    answer();
+    await until('it to settle', () => settled === 1);
+    expect([listened, unlistened]).toEqual([['a', 'b'], ['a', 'b']]);
+    expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0 });
+  });
+
+  test('and then cannot: subscribe rejects, and leaves nothing behind', async () => {
+    const { broker, listened, answer } = slowBroker();
+    const channels = createChannels({ broker });
+    let error: unknown;
+    await using server = await serveStreams((given) => void given.subscribe('a').catch((reason: unknown) => (error = reason)), { channels });
+    using reader = await read(server.url);
+    await until('the subscription', () => listened.length === 1);
+    answer(new Error('no broker'));
+    await until('it to settle', () => error !== undefined);
+    expect(error).toEqual(new Error('no broker'));
+    expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0 });
+    expect(reader.ended).toBe(false);
+  });
+});
+
+test('stream() and res.sse.subscribe work together in one route', async () => {
+  const channels = createChannels();
+  await using server = await serveStreams(() => {}, { channels });
+  server.app.get('/mixed', stream(async (given) => {
+    given.send('hello');
+    await given.subscribe('a');
+  }));
+  using reader = await read(`${server.url}/mixed`);
+  await until('the stream', () => channels.stats().subscriptions === 1);
+  await channels.publish('a', 'from the channel');
+  expect((await reader.take(2)).map((event) => event.data)).toEqual(['hello', 'from the channel']);
+});

@@ -1,0 +1,224 @@
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { createServer } from 'node:http';
+import { describe, expect, test } from 'vitest';
+import { sse, type EventStream } from '../src/index.ts';
+import { serveStreams } from './support/app.ts';
+import { read } from './support/reader.ts';
+import { dial, listening, requestText } from './support/server.ts';
+import { StrictParser } from './support/strict-parser.ts';
+import { until, within } from './support/wait.ts';
+
+const KB = 'x'.repeat(1_024);
+
+/** A stream whose reader has stopped reading, with the kernel's buffers full. */
+async function blocked(server: Awaited<ReturnType<typeof serveStreams>>): Promise<{ stream: EventStream; socket: import('node:net').Socket }> {
+  const socket = await dial(server.port, requestText('/'));
+  socket.pause();
+  await until('the stream', () => server.streams.length > 0);
+  const stream = server.streams.at(-1) as EventStream;
+  stream.open();
+  // One large event fits an empty queue; what of it the kernel has not taken stays here.
+  stream.send('x'.repeat(16_000_000));
+  let before = -1;
+  await until('the kernel to be full', async () => {
+    const same = stream.bufferedAmount === before;
+    before = stream.bufferedAmount;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    return same;
+  });
+  expect(stream.bufferedAmount).toBeGreaterThan(1_048_576);
+  return { stream, socket };
+}
+
+describe('a reader that stops reading', () => {
+  test('is closed at maxBuffered, and its memory is let go of at once', async () => {
+    await using server = await serveStreams((stream) => stream.open(), { maxBuffered: 100_000, stallTimeout: false });
+    const socket = await dial(server.port, requestText('/'));
+    socket.pause();
+    await until('the stream', () => server.streams.length === 1);
+    const stream = server.streams[0] as EventStream;
+    let most = 0;
+    await until('its end', () => {
+      // A turn's worth each time, so that what the kernel takes is taken.
+      for (let count = 0; count < 50 && stream.readyState === 1; count++) {
+        stream.send(KB);
+        most = Math.max(most, stream.bufferedAmount);
+      }
+      return stream.readyState === 2;
+    });
+    expect(await stream.closed).toBe('slow');
+    expect(most).toBeGreaterThan(100_000);
+    expect(most).toBeLessThan(100_000 + 2 * KB.length);
+    await until('the queue to be gone', () => stream.bufferedAmount === 0);
+    expect(server.events.stats()).toMatchObject({ open: 0, closed: { slow: 1 }, dropped: 1, buffered: 0 });
+    socket.destroy();
+  });
+
+  test("with onSlow 'drop' loses events, which are counted, and gets the next ones when it reads again", async () => {
+    await using server = await serveStreams((stream) => stream.open(), { onSlow: 'drop', stallTimeout: false });
+    const slow: unknown[] = [];
+    const note = (message: unknown): void => void slow.push(message);
+    subscribe('res-sse:slow', note);
+    const { stream, socket } = await blocked(server);
+    expect(stream.send('dropped')).toBe(false);
+    expect(stream.send('dropped')).toBe(false);
+    unsubscribe('res-sse:slow', note);
+    expect(stream.readyState).toBe(1);
+    expect(server.events.stats()).toMatchObject({ sent: 1, dropped: 2 });
+    expect(slow).toEqual([
+      { stream, bufferedAmount: expect.any(Number), action: 'drop' },
+      { stream, bufferedAmount: expect.any(Number), action: 'drop' },
+    ]);
+    let tail = '';
+    socket.on('data', (chunk) => (tail = (tail + chunk.toString('latin1')).slice(-200)));
+    socket.resume();
+    await within('drained()', stream.drained());
+    expect(stream.bufferedAmount).toBeLessThanOrEqual(65_536);
+    await until('the queue to be empty', () => stream.bufferedAmount === 0);
+    expect(stream.send('after')).toBe(true);
+    await until('the event', () => tail.includes('data: after'));
+    expect(tail).not.toContain('dropped');
+    socket.destroy();
+  });
+
+  test('and takes nothing for stallTimeout is cut off', async () => {
+    await using server = await serveStreams((stream) => stream.open(), { stallTimeout: 300, heartbeat: false });
+    const { stream, socket } = await blocked(server);
+    expect(await within('the close reason', stream.closed)).toBe('stalled');
+    await until('the socket to be gone', () => server.sockets.size === 0);
+    socket.destroy();
+  });
+
+  test('is cut off while its last bytes are on their way, too', async () => {
+    await using server = await serveStreams((stream) => stream.open(), { stallTimeout: 300 });
+    const { stream, socket } = await blocked(server);
+    stream.close();
+    expect(await stream.closed).toBe('server');
+    await until('the socket to be gone', () => server.sockets.size === 0);
+    socket.destroy();
+  });
+});
+
+test('a large event that makes progress all the time is not taken for a stall', async () => {
+  await using server = await serveStreams((stream) => stream.open(), { stallTimeout: 1_000, heartbeat: 100 });
+  const { stream, socket } = await blocked(server);
+  let received = 0;
+  socket.on('data', (chunk) => {
+    received += chunk.length;
+    socket.pause();
+    // Slower than the whole could be written in one stallTimeout, faster than one piece takes.
+    setTimeout(() => socket.resume(), 10);
+  });
+  const begun = Date.now();
+  socket.resume();
+  await until('the whole event', () => received > 16_000_000, 60_000);
+  expect(Date.now() - begun).toBeGreaterThan(1_000);
+  expect(stream.readyState).toBe(1);
+  socket.destroy();
+}, 70_000);
+
+test('one event, however large, fits an empty queue and arrives whole', async () => {
+  const data = 'é'.repeat(4_000_000);
+  await using server = await serveStreams((stream) => expect(stream.send(data)).toBe(false), { maxBuffered: 0 });
+  using reader = await read(server.url);
+  expect((await reader.next()).data === data).toBe(true);
+});
+
+test('what is sent while a large event is on its way comes after it, in order', async () => {
+  await using server = await serveStreams((stream) => {
+    stream.send('a'.repeat(3_000_000));
+    for (let index = 0; index < 1_000; index++) stream.send(`${index}`);
+    stream.comment('between');
+    stream.send('b'.repeat(300_000));
+    stream.send('last');
+  }, { maxBuffered: 10_000_000 });
+  using reader = await read(server.url);
+  const events = await reader.take(1_003);
+  expect(events[0]?.data).toHaveLength(3_000_000);
+  expect(events.slice(1, 1_001).map((event) => event.data)).toEqual(Array.from({ length: 1_000 }, (_, index) => `${index}`));
+  expect(events[1_001]?.data).toHaveLength(300_000);
+  expect(events[1_002]?.data).toBe('last');
+});
+
+test('send says false beyond the write mark of 64 KiB, whatever write answers, and true again when it is drained', async () => {
+  const answers: boolean[] = [];
+  await using server = await serveStreams(async (stream) => {
+    stream.open();
+    // Well beyond what res.write answers false to on Node 20.
+    answers.push(stream.send('x'.repeat(40_000)));
+    answers.push(stream.send('x'.repeat(40_000)));
+    await stream.drained();
+    answers.push(stream.bufferedAmount <= 65_536, stream.send('end'));
+  });
+  using reader = await read(server.url);
+  await reader.take(3);
+  expect(answers).toEqual([true, false, true, true]);
+});
+
+test('a stream behind another on a pipelined connection waits its turn, and ends with the connection', async () => {
+  await using server = await serveStreams((stream) => stream.send(`stream ${server.streams.length}`), { stallTimeout: false });
+  const socket = await dial(server.port, requestText('/') + requestText('/'));
+  let text = '';
+  socket.on('data', (chunk) => (text += chunk.toString()));
+  await until('both streams', () => server.streams.length === 2);
+  const [first, second] = server.streams as [EventStream, EventStream];
+  expect(second.bufferedAmount).toBeGreaterThan(0);
+  first.close();
+  await until('the second', () => text.includes('data: stream 2'));
+  expect(text.match(/HTTP\/1\.1 200 OK/g)).toHaveLength(2);
+
+  const other = await dial(server.port, requestText('/') + requestText('/'));
+  await until('two more streams', () => server.streams.length === 4);
+  other.destroy();
+  expect(await within('the end of the third', (server.streams[2] as EventStream).closed)).toBe('client');
+  expect(await within('the end of the fourth', (server.streams[3] as EventStream).closed)).toBe('client');
+  socket.destroy();
+  await until('all of them to be gone', () => server.events.streams.size === 0);
+});
+
+test('HTTP/1.0 gets a stream that ends with the connection', async () => {
+  await using server = await serveStreams((stream) => {
+    stream.send('a');
+    stream.close();
+  });
+  const socket = await dial(server.port, requestText('/').replace('HTTP/1.1', 'HTTP/1.0'));
+  let text = '';
+  socket.on('data', (chunk) => (text += chunk.toString()));
+  await until('the end', () => socket.readableEnded);
+  const [head, body] = text.split('\r\n\r\n') as [string, string];
+  expect(head).not.toMatch(/transfer-encoding/i);
+  expect(new StrictParser().feed(Buffer.from(body)).events.map((event) => event.data)).toEqual(['a']);
+});
+
+test('an error of a wrapped response ends its stream, is told on res-sse:error, and harms nobody', async () => {
+  const failures: unknown[] = [];
+  const note = (message: unknown): void => void failures.push((message as { error: unknown }).error);
+  subscribe('res-sse:error', note);
+  const events = sse();
+  let stream: EventStream | undefined;
+  await using server = await listening(
+    createServer((req, res) => {
+      events(req, res, () => {
+        stream = (res as { sse?: EventStream }).sse;
+        stream?.send('before');
+        if (req.url === '/bad') {
+          res.write = () => {
+            throw new Error('wrapped badly');
+          };
+        }
+      });
+    }),
+  );
+  using bystander = await read(`${server.url}/good`);
+  const good = stream as unknown as EventStream;
+  using reader = await read(`${server.url}/bad`);
+  const bad = stream as unknown as EventStream;
+  await reader.next();
+  expect(bad.send('after')).toBe(false);
+  expect(await bad.closed).toBe('error');
+  expect(failures).toEqual([new Error('wrapped badly')]);
+  good.send('still here');
+  expect((await bystander.take(2)).map((event) => event.data)).toEqual(['before', 'still here']);
+  bad.res.emit('error', new Error('late'));
+  unsubscribe('res-sse:error', note);
+});

@@ -1,0 +1,108 @@
+import { performance } from 'node:perf_hooks';
+import { describe, expect, test, vi } from 'vitest';
+import type { EventStream } from '../src/index.ts';
+import { serveStreams } from './support/app.ts';
+import { read } from './support/reader.ts';
+import { dial, requestText } from './support/server.ts';
+import { until, within } from './support/wait.ts';
+
+describe('a silent stream', () => {
+  test('gets a comment each heartbeat, without a blank line', async () => {
+    await using server = await serveStreams((stream) => stream.open(), { heartbeat: 40 });
+    using reader = await read(server.url);
+    await until('three heartbeats', () => reader.comments.length >= 4);
+    expect(reader.text).toMatch(/^(:\n)+$/);
+    expect(reader.events).toEqual([]);
+  });
+
+  test('gets it no earlier than the heartbeat says, and soon after', async () => {
+    await using server = await serveStreams((stream) => stream.open(), { heartbeat: 400 });
+    using reader = await read(server.url);
+    await until('the first', () => reader.comments.length === 2);
+    const first = performance.now();
+    await until('the second', () => reader.comments.length === 3);
+    const silence = performance.now() - first;
+    expect(silence).toBeGreaterThan(350);
+  });
+
+  test('gets an sse:ping event where the heartbeat is visible', async () => {
+    await using server = await serveStreams((stream) => stream.open(), { heartbeat: { interval: 20, visible: true } });
+    using reader = await read(server.url);
+    expect(await reader.take(2)).toEqual([
+      { event: 'sse:ping', id: undefined, data: '{}' },
+      { event: 'sse:ping', id: undefined, data: '{}' },
+    ]);
+  });
+
+  test('gets none with heartbeat: false', async () => {
+    await using server = await serveStreams((stream) => stream.open(), { heartbeat: false, stallTimeout: 50 });
+    await using beating = await serveStreams((stream) => stream.open(), { heartbeat: 20 });
+    using reader = await read(server.url);
+    using other = await read(beating.url);
+    await until('ten heartbeats elsewhere', () => other.comments.length > 10);
+    expect(reader.text).toBe(':\n');
+  });
+});
+
+test('an event pushes the heartbeat back: a busy stream gets none', async () => {
+  await using server = await serveStreams((stream) => stream.open(), { heartbeat: 200 });
+  using busy = await read(server.url);
+  using silent = await read(server.url);
+  await until('both streams', () => server.streams.length === 2);
+  const [first] = server.streams as [EventStream, EventStream];
+  const timer = setInterval(() => first.send('x'), 20);
+  await until('three heartbeats of the silent one', () => silent.comments.length > 3);
+  clearInterval(timer);
+  expect(busy.text).toMatch(/^:\n(data: x\n\n)+$/);
+});
+
+test('no heartbeat goes into a blocked stream', async () => {
+  await using server = await serveStreams((stream) => stream.open(), { heartbeat: 20, stallTimeout: false });
+  const socket = await dial(server.port, requestText('/'));
+  socket.pause();
+  await until('the stream', () => server.streams.length === 1);
+  const stream = server.streams[0] as EventStream;
+  stream.send('x'.repeat(30_000_000));
+  using other = await read(server.url);
+  // The kernel has taken what it can once the rest stays the same.
+  let rest = -1;
+  await until('the kernel to be full', async () => {
+    const same = rest === stream.bufferedAmount;
+    rest = stream.bufferedAmount;
+    const beats = other.comments.length;
+    await until('two heartbeats elsewhere', () => other.comments.length >= beats + 2);
+    return same;
+  });
+  const beats = other.comments.length;
+  const { bytes } = server.events.stats();
+  await until('ten more heartbeats elsewhere', () => other.comments.length >= beats + 10);
+  expect(stream.bufferedAmount).toBe(rest);
+  // All that was written since is the other stream's heartbeats, two bytes each.
+  expect(server.events.stats().bytes - bytes).toBeLessThanOrEqual(2 * (other.comments.length - beats + 2));
+  socket.destroy();
+});
+
+test('there is one timer for all streams, it holds no process, and it goes with the last stream', async () => {
+  const set = vi.spyOn(globalThis, 'setInterval');
+  const cleared = vi.spyOn(globalThis, 'clearInterval');
+  await using server = await serveStreams((stream) => stream.open(), { heartbeat: 800 });
+  const readers = await Promise.all(Array.from({ length: 20 }, () => read(server.url)));
+  await until('the streams', () => server.events.streams.size === 20);
+  const timers = set.mock.calls.flatMap(([, ms], call) => (ms === 100 ? [set.mock.results[call]?.value as NodeJS.Timeout] : []));
+  expect(timers).toHaveLength(1);
+  expect(timers[0]?.hasRef()).toBe(false);
+  for (const reader of readers) reader.close();
+  await until('their end', () => server.events.streams.size === 0);
+  expect(cleared).toHaveBeenCalledWith(timers[0]);
+  vi.restoreAllMocks();
+});
+
+test('a stream is closed at maxLifetime, give or take a tenth, so that its client connects anew', async () => {
+  await using server = await serveStreams((stream) => stream.open(), { maxLifetime: 300 });
+  const begun = performance.now();
+  using reader = await read(server.url);
+  await reader.end();
+  expect(performance.now() - begun).toBeGreaterThanOrEqual(265);
+  expect(await within('the close reason', (server.streams[0] as EventStream).closed)).toBe('aged');
+  expect(server.events.stats().closed).toEqual({ aged: 1 });
+});

@@ -1,0 +1,206 @@
+import express, { type Request, type Response } from 'express';
+import request from 'supertest';
+import { describe, expect, test } from 'vitest';
+import { EventStream, createChannels, sse, stream, type SseOptions } from '../src/index.ts';
+import { serveStreams } from './support/app.ts';
+import { read } from './support/reader.ts';
+import { dial, requestText, serve } from './support/server.ts';
+import { until, within } from './support/wait.ts';
+
+const ASK = { Accept: 'text/event-stream' };
+
+/** An app that tells whether it was given a stream. */
+function teller(...options: SseOptions[]): express.Express {
+  const app = express();
+  for (const each of options) app.use(sse(each));
+  app.use((_req, res) => void res.json(res.sse instanceof EventStream));
+  return app;
+}
+
+describe('res.sse', () => {
+  test('is there for a request that asks for an event stream', async () => {
+    await request(teller({})).get('/').set(ASK).expect(200, 'true');
+  });
+
+  test('is undefined for others, about whose response nothing changes', async () => {
+    const plain = express();
+    plain.use((_req, res) => void res.json(res.sse instanceof EventStream));
+    for (const accept of ['*/*', 'text/html', 'application/json', 'text/event-stream;q=0']) {
+      const before = await request(plain).get('/').set('Accept', accept).expect(200, 'false');
+      const after = await request(teller({})).get('/').set('Accept', accept).expect(200, 'false');
+      expect({ ...after.headers, date: '' }).toEqual({ ...before.headers, date: '' });
+    }
+  });
+
+  test("with accept: 'any' is there for everybody but who refuses", async () => {
+    const app = teller({ accept: 'any' });
+    for (const accept of ['*/*', 'application/json', 'text/event-stream', 'text/event-stream;q=0.1']) {
+      await request(app).get('/').set('Accept', accept).expect(200, 'true');
+    }
+    await request(app).post('/').set('Accept', 'application/json').expect(200, 'true');
+    await request(app).get('/').set('Accept', 'application/json, text/event-stream;q=0').expect(200, 'false');
+  });
+
+  test('is lazy: the handler may answer 401, redirect or leave it to the next as ever', async () => {
+    const app = express();
+    app.use(sse());
+    app.get('/denied', (_req, res) => void res.status(401).json({ no: true }));
+    app.get('/moved', (_req, res) => res.redirect('/denied'));
+    app.get('/next', (_req, _res, next) => next());
+    await request(app).get('/denied').set(ASK).expect(401, { no: true }).expect('Content-Type', /json/);
+    await request(app).get('/moved').set(ASK).expect(302);
+    await request(app).get('/next').set(ASK).expect(404);
+  });
+});
+
+test('the options of a route win over those of the app, which it inherits', async () => {
+  const app = express();
+  const outer = sse({ retry: 1_111, headers: { 'X-From': 'app' }, maxBuffered: 5, heartbeat: 60_000 });
+  const inner = sse({ retry: 2_222, heartbeat: undefined });
+  app.use(outer);
+  app.get('/', inner, stream((given) => given.open()));
+  app.get('/outer', stream((given) => given.open()));
+  await using server = await serve(app);
+  using reader = await read(server.url);
+  using other = await read(`${server.url}/outer`);
+  await until('both', () => reader.text !== '' && other.text !== '');
+  expect(reader.retries).toEqual([2_222]);
+  expect(reader.response.headers.get('x-from')).toBe('app');
+  expect(other.retries).toEqual([1_111]);
+  // The inner stream is the outer's, too; the other one is not the inner's.
+  expect([outer.streams.size, inner.streams.size]).toEqual([2, 1]);
+  expect(outer.stats()).toMatchObject({ open: 2, opened: 2 });
+  expect(inner.stats()).toMatchObject({ open: 1, opened: 1 });
+  expect(await outer.close()).toEqual({ closed: 2, destroyed: 0 });
+  await Promise.all([reader.end(), other.end()]);
+  expect(inner.stats()).toMatchObject({ open: 0, closed: { shutdown: 1 } });
+});
+
+test("an inner accept: 'any' still belongs to the outer one, which did not attach a stream", async () => {
+  const app = express();
+  const outer = sse({ retry: 1_111 });
+  app.use(outer);
+  app.post('/', sse({ accept: 'any' }), stream((given) => given.open()));
+  await using server = await serve(app);
+  using reader = await read(server.url, { method: 'POST', headers: { Accept: 'application/json' } });
+  await until('the head', () => reader.retries.length === 1);
+  expect(reader.retries).toEqual([1_111]);
+  expect(outer.streams.size).toBe(1);
+});
+
+test('mounted twice it counts a stream once', async () => {
+  const app = express();
+  const events = sse();
+  app.use(events, events);
+  app.get('/', stream((given) => given.open()));
+  await using server = await serve(app);
+  using reader = await read(server.url);
+  expect(reader.response.status).toBe(200);
+  expect(events.stats()).toMatchObject({ open: 1, opened: 1 });
+});
+
+describe('after a final end', () => {
+  test('a client that brings the mark is answered 204 on any route, in the header or the query', async () => {
+    const app = teller({});
+    await request(app).get('/anything').set({ ...ASK, 'Last-Event-ID': 'sse:end' }).expect(204, '').expect('Cache-Control', 'no-store');
+    await request(app).get('/anything?lastEventId=sse:end').set(ASK).expect(204);
+  });
+
+  test('and nobody else is', async () => {
+    const app = teller({ accept: 'any' });
+    await request(app).get('/').set({ Accept: 'application/json', 'Last-Event-ID': 'sse:end' }).expect(200);
+    await request(app).post('/').set({ ...ASK, 'Last-Event-ID': 'sse:end' }).expect(200);
+    await request(app).get('/').set({ ...ASK, 'Last-Event-ID': 'sse:end2' }).expect(200);
+  });
+});
+
+test('streams are the open ones, and stats are what has become of all', async () => {
+  await using server = await serveStreams((given) => given.send('x'));
+  const { events } = server;
+  using first = await read(server.url);
+  const second = await read(server.url);
+  await until('both', () => events.streams.size === 2);
+  expect([...events.streams]).toEqual(server.streams);
+  second.close();
+  await until('one to leave', () => events.streams.size === 1);
+  (server.streams[0] as EventStream).close();
+  await first.end();
+  const bytes = Buffer.byteLength(first.text);
+  expect(events.stats()).toEqual({ open: 0, opened: 2, rejected: 0, closed: { client: 1, server: 1 }, sent: 2, dropped: 0, bytes: 2 * bytes, buffered: 0 });
+});
+
+test('closeWhere ends the streams of those who lost their rights, and only those', async () => {
+  await using server = await serveStreams((given) => given.open());
+  using kept = await read(`${server.url}?user=ann`);
+  using revoked = await read(`${server.url}?user=bob`);
+  await until('both', () => server.events.streams.size === 2);
+  expect(server.events.closeWhere(({ req }) => (req as Request).query['user'] === 'bob', { final: true })).toBe(1);
+  await revoked.end();
+  expect(revoked.events).toEqual([{ id: 'sse:end', event: 'sse:end', data: '{}' }]);
+  expect(kept.ended).toBe(false);
+  expect(server.events.stats().closed).toEqual({ revoked: 1 });
+  expect(() => server.events.closeWhere(() => true, { retry: -1 })).toThrow(expect.objectContaining({ code: 'ERR_SSE_OPTION' }));
+});
+
+describe('close', () => {
+  test('ends the open streams with a reconnection time each, and sends newcomers away so that they come back', async () => {
+    await using server = await serveStreams((given) => given.open());
+    const readers = await Promise.all(Array.from({ length: 5 }, () => read(server.url)));
+    await until('the streams', () => server.events.streams.size === 5);
+    expect(await server.events.close({ retry: { min: 100, max: 10_000 } })).toEqual({ closed: 5, destroyed: 0 });
+    for (const reader of readers) {
+      await reader.end();
+      expect(reader.retries).toHaveLength(1);
+    }
+    using late = await read(server.url);
+    await late.end();
+    expect(late.response.status).toBe(200);
+    expect(late.text).toMatch(/^retry: \d+\n$/);
+    const post = await fetch(server.url, { method: 'POST', headers: ASK });
+    expect(post.status).toBe(503);
+    expect(Number(post.headers.get('retry-after'))).toBeGreaterThanOrEqual(1);
+    expect(server.events.stats()).toMatchObject({ rejected: 2, closed: { shutdown: 5 } });
+  });
+
+  test('destroys what has not ended in time, and is idempotent', async () => {
+    await using server = await serveStreams((given) => given.open(), { stallTimeout: false });
+    const socket = await dial(server.port, requestText('/'));
+    socket.pause();
+    await until('the stream', () => server.streams.length === 1);
+    (server.streams[0] as EventStream).send('x'.repeat(30_000_000));
+    const closing = server.events.close({ within: 100 });
+    expect(server.events.close()).toBe(closing);
+    expect(await within('close', closing)).toEqual({ closed: 0, destroyed: 1 });
+    await until('the socket to go', () => server.sockets.size === 0);
+    socket.destroy();
+  });
+
+  test('ends a stream whose request came before it as soon as it opens', async () => {
+    let go = (): void => {};
+    await using server = await serveStreams((given) => new Promise<void>((resolve) => (go = resolve)).then(() => void given.open()));
+    const reading = read(server.url);
+    await until('the request', () => server.streams.length === 1);
+    expect(await server.events.close()).toEqual({ closed: 0, destroyed: 0 });
+    go();
+    await using reader = await reading;
+    await reader.end();
+    expect(reader.retries).toHaveLength(1);
+  });
+
+  test('leaves other requests alone', async () => {
+    const app = express();
+    const events = sse({ accept: 'any' });
+    app.use(events);
+    app.get('/page', (_req: Request, res: Response) => void res.send('page'));
+    await events.close();
+    await request(app).get('/page').set('Accept', 'text/html').expect(200, 'page');
+  });
+
+  test('leaves the channels open', async () => {
+    const channels = createChannels();
+    const events = sse({ channels });
+    await events.close();
+    expect(channels.stats().broker.state).toBe('open');
+    await channels.publish('a', 1);
+  });
+});

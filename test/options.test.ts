@@ -1,0 +1,92 @@
+import { describe, expect, test } from 'vitest';
+import { SseError, sse, type SseOptions } from '../src/index.ts';
+import { draw, resolveStreamOptions } from '../src/options.ts';
+
+function refusal(options: unknown): string {
+  try {
+    sse(options as SseOptions);
+  } catch (error) {
+    expect(error).toBeInstanceOf(SseError);
+    expect((error as SseError).code).toBe('ERR_SSE_OPTION');
+    return (error as SseError).message;
+  }
+  return 'nothing was thrown';
+}
+
+describe('sse(options)', () => {
+  test('an unknown option is refused with the names of those there are', () => {
+    expect(refusal({ hartbeat: 5 })).toBe(
+      'unknown option `hartbeat` of sse(); it takes channels, heartbeat, retry, serialize, maxBuffered, onSlow, stallTimeout, maxLifetime, headers, accept',
+    );
+    expect(refusal({ toString: 5 })).toContain('unknown option `toString`');
+  });
+
+  test('the refusal names the option, the range, the unit and what was given', () => {
+    expect(refusal({ stallTimeout: 0 })).toBe(
+      'expected `stallTimeout` of sse() to be a whole number of ms from 1 to 2147483647 or false, got 0 (number)',
+    );
+    expect(refusal({ maxBuffered: '1mb' })).toBe(
+      'expected `maxBuffered` of sse() to be a whole number of bytes from 0 to 9007199254740991, got "1mb" (string)',
+    );
+  });
+
+  test.each([
+    [null],
+    ['heartbeat'],
+    [{ heartbeat: true }],
+    [{ heartbeat: 0 }],
+    [{ heartbeat: 2_147_483_648 }],
+    [{ heartbeat: 1.5 }],
+    [{ heartbeat: { interval: 0 } }],
+    [{ heartbeat: { every: 5 } }],
+    [{ retry: -1 }],
+    [{ retry: { min: 5, max: 4 } }],
+    [{ retry: { min: 5 } }],
+    [{ retry: '5' }],
+    [{ serialize: 'json' }],
+    [{ onSlow: 'wait' }],
+    [{ maxLifetime: false }],
+    [{ headers: [] }],
+    [{ headers: { 'X-A': 'a\r\nX-B: forged' } }],
+    [{ headers: { 'X A': 'a' } }],
+    [{ headers: { 'content-type': 'text/plain' } }],
+    [{ headers: { Connection: 'close' } }],
+    [{ headers: { 'X-A': {} } }],
+    [{ accept: 'all' }],
+    [{ channels: {} }],
+  ])('%j is refused', (options) => {
+    expect(refusal(options)).toMatch(/^expected /);
+  });
+
+  test.each([
+    [{ heartbeat: undefined, retry: undefined, accept: undefined }],
+    [{ heartbeat: false, stallTimeout: false }],
+    [{ heartbeat: { visible: true } }],
+    [{ heartbeat: { interval: 5, visible: false } }],
+    [{ retry: 0 }],
+    [{ retry: { min: 0, max: 0 } }],
+    [{ headers: { 'X-A': 'a', 'X-N': 1, 'Set-Cookie': ['a=1', 'b=2'] } }],
+    [{ maxBuffered: 0 }],
+  ])('%j is taken', (options) => {
+    expect(refusal(options)).toBe('nothing was thrown');
+  });
+});
+
+test('the defaults are those that the table in the README names', () => {
+  expect(resolveStreamOptions({})).toEqual({
+    heartbeat: 15_000,
+    visibleHeartbeat: false,
+    retry: undefined,
+    serialize: JSON.stringify,
+    maxBuffered: 1_048_576,
+    onSlow: 'close',
+    stallTimeout: 30_000,
+    maxLifetime: undefined,
+    headers: [],
+  });
+});
+
+test('a retry range is drawn from evenly, both ends included', () => {
+  const drawn = new Set(Array.from({ length: 1_000 }, () => draw({ min: 3, max: 6 })));
+  expect([...drawn].toSorted()).toEqual([3, 4, 5, 6]);
+});

@@ -1,0 +1,261 @@
+import { Readable } from 'node:stream';
+import { ReadableStream, type ReadableStreamDefaultController } from 'node:stream/web';
+import { describe, expect, test } from 'vitest';
+import { SseError, type EventStream, type PipeSource } from '../src/index.ts';
+import { serveStreams } from './support/app.ts';
+import { read } from './support/reader.ts';
+import { dial, requestText } from './support/server.ts';
+import { until, within } from './support/wait.ts';
+
+const never = new Promise<never>(() => {});
+
+describe('pipe sends each item of', () => {
+  test.each<[string, () => PipeSource<unknown>]>([
+    ['an array', () => ['a', 'b', 'c']],
+    ['an array of promises', () => [Promise.resolve('a'), 'b', Promise.resolve('c')]],
+    ['a set', () => new Set(['a', 'b', 'c'])],
+    ['a generator', () => (function* () { yield* ['a', 'b', 'c']; })()],
+    ['an async generator', () => (async function* () { yield* ['a', 'b', 'c']; })()],
+    ['a web ReadableStream', () => ReadableStream.from(['a', 'b', 'c'])],
+    ['a Node Readable', () => Readable.from(['a', 'b', 'c'])],
+  ])('%s', async (_, source) => {
+    await using server = await serveStreams(async (stream) => {
+      await stream.pipe(source());
+      expect(stream.readyState).toBe(1);
+      stream.close();
+    });
+    using reader = await read(server.url);
+    await reader.end();
+    expect(reader.events.map((event) => event.data)).toEqual(['a', 'b', 'c']);
+  });
+
+  test('with event, id and data from the item and its index', async () => {
+    await using server = await serveStreams(async (stream) => {
+      await stream.pipe([{ n: 5 }, { n: 6 }], { event: 'tick', id: (item, index) => `${index}:${item.n}`, map: (item, index) => item.n * 10 + index });
+      await stream.pipe(['x', 'y'], { event: (item) => (item === 'x' ? 'ex' : undefined), id: 9 });
+      stream.close();
+    });
+    using reader = await read(server.url);
+    await reader.end();
+    expect(reader.events).toEqual([
+      { event: 'tick', id: '0:5', data: '50' },
+      { event: 'tick', id: '1:6', data: '61' },
+      { event: 'ex', id: '9', data: 'x' },
+      { event: undefined, id: '9', data: 'y' },
+    ]);
+  });
+});
+
+/** Pipes into a reader that leaves when the source has been asked for its second item. */
+async function leaveDuring(makeSource: (asked: () => void) => PipeSource<unknown>): Promise<'resolved' | unknown> {
+  let asked = false;
+  let outcome: unknown;
+  await using server = await serveStreams((stream) => {
+    stream.pipe(makeSource(() => (asked = true))).then(
+      () => (outcome = 'resolved'),
+      (error: unknown) => (outcome = error),
+    );
+  });
+  const reader = await read(server.url);
+  await reader.next();
+  await until('the second pull', () => asked);
+  reader.close();
+  await until('pipe to settle', () => outcome !== undefined);
+  return outcome;
+}
+
+describe('when the reader leaves while the next item is awaited, pipe resolves at once and', () => {
+  test("calls the iterator's return()", async () => {
+    let returned = 0;
+    const outcome = await leaveDuring((asked) => {
+      let pulls = 0;
+      return {
+        [Symbol.asyncIterator]: () => ({
+          next: () => {
+            if (++pulls === 1) return Promise.resolve({ done: false, value: 'a' });
+            asked();
+            return never;
+          },
+          return: () => {
+            returned++;
+            return never;
+          },
+        }),
+      };
+    });
+    expect(outcome).toBe('resolved');
+    expect(returned).toBe(1);
+  });
+
+  test('lets a generator that heeds the signal run its finally', async () => {
+    let cleaned = false;
+    await using server = await serveStreams(async (stream) => {
+      await stream.pipe(
+        (async function* () {
+          try {
+            yield 'a';
+            await new Promise((_, reject) => stream.signal.addEventListener('abort', () => reject(stream.signal.reason as Error)));
+          } finally {
+            cleaned = true;
+          }
+        })(),
+      );
+    });
+    const reader = await read(server.url);
+    await reader.next();
+    reader.close();
+    await until('finally', () => cleaned);
+  });
+
+  test('cancels a web stream', async () => {
+    let cancelled = 0;
+    const outcome = await leaveDuring((asked) => {
+      let pulls = 0;
+      return new ReadableStream(
+        {
+          pull: (controller) => {
+            if (++pulls === 1) return controller.enqueue('a');
+            asked();
+            return never;
+          },
+          cancel: () => {
+            cancelled++;
+            throw new Error('too late to matter');
+          },
+        },
+        { highWaterMark: 0 },
+      );
+    });
+    expect(outcome).toBe('resolved');
+    expect(cancelled).toBe(1);
+  });
+
+  test('destroys a Node stream', async () => {
+    let source: Readable | undefined;
+    const outcome = await leaveDuring((asked) => {
+      let pulls = 0;
+      source = new Readable({ objectMode: true, highWaterMark: 1, read() { if (++pulls === 1) this.push('a'); else asked(); } });
+      return source;
+    });
+    expect(outcome).toBe('resolved');
+    expect(source?.destroyed).toBe(true);
+  });
+
+  test('swallows what the source rejects with later', async () => {
+    let fail: ((error: Error) => void) | undefined;
+    const unhandled: unknown[] = [];
+    const note = (error: unknown): void => void unhandled.push(error);
+    process.on('unhandledRejection', note);
+    const outcome = await leaveDuring((asked) => {
+      let pulls = 0;
+      return {
+        [Symbol.asyncIterator]: () => ({
+          next: () => {
+            if (++pulls === 1) return Promise.resolve({ done: false, value: 'a' });
+            asked();
+            return new Promise<never>((_, reject) => (fail = reject));
+          },
+          return: () => Promise.reject(new Error('return failed, too')),
+        }),
+      };
+    });
+    expect(outcome).toBe('resolved');
+    fail?.(new Error('late'));
+    await new Promise((resolve) => setImmediate(() => setImmediate(resolve)));
+    process.off('unhandledRejection', note);
+    expect(unhandled).toEqual([]);
+  });
+});
+
+test('pipe to a reader that has gone lets go of the source without pulling from it', async () => {
+  let pulled = 0;
+  let returned = 0;
+  const source = { [Symbol.asyncIterator]: () => ({ next: () => (pulled++, never), return: async () => (returned++, { done: true as const, value: undefined }) }) };
+  await using server = await serveStreams((stream) => stream.open());
+  const reader = await read(server.url);
+  await until('the stream', () => server.streams.length === 1);
+  const stream = server.streams[0] as EventStream;
+  reader.close();
+  await stream.closed;
+  await within('pipe', stream.pipe(source));
+  expect([pulled, returned]).toEqual([0, 1]);
+});
+
+test('pipe pulls no faster than the reader reads', async () => {
+  let pulled = 0;
+  await using server = await serveStreams((stream) => {
+    void stream.pipe((function* () { for (;;) yield `${++pulled}:${'x'.repeat(10_000)}`; })());
+  }, { stallTimeout: false });
+  const socket = await dial(server.port, requestText('/'));
+  socket.pause();
+  let before = -1;
+  await until('the source to rest', async () => {
+    const same = before === pulled;
+    before = pulled;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    return same && pulled > 0;
+  });
+  const stream = server.streams[0] as EventStream;
+  // At most the write mark and one item wait here; the rest of what was pulled is with the kernel.
+  expect(stream.bufferedAmount).toBeGreaterThan(65_536 - 20_000);
+  expect(stream.bufferedAmount).toBeLessThan(65_536 + 20_000);
+  let received = 0;
+  socket.on('data', (chunk) => (received += chunk.length));
+  socket.resume();
+  await until('the source to go on', () => pulled > before + 100 && received > before * 10_000);
+  socket.destroy();
+  await until('the stream to end', () => server.events.streams.size === 0);
+  const last = pulled;
+  await new Promise((resolve) => setImmediate(() => setImmediate(resolve)));
+  expect(pulled).toBe(last);
+});
+
+describe('pipe rejects', () => {
+  test.each<[string, () => PipeSource<unknown>]>([
+    ['a generator', () => (function* () { yield 'a'; throw new Error('broken source'); })()],
+    ['an async generator', () => (async function* () { yield 'a'; throw new Error('broken source'); })()],
+    ['a web stream', () => new ReadableStream<string>({ pull: (() => { let pulls = 0; return (controller: ReadableStreamDefaultController<string>) => { if (++pulls === 1) controller.enqueue('a'); else controller.error(new Error('broken source')); }; })() }, { highWaterMark: 0 })],
+    ['a Node stream', () => Readable.from((async function* () { yield 'a'; throw new Error('broken source'); })())],
+  ])("with the source's own error: %s", async (_, source) => {
+    let error: unknown;
+    await using server = await serveStreams(async (stream) => {
+      await stream.pipe(source()).catch((reason: unknown) => (error = reason));
+      stream.send('the stream goes on');
+    });
+    using reader = await read(server.url);
+    expect((await reader.take(2)).map((event) => event.data)).toEqual(['a', 'the stream goes on']);
+    expect(error).toEqual(new Error('broken source'));
+  });
+
+  test('with an SseError for an item that cannot be sent, and lets go of the source', async () => {
+    let finished = false;
+    await using server = await serveStreams(async (stream) => {
+      await stream.pipe((function* () { try { yield 'a'; yield undefined; } finally { finished = true; } })());
+    });
+    using reader = await read(server.url);
+    await reader.end();
+    expect(server.errors.splice(0)).toEqual([expect.objectContaining({ code: 'ERR_SSE_DATA' })]);
+    expect(finished).toBe(true);
+  });
+
+  test.each([['a string, whose letters nobody means', 'text'], ['nothing', undefined], ['an object that is no source', {}]])('%s', async (_, source) => {
+    await using server = await serveStreams(async (stream) => {
+      await stream.pipe(source as never);
+    });
+    using reader = await read(server.url);
+    await reader.end();
+    expect(reader.response.status).toBe(500);
+    const [error] = server.errors.splice(0) as [SseError];
+    expect(error).toBeInstanceOf(SseError);
+    expect(error.code).toBe('ERR_SSE_SOURCE');
+  });
+});
+
+test('a Node stream of bytes is refused with the way out, and destroyed', async () => {
+  const source = Readable.from([Buffer.from('a')]);
+  await using server = await serveStreams((stream) => stream.pipe(source));
+  using reader = await read(server.url);
+  await reader.end();
+  expect(server.errors.splice(0)).toEqual([expect.objectContaining({ code: 'ERR_SSE_DATA', message: expect.stringContaining('encode bytes first') })]);
+  await until('the source to be destroyed', () => source.destroyed);
+});

@@ -1,0 +1,61 @@
+import type { IncomingMessage } from 'node:http';
+import { describe, expect, test } from 'vitest';
+import { asksForEventStream, lastEventIdOf, refusesEventStream } from '../src/request.ts';
+
+function request(headers: Record<string, string>, url = '/'): IncomingMessage {
+  return { headers, url } as unknown as IncomingMessage;
+}
+
+describe('a request asks for an event stream when Accept names it', () => {
+  test.each([
+    'text/event-stream',
+    'TEXT/Event-Stream',
+    'text/event-stream;charset=utf-8',
+    'text/event-stream; charset="utf-8"; q=0.1',
+    'text/html, application/json;q=0.9, text/event-stream;q=0.001',
+    'application/json, text/event-stream',
+    '*/*;q=0.1,text/event-stream',
+  ])('%s', (accept) => {
+    expect(asksForEventStream(request({ accept }))).toBe(true);
+    expect(refusesEventStream(request({ accept }))).toBe(false);
+  });
+
+  test.each(['*/*', 'text/*', 'text/html', '', 'text/event-stream;q=0', 'text/event-stream; q=0.000, */*', 'text/event-streams', 'x-text/event-stream'])(
+    'and not when it says %j',
+    (accept) => {
+      expect(asksForEventStream(request({ accept }))).toBe(false);
+    },
+  );
+
+  test('and not when there is no Accept', () => {
+    expect(asksForEventStream(request({}))).toBe(false);
+  });
+});
+
+describe('a request refuses an event stream only by name and q = 0', () => {
+  test.each(['text/event-stream;q=0', 'application/json, Text/Event-Stream ; charset=utf-8 ; q=0.000', '*/*, text/event-stream;q=0.0'])('%s', (accept) => {
+    expect(refusesEventStream(request({ accept }))).toBe(true);
+  });
+
+  test.each(['application/json', '*/*', 'text/event-stream;q=0.01', 'text/html;q=0, application/json', 'x-text/event-stream;q=0'])('not %s', (accept) => {
+    expect(refusesEventStream(request({ accept }))).toBe(false);
+  });
+});
+
+describe('the last event ID', () => {
+  test('is the header, decoded as the UTF-8 that browsers send', () => {
+    const bytes = Buffer.from('größer 😀').toString('latin1');
+    expect(lastEventIdOf(request({ 'last-event-id': bytes }))).toBe('größer 😀');
+  });
+
+  test('is the query parameter where there is no header', () => {
+    expect(lastEventIdOf(request({}, '/listen?a=1&lastEventId=e.5%2B%C3%BC'))).toBe('e.5+ü');
+    expect(lastEventIdOf(request({ 'last-event-id': 'h' }, '/listen?lastEventId=q'))).toBe('h');
+  });
+
+  test("is '' where there is neither", () => {
+    expect(lastEventIdOf(request({}, '/listen'))).toBe('');
+    expect(lastEventIdOf(request({}, '/listen?other=1'))).toBe('');
+    expect(lastEventIdOf({ headers: {} } as unknown as IncomingMessage)).toBe('');
+  });
+});
