@@ -1,0 +1,100 @@
+import { readFile, readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { pack, root, run } from './packed.ts';
+
+async function read(path: string): Promise<string> {
+  return readFile(join(root, path), 'utf8');
+}
+
+async function sources(): Promise<string[]> {
+  const files = await readdir(join(root, 'src'), { recursive: true });
+  return files.filter((file) => file.endsWith('.ts')).toSorted();
+}
+
+function codesIn(text: string): string[] {
+  return [...new Set(text.match(/ERR_SSE_[A-Z_]+/g))].toSorted();
+}
+
+describe('the built package', () => {
+  // In a process of its own: the test runner has a loader of its own.
+  async function loaded(): Promise<{ imported: string[]; required: string[]; same: boolean }> {
+    const program = `
+      import { createRequire } from 'node:module';
+      const imported = await import('res-sse');
+      const required = createRequire(import.meta.url)('res-sse');
+      const names = Object.keys(imported);
+      const same = names.every((name) => imported[name] === required[name]);
+      console.log(JSON.stringify({ imported: names, required: Object.keys(required), same }));`;
+    const { stdout } = await run(process.execPath, ['--input-type=module', '--eval', program], { cwd: root });
+    return JSON.parse(stdout) as Awaited<ReturnType<typeof loaded>>;
+  }
+
+  test('exports exactly these', async () => {
+    expect((await loaded()).imported).toMatchInlineSnapshot(`
+      [
+        "EventStream",
+        "SseError",
+        "createChannels",
+        "memoryBroker",
+        "sse",
+        "stream",
+      ]
+    `);
+  });
+
+  test('is the same objects for import and require()', async () => {
+    const { imported, required, same } = await loaded();
+    expect(required.filter((name) => name !== '__esModule' && name !== 'module.exports')).toEqual(imported);
+    expect(same).toBe(true);
+  });
+
+  test('has these entries and no others', async () => {
+    expect((JSON.parse(await read('package.json')) as { exports: unknown }).exports).toMatchInlineSnapshot(`
+      {
+        ".": {
+          "default": "./dist/index.js",
+          "types": "./dist/index.d.ts",
+        },
+        "./package.json": "./package.json",
+      }
+    `);
+  });
+
+  test('packs what is built, its sources, and nothing else', async () => {
+    const { files } = await pack('--dry-run');
+    const expected = ['LICENSE', 'README.md', 'package.json'];
+    for (const file of await sources()) {
+      expected.push(`src/${file}`);
+      for (const extension of ['.d.ts', '.d.ts.map', '.js', '.js.map']) expected.push(`dist/${file.replace(/\.ts$/, extension)}`);
+    }
+    expect(files.map((file) => file.path).toSorted()).toEqual(expected.toSorted());
+  });
+});
+
+describe('every code', () => {
+  async function declared(): Promise<string[]> {
+    const [union] = /export type SseErrorCode =[^;]+;/.exec(await read('src/errors.ts')) ?? [];
+    const codes = codesIn(union ?? '');
+    expect(codes).toContain('ERR_SSE_OPTION');
+    return codes;
+  }
+
+  /** All code that throws or answers, without comments: a code that is only spoken of is not used. */
+  async function code(): Promise<string> {
+    const texts = await Promise.all((await sources()).map(async (file) => read(`src/${file}`)));
+    return texts
+      .join('\n')
+      .replace(/export type SseErrorCode =[^;]+;/, '')
+      .replaceAll(/\/\*[^]*?\*\/|^\s*\/\/.*$/gm, '');
+  }
+
+  test('of an SseError is thrown somewhere', async () => {
+    const used = codesIn(await code());
+    expect((await declared()).filter((each) => !used.includes(each))).toEqual([]);
+  });
+
+  test('that is thrown or answered is in the README, and the README has no others', async () => {
+    expect(codesIn(await read('README.md'))).toEqual([...new Set([...(await declared()), ...codesIn(await code())])].toSorted());
+  });
+});

@@ -1,0 +1,115 @@
+/** What Express users see. Compiled, never run. */
+import express, { type Request, type RequestHandler, type Response } from 'express';
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { createServer as createHttp2Server } from 'node:http2';
+import { createChannels, sse, stream, type EventStream } from '../../src/index.ts';
+import { holds, type Equal } from './equal.ts';
+
+declare global {
+  // As passport and the like do it.
+  namespace Express {
+    interface Request {
+      role?: 'admin' | 'guest';
+    }
+  }
+}
+
+const app = express();
+const channels = createChannels();
+app.use(sse());
+app.use(sse({ channels, heartbeat: undefined }));
+app.get('/clock', sse({ heartbeat: 5_000 }), (_req, res) => void res.sse?.send(1));
+
+// res.sse is there only for whoever asked.
+app.get('/raw', (_req, res) => {
+  holds<Equal<typeof res.sse, EventStream | undefined>>();
+  // @ts-expect-error -- it may be undefined
+  res.sse.send('hello');
+  res.sse?.send('hello', { event: 'greeting', id: 1n, retry: 0 });
+  // @ts-expect-error -- an event is a string
+  res.sse?.send('hello', { event: 1 });
+});
+
+// stream() hands over Express's own request and response.
+app.get(
+  '/jobs/:job',
+  stream((stream, req, res) => {
+    holds<Equal<typeof stream, EventStream>>();
+    holds<Equal<typeof req, Request<Record<string, string>>>>();
+    holds<Equal<typeof res, Response>>();
+    const job: string | undefined = req.params['job'];
+    stream.send({ job, role: req.role, ip: req.ip, agent: req.get('user-agent') });
+    // @ts-expect-error -- no such property
+    void req.nonsense;
+  }),
+);
+app.post(
+  '/jobs/:job',
+  express.json(),
+  stream(async function* (stream, req) {
+    yield [req.params['job'], req.body, stream.lastEventId];
+  }),
+);
+express.Router().get(
+  '/jobs/:job',
+  stream((_stream, req) => {
+    holds<Equal<typeof req, Request<Record<string, string>>>>();
+  }),
+);
+
+// Where the route's own parameters are known, they are inferred.
+app.route('/jobs/:job').get(
+  stream((_stream, req) => {
+    holds<Equal<typeof req.params, { job: string }>>();
+  }),
+);
+export const typed: RequestHandler<{ job: string }> = stream((_stream, req) => {
+  holds<Equal<typeof req.params, { job: string }>>();
+});
+app.get(
+  '/jobs/:job',
+  stream((_stream, req: Request<{ job: string }>) => {
+    holds<Equal<typeof req.params, { job: string }>>();
+  }),
+);
+
+// The handlers beside it keep theirs.
+app.get(
+  '/rooms/:room',
+  (req, _res, next) => {
+    holds<Equal<typeof req.params, { room: string }>>();
+    next();
+  },
+  channels.listen('lobby'),
+);
+
+// listen() finds names in Express's request.
+app.get('/rooms', channels.listen('lobby'));
+app.get('/rooms', channels.listen(['lobby', 'hall']));
+app.get(
+  '/rooms/:room',
+  channels.listen(
+    (req) => {
+      holds<Equal<typeof req, Request<Record<string, string>>>>();
+      return req.role === 'admin' ? [`room:${req.params['room']}`] : null;
+    },
+    (req) => ({ filter: (event) => event.channel !== req.query['not'] }),
+  ),
+);
+app.get(
+  '/rooms/:room',
+  channels.listen(async (req) => req.params['room'] ?? null),
+);
+// @ts-expect-error -- a channel has a name
+channels.listen(() => 7);
+
+// The same handlers on bare servers.
+const events = sse();
+const hello = stream((stream) => void stream.send('hello'));
+const bare = stream((_stream, req: IncomingMessage, res: ServerResponse) => {
+  holds<Equal<typeof req, IncomingMessage>>();
+  holds<Equal<typeof res, ServerResponse>>();
+});
+app.get('/bare', bare);
+createServer((req, res) => events(req, res, () => hello(req, res, () => bare(req, res, () => {}))));
+createHttp2Server((req, res) => events(req, res, () => channels.listen('lobby')(req, res, () => {})));

@@ -1,0 +1,100 @@
+/** What a schema of channels promises. Compiled, never run. */
+import { createChannels, sse, type Channels, type EventStream } from '../../src/index.ts';
+import { holds, type Equal } from './equal.ts';
+
+interface Haiku {
+  text: string;
+  author?: string;
+}
+
+// An interface will do, at every level.
+interface HaikuEvents {
+  text: Haiku;
+  typing: { author: string };
+}
+interface Schema {
+  haiku: HaikuEvents;
+  news: { message: string; flash: { headline: string } };
+  [room: `room:${string}`]: { message: { from: string } };
+}
+
+declare const stream: EventStream;
+const channels = createChannels<Schema>();
+holds<Equal<typeof channels, Channels<Schema>>>();
+
+// A registry with a schema is one that sse() takes.
+sse({ channels });
+sse({ channels: createChannels() });
+
+await channels.publish('haiku', { text: 'old pond' }, { event: 'text' });
+await channels.publish('haiku', { author: 'Bashō' }, { event: 'typing', retry: 1_000 });
+await channels.publish('news', { headline: 'frog jumps in' }, { event: 'flash' });
+await channels.publish('room:1', { from: 'me' }, { event: 'message' });
+holds<Equal<Awaited<ReturnType<typeof channels.publish>>, { id: string }>>();
+
+// Without a name an event is a message.
+await channels.publish('news', 'hello');
+await channels.publish('news', 'hello', { retry: 1_000 });
+await channels.publish('room:1', { from: 'me' });
+
+// @ts-expect-error -- no such channel
+await channels.publish('hiaku', { text: 'old pond' }, { event: 'text' });
+// @ts-expect-error -- not a room
+await channels.publish('room', { from: 'me' });
+// @ts-expect-error -- no such event
+await channels.publish('haiku', { text: 'old pond' }, { event: 'txt' });
+// @ts-expect-error -- data of another event
+await channels.publish('haiku', { author: 'Bashō' }, { event: 'text' });
+// @ts-expect-error -- data of another event
+await channels.publish('news', { headline: 'frog jumps in' });
+// @ts-expect-error -- haiku has no message, so the event must be named
+await channels.publish('haiku', { text: 'old pond' });
+// @ts-expect-error -- the same with other options
+await channels.publish('haiku', { text: 'old pond' }, { retry: 1_000 });
+// @ts-expect-error -- no such option
+await channels.publish('news', 'hello', { id: '1' });
+
+const haiku = channels.channel('haiku');
+holds<Equal<typeof haiku.name, 'haiku'>>();
+await haiku.publish({ text: 'old pond' }, { event: 'text' });
+await haiku.subscribe(stream);
+await channels.channel('room:2').publish({ from: 'me' });
+// @ts-expect-error -- data of another event
+await haiku.publish({ author: 'Bashō' }, { event: 'text' });
+// @ts-expect-error -- the event must be named
+await haiku.publish({ text: 'old pond' });
+// @ts-expect-error -- no such channel
+channels.channel('hiaku');
+
+await channels.subscribe(stream, 'haiku');
+await channels.subscribe(stream, ['haiku', 'room:1'], { filter: (event) => event.event === 'text' });
+// @ts-expect-error -- no such channel
+await channels.subscribe(stream, 'hiaku');
+// @ts-expect-error -- no such channel among them
+await channels.subscribe(stream, ['haiku', 'hiaku']);
+// @ts-expect-error -- a filter cannot be async
+await channels.subscribe(stream, 'haiku', { filter: async () => true });
+
+channels.listen('haiku');
+channels.listen(['haiku', 'room:1']);
+channels.listen((req) => (req.url === '/' ? 'haiku' : null));
+channels.listen((req) => `room:${req.url}`);
+channels.listen(async () => ['haiku', 'news'] as const);
+// @ts-expect-error -- no such channel
+channels.listen('hiaku');
+// @ts-expect-error -- no such channel
+channels.listen(() => 'hiaku');
+
+holds<Equal<ReturnType<typeof channels.names>, ('haiku' | 'news' | `room:${string}`)[]>>();
+
+// Without a schema any name, any event and any data will do.
+const untyped = createChannels();
+await untyped.publish('anything', { at: 'all' }, { event: 'whatever' });
+await untyped.publish('anything', [1, 2, 3]);
+// @ts-expect-error -- a name is a string
+await untyped.publish(1, 'hello');
+
+// @ts-expect-error -- a channel has events, and an event has a name
+createChannels<{ haiku: string }>();
+// @ts-expect-error -- no such option
+createChannels({ hsitory: false });
