@@ -1,0 +1,22 @@
+/** Serves the haiku chat on port 4444, or `PORT`, until SIGTERM or SIGINT. */
+import type { AddressInfo } from 'node:net';
+import { createDemo } from './app.ts';
+
+const { app, events, channels } = createDemo();
+const server = app.listen(Number(process.env['PORT'] || 4444), (error?: Error) => {
+  if (error !== undefined) throw error;
+  console.log(`Haiku are spoken on http://localhost:${(server.address() as AddressInfo).port}`);
+});
+
+// Longer than this nobody waits: a request that is still being sent is cut off.
+const WITHIN = 3_000;
+
+async function shutDown(): Promise<void> {
+  await events.close({ within: WITHIN });
+  await channels.close();
+  server.close();
+  setTimeout(() => server.closeAllConnections(), WITHIN).unref();
+}
+
+process.on('SIGTERM', () => void shutDown());
+process.on('SIGINT', () => void shutDown());

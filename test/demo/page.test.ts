@@ -1,0 +1,285 @@
+/** The haiku chat's promises to who looks at it, kept in a real browser. */
+import { createServer } from 'node:http';
+import { once } from 'node:events';
+import type { Browser, Locator, Page } from 'playwright-core';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { createDemo } from '../../demo/app.ts';
+import { launchChromium } from '../support/chromium.ts';
+import { serve } from '../support/server.ts';
+
+const OLD_POND = ['an old, quiet pond', 'a frog leaps into its rings', 'sound of the water'];
+
+let browser: Browser;
+
+beforeAll(async () => {
+  browser = await launchChromium();
+});
+
+afterAll(async () => {
+  await browser?.close();
+});
+
+describe('listening', () => {
+  it('a haiku spoken in one tab appears in the other', async () => {
+    await using server = await serve(createDemo().app);
+    await using context = await browser.newContext();
+    const one = await open(await context.newPage(), server.url);
+    const other = await open(await context.newPage(), server.url);
+    await write(one, OLD_POND);
+    await one.getByLabel('Your name').fill('Bashō');
+    await one.getByRole('button', { name: 'Speak' }).click();
+    for (const page of [one, other]) {
+      await items(page).first().waitFor();
+      expect(await items(page).count()).toBe(1);
+      expect(await items(page).locator('blockquote p').allTextContents()).toEqual(OLD_POND);
+      expect(await items(page).locator('.by').textContent()).toBe('Bashō');
+      const at = await items(page).locator('time').getAttribute('datetime');
+      expect(Math.abs(Date.now() - Date.parse(at ?? ''))).toBeLessThan(60_000);
+    }
+    expect(await one.getByLabel('First line').inputValue()).toBe('');
+    await expectText(one.locator('#answer'), 'Spoken.');
+  });
+
+  it('the newest haiku is on top, and each is there once', async () => {
+    await using server = await serve(createDemo().app);
+    await using page = await open(await browser.newPage(), server.url);
+    for (const text of ['first', 'second', 'third']) await speak(server.url, { text });
+    await items(page).nth(2).waitFor();
+    expect(await items(page).locator('blockquote').allTextContents()).toEqual(['third', 'second', 'first']);
+    expect(await items(page).locator('.by').allTextContents()).toEqual(['somebody', 'somebody', 'somebody']);
+  });
+
+  it('HTML that a visitor types is shown as text', async () => {
+    await using server = await serve(createDemo().app);
+    await using page = await open(await browser.newPage(), server.url);
+    const text = '<img src=x onerror="document.title=1"><b>bold</b>&amp;';
+    const author = '<script>document.title = 2</script>';
+    await write(page, [text]);
+    await page.getByLabel('Your name').fill(author);
+    await page.getByRole('button', { name: 'Speak' }).click();
+    await items(page).first().waitFor();
+    expect(await items(page).locator('blockquote').textContent()).toBe(text);
+    expect(await items(page).locator('.by').textContent()).toBe(author);
+    expect(await items(page).locator('img, b, script').count()).toBe(0);
+    expect(await page.title()).toBe('Haiku');
+  });
+
+  it('says in words that it is live, reconnecting while the server is away, and live when it is back', async () => {
+    const first = await serve(createDemo().app);
+    await using page = await open(await browser.newPage(), first.url);
+    await first[Symbol.asyncDispose]();
+    await expectText(state(page), 'reconnecting');
+    const again = createServer(createDemo().app).listen(first.port, '127.0.0.1');
+    try {
+      await once(again, 'listening');
+      await expectText(state(page), 'live');
+      await speak(first.url, { text: 'after the storm' });
+      await items(page).getByText('after the storm').waitFor();
+    } finally {
+      again.close();
+      again.closeAllConnections();
+    }
+  });
+
+  it('says that it is closed when the server has no stream for it, and connects again at the press of a button', async () => {
+    await using server = await serve(createDemo().app);
+    await using page = await browser.newPage();
+    await page.route('**/listen', (route) => route.fulfill({ status: 503 }));
+    await page.goto(server.url);
+    await expectText(state(page), 'closed');
+    await page.unroute('**/listen');
+    await page.getByRole('button', { name: 'Connect again' }).click();
+    await expectText(state(page), 'live');
+    expect(await page.getByRole('button', { name: 'Connect again' }).count()).toBe(0);
+  });
+
+  it('asks nothing of anybody but its own server, and breaks no rule of its own', async () => {
+    await using server = await serve(createDemo().app);
+    await using page = await browser.newPage();
+    const requests: string[] = [];
+    const complaints: string[] = [];
+    page.on('request', (request) => void requests.push(request.url()));
+    page.on('pageerror', (error) => void complaints.push(error.message));
+    page.on('console', (message) => void complaints.push(message.text()));
+    await open(page, server.url);
+    await speak(server.url, { text: 'snow', author: 'Issa' });
+    await items(page).first().waitFor();
+    const network = requests.filter((url) => !url.startsWith('data:'));
+    expect(network.toSorted()).toEqual(
+      ['/', '/app.js', '/listen', '/style.css', '/syllables.js'].map((path) => server.url + path),
+    );
+    expect(complaints).toEqual([]);
+  });
+});
+
+describe('speaking', () => {
+  it('the 5-7-5 hint counts while a line is typed, and never stands in the way', async () => {
+    await using server = await serve(createDemo().app);
+    await using page = await open(await browser.newPage(), server.url);
+    const hints = page.locator('.hint span[id]');
+    expect(await hints.allTextContents()).toEqual(['0 of 5 syllables', '0 of 7 syllables', '0 of 5 syllables']);
+    await page.getByLabel('First line').pressSequentially('an old');
+    expect(await hints.first().textContent()).toBe('2 of 5 syllables');
+    expect(await page.locator('.hint').first().locator('.on').count()).toBe(2);
+    await write(page, OLD_POND);
+    expect(await hints.allTextContents()).toEqual(['5 of 5 syllables', '7 of 7 syllables', '5 of 5 syllables']);
+    expect(await page.locator('.hint.met').count()).toBe(3);
+    await write(page, ['far too many syllables for a line', '', '']);
+    expect(await hints.allTextContents()).toEqual(['10 of 5 syllables', '0 of 7 syllables', '0 of 5 syllables']);
+    await page.getByRole('button', { name: 'Speak' }).click();
+    await items(page).getByText('far too many').waitFor();
+  });
+
+  it.each([
+    ['the stone rippled', 4],
+    ['a table of lonely candles', 8],
+    ['every evening', 4],
+    ["don't", 1],
+    ['being in a rhythm', 6],
+    ['ふるいけや', 5],
+    ['きょうもコーヒー', 7],
+    ['… 7 –', 0],
+  ])('%j has about %i syllables', async (line, count) => {
+    await using server = await serve(createDemo().app);
+    await using page = await open(await browser.newPage(), server.url);
+    await page.getByLabel('First line').fill(line);
+    expect(await page.locator('#hint-1').textContent()).toBe(`${count} of 5 syllables`);
+  });
+
+  it('needs no mouse: Enter goes from line to line and speaks after the last', async () => {
+    await using server = await serve(createDemo().app);
+    await using page = await open(await browser.newPage(), server.url);
+    await page.getByLabel('First line').focus();
+    for (const line of OLD_POND) {
+      await page.keyboard.type(line);
+      await page.keyboard.press('Enter');
+    }
+    await items(page).first().waitFor();
+    expect(await items(page).locator('blockquote p').allTextContents()).toEqual(OLD_POND);
+    expect(await page.evaluate(() => document.activeElement?.id)).toBe('line-1');
+  });
+
+  it('a haiku that is pasted as a whole falls into its lines', async () => {
+    await using server = await serve(createDemo().app);
+    await using page = await open(await browser.newPage(), server.url);
+    await page.getByLabel('First line').evaluate((line, text) => {
+      const clipboardData = new DataTransfer();
+      clipboardData.setData('text/plain', text);
+      line.dispatchEvent(new ClipboardEvent('paste', { clipboardData, bubbles: true, cancelable: true }));
+    }, OLD_POND.join('\r\n'));
+    expect(await lines(page).evaluateAll((inputs) => inputs.map((input) => (input as HTMLInputElement).value))).toEqual(OLD_POND);
+  });
+
+  it('an empty haiku is not sent, and the reason is said', async () => {
+    const demo = createDemo();
+    await using server = await serve(demo.app);
+    await using page = await open(await browser.newPage(), server.url);
+    await page.getByRole('button', { name: 'Speak' }).click();
+    await expectText(page.locator('#answer'), 'One line is enough to begin.');
+    expect(demo.channels.stats().published).toBe(0);
+  });
+
+  it('what nobody could hear stays in its lines', async () => {
+    const server = await serve(createDemo().app);
+    await using page = await open(await browser.newPage(), server.url);
+    await write(page, OLD_POND);
+    await server[Symbol.asyncDispose]();
+    await page.getByRole('button', { name: 'Speak' }).click();
+    await expectText(page.locator('#answer'), 'Nobody could hear that. Your lines are kept; try again in a moment.');
+    expect(await page.getByLabel('First line').inputValue()).toBe(OLD_POND[0]);
+  });
+
+  it('remembers the name for the next visit', async () => {
+    await using server = await serve(createDemo().app);
+    await using page = await open(await browser.newPage(), server.url);
+    expect(await page.getByLabel('Your name').inputValue()).toBe('');
+    await page.getByLabel('Your name').fill('Chiyo-ni');
+    await page.getByLabel('First line').focus();
+    await open(page, server.url);
+    expect(await page.getByLabel('Your name').inputValue()).toBe('Chiyo-ni');
+  });
+});
+
+describe('looking', () => {
+  it.each([320, 390, 1280])('nothing sticks out of a screen that is %i pixels wide', async (width) => {
+    await using server = await serve(createDemo().app);
+    await using page = await open(
+      await browser.newPage({ viewport: { width, height: 700 }, reducedMotion: 'reduce' }),
+      server.url,
+    );
+    await speak(server.url, { text: 'm'.repeat(300), author: 'm'.repeat(60) });
+    await speak(server.url, { text: OLD_POND.join('\n'), author: 'Bashō' });
+    await items(page).nth(1).waitFor();
+    const wide = await page.evaluate(() =>
+      [...document.querySelectorAll('html, main, form, section, figure, blockquote, figcaption, .by')]
+        .filter(({ scrollWidth, clientWidth }) => clientWidth > 0 && scrollWidth > clientWidth)
+        .map(({ tagName }) => tagName),
+    );
+    expect(wide).toEqual([]);
+    // The long one really is broken into many lines.
+    expect((await items(page).last().boundingBox())?.height).toBeGreaterThan(width < 1280 ? 300 : 150);
+  });
+
+  it('moves nothing for who asked for less motion', async () => {
+    await using server = await serve(createDemo().app);
+    await using page = await open(await browser.newPage({ reducedMotion: 'reduce' }), server.url);
+    await speak(server.url, { text: 'snow' });
+    await items(page).first().waitFor();
+    expect(await page.evaluate(() => document.getAnimations().length)).toBe(0);
+  });
+
+  it.each([390, 1280])(
+    'only the list moves when something is typed, spoken and heard, on a screen that is %i pixels wide',
+    async (width) => {
+      await using server = await serve(createDemo().app);
+      // Tall enough that nothing has to be scrolled to.
+      await using page = await open(await browser.newPage({ viewport: { width, height: 1_600 } }), server.url);
+      const fixed = page.locator('h1, form, .line, button[type=submit], .heading, #state');
+      const boxes = () => fixed.evaluateAll((all) => all.map((one) => JSON.stringify(one.getBoundingClientRect())));
+      const before = await boxes();
+      expect(before.length).toBe(8);
+      await write(page, OLD_POND);
+      await page.getByRole('button', { name: 'Speak' }).click();
+      await items(page).first().waitFor();
+      await expectText(page.locator('#answer'), 'Spoken.');
+      expect(await boxes()).toEqual(before);
+    },
+  );
+});
+
+/** The page once it is live. */
+async function open(page: Page, url: string): Promise<Page> {
+  await page.goto(url);
+  await expectText(state(page), 'live');
+  return page;
+}
+
+function state(page: Page): Locator {
+  return page.locator('#state');
+}
+
+function items(page: Page): Locator {
+  return page.getByRole('log', { name: 'Spoken' }).getByRole('listitem');
+}
+
+function lines(page: Page): Locator {
+  return page.getByRole('form', { name: 'Speak' }).getByLabel(/line$/);
+}
+
+async function write(page: Page, text: readonly string[]): Promise<void> {
+  for (const [index, line] of text.entries()) await lines(page).nth(index).fill(line);
+}
+
+async function speak(url: string, haiku: { text: string; author?: string }): Promise<void> {
+  const response = await fetch(`${url}/speak`, {
+    method: 'POST',
+    headers: { 'Content-Type': 'application/json' },
+    body: JSON.stringify(haiku),
+  });
+  expect(response.status).toBe(202);
+}
+
+/** Waits until the element says so, and nothing else. */
+async function expectText(locator: Locator, text: string): Promise<void> {
+  await expect.poll(() => locator.textContent(), { timeout: 10_000 }).toBe(text);
+}

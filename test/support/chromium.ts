@@ -1,0 +1,35 @@
+/** A real browser. */
+import { existsSync } from 'node:fs';
+import { chromium, type Browser } from 'playwright-core';
+
+const PATHS = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
+
+// No calls home, and nothing that a container has not got.
+const ARGS = [
+  '--no-sandbox',
+  '--disable-gpu',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+];
+
+/**
+ * Starts a headless Chromium that ends when disposed of.
+ * @example await using browser = await launchChromium();
+ * @throws {Error} where there is none: a test that needs a browser fails without one
+ */
+export async function launchChromium(): Promise<Browser> {
+  return chromium.launch({ executablePath: findChromium(), args: ARGS });
+}
+
+function findChromium(): string {
+  const { CHROMIUM_PATH: chosen } = process.env;
+  const path = [chosen, ...PATHS].find((candidate) => candidate !== undefined && existsSync(candidate));
+  if (chosen && path !== chosen) throw new Error(`there is no Chromium at CHROMIUM_PATH, which is ${chosen}`);
+  if (path === undefined) {
+    throw new Error(`these tests need Chromium: apt-get install chromium, or set CHROMIUM_PATH (looked for ${PATHS.join(', ')})`);
+  }
+  return path;
+}
