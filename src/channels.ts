@@ -1,13 +1,16 @@
 /** The channel registry: what is published, who follows it. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { Broker, LogEntry } from './brokers/broker.ts';
+import type { Broker, Receiver } from './brokers/broker.ts';
 import { memoryBroker } from './brokers/memory.ts';
+import { formatCursor } from './cursor.ts';
 import { diagnostics } from './diagnostics.ts';
 import { SseError, shown } from './errors.ts';
 import type { EventStream, SubscribeOptions, Subscription } from './event-stream.ts';
 import { FanOut } from './fan-out.ts';
-import { aFunction, assertOptions, draw, type OptionRule } from './options.ts';
-import { refuse, stream as streamRoute, type RouteHandler } from './route.ts';
+import { History, historyRules, type HistoryOptions } from './history.ts';
+import type { LogEntry } from './log-entry.ts';
+import { aBoolean, aFunction, assertOptions, draw, integer, type OptionRule } from './options.ts';
+import { refuse, stream as streamRoute, type RouteHandler, type RouteRequest, type RouteResponse } from './route.ts';
 import { StreamFollower, ended, type FollowerHost } from './subscription.ts';
 import { assertEvent, assertRetry, dataText, type Serialize } from './wire.ts';
 
@@ -32,12 +35,29 @@ export interface PublishOptions<E extends string = string> {
   event?: E | undefined;
   /** Reconnection time in ms that every reader is told. */
   retry?: number | undefined;
+  /**
+   * Makes a retry safe: within five minutes the same key publishes once in this channel, and later calls resolve with the first
+   * id. A non-empty string of at most 256 UTF-8 bytes.
+   */
+  key?: string | undefined;
 }
 
 /** The options of `createChannels()`. */
 export interface ChannelsOptions {
-  /** Where events get their order and how nodes hear of each other. @defaultValue `memoryBroker()` */
+  /** Where events get their order and are kept, and how nodes hear of each other. @defaultValue `memoryBroker()` */
   broker?: Broker | undefined;
+  /**
+   * How much of each channel is kept for clients that reconnect and readers that are slow; `false` keeps nothing: such channels
+   * are live only, and their events have no id.
+   * @defaultValue `{ events: 1000, bytes: 1_048_576 }`
+   */
+  history?: HistoryOptions | false | undefined;
+  /** Another history for some channels; `undefined` leaves it at `history`. Must say the same for a name on every node, always. */
+  historyFor?: ((name: string) => HistoryOptions | false | undefined) | undefined;
+  /** Bytes kept in all channels together; the oldest events of those published to least recently go first. @defaultValue `67_108_864` */
+  maxHistory?: number | undefined;
+  /** Channels of which something is known; those without subscribers are forgotten first. @defaultValue `10_000` */
+  maxChannels?: number | undefined;
   /** Makes text of data that is not a string. @defaultValue `JSON.stringify` */
   serialize?: Serialize | undefined;
 }
@@ -48,8 +68,14 @@ export interface ChannelsStats {
   channels: number;
   /** Streams that follow a channel, one that follows three counted three times. */
   subscriptions: number;
+  /** Streams that are catching up: slow, resuming, or waiting for an `onGap`. */
+  behind: number;
   /** Events published here since the start. */
   published: number;
+  /** Gaps told here since the start. */
+  gaps: number;
+  /** What is kept here. */
+  history: { events: number; bytes: number };
   broker: { state: 'open' | 'closed' };
 }
 
@@ -59,7 +85,10 @@ export interface Channel<S extends SchemaOf<S>, N extends ChannelName<S>> {
   /** How many streams follow it on this node. */
   readonly size: number;
   /** @see Channels.publish */
-  publish<E extends EventName<S, N>>(data: EventData<S, N, E>, options: PublishOptions<E> & { event: E }): Promise<{ id: string }>;
+  publish<E extends EventName<S, N>>(
+    data: EventData<S, N, E>,
+    options: PublishOptions<E> & { event: E },
+  ): Promise<{ id: string }>;
   publish(data: EventData<S, N, 'message'>, options?: PublishOptions<'message'>): Promise<{ id: string }>;
   /** @see Channels.subscribe */
   subscribe(stream: EventStream, options?: SubscribeOptions): Promise<Subscription>;
@@ -97,7 +126,20 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
    * @param names 1 to 100; one that is named twice counts once
    * @returns a promise of the subscription, an ended one if the stream ends first; rejects with an `SseError` for wrong use
    */
-  subscribe(stream: EventStream, names: ChannelName<S> | readonly ChannelName<S>[], options?: SubscribeOptions): Promise<Subscription>;
+  subscribe(
+    stream: EventStream,
+    names: ChannelName<S> | readonly ChannelName<S>[],
+    options?: SubscribeOptions,
+  ): Promise<Subscription>;
+
+  /**
+   * The id of the newest event now, for a page and its stream to meet: read it *before* the page's data, store data *before*
+   * publishing it, and connect with `?lastEventId=` and the cursor that was rendered into the page.
+   */
+  cursor(): Promise<string>;
+
+  /** Forgets what a channel holds, on every node: of a deleted room, personal data. Told as a gap to whoever has not got it yet. */
+  clear(name: ChannelName<S>): Promise<void>;
 
   /** A handle for one channel. */
   channel<N extends ChannelName<S>>(name: N): Channel<S, N>;
@@ -108,7 +150,7 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
    * @example
    * app.get('/events/:room', channels.listen((req) => canRead(req.user, req.params.room) ? req.params.room : null));
    */
-  listen<Req extends IncomingMessage = IncomingMessage, Res extends ServerResponse = ServerResponse>(
+  listen<Req extends IncomingMessage = RouteRequest, Res extends ServerResponse = RouteResponse>(
     names: ListenNames<Req, ChannelName<S>>,
     options?: SubscribeOptions | ((req: Req) => SubscribeOptions | Promise<SubscribeOptions>),
   ): RouteHandler<Req, Res>;
@@ -125,15 +167,28 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
 
 const channelsRules: Readonly<Record<keyof ChannelsOptions, OptionRule>> = {
   broker: { expected: 'a broker', test: (value) => typeof value === 'object' && value !== null && 'append' in value },
+  ...historyRules,
+  maxHistory: integer('bytes', 0, Number.MAX_SAFE_INTEGER),
+  maxChannels: integer('channels', 1, Number.MAX_SAFE_INTEGER),
   serialize: aFunction,
 };
 
 const publishRules: Readonly<Record<keyof PublishOptions, OptionRule>> = {
   event: { expected: 'a string', test: (value) => typeof value === 'string' },
   retry: { expected: 'a non-negative integer of ms', test: (value) => typeof value === 'number' },
+  key: {
+    expected: 'a non-empty string of at most 256 UTF-8 bytes',
+    test: (value) => typeof value === 'string' && value !== '' && Buffer.byteLength(value) <= 256,
+  },
 };
 
-const subscribeRules: Readonly<Record<keyof SubscribeOptions, OptionRule>> = { filter: aFunction };
+const subscribeRules: Readonly<Record<keyof SubscribeOptions, OptionRule>> = {
+  since: { expected: "'now', 'start' or a cursor", test: (value) => typeof value === 'string' },
+  resume: aBoolean,
+  filter: aFunction,
+  onGap: aFunction,
+  checkpoints: aBoolean,
+};
 
 const MAX_NAME_BYTES = 256;
 const MAX_NAMES = 100;
@@ -149,39 +204,48 @@ const CLOSE_RETRY = { min: 1_000, max: 5_000 };
  */
 export function createChannels<S extends SchemaOf<S> = AnySchema>(options: ChannelsOptions = {}): Channels<S> {
   assertOptions('createChannels()', options, channelsRules);
-  return new ChannelRegistry(options) as Channels<AnySchema> as unknown as Channels<S>;
+  return new ChannelRegistry(options) as Channels as unknown as Channels<S>;
 }
 
-class ChannelRegistry implements Channels, FollowerHost {
+interface Followed {
+  /** How many streams follow the channel. */
+  streams: number;
+  /** The offset of the newest entry that came here. */
+  newest: number;
+  /** What the first of them still waits for. */
+  listening: Promise<void> | undefined;
+}
+
+class ChannelRegistry implements Channels, FollowerHost, Receiver {
   readonly fanOut: FanOut = new FanOut();
-  readonly #broker: Broker;
+  readonly broker: Broker;
   readonly #serialize: Serialize;
-  // How many streams follow a channel, and what the first of them still waits for.
-  readonly #followed = new Map<string, { streams: number; listening: Promise<void> | undefined }>();
+  readonly #history: History;
+  readonly #followed = new Map<string, Followed>();
   readonly #followers = new Set<StreamFollower>();
+  #head = 0;
   #published = 0;
+  #gaps = 0;
   #subscriptions = 0;
   #closing: Promise<void> | undefined;
 
-  constructor({ broker = memoryBroker(), serialize = JSON.stringify }: ChannelsOptions) {
-    this.#broker = broker;
+  constructor({ broker = memoryBroker(), serialize = JSON.stringify, ...options }: ChannelsOptions) {
+    const { maxHistory = 67_108_864, maxChannels = 10_000 } = options;
+    this.broker = broker;
     this.#serialize = serialize;
-    broker.open((entry: LogEntry) => this.fanOut.push(entry));
-  }
-
-  get head(): number {
-    return this.#broker.head;
+    this.#history = new History(options);
+    broker.open(this, { maxHistory, maxChannels });
   }
 
   async publish(name: string, data: unknown, options: PublishOptions = {}): Promise<{ id: string }> {
     assertName(name);
     assertOptions('publish()', options, publishRules);
-    const { event, retry } = options;
+    const { event, retry, key } = options;
     if (event !== undefined) assertEvent(event);
     if (retry !== undefined) assertRetry(retry);
     const text = dataText(data, this.#serialize);
     this.#assertOpen();
-    const { id } = await this.#broker.append({ channel: name, event, data: text, retry });
+    const { id } = await this.broker.append({ channel: name, event, data: text, retry, key, history: this.#history.of(name) });
     this.#published++;
     if (diagnostics.publish.hasSubscribers) diagnostics.publish.publish({ channel: name, id });
     return { id };
@@ -200,20 +264,32 @@ class ChannelRegistry implements Channels, FollowerHost {
     return follower.add(channels, options);
   }
 
+  async cursor(): Promise<string> {
+    this.#assertOpen();
+    const { epoch, offset } = await this.broker.position();
+    return formatCursor(epoch, offset);
+  }
+
+  async clear(name: string): Promise<void> {
+    assertName(name);
+    this.#assertOpen();
+    await this.broker.clear(name);
+  }
+
   channel<N extends string>(name: N): Channel<AnySchema, N> {
     assertName(name);
-    const registry = this;
+    const followed = this.#followed;
     return {
       name,
       get size() {
-        return registry.#followed.get(name)?.streams ?? 0;
+        return followed.get(name)?.streams ?? 0;
       },
-      publish: (data: unknown, options?: PublishOptions) => registry.publish(name, data, options),
-      subscribe: (stream, options) => registry.subscribe(stream, name, options),
+      publish: (data: unknown, options?: PublishOptions) => this.publish(name, data, options),
+      subscribe: (stream, options) => this.subscribe(stream, name, options),
     };
   }
 
-  listen<Req extends IncomingMessage = IncomingMessage, Res extends ServerResponse = ServerResponse>(
+  listen<Req extends IncomingMessage = RouteRequest, Res extends ServerResponse = RouteResponse>(
     names: ListenNames<Req>,
     options: SubscribeOptions | ((req: Req) => SubscribeOptions | Promise<SubscribeOptions>) = {},
   ): RouteHandler<Req, Res> {
@@ -235,17 +311,57 @@ class ChannelRegistry implements Channels, FollowerHost {
   }
 
   stats(): ChannelsStats {
+    let behind = 0;
+    for (const follower of this.#followers) if (follower.isBehind) behind++;
     return {
       channels: this.#followed.size,
       subscriptions: this.#subscriptions,
+      behind,
       published: this.#published,
-      broker: { state: this.#closing === undefined ? 'open' : 'closed' },
+      gaps: this.#gaps,
+      history: this.broker.held,
+      broker: { state: this.broker.state },
     };
   }
 
   close(): Promise<void> {
     this.#closing ??= this.#close();
     return this.#closing;
+  }
+
+  // What the broker asks and tells.
+
+  follows(channel: string): boolean {
+    return this.#followed.has(channel);
+  }
+
+  receive(entry: LogEntry): void {
+    if (entry.epoch !== undefined) {
+      this.#head = Math.max(this.#head, entry.offset);
+      const followed = this.#followed.get(entry.channel);
+      if (followed !== undefined) followed.newest = entry.offset;
+    }
+    this.fanOut.push(entry);
+  }
+
+  // What a follower asks and tells.
+
+  get head(): number {
+    const position = this.broker.position();
+    // Of a broker elsewhere only what came here is known at once.
+    return position instanceof Promise ? this.#head : position.offset;
+  }
+
+  hasHistory(channel: string): boolean {
+    return this.#history.of(channel) !== false;
+  }
+
+  newestSeen(channels: readonly string[]): number {
+    return Math.max(...channels.map((channel) => this.#followed.get(channel)?.newest ?? 0));
+  }
+
+  countGap(): void {
+    this.#gaps++;
   }
 
   retain(channel: string): Promise<void> | undefined {
@@ -255,8 +371,9 @@ class ChannelRegistry implements Channels, FollowerHost {
       followed.streams++;
       return followed.listening;
     }
-    const fresh = { streams: 1, listening: this.#broker.listen(channel) };
+    const fresh: Followed = { streams: 1, newest: 0, listening: undefined };
     this.#followed.set(channel, fresh);
+    fresh.listening = this.broker.listen(channel);
     const listened = (): void => {
       fresh.listening = undefined;
     };
@@ -269,7 +386,7 @@ class ChannelRegistry implements Channels, FollowerHost {
     const followed = this.#followed.get(channel);
     if (followed === undefined || --followed.streams > 0) return;
     this.#followed.delete(channel);
-    this.#broker.unlisten(channel);
+    this.broker.unlisten(channel);
   }
 
   forget(follower: StreamFollower): void {
@@ -278,11 +395,13 @@ class ChannelRegistry implements Channels, FollowerHost {
 
   async #close(): Promise<void> {
     for (const { stream } of this.#followers) stream.finish('shutdown', { retry: draw(CLOSE_RETRY) });
-    await this.#broker.close();
+    await this.broker.close();
   }
 
   #assertOpen(): void {
-    if (this.#closing !== undefined) throw new SseError('ERR_SSE_CLOSED', 'these channels are closed; publish and subscribe before close()');
+    if (this.#closing !== undefined) {
+      throw new SseError('ERR_SSE_CLOSED', 'these channels are closed; publish and subscribe before close()');
+    }
   }
 
   /** The stream's follower, a new one if this is its first subscription. */
@@ -290,7 +409,10 @@ class ChannelRegistry implements Channels, FollowerHost {
     const { follower } = stream;
     if (follower instanceof StreamFollower && follower.host === this) return follower;
     if (follower !== undefined) {
-      throw new SseError('ERR_SSE_OTHER_REGISTRY', 'this stream follows channels of another registry; a stream has one cursor, so it can follow only one');
+      throw new SseError(
+        'ERR_SSE_OTHER_REGISTRY',
+        'this stream follows channels of another registry; a stream has one cursor, so it can follow only one',
+      );
     }
     stream.assertFollows();
     return new StreamFollower(this, stream);

@@ -40,6 +40,8 @@ export interface ConnectionOwner {
   gone(): void;
   /** No more than the write mark is queued. */
   caughtUp(): void;
+  /** Another `heartbeat` has passed, silent or not. */
+  due(): void;
   /** It has been silent for as long as `heartbeat` says. */
   silent(): void;
   /** It is as old as `maxLifetime` says. */
@@ -57,6 +59,7 @@ export class Connection {
   wrote = false;
   slot = -1;
   silentSince = 0;
+  dueAt = 0;
   stuckSince = -1;
   passed = 0;
   deadline: number = Infinity;
@@ -138,6 +141,20 @@ export class Connection {
     }
   }
 
+  /** The same for many, joined to pieces as they are handed over. They are not copied before. */
+  writeAll(many: readonly Buffer[]): void {
+    if (many.length === 1) this.write(many[0] as Buffer);
+    if (many.length <= 1 || !this.writable) return;
+    this.wrote = true;
+    for (const bytes of many) this.#queued += bytes.length;
+    if (this.#queue === undefined) {
+      this.#queue = [...many];
+      this.#pump();
+    } else {
+      this.#queue.push(...many);
+    }
+  }
+
   /** Ends the connection after what is queued and, if given, `last`. */
   end(reason: CloseReason, last?: Buffer): void {
     if (this.readyState === 2) return;
@@ -192,7 +209,9 @@ export class Connection {
   #give(bytes: Buffer): boolean {
     this.given += bytes.length;
     try {
-      return this.res.write(bytes) !== false;
+      const answer: unknown = this.res.write(bytes);
+      // Some wrappers answer nothing; only a false promises a `drain`.
+      return answer !== false;
     } catch (error) {
       this.failed(error);
       return true;

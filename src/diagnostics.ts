@@ -5,7 +5,7 @@ import { debuglog } from 'node:util';
  * The library's `node:diagnostics_channel` channels. Their names, `res-sse:` and the key, are public API;
  * a message is made only while somebody subscribes.
  */
-export const diagnostics: Readonly<Record<'open' | 'close' | 'publish' | 'slow' | 'error', Channel>> = {
+export const diagnostics: Readonly<Record<'open' | 'close' | 'publish' | 'slow' | 'gap' | 'error', Channel>> = {
   /** `{ stream }` */
   open: channel('res-sse:open'),
   /** `{ stream, reason }` */
@@ -14,6 +14,8 @@ export const diagnostics: Readonly<Record<'open' | 'close' | 'publish' | 'slow' 
   publish: channel('res-sse:publish'),
   /** `{ stream, bufferedAmount, action }`: a reader at `maxBuffered`, and what was done, `'close'` or `'drop'` */
   slow: channel('res-sse:slow'),
+  /** `{ stream, channels, lastEventId, cursor }`: what a stream has lost */
+  gap: channel('res-sse:gap'),
   /** `{ stream, error }`: an error that must not reach anybody else, in a handler, a filter or a wrapped `res.write` */
   error: channel('res-sse:error'),
 };

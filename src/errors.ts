@@ -3,6 +3,7 @@ export type SseErrorCode =
   | 'ERR_SSE_CHANNEL_NAME'
   | 'ERR_SSE_CLOSED'
   | 'ERR_SSE_COMMENT'
+  | 'ERR_SSE_CURSOR'
   | 'ERR_SSE_DATA'
   | 'ERR_SSE_EVENT'
   | 'ERR_SSE_FIELD'
@@ -59,5 +60,6 @@ export function shown(value: unknown): string {
   if (typeof value === 'string') {
     return `${JSON.stringify(value.length > 60 ? `${value.slice(0, 60)}…` : value)} (string)`;
   }
-  return type === 'number' || type === 'bigint' || type === 'boolean' ? `${String(value)} (${type})` : `a value of type ${type}`;
+  if (typeof value === 'number' || typeof value === 'bigint' || typeof value === 'boolean') return `${value} (${type})`;
+  return `a value of type ${type}`;
 }

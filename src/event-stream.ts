@@ -4,6 +4,7 @@ import { Connection, WRITE_MARK, type CloseReason } from './connection.ts';
 import { debug, diagnostics } from './diagnostics.ts';
 import { SseError } from './errors.ts';
 import type { Heartbeat } from './heartbeat.ts';
+import type { ChannelEvent } from './log-entry.ts';
 import { aBoolean, assertOptions, draw, integer, type StreamSettings } from './options.ts';
 import { pipe, type PipeOptions, type PipeSource } from './pipe.ts';
 import { lastEventIdOf } from './request.ts';
@@ -41,31 +42,54 @@ export interface StreamHost {
   gone(stream: EventStream): void;
 }
 
-/** One published event, as a filter sees it. */
-export interface ChannelEvent {
-  readonly channel: string;
-  readonly id: string;
-  /** `message` where none was given. */
-  readonly event: string;
-  /** The data as it goes over the wire. */
-  readonly data: string;
-  /** The data parsed, once for all filters; `undefined` for what is not JSON. */
-  json(): unknown;
+/** What a stream has lost: events that were published, followed, and are not kept any more. */
+export interface Gap {
+  /** The channels that lost something. */
+  readonly channels: readonly string[];
+  /** What the client says it has received last. Untrusted input where it is the start of the stream. */
+  readonly lastEventId: string;
+  /** The newest event's id, read before the handler was called: what to return after a snapshot. */
+  readonly cursor: string;
 }
 
 /** How a stream follows channels. */
 export interface SubscribeOptions {
   /**
+   * Where a stream begins whose client brings no id: `'now'`, `'start'` (all that the history holds), or a cursor.
+   * @defaultValue `'now'`
+   */
+  since?: 'now' | 'start' | (string & {}) | undefined;
+  /** Whether a client that brings an id (`lastEventId`) resumes there. @defaultValue `true` */
+  resume?: boolean | undefined;
+  /**
    * Which events this reader gets; `true` lets one through. It fails closed: a throw or anything that is not a boolean,
    * a promise included, ends the stream with the reason `'error'`.
    */
   filter?: ((event: ChannelEvent) => boolean) | undefined;
+  /**
+   * Called, and awaited before any further event, when the stream has lost something; send a snapshot here.
+   * Events go on from the cursor that it returns, `gap.cursor` after a snapshot, or with all that is still held.
+   * Without a handler the client gets an `sse:gap` event. A throw ends the stream with the reason `'error'`.
+   */
+  onGap?: ((stream: EventStream, gap: Gap) => string | undefined | void | Promise<string | undefined | void>) | undefined;
+  /**
+   * Whether the client gets `sse:checkpoint` events, from which it can resume before it has received any other: on subscribing,
+   * and each heartbeat while the stream is ahead of the last id. After a gap there is one anyway.
+   * @defaultValue `true`
+   */
+  checkpoints?: boolean | undefined;
 }
 
 /** A stream's hold on its channels. */
 export interface Subscription {
   /** The channels' names, each once. */
   readonly channels: readonly string[];
+  /** Whether nothing was lost before the start. */
+  readonly recovered: boolean;
+  /** Gaps told so far, the one at the start included. */
+  readonly gaps: number;
+  /** The id up to which the stream has everything of its channels, now; `''` before it is known and without history. */
+  readonly cursor: string;
   /** Stops following these channels; the stream goes on. What was published before is still delivered. */
   unsubscribe(): void;
 }
@@ -81,10 +105,10 @@ export type Subscribe = (
 export interface Follower {
   /** Writes what this turn of the event loop has published and the stream has not been given yet. */
   flush(): void;
+  /** Tells the client where it is, if that is ahead of what it knows. @returns whether it did */
+  checkpoint(): boolean;
   /** The stream has ended. */
   stop(): void;
-  /** The reader has caught up with what was queued. */
-  drained(): void;
 }
 
 const closeRules = { retry: integer('ms', 0, Number.MAX_SAFE_INTEGER), final: aBoolean };
@@ -288,7 +312,10 @@ export class EventStream {
   /** @throws {SseError} `ERR_SSE_ID_TAKEN` after an id of the application's own @internal */
   assertFollows(): void {
     if (this.#ownIds) {
-      throw new SseError('ERR_SSE_ID_TAKEN', 'this stream has sent ids of its own; on a stream that follows channels the ids are theirs');
+      throw new SseError(
+        'ERR_SSE_ID_TAKEN',
+        'this stream has sent ids of its own; on a stream that follows channels the ids are theirs',
+      );
     }
   }
 
@@ -296,6 +323,17 @@ export class EventStream {
   deliver(frame: Buffer, events: number): void {
     this.sent += events;
     this.#connection.write(frame);
+  }
+
+  /** The same for many, as the reader takes them. @internal */
+  deliverAll(frames: Buffer[]): void {
+    this.sent += frames.length;
+    this.#connection.writeAll(frames);
+  }
+
+  /** Writes an event of the library's own. @internal */
+  writeOwn(text: string): void {
+    this.#connection.write(Buffer.from(text));
   }
 
   /** Whether one more event may be queued for this reader; carries out `onSlow` if not. @internal */
@@ -338,8 +376,12 @@ export class EventStream {
 
   /** @internal */
   caughtUp(): void {
-    this.follower?.drained();
     this.#release();
+  }
+
+  /** @internal */
+  due(): void {
+    this.follower?.checkpoint();
   }
 
   /** @internal */
@@ -365,7 +407,10 @@ export class EventStream {
 
   #takeIds(): void {
     if (this.follower !== undefined) {
-      throw new SseError('ERR_SSE_ID_TAKEN', 'this stream follows channels, whose ids are the cursor it resumes from; send without an id');
+      throw new SseError(
+        'ERR_SSE_ID_TAKEN',
+        'this stream follows channels, whose ids are the cursor it resumes from; send without an id',
+      );
     }
     this.#ownIds = true;
   }

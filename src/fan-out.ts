@@ -1,40 +1,13 @@
 /** Published events to all live streams: what one turn of the event loop publishes is joined once and written once to each. */
-import type { LogEntry } from './brokers/broker.ts';
-import type { ChannelEvent } from './event-stream.ts';
-import { eventText } from './wire.ts';
-
-/** A published event on its way: encoded once, and parsed once for all filters. */
-export class PublishedEvent implements ChannelEvent {
-  readonly offset: number;
-  readonly channel: string;
-  readonly id: string;
-  readonly event: string;
-  readonly data: string;
-  readonly bytes: Buffer;
-  #json: { value: unknown } | undefined;
-
-  constructor({ offset, channel, id, event, data, retry }: LogEntry) {
-    this.offset = offset;
-    this.channel = channel;
-    this.id = id;
-    this.event = event ?? 'message';
-    this.data = data;
-    this.bytes = Buffer.from(eventText(data, event, id, retry));
-  }
-
-  json(): unknown {
-    this.#json ??= { value: parsed(this.data) };
-    return this.#json.value;
-  }
-}
+import type { LogEntry } from './log-entry.ts';
 
 /** The events of one turn for one audience. */
 export interface Frame {
-  readonly events: readonly PublishedEvent[];
+  readonly entries: readonly LogEntry[];
   readonly bytes: Buffer;
-  /** Offset of the first event. */
+  /** Offset of the first entry. */
   readonly first: number;
-  /** Offset of the last event. */
+  /** Offset of the last entry. */
   readonly last: number;
 }
 
@@ -50,7 +23,7 @@ export interface Member {
 export class Audience {
   readonly channels: readonly string[];
   readonly members: Member[] = [];
-  #pending: PublishedEvent[] = [];
+  #pending: LogEntry[] = [];
   #frame: Frame | undefined;
 
   constructor(channels: readonly string[]) {
@@ -58,9 +31,9 @@ export class Audience {
   }
 
   /** @returns whether it is the first of this turn */
-  push(event: PublishedEvent): boolean {
+  push(entry: LogEntry): boolean {
     this.#frame = undefined;
-    return this.#pending.push(event) === 1;
+    return this.#pending.push(entry) === 1;
   }
 
   /** What this turn has published so far. */
@@ -78,6 +51,7 @@ export class Audience {
     this.#frame = undefined;
     // Backwards: a member that leaves while it takes is replaced by one that has taken.
     for (let slot = this.members.length - 1; slot >= 0; slot--) this.members[slot]?.take(frame);
+    for (const entry of frame.entries) entry.rest();
   }
 
   add(member: Member): void {
@@ -103,12 +77,11 @@ export class FanOut {
   #due: Audience[] = [];
   #scheduled = false;
 
-  /** Takes an event in; its audiences get it when this turn of the event loop is over. */
+  /** Takes an entry in; its audiences get it when this turn of the event loop is over. */
   push(entry: LogEntry): void {
     const audiences = this.#byChannel.get(entry.channel);
     if (audiences === undefined) return;
-    const event = new PublishedEvent(entry);
-    for (const audience of audiences) if (audience.push(event)) this.#due.push(audience);
+    for (const audience of audiences) if (audience.push(entry)) this.#due.push(audience);
     if (this.#scheduled) return;
     this.#scheduled = true;
     // Not a microtask: what other callbacks of this turn publish is joined, too.
@@ -157,18 +130,10 @@ function keyOf(channels: readonly string[]): string {
   return channels.length === 1 ? (channels[0] as string) : channels.toSorted().join('\n');
 }
 
-/** Events, in the order of their offsets, as one frame. */
-export function joined(events: readonly PublishedEvent[]): Frame {
-  const first = events[0] as PublishedEvent;
-  const last = events.at(-1) as PublishedEvent;
-  const bytes = events.length === 1 ? first.bytes : Buffer.concat(events.map((event) => event.bytes));
-  return { events, bytes, first: first.offset, last: last.offset };
-}
-
-function parsed(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
-  }
+/** Entries, in the order of their offsets, as one frame. */
+export function joined(entries: readonly LogEntry[]): Frame {
+  const first = entries[0] as LogEntry;
+  const last = entries.at(-1) as LogEntry;
+  const bytes = entries.length === 1 ? first.frame : Buffer.concat(entries.map((entry) => entry.frame));
+  return { entries, bytes, first: first.offset, last: last.offset };
 }

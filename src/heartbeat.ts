@@ -7,14 +7,17 @@ import type { StreamSettings } from './options.ts';
 const TICKS_PER_TIME = 8;
 const LONGEST_TICK = 1_000;
 
+// How often, in ms, a stream without heartbeats is reminded of what else is due.
+const DUE_WITHOUT_HEARTBEAT = 15_000;
+
 // So many streams are looked at before other work gets its turn.
 const SLICE = 500;
 
 export class Heartbeat {
   readonly #interval: number;
+  readonly #dueEvery: number;
   readonly #stallTimeout: number;
   readonly #maxLifetime: number;
-  /** In ms; 0 where there is nothing to watch for. */
   readonly #tick: number;
   readonly #connections: Connection[] = [];
   #timer: NodeJS.Timeout | undefined;
@@ -24,8 +27,9 @@ export class Heartbeat {
     this.#interval = heartbeat === false ? Infinity : heartbeat;
     this.#stallTimeout = stallTimeout === false ? Infinity : stallTimeout;
     this.#maxLifetime = maxLifetime ?? Infinity;
-    const shortest = Math.min(this.#interval, this.#stallTimeout, this.#maxLifetime);
-    this.#tick = shortest === Infinity ? 0 : Math.min(LONGEST_TICK, Math.max(1, Math.floor(shortest / TICKS_PER_TIME)));
+    this.#dueEvery = heartbeat === false ? DUE_WITHOUT_HEARTBEAT : heartbeat;
+    const shortest = Math.min(this.#dueEvery, this.#stallTimeout, this.#maxLifetime);
+    this.#tick = Math.min(LONGEST_TICK, Math.max(1, Math.floor(shortest / TICKS_PER_TIME)));
   }
 
   /** How many connections are looked after. */
@@ -36,10 +40,11 @@ export class Heartbeat {
   add(connection: Connection): void {
     const now = performance.now();
     connection.silentSince = now;
+    connection.dueAt = now + this.#dueEvery;
     // ±10 %, so that streams that opened together do not end together.
     connection.deadline = now + this.#maxLifetime * (0.9 + Math.random() * 0.2);
     connection.slot = this.#connections.push(connection) - 1;
-    if (this.#tick > 0) this.#timer ??= setInterval(() => this.#begin(), this.#tick).unref();
+    this.#timer ??= setInterval(() => this.#begin(), this.#tick).unref();
   }
 
   delete(connection: Connection): void {
@@ -93,7 +98,13 @@ export class Heartbeat {
     if (connection.readyState !== 1) return;
     if (now >= connection.deadline) {
       connection.owner.aged();
-    } else if (connection.wrote) {
+      return;
+    }
+    if (!blocked && now >= connection.dueAt) {
+      connection.dueAt = now + this.#dueEvery;
+      connection.owner.due();
+    }
+    if (connection.wrote) {
       connection.wrote = false;
       connection.silentSince = now;
     } else if (!blocked && now - connection.silentSince >= this.#interval) {

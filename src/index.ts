@@ -3,10 +3,11 @@ export { memoryBroker } from './brokers/memory.ts';
 export { createChannels } from './channels.ts';
 export { SseError } from './errors.ts';
 export { EventStream } from './event-stream.ts';
+export { LogEntry } from './log-entry.ts';
 export { sse } from './middleware.ts';
 export { stream } from './route.ts';
 
-export type { Broker, LogEntry, Publication } from './brokers/broker.ts';
+export type { Broker, LogBounds, Page, Publication, Receiver } from './brokers/broker.ts';
 export type {
   AnySchema,
   Channel,
@@ -21,11 +22,15 @@ export type {
   SchemaOf,
 } from './channels.ts';
 export type { CloseReason } from './connection.ts';
+export type { Cursor } from './cursor.ts';
 export type { SseErrorCode } from './errors.ts';
-export type { ChannelEvent, CloseOptions, SubscribeOptions, Subscription } from './event-stream.ts';
+export type { CloseOptions, Gap, SubscribeOptions, Subscription } from './event-stream.ts';
+export type { HistoryOptions } from './history.ts';
+export type { HistoryLimits, LogRead } from './log.ts';
+export type { ChannelEvent, LogEntryInit } from './log-entry.ts';
 export type { ShutdownOptions, SseMiddleware, SseOptions } from './middleware.ts';
 export type { RetryRange, StreamOptions } from './options.ts';
 export type { PipeOptions, PipeSource } from './pipe.ts';
 export type { OpenStreams, SseStats } from './roster.ts';
-export type { Next, RouteHandler, RouteOptions } from './route.ts';
+export type { Next, RouteHandler, RouteOptions, RouteRequest, RouteResponse } from './route.ts';
 export type { EventFields, EventId, Serialize } from './wire.ts';

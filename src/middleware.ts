@@ -36,7 +36,7 @@ declare global {
 /** The options of `sse()`. */
 export interface SseOptions extends StreamOptions {
   /** The registry that `res.sse.subscribe` uses. @defaultValue none: `subscribe` rejects with `ERR_SSE_NO_CHANNELS` */
-  channels?: { subscribe: (...args: Parameters<Subscribe>) => ReturnType<Subscribe> } | undefined;
+  channels?: { subscribe(...args: Parameters<Subscribe>): ReturnType<Subscribe> } | undefined;
   /**
    * Whom a stream is attached for: `'event-stream'`, who names `text/event-stream` in `Accept`; `'any'`, everybody who does
    * not refuse it with q = 0 (LLM clients send `Accept: application/json` and read a stream).
@@ -109,13 +109,19 @@ export function sse(options: SseOptions = {}): SseMiddleware {
     if (!(outer instanceof Host)) return ownHost;
     let host = innerHosts.get(outer);
     if (host === undefined) {
-      host = outer.rosters.includes(roster) ? outer : new Host({ ...outer.options, ...given(options) }, [...outer.rosters, roster]);
+      host = outer.rosters.includes(roster)
+        ? outer
+        : new Host({ ...outer.options, ...given(options) }, [...outer.rosters, roster]);
       innerHosts.set(outer, host);
     }
     return host;
   }
 
-  function middleware(anyReq: IncomingMessage | Http2ServerRequest, anyRes: ServerResponse | Http2ServerResponse, next: Next): void {
+  function middleware(
+    anyReq: IncomingMessage | Http2ServerRequest,
+    anyRes: ServerResponse | Http2ServerResponse,
+    next: Next,
+  ): void {
     // The compat API of http2 differs in types only.
     const req = anyReq as IncomingMessage;
     const res = anyRes as NegotiatedResponse;

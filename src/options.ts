@@ -104,7 +104,14 @@ const heartbeat: OptionRule = {
 };
 
 // Set by the stream itself or by HTTP; another value would break the one or the other.
-const RESERVED_HEADERS = new Set(['connection', 'content-encoding', 'content-length', 'content-type', 'keep-alive', 'transfer-encoding']);
+const RESERVED_HEADERS = new Set([
+  'connection',
+  'content-encoding',
+  'content-length',
+  'content-type',
+  'keep-alive',
+  'transfer-encoding',
+]);
 
 const headers: OptionRule = {
   expected: `an object of header names and values without ${[...RESERVED_HEADERS].join(', ')}`,
@@ -128,7 +135,9 @@ export const streamRules: Readonly<Record<keyof StreamOptions, OptionRule>> = {
  * @throws {SseError} `ERR_SSE_OPTION` for an unknown key or a value out of its range; `undefined` counts as not given
  */
 export function assertOptions(owner: string, given: object, rules: Readonly<Record<string, OptionRule>>): void {
-  if (!isObject(given)) throw new SseError('ERR_SSE_OPTION', `expected the options of ${owner} to be an object, got ${shown(given)}`);
+  if (!isObject(given)) {
+    throw new SseError('ERR_SSE_OPTION', `expected the options of ${owner} to be an object, got ${shown(given)}`);
+  }
   for (const [name, value] of Object.entries(given)) {
     const rule = Object.hasOwn(rules, name) ? rules[name] : undefined;
     if (rule === undefined) {
@@ -152,7 +161,9 @@ export function resolveStreamOptions(given: StreamOptions): StreamSettings {
     onSlow: given.onSlow ?? 'close',
     stallTimeout: given.stallTimeout ?? 30_000,
     maxLifetime: given.maxLifetime,
-    headers: Object.entries(given.headers ?? {}).map(([name, value]) => [name, typeof value === 'object' ? [...value] : value] as const),
+    headers: Object.entries(given.headers ?? {}).map(
+      ([name, value]) => [name, typeof value === 'object' ? [...value] : value] as const,
+    ),
   });
 }
 

@@ -86,7 +86,10 @@ function tapOf<T>(source: PipeSource<T>): Tap<T> {
     if (Symbol.asyncIterator in source) return iteratorTap(source[Symbol.asyncIterator]());
     if (Symbol.iterator in source) return iteratorTap(source[Symbol.iterator]());
   }
-  throw new SseError('ERR_SSE_SOURCE', `expected an iterable, an async iterable or a readable stream to pipe, got ${shown(source)}`);
+  throw new SseError(
+    'ERR_SSE_SOURCE',
+    `expected an iterable, an async iterable or a readable stream to pipe, got ${shown(source)}`,
+  );
 }
 
 function iteratorTap<T>(iterator: Iterator<T | PromiseLike<T>> | AsyncIterator<T>): Tap<T> {
@@ -101,7 +104,7 @@ function webTap<T>(source: ReadableStream<T>): Tap<T> {
   return {
     next: async () => {
       const { done, value } = await reader.read();
-      return done ? { done, value } : { done, value: value as T };
+      return done ? { done, value: undefined } : { done, value };
     },
     release: () => quietly(async () => reader.cancel()),
   };

@@ -1,5 +1,6 @@
 /** Route handlers for event streams, and the answers to those who cannot have one. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2';
 import { SseError } from './errors.ts';
 import type { EventStream, StreamHost } from './event-stream.ts';
 import { assertOptions, aBoolean } from './options.ts';
@@ -9,8 +10,27 @@ import { preferredType } from './request.ts';
 /** Express's and Connect's `next`. */
 export type Next = (error?: unknown) => void;
 
-/** What `stream()` and `channels.listen()` return: a handler for a route. */
-export type RouteHandler<Req extends IncomingMessage, Res extends ServerResponse> = (req: Req, res: Res, next: Next) => void;
+/** @ts-ignore -- without Express's types it is `any` */
+type ExpressRequest = import('express').Request<Record<string, string>>;
+
+/** @ts-ignore -- without Express's types it is `any` */
+type ExpressResponse = import('express').Response;
+
+/** The request that a route handler gets: Express's where its types are installed, else Node's. */
+export type RouteRequest = 0 extends 1 & ExpressRequest ? IncomingMessage : ExpressRequest;
+
+/** The response that a route handler gets: Express's where its types are installed, else Node's. */
+export type RouteResponse = 0 extends 1 & ExpressResponse ? ServerResponse : ExpressResponse;
+
+/**
+ * What `stream()` and `channels.listen()` return: a handler for a route.
+ * `Req` and `Res` are what the framework hands over; a bare server may call it, too.
+ */
+export type RouteHandler<Req extends IncomingMessage = RouteRequest, Res extends ServerResponse = RouteResponse> = (
+  req: Req | IncomingMessage | Http2ServerRequest,
+  res: Res | ServerResponse | Http2ServerResponse,
+  next: Next,
+) => void;
 
 /** How a route's streams end. */
 export interface RouteOptions {
@@ -50,15 +70,15 @@ const OPEN_AFTER = 1_000;
  *   for await (const step of jobs.follow(req.params.job, { signal: stream.signal })) yield step;
  * }));
  */
-export function stream<Req extends IncomingMessage = IncomingMessage, Res extends ServerResponse = ServerResponse>(
+export function stream<Req extends IncomingMessage = RouteRequest, Res extends ServerResponse = RouteResponse>(
   handler: (stream: EventStream, req: Req, res: Res) => unknown,
   options: RouteOptions = {},
 ): RouteHandler<Req, Res> {
   assertOptions('stream()', options, { final: aBoolean });
   const { final = true } = options;
   return (req, res, next) => {
-    const stream = requireStream(res);
-    if (stream !== undefined) void run(stream, () => handler(stream, req, res), final, next);
+    const stream = requireStream(res as NegotiatedResponse);
+    if (stream !== undefined) void run(stream, () => handler(stream, req as Req, res as Res), final, next);
   };
 }
 
@@ -75,7 +95,10 @@ export function refuse(res: ServerResponse, status: number, code: string, messag
 
 function requireStream(res: NegotiatedResponse): EventStream | undefined {
   if (res[negotiatedBy] === undefined) {
-    throw new SseError('ERR_SSE_NO_MIDDLEWARE', 'nobody has looked for an event stream here; put app.use(sse()) in front of this route');
+    throw new SseError(
+      'ERR_SSE_NO_MIDDLEWARE',
+      'nobody has looked for an event stream here; put app.use(sse()) in front of this route',
+    );
   }
   if (res.sse === undefined) {
     refuse(res, 406, 'ERR_SSE_NOT_ACCEPTABLE', 'This is an event stream; send the header Accept: text/event-stream');

@@ -45,7 +45,10 @@ export function dataText(data: unknown, serialize: Serialize): string {
     throw new SseError('ERR_SSE_DATA', `expected data to be a string or what \`serialize\` can take, got ${shown(data)}`);
   }
   if (ArrayBuffer.isView(data) || isAnyArrayBuffer(data)) {
-    throw new SseError('ERR_SSE_DATA', 'an event stream carries text only; encode bytes first, for example with buffer.toString("base64")');
+    throw new SseError(
+      'ERR_SSE_DATA',
+      'an event stream carries text only; encode bytes first, for example with buffer.toString("base64")',
+    );
   }
   let text: unknown;
   try {
@@ -112,10 +115,26 @@ export function assertRetry(retry: number): void {
 export function eventText(data: string, event?: string, id?: EventId, retry?: number): string {
   let text = id === undefined ? '' : `id: ${id}\n`;
   if (event !== undefined && event !== '') text += `event: ${event}\n`;
-  if (retry !== undefined) text += `${retryText(retry)}`;
+  if (retry !== undefined) text += retryText(retry);
   // Two scans and a concatenation are the cheapest way for data of one line, which nearly all is (PERFORMANCE, section 5).
   if (!data.includes('\n') && !data.includes('\r')) return `${text}data: ${data}\n\n`;
   return `${text}data: ${data.replace(LINE_BREAK, '\ndata: ')}\n\n`;
+}
+
+/** The data of an event as {@link eventText} wrote it, with LF for every line end. */
+export function dataOfEvent(text: string): string {
+  const lines = text.split('\n').filter((line) => line.startsWith('data: '));
+  return lines.map((line) => line.slice('data: '.length)).join('\n');
+}
+
+/** The event that gives a client a place to resume from. It carries data, because some clients take an id only from an event that does. */
+export function checkpointText(id: string): string {
+  return `id: ${id}\nevent: sse:checkpoint\ndata: ${JSON.stringify({ cursor: id })}\n\n`;
+}
+
+/** What a client is told of a gap: which channels lost something, after which of its cursors, and where the log is now. */
+export function gapText(channels: readonly string[], after: string, cursor: string): string {
+  return `event: sse:gap\ndata: ${JSON.stringify({ channels, after, cursor })}\n\n`;
 }
 
 /**

@@ -11,7 +11,9 @@ import { until, within } from './support/wait.ts';
 const KB = 'x'.repeat(1_024);
 
 /** A stream whose reader has stopped reading, with the kernel's buffers full. */
-async function blocked(server: Awaited<ReturnType<typeof serveStreams>>): Promise<{ stream: EventStream; socket: import('node:net').Socket }> {
+async function blocked(
+  server: Awaited<ReturnType<typeof serveStreams>>,
+): Promise<{ stream: EventStream; socket: import('node:net').Socket }> {
   const socket = await dial(server.port, requestText('/'));
   socket.pause();
   await until('the stream', () => server.streams.length > 0);
@@ -125,13 +127,16 @@ test('one event, however large, fits an empty queue and arrives whole', async ()
 });
 
 test('what is sent while a large event is on its way comes after it, in order', async () => {
-  await using server = await serveStreams((stream) => {
-    stream.send('a'.repeat(3_000_000));
-    for (let index = 0; index < 1_000; index++) stream.send(`${index}`);
-    stream.comment('between');
-    stream.send('b'.repeat(300_000));
-    stream.send('last');
-  }, { maxBuffered: 10_000_000 });
+  await using server = await serveStreams(
+    (stream) => {
+      stream.send('a'.repeat(3_000_000));
+      for (let index = 0; index < 1_000; index++) stream.send(`${index}`);
+      stream.comment('between');
+      stream.send('b'.repeat(300_000));
+      stream.send('last');
+    },
+    { maxBuffered: 10_000_000 },
+  );
   using reader = await read(server.url);
   const events = await reader.take(1_003);
   expect(events[0]?.data).toHaveLength(3_000_000);

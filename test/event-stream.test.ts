@@ -1,7 +1,7 @@
 import { once } from 'node:events';
 import express from 'express';
 import { describe, expect, test } from 'vitest';
-import { EventStream, SseError, type CloseReason } from '../src/index.ts';
+import { SseError, type CloseReason, type EventStream } from '../src/index.ts';
 import { serveStreams } from './support/app.ts';
 import { read } from './support/reader.ts';
 import { dial, requestText } from './support/server.ts';
@@ -124,7 +124,9 @@ describe('send', () => {
 
 describe('open', () => {
   test('sends the status, the headers and a first comment in one packet', async () => {
-    await using server = await serveStreams((stream) => stream.open(), { headers: { 'X-Extra': 'yes', 'Set-Cookie': ['a=1', 'b=2'] } });
+    await using server = await serveStreams((stream) => stream.open(), {
+      headers: { 'X-Extra': 'yes', 'Set-Cookie': ['a=1', 'b=2'] },
+    });
     const socket = await dial(server.port, requestText('/'));
     const [first] = (await within('the first packet', once(socket, 'data'))) as [Buffer];
     socket.destroy();
@@ -289,10 +291,13 @@ describe('close', () => {
   });
 
   test('with a lot still queued delivers all of it first', async () => {
-    await using server = await serveStreams((stream) => {
-      for (let index = 0; index < 20; index++) stream.send(`${index}:${'x'.repeat(100_000)}`);
-      stream.close({ final: true });
-    }, { maxBuffered: 10_000_000 });
+    await using server = await serveStreams(
+      (stream) => {
+        for (let index = 0; index < 20; index++) stream.send(`${index}:${'x'.repeat(100_000)}`);
+        stream.close({ final: true });
+      },
+      { maxBuffered: 10_000_000 },
+    );
     using reader = await read(server.url);
     await reader.end();
     expect(reader.events).toHaveLength(21);

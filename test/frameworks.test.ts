@@ -26,10 +26,13 @@ function install(app: { use: (...args: never[]) => unknown }): { seen: EventStre
   const use = app.use.bind(app) as (...args: unknown[]) => void;
   use(sse({ channels, heartbeat: 50 }));
   use('/listen', channels.listen('news'));
-  use('/', stream((given) => {
-    seen.push(given);
-    given.send('direct');
-  }));
+  use(
+    '/',
+    stream((given) => {
+      seen.push(given);
+      given.send('direct');
+    }),
+  );
   return { seen, channels };
 }
 
@@ -75,7 +78,11 @@ test('on a bare http server it is called with (req, res, next)', async () => {
 function certificate(): { key: Buffer; cert: Buffer } {
   const folder = mkdtempSync(join(tmpdir(), 'res-sse-'));
   const [key, cert] = [join(folder, 'key.pem'), join(folder, 'cert.pem')];
-  execFileSync('openssl', ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-keyout', key, '-out', cert, '-days', '1', '-subj', '/CN=localhost'], { stdio: 'ignore' });
+  execFileSync(
+    'openssl',
+    ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-keyout', key, '-out', cert, '-days', '1', '-subj', '/CN=localhost'],
+    { stdio: 'ignore' },
+  );
   return { key: readFileSync(key), cert: readFileSync(cert) };
 }
 
@@ -100,15 +107,15 @@ describe.each<[string, () => [Server, string]]>([
 ])('on http2 (%s, compat API)', (_, make) => {
   /** One request on a session of its own. */
   function ask(url: string, headers: Record<string, string> = {}) {
-    const session = http2.connect(url, { rejectUnauthorized: false });
-    session.on('error', () => {});
-    const request = session.request({ ':path': '/', accept: 'text/event-stream', ...headers });
+    const client = http2.connect(url, { rejectUnauthorized: false });
+    client.on('error', () => {});
+    const request = client.request({ ':path': '/', accept: 'text/event-stream', ...headers });
     const parser = new StrictParser();
     let head: Record<string, unknown> | undefined;
     request.on('response', (given) => (head = given));
     request.on('data', (chunk: Buffer) => parser.feed(chunk));
     request.on('error', () => {});
-    return { session, request, parser, head: () => head };
+    return { session: client, request, parser, head: () => head };
   }
 
   test('events, heartbeats, a large event, a final end and a client that leaves', async () => {
@@ -209,7 +216,9 @@ describe('behind other middleware the first event arrives at once', () => {
     const app = express();
     app.use(cors(), sse());
     await using server = await serve(app);
-    const response = await fetch(server.url, { headers: { Accept: 'text/event-stream', 'Last-Event-ID': 'sse:end', Origin: 'http://elsewhere.example' } });
+    const response = await fetch(server.url, {
+      headers: { Accept: 'text/event-stream', 'Last-Event-ID': 'sse:end', Origin: 'http://elsewhere.example' },
+    });
     expect([response.status, response.headers.get('access-control-allow-origin')]).toEqual([204, '*']);
   });
 });

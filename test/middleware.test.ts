@@ -58,8 +58,15 @@ test('the options of a route win over those of the app, which it inherits', asyn
   const outer = sse({ retry: 1_111, headers: { 'X-From': 'app' }, maxBuffered: 5, heartbeat: 60_000 });
   const inner = sse({ retry: 2_222, heartbeat: undefined });
   app.use(outer);
-  app.get('/', inner, stream((given) => given.open()));
-  app.get('/outer', stream((given) => given.open()));
+  app.get(
+    '/',
+    inner,
+    stream((given) => given.open()),
+  );
+  app.get(
+    '/outer',
+    stream((given) => given.open()),
+  );
   await using server = await serve(app);
   using reader = await read(server.url);
   using other = await read(`${server.url}/outer`);
@@ -80,7 +87,11 @@ test("an inner accept: 'any' still belongs to the outer one, which did not attac
   const app = express();
   const outer = sse({ retry: 1_111 });
   app.use(outer);
-  app.post('/', sse({ accept: 'any' }), stream((given) => given.open()));
+  app.post(
+    '/',
+    sse({ accept: 'any' }),
+    stream((given) => given.open()),
+  );
   await using server = await serve(app);
   using reader = await read(server.url, { method: 'POST', headers: { Accept: 'application/json' } });
   await until('the head', () => reader.retries.length === 1);
@@ -92,7 +103,10 @@ test('mounted twice it counts a stream once', async () => {
   const app = express();
   const events = sse();
   app.use(events, events);
-  app.get('/', stream((given) => given.open()));
+  app.get(
+    '/',
+    stream((given) => given.open()),
+  );
   await using server = await serve(app);
   using reader = await read(server.url);
   expect(reader.response.status).toBe(200);
@@ -102,15 +116,25 @@ test('mounted twice it counts a stream once', async () => {
 describe('after a final end', () => {
   test('a client that brings the mark is answered 204 on any route, in the header or the query', async () => {
     const app = teller({});
-    await request(app).get('/anything').set({ ...ASK, 'Last-Event-ID': 'sse:end' }).expect(204, '').expect('Cache-Control', 'no-store');
+    await request(app)
+      .get('/anything')
+      .set({ ...ASK, 'Last-Event-ID': 'sse:end' })
+      .expect(204, '')
+      .expect('Cache-Control', 'no-store');
     await request(app).get('/anything?lastEventId=sse:end').set(ASK).expect(204);
   });
 
   test('and nobody else is', async () => {
     const app = teller({ accept: 'any' });
     await request(app).get('/').set({ Accept: 'application/json', 'Last-Event-ID': 'sse:end' }).expect(200);
-    await request(app).post('/').set({ ...ASK, 'Last-Event-ID': 'sse:end' }).expect(200);
-    await request(app).get('/').set({ ...ASK, 'Last-Event-ID': 'sse:end2' }).expect(200);
+    await request(app)
+      .post('/')
+      .set({ ...ASK, 'Last-Event-ID': 'sse:end' })
+      .expect(200);
+    await request(app)
+      .get('/')
+      .set({ ...ASK, 'Last-Event-ID': 'sse:end2' })
+      .expect(200);
   });
 });
 
@@ -126,7 +150,16 @@ test('streams are the open ones, and stats are what has become of all', async ()
   (server.streams[0] as EventStream).close();
   await first.end();
   const bytes = Buffer.byteLength(first.text);
-  expect(events.stats()).toEqual({ open: 0, opened: 2, rejected: 0, closed: { client: 1, server: 1 }, sent: 2, dropped: 0, bytes: 2 * bytes, buffered: 0 });
+  expect(events.stats()).toEqual({
+    open: 0,
+    opened: 2,
+    rejected: 0,
+    closed: { client: 1, server: 1 },
+    sent: 2,
+    dropped: 0,
+    bytes: 2 * bytes,
+    buffered: 0,
+  });
 });
 
 test('closeWhere ends the streams of those who lost their rights, and only those', async () => {
@@ -177,12 +210,14 @@ describe('close', () => {
 
   test('ends a stream whose request came before it as soon as it opens', async () => {
     let go = (): void => {};
-    await using server = await serveStreams((given) => new Promise<void>((resolve) => (go = resolve)).then(() => void given.open()));
+    await using server = await serveStreams((given) =>
+      new Promise<void>((resolve) => (go = resolve)).then(() => void given.open()),
+    );
     const reading = read(server.url);
     await until('the request', () => server.streams.length === 1);
     expect(await server.events.close()).toEqual({ closed: 0, destroyed: 0 });
     go();
-    await using reader = await reading;
+    using reader = await reading;
     await reader.end();
     expect(reader.retries).toHaveLength(1);
   });

@@ -14,8 +14,20 @@ describe('pipe sends each item of', () => {
     ['an array', () => ['a', 'b', 'c']],
     ['an array of promises', () => [Promise.resolve('a'), 'b', Promise.resolve('c')]],
     ['a set', () => new Set(['a', 'b', 'c'])],
-    ['a generator', () => (function* () { yield* ['a', 'b', 'c']; })()],
-    ['an async generator', () => (async function* () { yield* ['a', 'b', 'c']; })()],
+    [
+      'a generator',
+      () =>
+        (function* () {
+          yield* ['a', 'b', 'c'];
+        })(),
+    ],
+    [
+      'an async generator',
+      () =>
+        (async function* () {
+          yield* ['a', 'b', 'c'];
+        })(),
+    ],
     ['a web ReadableStream', () => ReadableStream.from(['a', 'b', 'c'])],
     ['a Node Readable', () => Readable.from(['a', 'b', 'c'])],
   ])('%s', async (_, source) => {
@@ -31,7 +43,11 @@ describe('pipe sends each item of', () => {
 
   test('with event, id and data from the item and its index', async () => {
     await using server = await serveStreams(async (stream) => {
-      await stream.pipe([{ n: 5 }, { n: 6 }], { event: 'tick', id: (item, index) => `${index}:${item.n}`, map: (item, index) => item.n * 10 + index });
+      await stream.pipe([{ n: 5 }, { n: 6 }], {
+        event: 'tick',
+        id: (item, index) => `${index}:${item.n}`,
+        map: (item, index) => item.n * 10 + index,
+      });
       await stream.pipe(['x', 'y'], { event: (item) => (item === 'x' ? 'ex' : undefined), id: 9 });
       stream.close();
     });
@@ -47,7 +63,7 @@ describe('pipe sends each item of', () => {
 });
 
 /** Pipes into a reader that leaves when the source has been asked for its second item. */
-async function leaveDuring(makeSource: (asked: () => void) => PipeSource<unknown>): Promise<'resolved' | unknown> {
+async function leaveDuring(makeSource: (asked: () => void) => PipeSource<unknown>): Promise<unknown> {
   let asked = false;
   let outcome: unknown;
   await using server = await serveStreams((stream) => {
@@ -94,7 +110,9 @@ describe('when the reader leaves while the next item is awaited, pipe resolves a
         (async function* () {
           try {
             yield 'a';
-            await new Promise((_, reject) => stream.signal.addEventListener('abort', () => reject(stream.signal.reason as Error)));
+            await new Promise((_, reject) =>
+              stream.signal.addEventListener('abort', () => reject(stream.signal.reason as Error)),
+            );
           } finally {
             cleaned = true;
           }
@@ -134,7 +152,14 @@ describe('when the reader leaves while the next item is awaited, pipe resolves a
     let source: Readable | undefined;
     const outcome = await leaveDuring((asked) => {
       let pulls = 0;
-      source = new Readable({ objectMode: true, highWaterMark: 1, read() { if (++pulls === 1) this.push('a'); else asked(); } });
+      source = new Readable({
+        objectMode: true,
+        highWaterMark: 1,
+        read() {
+          if (++pulls === 1) this.push('a');
+          else asked();
+        },
+      });
       return source;
     });
     expect(outcome).toBe('resolved');
@@ -170,7 +195,12 @@ describe('when the reader leaves while the next item is awaited, pipe resolves a
 test('pipe to a reader that has gone lets go of the source without pulling from it', async () => {
   let pulled = 0;
   let returned = 0;
-  const source = { [Symbol.asyncIterator]: () => ({ next: () => (pulled++, never), return: async () => (returned++, { done: true as const, value: undefined }) }) };
+  const source = {
+    [Symbol.asyncIterator]: () => ({
+      next: () => (pulled++, never),
+      return: async () => (returned++, { done: true as const, value: undefined }),
+    }),
+  };
   await using server = await serveStreams((stream) => stream.open());
   const reader = await read(server.url);
   await until('the stream', () => server.streams.length === 1);
@@ -183,9 +213,16 @@ test('pipe to a reader that has gone lets go of the source without pulling from 
 
 test('pipe pulls no faster than the reader reads', async () => {
   let pulled = 0;
-  await using server = await serveStreams((stream) => {
-    void stream.pipe((function* () { for (;;) yield `${++pulled}:${'x'.repeat(10_000)}`; })());
-  }, { stallTimeout: false });
+  await using server = await serveStreams(
+    (stream) => {
+      void stream.pipe(
+        (function* () {
+          for (;;) yield `${++pulled}:${'x'.repeat(10_000)}`;
+        })(),
+      );
+    },
+    { stallTimeout: false },
+  );
   const socket = await dial(server.port, requestText('/'));
   socket.pause();
   let before = -1;
@@ -212,10 +249,48 @@ test('pipe pulls no faster than the reader reads', async () => {
 
 describe('pipe rejects', () => {
   test.each<[string, () => PipeSource<unknown>]>([
-    ['a generator', () => (function* () { yield 'a'; throw new Error('broken source'); })()],
-    ['an async generator', () => (async function* () { yield 'a'; throw new Error('broken source'); })()],
-    ['a web stream', () => new ReadableStream<string>({ pull: (() => { let pulls = 0; return (controller: ReadableStreamDefaultController<string>) => { if (++pulls === 1) controller.enqueue('a'); else controller.error(new Error('broken source')); }; })() }, { highWaterMark: 0 })],
-    ['a Node stream', () => Readable.from((async function* () { yield 'a'; throw new Error('broken source'); })())],
+    [
+      'a generator',
+      () =>
+        (function* () {
+          yield 'a';
+          throw new Error('broken source');
+        })(),
+    ],
+    [
+      'an async generator',
+      () =>
+        (async function* () {
+          yield 'a';
+          throw new Error('broken source');
+        })(),
+    ],
+    [
+      'a web stream',
+      () =>
+        new ReadableStream<string>(
+          {
+            pull: (() => {
+              let pulls = 0;
+              return (controller: ReadableStreamDefaultController<string>) => {
+                if (++pulls === 1) controller.enqueue('a');
+                else controller.error(new Error('broken source'));
+              };
+            })(),
+          },
+          { highWaterMark: 0 },
+        ),
+    ],
+    [
+      'a Node stream',
+      () =>
+        Readable.from(
+          (async function* () {
+            yield 'a';
+            throw new Error('broken source');
+          })(),
+        ),
+    ],
   ])("with the source's own error: %s", async (_, source) => {
     let error: unknown;
     await using server = await serveStreams(async (stream) => {
@@ -230,7 +305,16 @@ describe('pipe rejects', () => {
   test('with an SseError for an item that cannot be sent, and lets go of the source', async () => {
     let finished = false;
     await using server = await serveStreams(async (stream) => {
-      await stream.pipe((function* () { try { yield 'a'; yield undefined; } finally { finished = true; } })());
+      await stream.pipe(
+        (function* () {
+          try {
+            yield 'a';
+            yield undefined;
+          } finally {
+            finished = true;
+          }
+        })(),
+      );
     });
     using reader = await read(server.url);
     await reader.end();
@@ -238,7 +322,11 @@ describe('pipe rejects', () => {
     expect(finished).toBe(true);
   });
 
-  test.each([['a string, whose letters nobody means', 'text'], ['nothing', undefined], ['an object that is no source', {}]])('%s', async (_, source) => {
+  test.each([
+    ['a string, whose letters nobody means', 'text'],
+    ['nothing', undefined],
+    ['an object that is no source', {}],
+  ])('%s', async (_, source) => {
     await using server = await serveStreams(async (stream) => {
       await stream.pipe(source as never);
     });
@@ -256,6 +344,8 @@ test('a Node stream of bytes is refused with the way out, and destroyed', async 
   await using server = await serveStreams((stream) => stream.pipe(source));
   using reader = await read(server.url);
   await reader.end();
-  expect(server.errors.splice(0)).toEqual([expect.objectContaining({ code: 'ERR_SSE_DATA', message: expect.stringContaining('encode bytes first') })]);
+  expect(server.errors.splice(0)).toEqual([
+    expect.objectContaining({ code: 'ERR_SSE_DATA', message: expect.stringContaining('encode bytes first') }),
+  ]);
   await until('the source to be destroyed', () => source.destroyed);
 });

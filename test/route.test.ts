@@ -23,21 +23,36 @@ function appWith(handler: Parameters<typeof stream>[0], options?: Parameters<typ
 
 describe('to a client that does not ask for a stream, stream() answers 406 and says what to send', () => {
   test('in JSON to whoever takes JSON', async () => {
-    const response = await request(appWith(() => {})).get('/').set('Accept', 'application/json').expect(406);
-    expect(response.body).toEqual({ code: 'ERR_SSE_NOT_ACCEPTABLE', message: 'This is an event stream; send the header Accept: text/event-stream' });
+    const response = await request(appWith(() => {}))
+      .get('/')
+      .set('Accept', 'application/json')
+      .expect(406);
+    expect(response.body).toEqual({
+      code: 'ERR_SSE_NOT_ACCEPTABLE',
+      message: 'This is an event stream; send the header Accept: text/event-stream',
+    });
   });
 
   test.each(['text/html', 'text/plain', '*/*', 'image/png'])('in text to %s', async (accept) => {
-    const response = await request(appWith(() => {})).get('/').set('Accept', accept).expect(406).expect('Content-Type', /text\/plain/);
+    const response = await request(appWith(() => {}))
+      .get('/')
+      .set('Accept', accept)
+      .expect(406)
+      .expect('Content-Type', /text\/plain/);
     expect(response.text).toBe('This is an event stream; send the header Accept: text/event-stream\n');
   });
 });
 
 test('without sse() in front stream() and listen() throw ERR_SSE_NO_MIDDLEWARE', async () => {
   const app = express();
-  app.get('/stream', stream(() => {}));
+  app.get(
+    '/stream',
+    stream(() => {}),
+  );
   app.get('/listen', createChannels().listen('a'));
-  app.use((error: { code: string }, _req: express.Request, res: express.Response, _next: express.NextFunction) => res.status(500).json(error.code));
+  app.use((error: { code: string }, _req: express.Request, res: express.Response, _next: express.NextFunction) =>
+    res.status(500).json(error.code),
+  );
   await request(app).get('/stream').set(ASK).expect(500, '"ERR_SSE_NO_MIDDLEWARE"');
   await request(app).get('/listen').set(ASK).expect(500, '"ERR_SSE_NO_MIDDLEWARE"');
 });
@@ -64,7 +79,7 @@ describe('the stream opens', () => {
     await new Promise((resolve) => setImmediate(resolve));
     expect(seen?.readyState).toBe(0);
     go();
-    await using reader = await reading;
+    using reader = await reading;
     expect(reader.response.status).toBe(200);
   });
 
@@ -78,34 +93,75 @@ describe('the stream opens', () => {
 
 describe('an error of the handler', () => {
   test.each<[string, Parameters<typeof stream>[0]]>([
-    ['thrown', () => { throw new Error('early'); }],
-    ['rejected', async () => { throw new Error('early'); }],
-    ['of a generator before its first item', async function* () { throw new Error('early'); }],
+    [
+      'thrown',
+      () => {
+        throw new Error('early');
+      },
+    ],
+    [
+      'rejected',
+      async () => {
+        throw new Error('early');
+      },
+    ],
+    [
+      'of a generator before its first item',
+      async function* () {
+        throw new Error('early');
+      },
+    ],
   ])('before the stream opens is an ordinary error, with nothing sent: %s', async (_, handler) => {
     await request(appWith(handler)).get('/').set(ASK).expect(500, { error: 'early' });
   });
 
   test('reaches next in Connect and Express 4, which do not await handlers', async () => {
-    const failing = stream(async () => { throw new Error('early'); });
+    const failing = stream(async () => {
+      throw new Error('early');
+    });
     const apps = [connect(), express4()] as unknown as express.Express[];
     for (const app of apps) {
       app.use(sse());
       app.use(failing);
-      app.use((error: Error, _req: express.Request, res: express.Response, _next: express.NextFunction) => void res.end(error.message));
+      app.use(
+        (error: Error, _req: express.Request, res: express.Response, _next: express.NextFunction) => void res.end(error.message),
+      );
       await request(app).get('/').set(ASK).expect('early');
     }
   });
 
   test.each<[string, (given: EventStream) => unknown]>([
-    ['thrown', (given) => { given.send('first'); throw new Error('secret'); }],
-    ['rejected', async (given) => { given.send('first'); await Promise.resolve(); throw new Error('secret'); }],
-    ['of a generator', async function* () { yield 'first'; throw new Error('secret'); }],
+    [
+      'thrown',
+      (given) => {
+        given.send('first');
+        throw new Error('secret');
+      },
+    ],
+    [
+      'rejected',
+      async (given) => {
+        given.send('first');
+        await Promise.resolve();
+        throw new Error('secret');
+      },
+    ],
+    [
+      'of a generator',
+      async function* () {
+        yield 'first';
+        throw new Error('secret');
+      },
+    ],
   ])('after the stream has opened ends it with a longer retry, and no text of it: %s', async (_, handler) => {
     let nexts = 0;
     let seen: EventStream | undefined;
     const app = express();
     app.use(sse());
-    app.get('/', stream((given) => handler((seen = given))));
+    app.get(
+      '/',
+      stream((given) => handler((seen = given))),
+    );
     app.use((_error: Error, _req: express.Request, _res: express.Response, _next: express.NextFunction) => void nexts++);
     await using server = await serve(app);
     using reader = await read(server.url);
@@ -118,7 +174,12 @@ describe('an error of the handler', () => {
 
 describe('a handler that returns an iterable', () => {
   test('has it piped and the stream ended for good', async () => {
-    await using server = await serve(appWith(async function* () { yield 'a'; yield { b: 1 }; }));
+    await using server = await serve(
+      appWith(async function* () {
+        yield 'a';
+        yield { b: 1 };
+      }),
+    );
     using reader = await read(server.url);
     await reader.end();
     expect(reader.events).toEqual([
@@ -139,7 +200,12 @@ describe('a handler that returns an iterable', () => {
   test('has it opened after a second without an item', async () => {
     let go = (): void => {};
     const gate = new Promise<void>((resolve) => (go = resolve));
-    await using server = await serve(appWith(async function* () { await gate; yield 'a'; }));
+    await using server = await serve(
+      appWith(async function* () {
+        await gate;
+        yield 'a';
+      }),
+    );
     const begun = performance.now();
     using reader = await read(server.url);
     expect(performance.now() - begun).toBeGreaterThan(900);
@@ -170,7 +236,7 @@ test('stream(options) refuses what it does not know', () => {
   expect(() => stream(() => {}, { finale: true } as object)).toThrow(expect.objectContaining({ code: 'ERR_SSE_OPTION' }));
 });
 
-test('on a bare http server stream() works with a next of one\'s own', async () => {
+test("on a bare http server stream() works with a next of one's own", async () => {
   const events = sse();
   const route = stream((given) => given.send('bare'));
   await using server = await listening(

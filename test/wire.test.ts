@@ -2,7 +2,18 @@ import { createParser, type EventSourceMessage } from 'eventsource-parser';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { SseError } from '../src/errors.ts';
-import { END, FINAL_MARK, HEARTBEAT, PING, assertFields, commentText, dataText, eventText, retryText, type EventFields } from '../src/wire.ts';
+import {
+  END,
+  FINAL_MARK,
+  HEARTBEAT,
+  PING,
+  assertFields,
+  commentText,
+  dataText,
+  eventText,
+  retryText,
+  type EventFields,
+} from '../src/wire.ts';
 import { StrictParser } from './support/strict-parser.ts';
 
 /** As `send` and `publish` do it: assert, then encode. */
@@ -19,7 +30,12 @@ function readStrictly(...parts: Uint8Array[]): StrictParser {
 
 function readByOther(text: string): EventSourceMessage[] {
   const events: EventSourceMessage[] = [];
-  const parser = createParser({ onEvent: (event) => void events.push(event), onError: (error) => { throw error; } });
+  const parser = createParser({
+    onEvent: (event) => void events.push(event),
+    onError: (error) => {
+      throw error;
+    },
+  });
   parser.feed(text);
   return events;
 }
@@ -36,16 +52,48 @@ function codeOf(action: () => unknown): string {
 
 /** What a client makes of text: every line break is LF, and lone surrogates cannot be said in UTF-8. */
 function asReceived(text: string): string {
-  return Buffer.from(text).toString().replace(/\r\n|\r/g, '\n');
+  return Buffer.from(text)
+    .toString()
+    .replace(/\r\n|\r/g, '\n');
 }
 
 // Strings dense in what the format treats specially.
 const nasty = fc.oneof(
   fc.string({ unit: 'binary' }),
-  fc.array(fc.constantFrom('\n', '\r', '\r\n', ' ', ':', 'data', 'id: ', 'event: ', 'retry: 1', '\0', '\uFEFF', '\u2028', '\u2029', '\u0085', '\uD800', '\uDC00', '😀', 'é', 'x')).map((parts) => parts.join('')),
+  fc
+    .array(
+      fc.constantFrom(
+        '\n',
+        '\r',
+        '\r\n',
+        ' ',
+        ':',
+        'data',
+        'id: ',
+        'event: ',
+        'retry: 1',
+        '\0',
+        '\uFEFF',
+        '\u2028',
+        '\u2029',
+        '\u0085',
+        '\uD800',
+        '\uDC00',
+        '😀',
+        'é',
+        'x',
+      ),
+    )
+    .map((parts) => parts.join('')),
 );
 const eventName = nasty.map((text) => text.replace(/[\r\n]/g, '').replace(/^(sse:)+/, ''));
-const eventId = fc.oneof(nasty.map((text) => text.replace(/[\r\n\0]/g, '')), fc.integer(), fc.bigInt()).filter((id) => id !== FINAL_MARK);
+const eventId = fc
+  .oneof(
+    nasty.map((text) => text.replace(/[\r\n\0]/g, '')),
+    fc.integer(),
+    fc.bigInt(),
+  )
+  .filter((id) => id !== FINAL_MARK);
 const fields: fc.Arbitrary<EventFields> = fc.record({ event: eventName, id: eventId, retry: fc.nat() }, { requiredKeys: [] });
 const manyEvents = fc.array(fc.tuple(nasty, fields), { minLength: 1, maxLength: 6 });
 
@@ -152,7 +200,12 @@ describe('read back by a parser written from the standard and by eventsource-par
         const bytes = Buffer.concat([Buffer.from(commentText(comment)), encode(data), Buffer.from(commentText(comment))]);
         const parser = readStrictly(bytes);
         expect(parser.events).toEqual([{ type: 'message', data: asReceived(data), lastEventId: '' }]);
-        expect(parser.comments.map((line) => line.replace(/^ /, '')).slice(0, parser.comments.length / 2).join('\n')).toBe(asReceived(comment));
+        expect(
+          parser.comments
+            .map((line) => line.replace(/^ /, ''))
+            .slice(0, parser.comments.length / 2)
+            .join('\n'),
+        ).toBe(asReceived(comment));
       }),
     );
   });
@@ -210,7 +263,12 @@ describe('refused at the call, before a byte is written', () => {
 
 describe('nothing can be forged', () => {
   const lineEnds = ['\n', '\r', '\r\n'];
-  const payloads = lineEnds.flatMap((end) => [`x${end}data: forged`, `x${end}event: forged`, `x${end}id: forged`, `x${end}${end}data: forged${end}${end}`]);
+  const payloads = lineEnds.flatMap((end) => [
+    `x${end}data: forged`,
+    `x${end}event: forged`,
+    `x${end}id: forged`,
+    `x${end}${end}data: forged${end}${end}`,
+  ]);
 
   /** Refused, or harmless to an independent reader. */
   function expectNoForgery(attack: () => string | Buffer): void {

@@ -1,4 +1,7 @@
-/** Where published events get their order, and how nodes hear of each other. Types only. */
+/** Where published events get their order and are kept, and how nodes hear of each other. Types only. */
+import type { Cursor } from '../cursor.ts';
+import type { HistoryLimits, LogRead } from '../log.ts';
+import type { LogEntry } from '../log-entry.ts';
 
 /** What is published, validated and as text. */
 export interface Publication {
@@ -8,39 +11,72 @@ export interface Publication {
   readonly data: string;
   /** Reconnection time in ms. */
   readonly retry: number | undefined;
+  /** Within five minutes the same key publishes once in this channel; later calls get the first id. */
+  readonly key: string | undefined;
+  /** How much of the channel is kept; `false` keeps nothing, and the event has no id. */
+  readonly history: HistoryLimits | false;
 }
 
-/** A publication with its place in the log. */
-export interface LogEntry extends Publication {
-  /** Grows across the whole registry, from 1. */
-  readonly offset: number;
-  /** `<epoch>.<offset>`: the epoch names the log, so that a lost one is not mistaken for the next. */
-  readonly id: string;
+/** What the channels held, and where the log stood when they were read. */
+export interface Page extends LogRead {
+  readonly position: Cursor;
+}
+
+/** What a broker tells its registry, on this node. */
+export interface Receiver {
+  /** An entry of a channel that is listened to. Never throws. */
+  receive(entry: LogEntry): void;
+  /** Whether a channel is listened to. */
+  follows(channel: string): boolean;
+}
+
+/** Bounds over all channels. */
+export interface LogBounds {
+  readonly maxHistory: number;
+  readonly maxChannels: number;
 }
 
 /**
- * A broker belongs to one registry, on this node.
+ * A broker belongs to one registry, on this node. What follows holds for all of its nodes together.
  *
- * **Order.** Appends of one process are in the order of the calls. Every listening node receives the entries of a channel
- * in the order of their offsets, each once.
+ * **Order.** An entry's offset is greater than that of every entry before it, in whatever channel. Appends of one process are
+ * in the order of the calls. A node receives the entries of a channel it listens to in the order of their offsets, each once.
  *
- * **Atomicity.** An entry has its offset, is in the log and is on its way to the nodes, or none of it.
+ * **Atomicity.** Appending gives the offset, keeps the entry and sends it on its way to the nodes, or none of it. There is no
+ * moment at which a read does not find an entry that has been received, nor one at which a later entry is found and an
+ * earlier one is still to come.
  *
- * **Closed.** After `close()` nothing is received any more, and `append` rejects.
+ * **Loss.** `trimmed` of a channel is the offset of its newest event that is no longer kept, also when nothing of it is kept:
+ * a reader at a cursor has lost something of it exactly if its cursor is below that. Of a channel that was forgotten, and so of
+ * every unknown one, it is the floor, the newest offset of any forgotten channel. A log that was lost is a new epoch.
+ *
+ * **Closed.** After `close()` nothing is received, and `append`, `read` and `position` reject or throw.
  */
 export interface Broker {
+  /** How the broker is doing: `'closed'` is for good. */
+  readonly state: 'open' | 'closed';
+  /** What it keeps, on this node. */
+  readonly held: { readonly events: number; readonly bytes: number };
+  /** Called once, by the registry, before anything else. */
+  open(receiver: Receiver, bounds: LogBounds): void;
   /**
-   * Called once, by the registry, before anything else.
-   * @param receive called for each entry of a channel that is listened to; never throws
+   * An embedded broker calls `receive` before it returns.
+   * @returns the id; `''` on a channel without history
    */
-  open(receive: (entry: LogEntry) => void): void;
-  /** Appends and delivers. An embedded broker calls `receive` before it returns. */
-  append(publication: Publication): Promise<LogEntry>;
+  append(publication: Publication): Promise<{ id: string }>;
   /** From here on entries of the channel are received: at once where nothing is returned, else when the promise resolves. */
   listen(channel: string): Promise<void> | undefined;
   /** Entries of the channel need not be received any more. */
   unlisten(channel: string): void;
-  /** The offset that every later entry is above, as far as this node knows. */
-  readonly head: number;
+  /** Where the log stands. */
+  position(): Cursor | Promise<Cursor>;
+  /**
+   * Entries beyond the offset, of all these channels merged. What was returned at once, not in a promise, still holds for the
+   * rest of the turn; an embedded broker always does.
+   * @param maxBytes at most so many bytes of frames, but at least one entry
+   */
+  read(channels: readonly string[], after: number, maxBytes: number): Page | Promise<Page>;
+  /** Forgets what the channel holds, on every node; told as a gap to whoever has not got it yet. */
+  clear(channel: string): Promise<void>;
   close(): Promise<void>;
 }

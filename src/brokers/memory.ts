@@ -1,12 +1,20 @@
-/** The default broker: order and delivery within one process. */
+/** The default broker: order, history and delivery within one process. */
 import cluster from 'node:cluster';
 import { randomBytes } from 'node:crypto';
+import { performance } from 'node:perf_hooks';
+import type { Cursor } from '../cursor.ts';
 import { SseError } from '../errors.ts';
-import type { Broker, LogEntry, Publication } from './broker.ts';
+import { Log } from '../log.ts';
+import { LogEntry } from '../log-entry.ts';
+import type { Broker, LogBounds, Page, Publication, Receiver } from './broker.ts';
+
+// So long a key is remembered, in ms, and so many of them at most; the oldest are forgotten first.
+const KEY_MEMORY = 300_000;
+const MAX_KEYS = 100_000;
 
 /**
- * A broker for a single process. What is published in another process does not arrive here,
- * so in a `node:cluster` worker it warns.
+ * A broker for a single process. What is published in another process does not arrive here, so in a `node:cluster` worker
+ * it warns. A new process is a new log: clients of the one before are told a gap.
  */
 export function memoryBroker(): Broker {
   if (cluster.isWorker) {
@@ -19,43 +27,102 @@ export function memoryBroker(): Broker {
 }
 
 class MemoryBroker implements Broker {
-  // A new process is a new log: its ids must never be taken for those of the one before.
   readonly #epoch = randomBytes(6).toString('base64url');
-  readonly #listened = new Set<string>();
-  #receive: ((entry: LogEntry) => void) | undefined;
+  // In the order in which they expire.
+  readonly #keys = new Map<string, { id: string; until: number }>();
+  #receiver: Receiver | undefined;
+  #log: Log | undefined;
   #offset = 0;
+  // Events without history have an order of their own.
+  #liveOnly = 0;
   #closed = false;
 
-  get head(): number {
-    return this.#offset;
+  get state(): 'open' | 'closed' {
+    return this.#closed ? 'closed' : 'open';
   }
 
-  open(receive: (entry: LogEntry) => void): void {
-    if (this.#receive !== undefined) {
-      throw new SseError('ERR_SSE_OTHER_REGISTRY', 'this broker serves another registry already; give each createChannels() one of its own');
+  get held(): { events: number; bytes: number } {
+    return this.#log?.held ?? { events: 0, bytes: 0 };
+  }
+
+  open(receiver: Receiver, { maxHistory, maxChannels }: LogBounds): void {
+    if (this.#receiver !== undefined) {
+      throw new SseError(
+        'ERR_SSE_OTHER_REGISTRY',
+        'this broker serves another registry already; give each createChannels() one of its own',
+      );
     }
-    this.#receive = receive;
+    this.#receiver = receiver;
+    this.#log = new Log(
+      maxHistory,
+      maxChannels,
+      (channel) => receiver.follows(channel),
+      () => performance.now(),
+    );
   }
 
-  append(publication: Publication): Promise<LogEntry> {
-    if (this.#closed) return Promise.reject(new SseError('ERR_SSE_CLOSED', 'the channels are closed'));
-    const offset = ++this.#offset;
-    const entry = { ...publication, offset, id: `${this.#epoch}.${offset}` };
-    if (this.#listened.has(entry.channel)) this.#receive?.(entry);
-    return Promise.resolve(entry);
+  append(publication: Publication): Promise<{ id: string }> {
+    const { channel, key, history } = publication;
+    if (this.#closed) return Promise.reject(closed());
+    const known = key === undefined ? undefined : this.#idOf(channel, key);
+    if (known !== undefined) return Promise.resolve({ id: known });
+    const entry = new LogEntry({
+      ...publication,
+      epoch: history === false ? undefined : this.#epoch,
+      offset: history === false ? ++this.#liveOnly : ++this.#offset,
+    });
+    if (key !== undefined) this.#remember(channel, key, entry.id);
+    if (history !== false) this.#log?.append(entry, history);
+    if (this.#receiver?.follows(channel) === true) this.#receiver.receive(entry);
+    return Promise.resolve({ id: entry.id });
   }
 
   listen(channel: string): undefined {
-    this.#listened.add(channel);
+    this.#log?.moved(channel);
   }
 
   unlisten(channel: string): void {
-    this.#listened.delete(channel);
+    this.#log?.moved(channel);
+  }
+
+  position(): Cursor {
+    return { epoch: this.#epoch, offset: this.#offset };
+  }
+
+  read(channels: readonly string[], after: number, maxBytes: number): Page {
+    if (this.#closed || this.#log === undefined) throw closed();
+    return { ...this.#log.read(channels, after, maxBytes), position: this.position() };
+  }
+
+  clear(channel: string): Promise<void> {
+    this.#log?.clear(channel);
+    return Promise.resolve();
   }
 
   close(): Promise<void> {
     this.#closed = true;
-    this.#listened.clear();
+    this.#log = undefined;
+    this.#keys.clear();
     return Promise.resolve();
   }
+
+  #idOf(channel: string, key: string): string | undefined {
+    const known = this.#keys.get(`${channel}\n${key}`);
+    return known !== undefined && known.until > performance.now() ? known.id : undefined;
+  }
+
+  #remember(channel: string, key: string, id: string): void {
+    const now = performance.now();
+    const name = `${channel}\n${key}`;
+    this.#keys.delete(name);
+    this.#keys.set(name, { id, until: now + KEY_MEMORY });
+    for (const [oldest, { until }] of this.#keys) {
+      if (until > now && this.#keys.size <= MAX_KEYS) break;
+      this.#keys.delete(oldest);
+    }
+  }
+}
+
+function closed(): SseError {
+  return new SseError('ERR_SSE_CLOSED', 'the channels are closed; publish and subscribe before close()');
 }

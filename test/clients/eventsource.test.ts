@@ -4,11 +4,18 @@ import { createChannels, type EventStream } from '../../src/index.ts';
 import { serveStreams } from '../support/app.ts';
 import { until, within } from '../support/wait.ts';
 
-function open(url: string): { source: EventSource; got: [string, string, string][]; opened: () => number; [Symbol.dispose]: () => void } {
+function open(url: string): {
+  source: EventSource;
+  got: [string, string, string][];
+  opened: () => number;
+  [Symbol.dispose]: () => void;
+} {
   const source = new EventSource(url);
   const got: [string, string, string][] = [];
   let opened = 0;
-  for (const type of ['message', 'tick', 'sse:end']) source.addEventListener(type, (event) => void got.push([type, event.data, event.lastEventId]));
+  for (const type of ['message', 'tick', 'sse:end']) {
+    source.addEventListener(type, (event) => void got.push([type, event.data, event.lastEventId]));
+  }
   source.addEventListener('open', () => opened++);
   return { source, got, opened: () => opened, [Symbol.dispose]: () => source.close() };
 }

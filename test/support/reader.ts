@@ -4,7 +4,10 @@ import { within } from './wait.ts';
 
 export interface Reader extends Disposable {
   readonly response: Response;
+  /** Checkpoints apart. */
   readonly events: EventSourceMessage[];
+  /** The ids of the checkpoints. */
+  readonly checkpoints: string[];
   readonly comments: string[];
   readonly retries: number[];
   /** All that was received, as it was. */
@@ -28,13 +31,14 @@ export async function read(url: string, init: RequestInit = {}): Promise<Reader>
   const response = await within(`the head of ${url}`, fetch(url, { ...init, headers, signal: abort.signal }));
   const events: EventSourceMessage[] = [];
   const comments: string[] = [];
+  const checkpoints: string[] = [];
   const retries: number[] = [];
   let handedOut = 0;
   let text = '';
   let ended = false;
   let wake: (() => void) | undefined;
   const parser = createParser({
-    onEvent: (event) => void events.push(event),
+    onEvent: (event) => void (event.event === 'sse:checkpoint' ? checkpoints.push(event.id ?? '') : events.push(event)),
     onComment: (comment) => void comments.push(comment),
     onRetry: (retry) => void retries.push(retry),
   });
@@ -71,6 +75,7 @@ export async function read(url: string, init: RequestInit = {}): Promise<Reader>
     response,
     events,
     comments,
+    checkpoints,
     retries,
     get text() {
       return text;

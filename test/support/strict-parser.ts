@@ -58,7 +58,11 @@ export class StrictParser {
       this.#type = '';
       return;
     }
-    this.events.push({ type: this.#type === '' ? 'message' : this.#type, data: this.#data.slice(0, -1), lastEventId: this.lastEventId });
+    this.events.push({
+      type: this.#type === '' ? 'message' : this.#type,
+      data: this.#data.slice(0, -1),
+      lastEventId: this.lastEventId,
+    });
     this.#data = '';
     this.#type = '';
   }
