@@ -33,10 +33,12 @@ class ChannelLog {
   // Entries before `first` are gone; the array is cut now and then.
   #entries: Kept[] = [];
   #first = 0;
-  #trimmed = 0;
+  #trimmed: number;
 
-  constructor(limits: HistoryLimits) {
+  /** @param trimmed what is known of a channel of this name before */
+  constructor(limits: HistoryLimits, trimmed: number) {
     this.limits = limits;
+    this.#trimmed = trimmed;
   }
 
   get events(): number {
@@ -124,7 +126,7 @@ export class Log {
 
   append(entry: LogEntry, limits: HistoryLimits): void {
     const { channel } = entry;
-    const log = this.#get(channel) ?? new ChannelLog(limits);
+    const log = this.#get(channel) ?? new ChannelLog(limits, this.#floor);
     log.limits = limits;
     this.#place(channel, log);
     log.push(entry, this.#now());

@@ -1,0 +1,766 @@
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { describe, expect, test } from 'vitest';
+import {
+  createChannels,
+  type Channels,
+  type ChannelsOptions,
+  type EventStream,
+  type Gap,
+  type SseOptions,
+  type SubscribeOptions,
+  type Subscription,
+} from '../src/index.ts';
+import { serveStreams, type StreamServer } from './support/app.ts';
+import { read, type Reader } from './support/reader.ts';
+import { dial, requestText } from './support/server.ts';
+import { StrictParser } from './support/strict-parser.ts';
+import { until, within } from './support/wait.ts';
+
+interface Setup {
+  follow?: string | string[];
+  options?: SubscribeOptions;
+  sse?: SseOptions;
+}
+
+interface ChannelServer extends StreamServer {
+  readonly channels: Channels;
+  readonly subscriptions: Subscription[];
+}
+
+/** Streams at `/` that follow channels; each subscription is noted when it resolves. */
+async function serveChannels(
+  registry: ChannelsOptions = {},
+  { follow = 'a', options = {}, sse = {} }: Setup = {},
+): Promise<ChannelServer> {
+  const channels = createChannels(registry);
+  const subscriptions: Subscription[] = [];
+  const server = await serveStreams(async (stream) => void subscriptions.push(await stream.subscribe(follow, options)), {
+    channels,
+    ...sse,
+  });
+  return Object.assign(server, { channels, subscriptions });
+}
+
+/** Publishes one event for each and gives the ids. */
+async function publish(channels: Channels, name: string, ...all: unknown[]): Promise<string[]> {
+  const ids: string[] = [];
+  for (const each of all) ids.push((await channels.publish(name, String(each))).id);
+  return ids;
+}
+
+function resume(url: string, lastEventId: string): Promise<Reader> {
+  return read(url, { headers: { 'Last-Event-ID': lastEventId } });
+}
+
+function data(events: { data: string }[]): string[] {
+  return events.map((event) => event.data);
+}
+
+function gapOf(event: { event?: string | undefined; data: string } | undefined): unknown {
+  expect(event?.event).toBe('sse:gap');
+  return JSON.parse(event?.data ?? '');
+}
+
+describe('a client that reconnects', () => {
+  test('gets what it missed, in order, once, and goes on live', async () => {
+    await using server = await serveChannels();
+    const ids = await publish(server.channels, 'a', 1, 2, 3, 4);
+    using reader = await resume(server.url, ids[1] as string);
+    expect(data(await reader.take(2))).toEqual(['3', '4']);
+    await publish(server.channels, 'a', 5);
+    expect((await reader.next()).data).toBe('5');
+    expect(server.subscriptions[0]).toMatchObject({ recovered: true, gaps: 0 });
+    expect(reader.events.map((event) => event.id)).toEqual([...ids.slice(2), expect.any(String)]);
+  });
+
+  test('may bring its id in the query, and the header goes before it', async () => {
+    await using server = await serveChannels();
+    const ids = await publish(server.channels, 'a', 1, 2, 3);
+    using byQuery = await read(`${server.url}?lastEventId=${ids[0] as string}`);
+    expect(data(await byQuery.take(2))).toEqual(['2', '3']);
+    using byHeader = await resume(`${server.url}?lastEventId=${ids[0] as string}`, ids[1] as string);
+    expect(data(await byHeader.take(1))).toEqual(['3']);
+  });
+
+  test('with the newest id has missed nothing', async () => {
+    await using server = await serveChannels();
+    const ids = await publish(server.channels, 'a', 1, 2);
+    using reader = await resume(server.url, ids[1] as string);
+    await until('the subscription', () => server.subscriptions.length === 1);
+    await publish(server.channels, 'a', 3);
+    expect((await reader.next()).data).toBe('3');
+    expect(server.subscriptions[0]).toMatchObject({ recovered: true, gaps: 0 });
+  });
+
+  test('with resume: false begins where since says', async () => {
+    await using server = await serveChannels({}, { options: { resume: false } });
+    const ids = await publish(server.channels, 'a', 1, 2);
+    using reader = await resume(server.url, ids[0] as string);
+    await until('the subscription', () => server.subscriptions.length === 1);
+    await publish(server.channels, 'a', 3);
+    expect((await reader.next()).data).toBe('3');
+  });
+
+  test('gets a history that is larger than maxBuffered in full', async () => {
+    await using server = await serveChannels({ history: { events: 5_000, bytes: 50_000_000 } }, { sse: { maxBuffered: 1_000 } });
+    const payload = 'x'.repeat(5_000);
+    const [first] = await publish(server.channels, 'a', 'first');
+    for (let index = 0; index < 2_000; index++) void server.channels.publish('a', `${index}:${payload}`);
+    using reader = await resume(server.url, first as string);
+    const events = await reader.take(2_000);
+    expect(events.map((event) => Number.parseInt(event.data, 10))).toEqual(Array.from({ length: 2_000 }, (_, index) => index));
+    await publish(server.channels, 'a', 'live');
+    expect((await reader.next()).data).toBe('live');
+  });
+
+  test('to a busy channel catches up with it', async () => {
+    await using server = await serveChannels({ history: { events: 100_000, bytes: 100_000_000 } });
+    const [first] = await publish(server.channels, 'a', 'first');
+    let published = 0;
+    const timer = setInterval(() => {
+      for (let count = 0; count < 20; count++) void server.channels.publish('a', `${published++}:${'x'.repeat(500)}`);
+    }, 1);
+    await until('a backlog', () => published > 5_000);
+    using reader = await resume(server.url, first as string);
+    await until('the stream to be live', () => server.subscriptions.length === 1 && server.channels.stats().behind === 0);
+    clearInterval(timer);
+    const events = await reader.take(published);
+    expect(events.every((event, index) => Number.parseInt(event.data, 10) === index)).toBe(true);
+  });
+
+  test('to several channels gets them merged in the order of publishing', async () => {
+    await using server = await serveChannels({}, { follow: ['a', 'b', 'c'] });
+    const [first] = await publish(server.channels, 'a', 'first');
+    for (const [index, name] of ['b', 'a', 'c', 'other', 'b', 'a', 'a', 'c'].entries()) {
+      await publish(server.channels, name, `${name}${index}`);
+    }
+    using reader = await resume(server.url, first as string);
+    expect(data(await reader.take(7))).toEqual(['b0', 'a1', 'c2', 'b4', 'a5', 'a6', 'c7']);
+  });
+});
+
+describe('a stream without an id begins', () => {
+  test('now', async () => {
+    await using server = await serveChannels();
+    await publish(server.channels, 'a', 1);
+    using reader = await read(server.url);
+    await until('the subscription', () => server.subscriptions.length === 1);
+    await publish(server.channels, 'a', 2);
+    expect((await reader.next()).data).toBe('2');
+    expect(server.subscriptions[0]).toMatchObject({ recovered: true, gaps: 0 });
+  });
+
+  test("with since: 'start' at all that the history holds, which is no gap", async () => {
+    await using server = await serveChannels({ history: { events: 2 } }, { options: { since: 'start' } });
+    await publish(server.channels, 'a', 1, 2, 3, 4);
+    using reader = await read(server.url);
+    expect(data(await reader.take(2))).toEqual(['3', '4']);
+    await publish(server.channels, 'a', 5);
+    expect((await reader.next()).data).toBe('5');
+    expect(server.subscriptions[0]).toMatchObject({ recovered: true, gaps: 0 });
+  });
+
+  test('with since: a cursor, as if the client had brought it', async () => {
+    const channels = createChannels({ history: { events: 2 } });
+    const ids = await publish(channels, 'a', 1, 2, 3, 4);
+    await using server = await serveStreams(
+      (stream) =>
+        stream.subscribe('a', {
+          since: ids[Number(stream.lastEventId || new URL(stream.req.url ?? '', 'http://x').searchParams.get('at'))] as string,
+          resume: false,
+        }),
+      { channels },
+    );
+    using kept = await read(`${server.url}?at=2`);
+    expect(data(await kept.take(1))).toEqual(['4']);
+    using lost = await read(`${server.url}?at=0`);
+    const [gap, ...events] = await lost.take(3);
+    expect(gapOf(gap)).toEqual({ channels: ['a'], after: ids[0], cursor: ids[3] });
+    expect(data(events)).toEqual(['3', '4']);
+  });
+
+  test("and never where a client says 'start' or 'now' as its id", async () => {
+    await using server = await serveChannels();
+    await publish(server.channels, 'a', 1);
+    for (const id of ['start', 'now']) {
+      using reader = await resume(server.url, id);
+      expect(gapOf(await reader.next())).toMatchObject({ channels: ['a'], after: '' });
+    }
+  });
+});
+
+describe('a gap', () => {
+  test('is told with the channels, the cursor and the head, and what is still held follows', async () => {
+    await using server = await serveChannels({ history: { events: 2 } });
+    const ids = await publish(server.channels, 'a', 1, 2, 3, 4);
+    using reader = await resume(server.url, ids[0] as string);
+    const [gap, ...rest] = await reader.take(3);
+    expect(gapOf(gap)).toEqual({ channels: ['a'], after: ids[0], cursor: ids[3] });
+    expect(gap?.id).toBe(undefined);
+    expect(data(rest)).toEqual(['3', '4']);
+    await until('the subscription', () => server.subscriptions.length === 1);
+    expect(server.subscriptions[0]).toMatchObject({ recovered: false, gaps: 1 });
+    expect(server.channels.stats().gaps).toBe(1);
+    // A checkpoint right after it: below the first event that follows.
+    expect(reader.checkpoints).toEqual([ids[1]]);
+    expect(reader.text.indexOf('sse:gap')).toBeLessThan(reader.text.indexOf('sse:checkpoint'));
+    expect(reader.text.indexOf('sse:checkpoint')).toBeLessThan(reader.text.indexOf('data: 3'));
+  });
+
+  test('is the truth with sparse offsets: of A1 B2 A3 B4 A5, A1 and A3 trimmed, cursors 3 and 4 lost nothing, 2 did', async () => {
+    const channels = createChannels({ historyFor: (name) => (name === 'a' ? { events: 1 } : undefined) });
+    await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
+    const ids: string[] = [];
+    for (const name of ['a', 'b', 'a', 'b', 'a']) ids.push(...(await publish(channels, name, name)));
+    for (const [index, lost] of [
+      [0, true],
+      [1, true],
+      [2, false],
+      [3, false],
+    ] as const) {
+      using reader = await resume(server.url, ids[index] as string);
+      const first = await reader.next();
+      expect([index, first.event === 'sse:gap']).toEqual([index, lost]);
+      expect((lost ? await reader.next() : first).data).toBe('a');
+    }
+    using atHead = await resume(server.url, ids[4] as string);
+    await until('a checkpoint', () => atHead.checkpoints.length === 1);
+    expect(atHead.events).toEqual([]);
+  });
+
+  test('names only the channels that lost something', async () => {
+    const channels = createChannels({ historyFor: (name) => (name === 'a' ? { events: 1 } : undefined) });
+    await using server = await serveStreams((stream) => stream.subscribe(['a', 'b']), { channels });
+    const [first] = await publish(channels, 'b', 'b0');
+    await publish(channels, 'a', 'a1', 'a2');
+    await publish(channels, 'b', 'b3');
+    using reader = await resume(server.url, first as string);
+    const [gap, ...rest] = await reader.take(3);
+    expect(gapOf(gap)).toMatchObject({ channels: ['a'], after: first });
+    expect(data(rest)).toEqual(['a2', 'b3']);
+  });
+
+  test('of an emptied channel is told by what is known of it', async () => {
+    await using server = await serveChannels();
+    const ids = await publish(server.channels, 'a', 1, 2);
+    await server.channels.clear('a');
+    using lost = await resume(server.url, ids[0] as string);
+    expect(gapOf(await lost.next())).toEqual({ channels: ['a'], after: ids[0], cursor: ids[1] });
+    await until('its checkpoint', () => lost.checkpoints.length === 1);
+    expect(lost.checkpoints).toEqual([ids[1]]);
+    using nothing = await resume(server.url, ids[1] as string);
+    await until('a checkpoint', () => nothing.checkpoints.length === 1);
+    expect(nothing.events).toEqual([]);
+  });
+
+  test('of a forgotten channel is told by the floor', async () => {
+    await using server = await serveChannels({ maxChannels: 1 });
+    const [first] = await publish(server.channels, 'a', 1, 2);
+    await publish(server.channels, 'b', 1);
+    using reader = await resume(server.url, first as string);
+    expect(gapOf(await reader.next())).toMatchObject({ channels: ['a'] });
+  });
+
+  test.each([
+    ['another epoch', (id: string) => `other.${id.split('.')[1] as string}`],
+    ['beyond the head', (id: string) => `${id.split('.')[0] as string}.999999`],
+    ['garbage', () => 'x'.repeat(5_000)],
+    ['negative', (id: string) => `${id.split('.')[0] as string}.-1`],
+    ['an id of another kind', () => '42'],
+  ])('is told to a client whose cursor is not in the log: %s; all that is held follows', async (_, forge) => {
+    await using server = await serveChannels();
+    const ids = await publish(server.channels, 'a', 1, 2);
+    using reader = await resume(server.url, forge(ids[0] as string));
+    const [gap, ...rest] = await reader.take(3);
+    expect(gapOf(gap)).toEqual({ channels: ['a'], after: '', cursor: ids[1] });
+    expect(data(rest)).toEqual(['1', '2']);
+    await until('the subscription', () => server.subscriptions.length === 1);
+    expect(server.subscriptions[0]).toMatchObject({ recovered: false, gaps: 1 });
+  });
+
+  test('after a restart is told before anything was published', async () => {
+    await using before = await serveChannels();
+    const [id] = await publish(before.channels, 'a', 1);
+    await using after = await serveChannels();
+    using reader = await resume(after.url, id as string);
+    const gap = gapOf(await reader.next()) as { channels: string[]; after: string; cursor: string };
+    expect(gap).toMatchObject({ channels: ['a'], after: '' });
+    await until('its checkpoint', () => reader.checkpoints.length === 1);
+    expect(reader.checkpoints).toEqual([gap.cursor]);
+    expect(gap.cursor).toBe(await after.channels.cursor());
+  });
+
+  test('is not told again once the client has received an id beyond it', async () => {
+    await using server = await serveChannels({ history: { events: 2 } });
+    const ids = await publish(server.channels, 'a', 1, 2, 3, 4);
+    using told = await resume(server.url, ids[0] as string);
+    await until('its checkpoint', () => told.checkpoints.length === 1);
+    using again = await resume(server.url, told.checkpoints[0] as string);
+    expect(data(await again.take(2))).toEqual(['3', '4']);
+    expect(again.events.map((event) => event.event)).toEqual([undefined, undefined]);
+  });
+
+  test('is told on res-sse:gap', async () => {
+    const messages: unknown[] = [];
+    const note = (message: unknown): void => void messages.push(message);
+    subscribe('res-sse:gap', note);
+    await using server = await serveChannels({ history: { events: 1 } });
+    const ids = await publish(server.channels, 'a', 1, 2, 3);
+    using reader = await resume(server.url, ids[0] as string);
+    await reader.take(2);
+    unsubscribe('res-sse:gap', note);
+    expect(messages).toEqual([{ stream: server.streams[0], channels: ['a'], lastEventId: ids[0], cursor: ids[2] }]);
+  });
+});
+
+describe('onGap', () => {
+  /** A server whose history holds two events, and the ids of five that were published. */
+  async function serveGaps(
+    onGap: (stream: EventStream, gap: Gap, server: ChannelServer) => unknown,
+  ): Promise<ChannelServer & { ids: string[] }> {
+    const server: ChannelServer = await serveChannels(
+      { history: { events: 2 } },
+      { options: { onGap: (stream, gap) => onGap(stream, gap, server) as string } },
+    );
+    return Object.assign(server, { ids: await publish(server.channels, 'a', 1, 2, 3, 4, 5) });
+  }
+
+  test('is awaited before any event, and events go on from the cursor that it returns', async () => {
+    const gaps: Gap[] = [];
+    await using server = await serveGaps(async (stream, gap, { channels }) => {
+      gaps.push(gap);
+      await publish(channels, 'a', 6);
+      stream.send('snapshot');
+      return gap.cursor;
+    });
+    using reader = await resume(server.url, server.ids[0] as string);
+    expect(data(await reader.take(2))).toEqual(['snapshot', '6']);
+    expect(gaps).toEqual([{ channels: ['a'], lastEventId: server.ids[0], cursor: server.ids[4] }]);
+    expect(reader.checkpoints).toEqual([server.ids[4]]);
+    expect(reader.text.indexOf('snapshot')).toBeLessThan(reader.text.indexOf('sse:checkpoint'));
+    expect(reader.text).not.toContain('sse:gap');
+    await until('the subscription', () => server.subscriptions.length === 1);
+    expect(server.subscriptions[0]).toMatchObject({ recovered: false, gaps: 1 });
+  });
+
+  test('that returns nothing is followed by what is still held', async () => {
+    await using server = await serveGaps(async (stream) => void stream.send('sorry'));
+    using reader = await resume(server.url, server.ids[0] as string);
+    expect(data(await reader.take(3))).toEqual(['sorry', '4', '5']);
+    expect(reader.checkpoints).toEqual([server.ids[2]]);
+  });
+
+  test.each<[string, (gap: Gap) => unknown]>([
+    ['a cursor of another log', () => 'other.5'],
+    ['garbage', () => 'garbage'],
+    ['a number', () => 5],
+    ["a cursor below the stream's own", (gap) => `${gap.cursor.split('.')[0] as string}.0`],
+    [
+      'a throw',
+      () => {
+        throw new Error('no database');
+      },
+    ],
+    ['a rejection', () => Promise.reject(new Error('no database'))],
+  ])('that answers with %s ends the stream with error, and nobody else notices', async (_, answer) => {
+    await using server = await serveGaps((_stream, gap) => answer(gap));
+    using bystander = await read(server.url);
+    await until('it', () => server.subscriptions.length === 1);
+    using reader = await resume(server.url, server.ids[0] as string);
+    await reader.end();
+    expect(data(reader.events)).toEqual([]);
+    expect(reader.checkpoints).toEqual([]);
+    expect(await (server.streams[1] as EventStream).closed).toBe('error');
+    expect(server.errors.splice(0)).toHaveLength(1);
+    await publish(server.channels, 'a', 'still here');
+    expect((await bystander.next()).data).toBe('still here');
+  });
+
+  test('is called once in a row: what a slow handler loses meanwhile is told by an sse:gap', async () => {
+    let calls = 0;
+    await using server = await serveGaps(async (_stream, gap, { channels }) => {
+      calls++;
+      await publish(channels, 'a', 6, 7, 8, 9);
+      return gap.cursor;
+    });
+    using reader = await resume(server.url, server.ids[0] as string);
+    const [gap, ...rest] = await reader.take(3);
+    expect(gapOf(gap)).toMatchObject({ channels: ['a'], after: server.ids[4] });
+    expect(data(rest)).toEqual(['8', '9']);
+    expect(calls).toBe(1);
+  });
+
+  test('of a stream that ends meanwhile leaves nothing behind', async () => {
+    let go = (): void => {};
+    let called = false;
+    await using server = await serveGaps((_stream, gap) => {
+      called = true;
+      return new Promise((resolve) => (go = () => resolve(gap.cursor)));
+    });
+    const reader = await resume(server.url, server.ids[0] as string);
+    await until('the handler', () => called);
+    reader.close();
+    await until('the subscription to end', () => server.subscriptions.length === 1);
+    expect(server.channels.stats()).toMatchObject({ channels: 0, subscriptions: 0, behind: 0 });
+    go();
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(server.channels.stats()).toMatchObject({ channels: 0, subscriptions: 0, behind: 0 });
+  });
+});
+
+describe('checkpoints', () => {
+  test('the first lets a client resume that has received no event', async () => {
+    await using server = await serveChannels();
+    await publish(server.channels, 'a', 1);
+    const reader = await read(server.url);
+    await until('a checkpoint', () => reader.checkpoints.length === 1);
+    expect(reader.text).toContain(
+      `id: ${reader.checkpoints[0] as string}\nevent: sse:checkpoint\ndata: {"cursor":"${reader.checkpoints[0] as string}"}\n\n`,
+    );
+    reader.close();
+    await until('it to leave', () => server.events.streams.size === 0);
+    await publish(server.channels, 'a', 2, 3);
+    using again = await resume(server.url, reader.checkpoints[0] as string);
+    expect(data(await again.take(2))).toEqual(['2', '3']);
+  });
+
+  test('each heartbeat tells a quiet stream where it is, so that it resumes without a gap', async () => {
+    await using server = await serveChannels(
+      { historyFor: (name) => (name === 'a' ? undefined : { events: 1 }) },
+      { sse: { heartbeat: 30 } },
+    );
+    using reader = await read(server.url);
+    await until('the first', () => reader.checkpoints.length === 1);
+    const ids = await publish(server.channels, 'busy', 1, 2, 3);
+    await until('the second', () => reader.checkpoints.length === 2);
+    expect(reader.checkpoints[1]).toBe(ids[2]);
+    // Nothing new, nothing to tell: heartbeats again.
+    const { length } = reader.comments;
+    await until('heartbeats', () => reader.comments.length > length + 3);
+    expect(reader.checkpoints).toHaveLength(2);
+  });
+
+  test('tell where a stream is whose events were filtered out', async () => {
+    await using server = await serveChannels(
+      {},
+      { sse: { heartbeat: 30 }, options: { filter: (event) => event.data !== 'hidden' } },
+    );
+    using reader = await read(server.url);
+    await until('the subscription', () => server.subscriptions.length === 1);
+    const ids = await publish(server.channels, 'a', 'shown', 'hidden');
+    await until('it', () => reader.checkpoints.at(-1) === ids[1]);
+    expect(data(reader.events)).toEqual(['shown']);
+  });
+
+  test('come while a stream is busy with direct events, too', async () => {
+    await using server = await serveChannels({}, { sse: { heartbeat: 50 } });
+    using reader = await read(server.url);
+    await until('the first', () => reader.checkpoints.length === 1);
+    const stream = server.streams[0] as EventStream;
+    const timer = setInterval(() => stream.send('direct'), 5);
+    const [id] = await publish(server.channels, 'busy', 1);
+    await until('the second', () => reader.checkpoints.at(-1) === id);
+    clearInterval(timer);
+  });
+
+  test('of the routine are off with checkpoints: false, and after a gap there is one anyway', async () => {
+    await using server = await serveChannels(
+      { history: { events: 1 } },
+      { options: { checkpoints: false }, sse: { heartbeat: 20 } },
+    );
+    const ids = await publish(server.channels, 'a', 1, 2, 3);
+    using reader = await read(server.url);
+    await publish(server.channels, 'busy', 1);
+    await until('heartbeats', () => reader.comments.length > 5);
+    expect(reader.checkpoints).toEqual([]);
+    using lost = await resume(server.url, ids[0] as string);
+    await until('it', () => lost.checkpoints.length === 1);
+  });
+
+  test('never go out before a gap has been told', async () => {
+    let go = (): void => {};
+    await using server = await serveChannels(
+      { history: { events: 1 } },
+      {
+        sse: { heartbeat: 20 },
+        options: { onGap: (_stream, gap) => new Promise<string>((resolve) => (go = () => resolve(gap.cursor))) },
+      },
+    );
+    const ids = await publish(server.channels, 'a', 1, 2, 3);
+    using reader = await resume(server.url, ids[0] as string);
+    await until('heartbeats', () => reader.comments.length > 4);
+    expect(reader.checkpoints).toEqual([]);
+    go();
+    await until('it', () => reader.checkpoints.length === 1);
+    expect(reader.checkpoints).toEqual([ids[2]]);
+  });
+});
+
+describe('a channel without history', () => {
+  test('is live only: no id, no checkpoint, no resume, no gap', async () => {
+    await using server = await serveChannels({ history: false }, { sse: { heartbeat: 30 } });
+    expect(await server.channels.publish('a', 'unseen')).toEqual({ id: '' });
+    using reader = await resume(server.url, 'whatever');
+    await until('the subscription', () => server.subscriptions.length === 1);
+    await server.channels.publish('a', 'live', { event: 'tick' });
+    expect(await reader.next()).toEqual({ id: undefined, event: 'tick', data: 'live' });
+    await until('heartbeats', () => reader.comments.length > 3);
+    expect(reader.checkpoints).toEqual([]);
+    expect(reader.events).toHaveLength(1);
+    expect(server.subscriptions[0]).toMatchObject({ recovered: true, gaps: 0, cursor: '' });
+  });
+
+  test('beside one with history goes on while the stream is catching up', async () => {
+    let go = (): void => {};
+    await using server = await serveChannels(
+      { historyFor: (name) => (name === 'live' ? false : { events: 1 }) },
+      {
+        follow: ['a', 'live'],
+        options: { onGap: (_stream, gap) => new Promise<string>((resolve) => (go = () => resolve(gap.cursor))) },
+      },
+    );
+    const ids = await publish(server.channels, 'a', 1, 2, 3);
+    using reader = await resume(server.url, ids[0] as string);
+    await until('the stream to be behind', () => server.channels.stats().behind === 1);
+    await server.channels.publish('live', 'now');
+    expect((await reader.next()).data).toBe('now');
+    go();
+    await until('the stream to be live', () => server.channels.stats().behind === 0);
+    await publish(server.channels, 'a', 4);
+    expect((await reader.next()).data).toBe('4');
+  });
+});
+
+test('a newest-only channel skips a reader that lags to the newest event, and that is no gap', async () => {
+  await using server = await serveChannels({ history: { events: 1, latest: true } });
+  const ids = await publish(server.channels, 'a', 1, 2, 3);
+  using reader = await resume(server.url, ids[0] as string);
+  expect(data(await reader.take(1))).toEqual(['3']);
+  await until('the subscription', () => server.subscriptions.length === 1);
+  expect(server.subscriptions[0]).toMatchObject({ recovered: true, gaps: 0 });
+});
+
+describe('a slow reader', () => {
+  /** A raw reader that has stopped reading, on a stream that follows `a` and has fallen behind. */
+  async function fallBehind(
+    server: ChannelServer,
+  ): Promise<{ socket: import('node:net').Socket; parser: StrictParser; published: number }> {
+    const socket = await dial(server.port, requestText('/').replace('HTTP/1.1', 'HTTP/1.0'));
+    socket.pause();
+    const parser = new StrictParser();
+    let head = '';
+    let inBody = false;
+    socket.on('data', (chunk: Buffer) => {
+      if (inBody) {
+        parser.feed(chunk);
+        return;
+      }
+      head += chunk.toString('latin1');
+      const end = head.indexOf('\r\n\r\n');
+      inBody = end !== -1;
+      if (inBody) parser.feed(Buffer.from(head.slice(end + 4), 'latin1'));
+    });
+    await until('the subscription', () => server.subscriptions.length === 1);
+    let published = 0;
+    await until('it to be behind', async () => {
+      for (let count = 0; count < 20; count++) await server.channels.publish('a', `${published++}:${'x'.repeat(10_000)}`);
+      await new Promise((resolve) => setImmediate(resolve));
+      return server.channels.stats().behind === 1;
+    });
+    return { socket, parser, published };
+  }
+
+  function numbers(parser: StrictParser): number[] {
+    return parser.events.filter((event) => event.type === 'message').map((event) => Number.parseInt(event.data, 10));
+  }
+
+  test('costs a cursor, not a queue: it leaves the live streams, and returns by itself with everything', async () => {
+    await using server = await serveChannels(
+      { history: { events: 100_000, bytes: 200_000_000 }, maxHistory: 200_000_000 },
+      { sse: { stallTimeout: false } },
+    );
+    const { socket, parser, published } = await fallBehind(server);
+    const stream = server.streams[0] as EventStream;
+    const queued = stream.bufferedAmount;
+    let more = published;
+    for (; more < published + 1_000; more++) await server.channels.publish('a', `${more}:${'x'.repeat(10_000)}`);
+    await new Promise((resolve) => setImmediate(resolve));
+    // 10 MB later not a byte more is queued for it.
+    expect(stream.bufferedAmount).toBe(queued);
+    socket.resume();
+    await until('it to be live again', () => server.channels.stats().behind === 0);
+    await server.channels.publish('a', `${more}:live`);
+    await until('everything', () => numbers(parser).length === more + 1);
+    expect(numbers(parser)).toEqual(Array.from({ length: more + 1 }, (_, index) => index));
+    expect(server.subscriptions[0]).toMatchObject({ gaps: 0 });
+    expect(stream.readyState).toBe(1);
+    socket.destroy();
+  });
+
+  test('that is overtaken by the bounds is told a gap in mid-stream, and recovered speaks of the start only', async () => {
+    await using server = await serveChannels({ history: { events: 10 } }, { sse: { stallTimeout: false } });
+    const { socket, parser, published } = await fallBehind(server);
+    let more = published;
+    for (; more < published + 100; more++) await server.channels.publish('a', `${more}:x`);
+    socket.resume();
+    await until('it to be live again', () => server.channels.stats().behind === 0);
+    await until('the newest', () => numbers(parser).at(-1) === more - 1);
+    const gap = parser.events.find((event) => event.type === 'sse:gap');
+    expect(JSON.parse(gap?.data ?? '')).toEqual({ channels: ['a'], after: expect.any(String), cursor: expect.any(String) });
+    expect(server.subscriptions[0]).toMatchObject({ recovered: true, gaps: 1 });
+    // What came before the gap has no hole, and neither has what came after.
+    const got = numbers(parser);
+    const hole = got.findIndex((number, index) => number !== index);
+    expect(got.slice(hole)).toEqual(Array.from({ length: got.length - hole }, (_, index) => (got[hole] as number) + index));
+    expect(parser.events.filter((event) => event.type === 'sse:gap')).toHaveLength(1);
+    socket.destroy();
+  });
+
+  test('that leaves while it is behind leaves nothing behind', async () => {
+    await using server = await serveChannels({}, { sse: { stallTimeout: false } });
+    const { socket } = await fallBehind(server);
+    socket.destroy();
+    await until('it to be gone', () => server.events.streams.size === 0);
+    expect(server.channels.stats()).toMatchObject({ behind: 0, subscriptions: 0, channels: 0 });
+  });
+});
+
+describe('a second subscribe on a stream', () => {
+  test('catches its channels up with the cursor: ids step back once, and nothing is lost or repeated', async () => {
+    const channels = createChannels();
+    const ids = [
+      ...(await publish(channels, 'a', 'a1')),
+      ...(await publish(channels, 'b', 'b2')),
+      ...(await publish(channels, 'a', 'a3')),
+    ];
+    await using server = await serveStreams(
+      async (stream) => {
+        await stream.subscribe('a');
+        await stream.subscribe('b');
+      },
+      { channels },
+    );
+    using reader = await resume(server.url, ids[0] as string);
+    expect(data(await reader.take(2))).toEqual(['a3', 'b2']);
+    for (const name of ['b', 'a']) await publish(channels, name, `${name} live`);
+    expect(data(await reader.take(2))).toEqual(['b live', 'a live']);
+    expect(reader.events).toHaveLength(4);
+  });
+
+  test('with since begins there for its own channels only', async () => {
+    const channels = createChannels();
+    await publish(channels, 'a', 'a1');
+    await publish(channels, 'b', 'b2');
+    await using server = await serveStreams(
+      async (stream) => {
+        await stream.subscribe('a');
+        await stream.subscribe('b', { since: 'start' });
+      },
+      { channels },
+    );
+    using reader = await read(server.url);
+    expect(data(await reader.take(1))).toEqual(['b2']);
+    await publish(channels, 'a', 'a3');
+    expect(data(await reader.take(1))).toEqual(['a3']);
+  });
+
+  test('tells a gap of its own channels', async () => {
+    const channels = createChannels({ history: { events: 1 } });
+    const subscriptions: Subscription[] = [];
+    const ids = await publish(channels, 'b', 1, 2, 3);
+    await using server = await serveStreams(
+      async (stream) => {
+        subscriptions.push(await stream.subscribe('a'), await stream.subscribe('b'));
+      },
+      { channels },
+    );
+    using reader = await resume(server.url, ids[0] as string);
+    const [gap, event] = await reader.take(2);
+    expect(gapOf(gap)).toMatchObject({ channels: ['b'] });
+    expect(event?.data).toBe('3');
+    await until('both', () => subscriptions.length === 2);
+    expect(subscriptions.map(({ recovered, gaps }) => [recovered, gaps])).toEqual([
+      [true, 0],
+      [false, 1],
+    ]);
+  });
+});
+
+test('cursor() hands over from a page to its stream: nothing between them is lost', async () => {
+  await using server = await serveChannels();
+  const empty = await server.channels.cursor();
+  using fromEmpty = await read(`${server.url}?lastEventId=${empty}`);
+  await publish(server.channels, 'a', 1);
+  expect((await fromEmpty.next()).data).toBe('1');
+  const cursor = await server.channels.cursor();
+  await publish(server.channels, 'a', 'between');
+  using reader = await read(`${server.url}?lastEventId=${cursor}`);
+  await publish(server.channels, 'a', 'after');
+  expect(data(await reader.take(2))).toEqual(['between', 'after']);
+});
+
+test('a subscription says where it is', async () => {
+  await using server = await serveChannels();
+  using reader = await read(server.url);
+  await until('the subscription', () => server.subscriptions.length === 1);
+  const [id] = await publish(server.channels, 'a', 1);
+  await reader.next();
+  expect(server.subscriptions[0]).toMatchObject({ channels: ['a'], cursor: id });
+});
+
+test('publish with a key publishes once, however often it is retried', async () => {
+  await using server = await serveChannels();
+  using reader = await read(server.url);
+  await until('the subscription', () => server.subscriptions.length === 1);
+  const first = await server.channels.publish('a', 'once', { key: 'order-17' });
+  const retries = await Promise.all([1, 2, 3].map(() => server.channels.publish('a', 'again', { key: 'order-17' })));
+  expect(retries).toEqual([first, first, first]);
+  await server.channels.publish('a', 'next', { key: 'order-18' });
+  expect(data(await reader.take(2))).toEqual(['once', 'next']);
+  await expect(server.channels.publish('a', 'x', { key: '' })).rejects.toMatchObject({ code: 'ERR_SSE_OPTION' });
+  await expect(server.channels.publish('a', 'x', { key: 'x'.repeat(257) })).rejects.toMatchObject({ code: 'ERR_SSE_OPTION' });
+});
+
+test('a filter that throws while catching up fails closed, too', async () => {
+  await using server = await serveChannels(
+    {},
+    {
+      options: {
+        filter: (event) => {
+          if (event.data === '2') throw new Error('broken');
+          return true;
+        },
+      },
+    },
+  );
+  const ids = await publish(server.channels, 'a', 0, 1, 2);
+  using reader = await resume(server.url, ids[0] as string);
+  await reader.end();
+  expect(reader.text).not.toContain('data: 2');
+  expect(await within('the reason', (server.streams[0] as EventStream).closed)).toBe('error');
+  expect(server.errors.splice(0)).toEqual([new Error('broken')]);
+});
+
+describe('createChannels refuses', () => {
+  test.each<[object, string]>([
+    [{ history: true }, 'expected `history`'],
+    [{ history: { events: 0 } }, 'expected `events`'],
+    [{ history: { age: -1 } }, 'expected `age`'],
+    [{ history: { size: 5 } }, 'unknown option `size`'],
+    [{ history: { events: 5, latest: true } }, 'a newest-only channel holds one event'],
+    [{ historyFor: {} }, 'expected `historyFor`'],
+    [{ maxHistory: -1 }, 'expected `maxHistory`'],
+    [{ maxChannels: 0 }, 'expected `maxChannels`'],
+    [{ broker: 'redis' }, 'expected `broker`'],
+    [{ brokr: undefined }, 'unknown option `brokr`'],
+  ])('%j', (options, message) => {
+    expect(() => createChannels(options)).toThrow(
+      expect.objectContaining({ code: 'ERR_SSE_OPTION', message: expect.stringContaining(message) }),
+    );
+  });
+
+  test('what historyFor returns when it is asked', async () => {
+    const channels = createChannels({ historyFor: () => ({ events: 0 }) });
+    await expect(channels.publish('a', 1)).rejects.toMatchObject({ code: 'ERR_SSE_OPTION' });
+  });
+});
