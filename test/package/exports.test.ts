@@ -34,6 +34,7 @@ describe('the built package', () => {
     expect((await loaded()).imported).toMatchInlineSnapshot(`
       [
         "EventStream",
+        "LogEntry",
         "SseError",
         "createChannels",
         "memoryBroker",

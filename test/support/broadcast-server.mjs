@@ -26,9 +26,6 @@ const commands = {
 };
 
 process.on('message', ({ id, command, options }) => {
-  Promise.resolve(commands[command](options)).then(
-    (result) => process.send({ id, result }),
-    (error) => process.exit(void console.error(error) ?? 1),
-  );
+  void Promise.resolve(commands[command](options)).then((result) => process.send({ id, result }));
 });
 server.listen(0, '127.0.0.1', () => process.send({ port: server.address().port }));
