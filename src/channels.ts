@@ -70,7 +70,7 @@ export interface ChannelsStats {
   subscriptions: number;
   /** Streams that are catching up: slow, resuming, or waiting for an `onGap`. */
   behind: number;
-  /** Events published here since the start. */
+  /** Calls of `publish` that were accepted here since the start, those that a key made idle included. */
   published: number;
   /** Gaps told here since the start. */
   gaps: number;
@@ -256,11 +256,11 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     assertOptions('subscribe()', options, subscribeRules);
     this.#assertOpen();
     if (stream.readyState === 2) return ended(channels);
-    const follower = this.#followerOf(stream);
     // Wrong use is told before the stream opens, and a HEAD request has its answer by then.
+    const follower = this.#followerOf(stream);
+    stream.follower = follower;
     if (stream.open().readyState === 2) return ended(channels);
     this.#followers.add(follower);
-    stream.follower = follower;
     return follower.add(channels, options);
   }
 

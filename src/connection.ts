@@ -1,6 +1,7 @@
 /** Bytes to one response: the head, the queue of a slow reader, and the one way in which a connection ends. */
-import type { ServerResponse } from 'node:http';
+import { OutgoingMessage, type ServerResponse } from 'node:http';
 import type { Http2ServerResponse } from 'node:http2';
+import { Socket } from 'node:net';
 import { diagnostics } from './diagnostics.ts';
 import { SseError } from './errors.ts';
 import type { StreamSettings } from './options.ts';
@@ -25,6 +26,26 @@ export const WRITE_MARK = 65_536;
 // Large writes are handed over in pieces of this size, so that progress inside one large event can be seen.
 const PIECE = 16_384;
 
+// What Node's own `write` is: where a response has another, bytes have to go through that.
+const NODE_WRITE = OutgoingMessage.prototype.write;
+
+const CRLF = Buffer.from('\r\n');
+
+/** Bytes that many connections share, and the HTTP chunk of them, framed once for all (RFC 9112, 7.1). */
+export class SharedBytes {
+  readonly bytes: Buffer;
+  #chunk: Buffer | undefined;
+
+  constructor(bytes: Buffer) {
+    this.bytes = bytes;
+  }
+
+  get chunk(): Buffer {
+    this.#chunk ??= chunkOf(this.bytes);
+    return this.#chunk;
+  }
+}
+
 // Not a WeakMap: one property costs less memory for each stream, and the listeners below can be shared functions.
 const connectionOf = Symbol('res-sse.connection');
 
@@ -32,8 +53,14 @@ interface Carrier extends ServerResponse {
   [connectionOf]?: Connection;
 }
 
+interface CarrierSocket extends Socket {
+  [connectionOf]?: Connection | undefined;
+}
+
 /** Whom a connection tells what happens to it. */
 export interface ConnectionOwner {
+  /** The application ends the response itself: what is owed to the reader has to be written now. */
+  flush(): void;
   /** The connection ends now: nothing more will be written. Called once. */
   ended(reason: CloseReason): void;
   /** The response is closed, nothing of it is left in this process. Called once, after `ended`. */
@@ -71,6 +98,13 @@ export class Connection {
   #queue: Buffer[] | undefined;
   #queued = 0;
   #listening = false;
+  // Set where bytes go to the socket, past `res.write`: with the chunk framed once for all that costs what a raw socket does.
+  #socket: Socket | undefined;
+  #mayGoDirect = true;
+  #onSocketClose: (() => void) | undefined;
+  #isGuarded = false;
+  // The response's own `write` and `end`, where middleware had put some before us.
+  #wrapped: { write: ServerResponse['write'] | undefined; end: ServerResponse['end'] | undefined } | undefined;
 
   constructor(res: ServerResponse, owner: ConnectionOwner) {
     this.res = res;
@@ -86,12 +120,24 @@ export class Connection {
     // Without a listener an error of a wrapped or destroyed response would end the process.
     res.on('error', onError);
     // A response behind another on a pipelined connection has no socket yet and would never hear of its end.
-    if (res.socket === null) res.req.socket.once('close', () => this.closed());
+    if (res.socket === null) {
+      this.#onSocketClose = () => this.closed();
+      res.req.socket.once('close', this.#onSocketClose);
+    }
   }
 
-  /** Whether bytes can still be written: open, and not ended behind our back by the application. */
-  get writable(): boolean {
-    return this.readyState === 1 && !this.res.writableEnded && !this.res.destroyed;
+  /** Whether bytes can still be written. Notices that the application has ended the response behind our back. */
+  isWritable(): boolean {
+    if (this.readyState === 1 && (this.res.writableEnded || this.res.destroyed)) {
+      this.#forget();
+      this.#ended('server');
+    }
+    return this.readyState === 1;
+  }
+
+  /** Whether it waits for the reader to take what is queued. */
+  get isWaiting(): boolean {
+    return this.#listening;
   }
 
   /** Bytes that are queued in this process and not yet with the kernel. */
@@ -126,33 +172,43 @@ export class Connection {
 
   /** Hands bytes over, or queues them behind what the reader has not taken. Never throws. */
   write(bytes: Buffer): void {
-    if (!this.writable) return;
+    if (!this.isWritable()) return;
     this.wrote = true;
-    if (this.#queue === undefined && bytes.length <= PIECE && this.res.writableLength <= PIECE) {
-      this.#give(bytes);
-      return;
+    if (this.#queue === undefined && bytes.length <= PIECE && this.#pressure <= PIECE) this.#give(bytes);
+    else this.#enqueue([bytes]);
+  }
+
+  /**
+   * Hands over bytes that many connections share, neither copied nor framed again.
+   * @returns `false`, and nothing is written, where the reader is behind
+   */
+  share(shared: SharedBytes): boolean {
+    if (this.readyState !== 1) return true;
+    if (this.#socket === undefined && this.#mayGoDirect) this.#decide();
+    const socket = this.#socket;
+    if (socket === undefined || this.#queue !== undefined || shared.bytes.length > PIECE) {
+      if (this.bufferedAmount > WRITE_MARK) return false;
+      this.write(shared.bytes);
+      return true;
     }
-    this.#queued += bytes.length;
-    if (this.#queue === undefined) {
-      this.#queue = [bytes];
-      this.#pump();
-    } else {
-      this.#queue.push(bytes);
+    const pressure = socket.writableLength;
+    if (pressure > WRITE_MARK) return false;
+    if (pressure > PIECE) {
+      this.write(shared.bytes);
+    } else if (socket.writable) {
+      this.wrote = true;
+      this.given += shared.bytes.length;
+      socket.write(shared.chunk);
     }
+    return true;
   }
 
   /** The same for many, joined to pieces as they are handed over. They are not copied before. */
   writeAll(many: readonly Buffer[]): void {
     if (many.length === 1) this.write(many[0] as Buffer);
-    if (many.length <= 1 || !this.writable) return;
+    if (many.length <= 1 || !this.isWritable()) return;
     this.wrote = true;
-    for (const bytes of many) this.#queued += bytes.length;
-    if (this.#queue === undefined) {
-      this.#queue = [...many];
-      this.#pump();
-    } else {
-      this.#queue.push(...many);
-    }
+    this.#enqueue(many);
   }
 
   /** Ends the connection after what is queued and, if given, `last`. */
@@ -161,14 +217,18 @@ export class Connection {
     const opened = this.readyState === 1;
     if (last !== undefined) this.write(last);
     this.#ended(reason);
-    if (opened && this.#queue === undefined) this.res.end();
+    if (opened && this.#queue === undefined) this.#finish();
   }
 
   /** Ends the connection now and drops what is queued. */
   cut(reason: CloseReason): void {
     this.#ended(reason);
     this.#forget();
-    this.res.destroy();
+    try {
+      this.res.destroy();
+    } catch (error) {
+      this.#tell(error);
+    }
   }
 
   /** Calls `owner.caughtUp()` as soon as no more than the write mark is queued. */
@@ -187,6 +247,7 @@ export class Connection {
   /** Everything of the response is over, whoever ended it. */
   closed(): void {
     this.res.off('close', onClose);
+    if (this.#onSocketClose !== undefined) this.res.req.socket.off('close', this.#onSocketClose);
     this.#forget();
     this.#ended(this.res.writableEnded ? 'server' : 'client');
     this.owner.gone();
@@ -194,8 +255,28 @@ export class Connection {
 
   /** An error in what carries this one stream: it ends, and nobody else hears of it. */
   failed(error: unknown): void {
-    if (diagnostics.error.hasSubscribers) diagnostics.error.publish({ stream: this.owner, error });
+    this.#tell(error);
     this.cut('error');
+  }
+
+  /** The application writes to the response itself: from here on bytes take the same way, behind what was queued. */
+  yieldTo(): void {
+    this.#mayGoDirect = false;
+    this.#leaveSocket();
+    this.#giveAll();
+  }
+
+  /** The application ends the response itself. */
+  endedByApplication(): void {
+    if (this.readyState !== 1) return;
+    this.owner.flush();
+    this.#giveAll();
+    this.#ended('server');
+  }
+
+  /** The response's method as it was before this connection put its own in front. */
+  original<M extends 'write' | 'end'>(method: M): ServerResponse[M] {
+    return (this.#wrapped?.[method] ?? (Object.getPrototypeOf(this.res) as ServerResponse)[method]) as ServerResponse[M];
   }
 
   #ended(reason: CloseReason): void {
@@ -205,17 +286,47 @@ export class Connection {
     this.owner.ended(reason);
   }
 
-  /** The answer of `res.write` says only whether a `drain` will come; it never decides about the reader. */
+  /** Middleware may have wrapped `end`, too, and throw. */
+  #finish(): void {
+    try {
+      this.res.end();
+    } catch (error) {
+      this.failed(error);
+    }
+  }
+
+  #tell(error: unknown): void {
+    if (diagnostics.error.hasSubscribers) diagnostics.error.publish({ stream: this.owner, error });
+  }
+
+  /** Bytes that the response or the socket holds already. */
+  get #pressure(): number {
+    return this.#socket === undefined ? this.res.writableLength : this.#socket.writableLength;
+  }
+
+  /** The answer of `write` says only whether a `drain` will come; it never decides about the reader. */
   #give(bytes: Buffer): boolean {
     this.given += bytes.length;
+    if (this.#socket !== undefined) return !this.#socket.writable || this.#socket.write(chunkOf(bytes));
     try {
-      const answer: unknown = this.res.write(bytes);
+      const answer: unknown = this.#isGuarded ? Reflect.apply(this.original('write'), this.res, [bytes]) : this.res.write(bytes);
       // Some wrappers answer nothing; only a false promises a `drain`.
       return answer !== false;
     } catch (error) {
       this.failed(error);
       return true;
     }
+  }
+
+  #enqueue(many: readonly Buffer[]): void {
+    for (const bytes of many) this.#queued += bytes.length;
+    if (this.#queue !== undefined) {
+      for (const bytes of many) append(this.#queue, bytes);
+      return;
+    }
+    this.#guard();
+    this.#queue = [...many];
+    this.#pump();
   }
 
   #pump(): void {
@@ -227,7 +338,54 @@ export class Connection {
     }
     if (this.#queue === undefined || this.#queue.length > 0) return;
     this.#queue = undefined;
-    if (this.readyState === 2) this.res.end();
+    if (this.readyState === 2) this.#finish();
+  }
+
+  /** Gives the response the whole queue, whatever it holds: what the application does next must come behind it. */
+  #giveAll(): void {
+    while (this.#queue !== undefined && this.#queue.length > 0) this.#give(this.#take(this.#queue));
+    this.#queue = undefined;
+  }
+
+  /**
+   * Takes the way past `res.write`, if it is certain that nobody can tell the difference: Node frames with chunks itself, nobody
+   * has wrapped `write`, nothing encodes the content, the response owns the socket, and its head is out.
+   */
+  #decide(): void {
+    const { res } = this;
+    const { socket } = res;
+    // Behind another response on its connection, or something still to be sent: ask again next time.
+    if (socket === null || res.writableLength > 0) return;
+    this.#mayGoDirect = false;
+    // Of HTTP/2 `chunkedEncoding` is undefined, though its socket says that it is one.
+    if (!res.chunkedEncoding || res.req.httpVersionMajor !== 1 || !(socket instanceof Socket)) return;
+    if (res.write !== NODE_WRITE || res.hasHeader('content-encoding')) return;
+    this.#guard();
+    this.#socket = socket;
+    if (this.#listening) {
+      this.#unlisten();
+      this.#listen();
+    }
+  }
+
+  /** Puts a `write` and an `end` in front of the response's, so that the application's own calls are noticed before they act. */
+  #guard(): void {
+    if (this.#isGuarded) return;
+    this.#isGuarded = true;
+    const { res } = this;
+    const write = Object.hasOwn(res, 'write') ? res.write : undefined;
+    const end = Object.hasOwn(res, 'end') ? res.end : undefined;
+    if (write !== undefined || end !== undefined) this.#wrapped = { write, end };
+    res.write = guardedWrite as ServerResponse['write'];
+    res.end = guardedEnd as ServerResponse['end'];
+  }
+
+  #leaveSocket(): void {
+    if (this.#socket === undefined) return;
+    const wasListening = this.#listening;
+    this.#unlisten();
+    this.#socket = undefined;
+    if (wasListening) this.#listen();
   }
 
   /** One piece from the head of the queue: many small events, or a part of a large one. */
@@ -250,18 +408,28 @@ export class Connection {
     this.#queue = undefined;
     this.#queued = 0;
     this.#unlisten();
+    this.#socket = undefined;
+    this.#mayGoDirect = false;
   }
 
   #listen(): void {
     if (this.#listening) return;
     this.#listening = true;
-    this.res.on('drain', onDrain);
+    if (this.#socket === undefined) {
+      this.res.on('drain', onDrain);
+    } else {
+      (this.#socket as CarrierSocket)[connectionOf] = this;
+      this.#socket.on('drain', onSocketDrain);
+    }
   }
 
   #unlisten(): void {
     if (!this.#listening) return;
     this.#listening = false;
     this.res.off('drain', onDrain);
+    if (this.#socket === undefined) return;
+    this.#socket.off('drain', onSocketDrain);
+    (this.#socket as CarrierSocket)[connectionOf] = undefined;
   }
 }
 
@@ -276,6 +444,36 @@ function onError(this: Carrier, error: unknown): void {
 
 function onDrain(this: Carrier): void {
   this[connectionOf]?.resume();
+}
+
+function onSocketDrain(this: CarrierSocket): void {
+  this[connectionOf]?.resume();
+}
+
+function guardedWrite(this: Carrier, ...args: unknown[]): unknown {
+  const connection = this[connectionOf] as Connection;
+  connection.yieldTo();
+  return Reflect.apply(connection.original('write'), this, args);
+}
+
+function guardedEnd(this: Carrier, ...args: unknown[]): unknown {
+  const connection = this[connectionOf] as Connection;
+  connection.endedByApplication();
+  return Reflect.apply(connection.original('end'), this, args);
+}
+
+// Below it an object for each event would weigh more than its bytes.
+const SMALL = 512;
+
+/** Adds to the queue; small events that nobody shares are joined, so that what is queued weighs what it counts. */
+function append(queue: Buffer[], bytes: Buffer): void {
+  const last = queue.at(-1);
+  if (last === undefined || last.length >= SMALL || bytes.length >= SMALL) queue.push(bytes);
+  else queue[queue.length - 1] = Buffer.concat([last, bytes]);
+}
+
+function chunkOf(bytes: Buffer): Buffer {
+  return Buffer.concat([Buffer.from(`${bytes.length.toString(16)}\r\n`, 'latin1'), bytes, CRLF]);
 }
 
 function isDestroyed(res: ServerResponse | Http2ServerResponse): boolean {

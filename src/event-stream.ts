@@ -1,11 +1,11 @@
 /** `res.sse`: one connection's public face. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import { Connection, WRITE_MARK, type CloseReason } from './connection.ts';
+import { Connection, WRITE_MARK, type CloseReason, type SharedBytes } from './connection.ts';
 import { debug, diagnostics } from './diagnostics.ts';
 import { SseError } from './errors.ts';
 import type { Heartbeat } from './heartbeat.ts';
 import type { ChannelEvent } from './log-entry.ts';
-import { aBoolean, assertOptions, draw, integer, type StreamSettings } from './options.ts';
+import { aBoolean, aFunction, assertOptions, draw, integer, type OptionRule, type StreamSettings } from './options.ts';
 import { pipe, type PipeOptions, type PipeSource } from './pipe.ts';
 import { lastEventIdOf } from './request.ts';
 import {
@@ -90,7 +90,7 @@ export interface Subscription {
   readonly gaps: number;
   /** The id up to which the stream has everything of its channels, now; `''` before it is known and without history. */
   readonly cursor: string;
-  /** Stops following these channels; the stream goes on. What was published before is still delivered. */
+  /** Stops following these channels; the stream goes on. A live stream is given what was published before. */
   unsubscribe(): void;
 }
 
@@ -111,12 +111,16 @@ export interface Follower {
   stop(): void;
 }
 
+const valueOrFunction: OptionRule = { expected: 'a value for all items or a function of each', test: (value) => value !== null };
+
 const closeRules = { retry: integer('ms', 0, Number.MAX_SAFE_INTEGER), final: aBoolean };
 
 /** @throws {SseError} `ERR_SSE_OPTION` */
 export function assertCloseOptions(owner: string, options: CloseOptions): void {
   assertOptions(owner, options, closeRules);
 }
+
+const pipeRules = { event: valueOrFunction, id: valueOrFunction, map: aFunction };
 
 // So long a client is asked to stay away when something threw for it: it would most likely throw again at once.
 const ERROR_RETRY = { min: 10_000, max: 30_000 };
@@ -240,7 +244,7 @@ export class EventStream {
     const retry = settings.retry === undefined ? '' : retryText(draw(settings.retry));
     this.#connection.open(settings, `${retry}:\n`);
     // A HEAD request has been answered by now.
-    if (!this.#connection.writable) return this;
+    if (!this.#connection.isWritable()) return this;
     heartbeat.add(this.#connection);
     this.host.opened(this);
     debug('open %s %s', this.req.method, this.req.url);
@@ -259,6 +263,7 @@ export class EventStream {
    * await res.sse.pipe(completion, { map: (chunk) => chunk.choices[0].delta });
    */
   async pipe<T>(source: PipeSource<T>, options: PipeOptions<T> = {}): Promise<void> {
+    assertOptions('pipe()', options, pipeRules);
     return pipe(source, this, options);
   }
 
@@ -272,7 +277,8 @@ export class EventStream {
   }
 
   /**
-   * Follows one channel or several on this stream, which opens it.
+   * Follows one channel or several on this stream, which opens it. Name all in one call; what a later call names and the stream
+   * follows already goes on where it is, with another filter beside the first.
    * @param names 1 to 100; one that is named twice counts once
    * @returns a promise that rejects with an `SseError` for wrong use, `ERR_SSE_NO_CHANNELS` without `sse({ channels })`
    */
@@ -284,7 +290,8 @@ export class EventStream {
   }
 
   /**
-   * Ends the stream after what is queued. Without effect on one that has ended.
+   * Ends the stream after what is queued. Without effect on one that has ended. A stream that is still catching up with its
+   * channels gets the rest when its client reconnects, which with `final` it does not.
    * @throws {SseError} `ERR_SSE_OPTION`
    */
   close(options: CloseOptions = {}): this {
@@ -319,10 +326,21 @@ export class EventStream {
     }
   }
 
-  /** Writes events that were published, already encoded; the caller knows how many. @internal */
-  deliver(frame: Buffer, events: number): void {
+  /**
+   * Writes events that were published, already encoded; the caller knows how many.
+   * @returns `false`, and nothing is written, where the reader is behind
+   * @internal
+   */
+  share(frame: SharedBytes, events: number): boolean {
+    if (!this.#connection.share(frame)) return false;
     this.sent += events;
-    this.#connection.write(frame);
+    return true;
+  }
+
+  /** The same however far the reader is behind. @internal */
+  deliver(bytes: Buffer, events: number): void {
+    this.sent += events;
+    this.#connection.write(bytes);
   }
 
   /** The same for many, as the reader takes them. @internal */
@@ -336,12 +354,12 @@ export class EventStream {
     this.#connection.write(Buffer.from(text));
   }
 
-  /** Whether one more event may be queued for this reader; carries out `onSlow` if not. @internal */
+  /** Whether so many events more, or a comment, may be queued for this reader; carries out `onSlow` if not. @internal */
   admits(events: number): boolean {
     const { maxBuffered, onSlow } = this.host.settings;
     const { bufferedAmount } = this.#connection;
-    // Before the first event the queue holds at most the head of the response, which counts as empty.
-    if (bufferedAmount <= maxBuffered || this.sent === 0) return true;
+    // Before the first event the queue holds hardly more than the head of the response, which counts as empty.
+    if (bufferedAmount <= maxBuffered || (events > 0 && this.sent === 0)) return true;
     if (diagnostics.slow.hasSubscribers) diagnostics.slow.publish({ stream: this, bufferedAmount, action: onSlow });
     this.dropped += events;
     if (onSlow === 'close') this.#connection.cut('slow');
@@ -354,6 +372,11 @@ export class EventStream {
   }
 
   // What the connection tells its owner, see ConnectionOwner.
+
+  /** @internal */
+  flush(): void {
+    this.follower?.flush();
+  }
 
   /** @internal */
   ended(reason: CloseReason): void {
@@ -396,13 +419,13 @@ export class EventStream {
 
   #writeDirect(text: string, isEvent: boolean): boolean {
     this.open();
-    if (!this.#connection.writable) return false;
+    if (!this.#connection.isWritable()) return false;
     // What the channels owe this reader was published before this call, so it goes first.
     this.follower?.flush();
-    if (!this.admits(1)) return false;
+    if (!this.admits(isEvent ? 1 : 0)) return false;
     if (isEvent) this.sent++;
     this.#connection.write(Buffer.from(text));
-    return this.#connection.writable && this.bufferedAmount <= WRITE_MARK;
+    return this.readyState === 1 && this.bufferedAmount <= WRITE_MARK;
   }
 
   #takeIds(): void {

@@ -1,14 +1,22 @@
 /** Published events to all live streams: what one turn of the event loop publishes is joined once and written once to each. */
+import { SharedBytes } from './connection.ts';
 import type { LogEntry } from './log-entry.ts';
 
-/** The events of one turn for one audience. */
-export interface Frame {
+/** The events of one turn for one audience, in the order of their offsets. */
+export class Frame extends SharedBytes {
   readonly entries: readonly LogEntry[];
-  readonly bytes: Buffer;
   /** Offset of the first entry. */
   readonly first: number;
   /** Offset of the last entry. */
   readonly last: number;
+
+  constructor(entries: readonly LogEntry[]) {
+    const first = entries[0] as LogEntry;
+    super(entries.length === 1 ? first.frame : Buffer.concat(entries.map((entry) => entry.frame)));
+    this.entries = entries;
+    this.first = first.offset;
+    this.last = (entries.at(-1) as LogEntry).offset;
+  }
 }
 
 /** A live stream, as the fan-out sees it. */
@@ -23,6 +31,8 @@ export interface Member {
 export class Audience {
   readonly channels: readonly string[];
   readonly members: Member[] = [];
+  // Frames that not every member has been given yet, and what this turn has published since.
+  readonly #underway: Frame[] = [];
   #pending: LogEntry[] = [];
   #frame: Frame | undefined;
 
@@ -36,22 +46,32 @@ export class Audience {
     return this.#pending.push(entry) === 1;
   }
 
-  /** What this turn has published so far. */
-  get pending(): Frame | undefined {
-    if (this.#pending.length === 0) return undefined;
-    // A copy: the frame must not grow when more is published.
-    this.#frame ??= joined([...this.#pending]);
-    return this.#frame;
+  /** Offset of the newest entry that came. */
+  get newest(): number {
+    return this.#pending.at(-1)?.offset ?? this.#underway.at(-1)?.last ?? 0;
   }
 
-  flush(): void {
-    const frame = this.pending;
-    if (frame === undefined) return;
+  /** Gives one member all that is owed, before its turn. */
+  flush(member: Member): void {
+    for (const frame of this.#underway) member.take(frame);
+    if (this.#pending.length === 0) return;
+    // A copy: the frame must not grow when more is published.
+    this.#frame ??= new Frame([...this.#pending]);
+    member.take(this.#frame);
+  }
+
+  /** What this turn has published, for all members from now on. */
+  begin(): Frame {
+    const frame = this.#frame ?? new Frame(this.#pending);
     this.#pending = [];
     this.#frame = undefined;
-    // Backwards: a member that leaves while it takes is replaced by one that has taken.
-    for (let slot = this.members.length - 1; slot >= 0; slot--) this.members[slot]?.take(frame);
-    for (const entry of frame.entries) entry.rest();
+    this.#underway.push(frame);
+    return frame;
+  }
+
+  /** Every member has been given the oldest frame underway. */
+  finish(): void {
+    for (const entry of this.#underway.shift()?.entries ?? []) entry.rest();
   }
 
   add(member: Member): void {
@@ -70,30 +90,55 @@ export class Audience {
   }
 }
 
+interface Job {
+  readonly audience: Audience;
+  readonly frame: Frame;
+  /** The member that is next. Counts down: one that leaves is replaced by one that has had its turn. */
+  next: number;
+}
+
+// So many streams are written to before other work gets its turn; at ten thousand the loop would stall for a tenth of a second.
+const SLICE = 250;
+
 /** The audiences of one registry. */
 export class FanOut {
   readonly #audiences = new Map<string, Audience>();
   readonly #byChannel = new Map<string, Set<Audience>>();
+  readonly #jobs: Job[] = [];
   #due: Audience[] = [];
-  #scheduled = false;
+  #isScheduled = false;
+  #isRunning = false;
 
   /** Takes an entry in; its audiences get it when this turn of the event loop is over. */
   push(entry: LogEntry): void {
     const audiences = this.#byChannel.get(entry.channel);
     if (audiences === undefined) return;
     for (const audience of audiences) if (audience.push(entry)) this.#due.push(audience);
-    if (this.#scheduled) return;
-    this.#scheduled = true;
+    if (this.#isScheduled) return;
+    this.#isScheduled = true;
     // Not a microtask: what other callbacks of this turn publish is joined, too.
-    setImmediate(() => this.flush());
+    setImmediate(() => this.#flush());
   }
 
-  /** Gives every audience what it is owed. */
-  flush(): void {
-    this.#scheduled = false;
+  #flush(): void {
+    this.#isScheduled = false;
     const due = this.#due;
     this.#due = [];
-    for (const audience of due) audience.flush();
+    for (const audience of due) this.#jobs.push({ audience, frame: audience.begin(), next: audience.members.length - 1 });
+    if (!this.#isRunning) this.#run();
+  }
+
+  #run(): void {
+    let left = SLICE;
+    for (let job = this.#jobs[0]; job !== undefined && left > 0; job = this.#jobs[0]) {
+      const { members } = job.audience;
+      for (; job.next >= 0 && left > 0; left--) members[job.next--]?.take(job.frame);
+      if (job.next >= 0) break;
+      job.audience.finish();
+      this.#jobs.shift();
+    }
+    this.#isRunning = this.#jobs.length > 0;
+    if (this.#isRunning) setImmediate(() => this.#run());
   }
 
   /** @param channels each once */
@@ -128,12 +173,4 @@ export class FanOut {
 // A channel name has no control characters, so the key cannot be ambiguous.
 function keyOf(channels: readonly string[]): string {
   return channels.length === 1 ? (channels[0] as string) : channels.toSorted().join('\n');
-}
-
-/** Entries, in the order of their offsets, as one frame. */
-export function joined(entries: readonly LogEntry[]): Frame {
-  const first = entries[0] as LogEntry;
-  const last = entries.at(-1) as LogEntry;
-  const bytes = entries.length === 1 ? first.frame : Buffer.concat(entries.map((entry) => entry.frame));
-  return { entries, bytes, first: first.offset, last: last.offset };
 }

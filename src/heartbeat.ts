@@ -1,10 +1,10 @@
 /** One timer for all streams of a middleware: keeps silent ones alive, cuts dead ones off, retires old ones. */
 import { performance } from 'node:perf_hooks';
-import type { Connection } from './connection.ts';
+import { WRITE_MARK, type Connection } from './connection.ts';
 import type { StreamSettings } from './options.ts';
 
 // The timer ticks often enough that no time is missed by more than an eighth of it or a second.
-const TICKS_PER_TIME = 8;
+const TICKS_PER_TIME = 16;
 const LONGEST_TICK = 1_000;
 
 // How often, in ms, a stream without heartbeats is reminded of what else is due.
@@ -75,16 +75,22 @@ export class Heartbeat {
     const until = Math.max(-1, this.#next - SLICE);
     while (this.#next > until) {
       const connection = this.#connections[this.#next--];
-      if (connection !== undefined) this.#look(connection, now);
+      if (connection === undefined) continue;
+      try {
+        this.#look(connection, now);
+      } catch (error) {
+        // Whatever it is, it must not keep the others from being looked at.
+        connection.failed(error);
+      }
     }
     if (this.#next >= 0) setImmediate(() => this.#sweep()).unref();
   }
 
   #look(connection: Connection, now: number): void {
     const blocked = connection.bufferedAmount > 0;
+    // A `drain` that a wrapped response swallowed, or that a large highWaterMark left out, must hold nobody for ever.
+    if (connection.isWaiting && connection.res.writableLength <= WRITE_MARK) connection.resume();
     if (blocked) {
-      // A `drain` that a wrapped response swallowed must not hold the queue for ever.
-      if (connection.res.writableLength === 0) connection.resume();
       if (connection.stuckSince === -1 || connection.delivered > connection.passed) {
         connection.stuckSince = now;
         connection.passed = connection.delivered;

@@ -2,6 +2,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2';
 import type { CloseReason } from './connection.ts';
+import { SseError } from './errors.ts';
 import { EventStream, assertCloseOptions, type CloseOptions, type StreamHost, type Subscribe } from './event-stream.ts';
 import { Heartbeat } from './heartbeat.ts';
 import {
@@ -129,6 +130,8 @@ export function sse(options: SseOptions = {}): SseMiddleware {
     res[negotiatedBy] = host;
     const asks = asksForEventStream(req);
     if (!asks && (host.accept === 'event-stream' || refusesEventStream(req))) {
+      // An outer one may have asked less.
+      if (res.sse?.readyState === 0) res.sse = undefined;
       next();
     } else if (asks && req.method === 'GET' && lastEventIdOf(req) === FINAL_MARK) {
       res.statusCode = 204;
@@ -149,7 +152,12 @@ export function sse(options: SseOptions = {}): SseMiddleware {
     stats: () => roster.stats(),
     closeWhere(test: (stream: EventStream) => boolean, closeOptions: CloseOptions = {}): number {
       assertCloseOptions('closeWhere()', closeOptions);
-      const streams = [...roster].filter((stream) => test(stream));
+      const streams = [...roster].filter((stream) => {
+        const answer: unknown = test(stream);
+        // A promise is always something: everybody would be sent away.
+        if (typeof answer !== 'object' || answer === null) return Boolean(answer);
+        throw new SseError('ERR_SSE_OPTION', 'expected the test of closeWhere() to return true or false; it cannot be async');
+      });
       for (const stream of streams) stream.finish('revoked', closeOptions);
       return streams.length;
     },

@@ -76,7 +76,14 @@ function sendItem<T>(sink: Sink, item: T, index: number, { event, id, map }: Pip
 /** The next item; a promise in a plain iterable is awaited, as `for await` does. */
 async function settle<T>(tap: Tap<T>): Promise<IteratorResult<T>> {
   const step = await tap.next();
-  return step.done === true ? step : { done: false, value: await step.value };
+  if (step.done === true) return step;
+  try {
+    return { done: false, value: await step.value };
+  } catch (error) {
+    // The source does not know that its item failed.
+    tap.release();
+    throw error;
+  }
 }
 
 function tapOf<T>(source: PipeSource<T>): Tap<T> {
@@ -112,7 +119,14 @@ function webTap<T>(source: ReadableStream<T>): Tap<T> {
 
 function nodeTap<T>(source: Readable): Tap<T> {
   const iterator: AsyncIterator<T> = source[Symbol.asyncIterator]();
-  return { next: () => iterator.next(), release: () => source.destroy() };
+  return {
+    next: () => iterator.next(),
+    release: () => {
+      // Nobody listens any more to what goes wrong while it is destroyed.
+      source.on('error', () => {});
+      quietly(async () => source.destroy());
+    },
+  };
 }
 
 /** What a source does after it was let go of is nobody's business any more. */

@@ -118,7 +118,10 @@ async function run(stream: EventStream, handler: () => unknown, final: boolean, 
 }
 
 async function pipeAndClose(stream: EventStream, source: PipeSource<unknown>, final: boolean): Promise<void> {
-  const timer = setTimeout(() => stream.open(), OPEN_AFTER);
+  const timer = setTimeout(() => {
+    // Something else may have answered meanwhile, a timeout in front for one.
+    if (!stream.res.headersSent) stream.open();
+  }, OPEN_AFTER);
   try {
     await stream.pipe(source);
   } finally {

@@ -9,7 +9,7 @@ import { formatCursor, parseCursor, type Cursor } from './cursor.ts';
 import { diagnostics } from './diagnostics.ts';
 import { SseError, shown } from './errors.ts';
 import type { EventStream, Follower, Gap, SubscribeOptions, Subscription } from './event-stream.ts';
-import { joined, type Audience, type FanOut, type Frame, type Member } from './fan-out.ts';
+import { Frame, type Audience, type FanOut, type Member } from './fan-out.ts';
 import type { LogEntry } from './log-entry.ts';
 import { checkpointText, gapText } from './wire.ts';
 
@@ -57,10 +57,12 @@ export class StreamFollower implements Follower, Member {
   // Set where the stream is live.
   #audience: Audience | undefined;
   #liveOnly: LiveOnly | undefined;
-  #catchingUp = false;
-  #telling = false;
+  // Somebody is reading the log, or in the middle of a frame, and will go on when what he calls has returned.
+  #isBusy = false;
+  #isTelling = false;
   #handlerJustRan = false;
   #owesCheckpoint = false;
+  #steppedBack = false;
 
   constructor(host: FollowerHost, stream: EventStream) {
     this.host = host;
@@ -80,6 +82,8 @@ export class StreamFollower implements Follower, Member {
   /** Follows these channels, too. Resolves when the start is known and a gap has been told. */
   async add(channels: readonly string[], options: SubscribeOptions): Promise<Subscription> {
     const hold = new Hold(this, channels, options);
+    // Within an `onGap` the stream waits for the application, so the application must not wait for the stream.
+    const mustNotWait = this.#isTelling;
     const fresh = channels.filter((channel) => !this.#follows(channel));
     this.#holds.push(hold);
     try {
@@ -89,64 +93,51 @@ export class StreamFollower implements Follower, Member {
       const asked = this.host.broker.position();
       // No await where none is needed: with the memory broker the stream is live when this call returns.
       const position = asked instanceof Promise ? await asked : asked;
-      // Meanwhile the stream may have ended, or the application may have thought better of it.
-      if (!this.#holds.includes(hold)) return hold;
-      this.#begin(hold, fresh, position);
+      this.#begin(hold, position);
     } catch (error) {
       this.remove(hold);
       throw error;
     }
-    if (!hold.started) await hold.start;
+    if (!hold.started && !mustNotWait) await hold.start;
     return hold;
   }
 
   remove(hold: Hold): void {
-    if (!this.#holds.includes(hold)) return;
     this.flush();
+    // Gone already, or a filter has just ended the stream.
+    if (!this.#holds.includes(hold)) return;
     this.#holds = this.#holds.filter((other) => other !== hold);
     for (const channel of hold.channels) if (!this.#follows(channel)) this.host.release(channel);
     hold.begun();
     this.#regroup();
+    if (this.#holds.length === 0) this.host.forget(this);
     this.#advance();
   }
 
   take(frame: Frame): void {
-    if (frame.last <= this.#cursor) return;
-    if (this.stream.bufferedAmount > WRITE_MARK) {
-      // A slow reader costs a cursor, not a queue. All before this frame was written.
-      this.#cursor = Math.max(this.#cursor, frame.first - 1);
-      this.#leave();
-      this.#advance();
-      return;
-    }
-    try {
-      let due: Frame | undefined = frame;
-      if (this.#filtered || frame.first <= this.#cursor) {
-        const entries = frame.entries.filter((entry) => entry.offset > this.#cursor && this.lets(entry));
-        due = entries.length === 0 ? undefined : joined(entries);
-      }
+    const from = this.#cursor;
+    if (frame.last <= from) return;
+    if (this.#filtered || frame.first <= from) {
+      this.#takePart(frame, from);
+    } else if (this.stream.share(frame, frame.entries.length)) {
       this.#cursor = frame.last;
-      if (due === undefined) return;
-      this.#written = due.last;
+      this.#written = frame.last;
       this.#handlerJustRan = false;
-      this.stream.deliver(due.bytes, due.entries.length);
-    } catch (error) {
-      this.#fail(error);
+    } else {
+      this.#fallBehind(frame);
     }
   }
 
   flush(): void {
-    const pending = this.#audience?.pending;
-    if (pending !== undefined) this.take(pending);
+    this.#audience?.flush(this);
     this.#liveOnly?.flush();
   }
 
   checkpoint(): boolean {
-    if (this.#telling || this.#foreign !== undefined || this.#channels.length === 0 || this.#epoch === '') return false;
+    if (this.#isTelling || this.#foreign !== undefined || this.#channels.length === 0 || this.#epoch === '') return false;
     if (!this.#holds.some((hold) => hold.options.checkpoints !== false)) return false;
     this.flush();
-    // What this node has received is on its way to a live stream, so it is at the head.
-    if (this.#audience !== undefined) this.#cursor = Math.max(this.#cursor, this.host.head);
+    this.#moveToHead();
     if (this.#cursor <= this.#written) return false;
     this.#writeCheckpoint(this.#cursor);
     return true;
@@ -158,22 +149,32 @@ export class StreamFollower implements Follower, Member {
     const holds = this.#holds;
     this.#holds = [];
     this.#channels = [];
-    for (const channel of distinct(holds)) this.host.release(channel);
+    for (const channel of channelsOf(holds)) this.host.release(channel);
     for (const hold of holds) hold.begun();
     this.host.forget(this);
   }
 
   /** Whether a subscription wants the entry: every one on its channel has a say, and one that lets it through is enough. */
   lets(entry: LogEntry): boolean {
-    return this.#holds.some((hold) => hold.channels.includes(entry.channel) && hold.lets(entry));
+    return this.#holds.some((hold) => hold.isPlaced && hold.channels.includes(entry.channel) && hold.lets(entry));
+  }
+
+  /** Something threw for this reader: its stream ends, before anything that it should not see. */
+  fail(error: unknown): void {
+    this.#leave();
+    this.#liveOnly?.leave();
+    this.stream.fail(error);
   }
 
   /** Gives a new subscription its place: where the client left off, or where the application says. */
-  #begin(hold: Hold, fresh: readonly string[], position: Cursor): void {
+  #begin(hold: Hold, position: Cursor): void {
     this.flush();
+    // Meanwhile the stream may have ended, or the application may have thought better of it.
+    if (!this.#holds.includes(hold)) return;
     const before = this.#channels;
+    hold.isPlaced = true;
     this.#regroup();
-    const added = fresh.filter((channel) => this.#channels.includes(channel));
+    const added = this.#channels.filter((channel) => !before.includes(channel));
     if (added.length === 0) {
       hold.begun();
     } else {
@@ -188,9 +189,12 @@ export class StreamFollower implements Follower, Member {
       this.#epoch = position.epoch;
       this.#cursor = start.offset;
     } else if (start.offset < this.#cursor) {
-      // The new channels have to catch up with the cursor: it steps back, once, for them only.
+      // The new channels have to catch up with the cursor: it steps back, once, for them only. The client is told at once, or it
+      // would come back with an id beyond what it has of them.
       for (const channel of before) this.#startAt(channel, this.#cursor);
       this.#cursor = start.offset;
+      this.#owesCheckpoint = true;
+      this.#steppedBack = true;
     } else {
       for (const channel of added) this.#startAt(channel, start.offset);
     }
@@ -208,23 +212,32 @@ export class StreamFollower implements Follower, Member {
 
   /** Sorts out which channels are followed, after a change. The stream leaves the live ones until it has caught up. */
   #regroup(): void {
-    const channels = distinct(this.#holds);
-    this.#filtered = this.#holds.some((hold) => hold.options.filter !== undefined);
+    this.#moveToHead();
+    const placed = this.#holds.filter((hold) => hold.isPlaced);
+    const channels = channelsOf(placed);
+    this.#filtered = placed.some((hold) => hold.options.filter !== undefined);
     this.#leave();
     this.#liveOnly?.leave();
     this.#channels = channels.filter((channel) => this.host.hasHistory(channel));
+    for (const channel of this.#starts?.keys() ?? []) if (!this.#channels.includes(channel)) this.#starts?.delete(channel);
+    this.#foreign = setOrNothing(this.#channels.filter((channel) => this.#foreign?.has(channel)));
     const liveOnly = channels.filter((channel) => !this.host.hasHistory(channel));
     if (liveOnly.length === 0) this.#liveOnly = undefined;
     else (this.#liveOnly ??= new LiveOnly(this)).join(liveOnly);
   }
 
+  /** A live stream that has been given all it is owed is at the head, however quiet its channels are. */
+  #moveToHead(): void {
+    if (this.#audience !== undefined) this.#cursor = Math.max(this.#cursor, this.host.head);
+  }
+
   /** Catches up with the log, if there is something to catch up with and nobody is at it. */
   #advance(): void {
-    if (!this.#catchingUp && this.isBehind) void this.#catchUp();
+    if (!this.#isBusy && this.isBehind) void this.#catchUp();
   }
 
   async #catchUp(): Promise<void> {
-    this.#catchingUp = true;
+    this.#isBusy = true;
     try {
       while (this.isBehind) {
         if (this.stream.bufferedAmount > WRITE_MARK) {
@@ -247,15 +260,17 @@ export class StreamFollower implements Follower, Member {
           continue;
         }
         this.#deliverPage(page);
-        for (const hold of this.#holds) hold.begun();
+        // A filter has changed what is followed, or ended the stream.
+        if (channels !== this.#channels) continue;
+        for (const hold of this.#holds) if (hold.isPlaced) hold.begun();
         // Read in this turn, or nothing of these channels has come since: there is nothing in between.
         if (page.complete && (isNow || this.host.newestSeen(channels) <= this.#cursor)) this.#join();
         else await nextTurn();
       }
     } catch (error) {
-      this.#fail(error);
+      this.fail(error);
     } finally {
-      this.#catchingUp = false;
+      this.#isBusy = false;
     }
   }
 
@@ -269,24 +284,14 @@ export class StreamFollower implements Follower, Member {
   }
 
   /**
-   * Tells what the page shows to be lost. Rule: a channel has lost something exactly if what was trimmed of it goes beyond
-   * what the stream has of it.
+   * Tells what the page shows to be lost.
    * @returns a promise where the application is asked, after which the log has to be read again
    */
   #tellGap({ trimmed, position }: Page): Promise<void> | undefined {
-    const lost: string[] = [];
-    for (const [index, channel] of this.#channels.entries()) {
-      const gone = trimmed[index] as number;
-      const start = this.#starts?.get(channel);
-      const isForeign = this.#foreign?.has(channel) === true;
-      if (start === -1) this.#startAt(channel, gone);
-      if (start !== -1 && gone > Math.max(this.#cursor, start ?? 0)) this.#startAt(channel, gone);
-      else if (!isForeign) continue;
-      lost.push(channel);
-    }
+    const lost = this.#lostOf(trimmed);
     if (lost.length === 0) return undefined;
     const after = this.#foreign === undefined ? this.cursor : '';
-    const gap = {
+    const gap: Gap = {
       channels: lost,
       lastEventId: this.#written === -1 ? this.stream.lastEventId : after,
       cursor: formatCursor(position.epoch, position.offset),
@@ -294,30 +299,51 @@ export class StreamFollower implements Follower, Member {
     this.#foreign = undefined;
     this.#owesCheckpoint = true;
     this.#countGap(gap);
-    const handler = this.#holds.find(
-      (hold) => hold.options.onGap !== undefined && lost.some((channel) => hold.channels.includes(channel)),
-    );
     // Asked again before anything was delivered, a slow handler on a busy channel would never come to an end.
-    if (handler?.options.onGap !== undefined && !this.#handlerJustRan) return this.#ask(handler.options.onGap, gap);
-    this.stream.writeOwn(gapText(lost, after, gap.cursor));
-    return undefined;
+    const asked = this.#handlerJustRan
+      ? []
+      : this.#holds.filter((hold) => hold.options.onGap !== undefined && hold.sharesOneOf(lost));
+    const untold = lost.filter((channel) => !asked.some((hold) => hold.channels.includes(channel)));
+    if (untold.length > 0) this.stream.writeOwn(gapText(untold, after, gap.cursor));
+    return asked.length > 0 ? this.#ask(asked, gap) : undefined;
+  }
+
+  /** A channel has lost something exactly if what was trimmed of it goes beyond what the stream has of it. It is noted as told. */
+  #lostOf(trimmed: readonly number[]): string[] {
+    return this.#channels.filter((channel, index) => {
+      const gone = trimmed[index] as number;
+      const start = this.#starts?.get(channel);
+      const isLost = start !== -1 && gone > Math.max(this.#cursor, start ?? 0);
+      if (isLost || start === -1) this.#startAt(channel, gone);
+      return isLost || this.#foreign?.has(channel) === true;
+    });
   }
 
   #countGap(gap: Gap): void {
-    for (const hold of this.#holds) if (gap.channels.some((channel) => hold.channels.includes(channel))) hold.countGap();
+    for (const hold of this.#holds) if (hold.sharesOneOf(gap.channels)) hold.countGap();
     this.host.countGap();
     if (diagnostics.gap.hasSubscribers) diagnostics.gap.publish({ stream: this.stream, ...gap });
   }
 
-  async #ask(onGap: NonNullable<SubscribeOptions['onGap']>, gap: Gap): Promise<void> {
-    this.#telling = true;
+  /** Asks each subscription that wants to be asked, for its own channels. */
+  async #ask(holds: readonly Hold[], gap: Gap): Promise<void> {
+    this.#isTelling = true;
     this.#handlerJustRan = true;
     try {
-      const answer = await onGap(this.stream, gap);
-      if (answer !== undefined) this.#cursor = Math.max(this.#cursor, this.#assertCursor(answer));
+      for (const hold of holds) {
+        const channels = gap.channels.filter((channel) => hold.channels.includes(channel));
+        const answer = await hold.options.onGap?.(this.stream, { ...gap, channels });
+        if (answer !== undefined) this.#goOnFrom(this.#assertCursor(answer), channels);
+      }
     } finally {
-      this.#telling = false;
+      this.#isTelling = false;
     }
+  }
+
+  /** The answer speaks of what was lost; channels that lost nothing are owed what comes before it. */
+  #goOnFrom(offset: number, channels: readonly string[]): void {
+    if (this.#channels.every((channel) => channels.includes(channel))) this.#cursor = Math.max(this.#cursor, offset);
+    else for (const channel of channels) if (this.#channels.includes(channel)) this.#startAt(channel, offset);
   }
 
   /** @throws {SseError} `ERR_SSE_CURSOR` for what is no place to go on from */
@@ -333,18 +359,54 @@ export class StreamFollower implements Follower, Member {
   }
 
   #deliverPage({ entries, complete, position }: Page): void {
-    const due = entries.filter((entry) => entry.offset > (this.#starts?.get(entry.channel) ?? 0) && this.lets(entry));
+    const from = this.#cursor;
+    const starts = this.#starts;
+    // Before the filters are called: they may call us again.
+    this.#cursor = Math.max(from, complete ? position.offset : (entries.at(-1) as LogEntry).offset);
+    const due = entries.filter((entry) => entry.offset > (starts?.get(entry.channel) ?? 0) && this.lets(entry));
     for (const entry of entries) entry.rest();
     if (this.#owesCheckpoint) {
       this.#owesCheckpoint = false;
       // Below it nothing is owed any more, and nothing at or below it is still to come.
-      this.#writeCheckpoint(Math.max(this.#cursor, entries[0] === undefined ? position.offset : entries[0].offset - 1));
+      this.#writeCheckpoint(Math.max(from, entries[0] === undefined ? position.offset : entries[0].offset - 1));
     }
-    this.#cursor = Math.max(this.#cursor, complete ? position.offset : (entries.at(-1) as LogEntry).offset);
     if (due.length === 0) return;
     this.#written = (due.at(-1) as LogEntry).offset;
     this.#handlerJustRan = false;
     this.stream.deliverAll(due.map((entry) => entry.frame));
+  }
+
+  /** Takes what of the frame is beyond the offset and wanted. */
+  #takePart(frame: Frame, from: number): void {
+    if (this.stream.bufferedAmount > WRITE_MARK) {
+      this.#fallBehind(frame);
+      return;
+    }
+    // Before the filters are called: they may call us again. Nor may that begin to read the log before this is written.
+    this.#cursor = frame.last;
+    const wasBusy = this.#isBusy;
+    this.#isBusy = true;
+    try {
+      const entries = frame.entries.filter((entry) => entry.offset > from && this.lets(entry));
+      if (entries.length > 0) {
+        const due = new Frame(entries);
+        this.#written = due.last;
+        this.#handlerJustRan = false;
+        this.stream.deliver(due.bytes, entries.length);
+      }
+    } catch (error) {
+      this.fail(error);
+    } finally {
+      this.#isBusy = wasBusy;
+    }
+    this.#advance();
+  }
+
+  /** A slow reader costs a cursor, not a queue: it leaves the live ones, having been given all before this frame. */
+  #fallBehind(frame: Frame): void {
+    this.#cursor = Math.max(this.#cursor, frame.first - 1);
+    this.#leave();
+    this.#advance();
   }
 
   #writeCheckpoint(offset: number): void {
@@ -355,6 +417,10 @@ export class StreamFollower implements Follower, Member {
   #join(): void {
     this.#starts = undefined;
     this.#audience = this.host.fanOut.join(this.#channels, this);
+    if (!this.#steppedBack) return;
+    // Until the client knows that it has caught up it would have everything since the step back again.
+    this.#steppedBack = false;
+    if (this.#cursor > this.#written) this.#writeCheckpoint(this.#cursor);
   }
 
   #leave(): void {
@@ -365,13 +431,6 @@ export class StreamFollower implements Follower, Member {
 
   #follows(channel: string): boolean {
     return this.#holds.some((hold) => hold.channels.includes(channel));
-  }
-
-  /** Something threw for this reader: its stream ends, before anything that it should not see. */
-  #fail(error: unknown): void {
-    this.#leave();
-    this.#liveOnly?.leave();
-    this.stream.fail(error);
   }
 }
 
@@ -388,8 +447,8 @@ class LiveOnly implements Member {
 
   join(channels: readonly string[]): void {
     this.#audience = this.#follower.host.fanOut.join(channels, this);
-    // What this turn has published before is not for it.
-    this.#taken = Math.max(this.#taken, this.#audience.pending?.last ?? 0);
+    // What was published before is not for it.
+    this.#taken = Math.max(this.#taken, this.#audience.newest);
   }
 
   leave(): void {
@@ -399,15 +458,22 @@ class LiveOnly implements Member {
   }
 
   flush(): void {
-    const pending = this.#audience?.pending;
-    if (pending !== undefined) this.take(pending);
+    this.#audience?.flush(this);
   }
 
   take(frame: Frame): void {
+    const from = this.#taken;
+    if (frame.last <= from) return;
+    this.#taken = frame.last;
     const { stream } = this.#follower;
-    const entries = frame.entries.filter((entry) => entry.offset > this.#taken && this.#follower.lets(entry));
-    this.#taken = Math.max(this.#taken, frame.last);
-    if (entries.length > 0 && stream.admits(entries.length)) stream.deliver(joined(entries).bytes, entries.length);
+    try {
+      const entries = frame.entries.filter((entry) => entry.offset > from && this.#follower.lets(entry));
+      if (entries.length === 0 || !stream.admits(entries.length)) return;
+      const due = entries.length === frame.entries.length ? frame : new Frame(entries);
+      if (!stream.share(due, entries.length)) stream.deliver(due.bytes, entries.length);
+    } catch (error) {
+      this.#follower.fail(error);
+    }
   }
 }
 
@@ -417,6 +483,9 @@ class Hold implements Subscription {
   readonly options: SubscribeOptions;
   recovered = true;
   gaps = 0;
+  /** Its channels have their place in the stream. */
+  isPlaced = false;
+  /** The start is known and its gap told, or there will be none any more. */
   started = false;
   readonly #follower: StreamFollower;
   #resolve: (() => void) | undefined;
@@ -446,6 +515,10 @@ class Hold implements Subscription {
   countGap(): void {
     this.gaps++;
     if (!this.started) this.recovered = false;
+  }
+
+  sharesOneOf(channels: readonly string[]): boolean {
+    return channels.some((channel) => this.channels.includes(channel));
   }
 
   /** @throws {SseError} `ERR_SSE_FILTER` for an answer that is not a boolean; whatever the filter throws */
@@ -486,8 +559,12 @@ function startOf(lastEventId: string, { resume = true, since = 'now' }: Subscrib
 }
 
 /** The channels of the holds, each once. */
-function distinct(holds: readonly Hold[]): readonly string[] {
+function channelsOf(holds: readonly Hold[]): readonly string[] {
   return holds.length === 1 ? (holds[0] as Hold).channels : [...new Set(holds.flatMap((hold) => hold.channels))];
+}
+
+function setOrNothing(channels: readonly string[]): Set<string> | undefined {
+  return channels.length === 0 ? undefined : new Set(channels);
 }
 
 function nextTurn(): Promise<void> {

@@ -88,7 +88,7 @@ test('there is one timer for all streams, it holds no process, and it goes with 
   await using server = await serveStreams((stream) => stream.open(), { heartbeat: 800 });
   const readers = await Promise.all(Array.from({ length: 20 }, () => read(server.url)));
   await until('the streams', () => server.events.streams.size === 20);
-  const timers = set.mock.calls.flatMap(([, ms], call) => (ms === 100 ? [set.mock.results[call]?.value as NodeJS.Timeout] : []));
+  const timers = set.mock.calls.flatMap(([, ms], call) => (ms === 50 ? [set.mock.results[call]?.value as NodeJS.Timeout] : []));
   expect(timers).toHaveLength(1);
   expect(timers[0]?.hasRef()).toBe(false);
   for (const reader of readers) reader.close();
