@@ -27,6 +27,7 @@ export const WRITE_MARK = 65_536;
 const PIECE = 16_384;
 
 // What Node's own `write` is: where a response has another, bytes have to go through that.
+// oxlint-disable-next-line typescript/unbound-method -- compared, never called
 const NODE_WRITE = OutgoingMessage.prototype.write;
 
 const CRLF = Buffer.from('\r\n');
@@ -53,8 +54,12 @@ interface Carrier extends ServerResponse {
   [connectionOf]?: Connection;
 }
 
+// Connections behind another response on a pipelined socket.
+const waiting = Symbol('res-sse.waiting');
+
 interface CarrierSocket extends Socket {
   [connectionOf]?: Connection | undefined;
+  [waiting]?: Set<Connection>;
 }
 
 /** Whom a connection tells what happens to it. */
@@ -101,7 +106,7 @@ export class Connection {
   // Set where bytes go to the socket, past `res.write`: with the chunk framed once for all that costs what a raw socket does.
   #socket: Socket | undefined;
   #mayGoDirect = true;
-  #onSocketClose: (() => void) | undefined;
+  #isPipelined = false;
   #isGuarded = false;
   // The response's own `write` and `end`, where middleware had put some before us.
   #wrapped: { write: ServerResponse['write'] | undefined; end: ServerResponse['end'] | undefined } | undefined;
@@ -120,10 +125,9 @@ export class Connection {
     // Without a listener an error of a wrapped or destroyed response would end the process.
     res.on('error', onError);
     // A response behind another on a pipelined connection has no socket yet and would never hear of its end.
-    if (res.socket === null) {
-      this.#onSocketClose = () => this.closed();
-      res.req.socket.once('close', this.#onSocketClose);
-    }
+    if (res.socket !== null) return;
+    this.#isPipelined = true;
+    waitingOn(res.req.socket).add(this);
   }
 
   /** Whether bytes can still be written. Notices that the application has ended the response behind our back. */
@@ -247,7 +251,7 @@ export class Connection {
   /** Everything of the response is over, whoever ended it. */
   closed(): void {
     this.res.off('close', onClose);
-    if (this.#onSocketClose !== undefined) this.res.req.socket.off('close', this.#onSocketClose);
+    if (this.#isPipelined) waitingOn(this.res.req.socket).delete(this);
     this.#forget();
     this.#ended(this.res.writableEnded ? 'server' : 'client');
     this.owner.gone();
@@ -321,7 +325,9 @@ export class Connection {
   #enqueue(many: readonly Buffer[]): void {
     for (const bytes of many) this.#queued += bytes.length;
     if (this.#queue !== undefined) {
-      for (const bytes of many) append(this.#queue, bytes);
+      // Several come from the log, which keeps them anyway.
+      if (many.length === 1) append(this.#queue, many[0] as Buffer);
+      else for (const bytes of many) this.#queue.push(bytes);
       return;
     }
     this.#guard();
@@ -373,8 +379,10 @@ export class Connection {
     if (this.#isGuarded) return;
     this.#isGuarded = true;
     const { res } = this;
+    /* oxlint-disable typescript/unbound-method -- called by `original`'s users with the response as `this` */
     const write = Object.hasOwn(res, 'write') ? res.write : undefined;
     const end = Object.hasOwn(res, 'end') ? res.end : undefined;
+    /* oxlint-enable typescript/unbound-method */
     if (write !== undefined || end !== undefined) this.#wrapped = { write, end };
     res.write = guardedWrite as ServerResponse['write'];
     res.end = guardedEnd as ServerResponse['end'];
@@ -465,11 +473,38 @@ function guardedEnd(this: Carrier, ...args: unknown[]): unknown {
 // Below it an object for each event would weigh more than its bytes.
 const SMALL = 512;
 
-/** Adds to the queue; small events that nobody shares are joined, so that what is queued weighs what it counts. */
+/** Adds to the queue; small events are joined, outside of Node's pool, so that what is queued weighs what it counts. */
 function append(queue: Buffer[], bytes: Buffer): void {
   const last = queue.at(-1);
-  if (last === undefined || last.length >= SMALL || bytes.length >= SMALL) queue.push(bytes);
-  else queue[queue.length - 1] = Buffer.concat([last, bytes]);
+  if (bytes.length >= SMALL) {
+    queue.push(bytes);
+  } else if (last === undefined || last.length >= SMALL) {
+    queue.push(copied(bytes));
+  } else {
+    queue[queue.length - 1] = copied(last, bytes);
+  }
+}
+
+function copied(...all: Buffer[]): Buffer {
+  const copy = Buffer.allocUnsafeSlow(all.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const each of all) at += each.copy(copy, at);
+  return copy;
+}
+
+/** One listener for all of them: a client decides how many there are. */
+function waitingOn(socket: CarrierSocket): Set<Connection> {
+  let connections = socket[waiting];
+  if (connections === undefined) {
+    connections = new Set();
+    socket[waiting] = connections;
+    socket.once('close', onSocketClose);
+  }
+  return connections;
+}
+
+function onSocketClose(this: CarrierSocket): void {
+  for (const connection of this[waiting] ?? []) connection.closed();
 }
 
 function chunkOf(bytes: Buffer): Buffer {

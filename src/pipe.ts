@@ -102,7 +102,7 @@ function tapOf<T>(source: PipeSource<T>): Tap<T> {
 function iteratorTap<T>(iterator: Iterator<T | PromiseLike<T>> | AsyncIterator<T>): Tap<T> {
   return {
     next: () => iterator.next(),
-    release: () => quietly(async () => iterator.return?.()),
+    release: () => quietly(() => iterator.return?.()),
   };
 }
 
@@ -113,7 +113,7 @@ function webTap<T>(source: ReadableStream<T>): Tap<T> {
       const { done, value } = await reader.read();
       return done ? { done, value: undefined } : { done, value };
     },
-    release: () => quietly(async () => reader.cancel()),
+    release: () => quietly(() => reader.cancel()),
   };
 }
 
@@ -124,14 +124,18 @@ function nodeTap<T>(source: Readable): Tap<T> {
     release: () => {
       // Nobody listens any more to what goes wrong while it is destroyed.
       source.on('error', () => {});
-      quietly(async () => source.destroy());
+      quietly(() => source.destroy());
     },
   };
 }
 
 /** What a source does after it was let go of is nobody's business any more. */
-function quietly(release: () => Promise<unknown>): void {
-  release().catch(() => {});
+function quietly(release: () => unknown): void {
+  try {
+    Promise.resolve(release()).catch(() => {});
+  } catch {
+    // Nor what it throws at once.
+  }
 }
 
 function isObject(value: unknown): value is object {

@@ -60,7 +60,8 @@ export class StreamFollower implements Follower, Member {
   // Somebody is reading the log, or in the middle of a frame, and will go on when what he calls has returned.
   #isBusy = false;
   #isTelling = false;
-  #handlerJustRan = false;
+  // Counts deliveries, to know whether there was one since a handler was asked.
+  #delivered = 0;
   #owesCheckpoint = false;
   #steppedBack = false;
 
@@ -122,7 +123,7 @@ export class StreamFollower implements Follower, Member {
     } else if (this.stream.share(frame, frame.entries.length)) {
       this.#cursor = frame.last;
       this.#written = frame.last;
-      this.#handlerJustRan = false;
+      this.#delivered++;
     } else {
       this.#fallBehind(frame);
     }
@@ -300,9 +301,7 @@ export class StreamFollower implements Follower, Member {
     this.#owesCheckpoint = true;
     this.#countGap(gap);
     // Asked again before anything was delivered, a slow handler on a busy channel would never come to an end.
-    const asked = this.#handlerJustRan
-      ? []
-      : this.#holds.filter((hold) => hold.options.onGap !== undefined && hold.sharesOneOf(lost));
+    const asked = this.#holds.filter((hold) => hold.askedAt !== this.#delivered && hold.options.onGap !== undefined && hold.sharesOneOf(lost));
     const untold = lost.filter((channel) => !asked.some((hold) => hold.channels.includes(channel)));
     if (untold.length > 0) this.stream.writeOwn(gapText(untold, after, gap.cursor));
     return asked.length > 0 ? this.#ask(asked, gap) : undefined;
@@ -328,10 +327,10 @@ export class StreamFollower implements Follower, Member {
   /** Asks each subscription that wants to be asked, for its own channels. */
   async #ask(holds: readonly Hold[], gap: Gap): Promise<void> {
     this.#isTelling = true;
-    this.#handlerJustRan = true;
     try {
       for (const hold of holds) {
         const channels = gap.channels.filter((channel) => hold.channels.includes(channel));
+        hold.askedAt = this.#delivered;
         const answer = await hold.options.onGap?.(this.stream, { ...gap, channels });
         if (answer !== undefined) this.#goOnFrom(this.#assertCursor(answer), channels);
       }
@@ -372,7 +371,7 @@ export class StreamFollower implements Follower, Member {
     }
     if (due.length === 0) return;
     this.#written = (due.at(-1) as LogEntry).offset;
-    this.#handlerJustRan = false;
+    this.#delivered++;
     this.stream.deliverAll(due.map((entry) => entry.frame));
   }
 
@@ -391,7 +390,7 @@ export class StreamFollower implements Follower, Member {
       if (entries.length > 0) {
         const due = new Frame(entries);
         this.#written = due.last;
-        this.#handlerJustRan = false;
+        this.#delivered++;
         this.stream.deliver(due.bytes, entries.length);
       }
     } catch (error) {
@@ -483,6 +482,8 @@ class Hold implements Subscription {
   readonly options: SubscribeOptions;
   recovered = true;
   gaps = 0;
+  /** How much had been delivered when its `onGap` was asked last. */
+  askedAt = -1;
   /** Its channels have their place in the stream. */
   isPlaced = false;
   /** The start is known and its gap told, or there will be none any more. */

@@ -195,6 +195,99 @@ test('HTTP/1.0 gets a stream that ends with the connection', async () => {
   expect(new StrictParser().feed(Buffer.from(body)).events.map((event) => event.data)).toEqual(['a']);
 });
 
+test('comments before the first event are bounded by maxBuffered, too', async () => {
+  await using server = await serveStreams((stream) => stream.open(), { maxBuffered: 100_000, stallTimeout: false });
+  const socket = await dial(server.port, requestText('/'));
+  socket.pause();
+  await until('the stream', () => server.streams.length === 1);
+  const stream = server.streams[0] as EventStream;
+  await until('its end', () => {
+    for (let count = 0; count < 50 && stream.readyState === 1; count++) stream.comment(KB);
+    expect(stream.bufferedAmount).toBeLessThan(100_000 + 2 * KB.length);
+    return stream.readyState === 2;
+  });
+  expect(server.events.stats()).toMatchObject({ closed: { slow: 1 }, dropped: 0 });
+  socket.destroy();
+});
+
+test('small events that are queued weigh what they count', async () => {
+  if (globalThis.gc === undefined) throw new Error('run node with --expose-gc, as vitest.config.ts does');
+  await using server = await serveStreams((stream) => stream.open(), { maxBuffered: 20_000_000, onSlow: 'drop', stallTimeout: false });
+  const { stream, socket } = await blocked(server);
+  globalThis.gc();
+  const before = process.memoryUsage();
+  const queued = stream.bufferedAmount;
+  while (stream.bufferedAmount < queued + 1_000_000) stream.send('');
+  globalThis.gc();
+  const after = process.memoryUsage();
+  expect(after.heapUsed + after.external - before.heapUsed - before.external).toBeLessThan(4_000_000);
+  socket.destroy();
+});
+
+test('a server whose highWaterMark is above the write mark leaves nobody waiting', async () => {
+  const events = sse({ heartbeat: 200 });
+  const streams: EventStream[] = [];
+  await using server = await listening(
+    createServer({ highWaterMark: 1_048_576 }, (req, res) => events(req, res, () => void streams.push((res as { sse?: EventStream }).sse?.open() as EventStream))),
+  );
+  using reader = await read(server.url);
+  await until('the stream', () => streams.length === 1);
+  const [stream] = streams as [EventStream];
+  stream.send('x'.repeat(200_000));
+  await within('drained()', stream.drained());
+  expect((await reader.next()).data).toHaveLength(200_000);
+});
+
+test('an end or a destroy of a wrapped response that throws harms nobody', async () => {
+  const events = sse({ heartbeat: 20, maxLifetime: 300 });
+  const streams: EventStream[] = [];
+  await using server = await listening(
+    createServer((req, res) =>
+      events(req, res, () => {
+        if (req.url === '/bad') {
+          res.end = () => {
+            throw new Error('wrapped end');
+          };
+        }
+        streams.push((res as { sse?: EventStream }).sse?.open() as EventStream);
+      }),
+    ),
+  );
+  using bad = await read(`${server.url}/bad`);
+  using good = await read(`${server.url}/good`);
+  const [first, second] = streams as [EventStream, EventStream];
+  expect(await within('its end', first.closed)).toBe('aged');
+  expect(await within('its end', second.closed)).toBe('aged');
+  await good.end();
+  using later = await read(`${server.url}/good`);
+  await until('heartbeats', () => later.comments.length > 2);
+  expect(bad.response.status).toBe(200);
+});
+
+test('pipelined requests on one connection leave no listener behind', async () => {
+  await using server = await serveStreams((stream) => stream.close({ final: true }));
+  const socket = await dial(server.port, Array.from({ length: 200 }, () => requestText('/')).join(''));
+  let text = '';
+  socket.on('data', (chunk) => (text += chunk.toString()));
+  await until('all answers', () => text.split('sse:end\n').length - 1 >= 200);
+  const [connection] = [...server.sockets];
+  expect(connection?.listenerCount('close')).toBeLessThan(10);
+  socket.destroy();
+});
+
+test('what is still queued arrives when the application ends the response itself', async () => {
+  await using server = await serveStreams((stream) => {
+    stream.send('x'.repeat(3_000_000));
+    stream.send('last');
+    stream.res.end();
+    expect(stream.readyState).toBe(2);
+  }, { maxBuffered: 10_000_000 });
+  using reader = await read(server.url);
+  await reader.end();
+  expect(reader.events.map((event) => event.data.length)).toEqual([3_000_000, 4]);
+  expect(await (server.streams[0] as EventStream).closed).toBe('server');
+});
+
 test('an error of a wrapped response ends its stream, is told on res-sse:error, and harms nobody', async () => {
   const failures: unknown[] = [];
   const note = (message: unknown): void => void failures.push((message as { error: unknown }).error);

@@ -175,6 +175,22 @@ test('closeWhere ends the streams of those who lost their rights, and only those
   expect(() => server.events.closeWhere(() => true, { retry: -1 })).toThrow(expect.objectContaining({ code: 'ERR_SSE_OPTION' }));
 });
 
+test('closeWhere refuses a test that is async, which would send everybody away', async () => {
+  await using server = await serveStreams((given) => given.open());
+  using reader = await read(server.url);
+  await until('the stream', () => server.events.streams.size === 1);
+  expect(() => server.events.closeWhere((async () => false) as never)).toThrow(expect.objectContaining({ code: 'ERR_SSE_OPTION' }));
+  expect(server.events.closeWhere((() => undefined) as never)).toBe(0);
+  expect(reader.ended).toBe(false);
+});
+
+test("a route's accept: 'event-stream' behind an app's 'any' takes the stream away from who does not ask", async () => {
+  const app = express();
+  app.use(sse({ accept: 'any' }));
+  app.get('/', sse({ accept: 'event-stream' }), (_req, res) => void res.json(res.sse instanceof EventStream));
+  await request(app).get('/').set('Accept', 'application/json').expect(200, 'false');
+});
+
 describe('close', () => {
   test('ends the open streams with a reconnection time each, and sends newcomers away so that they come back', async () => {
     await using server = await serveStreams((given) => given.open());

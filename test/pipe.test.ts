@@ -1,3 +1,4 @@
+import { createReadStream } from 'node:fs';
 import { Readable } from 'node:stream';
 import { ReadableStream, type ReadableStreamDefaultController } from 'node:stream/web';
 import { describe, expect, test } from 'vitest';
@@ -209,6 +210,56 @@ test('pipe to a reader that has gone lets go of the source without pulling from 
   await stream.closed;
   await within('pipe', stream.pipe(source));
   expect([pulled, returned]).toEqual([0, 1]);
+});
+
+test('a Node stream that fails while it is let go of is nobody\'s business', async () => {
+  const uncaught: unknown[] = [];
+  const note = (error: unknown): void => void uncaught.push(error);
+  process.on('uncaughtException', note);
+  await using server = await serveStreams((stream) => stream.open());
+  const reader = await read(server.url);
+  await until('the stream', () => server.streams.length === 1);
+  const stream = server.streams[0] as EventStream;
+  reader.close();
+  await stream.closed;
+  const missing = createReadStream('/there/is/no/such/file');
+  await within('pipe', stream.pipe(missing));
+  const failing = new Readable({ read() {}, destroy: (_error, done) => done(new Error('cannot be destroyed')) });
+  await within('pipe', stream.pipe(failing));
+  await until('both to be destroyed', () => missing.closed && failing.closed);
+  process.off('uncaughtException', note);
+  expect(uncaught).toEqual([]);
+});
+
+test.each(['end', 'destroy'] as const)('pipe stops when the application calls res.%s() itself', async (how) => {
+  let pulled = 0;
+  await using server = await serveStreams((stream) => {
+    stream.open();
+    void stream.pipe((function* () { for (;;) { if (++pulled === 10) stream.res[how](); yield 'x'; } })());
+  });
+  using reader = await read(server.url);
+  await reader.end();
+  await until('the stream to end', () => server.events.streams.size === 0);
+  expect(pulled).toBeLessThan(20);
+});
+
+test('an iterable whose item fails is let go of', async () => {
+  let finished = false;
+  let error: unknown;
+  await using server = await serveStreams(async (stream) => {
+    const source = (function* () { try { yield Promise.reject(new Error('broken item')); yield 'never'; } finally { finished = true; } })();
+    await stream.pipe(source).catch((reason: unknown) => (error = reason));
+  });
+  using reader = await read(server.url);
+  await until('the head', () => reader.text !== '');
+  expect([finished, error]).toEqual([true, new Error('broken item')]);
+});
+
+test('pipe refuses options that it does not know', async () => {
+  await using server = await serveStreams((stream) => stream.pipe(['a'], { evnt: 'x' } as object));
+  using reader = await read(server.url);
+  expect(reader.response.status).toBe(500);
+  expect(server.errors.splice(0)).toEqual([expect.objectContaining({ code: 'ERR_SSE_OPTION' })]);
 });
 
 test('pipe pulls no faster than the reader reads', async () => {

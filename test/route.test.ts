@@ -213,6 +213,33 @@ describe('a handler that returns an iterable', () => {
     expect((await reader.next()).data).toBe('a');
   });
 
+  test('is let be where something else has answered within that second', async () => {
+    const begun = performance.now();
+    const app = express();
+    app.use(sse());
+    app.get('/', (_req, res, next) => {
+      setTimeout(() => res.status(503).end('too slow'), 100);
+      next();
+    });
+    let go = (): void => {};
+    const gate = new Promise<void>((resolve) => (go = resolve));
+    app.get(
+      '/',
+      stream(async function* () {
+        await gate;
+        yield 'late';
+      }),
+    );
+    await using server = await serve(app);
+    using reader = await read(server.url);
+    expect(reader.response.status).toBe(503);
+    using other = await read(server.url);
+    // By then the second of the first one has passed.
+    await until('a second', () => performance.now() > begun + 1_200);
+    go();
+    expect(other.response.status).toBe(503);
+  });
+
   test('has it let go of when the reader leaves', async () => {
     let finished = false;
     await using server = await serve(

@@ -1,0 +1,268 @@
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { expect, test } from 'vitest';
+import { createChannels, type Channels, type EventStream, type Subscription } from '../../src/index.ts';
+import { serveStreams } from '../support/app.ts';
+import { read } from '../support/reader.ts';
+import { until, within } from '../support/wait.ts';
+
+/** What callbacks do that they should not have to think about: each of these once lost, repeated or crashed something. */
+
+function data(events: { data: string }[]): string[] {
+  return events.map((event) => event.data);
+}
+
+async function publishAll(channels: Channels, name: string, ...all: string[]): Promise<string[]> {
+  const ids: string[] = [];
+  for (const each of all) ids.push((await channels.publish(name, each)).id);
+  return ids;
+}
+
+test('a filter that throws while unsubscribe flushes takes nothing from another reader of its channel', async () => {
+  const channels = createChannels();
+  let subscription: Subscription | undefined;
+  await using server = await serveStreams(
+    async (stream, req) => {
+      const isBad = 'bad' in req.query;
+      const made = await stream.subscribe('a', { filter: () => { if (isBad) throw new Error('boom'); return true; } });
+      if (isBad) subscription = made;
+    },
+    { channels },
+  );
+  using good = await read(server.url);
+  using bad = await read(`${server.url}?bad`);
+  await until('both', () => channels.stats().subscriptions === 2);
+  void channels.publish('a', 'one');
+  subscription?.unsubscribe();
+  await bad.end();
+  expect(channels.stats()).toMatchObject({ channels: 1, subscriptions: 1 });
+  await publishAll(channels, 'a', 'two', 'three');
+  expect(data(await good.take(3))).toEqual(['one', 'two', 'three']);
+  expect(server.errors.splice(0)).toHaveLength(1);
+});
+
+test('a filter that throws on a channel without history ends its own stream, and other channels are delivered', async () => {
+  const channels = createChannels({ historyFor: (name) => (name === 'live' ? false : undefined) });
+  await using server = await serveStreams(
+    (stream, req) => stream.subscribe(req.query['bad'] === undefined ? ['live', 'a'] : 'live', { filter: () => { if (req.query['bad'] !== undefined) throw new Error('boom'); return true; } }),
+    { channels },
+  );
+  using bad = await read(`${server.url}?bad`);
+  using good = await read(server.url);
+  await until('both', () => channels.stats().subscriptions === 3);
+  void channels.publish('live', 'one');
+  void channels.publish('a', 'two');
+  await bad.end();
+  expect(await (server.streams[0] as EventStream).closed).toBe('error');
+  expect(data(await good.take(2)).toSorted()).toEqual(['one', 'two']);
+  await channels.publish('live', 'three');
+  expect((await good.next()).data).toBe('three');
+  expect(server.errors.splice(0)).toHaveLength(1);
+});
+
+test.each<[string, (stream: EventStream, subscription: () => Subscription | undefined) => void]>([
+  ['sends', (stream) => stream.send('from the filter')],
+  ['closes its stream', (stream) => stream.close()],
+  ['unsubscribes', (_stream, subscription) => subscription()?.unsubscribe()],
+])('a filter that %s is called once for each event', async (_, act) => {
+  for (const history of [undefined, false] as const) {
+    let calls = 0;
+    let subscription: Subscription | undefined;
+    const channels = createChannels({ history });
+    await using server = await serveStreams(
+      async (stream) => {
+        subscription = await stream.subscribe('a', { filter: () => { calls++; act(stream, () => subscription); return true; } });
+      },
+      { channels },
+    );
+    using reader = await read(server.url);
+    await until('the subscription', () => subscription !== undefined);
+    await publishAll(channels, 'a', '1');
+    await until('the filter', () => calls > 0);
+    (server.streams[0] as EventStream).send('after');
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(calls).toBe(1);
+    reader.close();
+  }
+});
+
+test('a filter that subscribes its stream to another channel repeats nothing and loses nothing', async () => {
+  const channels = createChannels();
+  const before = await publishAll(channels, 'room', 'r0', 'r1');
+  await using server = await serveStreams(
+    async (stream) => {
+      await stream.subscribe('invites', {
+        filter: (event) => {
+          if (event.data === 'invited') void stream.subscribe('room', { since: before[0] as string, resume: false });
+          return true;
+        },
+      });
+    },
+    { channels },
+  );
+  using reader = await read(server.url);
+  await until('the subscription', () => channels.stats().subscriptions === 1);
+  for (const each of ['i1', 'invited', 'i2']) void channels.publish('invites', each);
+  expect(data(await reader.take(4)).toSorted()).toEqual(['i1', 'i2', 'invited', 'r1']);
+  await publishAll(channels, 'room', 'r2');
+  await publishAll(channels, 'invites', 'i3');
+  expect(data(await reader.take(2))).toEqual(['r2', 'i3']);
+  expect(reader.events).toHaveLength(6);
+});
+
+test('a filter that subscribes while its stream catches up loses nothing of the new channel', async () => {
+  const channels = createChannels();
+  const [first] = await publishAll(channels, 'invites', 'i0');
+  await publishAll(channels, 'room', 'r1', 'r2');
+  await publishAll(channels, 'invites', 'invited');
+  await publishAll(channels, 'room', 'r3');
+  await using server = await serveStreams(
+    async (stream) => {
+      await stream.subscribe('invites', {
+        filter: (event) => {
+          if (event.data === 'invited') void stream.subscribe('room');
+          return true;
+        },
+      });
+    },
+    { channels },
+  );
+  using reader = await read(server.url, { headers: { 'Last-Event-ID': first as string } });
+  expect(data(await reader.take(4))).toEqual(['invited', 'r1', 'r2', 'r3']);
+  await publishAll(channels, 'room', 'r4');
+  expect((await reader.next()).data).toBe('r4');
+});
+
+test('a subscription that is made by a res-sse:open subscriber is the same as the one that opens the stream', async () => {
+  const channels = createChannels();
+  await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
+  const greet = (message: unknown): void => void (message as { stream: EventStream }).stream.subscribe('broadcast');
+  subscribe('res-sse:open', greet);
+  using reader = await read(server.url);
+  await until('both', () => channels.stats().subscriptions === 2);
+  unsubscribe('res-sse:open', greet);
+  await publishAll(channels, 'a', '1');
+  await publishAll(channels, 'broadcast', '2');
+  expect(data(await reader.take(2))).toEqual(['1', '2']);
+  reader.close();
+  await until('the stream to end', () => server.events.streams.size === 0);
+  expect(channels.names()).toEqual([]);
+});
+
+test('a stream that ends in the middle of a page is let go of', async () => {
+  if (globalThis.gc === undefined) throw new Error('run node with --expose-gc, as vitest.config.ts does');
+  const channels = createChannels();
+  const [first] = await publishAll(channels, 'a', '0', '1', '2');
+  await using server = await serveStreams((stream) => void stream.subscribe('a', { filter: (event) => (event.data === '2' && stream.close(), true) }), { channels });
+  const refs: WeakRef<EventStream>[] = [];
+  for (let n = 0; n < 10; n++) {
+    using reader = await read(server.url, { headers: { 'Last-Event-ID': first as string, Connection: 'close' } });
+    await reader.end();
+    refs.push(new WeakRef(server.streams.pop() as EventStream));
+  }
+  await until('the sockets to go', () => server.sockets.size === 0);
+  await until('the garbage to be collected', async () => {
+    await new Promise((resolve) => setImmediate(resolve));
+    globalThis.gc?.();
+    return refs.every((ref) => ref.deref() === undefined);
+  });
+});
+
+test('an onGap that awaits another subscription of its stream does not wait for itself', async () => {
+  const channels = createChannels({ history: { events: 1 } });
+  const ids = await publishAll(channels, 'a', '1', '2', '3');
+  await using server = await serveStreams(
+    (stream) =>
+      stream.subscribe('a', {
+        onGap: async (_stream, gap) => {
+          await stream.subscribe('b', { resume: false });
+          return gap.cursor;
+        },
+      }),
+    { channels },
+  );
+  using reader = await read(server.url, { headers: { 'Last-Event-ID': ids[0] as string } });
+  await until('the stream to be live', () => channels.stats().behind === 0 && channels.stats().subscriptions === 2);
+  await publishAll(channels, 'b', 'b1');
+  await publishAll(channels, 'a', '4');
+  expect(data(await reader.take(2))).toEqual(['b1', '4']);
+});
+
+test('an onGap that answers for what was lost leaves what was not lost to be delivered', async () => {
+  const channels = createChannels({ historyFor: (name) => (name === 'small' ? { events: 1 } : undefined) });
+  const [first] = await publishAll(channels, 'small', 's1', 's2');
+  await publishAll(channels, 'large', 'l1', 'l2');
+  await publishAll(channels, 'small', 's3');
+  const gaps: unknown[] = [];
+  await using server = await serveStreams(
+    (stream) => stream.subscribe(['small', 'large'], { onGap: (_stream, gap) => (gaps.push(gap.channels), stream.send('snapshot of small'), gap.cursor) }),
+    { channels },
+  );
+  using reader = await read(server.url, { headers: { 'Last-Event-ID': first as string } });
+  expect(data(await reader.take(3))).toEqual(['snapshot of small', 'l1', 'l2']);
+  await publishAll(channels, 'small', 's4');
+  expect((await reader.next()).data).toBe('s4');
+  expect(gaps).toEqual([['small']]);
+});
+
+test('each subscription is asked for its own channels, and what nobody answers for is told in-band', async () => {
+  const channels = createChannels({ history: { events: 1 } });
+  const asked: unknown[] = [];
+  const [first] = await publishAll(channels, 'a', '1', '2', '3');
+  await publishAll(channels, 'b', '1', '2', '3');
+  await publishAll(channels, 'c', '1', '2', '3');
+  const subscriptions: Promise<Subscription>[] = [];
+  await using server = await serveStreams(
+    async (stream) => {
+      for (const name of ['a', 'b']) subscriptions.push(stream.subscribe(name, { onGap: (_stream, gap) => (asked.push([name, gap.channels]), gap.cursor) }));
+      subscriptions.push(stream.subscribe('c'));
+      await Promise.all(subscriptions);
+    },
+    { channels },
+  );
+  using reader = await read(server.url, { headers: { 'Last-Event-ID': first as string } });
+  const [gap, event] = await reader.take(2);
+  expect(asked).toEqual([['a', ['a']], ['b', ['b']]]);
+  expect([gap?.event, JSON.parse(gap?.data ?? '')]).toEqual(['sse:gap', expect.objectContaining({ channels: ['c'] })]);
+  expect(event?.data).toBe('3');
+  expect(await within('all', Promise.all(subscriptions))).toHaveLength(3);
+});
+
+test('a client is told at once when a later subscribe steps back, and when it has caught up', async () => {
+  const channels = createChannels();
+  await publishAll(channels, 'b', 'b1', 'b2');
+  const cursor = await channels.cursor();
+  await publishAll(channels, 'b', 'b3');
+  await publishAll(channels, 'a', 'a4');
+  await using server = await serveStreams(
+    async (stream) => {
+      await stream.subscribe('a', { since: 'start' });
+      await stream.subscribe('b', { since: cursor });
+    },
+    { channels },
+  );
+  using reader = await read(server.url);
+  expect(data(await reader.take(2))).toEqual(['a4', 'b3']);
+  await until('the checkpoints', () => reader.checkpoints.length === 3);
+  // At the start, below b3 before it, and at the head when both are even.
+  expect(reader.checkpoints.slice(1)).toEqual([cursor, await channels.cursor()]);
+  const [stepBack, b3, head] = [reader.text.indexOf(`id: ${cursor}\nevent: sse:checkpoint`), reader.text.indexOf('data: b3'), reader.text.lastIndexOf('sse:checkpoint')];
+  expect([stepBack < b3, b3 < head, stepBack > reader.text.indexOf('data: a4')]).toEqual([true, true, true]);
+});
+
+test('a channel that is left while catching up and entered again begins where it is told to', async () => {
+  const channels = createChannels();
+  await publishAll(channels, 'x', ...Array.from({ length: 400 }, (_, index) => `${index}:${'x'.repeat(1_000)}`));
+  const y = await publishAll(channels, 'y', 'y1', 'y2', 'y3');
+  await using server = await serveStreams(
+    async (stream) => {
+      await stream.subscribe('x', { since: 'start' });
+      const left = await stream.subscribe('y');
+      left.unsubscribe();
+      await stream.subscribe('y', { since: y[0] as string });
+    },
+    { channels },
+  );
+  using reader = await read(server.url);
+  const events = await reader.take(402);
+  expect(data(events).filter((each) => each.startsWith('y'))).toEqual(['y2', 'y3']);
+});
