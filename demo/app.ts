@@ -1,9 +1,12 @@
 /** The haiku chat: what is spoken in one tab appears in all. */
+import { randomUUID } from 'node:crypto';
 import { setInterval as every } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import express, { type Express, type NextFunction, type Request, type Response } from 'express';
 import { createChannels, sse, stream, type Channels, type SseMiddleware } from 'res-sse';
 import { ClientError, haikuOf, type Haiku } from './haiku.ts';
+import { pageOf } from './page.ts';
+import { MemoryStore, type HaikuStore } from './store.ts';
 
 /** What is published: the events of each channel and their data. */
 export interface Schema {
@@ -20,7 +23,7 @@ export interface Demo {
 const PUBLIC = fileURLToPath(new URL('public', import.meta.url));
 
 // One route for each file, so that everything else is a 404.
-const FILES = { '/': 'index.html', '/app.js': 'app.js', '/syllables.js': 'syllables.js', '/style.css': 'style.css' };
+const FILES = { '/app.js': 'app.js', '/syllables.js': 'syllables.js', '/style.css': 'style.css' };
 
 // 300 characters and an author, every one of them escaped as two `\uXXXX`, and some air.
 const MAX_BODY = 8_192;
@@ -46,9 +49,9 @@ const HEADERS = {
 };
 
 /** Makes the app and serves nothing yet, so that whoever calls chooses the port. */
-export function createDemo(): Demo {
+export function createDemo(store: HaikuStore = new MemoryStore()): Demo {
   const channels = createChannels<Schema>();
-  const events = sse({ retry: { min: 500, max: 1_500 } });
+  const events = sse({ channels, retry: { min: 500, max: 1_500 } });
   const app = express();
   app.disable('x-powered-by');
   app.enable('case sensitive routing');
@@ -56,6 +59,12 @@ export function createDemo(): Demo {
   app.use(secure);
   app.use(events);
 
+  app.get('/', async (_req, res) => {
+    // The cursor first: what is spoken meanwhile may come by page and by stream, but not by neither.
+    const cursor = await channels.cursor();
+    const haikus = await store.last();
+    res.set('Cache-Control', 'no-cache').type('html').send(pageOf({ cursor, haikus }));
+  });
   for (const [path, file] of Object.entries(FILES)) {
     app.get(path, (_req, res) => res.sendFile(file, { root: PUBLIC, acceptRanges: false }));
   }
@@ -68,7 +77,10 @@ export function createDemo(): Demo {
     }),
   );
   app.post('/speak', requireJson, express.json({ limit: MAX_BODY, inflate: false }), async (req, res) => {
-    await channels.publish('haiku', { ...haikuOf(req.body), at: new Date().toISOString() }, { event: 'text' });
+    const haiku = { id: randomUUID(), ...haikuOf(req.body), at: new Date().toISOString() };
+    // Kept first: a page that is made in between gets it by the stream.
+    await store.add(haiku);
+    await channels.publish('haiku', haiku, { event: 'text' });
     answer(res, 202, 'Received text message.');
   });
   app.use((_req, res) => answer(res, 404, 'There is nothing here.'));

@@ -2,6 +2,8 @@
 
 /** A haiku as everybody gets it. */
 export interface Haiku {
+  /** The haiku's own, by which the page knows what it has got twice. */
+  id: string;
   /** Up to three lines, separated by LF. */
   text: string;
   /** Whoever gave a name. */
@@ -33,7 +35,7 @@ const VISIBLE = /[\p{L}\p{N}\p{P}\p{S}]/u;
  * The haiku that a request's body is, trimmed.
  * @throws {ClientError} 400 for anything else
  */
-export function haikuOf(body: unknown): Omit<Haiku, 'at'> {
+export function haikuOf(body: unknown): Omit<Haiku, 'id' | 'at'> {
   if (typeof body !== 'object' || body === null || Array.isArray(body)) throw bad('Send an object: {"text": "…"}.');
   const { text, author, ...others } = body as Record<string, unknown>;
   if (Object.keys(others).length > 0) throw bad('Send "text" and, if you like, "author", and nothing else.');

@@ -3,57 +3,139 @@ import { countSyllables } from './syllables.js';
 
 /**
  * @typedef {object} Haiku
+ * @property {string} id
  * @property {string} text up to three lines, separated by LF
  * @property {string} [author]
  * @property {string} at when the server received it, ISO 8601
  *
- * @typedef {'connecting' | 'live' | 'reconnecting' | 'closed'} ConnectionState
+ * @typedef {{ cursor: string, haikus: Haiku[] }} Spoken the last haikus, and where the stream goes on from them
+ *
+ * @typedef {'connecting' | 'live' | 'live, list renewed' | 'catching up' | 'reconnecting' | 'closed'} ConnectionState
  */
 
-// Older ones leave the page, so that it can stay open for years.
-const KEEP = 200;
+// As many as the server keeps; older ones leave the page, so that it can stay open for years.
+const KEEP = 50;
+
+// So long, in ms, something is said that is to be read. As long a silence after the missed haikus means that all have come.
+const A_MOMENT = 800;
+const A_WHILE = 3_000;
 
 const list = element('#haiku');
 const form = element('#speak');
 const nameInput = /** @type {HTMLInputElement} */ (element('#author'));
 const lines = /** @type {HTMLInputElement[]} */ ([...document.querySelectorAll('input[data-syllables]')]);
+const status = element('#state');
 const reconnect = element('#reconnect');
 
 // --- Listening ---
 
-/** What is done about each event of the stream. @type {Record<string, (event: MessageEvent<string>) => void>} */
-const listeners = {
-  text: ({ data, lastEventId }) => show(lastEventId, JSON.parse(data)),
-};
+/**
+ * Follows the stream from where the list ends, through whatever interruptions.
+ * @param {string} cursor
+ * @param {ConnectionState} onceOpen what is said when the line is there at the first attempt
+ */
+function listen(cursor, onceOpen) {
+  const source = new EventSource(`/listen?lastEventId=${encodeURIComponent(cursor)}`);
 
-function listen() {
-  tell('connecting');
-  const source = new EventSource('/listen');
-  source.addEventListener('open', () => tell('live'));
-  // The browser comes back by itself, unless the server's answer was that there is no stream.
-  source.addEventListener('error', () => tell(source.readyState === EventSource.CLOSED ? 'closed' : 'reconnecting'));
+  /** @type {Record<string, (event: MessageEvent<string>) => void>} */
+  const listeners = {
+    open: () => tell(status.dataset.state === 'reconnecting' ? 'catching up' : onceOpen),
+    text({ data }) {
+      show(JSON.parse(data), true);
+      caughtUp();
+    },
+    // A stream begins with one, and what was missed comes right after it.
+    'sse:checkpoint': caughtUp,
+    // The server cannot say what was missed: it has forgotten, or it has been started anew.
+    'sse:gap'() {
+      source.close();
+      // Two in a row: no page should hammer a server that contradicts itself.
+      if (status.dataset.state === 'live, list renewed') renewLater('live, list renewed');
+      else void renew('live, list renewed');
+    },
+    // The browser comes back by itself, unless the server's answer was that there is no stream.
+    error: () => tell(source.readyState === EventSource.CLOSED ? 'closed' : 'reconnecting'),
+  };
   for (const [name, listener] of Object.entries(listeners)) source.addEventListener(name, listener);
 }
 
+/**
+ * Fetches the list anew, and listens from there. What is being typed stays.
+ * @param {ConnectionState} onceOpen
+ */
+async function renew(onceOpen) {
+  tell('catching up');
+  try {
+    const { cursor, haikus } = await fetchSpoken();
+    showAll(haikus);
+    listen(cursor, onceOpen);
+  } catch {
+    renewLater(onceOpen);
+  }
+}
+
+/** @param {ConnectionState} onceOpen */
+function renewLater(onceOpen) {
+  tell('reconnecting');
+  // Not all pages at the same time.
+  setTimeout(() => void renew(onceOpen), 1_000 + Math.random() * 2_000);
+}
+
+/** @returns {Promise<Spoken>} what the page would begin with, were it opened now */
+async function fetchSpoken() {
+  const response = await fetch('/', { cache: 'no-store', signal: AbortSignal.timeout(10_000) });
+  const [, json] = /<script id="spoken" type="application\/json">(.*?)<\/script>/s.exec(await response.text()) ?? [];
+  return JSON.parse(json ?? '');
+}
+
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let later;
+
 /** @param {ConnectionState} state */
 function tell(state) {
-  const status = element('#state');
+  clearTimeout(later);
   // Each failed attempt to reconnect comes by here; a screen reader need not hear of it again.
-  if (status.dataset.state !== state || status.textContent !== state) status.textContent = state;
+  if (status.textContent !== state) status.textContent = state;
   status.dataset.state = state;
   reconnect.hidden = state !== 'closed';
+  if (state === 'live, list renewed') tellLater('live', A_WHILE);
 }
 
 /**
- * Puts a haiku on top of the list, once.
- * @param {string} id the id of its event
- * @param {Haiku} haiku
+ * Says it after some time, unless there is something else to say.
+ * @param {ConnectionState} state
+ * @param {number} ms
  */
-function show(id, { text, author, at }) {
-  if ([...list.children].some((item) => item instanceof HTMLElement && item.dataset.id === id)) return;
+function tellLater(state, ms) {
+  clearTimeout(later);
+  later = setTimeout(() => tell(state), ms);
+}
+
+/** Something has come: if it was missed before, it may have been the last. */
+function caughtUp() {
+  if (status.dataset.state === 'catching up') tellLater('live', A_MOMENT);
+}
+
+/** Makes the list that of the server. @param {Haiku[]} haikus the newest last */
+function showAll(haikus) {
+  const ids = new Set(haikus.map(({ id }) => id));
+  for (const item of items()) if (!ids.has(item.dataset.id ?? '')) item.remove();
+  // What is missing is newer than what is there, and what is there does not move.
+  for (const haiku of haikus) show(haiku, false);
+  element('#quiet').hidden = list.children.length > 0;
+}
+
+/**
+ * Puts a haiku on top of the list, once: it may come by the page and by the stream.
+ * @param {Haiku} haiku
+ * @param {boolean} isHeard whether it was spoken while somebody was listening
+ */
+function show({ id, text, author, at }, isHeard) {
+  if (items().some((item) => item.dataset.id === id)) return;
   const template = /** @type {HTMLTemplateElement} */ (element('#haiku-item'));
   const item = /** @type {HTMLElement} */ (document.importNode(template.content, true).firstElementChild);
   item.dataset.id = id;
+  item.classList.toggle('heard', isHeard);
   element('blockquote', item).append(...text.split('\n').map(paragraph));
   element('.by', item).textContent = author ?? 'somebody';
   element('.by', item).classList.toggle('unnamed', author === undefined);
@@ -63,6 +145,11 @@ function show(id, { text, author, at }) {
   list.prepend(item);
   while (list.children.length > KEEP) list.lastElementChild?.remove();
   element('#quiet').hidden = true;
+}
+
+/** The haikus that are shown. */
+function items() {
+  return /** @type {HTMLElement[]} */ ([...list.children]);
 }
 
 /** @param {string} line */
@@ -210,6 +297,10 @@ form.addEventListener('submit', (event) => {
   void speak();
 });
 nameInput.addEventListener('change', rememberAuthor);
-reconnect.addEventListener('click', listen);
+reconnect.addEventListener('click', () => void renew('live'));
 recallAuthor();
-listen();
+
+/** @type {Spoken} */
+const { cursor, haikus } = JSON.parse(element('#spoken').textContent);
+showAll(haikus);
+listen(cursor, 'live');

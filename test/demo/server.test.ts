@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import request from 'supertest';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { createDemo } from '../../demo/app.ts';
+import type { Spoken } from '../../demo/page.ts';
 import { read } from '../support/reader.ts';
 import { serve } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
@@ -29,7 +30,8 @@ describe('POST /speak', () => {
     const event = await one.next();
     expect(event.event).toBe('text');
     expect(event.id).toMatch(/^[\w.-]+$/);
-    const { at, ...haiku } = JSON.parse(event.data);
+    const { id, at, ...haiku } = JSON.parse(event.data);
+    expect(id).toMatch(/^[\da-f-]{36}$/);
     expect(haiku).toEqual({ text: 'an old, quiet pond\na frog leaps\nsplash', author: 'Bashō' });
     expect(new Date(at).toISOString()).toBe(at);
     expect(Date.parse(at)).toBeGreaterThanOrEqual(before);
@@ -48,7 +50,7 @@ describe('POST /speak', () => {
     await using server = await serve(createDemo().app);
     using reader = await read(`${server.url}/listen`);
     await request(server.url).post('/speak').send(body).expect(202, 'Received text message.');
-    expect(JSON.parse((await reader.next()).data)).toEqual({ ...expected, at: expect.any(String) });
+    expect(JSON.parse((await reader.next()).data)).toEqual({ ...expected, id: expect.any(String), at: expect.any(String) });
   });
 
   it.each([
@@ -126,6 +128,49 @@ describe('POST /speak', () => {
     const { text } = await request(server.url).post('/speak').send({ text: 'snow' }).expect(500);
     expect(text).toBe('Something went wrong on our side.');
     expect(log).toHaveBeenCalledWith(expect.objectContaining({ code: 'ERR_SSE_CLOSED' }));
+  });
+});
+
+describe('GET /', () => {
+  it('has the last fifty haikus in it, the newest last, and the cursor from which the stream goes on', async () => {
+    await using server = await serve(createDemo().app);
+    for (let number = 1; number <= 51; number++) {
+      await request(server.url)
+        .post('/speak')
+        .send({ text: `${number}` })
+        .expect(202);
+    }
+    const { cursor, haikus } = spokenIn(await (await fetch(server.url)).text());
+    expect(haikus.map(({ text }) => text)).toEqual(Array.from({ length: 50 }, (_, index) => `${index + 2}`));
+    expect(new Set(haikus.map(({ id }) => id)).size).toBe(50);
+    await request(server.url).post('/speak').send({ text: '52' });
+    using reader = await read(`${server.url}/listen?lastEventId=${cursor}`);
+    expect(JSON.parse((await reader.next()).data)).toMatchObject({ text: '52' });
+  });
+
+  it('has the same haiku in it as the stream', async () => {
+    await using server = await serve(createDemo().app);
+    using reader = await read(`${server.url}/listen`);
+    await request(server.url).post('/speak').send({ text: 'snow', author: 'Issa' });
+    expect(spokenIn(await (await fetch(server.url)).text()).haikus).toEqual([JSON.parse((await reader.next()).data)]);
+  });
+
+  it.each(['</script><img src=x onerror=alert(1)>', '<!--<script>', ']]>&lt;&amp;', '$& $` $1 $$', String.raw`\u003c"\'`])(
+    'is the same HTML, but for data that are the very same text, where %j was typed',
+    async (text) => {
+      await using server = await serve(createDemo().app);
+      const before = await (await fetch(server.url)).text();
+      await request(server.url).post('/speak').send({ text, author: text }).expect(202);
+      const after = await (await fetch(server.url)).text();
+      expect(spokenIn(after).haikus).toMatchObject([{ text, author: text }]);
+      expect(after.replace(DATA, '')).toBe(before.replace(DATA, ''));
+      expect(DATA.exec(after)?.[1]).not.toMatch(/[<>&]/);
+    },
+  );
+
+  it('is asked for anew each time', async () => {
+    await using server = await serve(createDemo().app);
+    expect((await fetch(server.url)).headers.get('Cache-Control')).toBe('no-cache');
   });
 });
 
@@ -222,8 +267,8 @@ describe('demo/server.ts', () => {
     ]);
     expect(await exitOf(speaker)).toBe(0);
     expect(speaker.output).toBe('Received text message.');
-    await until('curl to hear it', () => listener.output.endsWith('"}\n\n'));
-    expect(listener.output).toMatch(/id: [\w.-]+\nevent: text\ndata: \{"text":"snow","at":"[^"]+"\}\n\n$/);
+    await until('curl to hear it', () => /event: text\n.*\n\n$/.test(listener.output));
+    expect(listener.output).toMatch(/id: [\w.-]+\nevent: text\ndata: \{"id":"[^"]+","text":"snow","at":"[^"]+"\}\n\n$/);
   });
 
   it('answers 415 to what curl -d sends without a type', async () => {
@@ -250,6 +295,13 @@ describe('demo/server.ts', () => {
     },
   );
 });
+
+const DATA = /<script id="spoken" type="application\/json">(.*?)<\/script>/s;
+
+/** The data in the page. */
+function spokenIn(html: string): Spoken {
+  return JSON.parse(DATA.exec(html)?.[1] ?? '');
+}
 
 interface Process extends AsyncDisposable {
   readonly child: ChildProcess;
