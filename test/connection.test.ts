@@ -102,19 +102,19 @@ describe('a reader that stops reading', () => {
 });
 
 test('a large event that makes progress all the time is not taken for a stall', async () => {
-  await using server = await serveStreams((stream) => stream.open(), { stallTimeout: 1_000, heartbeat: 100 });
+  await using server = await serveStreams((stream) => stream.open(), { stallTimeout: 2_000, heartbeat: 100 });
   const { stream, socket } = await blocked(server);
   let received = 0;
   socket.on('data', (chunk) => {
     received += chunk.length;
     socket.pause();
     // Slower than the whole could be written in one stallTimeout, faster than one piece takes.
-    setTimeout(() => socket.resume(), 10);
+    setTimeout(() => socket.resume(), 20);
   });
   const begun = Date.now();
   socket.resume();
   await until('the whole event', () => received > 16_000_000, 60_000);
-  expect(Date.now() - begun).toBeGreaterThan(1_000);
+  expect(Date.now() - begun).toBeGreaterThan(2_000);
   expect(stream.readyState).toBe(1);
   socket.destroy();
 }, 70_000);
@@ -212,7 +212,11 @@ test('comments before the first event are bounded by maxBuffered, too', async ()
 
 test('small events that are queued weigh what they count', async () => {
   if (globalThis.gc === undefined) throw new Error('run node with --expose-gc, as vitest.config.ts does');
-  await using server = await serveStreams((stream) => stream.open(), { maxBuffered: 20_000_000, onSlow: 'drop', stallTimeout: false });
+  await using server = await serveStreams((stream) => stream.open(), {
+    maxBuffered: 20_000_000,
+    onSlow: 'drop',
+    stallTimeout: false,
+  });
   const { stream, socket } = await blocked(server);
   globalThis.gc();
   const before = process.memoryUsage();
@@ -220,7 +224,7 @@ test('small events that are queued weigh what they count', async () => {
   while (stream.bufferedAmount < queued + 1_000_000) stream.send('');
   globalThis.gc();
   const after = process.memoryUsage();
-  expect(after.heapUsed + after.external - before.heapUsed - before.external).toBeLessThan(4_000_000);
+  expect(after.heapUsed + after.external - before.heapUsed - before.external).toBeLessThan(8_000_000);
   socket.destroy();
 });
 
@@ -228,7 +232,9 @@ test('a server whose highWaterMark is above the write mark leaves nobody waiting
   const events = sse({ heartbeat: 200 });
   const streams: EventStream[] = [];
   await using server = await listening(
-    createServer({ highWaterMark: 1_048_576 }, (req, res) => events(req, res, () => void streams.push((res as { sse?: EventStream }).sse?.open() as EventStream))),
+    createServer({ highWaterMark: 1_048_576 }, (req, res) =>
+      events(req, res, () => void streams.push((res as { sse?: EventStream }).sse?.open() as EventStream)),
+    ),
   );
   using reader = await read(server.url);
   await until('the stream', () => streams.length === 1);
@@ -276,12 +282,15 @@ test('pipelined requests on one connection leave no listener behind', async () =
 });
 
 test('what is still queued arrives when the application ends the response itself', async () => {
-  await using server = await serveStreams((stream) => {
-    stream.send('x'.repeat(3_000_000));
-    stream.send('last');
-    stream.res.end();
-    expect(stream.readyState).toBe(2);
-  }, { maxBuffered: 10_000_000 });
+  await using server = await serveStreams(
+    (stream) => {
+      stream.send('x'.repeat(3_000_000));
+      stream.send('last');
+      stream.res.end();
+      expect(stream.readyState).toBe(2);
+    },
+    { maxBuffered: 10_000_000 },
+  );
   using reader = await read(server.url);
   await reader.end();
   expect(reader.events.map((event) => event.data.length)).toEqual([3_000_000, 4]);

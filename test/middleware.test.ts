@@ -179,7 +179,9 @@ test('closeWhere refuses a test that is async, which would send everybody away',
   await using server = await serveStreams((given) => given.open());
   using reader = await read(server.url);
   await until('the stream', () => server.events.streams.size === 1);
-  expect(() => server.events.closeWhere((async () => false) as never)).toThrow(expect.objectContaining({ code: 'ERR_SSE_OPTION' }));
+  expect(() => server.events.closeWhere((async () => false) as never)).toThrow(
+    expect.objectContaining({ code: 'ERR_SSE_OPTION' }),
+  );
   expect(server.events.closeWhere((() => undefined) as never)).toBe(0);
   expect(reader.ended).toBe(false);
 });

@@ -212,7 +212,7 @@ test('pipe to a reader that has gone lets go of the source without pulling from 
   expect([pulled, returned]).toEqual([0, 1]);
 });
 
-test('a Node stream that fails while it is let go of is nobody\'s business', async () => {
+test("a Node stream that fails while it is let go of is nobody's business", async () => {
   const uncaught: unknown[] = [];
   const note = (error: unknown): void => void uncaught.push(error);
   process.on('uncaughtException', note);
@@ -235,7 +235,14 @@ test.each(['end', 'destroy'] as const)('pipe stops when the application calls re
   let pulled = 0;
   await using server = await serveStreams((stream) => {
     stream.open();
-    void stream.pipe((function* () { for (;;) { if (++pulled === 10) stream.res[how](); yield 'x'; } })());
+    void stream.pipe(
+      (function* () {
+        for (;;) {
+          if (++pulled === 10) stream.res[how]();
+          yield 'x';
+        }
+      })(),
+    );
   });
   using reader = await read(server.url);
   await reader.end();
@@ -247,7 +254,14 @@ test('an iterable whose item fails is let go of', async () => {
   let finished = false;
   let error: unknown;
   await using server = await serveStreams(async (stream) => {
-    const source = (function* () { try { yield Promise.reject(new Error('broken item')); yield 'never'; } finally { finished = true; } })();
+    const source = (function* () {
+      try {
+        yield Promise.reject(new Error('broken item'));
+        yield 'never';
+      } finally {
+        finished = true;
+      }
+    })();
     await stream.pipe(source).catch((reason: unknown) => (error = reason));
   });
   using reader = await read(server.url);

@@ -23,7 +23,12 @@ test('a filter that throws while unsubscribe flushes takes nothing from another 
   await using server = await serveStreams(
     async (stream, req) => {
       const isBad = 'bad' in req.query;
-      const made = await stream.subscribe('a', { filter: () => { if (isBad) throw new Error('boom'); return true; } });
+      const made = await stream.subscribe('a', {
+        filter: () => {
+          if (isBad) throw new Error('boom');
+          return true;
+        },
+      });
       if (isBad) subscription = made;
     },
     { channels },
@@ -43,7 +48,13 @@ test('a filter that throws while unsubscribe flushes takes nothing from another 
 test('a filter that throws on a channel without history ends its own stream, and other channels are delivered', async () => {
   const channels = createChannels({ historyFor: (name) => (name === 'live' ? false : undefined) });
   await using server = await serveStreams(
-    (stream, req) => stream.subscribe(req.query['bad'] === undefined ? ['live', 'a'] : 'live', { filter: () => { if (req.query['bad'] !== undefined) throw new Error('boom'); return true; } }),
+    (stream, req) =>
+      stream.subscribe(req.query['bad'] === undefined ? ['live', 'a'] : 'live', {
+        filter: () => {
+          if (req.query['bad'] !== undefined) throw new Error('boom');
+          return true;
+        },
+      }),
     { channels },
   );
   using bad = await read(`${server.url}?bad`);
@@ -70,7 +81,13 @@ test.each<[string, (stream: EventStream, subscription: () => Subscription | unde
     const channels = createChannels({ history });
     await using server = await serveStreams(
       async (stream) => {
-        subscription = await stream.subscribe('a', { filter: () => { calls++; act(stream, () => subscription); return true; } });
+        subscription = await stream.subscribe('a', {
+          filter: () => {
+            calls++;
+            act(stream, () => subscription);
+            return true;
+          },
+        });
       },
       { channels },
     );
@@ -152,7 +169,10 @@ test('a stream that ends in the middle of a page is let go of', async () => {
   if (globalThis.gc === undefined) throw new Error('run node with --expose-gc, as vitest.config.ts does');
   const channels = createChannels();
   const [first] = await publishAll(channels, 'a', '0', '1', '2');
-  await using server = await serveStreams((stream) => void stream.subscribe('a', { filter: (event) => (event.data === '2' && stream.close(), true) }), { channels });
+  await using server = await serveStreams(
+    (stream) => void stream.subscribe('a', { filter: (event) => (event.data === '2' && stream.close(), true) }),
+    { channels },
+  );
   const refs: WeakRef<EventStream>[] = [];
   for (let n = 0; n < 10; n++) {
     using reader = await read(server.url, { headers: { 'Last-Event-ID': first as string, Connection: 'close' } });
@@ -194,7 +214,10 @@ test('an onGap that answers for what was lost leaves what was not lost to be del
   await publishAll(channels, 'small', 's3');
   const gaps: unknown[] = [];
   await using server = await serveStreams(
-    (stream) => stream.subscribe(['small', 'large'], { onGap: (_stream, gap) => (gaps.push(gap.channels), stream.send('snapshot of small'), gap.cursor) }),
+    (stream) =>
+      stream.subscribe(['small', 'large'], {
+        onGap: (_stream, gap) => (gaps.push(gap.channels), stream.send('snapshot of small'), gap.cursor),
+      }),
     { channels },
   );
   using reader = await read(server.url, { headers: { 'Last-Event-ID': first as string } });
@@ -213,7 +236,8 @@ test('each subscription is asked for its own channels, and what nobody answers f
   const subscriptions: Promise<Subscription>[] = [];
   await using server = await serveStreams(
     async (stream) => {
-      for (const name of ['a', 'b']) subscriptions.push(stream.subscribe(name, { onGap: (_stream, gap) => (asked.push([name, gap.channels]), gap.cursor) }));
+      for (const name of ['a', 'b'])
+        subscriptions.push(stream.subscribe(name, { onGap: (_stream, gap) => (asked.push([name, gap.channels]), gap.cursor) }));
       subscriptions.push(stream.subscribe('c'));
       await Promise.all(subscriptions);
     },
@@ -221,7 +245,10 @@ test('each subscription is asked for its own channels, and what nobody answers f
   );
   using reader = await read(server.url, { headers: { 'Last-Event-ID': first as string } });
   const [gap, event] = await reader.take(2);
-  expect(asked).toEqual([['a', ['a']], ['b', ['b']]]);
+  expect(asked).toEqual([
+    ['a', ['a']],
+    ['b', ['b']],
+  ]);
   expect([gap?.event, JSON.parse(gap?.data ?? '')]).toEqual(['sse:gap', expect.objectContaining({ channels: ['c'] })]);
   expect(event?.data).toBe('3');
   expect(await within('all', Promise.all(subscriptions))).toHaveLength(3);
@@ -245,7 +272,11 @@ test('a client is told at once when a later subscribe steps back, and when it ha
   await until('the checkpoints', () => reader.checkpoints.length === 3);
   // At the start, below b3 before it, and at the head when both are even.
   expect(reader.checkpoints.slice(1)).toEqual([cursor, await channels.cursor()]);
-  const [stepBack, b3, head] = [reader.text.indexOf(`id: ${cursor}\nevent: sse:checkpoint`), reader.text.indexOf('data: b3'), reader.text.lastIndexOf('sse:checkpoint')];
+  const [stepBack, b3, head] = [
+    reader.text.indexOf(`id: ${cursor}\nevent: sse:checkpoint`),
+    reader.text.indexOf('data: b3'),
+    reader.text.lastIndexOf('sse:checkpoint'),
+  ];
   expect([stepBack < b3, b3 < head, stepBack > reader.text.indexOf('data: a4')]).toEqual([true, true, true]);
 });
 

@@ -1,0 +1,317 @@
+import { createServer, type ServerResponse } from 'node:http';
+import http2 from 'node:http2';
+import type { Server } from 'node:http';
+import type { Socket } from 'node:net';
+import { describe, expect, test, vi } from 'vitest';
+import { createChannels, sse, type Channels, type EventStream } from '../src/index.ts';
+import { dial, listening, requestText, type TestServer } from './support/server.ts';
+import { StrictParser } from './support/strict-parser.ts';
+import { until } from './support/wait.ts';
+
+/**
+ * Channel events go straight to the socket, past `res.write`, where nobody can tell the difference. Each test is a row of the
+ * table of hazards in PERFORMANCE.md, section 2.
+ */
+
+interface DirectServer extends TestServer {
+  readonly channels: Channels;
+  readonly streams: EventStream[];
+}
+
+/** A bare server whose streams follow `a`; `prepare` is the application in front. */
+async function serveDirect(prepare: (res: ServerResponse, url: string) => void = () => {}, options = {}): Promise<DirectServer> {
+  const channels = createChannels();
+  const events = sse({ channels, heartbeat: false, ...options });
+  const streams: EventStream[] = [];
+  const server = await listening(
+    createServer((req, res) => {
+      prepare(res, req.url ?? '');
+      events(req, res, () => {
+        const { sse: stream } = res as ServerResponse & { sse?: EventStream };
+        if (stream === undefined) return void res.end('no stream');
+        streams.push(stream);
+        void stream.subscribe('a', { checkpoints: false });
+      });
+    }),
+  );
+  return Object.assign(server, { channels, streams });
+}
+
+/** A raw client that undoes chunked framing strictly, and what comes after the first response. */
+async function connectTo(
+  server: TestServer,
+  request = requestText('/'),
+): Promise<{ socket: Socket; text: () => string; body: () => string; rest: () => string; parser: () => StrictParser }> {
+  const socket = await dial(server.port, request);
+  let text = '';
+  socket.on('data', (chunk: Buffer) => (text += chunk.toString('latin1')));
+  function split(): { body: string; rest: string } {
+    const [head, ...after] = text.split('\r\n\r\n');
+    let rest = after.join('\r\n\r\n');
+    if (!/transfer-encoding: chunked/i.test(head ?? '')) return { body: rest, rest: '' };
+    let body = '';
+    for (;;) {
+      const end = rest.indexOf('\r\n');
+      if (end === -1) return { body, rest: '' };
+      expect(rest.slice(0, end)).toMatch(/^[0-9a-f]+$/i);
+      const length = Number.parseInt(rest.slice(0, end), 16);
+      if (rest.length < end + 2 + length + 2) return { body, rest: '' };
+      expect(rest.slice(end + 2 + length, end + 4 + length)).toBe('\r\n');
+      body += rest.slice(end + 2, end + 2 + length);
+      rest = rest.slice(end + 4 + length);
+      if (length === 0) return { body, rest };
+    }
+  }
+  return {
+    socket,
+    text: () => text,
+    body: () => split().body,
+    rest: () => split().rest,
+    parser: () => new StrictParser().feed(Buffer.from(split().body, 'latin1')),
+  };
+}
+
+/** Whether an event that is published now goes to the socket already framed. */
+async function goesDirect(server: DirectServer, client: { parser: () => StrictParser }): Promise<boolean> {
+  const before = client.parser().events.length;
+  const [socket] = [...server.sockets] as [Socket];
+  const write = vi.spyOn(socket, 'write');
+  await server.channels.publish('a', 'probe');
+  await until('the event', () => client.parser().events.length > before);
+  const framed = write.mock.calls.some(
+    ([chunk]) => Buffer.isBuffer(chunk) && /^[0-9a-f]+\r\n[^]*data: probe\n\n\r\n$/.test(chunk.toString()),
+  );
+  write.mockRestore();
+  return framed;
+}
+
+function data(parser: StrictParser): string[] {
+  return parser.events.filter((event) => event.data !== 'probe').map((event) => event.data);
+}
+
+/** Published, and given to the streams. */
+async function publish(server: DirectServer, ...all: string[]): Promise<void> {
+  for (const each of all) void server.channels.publish('a', each);
+  await new Promise((resolve) => setImmediate(() => setImmediate(resolve)));
+}
+
+test('a plain response goes direct, with valid framing and everything in order', async () => {
+  await using server = await serveDirect();
+  const client = await connectTo(server);
+  await until('the stream', () => server.streams.length === 1);
+  const [stream] = server.streams as [EventStream];
+  expect(await goesDirect(server, client)).toBe(true);
+  await publish(server, '1', '2');
+  stream.send('3');
+  await publish(server, '4');
+  stream.comment('5');
+  stream.close({ retry: 77 });
+  await until('the end', () => client.text().endsWith('0\r\n\r\n'));
+  expect(data(client.parser())).toEqual(['1', '2', '3', '4']);
+  expect(client.body()).toMatch(/data: 4\n\n: 5\nretry: 77\n$/);
+  client.socket.destroy();
+});
+
+test('HTTP/1.0 does not', async () => {
+  await using server = await serveDirect();
+  const client = await connectTo(server, requestText('/').replace('HTTP/1.1', 'HTTP/1.0'));
+  await until('the stream', () => server.streams.length === 1);
+  expect(await goesDirect(server, client)).toBe(false);
+  await publish(server, '1');
+  await until('the event', () => data(client.parser()).length === 1);
+  client.socket.destroy();
+});
+
+test('a response that was given a length goes by what Node makes of it', async () => {
+  await using server = await serveDirect((res) => res.setHeader('Content-Length', 5));
+  const client = await connectTo(server);
+  await until('the stream', () => server.streams.length === 1);
+  await publish(server, '1'.repeat(100));
+  await until('the event', () => data(client.parser()).length === 1);
+  expect(client.text()).not.toMatch(/content-length/i);
+  client.socket.destroy();
+});
+
+test('a response behind another on a pipelined connection waits for its socket', async () => {
+  await using server = await serveDirect();
+  const client = await connectTo(server, requestText('/first') + requestText('/second'));
+  await until('both streams', () => server.streams.length === 2);
+  await publish(server, '1');
+  const [first, second] = server.streams as [EventStream, EventStream];
+  first.close();
+  await until('the second response', () => client.rest().includes('data: 1\n\n'));
+  expect(client.rest()).toMatch(/^HTTP\/1\.1 200 OK\r\n/);
+  await publish(server, '2');
+  second.close();
+  await until('its end', () => client.rest().endsWith('0\r\n\r\n'));
+  expect(client.rest().match(/data: /g)).toHaveLength(2);
+  expect(client.body().match(/data: /g)).toHaveLength(1);
+  client.socket.destroy();
+});
+
+test('HEAD gets a head and nothing more', async () => {
+  await using server = await serveDirect();
+  const client = await connectTo(server, requestText('/', {}, 'HEAD') + requestText('/'));
+  await until('both requests', () => server.streams.length === 2);
+  await publish(server, '1');
+  await until('the event', () => client.text().includes('data: 1'));
+  expect(client.text().match(/data: /g)).toHaveLength(1);
+  expect(client.text().match(/HTTP\/1\.1 200 OK/g)).toHaveLength(2);
+  client.socket.destroy();
+});
+
+test('HTTP/2, whose socket says that it is one, does not', async () => {
+  const channels = createChannels();
+  const events = sse({ channels });
+  const raw = http2.createServer() as unknown as Server;
+  raw.on('request', (req, res) =>
+    events(req, res, () => void (res as ServerResponse & { sse?: EventStream }).sse?.subscribe('a')),
+  );
+  await using server = await listening(raw);
+  const session = http2.connect(server.url);
+  const request = session.request({ ':path': '/', accept: 'text/event-stream' });
+  const parser = new StrictParser();
+  request.on('data', (chunk: Buffer) => parser.feed(chunk));
+  request.on('error', () => {});
+  await until('the subscription', () => channels.stats().subscriptions === 1);
+  for (let index = 0; index < 3; index++) {
+    await channels.publish('a', `${index}`);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  await until('the events', () => parser.events.filter((event) => event.type === 'message').length === 3);
+  session.destroy();
+});
+
+describe('what wraps or encodes the response sees every byte', () => {
+  test('a wrapped write', async () => {
+    let seen = '';
+    await using server = await serveDirect((res) => {
+      const write = res.write.bind(res) as (chunk: unknown, ...rest: unknown[]) => boolean;
+      res.write = ((chunk: unknown, ...rest: unknown[]) => {
+        seen += String(chunk);
+        return write(chunk, ...rest);
+      }) as typeof res.write;
+    });
+    const client = await connectTo(server);
+    await until('the stream', () => server.streams.length === 1);
+    expect(await goesDirect(server, client)).toBe(false);
+    await publish(server, '1', '2');
+    await until('the events', () => data(client.parser()).length === 2);
+    expect(seen).toBe(client.body());
+    client.socket.destroy();
+  });
+
+  test('a response with a prototype of its own, as an instrumented one', async () => {
+    let writes = 0;
+    await using server = await serveDirect((res) => {
+      const proto = Object.create(Object.getPrototypeOf(res) as object) as ServerResponse;
+      const { write } = res;
+      proto.write = function (this: ServerResponse, ...args: unknown[]) {
+        writes++;
+        return Reflect.apply(write, this, args) as boolean;
+      } as typeof proto.write;
+      Object.setPrototypeOf(res, proto);
+    });
+    const client = await connectTo(server);
+    await until('the stream', () => server.streams.length === 1);
+    expect(await goesDirect(server, client)).toBe(false);
+    expect(writes).toBeGreaterThan(1);
+    client.socket.destroy();
+  });
+
+  test('a content encoding', async () => {
+    await using server = await serveDirect((res) => res.setHeader('Content-Encoding', 'identity'));
+    const client = await connectTo(server);
+    await until('the stream', () => server.streams.length === 1);
+    expect(await goesDirect(server, client)).toBe(false);
+    client.socket.destroy();
+  });
+
+  test('a wrapped end is called, and the stream goes direct all the same', async () => {
+    let ends = 0;
+    await using server = await serveDirect((res) => {
+      const end = res.end.bind(res) as (...args: unknown[]) => ServerResponse;
+      res.end = ((...args: unknown[]) => (ends++, end(...args))) as typeof res.end;
+    });
+    const client = await connectTo(server);
+    await until('the stream', () => server.streams.length === 1);
+    expect(await goesDirect(server, client)).toBe(true);
+    (server.streams[0] as EventStream).close();
+    await until('the end', () => client.text().endsWith('0\r\n\r\n'));
+    expect(ends).toBe(1);
+    client.socket.destroy();
+  });
+});
+
+test.each(['close', 'res.end'] as const)(
+  'nothing lands behind the last chunk, where the next response on the connection begins: %s',
+  async (how) => {
+    await using server = await serveDirect();
+    const client = await connectTo(server);
+    await until('the stream', () => server.streams.length === 1);
+    expect(await goesDirect(server, client)).toBe(true);
+    const [stream] = server.streams as [EventStream];
+    // In the middle of a turn that owes the stream something.
+    void server.channels.publish('a', 'owed');
+    if (how === 'close') stream.close();
+    else stream.res.end();
+    await publish(server, 'late');
+    client.socket.write('GET /plain HTTP/1.1\r\nHost: localhost\r\n\r\n');
+    await until('the next response', () => client.rest().includes('no stream'));
+    expect(client.rest()).toMatch(/^HTTP\/1\.1 200 OK\r\n/);
+    expect(client.text()).not.toContain('late');
+    expect(data(client.parser())).toEqual(['owed']);
+    client.socket.destroy();
+  },
+);
+
+test("the application's own write takes the stream off the direct way for good, in order, within one turn too", async () => {
+  await using server = await serveDirect();
+  const client = await connectTo(server);
+  await until('the stream', () => server.streams.length === 1);
+  expect(await goesDirect(server, client)).toBe(true);
+  const [stream] = server.streams as [EventStream];
+  stream.send('A');
+  stream.res.write('data: B\n\n');
+  stream.send('C');
+  stream.res.write('data: D\n\n');
+  void server.channels.publish('a', 'E');
+  await until('all', () => data(client.parser()).length === 5);
+  expect(data(client.parser())).toEqual(['A', 'B', 'C', 'D', 'E']);
+  expect(await goesDirect(server, client)).toBe(false);
+  client.socket.destroy();
+});
+
+test("the application's own write comes behind a large event that is on its way, not into it", async () => {
+  await using server = await serveDirect(() => {}, { maxBuffered: 10_000_000 });
+  const client = await connectTo(server);
+  await until('the stream', () => server.streams.length === 1);
+  expect(await goesDirect(server, client)).toBe(true);
+  const [stream] = server.streams as [EventStream];
+  stream.send('x'.repeat(2_000_000));
+  stream.res.write('data: own\n\n');
+  stream.send('after');
+  await until('all', () => data(client.parser()).length === 3);
+  expect(data(client.parser()).map((each) => each.length)).toEqual([2_000_000, 3, 5]);
+  client.socket.destroy();
+});
+
+test('a slow reader on the direct way drains by its socket, and comes back', async () => {
+  await using server = await serveDirect(() => {}, { stallTimeout: false });
+  const client = await connectTo(server);
+  await until('the stream', () => server.streams.length === 1);
+  expect(await goesDirect(server, client)).toBe(true);
+  client.socket.pause();
+  const [stream] = server.streams as [EventStream];
+  let published = 0;
+  await until('it to be behind', async () => {
+    await publish(server, ...Array.from({ length: 20 }, () => `${published++}:${'x'.repeat(10_000)}`));
+    return server.channels.stats().behind === 1;
+  });
+  const drained = stream.drained();
+  client.socket.resume();
+  await drained;
+  await until('it to be live', () => server.channels.stats().behind === 0);
+  expect(await goesDirect(server, client)).toBe(true);
+  client.socket.destroy();
+});
