@@ -53,8 +53,9 @@ export class Audience {
 
   /** Gives one member all that is owed, before its turn. */
   flush(member: Member): void {
-    for (const frame of this.#underway) member.take(frame);
-    if (this.#pending.length === 0) return;
+    // One that falls behind on a frame leaves, and gets the next ones from the log.
+    for (const frame of this.#underway) if (this.#has(member)) member.take(frame);
+    if (this.#pending.length === 0 || !this.#has(member)) return;
     // A copy: the frame must not grow when more is published.
     this.#frame ??= new Frame([...this.#pending]);
     member.take(this.#frame);
@@ -72,6 +73,10 @@ export class Audience {
   /** Every member has been given the oldest frame underway. */
   finish(): void {
     for (const entry of this.#underway.shift()?.entries ?? []) entry.rest();
+  }
+
+  #has(member: Member): boolean {
+    return this.members[member.slot] === member;
   }
 
   add(member: Member): void {

@@ -60,6 +60,8 @@ export class StreamFollower implements Follower, Member {
   // Somebody is reading the log, or in the middle of a frame, and will go on when what he calls has returned.
   #isBusy = false;
   #isTelling = false;
+  #addedMeanwhile: string[] = [];
+  #isLeaving = false;
   // Counts deliveries, to know whether there was one since a handler was asked.
   #delivered = 0;
   #owesCheckpoint = false;
@@ -83,6 +85,7 @@ export class StreamFollower implements Follower, Member {
   /** Follows these channels, too. Resolves when the start is known and a gap has been told. */
   async add(channels: readonly string[], options: SubscribeOptions): Promise<Subscription> {
     const hold = new Hold(this, channels, options);
+    const earlier = this.#holds.at(-1);
     // Within an `onGap` the stream waits for the application, so the application must not wait for the stream.
     const mustNotWait = this.#isTelling;
     const fresh = channels.filter((channel) => !this.#follows(channel));
@@ -94,6 +97,8 @@ export class StreamFollower implements Follower, Member {
       const asked = this.host.broker.position();
       // No await where none is needed: with the memory broker the stream is live when this call returns.
       const position = asked instanceof Promise ? await asked : asked;
+      // Each in its turn, whichever answer comes first.
+      if (earlier !== undefined && !earlier.isPlaced && this.#holds.includes(earlier)) await earlier.placed;
       this.#begin(hold, position);
     } catch (error) {
       this.remove(hold);
@@ -104,7 +109,9 @@ export class StreamFollower implements Follower, Member {
   }
 
   remove(hold: Hold): void {
+    this.#isLeaving = true;
     this.flush();
+    this.#isLeaving = false;
     // Gone already, or a filter has just ended the stream.
     if (!this.#holds.includes(hold)) return;
     this.#holds = this.#holds.filter((other) => other !== hold);
@@ -125,7 +132,7 @@ export class StreamFollower implements Follower, Member {
       this.#written = frame.last;
       this.#delivered++;
     } else {
-      this.#fallBehind(frame);
+      this.#fallBehind(frame, from);
     }
   }
 
@@ -173,7 +180,7 @@ export class StreamFollower implements Follower, Member {
     // Meanwhile the stream may have ended, or the application may have thought better of it.
     if (!this.#holds.includes(hold)) return;
     const before = this.#channels;
-    hold.isPlaced = true;
+    hold.place();
     this.#regroup();
     const added = this.#channels.filter((channel) => !before.includes(channel));
     if (added.length === 0) {
@@ -187,21 +194,24 @@ export class StreamFollower implements Follower, Member {
 
   #place(before: readonly string[], added: readonly string[], position: Cursor, start: Start): void {
     if (before.length === 0) {
+      if (this.#epoch !== position.epoch) this.#written = -1;
       this.#epoch = position.epoch;
       this.#cursor = start.offset;
     } else if (start.offset < this.#cursor) {
-      // The new channels have to catch up with the cursor: it steps back, once, for them only. The client is told at once, or it
-      // would come back with an id beyond what it has of them.
+      // The new channels have to catch up with the cursor: it steps back, once, for them only.
       for (const channel of before) this.#startAt(channel, this.#cursor);
       this.#cursor = start.offset;
-      this.#owesCheckpoint = true;
-      this.#steppedBack = true;
     } else {
       for (const channel of added) this.#startAt(channel, start.offset);
     }
+    if (this.#isTelling) this.#addedMeanwhile.push(...added);
     if (start.isForeign) this.#foreign = new Set([...(this.#foreign ?? []), ...added]);
     // All that the history holds is not a gap, whatever it held before.
     if (start.isWhole) for (const channel of added) this.#startAt(channel, -1);
+    if (this.#written <= this.#cursor) return;
+    // The client is told at once that ids step back, or it would come back with one beyond what it has of the new channels.
+    this.#steppedBack = true;
+    this.#writeCheckpoint(this.#cursor);
   }
 
   /** Notes that of the channel nothing at or below the offset is owed; -1 = nothing of what is not held any more. */
@@ -300,11 +310,25 @@ export class StreamFollower implements Follower, Member {
     this.#foreign = undefined;
     this.#owesCheckpoint = true;
     this.#countGap(gap);
-    // Asked again before anything was delivered, a slow handler on a busy channel would never come to an end.
-    const asked = this.#holds.filter((hold) => hold.askedAt !== this.#delivered && hold.options.onGap !== undefined && hold.sharesOneOf(lost));
-    const untold = lost.filter((channel) => !asked.some((hold) => hold.channels.includes(channel)));
+    const questions = this.#questionsFor(lost);
+    const untold = lost.filter((channel) => !questions.some(({ channels }) => channels.includes(channel)));
     if (untold.length > 0) this.stream.writeOwn(gapText(untold, after, gap.cursor));
-    return asked.length > 0 ? this.#ask(asked, gap) : undefined;
+    return questions.length > 0 ? this.#ask(questions, gap) : undefined;
+  }
+
+  /** Which subscription is asked for which of the channels; each channel is answered for once. */
+  #questionsFor(lost: readonly string[]): Question[] {
+    const questions: Question[] = [];
+    let rest = lost;
+    for (const hold of this.#holds) {
+      // Asked again before anything was delivered, a slow handler on a busy channel would never come to an end.
+      if (hold.options.onGap === undefined || hold.askedAt === this.#delivered) continue;
+      const channels = rest.filter((channel) => hold.channels.includes(channel));
+      if (channels.length === 0) continue;
+      questions.push({ hold, channels });
+      rest = rest.filter((channel) => !channels.includes(channel));
+    }
+    return questions;
   }
 
   /** A channel has lost something exactly if what was trimmed of it goes beyond what the stream has of it. It is noted as told. */
@@ -324,37 +348,37 @@ export class StreamFollower implements Follower, Member {
     if (diagnostics.gap.hasSubscribers) diagnostics.gap.publish({ stream: this.stream, ...gap });
   }
 
-  /** Asks each subscription that wants to be asked, for its own channels. */
-  async #ask(holds: readonly Hold[], gap: Gap): Promise<void> {
+  async #ask(questions: readonly Question[], gap: Gap): Promise<void> {
     this.#isTelling = true;
     try {
-      for (const hold of holds) {
-        const channels = gap.channels.filter((channel) => hold.channels.includes(channel));
+      for (const { hold, channels } of questions) {
         hold.askedAt = this.#delivered;
+        this.#addedMeanwhile = [];
         const answer = await hold.options.onGap?.(this.stream, { ...gap, channels });
-        if (answer !== undefined) this.#goOnFrom(this.#assertCursor(answer), channels);
+        if (answer !== undefined) this.#goOnFrom(answer, hold, channels);
       }
     } finally {
       this.#isTelling = false;
     }
   }
 
-  /** The answer speaks of what was lost; channels that lost nothing are owed what comes before it. */
-  #goOnFrom(offset: number, channels: readonly string[]): void {
-    if (this.#channels.every((channel) => channels.includes(channel))) this.#cursor = Math.max(this.#cursor, offset);
-    else for (const channel of channels) if (this.#channels.includes(channel)) this.#startAt(channel, offset);
-  }
-
-  /** @throws {SseError} `ERR_SSE_CURSOR` for what is no place to go on from */
-  #assertCursor(answer: unknown): number {
+  /**
+   * The answer speaks of what was lost; channels that lost nothing are owed what comes before it, and so are those that were
+   * subscribed to anew while the application was thinking.
+   * @throws {SseError} `ERR_SSE_CURSOR` for what is no place to go on from, unless the subscription has ended meanwhile
+   */
+  #goOnFrom(answer: unknown, hold: Hold, asked: readonly string[]): void {
     const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
     if (cursor === undefined || cursor.epoch !== this.#epoch || cursor.offset < this.#cursor) {
+      if (!this.#holds.includes(hold)) return;
       throw new SseError(
         'ERR_SSE_CURSOR',
         `expected onGap to return nothing or a cursor to go on from, as gap.cursor, got ${shown(answer)}`,
       );
     }
-    return cursor.offset;
+    const channels = asked.filter((channel) => this.#channels.includes(channel) && !this.#addedMeanwhile.includes(channel));
+    if (this.#channels.length === channels.length) this.#cursor = cursor.offset;
+    else for (const channel of channels) this.#startAt(channel, cursor.offset);
   }
 
   #deliverPage({ entries, complete, position }: Page): void {
@@ -377,8 +401,8 @@ export class StreamFollower implements Follower, Member {
 
   /** Takes what of the frame is beyond the offset and wanted. */
   #takePart(frame: Frame, from: number): void {
-    if (this.stream.bufferedAmount > WRITE_MARK) {
-      this.#fallBehind(frame);
+    if (this.stream.bufferedAmount > WRITE_MARK && !this.#isLeaving) {
+      this.#fallBehind(frame, from);
       return;
     }
     // Before the filters are called: they may call us again. Nor may that begin to read the log before this is written.
@@ -402,7 +426,12 @@ export class StreamFollower implements Follower, Member {
   }
 
   /** A slow reader costs a cursor, not a queue: it leaves the live ones, having been given all before this frame. */
-  #fallBehind(frame: Frame): void {
+  #fallBehind(frame: Frame, from: number): void {
+    if (this.#isLeaving) {
+      // There will be no later: what was published before it leaves is written however much is queued.
+      this.#takePart(frame, from);
+      return;
+    }
     this.#cursor = Math.max(this.#cursor, frame.first - 1);
     this.#leave();
     this.#advance();
@@ -486,6 +515,7 @@ class Hold implements Subscription {
   askedAt = -1;
   /** Its channels have their place in the stream. */
   isPlaced = false;
+  #resolvePlaced: (() => void) | undefined;
   /** The start is known and its gap told, or there will be none any more. */
   started = false;
   readonly #follower: StreamFollower;
@@ -508,8 +538,21 @@ class Hold implements Subscription {
     });
   }
 
+  /** Resolves when its channels have their place, or the subscription has ended. For the one that comes next. */
+  get placed(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#resolvePlaced = resolve;
+    });
+  }
+
+  place(): void {
+    this.isPlaced = true;
+    this.#resolvePlaced?.();
+  }
+
   begun(): void {
     this.started = true;
+    this.#resolvePlaced?.();
     this.#resolve?.();
   }
 
@@ -539,6 +582,12 @@ class Hold implements Subscription {
 /** A subscription on a stream that has ended. */
 export function ended(channels: readonly string[]): Subscription {
   return { channels, recovered: false, gaps: 0, cursor: '', unsubscribe: () => {} };
+}
+
+/** What a subscription is asked to answer for. */
+interface Question {
+  readonly hold: Hold;
+  readonly channels: readonly string[];
 }
 
 interface Start {
