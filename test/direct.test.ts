@@ -28,7 +28,10 @@ async function serveDirect(prepare: (res: ServerResponse, url: string) => void =
       prepare(res, req.url ?? '');
       events(req, res, () => {
         const { sse: stream } = res as ServerResponse & { sse?: EventStream };
-        if (stream === undefined) return void res.end('no stream');
+        if (stream === undefined) {
+          res.end('no stream');
+          return;
+        }
         streams.push(stream);
         void stream.subscribe('a', { checkpoints: false });
       });
@@ -205,6 +208,7 @@ describe('what wraps or encodes the response sees every byte', () => {
     let writes = 0;
     await using server = await serveDirect((res) => {
       const proto = Object.create(Object.getPrototypeOf(res) as object) as ServerResponse;
+      // oxlint-disable-next-line typescript/unbound-method -- applied below
       const { write } = res;
       proto.write = function (this: ServerResponse, ...args: unknown[]) {
         writes++;

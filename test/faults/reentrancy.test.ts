@@ -236,8 +236,9 @@ test('each subscription is asked for its own channels, and what nobody answers f
   const subscriptions: Promise<Subscription>[] = [];
   await using server = await serveStreams(
     async (stream) => {
-      for (const name of ['a', 'b'])
+      for (const name of ['a', 'b']) {
         subscriptions.push(stream.subscribe(name, { onGap: (_stream, gap) => (asked.push([name, gap.channels]), gap.cursor) }));
+      }
       subscriptions.push(stream.subscribe('c'));
       await Promise.all(subscriptions);
     },
