@@ -94,7 +94,7 @@ export class Connection {
   dueAt = 0;
   stuckSince = -1;
   passed = 0;
-  deadline: number = Infinity;
+  deadline = 0;
 
   /** Bytes handed to the response. */
   given = 0;

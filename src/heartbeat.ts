@@ -38,11 +38,11 @@ export class Heartbeat {
   }
 
   add(connection: Connection): void {
-    const now = performance.now();
+    const now = clock();
     connection.silentSince = now;
     connection.dueAt = now + this.#dueEvery;
     // ±10 %, so that streams that opened together do not end together.
-    connection.deadline = now + this.#maxLifetime * (0.9 + Math.random() * 0.2);
+    connection.deadline = this.#maxLifetime === Infinity ? 0 : now + Math.round(this.#maxLifetime * (0.9 + Math.random() * 0.2));
     connection.slot = this.#connections.push(connection) - 1;
     this.#timer ??= setInterval(() => this.#begin(), this.#tick).unref();
   }
@@ -71,7 +71,7 @@ export class Heartbeat {
 
   // Backwards: what swap-remove moves into a hole has been looked at already.
   #sweep(): void {
-    const now = performance.now();
+    const now = clock();
     const until = Math.max(-1, this.#next - SLICE);
     while (this.#next > until) {
       const connection = this.#connections[this.#next--];
@@ -102,7 +102,7 @@ export class Heartbeat {
       connection.stuckSince = -1;
     }
     if (connection.readyState !== 1) return;
-    if (now >= connection.deadline) {
+    if (connection.deadline > 0 && now >= connection.deadline) {
       connection.owner.aged();
       return;
     }
@@ -117,4 +117,9 @@ export class Heartbeat {
       connection.owner.silent();
     }
   }
+}
+
+/** Whole ms, monotonic: a fraction would cost each stream an object of its own for each time it keeps. */
+function clock(): number {
+  return Math.ceil(performance.now());
 }

@@ -89,7 +89,8 @@ export class StreamFollower implements Follower, Member {
     // Within an `onGap` the stream waits for the application, so the application must not wait for the stream.
     const mustNotWait = this.#isTelling;
     const fresh = channels.filter((channel) => !this.#follows(channel));
-    this.#holds.push(hold);
+    // Not push: that leaves room for many in an array of one.
+    this.#holds = this.#holds.concat(hold);
     try {
       // Listen first, so that nothing published from here on is unseen.
       const listening = fresh.map((channel) => this.host.retain(channel)).filter((ready) => ready !== undefined);
@@ -229,7 +230,9 @@ export class StreamFollower implements Follower, Member {
     this.#filtered = placed.some((hold) => hold.options.filter !== undefined);
     this.#leave();
     this.#liveOnly?.leave();
-    this.#channels = channels.filter((channel) => this.host.hasHistory(channel));
+    this.#channels = channels.every((channel) => this.host.hasHistory(channel))
+      ? [...channels]
+      : channels.filter((channel) => this.host.hasHistory(channel));
     for (const channel of this.#starts?.keys() ?? []) if (!this.#channels.includes(channel)) this.#starts?.delete(channel);
     this.#foreign = setOrNothing(this.#channels.filter((channel) => this.#foreign?.has(channel)));
     const liveOnly = channels.filter((channel) => !this.host.hasHistory(channel));

@@ -1,0 +1,224 @@
+/** What is measured: each scenario runs its servers in turns, so that what they are compared by comes from neighbouring seconds. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { cpuBetween, residentBytes } from './machine.mjs';
+
+const NET = { name: 'raw net', file: 'net.mjs' };
+const EXPRESS = { name: 'Express by hand', file: 'express.mjs' };
+const BETTER = { name: 'better-sse', file: 'better-sse.mjs' };
+const OURS = { name: 'res-sse', file: 'res-sse.mjs' };
+const WITHOUT_HISTORY = { ...OURS, name: 'res-sse, no history', env: { HISTORY: 'off' } };
+const OPEN_ONLY = { ...OURS, name: 'res-sse, open only', path: '/open' };
+const SUBSCRIBED = { ...OURS, name: 'res-sse, subscribed' };
+const RESUMING = { ...OURS, name: 'res-sse, resuming', resumes: 5 };
+const THREE_EACH = { ...OURS, name: 'res-sse, three each', groups: 10 };
+
+const ALL = [NET, EXPRESS, BETTER, OURS];
+
+const CPU = { key: 'cpuUs', title: 'CPU µs per delivery' };
+const CONNECT = { key: 'cpuUs', title: 'CPU µs per stream' };
+const RATE = { key: 'perSecond', title: 'deliveries per s' };
+const STALL = { key: 'stallMs', title: 'longest stall, ms' };
+const HEAP = { key: 'heapBytes', title: 'heap B per stream' };
+const RESIDENT = { key: 'residentBytes', title: 'resident B per stream' };
+
+// About 50,000 deliveries per second, less than the slowest can do: unpaced, a fast server outruns the client, the kernel joins
+// what waits, and it looks faster than it is.
+const AT_1000 = { n: 1_000, rate: 50 };
+const AT_10000 = { n: 10_000, rate: 4 };
+
+/**
+ * @typedef {object} Variant a server and how it is used
+ * @property {string} name
+ * @property {string} file
+ * @property {Record<string, string>} [env]
+ * @property {string} [path]
+ * @property {number} [groups] how many sets of channels the streams are spread over
+ * @property {number} [resumes] how many events each stream has missed when it connects
+ *
+ * @typedef {object} Scenario
+ * @property {string} name for `--only`
+ * @property {string} title
+ * @property {(bench: import('./processes.mjs').Bench, scenario: Scenario, reps: number) => Promise<Map<string, Result[]>>} run
+ * @property {readonly Variant[]} variants the first is what the others are compared with
+ * @property {readonly { key: string, title: string }[]} measures
+ * @property {number} n how many streams
+ * @property {number} [size] bytes of an event's data
+ * @property {number} [burst] events in one turn of the loop, 0 = what is due
+ * @property {number} [rate] events per second
+ * @property {number} [events] how many in one run
+ * @property {boolean} [isExtra] not in the default set
+ * @property {number} [share] the part of `--reps` it gets, where a run is long and its result steady
+ *
+ * @typedef {Record<string, number> & { ok: boolean }} Result of one run
+ */
+
+/** @type {readonly Scenario[]} */
+export const scenarios = [
+  fanOut({ name: '1k', title: '1,000 streams, 200 B', ...AT_1000, size: 200, events: 40 }),
+  fanOut({ name: '1k-ten', title: '1,000 streams, 200 B, ten per turn', ...AT_1000, size: 200, burst: 10, events: 40 }),
+  fanOut({ name: '1k-2kb', title: '1,000 streams, 2 KB', ...AT_1000, size: 2_048, events: 40 }),
+  fanOut({ name: '1k-2kb-ten', title: '1,000 streams, 2 KB, ten per turn', ...AT_1000, size: 2_048, burst: 10, events: 40 }),
+  fanOut({ name: '10k', title: '10,000 streams, 200 B', ...AT_10000, size: 200, events: 4 }),
+  fanOut({ name: '10k-ten', title: '10,000 streams, 200 B, ten per turn', ...AT_10000, size: 200, burst: 10, events: 10 }),
+  fanOut({ name: '10k-2kb', title: '10,000 streams, 2 KB', ...AT_10000, size: 2_048, events: 4, isExtra: true }),
+  fanOut({
+    name: '10k-2kb-ten',
+    title: '10,000 streams, 2 KB, ten per turn',
+    ...AT_10000,
+    size: 2_048,
+    burst: 10,
+    events: 10,
+    isExtra: true,
+  }),
+  fanOut({
+    name: 'history',
+    title: '1,000 streams, with and without history',
+    ...AT_1000,
+    size: 200,
+    events: 40,
+    variants: [WITHOUT_HISTORY, OURS],
+  }),
+  fanOut({
+    name: 'channels',
+    title: '1,000 streams, one channel or three in ten sets',
+    ...AT_1000,
+    size: 200,
+    events: 40,
+    variants: [OURS, THREE_EACH],
+  }),
+  fanOut({
+    name: 'overload',
+    title: '1,000 streams, 3,000 events per s',
+    n: 1_000,
+    rate: 3_000,
+    size: 200,
+    burst: 0,
+    events: 6_000,
+    variants: [OURS],
+    measures: [RATE, CPU],
+    share: 1 / 3,
+  }),
+  fanOut({
+    name: 'stall',
+    title: '10,000 streams, 200 B, how long the loop stands still',
+    ...AT_10000,
+    size: 200,
+    events: 4,
+    measures: [STALL],
+    share: 1 / 3,
+  }),
+  {
+    name: 'connect',
+    title: '1,000 streams connect',
+    n: 1_000,
+    variants: [EXPRESS, BETTER, OPEN_ONLY, SUBSCRIBED],
+    measures: [CONNECT],
+    run: runConnects,
+  },
+  {
+    name: 'resume',
+    title: '1,000 streams come back, five events behind',
+    n: 1_000,
+    variants: [SUBSCRIBED, RESUMING],
+    measures: [CONNECT],
+    run: runConnects,
+  },
+  {
+    name: 'memory',
+    title: '10,000 idle streams',
+    n: 10_000,
+    variants: [EXPRESS, BETTER, OPEN_ONLY, SUBSCRIBED],
+    measures: [HEAP, RESIDENT],
+    share: 1 / 3,
+    run: runMemory,
+  },
+];
+
+function fanOut(scenario) {
+  return { run: runFanOut, variants: ALL, measures: [CPU], burst: 1, ...scenario };
+}
+
+async function runFanOut(bench, scenario, reps) {
+  const { variants, n } = scenario;
+  const stages = new Map();
+  for (const variant of variants) {
+    const server = await bench.startServer(variant);
+    stages.set(variant, { server, client: await bench.connect(server, { ...variant, n }) });
+  }
+  const results = await inTurns(variants, reps, 1, (variant) => publishOnce(stages.get(variant), scenario));
+  await stopAll([...stages.values()]);
+  return results;
+}
+
+/** @param {Scenario} scenario */
+async function publishOnce({ server, client }, { events, n, size, burst, rate, measures }) {
+  const watches = measures.includes(STALL);
+  if (watches) await server.ask('/watch');
+  const counted = await client.expect(events);
+  const before = server.cpu;
+  await server.ask('/publish', { events, size, burst, rate });
+  const { ok, rx_ms: receivedMs, p50_us: p50Us, p99_us: p99Us } = await counted();
+  const { us, userUs } = cpuBetween(before, server.cpu);
+  const deliveries = events * n;
+  const { stallMs } = watches ? await server.ask('/stall') : {};
+  const perSecond = deliveries / (receivedMs / 1e3);
+  return { ok, cpuUs: us / deliveries, userUs: userUs / deliveries, perSecond, p50Ms: p50Us / 1e3, p99Ms: p99Us / 1e3, stallMs };
+}
+
+/** The same server again and again, as after a restart of what stands in front of it. */
+async function runConnects(bench, { variants, n }, reps) {
+  const servers = new Map();
+  for (const variant of variants) servers.set(variant, await bench.startServer(variant));
+  // The first thousand streams find code that nothing has optimised yet.
+  const results = await inTurns(variants, reps, 3, (variant) => connectOnce(bench, servers.get(variant), variant, n));
+  await stopAll([...servers.values()].map((server) => ({ server })));
+  return results;
+}
+
+async function connectOnce(bench, server, { path, resumes = 0 }, n) {
+  const { cursor: lastEventId } = await server.ask('/cursor');
+  if (resumes > 0) await server.ask('/publish', { events: resumes, size: 200, burst: resumes, rate: 1_000 });
+  const before = server.cpu;
+  const client = await bench.connect(server, resumes === 0 ? { path, n } : { path, n, lastEventId, events: resumes });
+  const { us, userUs } = cpuBetween(before, server.cpu);
+  await client.stop();
+  await server.empty();
+  return { ok: true, cpuUs: us / n, userUs: userUs / n };
+}
+
+async function runMemory(bench, { variants, n }, reps) {
+  return inTurns(variants, reps, 0, async (variant) => {
+    const server = await bench.startServer({ ...variant, args: ['--expose-gc'] });
+    const before = await memoryOf(server);
+    const client = await bench.connect(server, { path: variant.path, n });
+    // What connecting has left is gone by then, and no heartbeat has been sent yet.
+    await sleep(1_000);
+    const after = await memoryOf(server);
+    await stopAll([{ server, client }]);
+    return { ok: true, heapBytes: (after.heap - before.heap) / n, residentBytes: (after.resident - before.resident) / n };
+  });
+}
+
+async function memoryOf(server) {
+  const { heapUsed: heap } = await server.ask('/memory');
+  return { heap, resident: residentBytes(server.pid) };
+}
+
+/** @returns {Promise<Map<string, Result[]>>} the results of each variant; of those of the warm-up nothing is kept */
+async function inTurns(variants, reps, warmups, runOnce) {
+  const results = new Map(variants.map(({ name }) => [name, []]));
+  for (let rep = -warmups; rep < reps; rep++) {
+    for (const variant of variants) {
+      const result = await runOnce(variant);
+      if (rep >= 0) results.get(variant.name).push(result);
+    }
+  }
+  return results;
+}
+
+async function stopAll(stages) {
+  for (const { server, client } of stages) {
+    await client?.stop();
+    await server.stop();
+  }
+}

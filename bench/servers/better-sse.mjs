@@ -1,0 +1,15 @@
+/** better-sse in Express, by its documentation: a session for each response, a channel that broadcasts. */
+import { createChannel, createSession } from 'better-sse';
+import express from 'express';
+import { LISTEN, ready } from './control.mjs';
+
+const app = express();
+const channel = createChannel();
+
+app.get('/listen', async (req, res) => {
+  channel.register(await createSession(req, res));
+});
+
+const publish = (data) => void channel.broadcast(data);
+
+const server = app.listen(LISTEN, () => ready(server.address().port, { publish, connections: () => channel.sessionCount }));

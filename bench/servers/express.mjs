@@ -1,0 +1,20 @@
+/** Express by hand: what most tutorials show. */
+import express from 'express';
+import { LISTEN, ready } from './control.mjs';
+
+const app = express();
+const responses = new Set();
+
+app.get('/listen', (req, res) => {
+  res.writeHead(200, { 'Content-Type': 'text/event-stream', 'Cache-Control': 'no-cache', Connection: 'keep-alive' });
+  res.flushHeaders();
+  responses.add(res);
+  res.on('close', () => responses.delete(res));
+});
+
+function publish(data) {
+  const text = `data: ${data}\n\n`;
+  for (const res of responses) res.write(text);
+}
+
+const server = app.listen(LISTEN, () => ready(server.address().port, { publish, connections: () => responses.size }));

@@ -1,0 +1,30 @@
+/** res-sse in Express, as users run it: history, heartbeats and cursors are on. `HISTORY=off` turns the first off. */
+import process from 'node:process';
+import express from 'express';
+import { createChannels, sse } from 'res-sse';
+import { LISTEN, ready } from './control.mjs';
+
+const app = express();
+const channels = createChannels(process.env.HISTORY === 'off' ? { history: false } : {});
+const streams = sse({ channels });
+app.use(streams);
+
+app.get('/listen', channels.listen('news'));
+
+// Ten sets of three channels each, if the client asks for ten groups; what is published goes to the one that they share.
+app.get(
+  '/listen/:group',
+  channels.listen(({ params }) => ['news', `group-${params.group}`, `more-of-${params.group}`]),
+);
+
+app.get('/open', (req, res) => {
+  res.sse.open();
+});
+
+const server = app.listen(LISTEN, () =>
+  ready(server.address().port, {
+    publish: (data) => channels.publish('news', data),
+    connections: () => streams.streams.size,
+    cursor: () => channels.cursor(),
+  }),
+);
