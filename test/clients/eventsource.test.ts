@@ -81,6 +81,25 @@ describe('the npm eventsource client', () => {
     expect((server.streams[1] as EventStream).lastEventId).toBe(id);
   });
 
+  test('resumes across dropped connections with nothing lost and nothing repeated', async () => {
+    const channels = createChannels();
+    await using server = await serveStreams((stream) => stream.subscribe('a'), { channels, retry: 20 });
+    using client = open(server.url);
+    await until('the subscription', () => channels.stats().subscriptions === 1);
+    let published = 0;
+    for (let drop = 1; drop <= 5; drop++) {
+      for (let count = 0; count < 50; count++) void channels.publish('a', `${published++}`);
+      // Before, while and after they are written.
+      if (drop % 2 === 0) await new Promise((resolve) => setImmediate(resolve));
+      for (const socket of server.sockets) socket.resetAndDestroy();
+      for (let count = 0; count < 50; count++) void channels.publish('a', `${published++}`);
+      await until('it to come back', () => server.streams.length > drop && channels.stats().subscriptions === 1);
+    }
+    await until('everything', () => client.got.length >= published);
+    expect(client.got.map(([, data]) => data)).toEqual(Array.from({ length: published }, (_, index) => `${index}`));
+    expect(channels.stats().gaps).toBe(0);
+  });
+
   test('stops reconnecting after a final end', async () => {
     let requests = 0;
     await using server = await serveStreams((stream) => {
