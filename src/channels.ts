@@ -349,7 +349,10 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   get head(): number {
     const position = this.broker.position();
     // Of a broker elsewhere only what came here is known at once.
-    return position instanceof Promise ? this.#head : position.offset;
+    if (!(position instanceof Promise)) return position.offset;
+    // Whoever needs the answer asks for it; that there is none must not end the process.
+    position.catch(() => {});
+    return this.#head;
   }
 
   hasHistory(channel: string): boolean {

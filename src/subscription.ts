@@ -188,7 +188,7 @@ export class StreamFollower implements Follower, Member {
       hold.begun();
     } else {
       this.#place(before, added, position, startOf(this.stream.lastEventId, hold.options, position));
-      if (before.length === 0) this.#owesCheckpoint = hold.options.checkpoints !== false;
+      if (before.length === 0 && hold.options.checkpoints !== false) this.#owesCheckpoint = true;
     }
     this.#advance();
   }
@@ -355,6 +355,8 @@ export class StreamFollower implements Follower, Member {
     this.#isTelling = true;
     try {
       for (const { hold, channels } of questions) {
+        // It has ended while another was asked.
+        if (!this.#holds.includes(hold)) continue;
         hold.askedAt = this.#delivered;
         this.#addedMeanwhile = [];
         const answer = await hold.options.onGap?.(this.stream, { ...gap, channels });

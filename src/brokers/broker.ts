@@ -40,7 +40,7 @@ export interface LogBounds {
  * A broker belongs to one registry, on this node. What follows holds for all of its nodes together.
  *
  * **Order.** An entry's offset is greater than that of every entry before it, in whatever channel. Appends of one process are
- * in the order of the calls. A node receives the entries of a channel it listens to in the order of their offsets, each once.
+ * in the order of the calls. A node receives the entries of all the channels it listens to in the order of their offsets, each once.
  *
  * **Atomicity.** Appending gives the offset, keeps the entry and sends it on its way to the nodes, or none of it. There is no
  * moment at which a read does not find an entry that has been received, nor one at which a later entry is found and an

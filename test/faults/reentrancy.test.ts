@@ -207,6 +207,43 @@ test('an onGap that awaits another subscription of its stream does not wait for 
   expect(data(await reader.take(2))).toEqual(['b1', '4']);
 });
 
+test('an onGap is not called for a subscription that has ended while another was asked', async () => {
+  const channels = createChannels();
+  await publishAll(channels, 'a', '1');
+  const asked: string[] = [];
+  const answer: (() => void)[] = [];
+  const subscriptions: Subscription[] = [];
+  await using server = await serveStreams(
+    async (stream) => {
+      const all = ['a', 'b', 'c'].map((name) =>
+        stream
+          .subscribe(name, {
+            onGap: (_stream, gap) => {
+              asked.push(name);
+              if (name === 'c') throw new Error('nobody wants to know any more');
+              return new Promise<string>((resolve) => answer.push(() => resolve(gap.cursor)));
+            },
+          })
+          .then((subscription) => subscriptions.push(subscription)),
+      );
+      await Promise.all(all);
+    },
+    { channels },
+  );
+  using reader = await read(server.url, { headers: { 'Last-Event-ID': 'elsewhere.3' } });
+  await until('a to be asked', () => asked.length === 1);
+  answer.shift()?.();
+  await until('b to be asked', () => asked.length === 2);
+  // Those of b and c came while a was asked, so they did not wait for their start.
+  await until('c', () => subscriptions.some((subscription) => subscription.channels[0] === 'c'));
+  subscriptions.find((subscription) => subscription.channels[0] === 'c')?.unsubscribe();
+  answer.shift()?.();
+  await until('the stream to be live', () => channels.stats().behind === 0);
+  await publishAll(channels, 'b', 'still here');
+  expect((await reader.next()).data).toBe('still here');
+  expect(asked).toEqual(['a', 'b']);
+});
+
 test('an onGap that answers for what was lost leaves what was not lost to be delivered', async () => {
   const channels = createChannels({ historyFor: (name) => (name === 'small' ? { events: 1 } : undefined) });
   const [first] = await publishAll(channels, 'small', 's1', 's2');

@@ -363,10 +363,9 @@ export class World {
   #onGap(link: Link, options: FollowOptions, { channels, cursor }: Gap): string | undefined | Promise<string | undefined> {
     const { truth, distant } = link.registry;
     const { onGap } = options;
-    // TODO: it is asked although its subscription or the stream has ended while another was being asked. When that is mended, this is
-    // to be a fault.
     const isOver = link.stream.readyState === 2 || link.following.some(({ hold, left }) => left && hold.options === options);
-    if (isOver || !link.isOpen) return undefined;
+    if (isOver) this.#fault('an onGap was called after its subscription or its stream had ended');
+    if (!link.isOpen) return undefined;
     link.mark({
       what: 'asked',
       by: options,
