@@ -237,7 +237,7 @@ export class Connection {
 
   /** Calls `owner.caughtUp()` as soon as no more than the write mark is queued. */
   awaitDrain(): void {
-    if (!this.#listening) this.#listen();
+    this.#listen();
   }
 
   /** The response takes bytes again: gives it the queue, and tells the owner when the reader has caught up. */

@@ -32,11 +32,6 @@ export class Heartbeat {
     this.#tick = Math.min(LONGEST_TICK, Math.max(1, Math.floor(shortest / TICKS_PER_TIME)));
   }
 
-  /** How many connections are looked after. */
-  get size(): number {
-    return this.#connections.length;
-  }
-
   add(connection: Connection): void {
     const now = clock();
     connection.silentSince = now;

@@ -1,21 +1,12 @@
 import { once } from 'node:events';
 import express from 'express';
 import { describe, expect, test } from 'vitest';
-import { SseError, type CloseReason, type EventStream } from '../src/index.ts';
+import type { CloseReason, EventStream } from '../src/index.ts';
 import { serveStreams } from './support/app.ts';
+import { codeOf } from './support/code-of.ts';
 import { read } from './support/reader.ts';
 import { dial, requestText } from './support/server.ts';
 import { until, within } from './support/wait.ts';
-
-function codeOf(action: () => unknown): string {
-  try {
-    action();
-  } catch (error) {
-    if (error instanceof SseError) return error.code;
-    throw error;
-  }
-  return 'nothing was thrown';
-}
 
 describe('send', () => {
   test('writes one event, with its fields as an object or in order', async () => {

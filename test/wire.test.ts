@@ -14,6 +14,7 @@ import {
   retryText,
   type EventFields,
 } from '../src/wire.ts';
+import { codeOf } from './support/code-of.ts';
 import { StrictParser } from './support/strict-parser.ts';
 
 /** As `send` and `publish` do it: assert, then encode. */
@@ -38,16 +39,6 @@ function readByOther(text: string): EventSourceMessage[] {
   });
   parser.feed(text);
   return events;
-}
-
-function codeOf(action: () => unknown): string {
-  try {
-    action();
-  } catch (error) {
-    if (error instanceof SseError) return error.code;
-    throw error;
-  }
-  return 'nothing was thrown';
 }
 
 /** What a client makes of text: every line break is LF, and lone surrogates cannot be said in UTF-8. */
