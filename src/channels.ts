@@ -1,6 +1,6 @@
 /** The channel registry: what is published, who follows it. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { Broker, Receiver } from './brokers/broker.ts';
+import type { Broker, BrokerState, Receiver } from './brokers/broker.ts';
 import { memoryBroker } from './brokers/memory.ts';
 import { formatCursor } from './cursor.ts';
 import { diagnostics } from './diagnostics.ts';
@@ -76,7 +76,7 @@ export interface ChannelsStats {
   gaps: number;
   /** What is kept here. */
   history: { events: number; bytes: number };
-  broker: { state: 'open' | 'closed' };
+  broker: { state: BrokerState };
 }
 
 /** One channel of a registry. */
@@ -223,7 +223,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   readonly #history: History;
   readonly #followed = new Map<string, Followed>();
   readonly #followers = new Set<StreamFollower>();
-  #head = 0;
+  interruptions = 0;
   #published = 0;
   #gaps = 0;
   #subscriptions = 0;
@@ -337,22 +337,23 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
 
   receive(entry: LogEntry): void {
     if (entry.epoch !== undefined) {
-      this.#head = Math.max(this.#head, entry.offset);
       const followed = this.#followed.get(entry.channel);
       if (followed !== undefined) followed.newest = entry.offset;
     }
     this.fanOut.push(entry);
   }
 
+  interrupted(): void {
+    this.interruptions++;
+    // It may be another log's from here on.
+    for (const followed of this.#followed.values()) followed.newest = 0;
+    for (const follower of this.#followers) follower.interrupt();
+  }
+
   // What a follower asks and tells.
 
   get head(): number {
-    const position = this.broker.position();
-    // Of a broker elsewhere only what came here is known at once.
-    if (!(position instanceof Promise)) return position.offset;
-    // Whoever needs the answer asks for it; that there is none must not end the process.
-    position.catch(() => {});
-    return this.#head;
+    return this.broker.head;
   }
 
   hasHistory(channel: string): boolean {

@@ -7,7 +7,7 @@ export { LogEntry } from './log-entry.ts';
 export { sse } from './middleware.ts';
 export { stream } from './route.ts';
 
-export type { Broker, LogBounds, Page, Publication, Receiver } from './brokers/broker.ts';
+export type { Broker, BrokerState, LogBounds, Page, Publication, Receiver } from './brokers/broker.ts';
 export type {
   AnySchema,
   Channel,

@@ -26,6 +26,8 @@ export interface FollowerHost {
   newestSeen(channels: readonly string[]): number;
   /** The offset up to which this node has received all that there is. */
   readonly head: number;
+  /** How often this node may have missed something. */
+  readonly interruptions: number;
   /** A stream follows the channel now. What is published is received at once where nothing is returned. */
   retain(channel: string): Promise<void> | undefined;
   /** A stream does not follow the channel any more. */
@@ -95,7 +97,7 @@ export class StreamFollower implements Follower, Member {
       // Listen first, so that nothing published from here on is unseen.
       const listening = fresh.map((channel) => this.host.retain(channel)).filter((ready) => ready !== undefined);
       if (listening.length > 0) await Promise.all(listening);
-      const asked = this.host.broker.position();
+      const asked = this.host.broker.position(parseCursor(wishOf(this.stream.lastEventId, options).text));
       // No await where none is needed: with the memory broker the stream is live when this call returns.
       const position = asked instanceof Promise ? await asked : asked;
       // Each in its turn, whichever answer comes first.
@@ -140,6 +142,14 @@ export class StreamFollower implements Follower, Member {
   flush(): void {
     this.#audience?.flush(this);
     this.#liveOnly?.flush();
+  }
+
+  /** Something may be missing of what comes: from here on only the log is believed. */
+  interrupt(): void {
+    // What came before is whole.
+    this.flush();
+    this.#leave();
+    this.#advance();
   }
 
   checkpoint(): boolean {
@@ -259,6 +269,7 @@ export class StreamFollower implements Follower, Member {
           continue;
         }
         const channels = this.#channels;
+        const { interruptions } = this.host;
         const asked = this.host.broker.read(channels, this.#cursor, PAGE);
         const isNow = !(asked instanceof Promise);
         const page = isNow ? asked : await asked;
@@ -277,8 +288,9 @@ export class StreamFollower implements Follower, Member {
         // A filter has changed what is followed, or ended the stream.
         if (channels !== this.#channels) continue;
         for (const hold of this.#holds) if (hold.isPlaced) hold.begun();
-        // Read in this turn, or nothing of these channels has come since: there is nothing in between.
-        if (page.complete && (isNow || this.host.newestSeen(channels) <= this.#cursor)) this.#join();
+        // Read in this turn, or nothing of these channels has come or been missed since: there is nothing in between.
+        const isProven = isNow || (interruptions === this.host.interruptions && this.host.newestSeen(channels) <= this.#cursor);
+        if (page.complete && isProven) this.#join();
         else await nextTurn();
       }
     } catch (error) {
@@ -603,12 +615,17 @@ interface Start {
   readonly isWhole: boolean;
 }
 
-/** Where a subscription begins. The client's own id, untrusted, goes before what the application says. */
-function startOf(lastEventId: string, { resume = true, since = 'now' }: SubscribeOptions, { epoch, offset }: Cursor): Start {
-  const resumes = resume && lastEventId !== '';
-  if (!resumes && since === 'now') return { offset, isForeign: false, isWhole: false };
-  if (!resumes && since === 'start') return { offset: 0, isForeign: false, isWhole: true };
-  const cursor = parseCursor(resumes ? lastEventId : since);
+/** Where a subscription asks to begin. The client's own id, untrusted, goes before what the application says. */
+function wishOf(lastEventId: string, { resume = true, since = 'now' }: SubscribeOptions): { text: string; isOfClient: boolean } {
+  const isOfClient = resume && lastEventId !== '';
+  return { text: isOfClient ? lastEventId : since, isOfClient };
+}
+
+function startOf(lastEventId: string, options: SubscribeOptions, { epoch, offset }: Cursor): Start {
+  const { text, isOfClient } = wishOf(lastEventId, options);
+  if (!isOfClient && text === 'now') return { offset, isForeign: false, isWhole: false };
+  if (!isOfClient && text === 'start') return { offset: 0, isForeign: false, isWhole: true };
+  const cursor = parseCursor(text);
   const isOurs = cursor !== undefined && cursor.epoch === epoch && cursor.offset <= offset;
   return { offset: isOurs ? cursor.offset : 0, isForeign: !isOurs, isWhole: false };
 }

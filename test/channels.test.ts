@@ -594,6 +594,9 @@ describe('a broker that takes its time to listen', () => {
       get state() {
         return memory.state;
       },
+      get head() {
+        return memory.head;
+      },
       get held() {
         return memory.held;
       },

@@ -28,6 +28,11 @@ export interface Receiver {
   receive(entry: LogEntry): void;
   /** Whether a channel is listened to. */
   follows(channel: string): boolean;
+  /**
+   * The node may have missed something: until a `read` has answered, nothing that is received proves anything about what came
+   * before it. Of a broker elsewhere only, after a broken connection, a hole or the loss of the log. Never throws.
+   */
+  interrupted(): void;
 }
 
 /** Bounds over all channels. */
@@ -35,6 +40,12 @@ export interface LogBounds {
   readonly maxHistory: number;
   readonly maxChannels: number;
 }
+
+/**
+ * How a broker is doing: `'connecting'` until it works for the first time, `'broken'` while it cannot be reached or this node has
+ * missed something, and `'closed'` for good.
+ */
+export type BrokerState = 'connecting' | 'open' | 'broken' | 'closed';
 
 /**
  * A broker belongs to one registry, on this node. What follows holds for all of its nodes together.
@@ -53,8 +64,9 @@ export interface LogBounds {
  * **Closed.** After `close()` nothing is received, and `append`, `read` and `position` reject or throw.
  */
 export interface Broker {
-  /** How the broker is doing: `'closed'` is for good. */
-  readonly state: 'open' | 'closed';
+  readonly state: BrokerState;
+  /** The offset up to which this node has received all there is of the channels it listens to. */
+  readonly head: number;
   /** What it keeps, on this node. */
   readonly held: { readonly events: number; readonly bytes: number };
   /** Called once, by the registry, before anything else. */
@@ -68,8 +80,12 @@ export interface Broker {
   listen(channel: string): Promise<void> | undefined;
   /** Entries of the channel need not be received any more. */
   unlisten(channel: string): void;
-  /** Where the log stands. */
-  position(): Cursor | Promise<Cursor>;
+  /**
+   * Where the log stands: as far as this node has received it, and never before what it has appended itself.
+   * @param atLeast a client's cursor: the answer waits until this node has come so far, unless the log has not; then the log's
+   * own head is the answer, below it
+   */
+  position(atLeast?: Cursor): Cursor | Promise<Cursor>;
   /**
    * Entries beyond the offset, of all these channels merged. What was returned at once, not in a promise, still holds for the
    * rest of the turn; an embedded broker always does.

@@ -6,7 +6,7 @@ import type { Cursor } from '../cursor.ts';
 import { SseError } from '../errors.ts';
 import { Log } from '../log.ts';
 import { LogEntry } from '../log-entry.ts';
-import type { Broker, LogBounds, Page, Publication, Receiver } from './broker.ts';
+import type { Broker, BrokerState, LogBounds, Page, Publication, Receiver } from './broker.ts';
 
 // So long a key is remembered, in ms, and so many of them at most; the oldest are forgotten first.
 const KEY_MEMORY = 300_000;
@@ -37,8 +37,12 @@ class MemoryBroker implements Broker {
   #liveOnly = 0;
   #closed = false;
 
-  get state(): 'open' | 'closed' {
+  get state(): BrokerState {
     return this.#closed ? 'closed' : 'open';
+  }
+
+  get head(): number {
+    return this.#offset;
   }
 
   get held(): { events: number; bytes: number } {

@@ -11,6 +11,7 @@ const ALL = 10_000_000;
 class Node implements Receiver, AsyncDisposable {
   readonly broker: Broker;
   readonly received: LogEntry[] = [];
+  interruptions = 0;
   readonly #listened = new Set<string>();
 
   constructor(broker: Broker, bounds: Partial<LogBounds> = {}) {
@@ -20,6 +21,10 @@ class Node implements Receiver, AsyncDisposable {
 
   receive(entry: LogEntry): void {
     this.received.push(entry);
+  }
+
+  interrupted(): void {
+    this.interruptions++;
   }
 
   follows(channel: string): boolean {

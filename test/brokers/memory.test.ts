@@ -9,7 +9,10 @@ brokerContract('memoryBroker()', memoryBroker);
 test('it delivers before publish returns its promise', () => {
   const broker = memoryBroker();
   const received: string[] = [];
-  broker.open({ receive: (entry) => void received.push(entry.data), follows: () => true }, { maxHistory: 1_000, maxChannels: 1 });
+  broker.open(
+    { receive: (entry) => void received.push(entry.data), follows: () => true, interrupted: () => undefined },
+    { maxHistory: 1_000, maxChannels: 1 },
+  );
   void broker.append({ channel: 'a', data: '1', event: undefined, retry: undefined, key: undefined, history: false });
   expect(received).toEqual(['1']);
 });

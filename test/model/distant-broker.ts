@@ -1,6 +1,6 @@
 /** A broker somewhere else: a log that is asked and answers over lines which take their time, each in order. */
 import { memoryBroker, type Broker } from '../../src/index.ts';
-import type { LogBounds, Page, Publication, Receiver } from '../../src/brokers/broker.ts';
+import type { BrokerState, LogBounds, Page, Publication, Receiver } from '../../src/brokers/broker.ts';
 import type { Cursor } from '../../src/cursor.ts';
 import type { LogEntry } from '../../src/log-entry.ts';
 
@@ -56,8 +56,12 @@ export class DistantBroker implements Broker {
     this.#received = new Line(random);
   }
 
-  get state(): 'open' | 'closed' {
+  get state(): BrokerState {
     return this.log.state;
+  }
+
+  get head(): number {
+    return this.arrived;
   }
 
   get held(): { events: number; bytes: number } {
@@ -78,7 +82,12 @@ export class DistantBroker implements Broker {
 
   open(receiver: Receiver, bounds: LogBounds): void {
     this.#receiver = receiver;
-    this.log.open({ follows: (channel) => this.#listened.has(channel), receive: (entry) => this.#send(entry) }, bounds);
+    const relay: Receiver = {
+      follows: (channel) => this.#listened.has(channel),
+      receive: (entry) => this.#send(entry),
+      interrupted: () => this.#receiver?.interrupted(),
+    };
+    this.log.open(relay, bounds);
   }
 
   append(publication: Publication): Promise<{ id: string }> {

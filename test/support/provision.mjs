@@ -12,6 +12,9 @@ const TOOLS = [
     paths: ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'],
   },
   { name: 'curl', debian: 'curl', paths: onPath('curl') },
+  { name: 'Redis', debian: 'redis-server', paths: onPath('redis-server') },
+  { name: 'nginx', debian: 'nginx-light', paths: onSystemPath('nginx') },
+  { name: 'HAProxy', debian: 'haproxy', paths: onSystemPath('haproxy') },
 ];
 
 for (const { name, env } of TOOLS) {
@@ -55,6 +58,11 @@ function isThere({ env, paths }) {
 
 function onPath(command) {
   return (process.env.PATH ?? '').split(delimiter).map((directory) => join(directory, command));
+}
+
+/** Debian keeps servers where only root's PATH looks. */
+function onSystemPath(command) {
+  return [...onPath(command), join('/usr/sbin', command)];
 }
 
 function isExecutable(path) {
