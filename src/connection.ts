@@ -2,9 +2,11 @@
 import { OutgoingMessage, type ServerResponse } from 'node:http';
 import type { Http2ServerResponse } from 'node:http2';
 import { Socket } from 'node:net';
+import { Backlog, PIECE } from './backlog.ts';
 import { diagnostics } from './diagnostics.ts';
 import { SseError } from './errors.ts';
 import type { StreamSettings } from './options.ts';
+import { chunkOf, type SharedBytes } from './shared-bytes.ts';
 
 /**
  * Why a stream ended:
@@ -23,29 +25,9 @@ export type CloseReason = 'client' | 'server' | 'final' | 'slow' | 'stalled' | '
 /** Bytes queued beyond which a reader counts as behind. */
 export const WRITE_MARK = 65_536;
 
-// Large writes are handed over in pieces of this size, so that progress inside one large event can be seen.
-const PIECE = 16_384;
-
 // What Node's own `write` is: where a response has another, bytes have to go through that.
 // oxlint-disable-next-line typescript/unbound-method -- compared, never called
 const NODE_WRITE = OutgoingMessage.prototype.write;
-
-const CRLF = Buffer.from('\r\n');
-
-/** Bytes that many connections share, and the HTTP chunk of them, framed once for all (RFC 9112, 7.1). */
-export class SharedBytes {
-  readonly bytes: Buffer;
-  #chunk: Buffer | undefined;
-
-  constructor(bytes: Buffer) {
-    this.bytes = bytes;
-  }
-
-  get chunk(): Buffer {
-    this.#chunk ??= chunkOf(this.bytes);
-    return this.#chunk;
-  }
-}
 
 // Not a WeakMap: one property costs less memory for each stream, and the listeners below can be shared functions.
 const connectionOf = Symbol('res-sse.connection');
@@ -80,36 +62,42 @@ export interface ConnectionOwner {
   aged(): void;
 }
 
+interface Wrapped {
+  readonly write: ServerResponse['write'] | undefined;
+  readonly end: ServerResponse['end'] | undefined;
+}
+
+// Most responses have none of their own.
+const UNWRAPPED: Wrapped = { write: undefined, end: undefined };
+
 export class Connection {
-  readonly res: ServerResponse;
+  // What each delivery looks at stands together, so that it is in the processor's cache together.
   /** 0 idle, 1 open, 2 closed: the numbers of EventSource (WHATWG HTML, 9.2.2) without their connecting. */
   readyState: 0 | 1 | 2 = 0;
-  reason: CloseReason | undefined;
-  readonly owner: ConnectionOwner;
-
-  // The heartbeat's notes about this connection; `wrote` is set by each write.
-  wrote = false;
-  slot = -1;
-  silentSince = 0;
-  dueAt = 0;
-  stuckSince = -1;
-  passed = 0;
-  deadline = 0;
-
+  // Set where bytes go to the socket, past `res.write`: with the chunk framed once for all that costs what a raw socket does.
+  // `null` where that must not be; before it is decided, `undefined`.
+  #socket: Socket | null | undefined;
+  // What the response was not yet given; `undefined` unless the reader is slow or an event large.
+  #backlog: Backlog | undefined;
   /** Bytes handed to the response. */
   given = 0;
+  /** Events handed over. */
+  sent = 0;
+  readonly res: ServerResponse;
+  readonly owner: ConnectionOwner;
+  reason: CloseReason | undefined;
 
-  // What the response was not yet given; `undefined` unless the reader is slow or an event large.
-  #queue: Buffer[] | undefined;
-  #queued = 0;
+  // The heartbeat's notes about this connection: its place, what had been given when it looked, and times in ms.
+  slot = -1;
+  seen = 0;
+  silentSince = 0;
+  dueAt = 0;
+  deadline = 0;
+
   #listening = false;
-  // Set where bytes go to the socket, past `res.write`: with the chunk framed once for all that costs what a raw socket does.
-  #socket: Socket | undefined;
-  #mayGoDirect = true;
   #isPipelined = false;
-  #isGuarded = false;
-  // The response's own `write` and `end`, where middleware had put some before us.
-  #wrapped: { write: ServerResponse['write'] | undefined; end: ServerResponse['end'] | undefined } | undefined;
+  // Set where our `write` and `end` stand in front of the response's own, which are in it if middleware had put some before us.
+  #guarded: Wrapped | undefined;
 
   constructor(res: ServerResponse, owner: ConnectionOwner) {
     this.res = res;
@@ -146,7 +134,7 @@ export class Connection {
 
   /** Bytes that are queued in this process and not yet with the kernel. */
   get bufferedAmount(): number {
-    return this.#queued + (this.readyState === 0 ? 0 : this.res.writableLength);
+    return (this.#backlog?.size ?? 0) + (this.readyState === 0 ? 0 : this.res.writableLength);
   }
 
   /** Bytes that have gone to the kernel: grows while the reader makes progress. */
@@ -170,38 +158,41 @@ export class Connection {
     res.removeHeader('Content-Length');
     for (const [name, value] of settings.headers) res.setHeader(name, value);
     this.readyState = 1;
-    if (res.req.method === 'HEAD') this.end('server');
-    else this.write(Buffer.from(prelude));
+    if (res.req.method === 'HEAD') {
+      this.end('server');
+      return;
+    }
+    // Flushed by itself, Node keeps the head as the one string it sent; joined to the first chunk it stays a tree of 650 B more.
+    res.cork();
+    res.flushHeaders();
+    this.write(Buffer.from(prelude));
+    res.uncork();
   }
 
   /** Hands bytes over, or queues them behind what the reader has not taken. Never throws. */
   write(bytes: Buffer): void {
     if (!this.isWritable()) return;
-    this.wrote = true;
-    if (this.#queue === undefined && bytes.length <= PIECE && this.#pressure <= PIECE) this.#give(bytes);
-    else this.#enqueue([bytes]);
+    if (this.#backlog !== undefined) this.#backlog.add(bytes);
+    else if (bytes.length <= PIECE && this.#pressure <= PIECE) this.#give(bytes);
+    else this.#queue([bytes]);
   }
 
   /**
-   * Hands over bytes that many connections share, neither copied nor framed again.
+   * Hands over events that many connections share, neither copied nor framed again.
    * @returns `false`, and nothing is written, where the reader is behind
    */
-  share(shared: SharedBytes): boolean {
+  share(shared: SharedBytes, events: number): boolean {
     if (this.readyState !== 1) return true;
-    if (this.#socket === undefined && this.#mayGoDirect) this.#decide();
+    if (this.#socket === undefined) this.#decide();
     const socket = this.#socket;
-    if (socket === undefined || this.#queue !== undefined || shared.bytes.length > PIECE) {
+    const { length } = shared.bytes;
+    if (!socket || this.#backlog !== undefined || length > WRITE_MARK || socket.writableLength > PIECE) {
       if (this.bufferedAmount > WRITE_MARK) return false;
-      this.write(shared.bytes);
-      return true;
-    }
-    const pressure = socket.writableLength;
-    if (pressure > WRITE_MARK) return false;
-    if (pressure > PIECE) {
+      this.sent += events;
       this.write(shared.bytes);
     } else if (socket.writable) {
-      this.wrote = true;
-      this.given += shared.bytes.length;
+      this.sent += events;
+      this.given += length;
       socket.write(shared.chunk);
     }
     return true;
@@ -211,8 +202,8 @@ export class Connection {
   writeAll(many: readonly Buffer[]): void {
     if (many.length === 1) this.write(many[0] as Buffer);
     if (many.length <= 1 || !this.isWritable()) return;
-    this.wrote = true;
-    this.#enqueue(many);
+    if (this.#backlog === undefined) this.#queue(many);
+    else this.#backlog.addAll(many);
   }
 
   /** Ends the connection after what is queued and, if given, `last`. */
@@ -221,7 +212,7 @@ export class Connection {
     const opened = this.readyState === 1;
     if (last !== undefined) this.write(last);
     this.#ended(reason);
-    if (opened && this.#queue === undefined) this.#finish();
+    if (opened && this.#backlog === undefined) this.#finish();
   }
 
   /** Ends the connection now and drops what is queued. */
@@ -244,7 +235,7 @@ export class Connection {
   resume(): void {
     this.#pump();
     if (this.bufferedAmount > WRITE_MARK) return;
-    if (this.#queue === undefined) this.#unlisten();
+    if (this.#backlog === undefined) this.#unlisten();
     this.owner.caughtUp();
   }
 
@@ -265,7 +256,6 @@ export class Connection {
 
   /** The application writes to the response itself: from here on bytes take the same way, behind what was queued. */
   yieldTo(): void {
-    this.#mayGoDirect = false;
     this.#leaveSocket();
     this.#giveAll();
   }
@@ -280,7 +270,7 @@ export class Connection {
 
   /** The response's method as it was before this connection put its own in front. */
   original<M extends 'write' | 'end'>(method: M): ServerResponse[M] {
-    return (this.#wrapped?.[method] ?? (Object.getPrototypeOf(this.res) as ServerResponse)[method]) as ServerResponse[M];
+    return (this.#guarded?.[method] ?? (Object.getPrototypeOf(this.res) as ServerResponse)[method]) as ServerResponse[M];
   }
 
   #ended(reason: CloseReason): void {
@@ -305,15 +295,16 @@ export class Connection {
 
   /** Bytes that the response or the socket holds already. */
   get #pressure(): number {
-    return this.#socket === undefined ? this.res.writableLength : this.#socket.writableLength;
+    return (this.#socket ?? this.res).writableLength;
   }
 
   /** The answer of `write` says only whether a `drain` will come; it never decides about the reader. */
   #give(bytes: Buffer): boolean {
     this.given += bytes.length;
-    if (this.#socket !== undefined) return !this.#socket.writable || this.#socket.write(chunkOf(bytes));
+    if (this.#socket) return !this.#socket.writable || this.#socket.write(chunkOf(bytes));
     try {
-      const answer: unknown = this.#isGuarded ? Reflect.apply(this.original('write'), this.res, [bytes]) : this.res.write(bytes);
+      const isOurs = this.#guarded !== undefined;
+      const answer: unknown = isOurs ? Reflect.apply(this.original('write'), this.res, [bytes]) : this.res.write(bytes);
       // Some wrappers answer nothing; only a false promises a `drain`.
       return answer !== false;
     } catch (error) {
@@ -322,35 +313,28 @@ export class Connection {
     }
   }
 
-  #enqueue(many: readonly Buffer[]): void {
-    for (const bytes of many) this.#queued += bytes.length;
-    if (this.#queue !== undefined) {
-      // Several come from the log, which keeps them anyway.
-      if (many.length === 1) append(this.#queue, many[0] as Buffer);
-      else for (const bytes of many) this.#queue.push(bytes);
-      return;
-    }
+  #queue(many: readonly Buffer[]): void {
     this.#guard();
-    this.#queue = [...many];
+    this.#backlog = new Backlog(many);
     this.#pump();
   }
 
   #pump(): void {
-    if (this.#queue === undefined) return;
-    while (this.#queue !== undefined && this.#queue.length > 0) {
-      if (this.#give(this.#take(this.#queue))) continue;
+    if (this.#backlog === undefined) return;
+    while (this.#backlog !== undefined && !this.#backlog.isEmpty) {
+      if (this.#give(this.#backlog.take())) continue;
       this.#listen();
       break;
     }
-    if (this.#queue === undefined || this.#queue.length > 0) return;
-    this.#queue = undefined;
+    if (this.#backlog === undefined || !this.#backlog.isEmpty) return;
+    this.#backlog = undefined;
     if (this.readyState === 2) this.#finish();
   }
 
-  /** Gives the response the whole queue, whatever it holds: what the application does next must come behind it. */
+  /** Gives the response all that waits, whatever it holds: what the application does next must come behind it. */
   #giveAll(): void {
-    while (this.#queue !== undefined && this.#queue.length > 0) this.#give(this.#take(this.#queue));
-    this.#queue = undefined;
+    while (this.#backlog !== undefined && !this.#backlog.isEmpty) this.#give(this.#backlog.take());
+    this.#backlog = undefined;
   }
 
   /**
@@ -362,7 +346,7 @@ export class Connection {
     const { socket } = res;
     // Behind another response on its connection, or something still to be sent: ask again next time.
     if (socket === null || res.writableLength > 0) return;
-    this.#mayGoDirect = false;
+    this.#socket = null;
     // Of HTTP/2 `chunkedEncoding` is undefined, though its socket says that it is one.
     if (!res.chunkedEncoding || res.req.httpVersionMajor !== 1 || !(socket instanceof Socket)) return;
     if (res.write !== NODE_WRITE || res.hasHeader('content-encoding')) return;
@@ -376,54 +360,34 @@ export class Connection {
 
   /** Puts a `write` and an `end` in front of the response's, so that the application's own calls are noticed before they act. */
   #guard(): void {
-    if (this.#isGuarded) return;
-    this.#isGuarded = true;
+    if (this.#guarded !== undefined) return;
     const { res } = this;
     /* oxlint-disable typescript/unbound-method -- called by `original`'s users with the response as `this` */
     const write = Object.hasOwn(res, 'write') ? res.write : undefined;
     const end = Object.hasOwn(res, 'end') ? res.end : undefined;
     /* oxlint-enable typescript/unbound-method */
-    if (write !== undefined || end !== undefined) this.#wrapped = { write, end };
+    this.#guarded = write === undefined && end === undefined ? UNWRAPPED : { write, end };
     res.write = guardedWrite as ServerResponse['write'];
     res.end = guardedEnd as ServerResponse['end'];
   }
 
   #leaveSocket(): void {
-    if (this.#socket === undefined) return;
-    const wasListening = this.#listening;
-    this.#unlisten();
-    this.#socket = undefined;
+    const wasListening = this.#listening && this.#socket !== undefined && this.#socket !== null;
+    if (wasListening) this.#unlisten();
+    this.#socket = null;
     if (wasListening) this.#listen();
   }
 
-  /** One piece from the head of the queue: many small events, or a part of a large one. */
-  #take(queue: Buffer[]): Buffer {
-    const first = queue[0] as Buffer;
-    let count = 0;
-    let length = 0;
-    while (count < queue.length && length + (queue[count] as Buffer).length <= PIECE) length += (queue[count++] as Buffer).length;
-    if (count === 0) {
-      queue[0] = first.subarray(PIECE);
-      this.#queued -= PIECE;
-      return first.subarray(0, PIECE);
-    }
-    this.#queued -= length;
-    const piece = queue.splice(0, count);
-    return count === 1 ? first : Buffer.concat(piece, length);
-  }
-
   #forget(): void {
-    this.#queue = undefined;
-    this.#queued = 0;
+    this.#backlog = undefined;
     this.#unlisten();
-    this.#socket = undefined;
-    this.#mayGoDirect = false;
+    this.#socket = null;
   }
 
   #listen(): void {
     if (this.#listening) return;
     this.#listening = true;
-    if (this.#socket === undefined) {
+    if (this.#socket === undefined || this.#socket === null) {
       this.res.on('drain', onDrain);
     } else {
       (this.#socket as CarrierSocket)[connectionOf] = this;
@@ -435,7 +399,7 @@ export class Connection {
     if (!this.#listening) return;
     this.#listening = false;
     this.res.off('drain', onDrain);
-    if (this.#socket === undefined) return;
+    if (this.#socket === undefined || this.#socket === null) return;
     this.#socket.off('drain', onSocketDrain);
     (this.#socket as CarrierSocket)[connectionOf] = undefined;
   }
@@ -470,28 +434,6 @@ function guardedEnd(this: Carrier, ...args: unknown[]): unknown {
   return Reflect.apply(connection.original('end'), this, args);
 }
 
-// Below it an object for each event would weigh more than its bytes.
-const SMALL = 512;
-
-/** Adds to the queue; small events are joined, outside of Node's pool, so that what is queued weighs what it counts. */
-function append(queue: Buffer[], bytes: Buffer): void {
-  const last = queue.at(-1);
-  if (bytes.length >= SMALL) {
-    queue.push(bytes);
-  } else if (last === undefined || last.length >= SMALL) {
-    queue.push(copied(bytes));
-  } else {
-    queue[queue.length - 1] = copied(last, bytes);
-  }
-}
-
-function copied(...all: Buffer[]): Buffer {
-  const copy = Buffer.allocUnsafeSlow(all.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const each of all) at += each.copy(copy, at);
-  return copy;
-}
-
 /** One listener for all of them: a client decides how many there are. */
 function waitingOn(socket: CarrierSocket): Set<Connection> {
   let connections = socket[waiting];
@@ -505,10 +447,6 @@ function waitingOn(socket: CarrierSocket): Set<Connection> {
 
 function onSocketClose(this: CarrierSocket): void {
   for (const connection of this[waiting] ?? []) connection.closed();
-}
-
-function chunkOf(bytes: Buffer): Buffer {
-  return Buffer.concat([Buffer.from(`${bytes.length.toString(16)}\r\n`, 'latin1'), bytes, CRLF]);
 }
 
 function isDestroyed(res: ServerResponse | Http2ServerResponse): boolean {

@@ -1,6 +1,6 @@
 /** `res.sse`: one connection's public face. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import { Connection, WRITE_MARK, type CloseReason, type SharedBytes } from './connection.ts';
+import { Connection, WRITE_MARK, type CloseReason } from './connection.ts';
 import { debug, diagnostics } from './diagnostics.ts';
 import { SseError } from './errors.ts';
 import type { Heartbeat } from './heartbeat.ts';
@@ -8,6 +8,7 @@ import type { ChannelEvent } from './log-entry.ts';
 import { aBoolean, aFunction, assertOptions, draw, integer, type OptionRule, type StreamSettings } from './options.ts';
 import { pipe, type PipeOptions, type PipeSource } from './pipe.ts';
 import { lastEventIdOf } from './request.ts';
+import type { SharedBytes } from './shared-bytes.ts';
 import {
   END,
   HEARTBEAT,
@@ -134,17 +135,13 @@ const ERROR_RETRY = { min: 10_000, max: 30_000 };
 export class EventStream {
   readonly #connection: Connection;
   #ownIds = false;
-  // Made only when asked for: most streams need neither.
-  #controller: AbortController | undefined;
-  #closed: { promise: Promise<CloseReason>; resolve: (reason: CloseReason) => void } | undefined;
-  #waiting: (() => void)[] | undefined;
+  // Made only when asked for: most streams need none.
+  #observers: Observers | undefined;
 
   /** The middleware it belongs to; an inner one takes an idle stream over from an outer one. @internal */
   host: StreamHost;
   /** What follows channels for this stream. @internal */
   follower: Follower | undefined;
-  /** Events handed over, for `stats()`. @internal */
-  sent = 0;
   /** Events dropped because the reader was at `maxBuffered`. @internal */
   dropped = 0;
 
@@ -184,24 +181,18 @@ export class EventStream {
 
   /** Aborted when the stream ends, for whatever reason. Hand it to what you await for this reader. */
   get signal(): AbortSignal {
-    if (this.#controller === undefined) {
-      this.#controller = new AbortController();
-      if (this.readyState === 2) this.#controller.abort();
-    }
-    return this.#controller.signal;
+    this.#observers ??= new Observers();
+    const { controller } = this.#observers;
+    if (this.readyState === 2) controller.abort();
+    return controller.signal;
   }
 
   /** Resolves with the reason when the stream ends; never rejects. */
   get closed(): Promise<CloseReason> {
-    if (this.#closed === undefined) {
-      let resolve!: (reason: CloseReason) => void;
-      const promise = new Promise<CloseReason>((settle) => {
-        resolve = settle;
-      });
-      this.#closed = { promise, resolve };
-      if (this.#connection.reason !== undefined) resolve(this.#connection.reason);
-    }
-    return this.#closed.promise;
+    this.#observers ??= new Observers();
+    const { closed } = this.#observers;
+    if (this.#connection.reason !== undefined) closed.resolve(this.#connection.reason);
+    return closed.promise;
   }
 
   /**
@@ -271,8 +262,9 @@ export class EventStream {
   drained(): Promise<void> {
     if (this.readyState === 2 || this.bufferedAmount <= WRITE_MARK) return Promise.resolve();
     this.#connection.awaitDrain();
+    const observers = (this.#observers ??= new Observers());
     return new Promise((resolve) => {
-      (this.#waiting ??= []).push(resolve);
+      observers.waiting.push(resolve);
     });
   }
 
@@ -332,20 +324,18 @@ export class EventStream {
    * @internal
    */
   share(frame: SharedBytes, events: number): boolean {
-    if (!this.#connection.share(frame)) return false;
-    this.sent += events;
-    return true;
+    return this.#connection.share(frame, events);
   }
 
   /** The same however far the reader is behind. @internal */
   deliver(bytes: Buffer, events: number): void {
-    this.sent += events;
+    this.#connection.sent += events;
     this.#connection.write(bytes);
   }
 
   /** The same for many, as the reader takes them. @internal */
-  deliverAll(frames: Buffer[]): void {
-    this.sent += frames.length;
+  deliverAll(frames: readonly Buffer[]): void {
+    this.#connection.sent += frames.length;
     this.#connection.writeAll(frames);
   }
 
@@ -359,11 +349,16 @@ export class EventStream {
     const { maxBuffered, onSlow } = this.host.settings;
     const { bufferedAmount } = this.#connection;
     // Before the first event the queue holds hardly more than the head of the response, which counts as empty.
-    if (bufferedAmount <= maxBuffered || (events > 0 && this.sent === 0)) return true;
+    if (bufferedAmount <= maxBuffered || (events > 0 && this.#connection.sent === 0)) return true;
     if (diagnostics.slow.hasSubscribers) diagnostics.slow.publish({ stream: this, bufferedAmount, action: onSlow });
     this.dropped += events;
     if (onSlow === 'close') this.#connection.cut('slow');
     return false;
+  }
+
+  /** Events handed over, for `stats()`. @internal */
+  get sent(): number {
+    return this.#connection.sent;
   }
 
   /** Bytes handed to the response, for `stats()`. @internal */
@@ -383,9 +378,7 @@ export class EventStream {
     const wasOpen = this.#connection.slot !== -1;
     if (wasOpen) this.host.closed(this, reason);
     this.follower?.stop();
-    this.#controller?.abort();
-    this.#closed?.resolve(reason);
-    this.#release();
+    this.#observers?.ended(reason);
     debug('close %s %s: %s', this.req.method, this.req.url, reason);
     if (wasOpen && diagnostics.close.hasSubscribers) diagnostics.close.publish({ stream: this, reason });
   }
@@ -399,7 +392,7 @@ export class EventStream {
 
   /** @internal */
   caughtUp(): void {
-    this.#release();
+    this.#observers?.drained();
   }
 
   /** @internal */
@@ -423,7 +416,7 @@ export class EventStream {
     // What the channels owe this reader was published before this call, so it goes first.
     this.follower?.flush();
     if (!this.admits(isEvent ? 1 : 0)) return false;
-    if (isEvent) this.sent++;
+    if (isEvent) this.#connection.sent++;
     this.#connection.write(Buffer.from(text));
     return this.readyState === 1 && this.bufferedAmount <= WRITE_MARK;
   }
@@ -437,10 +430,39 @@ export class EventStream {
     }
     this.#ownIds = true;
   }
+}
 
-  #release(): void {
-    const waiting = this.#waiting;
-    this.#waiting = undefined;
-    if (waiting !== undefined) for (const resolve of waiting) resolve();
+/** Whoever waits for the end of a stream, or for its reader. */
+class Observers {
+  waiting: (() => void)[] = [];
+  #controller: AbortController | undefined;
+  #closed: { promise: Promise<CloseReason>; resolve: (reason: CloseReason) => void } | undefined;
+
+  get controller(): AbortController {
+    this.#controller ??= new AbortController();
+    return this.#controller;
+  }
+
+  get closed(): { promise: Promise<CloseReason>; resolve: (reason: CloseReason) => void } {
+    if (this.#closed === undefined) {
+      let resolve!: (reason: CloseReason) => void;
+      const promise = new Promise<CloseReason>((settle) => {
+        resolve = settle;
+      });
+      this.#closed = { promise, resolve };
+    }
+    return this.#closed;
+  }
+
+  ended(reason: CloseReason): void {
+    this.#controller?.abort();
+    this.#closed?.resolve(reason);
+    this.drained();
+  }
+
+  drained(): void {
+    const { waiting } = this;
+    this.waiting = [];
+    for (const resolve of waiting) resolve();
   }
 }

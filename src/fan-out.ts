@@ -1,6 +1,6 @@
 /** Published events to all live streams: what one turn of the event loop publishes is joined once and written once to each. */
-import { SharedBytes } from './connection.ts';
 import type { LogEntry } from './log-entry.ts';
+import { SharedBytes } from './shared-bytes.ts';
 
 /** The events of one turn for one audience, in the order of their offsets. */
 export class Frame extends SharedBytes {

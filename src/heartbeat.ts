@@ -20,6 +20,8 @@ export class Heartbeat {
   readonly #maxLifetime: number;
   readonly #tick: number;
   readonly #connections: Connection[] = [];
+  // Those with something queued: since when, and how much had gone to the kernel by then.
+  readonly #blocked = new Map<Connection, { since: number; delivered: number }>();
   #timer: NodeJS.Timeout | undefined;
   #next = -1;
 
@@ -45,6 +47,7 @@ export class Heartbeat {
   delete(connection: Connection): void {
     const { slot } = connection;
     if (slot === -1) return;
+    this.#blocked.delete(connection);
     const last = this.#connections.pop() as Connection;
     if (last !== connection) {
       this.#connections[slot] = last;
@@ -81,20 +84,24 @@ export class Heartbeat {
     if (this.#next >= 0) setImmediate(() => this.#sweep()).unref();
   }
 
+  /** Whether the reader has taken nothing of what is queued for too long. */
+  #isStalled(connection: Connection, now: number): boolean {
+    const { delivered } = connection;
+    const known = this.#blocked.get(connection);
+    if (known !== undefined && delivered <= known.delivered) return now - known.since >= this.#stallTimeout;
+    this.#blocked.set(connection, { since: now, delivered });
+    return false;
+  }
+
   #look(connection: Connection, now: number): void {
     const blocked = connection.bufferedAmount > 0;
     // A `drain` that a wrapped response swallowed, or that a large highWaterMark left out, must hold nobody for ever.
     if (connection.isWaiting && connection.res.writableLength <= WRITE_MARK) connection.resume();
-    if (blocked) {
-      if (connection.stuckSince === -1 || connection.delivered > connection.passed) {
-        connection.stuckSince = now;
-        connection.passed = connection.delivered;
-      } else if (now - connection.stuckSince >= this.#stallTimeout) {
-        connection.cut('stalled');
-        return;
-      }
-    } else {
-      connection.stuckSince = -1;
+    if (!blocked) {
+      this.#blocked.delete(connection);
+    } else if (this.#isStalled(connection, now)) {
+      connection.cut('stalled');
+      return;
     }
     if (connection.readyState !== 1) return;
     if (connection.deadline > 0 && now >= connection.deadline) {
@@ -105,8 +112,8 @@ export class Heartbeat {
       connection.dueAt = now + this.#dueEvery;
       connection.owner.due();
     }
-    if (connection.wrote) {
-      connection.wrote = false;
+    if (connection.given > connection.seen) {
+      connection.seen = connection.given;
       connection.silentSince = now;
     } else if (!blocked && now - connection.silentSince >= this.#interval) {
       connection.owner.silent();
