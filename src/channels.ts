@@ -7,11 +7,12 @@ import { diagnostics } from './diagnostics.ts';
 import { SseError, shown } from './errors.ts';
 import type { EventStream, SubscribeOptions, Subscription } from './event-stream.ts';
 import { FanOut } from './fan-out.ts';
+import { StreamFollower, type FollowerHost } from './follower.ts';
 import { History, historyRules, type HistoryOptions } from './history.ts';
 import type { LogEntry } from './log-entry.ts';
 import { aBoolean, aFunction, assertOptions, draw, integer, type OptionRule } from './options.ts';
 import { refuse, stream as streamRoute, type RouteHandler, type RouteRequest, type RouteResponse } from './route.ts';
-import { StreamFollower, ended, type FollowerHost } from './subscription.ts';
+import { ended } from './subscription.ts';
 import { assertEvent, assertRetry, dataText, type Serialize } from './wire.ts';
 
 /** Channel names, the event names of each, and the data of each event. */
@@ -252,7 +253,10 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   }
 
   async subscribe(stream: EventStream, names: string | readonly string[], options: SubscribeOptions = {}): Promise<Subscription> {
-    const channels = distinctNames(names);
+    return this.#follow(stream, distinctNames(names), options);
+  }
+
+  async #follow(stream: EventStream, channels: readonly string[], options: SubscribeOptions): Promise<Subscription> {
     assertOptions('subscribe()', options, subscribeRules);
     this.#assertOpen();
     if (stream.readyState === 2) return ended(channels);
@@ -294,7 +298,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     options: SubscribeOptions | ((req: Req) => SubscribeOptions | Promise<SubscribeOptions>) = {},
   ): RouteHandler<Req, Res> {
     // Wrong use fails where the route is made, not at the first request.
-    if (typeof names !== 'function') distinctNames(names);
+    const fixed = typeof names === 'function' ? undefined : distinctNames(names);
     if (typeof options !== 'function') assertOptions('listen()', options, subscribeRules);
     return streamRoute<Req, Res>(async (stream, req, res) => {
       const wanted = typeof names === 'function' ? await names(req) : names;
@@ -302,7 +306,8 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
         refuse(res, 403, 'ERR_SSE_FORBIDDEN', 'You may not follow this.');
         return;
       }
-      await this.subscribe(stream, wanted, typeof options === 'function' ? await options(req) : options);
+      // One list of names for all streams of the route.
+      await this.#follow(stream, fixed ?? distinctNames(wanted), typeof options === 'function' ? await options(req) : options);
     });
   }
 

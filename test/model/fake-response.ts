@@ -40,6 +40,15 @@ export class FakeResponse extends EventEmitter {
 
   removeHeader(): void {}
 
+  flushHeaders(): void {
+    this.headersSent = true;
+  }
+
+  // Packets are the kernel's business.
+  cork(): void {}
+
+  uncork(): void {}
+
   write(bytes: Buffer): boolean {
     if (this.writableEnded || this.destroyed) throw new Error('written to after its end');
     this.headersSent = true;

@@ -1,0 +1,482 @@
+/**
+ * A stream that follows channels. It is a cursor into their log, in one of two states: *behind*, it reads the log in pages at
+ * the reader's pace; *live*, it is given what each turn of the event loop publishes. A stream is behind when it begins,
+ * when it resumes and when it is slow, and it is always the same thing.
+ */
+import { Arrears } from './arrears.ts';
+import type { Broker, Page } from './brokers/broker.ts';
+import { WRITE_MARK } from './connection.ts';
+import { formatCursor, parseCursor, type Cursor } from './cursor.ts';
+import { diagnostics } from './diagnostics.ts';
+import { SseError, shown } from './errors.ts';
+import type { EventStream, Follower, Gap, SubscribeOptions, Subscription } from './event-stream.ts';
+import { Frame, type Audience, type FanOut, type Member } from './fan-out.ts';
+import { LiveOnly, type LiveOnlyOwner } from './live-only.ts';
+import type { LogEntry } from './log-entry.ts';
+import { startOf, wishedStart, type Start } from './start.ts';
+import { Hold, channelsOf, type Holder } from './subscription.ts';
+import { checkpointText, gapText } from './wire.ts';
+
+// Bytes of one page from the log: about what a reader may have queued before it counts as behind.
+const PAGE = WRITE_MARK;
+
+/** What a follower needs from the registry. */
+export interface FollowerHost {
+  readonly fanOut: FanOut;
+  readonly broker: Broker;
+  /** Whether the channel keeps a history; without one it is live only. */
+  hasHistory(channel: string): boolean;
+  /** The offset of the newest entry that this node has received of these channels. */
+  newestSeen(channels: readonly string[]): number;
+  /** The offset up to which this node has received all that there is. */
+  readonly head: number;
+  /** How often this node may have missed something. */
+  readonly interruptions: number;
+  /** A stream follows the channel now. What is published is received at once where nothing is returned. */
+  retain(channel: string): Promise<void> | undefined;
+  /** A stream does not follow the channel any more. */
+  release(channel: string): void;
+  /** The stream follows nothing any more. */
+  forget(follower: StreamFollower): void;
+  /** A gap was told. */
+  countGap(): void;
+}
+
+/** All that one stream follows. It has one cursor, however often `subscribe` was called. */
+export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
+  // What each delivery looks at stands together.
+  slot = -1;
+  readonly stream: EventStream;
+  // Of the channels with history: everything at or below it was written, filtered out or told as a gap.
+  #cursor = 0;
+  #filtered = false;
+  // The offset of the last id that was written.
+  #written = -1;
+  // Counts deliveries, to know whether there was one since a handler was asked.
+  #delivered = 0;
+  readonly host: FollowerHost;
+  #holds: readonly Hold[] = [];
+  // Those with history; a new array with each change, by which a page that was asked for before is known.
+  #channels: readonly string[] = [];
+  #epoch = '';
+  // Set where the stream is live.
+  #audience: Audience | undefined;
+  // Only while behind.
+  #arrears: Arrears | undefined;
+  #liveOnly: LiveOnly | undefined;
+  // Somebody is reading the log, or in the middle of a frame, and will go on when what he calls has returned.
+  #isBusy = false;
+  #isLeaving = false;
+
+  constructor(host: FollowerHost, stream: EventStream) {
+    this.host = host;
+    this.stream = stream;
+  }
+
+  /** Whether it reads from the log now, and is not given what is published. */
+  get isBehind(): boolean {
+    return this.#audience === undefined && this.#channels.length > 0;
+  }
+
+  /** Where the stream is, as an id. */
+  get cursor(): string {
+    return this.#epoch === '' ? '' : formatCursor(this.#epoch, this.#cursor);
+  }
+
+  /** Follows these channels, too. Resolves when the start is known and a gap has been told. */
+  async add(channels: readonly string[], options: SubscribeOptions): Promise<Subscription> {
+    const hold = new Hold(this, channels, options);
+    const earlier = this.#holds.at(-1);
+    // Within an `onGap` the stream waits for the application, so the application must not wait for the stream.
+    const mustNotWait = this.#arrears?.isTelling === true;
+    const fresh = channels.filter((channel) => !this.#follows(channel));
+    // Not push: that leaves room for many in an array of one.
+    this.#holds = this.#holds.concat(hold);
+    try {
+      // Listen first, so that nothing published from here on is unseen.
+      const listening = fresh.map((channel) => this.host.retain(channel)).filter((ready) => ready !== undefined);
+      if (listening.length > 0) await Promise.all(listening);
+      const asked = this.host.broker.position(wishedStart(this.stream.lastEventId, options));
+      // No await where none is needed: with the memory broker the stream is live when this call returns.
+      const position = asked instanceof Promise ? await asked : asked;
+      // Each in its turn, whichever answer comes first.
+      if (earlier !== undefined && !earlier.isPlaced && this.#holds.includes(earlier)) await earlier.placed();
+      this.#begin(hold, position);
+    } catch (error) {
+      this.remove(hold);
+      throw error;
+    }
+    if (!hold.hasBegun && !mustNotWait) await hold.begun();
+    return hold;
+  }
+
+  remove(hold: Hold): void {
+    this.#isLeaving = true;
+    this.flush();
+    this.#isLeaving = false;
+    // Gone already, or a filter has just ended the stream.
+    if (!this.#holds.includes(hold)) return;
+    this.#holds = this.#holds.filter((other) => other !== hold);
+    for (const channel of hold.channels) if (!this.#follows(channel)) this.host.release(channel);
+    hold.begin();
+    this.#regroup();
+    if (this.#holds.length === 0) this.host.forget(this);
+    this.#advance();
+  }
+
+  take(frame: Frame): void {
+    const from = this.#cursor;
+    if (frame.last <= from) return;
+    if (this.#filtered || frame.first <= from) {
+      this.#takePart(frame, from);
+    } else if (this.stream.share(frame, frame.entries.length)) {
+      this.#cursor = frame.last;
+      this.#written = frame.last;
+      this.#delivered++;
+    } else {
+      this.#fallBehind(frame, from);
+    }
+  }
+
+  flush(): void {
+    this.#audience?.flush(this);
+    this.#liveOnly?.flush();
+  }
+
+  /** Something may be missing of what comes: from here on only the log is believed. */
+  interrupt(): void {
+    // What came before is whole.
+    this.flush();
+    this.#leave();
+    this.#advance();
+  }
+
+  checkpoint(): boolean {
+    if (this.#arrears?.isTelling === true || this.#arrears?.hasForeign === true) return false;
+    if (this.#channels.length === 0 || this.#epoch === '') return false;
+    if (!this.#holds.some((hold) => hold.options.checkpoints !== false)) return false;
+    this.flush();
+    this.#moveToHead();
+    if (this.#cursor <= this.#written) return false;
+    this.#writeCheckpoint(this.#cursor);
+    return true;
+  }
+
+  stop(): void {
+    this.#leave();
+    this.#liveOnly?.leave();
+    const holds = this.#holds;
+    this.#holds = [];
+    this.#channels = [];
+    for (const channel of channelsOf(holds)) this.host.release(channel);
+    for (const hold of holds) hold.begin();
+    this.host.forget(this);
+  }
+
+  /** Whether a subscription wants the entry: every one on its channel has a say, and one that lets it through is enough. */
+  lets(entry: LogEntry): boolean {
+    return this.#holds.some((hold) => hold.isPlaced && hold.channels.includes(entry.channel) && hold.lets(entry));
+  }
+
+  /** Something threw for this reader: its stream ends, before anything that it should not see. */
+  fail(error: unknown): void {
+    this.#leave();
+    this.#liveOnly?.leave();
+    this.stream.fail(error);
+  }
+
+  /** Gives a new subscription its place: where the client left off, or where the application says. */
+  #begin(hold: Hold, position: Cursor): void {
+    this.flush();
+    // Meanwhile the stream may have ended, or the application may have thought better of it.
+    if (!this.#holds.includes(hold)) return;
+    const before = this.#channels;
+    hold.place();
+    this.#regroup();
+    const added = this.#channels.filter((channel) => !before.includes(channel));
+    if (added.length === 0) {
+      hold.begin();
+    } else {
+      this.#place(before, added, position, startOf(this.stream.lastEventId, hold.options, position));
+      if (before.length === 0 && hold.options.checkpoints !== false) this.#owed.owesCheckpoint = true;
+    }
+    this.#advance();
+  }
+
+  #place(before: readonly string[], added: readonly string[], position: Cursor, start: Start): void {
+    const arrears = this.#owed;
+    if (before.length === 0) {
+      if (this.#epoch !== position.epoch) this.#written = -1;
+      this.#epoch = position.epoch;
+      this.#cursor = start.offset;
+    } else if (start.offset < this.#cursor) {
+      // The new channels have to catch up with the cursor: it steps back, once, for them only.
+      for (const channel of before) arrears.startAt(channel, this.#cursor);
+      this.#cursor = start.offset;
+    } else {
+      for (const channel of added) arrears.startAt(channel, start.offset);
+    }
+    if (arrears.isTelling) arrears.addedMeanwhile.push(...added);
+    if (start.isForeign) arrears.addForeign(added);
+    // All that the history holds is not a gap, whatever it held before.
+    if (start.isWhole) for (const channel of added) arrears.startAt(channel, -1);
+    if (this.#written <= this.#cursor) return;
+    // The client is told at once that ids step back, or it would come back with one beyond what it has of the new channels.
+    arrears.steppedBack = true;
+    this.#writeCheckpoint(this.#cursor);
+  }
+
+  get #owed(): Arrears {
+    this.#arrears ??= new Arrears();
+    return this.#arrears;
+  }
+
+  /** Sorts out which channels are followed, after a change. The stream leaves the live ones until it has caught up. */
+  #regroup(): void {
+    this.#moveToHead();
+    const placed = this.#holds.filter((hold) => hold.isPlaced);
+    const channels = channelsOf(placed);
+    this.#filtered = placed.some((hold) => hold.options.filter !== undefined);
+    this.#leave();
+    this.#liveOnly?.leave();
+    this.#channels = channels.every((channel) => this.host.hasHistory(channel))
+      ? [...channels]
+      : channels.filter((channel) => this.host.hasHistory(channel));
+    this.#arrears?.keepOnly(this.#channels);
+    const liveOnly = channels.filter((channel) => !this.host.hasHistory(channel));
+    if (liveOnly.length === 0) this.#liveOnly = undefined;
+    else (this.#liveOnly ??= new LiveOnly(this)).join(liveOnly);
+  }
+
+  /** A live stream that has been given all it is owed is at the head, however quiet its channels are. */
+  #moveToHead(): void {
+    if (this.#audience !== undefined) this.#cursor = Math.max(this.#cursor, this.host.head);
+  }
+
+  /** Catches up with the log, if there is something to catch up with and nobody is at it. */
+  #advance(): void {
+    if (!this.#isBusy && this.isBehind) void this.#catchUp();
+  }
+
+  async #catchUp(): Promise<void> {
+    this.#isBusy = true;
+    try {
+      while (this.isBehind) {
+        if (this.stream.bufferedAmount > WRITE_MARK) {
+          await this.stream.drained();
+          continue;
+        }
+        const channels = this.#channels;
+        const { interruptions } = this.host;
+        const asked = this.host.broker.read(channels, this.#cursor, PAGE);
+        const isNow = !(asked instanceof Promise);
+        const page = isNow ? asked : await asked;
+        // Another set of channels by now, or none.
+        if (channels !== this.#channels) continue;
+        if (page.position.epoch !== this.#epoch) {
+          this.#beginAnew(page.position.epoch);
+          continue;
+        }
+        const telling = this.#tellGap(page);
+        if (telling !== undefined) {
+          await telling;
+          continue;
+        }
+        this.#deliverPage(page);
+        // A filter has changed what is followed, or ended the stream.
+        if (channels !== this.#channels) continue;
+        for (const hold of this.#holds) if (hold.isPlaced) hold.begin();
+        // Read in this turn, or nothing of these channels has come or been missed since: there is nothing in between.
+        const isProven = isNow || (interruptions === this.host.interruptions && this.host.newestSeen(channels) <= this.#cursor);
+        if (page.complete && isProven) this.#join();
+        else await nextTurn();
+      }
+    } catch (error) {
+      this.fail(error);
+    } finally {
+      this.#isBusy = false;
+    }
+  }
+
+  /** The log was lost, and another has begun: nothing that this stream knows of the old one means anything. */
+  #beginAnew(epoch: string): void {
+    this.#epoch = epoch;
+    this.#cursor = 0;
+    this.#written = -1;
+    this.#owed.beginAnew(this.#channels);
+  }
+
+  /**
+   * Tells what the page shows to be lost.
+   * @returns a promise where the application is asked, after which the log has to be read again
+   */
+  #tellGap({ trimmed, position }: Page): Promise<void> | undefined {
+    const arrears = this.#owed;
+    const lost = arrears.lostOf(this.#channels, trimmed, this.#cursor);
+    if (lost.length === 0) return undefined;
+    const after = arrears.hasForeign ? '' : this.cursor;
+    const gap: Gap = {
+      channels: lost,
+      lastEventId: this.#written === -1 ? this.stream.lastEventId : after,
+      cursor: formatCursor(position.epoch, position.offset),
+    };
+    arrears.clearForeign();
+    arrears.owesCheckpoint = true;
+    this.#countGap(gap);
+    const questions = this.#questionsFor(lost);
+    const untold = lost.filter((channel) => !questions.some(({ channels }) => channels.includes(channel)));
+    if (untold.length > 0) this.stream.writeOwn(gapText(untold, after, gap.cursor));
+    return questions.length > 0 ? this.#ask(questions, gap) : undefined;
+  }
+
+  /** Which subscription is asked for which of the channels; each channel is answered for once. */
+  #questionsFor(lost: readonly string[]): Question[] {
+    const questions: Question[] = [];
+    let rest = lost;
+    for (const hold of this.#holds) {
+      // Asked again before anything was delivered, a slow handler on a busy channel would never come to an end.
+      if (hold.options.onGap === undefined || hold.askedAt === this.#delivered) continue;
+      const channels = rest.filter((channel) => hold.channels.includes(channel));
+      if (channels.length === 0) continue;
+      questions.push({ hold, channels });
+      rest = rest.filter((channel) => !channels.includes(channel));
+    }
+    return questions;
+  }
+
+  #countGap(gap: Gap): void {
+    for (const hold of this.#holds) if (hold.sharesOneOf(gap.channels)) hold.countGap();
+    this.host.countGap();
+    if (diagnostics.gap.hasSubscribers) diagnostics.gap.publish({ stream: this.stream, ...gap });
+  }
+
+  async #ask(questions: readonly Question[], gap: Gap): Promise<void> {
+    const arrears = this.#owed;
+    arrears.isTelling = true;
+    try {
+      for (const { hold, channels } of questions) {
+        // It has ended while another was asked.
+        if (!this.#holds.includes(hold)) continue;
+        hold.askedAt = this.#delivered;
+        arrears.addedMeanwhile = [];
+        const answer = await hold.options.onGap?.(this.stream, { ...gap, channels });
+        if (answer !== undefined) this.#goOnFrom(answer, hold, channels);
+      }
+    } finally {
+      arrears.isTelling = false;
+    }
+  }
+
+  /**
+   * The answer speaks of what was lost; channels that lost nothing are owed what comes before it, and so are those that were
+   * subscribed to anew while the application was thinking.
+   * @throws {SseError} `ERR_SSE_CURSOR` for what is no place to go on from, unless the subscription has ended meanwhile
+   */
+  #goOnFrom(answer: unknown, hold: Hold, asked: readonly string[]): void {
+    const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
+    if (cursor === undefined || cursor.epoch !== this.#epoch || cursor.offset < this.#cursor) {
+      if (!this.#holds.includes(hold)) return;
+      throw new SseError(
+        'ERR_SSE_CURSOR',
+        `expected onGap to return nothing or a cursor to go on from, as gap.cursor, got ${shown(answer)}`,
+      );
+    }
+    const arrears = this.#owed;
+    const channels = asked.filter((channel) => this.#channels.includes(channel) && !arrears.addedMeanwhile.includes(channel));
+    if (this.#channels.length === channels.length) this.#cursor = cursor.offset;
+    else for (const channel of channels) arrears.startAt(channel, cursor.offset);
+  }
+
+  #deliverPage({ entries, complete, position }: Page): void {
+    const from = this.#cursor;
+    const arrears = this.#owed;
+    // Before the filters are called: they may call us again.
+    this.#cursor = Math.max(from, complete ? position.offset : (entries.at(-1) as LogEntry).offset);
+    const due = entries.filter((entry) => arrears.isOwed(entry) && this.lets(entry));
+    for (const entry of entries) entry.rest();
+    if (arrears.owesCheckpoint) {
+      arrears.owesCheckpoint = false;
+      // Below it nothing is owed any more, and nothing at or below it is still to come.
+      this.#writeCheckpoint(Math.max(from, entries[0] === undefined ? position.offset : entries[0].offset - 1));
+    }
+    if (due.length === 0) return;
+    this.#written = (due.at(-1) as LogEntry).offset;
+    this.#delivered++;
+    this.stream.deliverAll(due.map((entry) => entry.frame));
+  }
+
+  /** Takes what of the frame is beyond the offset and wanted. */
+  #takePart(frame: Frame, from: number): void {
+    if (this.stream.bufferedAmount > WRITE_MARK && !this.#isLeaving) {
+      this.#fallBehind(frame, from);
+      return;
+    }
+    // Before the filters are called: they may call us again. Nor may that begin to read the log before this is written.
+    this.#cursor = frame.last;
+    const wasBusy = this.#isBusy;
+    this.#isBusy = true;
+    try {
+      const entries = frame.entries.filter((entry) => entry.offset > from && this.lets(entry));
+      if (entries.length > 0) {
+        const due = new Frame(entries);
+        this.#written = due.last;
+        this.#delivered++;
+        this.stream.deliver(due.bytes, entries.length);
+      }
+    } catch (error) {
+      this.fail(error);
+    } finally {
+      this.#isBusy = wasBusy;
+    }
+    this.#advance();
+  }
+
+  /** A slow reader costs a cursor, not a queue: it leaves the live ones, having been given all before this frame. */
+  #fallBehind(frame: Frame, from: number): void {
+    if (this.#isLeaving) {
+      // There will be no later: what was published before it leaves is written however much is queued.
+      this.#takePart(frame, from);
+      return;
+    }
+    this.#cursor = Math.max(this.#cursor, frame.first - 1);
+    this.#leave();
+    this.#advance();
+  }
+
+  #writeCheckpoint(offset: number): void {
+    this.#written = offset;
+    this.stream.writeOwn(checkpointText(formatCursor(this.#epoch, offset)));
+  }
+
+  #join(): void {
+    const steppedBack = this.#arrears?.steppedBack === true;
+    this.#arrears = undefined;
+    this.#audience = this.host.fanOut.join(this.#channels, this);
+    // The same names: one list for all that follow them.
+    this.#channels = this.#audience.channels;
+    // Until the client knows that it has caught up it would have everything since the step back again.
+    if (steppedBack && this.#cursor > this.#written) this.#writeCheckpoint(this.#cursor);
+  }
+
+  #leave(): void {
+    if (this.#audience === undefined) return;
+    this.host.fanOut.leave(this.#audience, this);
+    this.#audience = undefined;
+  }
+
+  #follows(channel: string): boolean {
+    return this.#holds.some((hold) => hold.channels.includes(channel));
+  }
+}
+
+/** What a subscription is asked to answer for. */
+interface Question {
+  readonly hold: Hold;
+  readonly channels: readonly string[];
+}
+
+function nextTurn(): Promise<void> {
+  return new Promise((resolve) => {
+    setImmediate(resolve);
+  });
+}

@@ -1,0 +1,55 @@
+/** A stream's place among those that follow channels without history. They have no cursor: what is not written now is gone. */
+import type { EventStream } from './event-stream.ts';
+import { Frame, type Audience, type FanOut, type Member } from './fan-out.ts';
+import type { LogEntry } from './log-entry.ts';
+
+/** Whose place it is. */
+export interface LiveOnlyOwner {
+  readonly host: { readonly fanOut: FanOut };
+  readonly stream: EventStream;
+  /** Whether a subscription wants the entry. */
+  lets(entry: LogEntry): boolean;
+  fail(error: unknown): void;
+}
+
+export class LiveOnly implements Member {
+  readonly #owner: LiveOnlyOwner;
+  slot = -1;
+  #taken = 0;
+  #audience: Audience | undefined;
+
+  constructor(owner: LiveOnlyOwner) {
+    this.#owner = owner;
+  }
+
+  join(channels: readonly string[]): void {
+    this.#audience = this.#owner.host.fanOut.join(channels, this);
+    // What was published before is not for it.
+    this.#taken = Math.max(this.#taken, this.#audience.newest);
+  }
+
+  leave(): void {
+    if (this.#audience === undefined) return;
+    this.#owner.host.fanOut.leave(this.#audience, this);
+    this.#audience = undefined;
+  }
+
+  flush(): void {
+    this.#audience?.flush(this);
+  }
+
+  take(frame: Frame): void {
+    const from = this.#taken;
+    if (frame.last <= from) return;
+    this.#taken = frame.last;
+    const { stream } = this.#owner;
+    try {
+      const entries = frame.entries.filter((entry) => entry.offset > from && this.#owner.lets(entry));
+      if (entries.length === 0 || !stream.admits(entries.length)) return;
+      const due = entries.length === frame.entries.length ? frame : new Frame(entries);
+      if (!stream.share(due, entries.length)) stream.deliver(due.bytes, entries.length);
+    } catch (error) {
+      this.#owner.fail(error);
+    }
+  }
+}
