@@ -5,6 +5,7 @@
  *   ./client -p PORT [-u /listen] [-n 1000] [-w INFLIGHT] [-g GROUPS] [-e EVENTS] [-H "Name: value"]... [-S]
  *     -g  connection i asks for PATH/(i mod GROUPS)
  *     -e  a connection counts as connected only when it has got so many events
+ *     -z  reads nothing once it has the head of the response
  *     -S  sleep in epoll_wait instead of spinning, for a machine with one CPU
  *   stdin:  start EXPECTED TIMEOUT_MS   count until EXPECTED events have come, and a moment longer to see one too many
  *           quit
@@ -34,6 +35,7 @@
 struct conn { int fd; uint8_t state, ncarry, frame; char carry[MARK]; uint32_t events; uint32_t left; };
 static struct conn *conns;
 static int N = 1000, port = 0, groups = 0, inflight_max = 200, spin = 1;
+static int sleeps = 0;
 static uint32_t wanted = 0;
 static const char *path = "/listen";
 static char extra[4096];
@@ -134,6 +136,7 @@ static void on_event(int i, uint32_t ev) {
     c->frame = memmem(buf, (size_t)(body - buf), "chunked", 7) ? 1 : 0;
     c->state = 2;
     if (!wanted) ready++;
+    if (sleeps) { epoll_ctl(ep, EPOLL_CTL_DEL, c->fd, NULL); return; }
   }
   uint32_t before = c->events;
   unframe(c, body, (size_t)(buf + r - body), t);
@@ -143,11 +146,11 @@ static void cpu(double *u, double *s) { struct rusage r; getrusage(RUSAGE_SELF, 
 
 int main(int argc, char **argv) {
   int o;
-  while ((o = getopt(argc, argv, "p:u:n:w:g:e:H:S")) != -1) switch (o) {
+  while ((o = getopt(argc, argv, "p:u:n:w:g:e:H:Sz")) != -1) switch (o) {
     case 'p': port = atoi(optarg); break; case 'u': path = optarg; break; case 'n': N = atoi(optarg); break;
     case 'w': inflight_max = atoi(optarg); break; case 'g': groups = atoi(optarg); break; case 'e': wanted = (uint32_t)atoi(optarg); break;
     case 'H': strcat(extra, optarg); strcat(extra, "\r\n"); break;
-    case 'S': spin = 0; break; default: return 2;
+    case 'S': spin = 0; break; case 'z': sleeps = 1; break; default: return 2;
   }
   struct rlimit rl; getrlimit(RLIMIT_NOFILE, &rl); rl.rlim_cur = rl.rlim_max; setrlimit(RLIMIT_NOFILE, &rl);
   conns = calloc((size_t)N, sizeof *conns);

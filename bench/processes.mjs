@@ -42,14 +42,15 @@ export class Bench {
   /**
    * Connects so many streams to a server.
    * @param {Server} server
-   * @param {{ path?: string, n: number, groups?: number, lastEventId?: string, events?: number }} streams
-   *   `events`: how many each has to get before it counts as connected
+   * @param {{ path?: string, n: number, groups?: number, lastEventId?: string, events?: number, reads?: boolean }} streams
+   *   `events`: how many each has to get before it counts as connected; `reads`: whether anything behind the head is read
    */
-  async connect(server, { path = '/listen', n, groups = 0, lastEventId, events = 0 }) {
+  async connect(server, { path = '/listen', n, groups = 0, lastEventId, events = 0, reads = true }) {
     const options = ['-p', server.port, '-u', path, '-n', n, '-g', groups, '-e', events].map(String);
     if (lastEventId !== undefined) options.push('-H', `Last-Event-ID: ${lastEventId}`);
+    if (!reads) options.push('-z');
     // Spinning, it costs the server no interrupts; on one CPU it would take the server's time.
-    if (this.#cpus === undefined) options.push('-S');
+    if (this.#cpus === undefined || !reads) options.push('-S');
     const child = this.#spawn([this.#client, ...options], this.#cpus?.client, {});
     const { connected } = await child.next();
     if (connected !== n) throw new Error(`only ${connected} of ${n} streams came about`);

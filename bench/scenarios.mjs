@@ -19,6 +19,8 @@ const CONNECT = { key: 'cpuUs', title: 'CPU µs per stream' };
 const RATE = { key: 'perSecond', title: 'deliveries per s' };
 const STALL = { key: 'stallMs', title: 'longest stall, ms' };
 const HEAP = { key: 'heapBytes', title: 'heap B per stream' };
+const GROWTH = { key: 'growth', title: 'resident MB more than before' };
+const ENCODE = { key: 'nanoseconds', title: 'ns per event' };
 const RESIDENT = { key: 'residentBytes', title: 'resident B per stream' };
 
 // About 50,000 deliveries per second, less than the slowest can do: unpaced, a fast server outruns the client, the kernel joins
@@ -46,6 +48,7 @@ const AT_10000 = { n: 10_000, rate: 4 };
  * @property {number} [burst] events in one turn of the loop, 0 = what is due
  * @property {number} [rate] events per second
  * @property {number} [events] how many in one run
+ * @property {number} [idle] how many streams more never read
  * @property {boolean} [isExtra] not in the default set
  * @property {number} [share] the part of `--reps` it gets, where a run is long and its result steady
  *
@@ -54,20 +57,20 @@ const AT_10000 = { n: 10_000, rate: 4 };
 
 /** @type {readonly Scenario[]} */
 export const scenarios = [
-  fanOut({ name: '1k', title: '1,000 streams, 200 B', ...AT_1000, size: 200, events: 40 }),
-  fanOut({ name: '1k-ten', title: '1,000 streams, 200 B, ten per turn', ...AT_1000, size: 200, burst: 10, events: 40 }),
-  fanOut({ name: '1k-2kb', title: '1,000 streams, 2 KB', ...AT_1000, size: 2_048, events: 40 }),
-  fanOut({ name: '1k-2kb-ten', title: '1,000 streams, 2 KB, ten per turn', ...AT_1000, size: 2_048, burst: 10, events: 40 }),
-  fanOut({ name: '10k', title: '10,000 streams, 200 B', ...AT_10000, size: 200, events: 4 }),
-  fanOut({ name: '10k-ten', title: '10,000 streams, 200 B, ten per turn', ...AT_10000, size: 200, burst: 10, events: 10 }),
-  fanOut({ name: '10k-2kb', title: '10,000 streams, 2 KB', ...AT_10000, size: 2_048, events: 4, isExtra: true }),
+  fanOut({ name: '1k', title: '1,000 streams, 200 B', ...AT_1000, size: 200, events: 100 }),
+  fanOut({ name: '1k-ten', title: '1,000 streams, 200 B, ten per turn', ...AT_1000, size: 200, burst: 10, events: 100 }),
+  fanOut({ name: '1k-2kb', title: '1,000 streams, 2 KB', ...AT_1000, size: 2_048, events: 100 }),
+  fanOut({ name: '1k-2kb-ten', title: '1,000 streams, 2 KB, ten per turn', ...AT_1000, size: 2_048, burst: 10, events: 100 }),
+  fanOut({ name: '10k', title: '10,000 streams, 200 B', ...AT_10000, size: 200, events: 10 }),
+  fanOut({ name: '10k-ten', title: '10,000 streams, 200 B, ten per turn', ...AT_10000, size: 200, burst: 10, events: 20 }),
+  fanOut({ name: '10k-2kb', title: '10,000 streams, 2 KB', ...AT_10000, size: 2_048, events: 10, isExtra: true }),
   fanOut({
     name: '10k-2kb-ten',
     title: '10,000 streams, 2 KB, ten per turn',
     ...AT_10000,
     size: 2_048,
     burst: 10,
-    events: 10,
+    events: 20,
     isExtra: true,
   }),
   fanOut({
@@ -75,7 +78,7 @@ export const scenarios = [
     title: '1,000 streams, with and without history',
     ...AT_1000,
     size: 200,
-    events: 40,
+    events: 100,
     variants: [WITHOUT_HISTORY, OURS],
   }),
   fanOut({
@@ -83,7 +86,7 @@ export const scenarios = [
     title: '1,000 streams, one channel or three in ten sets',
     ...AT_1000,
     size: 200,
-    events: 40,
+    events: 100,
     variants: [OURS, THREE_EACH],
   }),
   fanOut({
@@ -103,10 +106,34 @@ export const scenarios = [
     title: '10,000 streams, 200 B, how long the loop stands still',
     ...AT_10000,
     size: 200,
-    events: 4,
+    events: 10,
     measures: [STALL],
     share: 1 / 3,
   }),
+  {
+    name: 'slow',
+    title: '450 streams read, 50 never do, 8 KB',
+    n: 450,
+    idle: 50,
+    size: 8_192,
+    burst: 1,
+    rate: 100,
+    events: 800,
+    variants: ALL,
+    measures: [CPU, GROWTH],
+    share: 1 / 3,
+    run: runSlow,
+  },
+  {
+    name: 'encode',
+    title: 'one event of 1 KB to bytes',
+    n: 1,
+    size: 1_024,
+    events: 100_000,
+    variants: [EXPRESS, BETTER, OURS],
+    measures: [ENCODE],
+    run: runEncode,
+  },
   {
     name: 'connect',
     title: '1,000 streams connect',
@@ -163,6 +190,32 @@ async function publishOnce({ server, client }, { events, n, size, burst, rate, m
   const { stallMs } = watches ? await server.ask('/stall') : {};
   const perSecond = deliveries / (receivedMs / 1e3);
   return { ok, cpuUs: us / deliveries, userUs: userUs / deliveries, perSecond, p50Ms: p50Us / 1e3, p99Ms: p99Us / 1e3, stallMs };
+}
+
+/** Whoever never reads must cost the others nothing, and the server little. */
+async function runSlow(bench, scenario, reps) {
+  return inTurns(scenario.variants, reps, 0, async (variant) => {
+    const server = await bench.startServer(variant);
+    const idle = await bench.connect(server, { n: scenario.idle, reads: false });
+    const client = await bench.connect(server, { n: scenario.n });
+    const before = residentBytes(server.pid);
+    const result = await publishOnce({ server, client }, scenario);
+    const growth = (residentBytes(server.pid) - before) / 1e6;
+    await stopAll([{ server, client }]);
+    await idle.stop();
+    return { ...result, growth };
+  });
+}
+
+async function runEncode(bench, { variants, size, events }, reps) {
+  const servers = new Map();
+  for (const variant of variants) servers.set(variant, await bench.startServer(variant));
+  const results = await inTurns(variants, reps, 1, async (variant) => {
+    const { nanoseconds } = await servers.get(variant).ask('/encode', { size, times: events });
+    return { ok: true, nanoseconds };
+  });
+  await stopAll([...servers.values()].map((server) => ({ server })));
+  return results;
 }
 
 /** The same server again and again, as after a restart of what stands in front of it. */

@@ -53,7 +53,7 @@ function ratioOf(runs, base, key) {
   return { median: medianOf(ratios), min: Math.min(...ratios), max: Math.max(...ratios) };
 }
 
-function medianOf(values) {
+export function medianOf(values) {
   const sorted = values.toSorted((a, b) => a - b);
   const half = sorted.length >> 1;
   return sorted.length % 2 === 1 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;

@@ -115,6 +115,23 @@ test('a plain response goes direct, with valid framing and everything in order',
   client.socket.destroy();
 });
 
+test('what one turn publishes goes direct as one chunk, up to 64 KiB', async () => {
+  await using server = await serveDirect();
+  const client = await connectTo(server);
+  await until('the stream', () => server.streams.length === 1);
+  expect(await goesDirect(server, client)).toBe(true);
+  const [socket] = [...server.sockets] as [Socket];
+  const write = vi.spyOn(socket, 'write');
+  const many = Array.from({ length: 30 }, (_, index) => `${index} `.padEnd(2_000, '.'));
+  await publish(server, ...many);
+  expect(write).toHaveBeenCalledOnce();
+  await until('the events', () => data(client.parser()).length === 30);
+  await publish(server, 'x'.repeat(70_000), 'y');
+  await until('the large one', () => data(client.parser()).length === 32);
+  expect(data(client.parser())).toEqual([...many, 'x'.repeat(70_000), 'y']);
+  client.socket.destroy();
+});
+
 test('HTTP/1.0 does not', async () => {
   await using server = await serveDirect();
   const client = await connectTo(server, requestText('/').replace('HTTP/1.1', 'HTTP/1.0'));

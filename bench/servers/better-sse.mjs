@@ -1,5 +1,5 @@
 /** better-sse in Express, by its documentation: a session for each response, a channel that broadcasts. */
-import { createChannel, createSession } from 'better-sse';
+import { createChannel, createEventBuffer, createSession } from 'better-sse';
 import express from 'express';
 import { LISTEN, ready } from './control.mjs';
 
@@ -12,4 +12,13 @@ app.get('/listen', async (req, res) => {
 
 const publish = (data) => void channel.broadcast(data);
 
-const server = app.listen(LISTEN, () => ready(server.address().port, { publish, connections: () => channel.sessionCount }));
+// As its session does for each event and each reader.
+function encode(data) {
+  const buffer = createEventBuffer();
+  buffer.push(data, 'message', '1');
+  return Buffer.from(buffer.read());
+}
+
+const server = app.listen(LISTEN, () =>
+  ready(server.address().port, { publish, encode, connections: () => channel.sessionCount }),
+);

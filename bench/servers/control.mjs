@@ -31,6 +31,7 @@ const loopDelay = monitorEventLoopDelay({ resolution: 1 });
  * @property {(data: string) => unknown} publish to all streams; may return a promise
  * @property {() => number} connections how many streams are open
  * @property {() => Promise<string>} [cursor] the id to resume from
+ * @property {(data: string) => unknown} [encode] the bytes of an event
  *
  * @typedef {object} Load
  * @property {number} events how many in all
@@ -70,6 +71,14 @@ const commands = {
   '/connections': ({ connections }) => ({ connections: connections() }),
   '/memory': memory,
   '/cursor': async ({ cursor }) => ({ cursor: await cursor?.() }),
+  '/encode'({ encode }, query) {
+    const data = payload(Number(query.get('size')));
+    const times = Number(query.get('times'));
+    for (let done = 0; done < times; done++) encode(data);
+    const start = performance.now();
+    for (let done = 0; done < times; done++) encode(data);
+    return { nanoseconds: ((performance.now() - start) / times) * 1e6 };
+  },
   '/watch': () => {
     loopDelay.reset();
     return { watching: loopDelay.enable() };

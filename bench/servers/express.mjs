@@ -17,4 +17,6 @@ function publish(data) {
   for (const res of responses) res.write(text);
 }
 
-const server = app.listen(LISTEN, () => ready(server.address().port, { publish, connections: () => responses.size }));
+const encode = (data) => Buffer.from(`id: 1\nevent: message\ndata: ${data}\n\n`);
+
+const server = app.listen(LISTEN, () => ready(server.address().port, { publish, encode, connections: () => responses.size }));

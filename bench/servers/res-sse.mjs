@@ -1,7 +1,7 @@
 /** res-sse in Express, as users run it: history, heartbeats and cursors are on. `HISTORY=off` turns the first off. */
 import process from 'node:process';
 import express from 'express';
-import { createChannels, sse } from 'res-sse';
+import { createChannels, LogEntry, sse } from 'res-sse';
 import { LISTEN, ready } from './control.mjs';
 
 const app = express();
@@ -24,6 +24,8 @@ app.get('/open', (req, res) => {
 const server = app.listen(LISTEN, () =>
   ready(server.address().port, {
     publish: (data) => channels.publish('news', data),
+    // As `publish` does once for all readers.
+    encode: (data) => new LogEntry({ channel: 'news', epoch: 'e', offset: 1, event: 'message', data }).frame,
     connections: () => streams.streams.size,
     cursor: () => channels.cursor(),
   }),
