@@ -325,8 +325,12 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     this.#countGap(gap);
     const questions = this.#questionsFor(lost);
     const untold = lost.filter((channel) => !questions.some(({ channels }) => channels.includes(channel)));
-    if (untold.length > 0) this.stream.writeOwn(gapText(untold, after, gap.cursor));
-    return questions.length > 0 ? this.#ask(questions, gap) : undefined;
+    this.#writeGap(untold, after, gap.cursor);
+    return questions.length > 0 ? this.#ask(questions, gap, after) : undefined;
+  }
+
+  #writeGap(channels: readonly string[], after: string, cursor: string): void {
+    if (channels.length > 0) this.stream.writeOwn(gapText(channels, after, cursor));
   }
 
   /** Which subscription is asked for which of the channels; each channel is answered for once. */
@@ -350,13 +354,17 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     if (diagnostics.gap.hasSubscribers) diagnostics.gap.publish({ stream: this.stream, ...gap });
   }
 
-  async #ask(questions: readonly Question[], gap: Gap): Promise<void> {
+  async #ask(questions: readonly Question[], gap: Gap, after: string): Promise<void> {
     const arrears = this.#owed;
     arrears.isTelling = true;
     try {
       for (const { hold, channels } of questions) {
-        // It has ended while another was asked.
-        if (!this.#holds.includes(hold)) continue;
+        if (!this.#holds.includes(hold)) {
+          // It has ended while another was asked; others may follow its channels.
+          const followed = channels.filter((channel) => this.#channels.includes(channel));
+          this.#writeGap(followed, after, gap.cursor);
+          continue;
+        }
         hold.askedAt = this.#delivered;
         arrears.addedMeanwhile = [];
         const answer = await hold.options.onGap?.(this.stream, { ...gap, channels });

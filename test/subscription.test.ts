@@ -616,6 +616,38 @@ describe('a slow reader', () => {
     socket.destroy();
   });
 
+  test('is told by an sse:gap what the subscription that ends while another is asked would have been asked about', async () => {
+    await using server = await serveChannels({ history: { events: 10 } }, { sse: { stallTimeout: false } });
+    const { socket, parser } = await fallBehind(server);
+    const stream = server.streams[0] as EventStream;
+    const asked: string[][] = [];
+    let answer = (): void => {};
+    void stream.subscribe('a', {
+      onGap: (_stream, { channels }) => {
+        asked.push([...channels]);
+        return new Promise((resolve) => (answer = () => resolve(undefined)));
+      },
+    });
+    void stream.subscribe('b');
+    let unsubscribe = (): void => {};
+    const third = stream.subscribe('b', { onGap: (_stream, { channels }) => void asked.push([...channels]) });
+    void third.then((subscription) => (unsubscribe = () => subscription.unsubscribe()));
+    for (let count = 0; count < 50; count++) {
+      await server.channels.publish('a', 'x');
+      await server.channels.publish('b', 'x');
+    }
+    socket.resume();
+    await until('the first to be asked', () => asked.length > 0);
+    unsubscribe();
+    answer();
+    await until('it to be live again', () => server.channels.stats().behind === 0);
+    const told = parser.events
+      .filter((event) => event.type === 'sse:gap')
+      .map((event) => (JSON.parse(event.data) as Gap).channels);
+    expect([...asked, ...told].flat().toSorted()).toEqual(['a', 'b']);
+    socket.destroy();
+  });
+
   test('that leaves while it is behind leaves nothing behind', async () => {
     await using server = await serveChannels({}, { sse: { stallTimeout: false } });
     const { socket } = await fallBehind(server);
