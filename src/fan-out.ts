@@ -1,6 +1,7 @@
 /** Published events to all live streams: what one turn of the event loop publishes is joined once and written once to each. */
 import type { LogEntry } from './log-entry.ts';
 import { SharedBytes } from './shared-bytes.ts';
+import { Slots, type Slotted } from './slots.ts';
 
 /** The events of one turn for one audience, in the order of their offsets. */
 export class Frame extends SharedBytes {
@@ -20,23 +21,21 @@ export class Frame extends SharedBytes {
 }
 
 /** A live stream, as the fan-out sees it. */
-export interface Member {
-  /** Its place in its audience, -1 outside. Kept by the audience. */
-  slot: number;
+export interface Member extends Slotted {
   /** Takes what of the frame is beyond its cursor. Never throws. */
   take(frame: Frame): void;
 }
 
 /** The live streams that follow the same set of channels: one frame is right for all of them. */
-export class Audience {
+export class Audience extends Slots<Member> {
   readonly channels: readonly string[];
-  readonly members: Member[] = [];
   // Frames that not every member has been given yet, and what this turn has published since.
   readonly #underway: Frame[] = [];
   #pending: LogEntry[] = [];
   #frame: Frame | undefined;
 
   constructor(channels: readonly string[]) {
+    super();
     this.channels = channels;
   }
 
@@ -54,8 +53,8 @@ export class Audience {
   /** Gives one member all that is owed, before its turn. */
   flush(member: Member): void {
     // One that falls behind on a frame leaves, and gets the next ones from the log.
-    for (const frame of this.#underway) if (this.#has(member)) member.take(frame);
-    if (this.#pending.length === 0 || !this.#has(member)) return;
+    for (const frame of this.#underway) if (this.has(member)) member.take(frame);
+    if (this.#pending.length === 0 || !this.has(member)) return;
     // A copy: the frame must not grow when more is published.
     this.#frame ??= new Frame([...this.#pending]);
     member.take(this.#frame);
@@ -73,25 +72,6 @@ export class Audience {
   /** Every member has been given the oldest frame underway. */
   finish(): void {
     for (const entry of this.#underway.shift()?.entries ?? []) entry.rest();
-  }
-
-  #has(member: Member): boolean {
-    return this.members[member.slot] === member;
-  }
-
-  add(member: Member): void {
-    member.slot = this.members.push(member) - 1;
-  }
-
-  delete(member: Member): void {
-    const { slot } = member;
-    if (slot === -1) return;
-    const last = this.members.pop() as Member;
-    if (last !== member) {
-      this.members[slot] = last;
-      last.slot = slot;
-    }
-    member.slot = -1;
   }
 }
 

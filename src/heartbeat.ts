@@ -2,6 +2,7 @@
 import { performance } from 'node:perf_hooks';
 import { WRITE_MARK, type Connection } from './connection.ts';
 import type { StreamSettings } from './options.ts';
+import { Slots } from './slots.ts';
 
 // The timer ticks often enough that no time is missed by more than an eighth of it or a second.
 const TICKS_PER_TIME = 16;
@@ -19,7 +20,7 @@ export class Heartbeat {
   readonly #stallTimeout: number;
   readonly #maxLifetime: number;
   readonly #tick: number;
-  readonly #connections: Connection[] = [];
+  readonly #connections = new Slots<Connection>();
   // Those with something queued: since when, and how much had gone to the kernel by then.
   readonly #blocked = new Map<Connection, { since: number; delivered: number }>();
   #timer: NodeJS.Timeout | undefined;
@@ -40,30 +41,22 @@ export class Heartbeat {
     connection.dueAt = now + this.#dueEvery;
     // ±10 %, so that streams that opened together do not end together.
     connection.deadline = this.#maxLifetime === Infinity ? 0 : now + Math.round(this.#maxLifetime * (0.9 + Math.random() * 0.2));
-    connection.slot = this.#connections.push(connection) - 1;
+    this.#connections.add(connection);
     this.#timer ??= setInterval(() => this.#begin(), this.#tick).unref();
   }
 
   delete(connection: Connection): void {
-    const { slot } = connection;
-    if (slot === -1) return;
+    if (!this.#connections.delete(connection)) return;
     this.#blocked.delete(connection);
-    const last = this.#connections.pop() as Connection;
-    if (last !== connection) {
-      this.#connections[slot] = last;
-      last.slot = slot;
-    }
-    connection.slot = -1;
-    if (this.#connections.length === 0) {
-      clearInterval(this.#timer);
-      this.#timer = undefined;
-    }
+    if (this.#connections.members.length > 0) return;
+    clearInterval(this.#timer);
+    this.#timer = undefined;
   }
 
   /** A sweep that is not through when the next is due simply goes on. */
   #begin(): void {
     if (this.#next >= 0) return;
-    this.#next = this.#connections.length - 1;
+    this.#next = this.#connections.members.length - 1;
     this.#sweep();
   }
 
@@ -72,7 +65,7 @@ export class Heartbeat {
     const now = clock();
     const until = Math.max(-1, this.#next - SLICE);
     while (this.#next > until) {
-      const connection = this.#connections[this.#next--];
+      const connection = this.#connections.members[this.#next--];
       if (connection === undefined) continue;
       try {
         this.#look(connection, now);
