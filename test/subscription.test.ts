@@ -629,16 +629,16 @@ describe('a slow reader', () => {
       },
     });
     void stream.subscribe('b');
-    let unsubscribe = (): void => {};
+    let leave = (): void => {};
     const third = stream.subscribe('b', { onGap: (_stream, { channels }) => void asked.push([...channels]) });
-    void third.then((subscription) => (unsubscribe = () => subscription.unsubscribe()));
+    void third.then((subscription) => (leave = () => subscription.unsubscribe()));
     for (let count = 0; count < 50; count++) {
       await server.channels.publish('a', 'x');
       await server.channels.publish('b', 'x');
     }
     socket.resume();
     await until('the first to be asked', () => asked.length > 0);
-    unsubscribe();
+    leave();
     answer();
     await until('it to be live again', () => server.channels.stats().behind === 0);
     const told = parser.events
