@@ -132,6 +132,16 @@ export class Connection {
     return this.#listening;
   }
 
+  /** Whether the response stands in line behind another on a pipelined connection: until its turn nobody takes anything of it. */
+  get isInLine(): boolean {
+    return this.#isPipelined && this.res.socket === null && !this.res.writableFinished;
+  }
+
+  /** Whether the reader is so far behind that it is better given nothing more now. */
+  get isBehind(): boolean {
+    return this.bufferedAmount > WRITE_MARK || this.isInLine;
+  }
+
   /** Bytes that are queued in this process and not yet with the kernel. */
   get bufferedAmount(): number {
     return (this.#backlog?.size ?? 0) + (this.readyState === 0 ? 0 : this.res.writableLength);
@@ -187,7 +197,7 @@ export class Connection {
     const socket = this.#socket;
     const { length } = shared.bytes;
     if (!socket || this.#backlog !== undefined || length > WRITE_MARK || socket.writableLength > PIECE) {
-      if (this.bufferedAmount > WRITE_MARK) return false;
+      if (this.isBehind) return false;
       this.sent += events;
       this.write(shared.bytes);
     } else if (socket.writable) {
@@ -220,7 +230,9 @@ export class Connection {
     this.#ended(reason);
     this.#forget();
     try {
-      this.res.destroy();
+      // In line it has no socket yet, what it holds would stay, and those behind it would wait for ever.
+      if (this.isInLine) this.res.req.socket.destroy();
+      else this.res.destroy();
     } catch (error) {
       this.#tell(error);
     }
@@ -234,7 +246,7 @@ export class Connection {
   /** The response takes bytes again: gives it the queue, and tells the owner when the reader has caught up. */
   resume(): void {
     this.#pump();
-    if (this.bufferedAmount > WRITE_MARK) return;
+    if (this.isBehind) return;
     if (this.#backlog === undefined) this.#unlisten();
     this.owner.caughtUp();
   }

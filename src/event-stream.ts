@@ -1,6 +1,6 @@
 /** `res.sse`: one connection's public face. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import { Connection, WRITE_MARK, type CloseReason } from './connection.ts';
+import { Connection, type CloseReason } from './connection.ts';
 import { debug, diagnostics } from './diagnostics.ts';
 import { SseError } from './errors.ts';
 import type { Heartbeat } from './heartbeat.ts';
@@ -35,11 +35,13 @@ export interface StreamHost {
   readonly settings: StreamSettings;
   readonly heartbeat: Heartbeat;
   readonly subscribe: Subscribe | undefined;
+  /** Whether the stream may open. Where not, the request has been answered. Asked before anything is written. */
+  admits?(stream: EventStream): boolean;
   /** The stream is open. */
   opened(stream: EventStream): void;
   /** A stream that was open has ended. */
   closed(stream: EventStream, reason: CloseReason): void;
-  /** Nothing of it is left. */
+  /** Nothing of it is left, whether or not it was ever open. */
   gone(stream: EventStream): void;
 }
 
@@ -231,6 +233,10 @@ export class EventStream {
    */
   open(): this {
     if (this.readyState !== 0) return this;
+    if (!this.res.headersSent && this.host.admits?.(this) === false) {
+      this.#connection.end('server');
+      return this;
+    }
     const { settings, heartbeat } = this.host;
     const retry = settings.retry === undefined ? '' : retryText(draw(settings.retry));
     this.#connection.open(settings, `${retry}:\n`);
@@ -260,7 +266,7 @@ export class EventStream {
 
   /** Resolves when no more than 64 KiB is queued, or the reader is gone. Never rejects. */
   drained(): Promise<void> {
-    if (this.readyState === 2 || this.bufferedAmount <= WRITE_MARK) return Promise.resolve();
+    if (this.readyState === 2 || !this.isBehind) return Promise.resolve();
     this.#connection.awaitDrain();
     const observers = (this.#observers ??= new Observers());
     return new Promise((resolve) => {
@@ -356,6 +362,11 @@ export class EventStream {
     return false;
   }
 
+  /** Whether its reader is better given nothing more now. @internal */
+  get isBehind(): boolean {
+    return this.#connection.isBehind;
+  }
+
   /** Events handed over, for `stats()`. @internal */
   get sent(): number {
     return this.#connection.sent;
@@ -379,13 +390,13 @@ export class EventStream {
     if (wasOpen) this.host.closed(this, reason);
     this.follower?.stop();
     this.#observers?.ended(reason);
+    if (!wasOpen) return;
     debug('close %s %s: %s', this.req.method, this.req.url, reason);
-    if (wasOpen && diagnostics.close.hasSubscribers) diagnostics.close.publish({ stream: this, reason });
+    if (diagnostics.close.hasSubscribers) diagnostics.close.publish({ stream: this, reason });
   }
 
   /** @internal */
   gone(): void {
-    if (this.#connection.slot === -1) return;
     this.host.heartbeat.delete(this.#connection);
     this.host.gone(this);
   }
@@ -418,7 +429,7 @@ export class EventStream {
     if (!this.admits(isEvent ? 1 : 0)) return false;
     if (isEvent) this.#connection.sent++;
     this.#connection.write(Buffer.from(text));
-    return this.readyState === 1 && this.bufferedAmount <= WRITE_MARK;
+    return this.readyState === 1 && !this.isBehind;
   }
 
   #takeIds(): void {

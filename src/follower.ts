@@ -14,7 +14,7 @@ import { Frame, type Audience, type FanOut, type Member } from './fan-out.ts';
 import { LiveOnly, type LiveOnlyOwner } from './live-only.ts';
 import type { LogEntry } from './log-entry.ts';
 import { startOf, wishedStart, type Start } from './start.ts';
-import { Hold, channelsOf, type Holder } from './subscription.ts';
+import { Hold, channelsOf, ended, type Holder } from './subscription.ts';
 import { checkpointText, gapText } from './wire.ts';
 
 // Bytes of one page from the log: about what a reader may have queued before it counts as behind.
@@ -85,7 +85,11 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
 
   /** Follows these channels, too. Resolves when the start is known and a gap has been told. */
   async add(channels: readonly string[], options: SubscribeOptions): Promise<Subscription> {
+    // What was published before is none of its business.
+    this.flush();
+    if (this.stream.readyState === 2) return ended(channels);
     const hold = new Hold(this, channels, options);
+    hold.join(channels.filter((channel) => this.#hasPlaced(channel)));
     const earlier = this.#holds.at(-1);
     // Within an `onGap` the stream waits for the application, so the application must not wait for the stream.
     const mustNotWait = this.#arrears?.isTelling === true;
@@ -175,7 +179,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
 
   /** Whether a subscription wants the entry: every one on its channel has a say, and one that lets it through is enough. */
   lets(entry: LogEntry): boolean {
-    return this.#holds.some((hold) => hold.isPlaced && hold.channels.includes(entry.channel) && hold.lets(entry));
+    return this.#holds.some((hold) => hold.hasPlaced(entry.channel) && hold.lets(entry));
   }
 
   /** Something threw for this reader: its stream ends, before anything that it should not see. */
@@ -192,6 +196,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     if (!this.#holds.includes(hold)) return;
     const before = this.#channels;
     hold.place();
+    for (const other of this.#holds) if (!other.isPlaced) other.join(hold.channels);
     this.#regroup();
     const added = this.#channels.filter((channel) => !before.includes(channel));
     if (added.length === 0) {
@@ -234,16 +239,13 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   /** Sorts out which channels are followed, after a change. The stream leaves the live ones until it has caught up. */
   #regroup(): void {
     this.#moveToHead();
-    const placed = this.#holds.filter((hold) => hold.isPlaced);
-    const channels = channelsOf(placed);
-    this.#filtered = placed.some((hold) => hold.options.filter !== undefined);
+    const channels = channelsOf(this.#holds).filter((channel) => this.#hasPlaced(channel));
+    this.#filtered = this.#holds.some((hold) => hold.options.filter !== undefined);
     this.#leave();
     this.#liveOnly?.leave();
-    this.#channels = channels.every((channel) => this.host.hasHistory(channel))
-      ? [...channels]
-      : channels.filter((channel) => this.host.hasHistory(channel));
-    this.#arrears?.keepOnly(this.#channels);
     const liveOnly = channels.filter((channel) => !this.host.hasHistory(channel));
+    this.#channels = channels.filter((channel) => !liveOnly.includes(channel));
+    this.#arrears?.keepOnly(this.#channels);
     if (liveOnly.length === 0) this.#liveOnly = undefined;
     else (this.#liveOnly ??= new LiveOnly(this)).join(liveOnly);
   }
@@ -262,7 +264,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     this.#isBusy = true;
     try {
       while (this.isBehind) {
-        if (this.stream.bufferedAmount > WRITE_MARK) {
+        if (this.stream.isBehind) {
           await this.stream.drained();
           continue;
         }
@@ -340,7 +342,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     for (const hold of this.#holds) {
       // Asked again before anything was delivered, a slow handler on a busy channel would never come to an end.
       if (hold.options.onGap === undefined || hold.askedAt === this.#delivered) continue;
-      const channels = rest.filter((channel) => hold.channels.includes(channel));
+      const channels = rest.filter((channel) => hold.hasPlaced(channel));
       if (channels.length === 0) continue;
       questions.push({ hold, channels });
       rest = rest.filter((channel) => !channels.includes(channel));
@@ -349,7 +351,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   }
 
   #countGap(gap: Gap): void {
-    for (const hold of this.#holds) if (hold.sharesOneOf(gap.channels)) hold.countGap();
+    for (const hold of this.#holds) if (gap.channels.some((channel) => hold.hasPlaced(channel))) hold.countGap();
     this.host.countGap();
     if (diagnostics.gap.hasSubscribers) diagnostics.gap.publish({ stream: this.stream, ...gap });
   }
@@ -415,7 +417,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
 
   /** Takes what of the frame is beyond the offset and wanted. */
   #takePart(frame: Frame, from: number): void {
-    if (this.stream.bufferedAmount > WRITE_MARK && !this.#isLeaving) {
+    if (this.stream.isBehind && !this.#isLeaving) {
       this.#fallBehind(frame, from);
       return;
     }
@@ -470,6 +472,11 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     if (this.#audience === undefined) return;
     this.host.fanOut.leave(this.#audience, this);
     this.#audience = undefined;
+  }
+
+  /** Whether the channel has its place in the stream. */
+  #hasPlaced(channel: string): boolean {
+    return this.#holds.some((hold) => hold.hasPlaced(channel));
   }
 
   #follows(channel: string): boolean {

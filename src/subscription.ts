@@ -35,6 +35,11 @@ export class Hold implements Subscription {
     return this.#start?.isPlaced ?? true;
   }
 
+  /** Whether it has the channel, and that has its place in the stream. */
+  hasPlaced(channel: string): boolean {
+    return this.channels.includes(channel) && (this.isPlaced || this.#start?.joined.includes(channel) === true);
+  }
+
   /** Whether its start is known and the gap told, or the subscription has ended. */
   get hasBegun(): boolean {
     return this.#start === undefined;
@@ -56,6 +61,11 @@ export class Hold implements Subscription {
     });
   }
 
+  /** The stream follows these already: those it has go on where they are, whoever else leaves. */
+  join(channels: readonly string[]): void {
+    if (this.#start !== undefined) this.#start.joined = [...this.#start.joined, ...channels];
+  }
+
   place(): void {
     if (this.#start === undefined) return;
     this.#start.isPlaced = true;
@@ -72,10 +82,6 @@ export class Hold implements Subscription {
   countGap(): void {
     this.gaps++;
     if (!this.hasBegun) this.recovered = false;
-  }
-
-  sharesOneOf(channels: readonly string[]): boolean {
-    return channels.some((channel) => this.channels.includes(channel));
   }
 
   /** @throws {SseError} `ERR_SSE_FILTER` for an answer that is not a boolean; whatever the filter throws */
@@ -95,6 +101,7 @@ export class Hold implements Subscription {
 /** A subscription that has not begun yet, and who waits for it. */
 class Beginning {
   isPlaced = false;
+  joined: readonly string[] = [];
   onPlaced: (() => void) | undefined;
   onBegun: (() => void) | undefined;
 }
