@@ -13,9 +13,10 @@ const WITHIN = 3_000;
 
 async function shutDown(): Promise<void> {
   await events.close({ within: WITHIN });
-  await channels.close();
   server.close();
   setTimeout(() => server.closeAllConnections(), WITHIN).unref();
+  // Last: a broker that cannot be reached must not keep the server open.
+  await channels.close();
 }
 
 process.on('SIGTERM', () => void shutDown());

@@ -1,5 +1,6 @@
 /** Every code an {@link SseError} can carry. `docs` and the README list them with their fix. */
 export type SseErrorCode =
+  | 'ERR_SSE_BROKER'
   | 'ERR_SSE_CHANNEL_NAME'
   | 'ERR_SSE_CLOSED'
   | 'ERR_SSE_COMMENT'
@@ -42,10 +43,17 @@ export class SseError extends Error {
   /** What is wrong, for programs. The message says it for people, with the fix. */
   readonly code: SseErrorCode;
 
+  /**
+   * Of a publish that was not accepted: `'none'`, nobody got it; `'unknown'`, it may have been published, and only a `key` makes
+   * it safe to try again. `undefined` for everything else.
+   */
+  readonly delivery: 'none' | 'unknown' | undefined;
+
   /** @internal */
-  constructor(code: SseErrorCode, message: string, options?: ErrorOptions) {
+  constructor(code: SseErrorCode, message: string, options?: ErrorOptions & { delivery?: 'none' | 'unknown' }) {
     super(message, options);
     this.code = code;
+    this.delivery = options?.delivery;
   }
 
   static override [Symbol.hasInstance](value: unknown): boolean {

@@ -8,6 +8,7 @@ export { sse } from './middleware.ts';
 export { stream } from './route.ts';
 
 export type { Broker, BrokerState, LogBounds, Page, Publication, Receiver } from './brokers/broker.ts';
+export type { AdmissionOptions, StreamLimit } from './admission.ts';
 export type {
   AnySchema,
   Channel,
@@ -31,6 +32,7 @@ export type { ChannelEvent, LogEntryInit } from './log-entry.ts';
 export type { ShutdownOptions, SseMiddleware, SseOptions } from './middleware.ts';
 export type { RetryRange, StreamOptions } from './options.ts';
 export type { PipeOptions, PipeSource } from './pipe.ts';
-export type { OpenStreams, SseStats } from './roster.ts';
+export type { OpenStreams, Shutdown, SseStats } from './roster.ts';
 export type { Next, RouteHandler, RouteOptions, RouteRequest, RouteResponse } from './route.ts';
+export type { EventText, Jsonified, JsonText, TypedEventSource } from './typed-event-source.ts';
 export type { EventFields, EventId, Serialize } from './wire.ts';

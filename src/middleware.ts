@@ -1,11 +1,14 @@
 /** `sse()`: gives every request that asks for an event stream a `res.sse`. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2';
+import { admissionRules, type AdmissionOptions, type Refusal } from './admission.ts';
 import type { CloseReason } from './connection.ts';
+import { diagnostics } from './diagnostics.ts';
 import { SseError } from './errors.ts';
 import { EventStream, assertCloseOptions, type CloseOptions, type StreamHost, type Subscribe } from './event-stream.ts';
 import { Heartbeat } from './heartbeat.ts';
 import {
+  aBoolean,
   assertOptions,
   draw,
   milliseconds,
@@ -20,8 +23,9 @@ import {
   type StreamSettings,
 } from './options.ts';
 import { asksForEventStream, lastEventIdOf, refusesEventStream } from './request.ts';
-import { Roster, type OpenStreams, type SseStats } from './roster.ts';
-import { negotiatedBy, refuse, type NegotiatedResponse, type Next } from './route.ts';
+import { Roster, type OpenStreams, type Shutdown, type SseStats } from './roster.ts';
+import { negotiatedBy, refuse, type NegotiatedResponse, type Next, type RouteRequest } from './route.ts';
+import { Making, Warnings } from './warnings.ts';
 import { FINAL_MARK, retryText } from './wire.ts';
 
 declare global {
@@ -35,9 +39,11 @@ declare global {
 }
 
 /** The options of `sse()`. */
-export interface SseOptions extends StreamOptions {
+export interface SseOptions extends StreamOptions, AdmissionOptions {
   /** The registry that `res.sse.subscribe` uses. @defaultValue none: `subscribe` rejects with `ERR_SSE_NO_CHANNELS` */
   channels?: { subscribe(...args: Parameters<Subscribe>): ReturnType<Subscribe> } | undefined;
+  /** Whether misuse that is noticed is told by `process.emitWarning`, once for each kind. @defaultValue `true` */
+  warnings?: boolean | undefined;
   /**
    * Whom a stream is attached for: `'event-stream'`, who names `text/event-stream` in `Accept`; `'any'`, everybody who does
    * not refuse it with q = 0 (LLM clients send `Accept: application/json` and read a stream).
@@ -48,7 +54,10 @@ export interface SseOptions extends StreamOptions {
 
 /** How the middleware is to be closed. */
 export interface ShutdownOptions {
-  /** Time in ms after which streams that have not ended are destroyed. @defaultValue `10_000` */
+  /**
+   * Time in ms over which the streams are ended, ten at a time or more, and after which those that have not ended are destroyed.
+   * @defaultValue `10_000`
+   */
   within?: number | undefined;
   /** Reconnection time in ms that each client is told, drawn from the range. @defaultValue `{ min: 1_000, max: 5_000 }` */
   retry?: number | RetryRange | undefined;
@@ -65,12 +74,13 @@ export interface SseMiddleware {
    * Ends the open streams for which `test` is true (reason `'revoked'`): of tokens that expired, of users that were removed.
    * @returns how many
    */
-  closeWhere(test: (stream: EventStream) => boolean, options?: CloseOptions): number;
+  closeWhere(test: (stream: EventStream & { readonly req: RouteRequest }) => boolean, options?: CloseOptions): number;
   /**
-   * Turns new streams away, ends the open ones, and destroys what has not ended in time. Idempotent. It does not close the channels.
-   * @returns a promise that resolves when no timer and no stream is left
+   * Turns new streams away so that they come back, ends the open ones in waves, and destroys what has not ended in time.
+   * Idempotent. It does not close the channels.
+   * @returns a promise that resolves when no timer and no stream is left; never rejects
    */
-  close(options?: ShutdownOptions): Promise<{ closed: number; destroyed: number }>;
+  close(options?: ShutdownOptions): Promise<Shutdown>;
 }
 
 const sseRules: Readonly<Record<keyof SseOptions, OptionRule>> = {
@@ -79,6 +89,8 @@ const sseRules: Readonly<Record<keyof SseOptions, OptionRule>> = {
     test: (value) => typeof value === 'object' && value !== null && 'subscribe' in value && 'publish' in value,
   },
   ...streamRules,
+  ...admissionRules,
+  warnings: aBoolean,
   accept: oneOf('event-stream', 'any'),
 };
 
@@ -101,8 +113,9 @@ const shutdownRules: Readonly<Record<keyof ShutdownOptions, OptionRule>> = { wit
  */
 export function sse(options: SseOptions = {}): SseMiddleware {
   assertOptions('sse()', options, sseRules);
-  const roster = new Roster();
-  const ownHost = new Host(options, [roster]);
+  const roster = new Roster(options);
+  const making = options.warnings === false ? undefined : new Making(sse);
+  const ownHost = new Host(options, [roster], new Warnings());
   // One for each middleware in front of this one, usually none.
   const innerHosts = new WeakMap<Host, Host>();
 
@@ -110,9 +123,10 @@ export function sse(options: SseOptions = {}): SseMiddleware {
     if (!(outer instanceof Host)) return ownHost;
     let host = innerHosts.get(outer);
     if (host === undefined) {
-      host = outer.rosters.includes(roster)
-        ? outer
-        : new Host({ ...outer.options, ...given(options) }, [...outer.rosters, roster]);
+      const own = given(options);
+      const isSame = outer.rosters.includes(roster);
+      host = isSame ? outer : new Host({ ...outer.options, ...own }, [...outer.rosters, roster], outer.warnings);
+      if ((isSame || Object.keys(own).length === 0) && host.options.warnings !== false) host.warnings.mountedTwice();
       innerHosts.set(outer, host);
     }
     return host;
@@ -126,6 +140,7 @@ export function sse(options: SseOptions = {}): SseMiddleware {
     // The compat API of http2 differs in types only.
     const req = anyReq as IncomingMessage;
     const res = anyRes as NegotiatedResponse;
+    making?.used();
     const host = hostBehind(res[negotiatedBy]);
     res[negotiatedBy] = host;
     const asks = asksForEventStream(req);
@@ -137,23 +152,35 @@ export function sse(options: SseOptions = {}): SseMiddleware {
       res.statusCode = 204;
       res.setHeader('Cache-Control', 'no-store');
       res.end();
-    } else if (asks && roster.closing !== undefined) {
-      roster.rejected++;
-      turnAway(res, draw(roster.closing));
     } else {
-      if (res.sse === undefined) res.sse = new EventStream(res, host);
-      else if (res.sse.readyState === 0) res.sse.host = host;
-      next();
+      attach(res, host, asks, next);
     }
+  }
+
+  /** Who did not name an event stream may not get one: then it is decided when it opens, see {@link Host.admits}. */
+  function attach(res: NegotiatedResponse, host: Host, asks: boolean, next: Next): void {
+    const isNew = res.sse === undefined;
+    const stream = res.sse ?? new EventStream(res, host);
+    try {
+      // One whose client has left would never give its place back.
+      if (asks && stream.readyState === 0 && !host.takes(stream, [roster])) return;
+    } catch (error) {
+      next(error);
+      return;
+    }
+    if (isNew) res.sse = stream;
+    else if (stream.readyState === 0) stream.host = host;
+    next();
   }
 
   return Object.assign(middleware, {
     streams: roster,
     stats: () => roster.stats(),
-    closeWhere(test: (stream: EventStream) => boolean, closeOptions: CloseOptions = {}): number {
+    closeWhere(test: (stream: EventStream & { readonly req: RouteRequest }) => boolean, closeOptions: CloseOptions = {}): number {
       assertCloseOptions('closeWhere()', closeOptions);
       const streams = [...roster].filter((stream) => {
-        const answer: unknown = test(stream);
+        // The request is the framework's own, as a route's handler gets it.
+        const answer: unknown = test(stream as EventStream & { readonly req: RouteRequest });
         // A promise is always something: everybody would be sent away.
         if (typeof answer !== 'object' || answer === null) return Boolean(answer);
         throw new SseError('ERR_SSE_OPTION', 'expected the test of closeWhere() to return true or false; it cannot be async');
@@ -161,7 +188,7 @@ export function sse(options: SseOptions = {}): SseMiddleware {
       for (const stream of streams) stream.finish('revoked', closeOptions);
       return streams.length;
     },
-    close(shutdownOptions: ShutdownOptions = {}): Promise<{ closed: number; destroyed: number }> {
+    close(shutdownOptions: ShutdownOptions = {}): Promise<Shutdown> {
       assertOptions('close()', shutdownOptions, shutdownRules);
       const { within = 10_000, retry = { min: 1_000, max: 5_000 } } = shutdownOptions;
       return roster.shutDown(within, rangeOf(retry));
@@ -176,21 +203,44 @@ class Host implements StreamHost {
   readonly heartbeat: Heartbeat;
   readonly accept: 'event-stream' | 'any';
   readonly subscribe: Subscribe | undefined;
-  /** Its own, and those of the middleware in front. */
+  /** Those of the middleware in front, and its own. */
   readonly rosters: readonly Roster[];
+  /** Of the first middleware in front, so that each kind is told once. */
+  readonly warnings: Warnings;
 
-  constructor(options: SseOptions, rosters: readonly Roster[]) {
-    const { channels, accept = 'event-stream', ...streamOptions } = options;
+  constructor(options: SseOptions, rosters: readonly Roster[], warnings: Warnings) {
+    const { channels, accept = 'event-stream' } = options;
     this.options = options;
-    this.settings = resolveStreamOptions(streamOptions);
+    this.settings = resolveStreamOptions(options);
     this.heartbeat = new Heartbeat(this.settings);
     this.accept = accept;
     this.subscribe = channels && ((...args) => channels.subscribe(...args));
     this.rosters = rosters;
+    this.warnings = warnings;
+  }
+
+  /** Who named an event stream has been let in on the way here; of everybody else it shows only now that it is a stream. */
+  admits(stream: EventStream): boolean {
+    return this.accept === 'event-stream' || asksForEventStream(stream.req) || this.takes(stream, this.rosters);
+  }
+
+  /** Takes a place with each of these, or answers the request. @returns whether the stream may open */
+  takes(stream: EventStream, rosters: readonly Roster[]): boolean {
+    for (const roster of rosters) {
+      const refusal = roster.take(stream.res);
+      if (refusal === undefined) continue;
+      this.#turnAway(stream, refusal, roster.closing);
+      return false;
+    }
+    return true;
   }
 
   opened(stream: EventStream): void {
     for (const roster of this.rosters) roster.opened(stream);
+    if (this.options.warnings !== false) this.warnings.opened(stream);
+    // Its request came before the shutdown began.
+    const closing = this.rosters.find((roster) => roster.closing !== undefined)?.closing;
+    if (closing !== undefined) stream.finish('shutdown', { retry: draw(closing) });
   }
 
   closed(stream: EventStream, reason: CloseReason): void {
@@ -199,21 +249,36 @@ class Host implements StreamHost {
 
   gone(stream: EventStream): void {
     for (const roster of this.rosters) roster.gone(stream);
+    this.warnings.gone(stream);
+  }
+
+  #turnAway({ req, res }: EventStream, refusal: Refusal, closing: RetryRange | undefined): void {
+    for (const roster of this.rosters) roster.rejected++;
+    if (diagnostics.reject.hasSubscribers) diagnostics.reject.publish({ req, reason: refusal });
+    const retry = draw(closing ?? FULL_RETRY);
+    // To come back on the same connection would be to come back to this process.
+    if (closing !== undefined && req.httpVersionMajor === 1) res.setHeader('Connection', 'close');
+    const isPatient = closing !== undefined || this.options.whenFull !== 'reject';
+    if (isPatient && req.method === 'GET' && asksForEventStream(req)) sendAway(res, retry);
+    else refuseFor(res, retry);
   }
 }
 
-/** Sends a client away so that it comes back: an EventSource gives up for good on anything but a 200. */
-function turnAway(res: ServerResponse, retry: number): void {
-  if (res.req.method === 'GET') {
-    res.statusCode = 200;
-    res.setHeader('Content-Type', 'text/event-stream');
-    res.setHeader('Cache-Control', 'no-cache, no-transform');
-    res.end(retryText(retry));
-  } else {
-    // Whoever is not an EventSource would take an empty 200 for success.
-    res.setHeader('Retry-After', Math.ceil(retry / 1_000));
-    refuse(res, 503, 'ERR_SSE_UNAVAILABLE', 'No streams are taken now; come back later.');
-  }
+// Long enough for some of the others to have left.
+const FULL_RETRY = { min: 5_000, max: 15_000 };
+
+/** An EventSource gives up for good on anything but a 200. */
+function sendAway(res: ServerResponse, retry: number): void {
+  res.statusCode = 200;
+  res.setHeader('Content-Type', 'text/event-stream');
+  res.setHeader('Cache-Control', 'no-cache, no-transform');
+  res.end(retryText(retry));
+}
+
+/** Whoever is not an EventSource would take an empty 200 for success. */
+function refuseFor(res: ServerResponse, retry: number): void {
+  res.setHeader('Retry-After', Math.ceil(retry / 1_000));
+  refuse(res, 503, 'ERR_SSE_UNAVAILABLE', 'No streams are taken now; come back later.');
 }
 
 /** The options that were given a value. */

@@ -1,4 +1,6 @@
-/** A middleware's own account of its streams: which are open, what became of the others, and their end all together. */
+/** A middleware's own account of its streams: who may have one, which are open, what became of the others, and their end all together. */
+import type { ServerResponse } from 'node:http';
+import { Admission, type AdmissionOptions, type Refusal } from './admission.ts';
 import type { CloseReason } from './connection.ts';
 import type { EventStream } from './event-stream.ts';
 import { draw, type RetryRange } from './options.ts';
@@ -28,22 +30,45 @@ export interface OpenStreams extends Iterable<EventStream> {
   readonly size: number;
 }
 
+/** What became of the streams that were open when their end began. */
+export interface Shutdown {
+  /** Those that ended, or left, in time. */
+  closed: number;
+  /** Those that were destroyed because they had not. */
+  destroyed: number;
+}
+
+// So many streams end together at least: ten clients that come back at once are no stampede.
+const WAVE = 10;
+
+// Enough to look steady to whoever gets the clients next.
+const MAX_WAVES = 100;
+
+// The rest of the time is for the readers of the last wave to take what is queued for them.
+const WAVES_END = 0.8;
+
 export class Roster implements OpenStreams {
   /** Requests turned away. */
   rejected = 0;
   /** Set when no more streams are taken: the reconnection time in ms that newcomers are told. */
   closing: RetryRange | undefined;
+  readonly #admission: Admission;
   readonly #open = new Set<EventStream>();
   // Ended, but the last bytes are still on their way.
   readonly #ending = new Set<EventStream>();
   readonly #closed: SseStats['closed'] = {};
   #opened = 0;
-  // Of the streams that have ended.
+  #gone = 0;
+  // Of the streams that are gone.
   #sent = 0;
   #dropped = 0;
   #bytes = 0;
-  #shutdown: Promise<{ closed: number; destroyed: number }> | undefined;
+  #shutdown: Promise<Shutdown> | undefined;
   #emptied: (() => void) | undefined;
+
+  constructor(limits: AdmissionOptions) {
+    this.#admission = new Admission(limits);
+  }
 
   get size(): number {
     return this.#open.size;
@@ -53,24 +78,30 @@ export class Roster implements OpenStreams {
     return this.#open.values();
   }
 
+  /** Takes a place for a stream on this response. @returns why there is none */
+  take(res: ServerResponse): Refusal | undefined {
+    return this.closing === undefined ? this.#admission.take(res) : 'shutdown';
+  }
+
   opened(stream: EventStream): void {
     this.#opened++;
     this.#open.add(stream);
-    // Its request came before the shutdown began.
-    if (this.closing !== undefined) stream.finish('shutdown', { retry: draw(this.closing) });
   }
 
   closed(stream: EventStream, reason: CloseReason): void {
     this.#open.delete(stream);
     this.#ending.add(stream);
     this.#closed[reason] = (this.#closed[reason] ?? 0) + 1;
+  }
+
+  /** Nothing of the stream is left, whether or not it was ever open. */
+  gone(stream: EventStream): void {
+    this.#admission.free(stream.res);
+    if (!this.#ending.delete(stream)) return;
+    this.#gone++;
     this.#sent += stream.sent;
     this.#dropped += stream.dropped;
     this.#bytes += stream.bytes;
-  }
-
-  gone(stream: EventStream): void {
-    this.#ending.delete(stream);
     if (this.#open.size === 0 && this.#ending.size === 0) this.#emptied?.();
   }
 
@@ -85,44 +116,54 @@ export class Roster implements OpenStreams {
       bytes: this.#bytes,
       buffered: 0,
     };
-    for (const stream of this.#open) {
-      stats.sent += stream.sent;
-      stats.dropped += stream.dropped;
-      stats.bytes += stream.bytes;
-      stats.buffered += stream.bufferedAmount;
+    for (const streams of [this.#open, this.#ending]) {
+      for (const stream of streams) {
+        stats.sent += stream.sent;
+        stats.dropped += stream.dropped;
+        stats.bytes += stream.bytes;
+        stats.buffered += stream.bufferedAmount;
+      }
     }
     return stats;
   }
 
-  /** Ends all streams; what has not ended `within` ms is destroyed. Idempotent. */
-  shutDown(within: number, retry: RetryRange): Promise<{ closed: number; destroyed: number }> {
+  /** Ends all streams, in waves; what has not ended `within` ms is destroyed. Idempotent. */
+  shutDown(within: number, retry: RetryRange): Promise<Shutdown> {
     this.closing ??= retry;
     this.#shutdown ??= this.#endAll(within, retry);
     return this.#shutdown;
   }
 
-  async #endAll(within: number, retry: RetryRange): Promise<{ closed: number; destroyed: number }> {
-    const all = this.#open.size + this.#ending.size;
-    for (const stream of this.#open) stream.finish('shutdown', { retry: draw(retry) });
+  async #endAll(within: number, retry: RetryRange): Promise<Shutdown> {
+    if (this.#open.size === 0 && this.#ending.size === 0) return { closed: 0, destroyed: 0 };
+    const goneBefore = this.#gone;
+    const due = [...this.#open];
+    const size = Math.max(WAVE, Math.ceil(due.length / MAX_WAVES));
+    const pause = (within * WAVES_END) / Math.ceil(due.length / size);
+    let nextWave: NodeJS.Timeout | undefined;
+    const wave = (): void => {
+      for (const stream of due.splice(0, size)) stream.finish('shutdown', { retry: draw(retry) });
+      if (due.length > 0) nextWave = setTimeout(wave, pause);
+    };
     let destroyed = 0;
-    if (this.#ending.size > 0) {
-      const { promise, resolve } = withResolver();
+    const deadline = setTimeout(() => {
+      clearTimeout(nextWave);
+      for (const stream of due) stream.finish('shutdown', { retry: draw(retry) });
+      destroyed = this.#ending.size;
+      for (const stream of this.#ending) destroy(stream.res);
+    }, within);
+    await new Promise<void>((resolve) => {
       this.#emptied = resolve;
-      const timer = setTimeout(() => {
-        destroyed = this.#ending.size;
-        for (const stream of this.#ending) stream.res.destroy();
-      }, within);
-      await promise;
-      clearTimeout(timer);
-    }
-    return { closed: all - destroyed, destroyed };
+      wave();
+    });
+    clearTimeout(nextWave);
+    clearTimeout(deadline);
+    return { closed: this.#gone - goneBefore - destroyed, destroyed };
   }
 }
 
-function withResolver(): { promise: Promise<void>; resolve: () => void } {
-  let resolve!: () => void;
-  const promise = new Promise<void>((settle) => {
-    resolve = settle;
-  });
-  return { promise, resolve };
+/** A response behind another on a pipelined connection has no socket yet: the connection goes, with whatever is in front. */
+function destroy(res: ServerResponse): void {
+  if (res.socket === null) res.req.socket.destroy();
+  else res.destroy();
 }

@@ -93,8 +93,10 @@ export function refuse(res: ServerResponse, status: number, code: string, messag
   res.end(json ? JSON.stringify({ code, message }) : `${message}\n`);
 }
 
+/** The stream of a request that is to have one, or nothing where the request has its answer. */
 function requireStream(res: NegotiatedResponse): EventStream | undefined {
-  if (res[negotiatedBy] === undefined) {
+  const host = res[negotiatedBy];
+  if (host === undefined) {
     throw new SseError(
       'ERR_SSE_NO_MIDDLEWARE',
       'nobody has looked for an event stream here; put app.use(sse()) in front of this route',
@@ -102,8 +104,10 @@ function requireStream(res: NegotiatedResponse): EventStream | undefined {
   }
   if (res.sse === undefined) {
     refuse(res, 406, 'ERR_SSE_NOT_ACCEPTABLE', 'This is an event stream; send the header Accept: text/event-stream');
+    return undefined;
   }
-  return res.sse;
+  // Before the handler is put to work for a stream that may be one too many.
+  return res.sse.readyState !== 0 || host.admits?.(res.sse) !== false ? res.sse : undefined;
 }
 
 async function run(stream: EventStream, handler: () => unknown, final: boolean, next: Next): Promise<void> {

@@ -1,3 +1,4 @@
+import { readFile } from 'node:fs/promises';
 import { describe, expect, test } from 'vitest';
 import { SseError, sse, type SseOptions } from '../src/index.ts';
 import { draw, resolveStreamOptions } from '../src/options.ts';
@@ -13,10 +14,12 @@ function refusal(options: unknown): string {
   return 'nothing was thrown';
 }
 
+const keyOf = (): string => 'all';
+
 describe('sse(options)', () => {
   test('an unknown option is refused with the names of those there are', () => {
     expect(refusal({ hartbeat: 5 })).toBe(
-      'unknown option `hartbeat` of sse(); it takes channels, heartbeat, retry, serialize, maxBuffered, onSlow, stallTimeout, maxLifetime, headers, accept',
+      'unknown option `hartbeat` of sse(); it takes channels, heartbeat, retry, serialize, maxBuffered, onSlow, stallTimeout, maxLifetime, headers, maxStreams, maxStreamsPer, whenFull, warnings, accept',
     );
     expect(refusal({ toString: 5 })).toContain('unknown option `toString`');
   });
@@ -54,6 +57,17 @@ describe('sse(options)', () => {
     [{ headers: { 'X-A': {} } }],
     [{ accept: 'all' }],
     [{ channels: {} }],
+    [{ maxStreams: -1 }],
+    [{ maxStreams: Infinity }],
+    [{ maxStreamsPer: 6 }],
+    [{ maxStreamsPer: { limit: 6 } }],
+    [{ maxStreamsPer: { key: 'ip', limit: 6 } }],
+    [{ maxStreamsPer: { key: keyOf } }],
+    [{ maxStreamsPer: { key: keyOf, limit: 1.5 } }],
+    [{ maxStreamsPer: { key: keyOf, limit: 6, perHour: 5 } }],
+    [{ maxStreamsPer: { key: keyOf, limit: 6, perMinute: '5' } }],
+    [{ whenFull: 'wait' }],
+    [{ warnings: 'off' }],
   ])('%j is refused', (options) => {
     expect(refusal(options)).toMatch(/^expected /);
   });
@@ -67,6 +81,9 @@ describe('sse(options)', () => {
     [{ retry: { min: 0, max: 0 } }],
     [{ headers: { 'X-A': 'a', 'X-N': 1, 'Set-Cookie': ['a=1', 'b=2'] } }],
     [{ maxBuffered: 0 }],
+    [{ maxStreams: 0, whenFull: 'reject', warnings: false }],
+    [{ maxStreamsPer: { key: keyOf, limit: 6 } }],
+    [{ maxStreamsPer: { key: keyOf, limit: 6, perMinute: 60 } }],
   ])('%j is taken', (options) => {
     expect(refusal(options)).toBe('nothing was thrown');
   });
@@ -84,6 +101,13 @@ test('the defaults are those that the table in the README names', () => {
     maxLifetime: undefined,
     headers: [],
   });
+});
+
+test('the table in the README names the options that there are, in their order', async () => {
+  const readme = await readFile(new URL('../README.md', import.meta.url), 'utf8');
+  const section = /## Options of `sse\(\)`\n([^]*?)\n## /.exec(readme)?.[1] ?? '';
+  const named = [...section.matchAll(/^\| `([a-z]\w*)` \|/gm)].map(([, name]) => name);
+  expect(refusal({ hartbeat: 5 })).toBe(`unknown option \`hartbeat\` of sse(); it takes ${named.join(', ')}`);
 });
 
 test('a retry range is drawn from evenly, both ends included', () => {

@@ -13,6 +13,8 @@ const TOOLS = [
   },
   { name: 'curl', debian: 'curl', paths: onPath('curl') },
   { name: 'Redis', debian: 'redis-server', paths: onPath('redis-server') },
+  { name: 'OpenSSL', debian: 'openssl', paths: onPath('openssl') },
+  { name: 'iproute2', debian: 'iproute2', paths: onSystemPath('ip') },
   { name: 'nginx', debian: 'nginx-light', paths: onSystemPath('nginx') },
   { name: 'HAProxy', debian: 'haproxy', paths: onSystemPath('haproxy') },
 ];

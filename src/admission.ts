@@ -1,0 +1,143 @@
+/** Who may have a stream: a bound on all streams of a middleware, and one on those of each key. Decided before anything is written. */
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { performance } from 'node:perf_hooks';
+import { SseError, shown } from './errors.ts';
+import { integer, oneOf, type OptionRule } from './options.ts';
+import type { RouteRequest } from './route.ts';
+
+/** A bound on the streams of each key. */
+export interface StreamLimit {
+  /**
+   * Whose streams are counted together: an address, a user, a tenant. Called for each request that asks for a stream, before its
+   * handler, so what it reads must have been put there by middleware in front. `undefined` is not limited.
+   */
+  key(req: RouteRequest): string | number | undefined;
+  /** How many streams one key may have at a time. */
+  limit: number;
+  /** How many streams one key may begin in each minute. @defaultValue none */
+  perMinute?: number | undefined;
+}
+
+/** The options of `sse()` that say who may have a stream. */
+export interface AdmissionOptions {
+  /** How many streams there may be at a time. @defaultValue none */
+  maxStreams?: number | undefined;
+  /** The same for each key, an address, a user or a tenant. @defaultValue none */
+  maxStreamsPer?: StreamLimit | undefined;
+  /**
+   * What becomes of one too many: `'retry'` answers an EventSource 200 with a reconnection time, so that it comes back later, and
+   * everybody else 503; `'reject'` answers 503 always, after which an EventSource gives up.
+   * @defaultValue `'retry'`
+   */
+  whenFull?: 'retry' | 'reject' | undefined;
+}
+
+/** Why a request gets no stream: the option that says so, or the end of it all. */
+export type Refusal = 'maxStreams' | 'maxStreamsPer' | 'shutdown';
+
+const count = integer('streams', 0, Number.MAX_SAFE_INTEGER);
+
+/** The rules for {@link AdmissionOptions}, in its order. */
+export const admissionRules: Readonly<Record<keyof AdmissionOptions, OptionRule>> = {
+  maxStreams: count,
+  maxStreamsPer: {
+    expected: `{ key, limit, perMinute } of a function of the request and ${count.expected} each, perMinute optional`,
+    test: isStreamLimit,
+  },
+  whenFull: oneOf('retry', 'reject'),
+};
+
+const MINUTE = 60_000;
+
+// So many keys are remembered for `perMinute`; whoever has more of them is not bounded by any.
+const MAX_KEYS = 10_000;
+
+type Key = string | number;
+
+/**
+ * The places of one middleware. A place is held for a response until nothing of that is left, whether or not its handler
+ * has opened a stream, thrown, or answered otherwise.
+ */
+export class Admission {
+  readonly #maxStreams: number;
+  readonly #per: StreamLimit | undefined;
+  readonly #places = new Map<ServerResponse, Key | undefined>();
+  readonly #counts = new Map<Key, number>();
+  // Streams begun since the minute began.
+  readonly #begun = new Map<Key, number>();
+  readonly #now: () => number;
+  #minuteEnds = 0;
+
+  /** @param now a clock in ms that never steps back */
+  constructor({ maxStreams = Infinity, maxStreamsPer }: AdmissionOptions, now: () => number = () => performance.now()) {
+    this.#maxStreams = maxStreams;
+    this.#per = maxStreamsPer;
+    this.#now = now;
+  }
+
+  /**
+   * Takes a place, if the response has none yet.
+   * @returns what it is refused for
+   * @throws {SseError} `ERR_SSE_OPTION` for a key that is none; whatever the `key` function throws
+   */
+  take(res: ServerResponse): Refusal | undefined {
+    if ((this.#maxStreams === Infinity && this.#per === undefined) || this.#places.has(res)) return undefined;
+    if (this.#places.size >= this.#maxStreams) return 'maxStreams';
+    const key = this.#keyOf(res.req);
+    if (key !== undefined && !this.#takeFor(key)) return 'maxStreamsPer';
+    this.#places.set(res, key);
+    return undefined;
+  }
+
+  /** Gives the place back, if the response has one. */
+  free(res: ServerResponse): void {
+    const key = this.#places.get(res);
+    if (!this.#places.delete(res) || key === undefined) return;
+    const left = (this.#counts.get(key) ?? 0) - 1;
+    if (left > 0) this.#counts.set(key, left);
+    else this.#counts.delete(key);
+  }
+
+  #keyOf(req: IncomingMessage): Key | undefined {
+    // What a framework makes of the request it has made by now.
+    const key: unknown = this.#per?.key(req as RouteRequest);
+    if (key === undefined || typeof key === 'string' || typeof key === 'number') return key;
+    throw new SseError(
+      'ERR_SSE_OPTION',
+      `expected the key of \`maxStreamsPer\` to be a string, a number or undefined, got ${shown(key)}; it cannot be async`,
+    );
+  }
+
+  #takeFor(key: Key): boolean {
+    const { limit, perMinute = Infinity } = this.#per as StreamLimit;
+    const open = this.#counts.get(key) ?? 0;
+    if (open >= limit || !this.#begin(key, perMinute)) return false;
+    this.#counts.set(key, open + 1);
+    return true;
+  }
+
+  #begin(key: Key, perMinute: number): boolean {
+    if (perMinute === Infinity) return true;
+    const now = this.#now();
+    if (now >= this.#minuteEnds) {
+      this.#minuteEnds = now + MINUTE;
+      this.#begun.clear();
+    }
+    const begun = this.#begun.get(key) ?? 0;
+    if (begun >= perMinute) return false;
+    this.#begun.set(key, begun + 1);
+    if (this.#begun.size > MAX_KEYS) this.#begun.delete(this.#begun.keys().next().value as Key);
+    return true;
+  }
+}
+
+function isStreamLimit(value: unknown): boolean {
+  if (typeof value !== 'object' || value === null) return false;
+  const { key, limit, perMinute, ...others } = value as Record<string, unknown>;
+  return (
+    typeof key === 'function' &&
+    count.test(limit) &&
+    (perMinute === undefined || count.test(perMinute)) &&
+    Object.keys(others).length === 0
+  );
+}

@@ -1,0 +1,200 @@
+import * as jose from 'jose';
+import { EventSource } from 'eventsource';
+import express, { type Request } from 'express';
+import session from 'express-session';
+import { describe, expect, test } from 'vitest';
+import { redisBroker } from '../src/brokers/redis.ts';
+import { createChannels, sse, stream, type Channels, type SseMiddleware } from '../src/index.ts';
+import { read } from './support/reader.ts';
+import { startRedis } from './support/redis-server.ts';
+import { serve, type TestServer } from './support/server.ts';
+import { runSnippet, snippetsOf } from './support/snippets.ts';
+import { until } from './support/wait.ts';
+
+const page = await snippetsOf('docs/authorisation.md');
+
+test('a user who logs out has no stream any more, in whatever tab, and an EventSource does not come back', async () => {
+  const app = express();
+  const channels = createChannels();
+  const events = sse({ channels });
+  await runSnippet(page.get('session'), {}, { app, channels, events, session, secret: 'for this test' });
+  app.post('/login', (req, res) => {
+    (req.session as session.Session & { user?: string }).user = 'ann';
+    res.sendStatus(204);
+  });
+  await using server = await serve(app);
+  const login = async (): Promise<string> => {
+    const { headers } = await fetch(`${server.url}/login`, { method: 'POST' });
+    return headers.get('set-cookie')?.split(';')[0] ?? '';
+  };
+  const [ann, other] = await Promise.all([login(), login()]);
+  expect((await fetch(`${server.url}/events`, { headers: { Accept: 'text/event-stream' } })).status).toBe(403);
+
+  let requests = 0;
+  const source = new EventSource(`${server.url}/events`, {
+    fetch: (url, init) => {
+      requests++;
+      return fetch(url, { ...init, headers: { ...init.headers, Cookie: ann } });
+    },
+  });
+  using tab = await read(`${server.url}/events`, { headers: { Cookie: ann } });
+  using kept = await read(`${server.url}/events`, { headers: { Cookie: other } });
+  await until('the streams', () => events.streams.size === 3);
+  const closed = new Promise<void>((resolve) => {
+    source.addEventListener('error', () => {
+      if (source.readyState === EventSource.CLOSED) resolve();
+    });
+  });
+  expect((await fetch(`${server.url}/logout`, { method: 'POST', headers: { Cookie: ann } })).status).toBe(204);
+  await tab.end();
+  expect(tab.events.at(-1)?.event).toBe('sse:end');
+  await closed;
+  // The second was answered 204, which ends it.
+  expect(requests).toBe(2);
+  expect(kept.ended).toBe(false);
+  expect(events.stats()).toMatchObject({ open: 1, closed: { revoked: 2 } });
+  using late = await read(`${server.url}/events`, { headers: { Cookie: ann } });
+  expect(late.response.status).toBe(403);
+});
+
+const secret = new TextEncoder().encode('a secret of thirty-two bytes, ok');
+
+async function tokenFor(user: string, seconds: number): Promise<string> {
+  return new jose.SignJWT()
+    .setProtectedHeader({ alg: 'HS256' })
+    .setSubject(user)
+    .setExpirationTime(Math.floor(Date.now() / 1_000) + seconds)
+    .sign(secret);
+}
+
+const bearing = (token: string, more = {}) => ({ headers: { Authorization: `Bearer ${token}`, ...more } });
+
+test('a stream ends when its token expires, and its client goes on with a new one and has missed nothing', async () => {
+  const app = express();
+  const channels = createChannels();
+  const events = sse({ channels });
+  const { sweep } = await runSnippet(page.get('jwt'), { jose }, { app, channels, events, secret }, ['sweep']);
+  await using server = await serve(app);
+  const url = `${server.url}/events`;
+  using short = await read(url, bearing(await tokenFor('ann', 2)));
+  using long = await read(url, bearing(await tokenFor('ann', 60)));
+  await until('the streams', () => events.streams.size === 2);
+  const { id } = await channels.publish('user:ann', 'before');
+  await short.end();
+  expect(events.stats().closed).toEqual({ revoked: 1 });
+  await channels.publish('news', 'meanwhile');
+  const [expired, none] = await Promise.all([read(url, bearing(await tokenFor('ann', -1))), read(url)]);
+  expect([expired.response.status, none.response.status]).toEqual([401, 401]);
+  using again = await read(url, bearing(await tokenFor('ann', 60), { 'Last-Event-ID': id }));
+  expect((await again.next()).data).toBe('meanwhile');
+  expect((await long.take(2)).map(({ data }) => data)).toEqual(['before', 'meanwhile']);
+  clearInterval(sweep);
+});
+
+describe('a user who is removed', () => {
+  interface Node extends TestServer {
+    readonly events: SseMiddleware;
+    readonly channels: Channels;
+    remove(user: string): Promise<void>;
+  }
+
+  /** One of several nodes, which have their users and Redis in common. */
+  async function startNode(url: string, users: object): Promise<Node> {
+    const app = express();
+    const channels = createChannels({
+      broker: redisBroker({ url }),
+      historyFor: (name) => (name.startsWith('rights:') ? { latest: true } : undefined),
+    });
+    const events = sse({ channels });
+    const authenticate = (req: Request & { auth?: object }, _res: unknown, next: () => void): void => {
+      req.auth = { sub: req.query['user'] };
+      next();
+    };
+    app.use(events);
+    const given = { app, channels, events, users, authenticate, stream };
+    const { remove } = await runSnippet(page.get('everywhere'), {}, given, ['remove']);
+    const server = await serve(app);
+    return {
+      ...server,
+      events,
+      channels,
+      remove,
+      async [Symbol.asyncDispose]() {
+        await channels.close();
+        await server[Symbol.asyncDispose]();
+      },
+    };
+  }
+
+  class Users {
+    readonly removed = new Set<string>();
+
+    async mayRead(user: string): Promise<boolean> {
+      return !this.removed.has(user);
+    }
+
+    async remove(user: string): Promise<void> {
+      this.removed.add(user);
+    }
+  }
+
+  test('loses all streams on all nodes, others keep theirs, and no client sees how', async () => {
+    await using redis = await startRedis();
+    const users = new Users();
+    await using first = await startNode(redis.url, users);
+    await using second = await startNode(redis.url, users);
+    const readers = await Promise.all(
+      [first, second].flatMap(({ url }) => ['ann', 'ann', 'bob'].map((user) => read(`${url}/events?user=${user}`))),
+    );
+    await until('them to follow', () => readers.every((reader) => reader.checkpoints.length > 0));
+    await first.channels.publish('news', 'for all');
+    await Promise.all(readers.map((reader) => reader.next()));
+    await first.remove('ann');
+    for (const node of [first, second]) await until('them to go', () => node.events.streams.size === 1);
+    await second.channels.publish('news', 'for bob');
+    for (const [index, reader] of readers.entries()) {
+      const isAnn = index % 3 !== 2;
+      if (isAnn) await reader.end();
+      else await reader.next();
+      expect(reader.events.map(({ data }) => data)).toEqual(isAnn ? ['for all'] : ['for all', 'for bob']);
+      expect(reader.text).not.toContain('look again');
+      reader.close();
+    }
+    expect(second.events.stats().closed['revoked']).toBe(2);
+  });
+
+  test('in the moment between the check of the request and the subscription loses the stream, too', async () => {
+    await using redis = await startRedis();
+    const users = new Users();
+    await using node = await startNode(redis.url, users);
+    await node.remove('ann');
+    using reader = await read(`${node.url}/events?user=ann`);
+    await reader.end();
+    expect(node.events.stats().closed).toEqual({ revoked: 1 });
+  });
+});
+
+test('a client that asks for everything again and again gets what perMinute and the history allow, and no more', async () => {
+  const channels = createChannels();
+  const { events } = await runSnippet(page.get('limits'), {}, { sse, channels }, ['events']);
+  const app = express();
+  app.use(events as SseMiddleware);
+  app.get('/', channels.listen('news', { since: 'start' }));
+  await using server = await serve(app);
+  // Twice as much as is kept.
+  for (let n = 0; n < 2_000; n++) await channels.publish('news', 'x'.repeat(1_000));
+  const { events: kept } = channels.stats().history;
+  let bytes = 0;
+  let refused = 0;
+  for (let n = 0; n < 40; n++) {
+    using reader = await read(server.url);
+    await until('all of it', () => reader.ended || reader.events.length === kept);
+    bytes += Buffer.byteLength(reader.text);
+    if (reader.ended) refused++;
+  }
+  expect(refused).toBe(10);
+  expect((events as SseMiddleware).stats()).toMatchObject({ opened: 30, rejected: 10 });
+  expect(bytes).toBeLessThanOrEqual(30 * 1_048_576);
+  // It is the figure of the page, not one far below it.
+  expect(bytes).toBeGreaterThan(15 * 1_048_576);
+});

@@ -1,0 +1,33 @@
+/** What has to be disposed of later, the newest first: `AsyncDisposableStack`, which Node 20 has not got. */
+export class Resources implements AsyncDisposable {
+  #disposals: (() => unknown)[] = [];
+
+  use<T extends AsyncDisposable>(resource: T): T {
+    this.defer(() => resource[Symbol.asyncDispose]());
+    return resource;
+  }
+
+  defer(dispose: () => unknown): void {
+    this.#disposals.push(dispose);
+  }
+
+  /** Hands everything over to another, so that the end of this scope leaves it alone. */
+  move(): Resources {
+    const moved = new Resources();
+    moved.#disposals = this.#disposals;
+    this.#disposals = [];
+    return moved;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const errors: unknown[] = [];
+    for (let dispose = this.#disposals.pop(); dispose !== undefined; dispose = this.#disposals.pop()) {
+      try {
+        await dispose();
+      } catch (error) {
+        errors.push(error);
+      }
+    }
+    if (errors.length > 0) throw errors[0];
+  }
+}

@@ -1,0 +1,195 @@
+import { readFile } from 'node:fs/promises';
+import compression from 'compression';
+import express, { type Request, type Response } from 'express';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { sse, stream, type SseOptions } from '../src/index.ts';
+import { launchChromium } from './support/chromium.ts';
+import { read } from './support/reader.ts';
+import { serve, type TestServer } from './support/server.ts';
+import { until } from './support/wait.ts';
+
+interface CodedWarning extends Error {
+  code: string;
+  detail: string;
+}
+
+let told: CodedWarning[] = [];
+
+const note = (warning: Error): void => {
+  if ('code' in warning && String(warning.code).startsWith('RES_SSE_')) told.push(warning as CodedWarning);
+};
+
+beforeEach(() => {
+  told = [];
+  process.on('warning', note);
+});
+
+afterEach(() => {
+  process.off('warning', note);
+});
+
+/** The codes of the warnings so far. A warning is told in the next turn. */
+async function codes(): Promise<string[]> {
+  await new Promise((resolve) => setImmediate(resolve));
+  return told.map(({ code }) => code);
+}
+
+const opening = stream((given) => void given.open());
+
+function appWith(options: SseOptions, ...before: express.RequestHandler[]): express.Express {
+  const app = express();
+  if (before.length > 0) app.use(before);
+  app.use(sse(options));
+  app.get('/', opening);
+  return app;
+}
+
+async function openOnce({ url }: TestServer, headers: Record<string, string> = {}): Promise<void> {
+  using reader = await read(url, { headers });
+  expect(reader.response.status).toBe(200);
+}
+
+describe('told once, with a code and the fix, is', () => {
+  test('an sse() that is in front of a route twice', async () => {
+    const app = express();
+    app.use(sse());
+    app.get('/', sse(), opening);
+    app.get('/other', sse({ heartbeat: undefined }), opening);
+    await using server = await serve(app);
+    await openOnce(server);
+    await openOnce(server);
+    await openOnce({ ...server, url: `${server.url}/other` });
+    expect(await codes()).toEqual(['RES_SSE_MOUNTED_TWICE']);
+    expect(told[0]?.detail).toContain('options');
+  });
+
+  test('the same middleware in front of a route twice', async () => {
+    const app = express();
+    const events = sse({ heartbeat: 1_000 });
+    app.use(events, events);
+    app.get('/', opening);
+    await using server = await serve(app);
+    await openOnce(server);
+    await openOnce(server);
+    expect(await codes()).toEqual(['RES_SSE_MOUNTED_TWICE']);
+  });
+
+  test('an sse() that is made for each request', async () => {
+    const app = express();
+    app.get('/', (req: Request, res: Response, next) => sse()(req, res, next), opening);
+    await using server = await serve(app);
+    for (let n = 0; n < 5; n++) await openOnce(server);
+    expect(await codes()).toEqual(['RES_SSE_CREATED_PER_REQUEST']);
+    expect(told[0]?.message).toContain('warnings.test.ts');
+  });
+
+  test('middleware that compresses the stream, where no-transform was taken out', async () => {
+    await using server = await serve(appWith({ headers: { 'Cache-Control': 'no-cache' } }, compression({ threshold: 0 })));
+    await openOnce(server, { 'Accept-Encoding': 'gzip' });
+    await openOnce(server, { 'Accept-Encoding': 'gzip' });
+    expect(await codes()).toEqual(['RES_SSE_BODY_TRANSFORMED']);
+    expect(told[0]?.message).toContain('gzip');
+    expect(told[0]?.detail).toContain('no-transform');
+  });
+
+  test.each<[string, SseOptions['heartbeat'], Record<string, string>]>([
+    ['a proxy', 60_000, { 'X-Forwarded-For': '192.0.2.7' }],
+    ['a proxy', false, { Via: '1.1 edge' }],
+    ['CloudFront', { interval: 45_000, visible: true }, { 'X-Amz-Cf-Id': 'x', 'X-Forwarded-For': '192.0.2.7' }],
+  ])('a heartbeat that comes too late for %s in front: %j', async (name, heartbeat, headers) => {
+    await using server = await serve(appWith({ heartbeat }));
+    await openOnce(server, headers);
+    await openOnce(server, headers);
+    expect(await codes()).toEqual(['RES_SSE_HEARTBEAT_TOO_LONG']);
+    expect(told[0]?.message).toContain(name);
+  });
+
+  test('a browser that has six streams open over HTTP/1.1, after which its pages can load nothing more', async () => {
+    await using server = await serve(appWith({}).get('/page', (_req, res) => void res.type('html').send('<!doctype html>')));
+    await using browser = await launchChromium();
+    const page = await browser.newPage();
+    await page.goto(`${server.url}/page`);
+    await page.evaluate(() => {
+      Array.from({ length: 7 }, () => new EventSource('/'));
+    });
+    await until('the warning', async () => (await codes()).length > 0);
+    expect(await codes()).toEqual(['RES_SSE_SIX_STREAMS']);
+    expect(told[0]?.detail).toContain('HTTP/2');
+  });
+});
+
+describe('nothing is told of', () => {
+  test('an sse() with options of its own behind another', async () => {
+    const app = express();
+    app.use(sse());
+    app.get('/', sse({ heartbeat: 5_000 }), opening);
+    await using server = await serve(app);
+    await openOnce(server);
+    expect(await codes()).toEqual([]);
+  });
+
+  test('an sse() that is made at the first request and kept', async () => {
+    const app = express();
+    let kept: ReturnType<typeof sse> | undefined;
+    app.get('/', (req: Request, res: Response, next) => (kept ??= sse())(req, res, next), opening);
+    await using server = await serve(app);
+    for (let n = 0; n < 3; n++) await openOnce(server);
+    expect(await codes()).toEqual([]);
+  });
+
+  test('compression() that respects no-transform', async () => {
+    await using server = await serve(appWith({}, compression({ threshold: 0 })));
+    await openOnce(server, { 'Accept-Encoding': 'gzip' });
+    expect(await codes()).toEqual([]);
+  });
+
+  test('a heartbeat that is soon enough, or meets no proxy', async () => {
+    await using soon = await serve(appWith({}));
+    await using direct = await serve(appWith({ heartbeat: false }));
+    await openOnce(soon, { 'X-Forwarded-For': '192.0.2.7' });
+    await openOnce(direct);
+    expect(await codes()).toEqual([]);
+  });
+
+  test('five streams of a browser, six one after the other, six of programs, or six that come by a proxy', async () => {
+    await using server = await serve(appWith({}));
+    const browser = { 'User-Agent': 'Mozilla/5.0 (test)' };
+    const kinds: [number, Record<string, string>][] = [
+      [5, browser],
+      [6, { 'User-Agent': 'node' }],
+      [6, { ...browser, 'X-Forwarded-For': '192.0.2.7' }],
+    ];
+    const readers = await Promise.all(
+      kinds.flatMap(([count, headers]) => Array.from({ length: count }, () => read(server.url, { headers }))),
+    );
+    for (let n = 0; n < 3; n++) {
+      readers[n]?.close();
+      await until('it to leave', () => server.sockets.size === readers.length - 1);
+      readers[n] = await read(server.url, { headers: browser });
+    }
+    expect(await codes()).toEqual([]);
+    for (const reader of readers) reader.close();
+  });
+
+  test('anything with warnings: false', async () => {
+    const app = express();
+    app.use(compression({ threshold: 0 }));
+    app.use(sse({ warnings: false, heartbeat: false, headers: { 'Cache-Control': 'no-cache' } }));
+    app.get('/', sse(), opening);
+    app.get('/made', (req: Request, res: Response, next) => sse({ warnings: false })(req, res, next), opening);
+    await using server = await serve(app);
+    const headers = { 'Accept-Encoding': 'gzip', 'X-Forwarded-For': '192.0.2.7' };
+    for (const path of ['/', '/made', '/made', '/made']) await openOnce({ ...server, url: server.url + path }, headers);
+    expect(await codes()).toEqual([]);
+  });
+});
+
+test('every code is in the README, and the README has no others', async () => {
+  const [readme, warnings, memory] = await Promise.all(
+    ['../README.md', '../src/warnings.ts', '../src/brokers/memory.ts'].map((path) =>
+      readFile(new URL(path, import.meta.url), 'utf8'),
+    ),
+  );
+  const codesIn = (text = ''): string[] => [...new Set(text.match(/RES_SSE_[A-Z_]+/g))].toSorted();
+  expect(codesIn(readme)).toEqual(codesIn(`${warnings}${memory}`));
+});
