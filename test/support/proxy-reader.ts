@@ -1,0 +1,67 @@
+/** An event stream read through a proxy, in the protocol that the proxy speaks. */
+import http2 from 'node:http2';
+import { createParser } from 'eventsource-parser';
+import type { Proxy } from './proxy.ts';
+import { read } from './reader.ts';
+import { until } from './wait.ts';
+
+export interface ProxyReader extends Disposable {
+  readonly headers: Readonly<Record<string, string | undefined>>;
+  /** Checkpoints apart. */
+  readonly events: readonly { id?: string | undefined; event?: string | undefined; data: string }[];
+  readonly comments: readonly string[];
+  /** Whether the stream has ended, in whatever way. */
+  readonly ended: boolean;
+  /** Leaves. */
+  close(): void;
+}
+
+/** Resolves when the head is there: HTTP/2 from a proxy that speaks TLS, HTTP/1.1 from another. Takes gzip. */
+export async function readThrough(proxy: Proxy, path = '/', headers: Record<string, string> = {}): Promise<ProxyReader> {
+  const wanted = { 'accept-encoding': 'gzip', ...headers };
+  if (proxy.ca !== undefined) return readHttp2(proxy, proxy.ca, path, wanted);
+  const reader = await read(proxy.url + path, { headers: wanted });
+  return {
+    headers: Object.fromEntries(reader.response.headers),
+    events: reader.events,
+    comments: reader.comments,
+    get ended() {
+      return reader.ended;
+    },
+    close: () => reader.close(),
+    [Symbol.dispose]: () => reader.close(),
+  };
+}
+
+async function readHttp2({ url }: Proxy, ca: string, path: string, headers: Record<string, string>): Promise<ProxyReader> {
+  const session = http2.connect(url, { ca });
+  session.on('error', () => {});
+  const request = session.request({ ':path': path, accept: 'text/event-stream', ...headers });
+  const events: ProxyReader['events'][number][] = [];
+  const comments: string[] = [];
+  const parser = createParser({
+    onEvent: (event) => void (event.event === 'sse:checkpoint' || events.push(event)),
+    onComment: (comment) => void comments.push(comment),
+  });
+  let head: Record<string, unknown> | undefined;
+  let ended = false;
+  request.setEncoding('utf8');
+  request.on('response', (given) => (head = given));
+  request.on('data', (part: string) => parser.feed(part));
+  request.on('error', () => {});
+  request.on('close', () => {
+    ended = true;
+    session.destroy();
+  });
+  await until(`the head of ${url}${path}`, () => head !== undefined || ended);
+  return {
+    headers: head as Record<string, string>,
+    events,
+    comments,
+    get ended() {
+      return ended;
+    },
+    close: () => request.close(http2.constants.NGHTTP2_CANCEL),
+    [Symbol.dispose]: () => session.destroy(),
+  };
+}
