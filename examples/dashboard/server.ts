@@ -1,0 +1,4 @@
+import { serve } from '../serve.ts';
+import { createExample } from './app.ts';
+
+serve(createExample());

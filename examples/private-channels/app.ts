@@ -1,0 +1,117 @@
+/**
+ * Channels that not everybody may read: one for each user, and rooms with members. Who logs out, or leaves a room, gets nothing
+ * more from that moment on.
+ *
+ *     npx tsx private-channels/server.ts
+ *     curl -c ada -H 'Content-Type: application/json' -d '{"user":"ada"}' localhost:3000/login
+ *     curl -b ada -N -H 'Accept: text/event-stream' localhost:3000/rooms/engine/events
+ *     curl -b ada -H 'Content-Type: application/json' -d '{"text":"hello"}' localhost:3000/rooms/engine/messages
+ *     curl -b ada -X POST localhost:3000/logout
+ *
+ * The members of `engine` are ada and charles; `grace` gets 403 there, who is not logged in 401.
+ */
+import { randomBytes } from 'node:crypto';
+import express, { type NextFunction, type Request, type Response } from 'express';
+import session from 'express-session';
+import { createChannels, sse, type EventStream } from 'res-sse';
+import type { Example } from '../serve.ts';
+
+declare module 'express-session' {
+  interface SessionData {
+    user: string;
+  }
+}
+
+interface Schema {
+  [user: `user:${string}`]: { notice: { text: string } };
+  [room: `room:${string}`]: { message: { from: string; text: string } };
+}
+
+export function createExample(): Example {
+  const members = new Map([['engine', new Set(['ada', 'charles'])]]);
+  const channels = createChannels<Schema>();
+  // A session that ends by itself, or on another node, is noticed when its stream is made anew.
+  const events = sse({ channels, maxLifetime: 15 * 60_000 });
+  const app = express();
+  // `resave` would write a session back when its stream ends, and so undo a logout.
+  app.use(
+    session({ secret: randomBytes(32).toString('hex'), resave: false, saveUninitialized: false, cookie: { sameSite: 'lax' } }),
+  );
+  app.use(events, express.json());
+
+  app.post('/login', (req, res, next) => {
+    const { user } = req.body as { user: string };
+    // A real one asks for a password here. A new session, so that nobody has chosen its id for this user.
+    req.session.regenerate((error) => {
+      if (error) return next(error);
+      req.session.user = user;
+      res.sendStatus(204);
+    });
+  });
+  app.use(requireUser);
+
+  app.post('/logout', (req, res, next) => {
+    const { sessionID } = req;
+    // First the right, then the streams: who comes back in between has no session any more.
+    req.session.destroy((error) => {
+      if (error) return next(error);
+      events.closeWhere((stream) => requestOf(stream).sessionID === sessionID, { final: true });
+      res.sendStatus(204);
+    });
+  });
+
+  app.get(
+    '/events',
+    channels.listen((req) => `user:${userOf(req)}`),
+  );
+  app.post('/users/:user/notices', async (req, res) => {
+    await channels.publish(`user:${req.params.user}`, { text: `${userOf(req)} waves at you` }, { event: 'notice' });
+    res.sendStatus(202);
+  });
+
+  app.get(
+    '/rooms/:room/events',
+    channels.listen((req: Request<{ room: string }>) => {
+      const { room } = req.params;
+      return mayRead(req, room) ? `room:${room}` : null;
+    }),
+  );
+  app.post('/rooms/:room/messages', async (req, res) => {
+    const { room } = req.params;
+    const { text } = req.body as { text: string };
+    const isMember = mayRead(req, room);
+    if (isMember) await channels.publish(`room:${room}`, { from: userOf(req), text }, { event: 'message' });
+    res.sendStatus(isMember ? 202 : 403);
+  });
+  app.post('/rooms/:room/leave', (req, res) => {
+    const { room } = req.params;
+    const user = userOf(req);
+    members.get(room)?.delete(user);
+    // In whatever tab, and whatever session.
+    events.closeWhere((stream) => requestOf(stream).params['room'] === room && userOf(requestOf(stream)) === user, {
+      final: true,
+    });
+    res.sendStatus(204);
+  });
+
+  function mayRead(req: Request<{ room: string }>, room: string): boolean {
+    return members.get(room)?.has(userOf(req)) ?? false;
+  }
+
+  return { app, events, close: () => channels.close() };
+}
+
+/** Behind it, everybody is somebody. */
+function requireUser(req: Request, res: Response, next: NextFunction): void {
+  if (req.session.user === undefined) res.sendStatus(401);
+  else next();
+}
+
+function userOf(req: Pick<Request, 'session'>): string {
+  return req.session.user as string;
+}
+
+/** Express's own, with all that middleware has put on it. */
+function requestOf(stream: EventStream): Request {
+  return stream.req as Request;
+}

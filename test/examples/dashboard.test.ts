@@ -1,0 +1,100 @@
+import { createServer } from 'node:http';
+import { once } from 'node:events';
+import type { Browser, Page } from 'playwright-core';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { createExample } from '../../examples/dashboard/app.ts';
+import type { Sample } from '../../examples/dashboard/sampler.ts';
+import { launchChromium } from '../support/chromium.ts';
+import { read } from '../support/reader.ts';
+import { until } from '../support/wait.ts';
+import { serveExample } from './serve-example.ts';
+
+let browser: Browser;
+
+beforeAll(async () => {
+  browser = await launchChromium();
+});
+
+afterAll(async () => {
+  await browser?.close();
+});
+
+/** Where the line goes, as pairs of x and y. */
+async function pointsOf(page: Page): Promise<number[][]> {
+  const points = await page.locator('#line').getAttribute('points');
+  return (points ?? '').split(' ').map((pair) => pair.split(',').map(Number));
+}
+
+/** So much load a second, one sample each 5 ms, a second apart by what they say. */
+function rising(): () => Sample {
+  let count = 0;
+  return () => ({ at: ++count * 1_000, busy: count % 101 });
+}
+
+test('the plot of a page in Chromium moves with each sample, the newest at the right end', async () => {
+  await using server = await serveExample(createExample());
+  await using page = await browser.newPage();
+  const elsewhere: string[] = [];
+  const complaints: string[] = [];
+  page.on('request', (request) => void (request.url().startsWith(server.url) || elsewhere.push(request.url())));
+  page.on('pageerror', (error) => void complaints.push(error.message));
+  await page.goto(server.url);
+  await until('a line', async () => (await pointsOf(page)).length >= 3);
+  const before = await pointsOf(page);
+  expect(before.at(-1)?.[0]).toBe(30_000);
+  await until('the line to move', async () => (await pointsOf(page)).length > before.length);
+  const after = await pointsOf(page);
+  // What was drawn has moved to the left, and is as high as it was.
+  expect(after[0]?.[0]).toBeLessThan(before[0]?.[0] as number);
+  expect(after.slice(0, before.length).map(([, y]) => y)).toEqual(before.map(([, y]) => y));
+  expect(await page.locator('#now').textContent()).toMatch(/^\d+(\.\d)? %$/);
+  expect(await page.locator('#state').textContent()).toBe('live');
+  expect([elsewhere, complaints]).toEqual([[], []]);
+});
+
+test('the line is drawn where the samples say, and what is older than the plot leaves it', async () => {
+  await using server = await serveExample(createExample(rising(), 5));
+  await using page = await browser.newPage();
+  await page.goto(server.url);
+  await until('a full plot', async () => (await pointsOf(page))[0]?.[0] === 1_000);
+  const points = await pointsOf(page);
+  expect(points.length).toBeLessThanOrEqual(30);
+  const pixels = await page.locator('#line').boundingBox();
+  expect(pixels?.width).toBeGreaterThan(300);
+  expect(pixels?.height).toBeGreaterThan(10);
+});
+
+test('a page outlives its server: it says reconnecting, then live, and the plot goes on', async () => {
+  const first = await serveExample(createExample());
+  await using page = await browser.newPage();
+  await page.goto(first.url);
+  await until('a line', async () => (await pointsOf(page)).length >= 2);
+  await first[Symbol.asyncDispose]();
+  await until('the page to notice', async () => (await page.locator('#state').textContent()) === 'reconnecting');
+  const before = await pointsOf(page);
+  const example = createExample();
+  const again = createServer(example.app).listen(first.port, '127.0.0.1');
+  try {
+    await once(again, 'listening');
+    await until('the page to be back', async () => (await page.locator('#state').textContent()) === 'live');
+    await until('the line to go on', async () => (await pointsOf(page)).length > before.length);
+  } finally {
+    await example.close?.();
+    again.close();
+    again.closeAllConnections();
+  }
+});
+
+test('a tab that lags skips to the newest sample, and is told of no gap', async () => {
+  await using server = await serveExample(createExample(rising(), 5));
+  using early = await read(`${server.url}/load`);
+  const { id, data } = await early.next();
+  early.close();
+  const { at } = JSON.parse(data) as Sample;
+  using control = await read(`${server.url}/load`);
+  await control.take(22);
+  using late = await read(`${server.url}/load`, { headers: { 'Last-Event-ID': id as string } });
+  const next = await late.next();
+  expect(next.event).toBe('sample');
+  expect(JSON.parse(next.data).at).toBeGreaterThanOrEqual(at + 20_000);
+});
