@@ -8,6 +8,8 @@ export class Arrears {
   addedMeanwhile: string[] = [];
   /** The client is to be told where it is with the next page. */
   owesCheckpoint = false;
+  /** Who waits until it has caught up. */
+  readonly waiting: (() => void)[] = [];
   /** Ids have stepped back for channels that came later. */
   steppedBack = false;
   // Channels of which nothing at or below the offset is owed, beyond the cursor; -1 = nothing of what is not held any more.

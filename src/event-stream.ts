@@ -110,6 +110,11 @@ export interface Follower {
   flush(): void;
   /** Tells the client where it is, if that is ahead of what it knows. @returns whether it did */
   checkpoint(): boolean;
+  /**
+   * Resolves when the stream has been given what was published before, or never will be.
+   * @returns `undefined` where it has been already
+   */
+  settle(): Promise<void> | undefined;
   /** The stream has ended. */
   stop(): void;
 }
@@ -289,12 +294,19 @@ export class EventStream {
 
   /**
    * Ends the stream after what is queued. Without effect on one that has ended. A stream that is still catching up with its
-   * channels gets the rest when its client reconnects, which with `final` it does not.
+   * channels gets the rest when its client reconnects; with `final`, after which it does not, the end comes behind the rest.
    * @throws {SseError} `ERR_SSE_OPTION`
    */
   close(options: CloseOptions = {}): this {
     assertCloseOptions('close()', options);
-    return this.finish(options.final === true ? 'final' : 'server', options);
+    if (options.final !== true) return this.finish('server', options);
+    const settling = this.readyState === 1 ? this.follower?.settle() : undefined;
+    if (settling === undefined) return this.finish('final', options);
+    this.#observers ??= new Observers();
+    this.#observers.isEnding = true;
+    this.#observers.controller.abort();
+    void settling.then(() => this.finish('final', options));
+    return this;
   }
 
   /** Ends the stream for a reason of the library's. @internal */
@@ -423,7 +435,7 @@ export class EventStream {
 
   #writeDirect(text: string, isEvent: boolean): boolean {
     this.open();
-    if (!this.#connection.isWritable()) return false;
+    if (!this.#connection.isWritable() || this.#observers?.isEnding === true) return false;
     // What the channels owe this reader was published before this call, so it goes first.
     this.follower?.flush();
     if (!this.admits(isEvent ? 1 : 0)) return false;
@@ -446,6 +458,8 @@ export class EventStream {
 /** Whoever waits for the end of a stream, or for its reader. */
 class Observers {
   waiting: (() => void)[] = [];
+  /** The application has closed the stream, which waits for what it is owed. */
+  isEnding = false;
   #controller: AbortController | undefined;
   #closed: { promise: Promise<CloseReason>; resolve: (reason: CloseReason) => void } | undefined;
 

@@ -166,6 +166,19 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     return true;
   }
 
+  settle(): Promise<void> | undefined {
+    this.flush();
+    const { broker } = this.host;
+    // Of a log that cannot be reached nothing comes.
+    if (broker.state !== 'open' || this.stream.readyState !== 1) return undefined;
+    const position = broker.position();
+    if (!(position instanceof Promise) && !this.isBehind) return undefined;
+    return Promise.resolve(position).then(
+      () => this.#caughtUp(),
+      () => {},
+    );
+  }
+
   stop(): void {
     this.#leave();
     this.#liveOnly?.leave();
@@ -459,13 +472,19 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   }
 
   #join(): void {
-    const steppedBack = this.#arrears?.steppedBack === true;
+    const arrears = this.#arrears;
+    const steppedBack = arrears?.steppedBack === true;
     this.#arrears = undefined;
     this.#audience = this.host.fanOut.join(this.#channels, this);
     // The same names: one list for all that follow them.
     this.#channels = this.#audience.channels;
     // Until the client knows that it has caught up it would have everything since the step back again.
     if (steppedBack && this.#cursor > this.#written) this.#writeCheckpoint(this.#cursor);
+    for (const resolve of arrears?.waiting ?? []) resolve();
+  }
+
+  async #caughtUp(): Promise<void> {
+    if (this.isBehind) await new Promise<void>((resolve) => void this.#owed.waiting.push(resolve));
   }
 
   #leave(): void {

@@ -718,6 +718,40 @@ describe('a second subscribe on a stream', () => {
   });
 });
 
+describe('a final close', () => {
+  const last = { type: 'sse:end', data: '{}' };
+
+  test('comes behind all that was published before it, however far the stream is behind', async () => {
+    await using server = await serveStreams(
+      async (stream) => {
+        await stream.subscribe('a', { since: 'start' });
+        stream.close({ final: true });
+        expect(stream.send('too late')).toBe(false);
+        expect(stream.signal.aborted).toBe(true);
+      },
+      { channels: await filled(200) },
+    );
+    const parser = await readToEnd(server.port);
+    expect(numbersOf(parser)).toEqual(Array.from({ length: 200 }, (_, index) => index));
+    expect(parser.events.at(-1)).toMatchObject(last);
+  });
+
+  async function filled(events: number): Promise<Channels> {
+    const channels = createChannels();
+    for (let number = 0; number < events; number++) await channels.publish('a', `${number}:${'x'.repeat(3_000)}`);
+    return channels;
+  }
+
+  function numbersOf(parser: StrictParser): number[] {
+    return parser.events.filter((event) => event.type === 'message').map((event) => Number.parseInt(event.data, 10));
+  }
+
+  async function readToEnd(port: number): Promise<StrictParser> {
+    const response = await fetch(`http://127.0.0.1:${port}/`, { headers: { Accept: 'text/event-stream' } });
+    return new StrictParser().feed(Buffer.from(await response.arrayBuffer()));
+  }
+});
+
 test('cursor() hands over from a page to its stream: nothing between them is lost', async () => {
   await using server = await serveChannels();
   const empty = await server.channels.cursor();
