@@ -21,24 +21,27 @@ export interface LogRead {
   readonly trimmed: readonly number[];
 }
 
-interface Kept {
+/** An entry, and when it was appended, in ms of some clock. */
+export interface Kept {
   readonly entry: LogEntry;
   readonly at: number;
 }
 
-class ChannelLog {
+/** What is kept of one channel: a run of entries without a hole, up to its newest. */
+export class ChannelLog {
   limits: HistoryLimits;
   bytes = 0;
   newest = 0;
   // Entries before `first` are gone; the array is cut now and then.
   #entries: Kept[] = [];
   #first = 0;
-  #trimmed: number;
+  /** Offset of the newest event that is not here, or 0: beyond it the run is whole. */
+  gone: number;
 
-  /** @param trimmed what is known of a channel of this name before */
-  constructor(limits: HistoryLimits, trimmed: number) {
+  /** @param gone what is known of a channel of this name before */
+  constructor(limits: HistoryLimits, gone: number) {
     this.limits = limits;
-    this.#trimmed = trimmed;
+    this.gone = gone;
   }
 
   get events(): number {
@@ -47,7 +50,12 @@ class ChannelLog {
 
   /** Offset of the newest event that is gone and missed. */
   get trimmed(): number {
-    return this.limits.latest && this.events > 0 ? 0 : this.#trimmed;
+    return this.skips ? 0 : this.gone;
+  }
+
+  /** Whether what is gone is not missed: only the newest event matters, and it is here. */
+  get skips(): boolean {
+    return this.limits.latest && this.events > 0;
   }
 
   push(entry: LogEntry, at: number): void {
@@ -56,12 +64,21 @@ class ChannelLog {
     this.newest = entry.offset;
   }
 
+  /** Takes in what comes right before the run, which then goes back to the offset. */
+  prepend(older: readonly Kept[], gone: number): void {
+    this.#entries = [...older, ...this.#entries.slice(this.#first)];
+    this.#first = 0;
+    for (const { entry } of older) this.bytes += entry.size;
+    this.newest = Math.max(this.newest, older.at(-1)?.entry.offset ?? 0);
+    this.gone = gone;
+  }
+
   /** Lets go of the oldest entry. @returns its bytes */
   shift(): number {
     const { entry } = this.#entries[this.#first] as Kept;
     // Let go of it at once; the hole is cut later.
     this.#entries[this.#first++] = undefined as unknown as Kept;
-    this.#trimmed = entry.offset;
+    this.gone = entry.offset;
     this.bytes -= entry.size;
     if (this.#first > 64 && this.#first * 2 > this.#entries.length) {
       this.#entries = this.#entries.slice(this.#first);
@@ -156,18 +173,7 @@ export class Log {
     const logs = channels.map((channel) => this.#get(channel));
     for (const log of logs) if (log !== undefined) this.#trim(log);
     const trimmed = logs.map((log) => log?.trimmed ?? this.#floor);
-    const heads = logs.flatMap((log) => (log === undefined || log.newest <= after ? [] : [{ log, index: log.after(after) }]));
-    const entries: LogEntry[] = [];
-    let bytes = 0;
-    for (;;) {
-      const next = oldest(heads);
-      if (next === undefined) return { entries, complete: true, trimmed };
-      const entry = next.log.at(next.index) as LogEntry;
-      if (entries.length > 0 && bytes + entry.frame.length > maxBytes) return { entries, complete: false, trimmed };
-      entries.push(entry);
-      bytes += entry.frame.length;
-      next.index++;
-    }
+    return { ...merged(logs, after, maxBytes), trimmed };
   }
 
   /** Forgets what a channel holds; whoever has not got it yet has lost it. */
@@ -205,6 +211,26 @@ export class Log {
     this.clear(channel);
     this.#floor = Math.max(this.#floor, log.newest);
     logs.delete(channel);
+  }
+}
+
+/** What the logs hold beyond the offset, in the order of the offsets. */
+export function merged(
+  logs: readonly (ChannelLog | undefined)[],
+  after: number,
+  maxBytes: number,
+): { entries: LogEntry[]; complete: boolean } {
+  const heads = logs.flatMap((log) => (log === undefined || log.newest <= after ? [] : [{ log, index: log.after(after) }]));
+  const entries: LogEntry[] = [];
+  let bytes = 0;
+  for (;;) {
+    const next = oldest(heads);
+    if (next === undefined) return { entries, complete: true };
+    const entry = next.log.at(next.index) as LogEntry;
+    if (entries.length > 0 && bytes + entry.frame.length > maxBytes) return { entries, complete: false };
+    entries.push(entry);
+    bytes += entry.frame.length;
+    next.index++;
   }
 }
 

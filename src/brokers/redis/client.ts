@@ -1,0 +1,258 @@
+/** The two connections to Redis: one for commands, and one line, made anew whenever it breaks, on which a node hears of events. */
+import { SseError } from '../../errors.ts';
+
+/** A client of node-redis: what `createClient()`, `createCluster()` or `createSentinel()` returns. */
+export interface RedisClient {
+  duplicate(...overrides: never[]): unknown;
+  sendCommand(...command: never[]): Promise<unknown>;
+}
+
+// What is used of node-redis, 5 and later, which is not imported: its types differ between the three and from version to version.
+
+interface CommandOptions {
+  readonly abortSignal: AbortSignal;
+  // The application's own would change the answers.
+  readonly typeMapping: object;
+  // Ours counts from the call, not from when it is queued.
+  readonly timeout: undefined;
+}
+
+type Listener = (message: string, topic: string) => void;
+
+interface Emitter {
+  on(event: string, listener: (value: unknown) => void): unknown;
+}
+
+interface Subscriber extends Emitter {
+  connect(): Promise<unknown>;
+  destroy(): void | Promise<void>;
+  subscribe(topics: string[], listener: Listener): Promise<void>;
+  unsubscribe(topics: string[], listener: Listener): Promise<void>;
+  sSubscribe(topics: string[], listener: Listener): Promise<void>;
+  sUnsubscribe(topics: string[], listener: Listener): Promise<void>;
+}
+
+interface Single extends Subscriber {
+  readonly options?: { readonly socket?: object };
+  sendCommand(args: string[], options: CommandOptions): Promise<unknown>;
+  duplicate(overrides: object): Subscriber;
+}
+
+interface Cluster {
+  readonly slots: readonly ({ readonly master: object } | undefined)[];
+  nodeClient(node: object): Promise<Single>;
+  sendCommand(key: string, isReadonly: boolean, args: string[], options: CommandOptions): Promise<unknown>;
+}
+
+interface Sentinel {
+  sendCommand(isReadonly: boolean, args: string[], options: CommandOptions): Promise<unknown>;
+  duplicate(): Subscriber;
+}
+
+/** How Redis is reached. */
+export interface Connection {
+  /** Whether it is a Cluster, where all that belongs together is in one shard. */
+  readonly isSharded: boolean;
+  /** Whether a command may be sent again by itself when its answer got lost. */
+  readonly repeats: boolean;
+  /** Sends a command; an abort takes it back if it has not been written yet. */
+  send(key: string, args: string[], signal: AbortSignal): Promise<unknown>;
+  /** A connection of our own that will listen, not connected yet. */
+  subscriber(): Promise<Subscriber>;
+  close(): void;
+}
+
+/** @param prefix the hash tag of all keys */
+export function connectionOf(client: RedisClient, prefix: string): Connection {
+  if ('slots' in client && 'nodeClient' in client) return clusterConnection(client as unknown as Cluster, prefix);
+  if ('getMasterNode' in client) return sentinelConnection(client as unknown as Sentinel);
+  return singleConnection(
+    () => Promise.resolve(client as unknown as Single),
+    () => {},
+  );
+}
+
+/**
+ * A client of our own, made when it is first needed.
+ * @param report what it says of itself
+ */
+export function ownConnection(url: string, heartbeat: number, report: (error: unknown) => void): Connection {
+  let made: Promise<Single & { destroy(): void }> | undefined;
+
+  async function make(): Promise<Single & { destroy(): void }> {
+    // An optional peer, and needed by nobody who brings a client.
+    const { createClient } = await import('redis').catch((cause: unknown) => {
+      throw refused('redisBroker({ url }) needs the npm package `redis`', cause);
+    });
+    // A peer that answers nothing is found, and what waits for it rejected.
+    const client = createClient({ url, pingInterval: heartbeat, socket: { socketTimeout: 3 * heartbeat } });
+    client.on('error', report);
+    // It tries again by itself, and says so.
+    client.connect().catch(() => {});
+    return client as unknown as Single & { destroy(): void };
+  }
+
+  return singleConnection(
+    () => (made ??= make()),
+    () => {
+      made?.then((client) => client.destroy()).catch(() => {});
+    },
+  );
+}
+
+function singleConnection(client: () => Promise<Single>, close: () => void): Connection {
+  return {
+    isSharded: false,
+    repeats: false,
+    send: async (_key, args, signal) => (await client()).sendCommand(args, optionsFor(signal)),
+    subscriber: async () => listenerLike(await client()),
+    close,
+  };
+}
+
+function clusterConnection(cluster: Cluster, prefix: string): Connection {
+  const slot = slotOf(prefix);
+  return {
+    isSharded: true,
+    repeats: false,
+    send: (key, args, signal) => cluster.sendCommand(key, false, args, optionsFor(signal)),
+    async subscriber() {
+      const master = cluster.slots[slot]?.master;
+      if (master === undefined) throw refused('the Cluster has nobody for our slot now, or its client is not connected');
+      return listenerLike(await cluster.nodeClient(master));
+    },
+    close: () => {},
+  };
+}
+
+function sentinelConnection(sentinel: Sentinel): Connection {
+  return {
+    isSharded: false,
+    repeats: true,
+    send: (_key, args, signal) => sentinel.sendCommand(false, args, optionsFor(signal)),
+    subscriber: () => Promise.resolve(sentinel.duplicate()),
+    close: () => {},
+  };
+}
+
+/** It must not connect again by itself: what was missed meanwhile would go unnoticed. */
+function listenerLike(client: Single): Subscriber {
+  return client.duplicate({ socket: { ...client.options?.socket, reconnectStrategy: false } });
+}
+
+function optionsFor(abortSignal: AbortSignal): CommandOptions {
+  return { abortSignal, typeMapping: {}, timeout: undefined };
+}
+
+/** The hash slot of a key or hash tag, as Redis computes it: CRC16 (XMODEM) modulo 16384. */
+function slotOf(tag: string): number {
+  let crc = 0;
+  for (const byte of Buffer.from(tag)) {
+    crc ^= byte << 8;
+    for (let bit = 0; bit < 8; bit++) crc = ((crc << 1) ^ ((crc & 0x80_00) === 0 ? 0 : 0x10_21)) & 0xff_ff;
+  }
+  return crc % 16_384;
+}
+
+/** A connection that listens. When it breaks it is done with. */
+export class Line {
+  readonly #connection: Connection;
+  readonly #listener: Listener;
+  readonly #timeout: number;
+  /** Rejects when it breaks. */
+  readonly broken: Promise<never>;
+  #break: (error: unknown) => void = () => {};
+  #client: Subscriber | undefined;
+  #isClosed = false;
+
+  /** @param timeout ms that Redis has to answer */
+  constructor(connection: Connection, timeout: number, listener: Listener) {
+    this.#connection = connection;
+    this.#timeout = timeout;
+    // Nothing comes from a line that is closed.
+    this.#listener = (message, topic) => {
+      if (!this.#isClosed) listener(message, topic);
+    };
+    this.broken = new Promise((_, reject) => {
+      this.#break = reject;
+    });
+    this.broken.catch(() => {});
+  }
+
+  async connect(): Promise<void> {
+    const client = await this.#connection.subscriber();
+    this.#client = client;
+    // For good: an 'error' without a listener would end the process.
+    client.on('error', this.#break);
+    if (this.#isClosed) {
+      this.#destroy();
+      return;
+    }
+    await this.#answered(client.connect());
+    for (const event of ['end', 'reconnecting', 'topology-change', 'sharded-channel-moved']) {
+      client.on(event, () => this.#break(new Error(`the connection to Redis has changed: ${event}`)));
+    }
+  }
+
+  /** Resolves when Redis has said that they are listened to. */
+  async subscribe(topics: string[]): Promise<void> {
+    const client = this.#client as Subscriber;
+    await this.#answered(
+      this.#connection.isSharded ? client.sSubscribe(topics, this.#listener) : client.subscribe(topics, this.#listener),
+    );
+  }
+
+  unsubscribe(topics: string[]): void {
+    const client = this.#client;
+    if (client === undefined || this.#isClosed) return;
+    const done = this.#connection.isSharded
+      ? client.sUnsubscribe(topics, this.#listener)
+      : client.unsubscribe(topics, this.#listener);
+    done.catch(this.#break);
+  }
+
+  close(): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    this.#break(new Error('the line is closed'));
+    this.#destroy();
+  }
+
+  #destroy(): void {
+    const client = this.#client;
+    if (client === undefined) return;
+    // One that is closed already says so by an error, at once or later.
+    Promise.resolve()
+      .then(() => client.destroy())
+      .catch(() => {});
+  }
+
+  async #answered(answer: Promise<unknown>): Promise<void> {
+    let timer: NodeJS.Timeout | undefined;
+    const isLate = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => reject(new Error(`Redis has not answered within ${this.#timeout} ms`)), this.#timeout);
+    });
+    try {
+      await Promise.race([answer, isLate, this.broken]);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+}
+
+/** An error after which nothing has happened. */
+export function refused(message: string, cause?: unknown): SseError {
+  return new SseError('ERR_SSE_BROKER', message, { cause, delivery: 'none' });
+}
+
+// Redis says what it refuses in a line that begins with a code in capitals; the others are of node-redis, of what it never sent.
+const REFUSAL = /^[A-Z]{2,} |^The client is |^The queue is full|aborted/;
+
+/** An error of a command as ours, which says whether it may have had an effect. */
+export function asBrokerError(error: unknown): SseError {
+  if (error instanceof SseError) return error;
+  const text = error instanceof Error ? error.message : String(error);
+  const isSystem = typeof error === 'object' && error !== null && 'code' in error;
+  const delivery = !isSystem && REFUSAL.test(text) ? 'none' : 'unknown';
+  return new SseError('ERR_SSE_BROKER', `Redis has not accepted it: ${text}`, { cause: error, delivery });
+}

@@ -1,0 +1,240 @@
+/** What a node hears and holds, without sockets: whatever is lost on the way, no event is missing without a word. */
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import type { HistoryLimits, LogEntry } from '../../src/index.ts';
+import { entryOf, formatBody, parseArrival, parseHeader } from '../../src/brokers/redis/format.ts';
+import { Mirror, type Tail } from '../../src/brokers/redis/mirror.ts';
+import { Spine } from '../../src/brokers/redis/spine.ts';
+
+const EPOCH = 'epoch';
+// `c` is not listened to.
+const LIMITS: Readonly<Record<string, HistoryLimits>> = {
+  a: { events: 3, bytes: 1_000_000, age: Infinity, latest: false },
+  b: { events: 1, bytes: 1_000_000, age: Infinity, latest: true },
+  c: { events: 3, bytes: 1_000_000, age: Infinity, latest: false },
+};
+
+/** The log as the script keeps it, and what it says. */
+class Log {
+  head = 0;
+  readonly published: { channel: string; offset: number }[] = [];
+  readonly kept = new Map<string, number[]>();
+  readonly trimmed = new Map<string, number>();
+  readonly newest = new Map<string, number>();
+  readonly said: (readonly [topic: string, text: string])[] = [];
+  /** To whom events of these channels are said. */
+  readonly listeners = new Set(['a', 'b']);
+
+  publish(channels: readonly string[]): void {
+    const previous = this.head;
+    const lines: string[] = [];
+    for (const channel of channels) {
+      const before = this.newest.get(channel) ?? 0;
+      const offset = ++this.head;
+      this.published.push({ channel, offset });
+      this.newest.set(channel, offset);
+      const kept = [...(this.kept.get(channel) ?? []), offset];
+      const { events, latest } = LIMITS[channel] as HistoryLimits;
+      while (kept.length > events) this.trimmed.set(channel, kept.shift() as number);
+      this.kept.set(channel, kept);
+      const trimmed = this.trimmed.get(channel) ?? 0;
+      const stamp = `1 ${EPOCH} ${offset} ${before} 0 ${trimmed} ${events} 1000000 0 ${latest ? 1 : 0}`;
+      if (this.listeners.has(channel)) this.said.push([channel, `${stamp}\n${formatBody(undefined, `${offset}`, undefined)}`]);
+      lines.push(`\n+${offset} ${channel}`);
+    }
+    this.said.push(['spine', `1 ${EPOCH} ${previous} ${this.head} ${lines.join('')}`]);
+  }
+
+  clear(channel: string): void {
+    const newest = this.newest.get(channel);
+    if (newest === undefined) return;
+    this.kept.set(channel, []);
+    this.trimmed.set(channel, newest);
+    this.said.push(['spine', `1 ${EPOCH} ${this.head} ${++this.head} \n-${newest} ${channel}`]);
+  }
+
+  tail(channel: string): Tail {
+    const limits = LIMITS[channel] as HistoryLimits;
+    return { newest: this.newest.get(channel) ?? 0, trimmed: this.trimmed.get(channel) ?? 0, limits };
+  }
+
+  entries(channel: string, after: number, till = Infinity): { entry: LogEntry; at: number }[] {
+    const kept = (this.kept.get(channel) ?? []).filter((offset) => offset > after && offset <= till);
+    return kept.map((offset) => {
+      const entry = entryOf(formatBody(undefined, `${offset}`, undefined), channel, EPOCH, offset) as LogEntry;
+      return { entry, at: 0 };
+    });
+  }
+}
+
+/** A node that listens to `a` and `b`, now and then. */
+class Node {
+  readonly received: number[] = [];
+  readonly mirror: Mirror;
+  readonly spine: Spine;
+  readonly #log: Log;
+  isWhole = false;
+  // Those that are listened to: asked for, answered on the line, and with a tail that is known.
+  readonly #state = new Map<string, 'asked' | 'subscribed' | 'known'>([
+    ['a', 'known'],
+    ['b', 'known'],
+  ]);
+  readonly #asked = new Map<string, () => void>();
+
+  constructor(log: Log, maxBytes: number) {
+    this.#log = log;
+    this.mirror = new Mirror(maxBytes, () => 0);
+    this.spine = new Spine({
+      expects: (channel) => this.#state.has(channel) && this.#state.get(channel) !== 'asked',
+      appended: (entry, stamp) => {
+        if (!this.#state.has(entry.channel)) return;
+        this.mirror.push(entry, stamp);
+        this.received.push(entry.offset);
+      },
+      cleared: (channel, trimmed) => this.mirror.clear(channel, trimmed),
+    });
+  }
+
+  knows(channel: string): boolean {
+    return this.#state.get(channel) === 'known';
+  }
+
+  hear(topic: string, text: string): void {
+    if (!this.isWhole) return;
+    if (topic === 'ack') this.#subscribed(text);
+    else if (topic === 'spine') this.isWhole = this.spine.hear(parseHeader(text)!) === undefined;
+    else this.spine.arrive(topic, parseArrival(text)!);
+  }
+
+  /** Leaves a channel, or listens to it again. */
+  turn(channel: string): void {
+    this.#asked.delete(channel);
+    if (this.#state.delete(channel)) {
+      this.mirror.forget(channel);
+      this.#log.listeners.delete(channel);
+    } else {
+      this.#state.set(channel, 'asked');
+      this.#log.listeners.add(channel);
+      this.#log.said.push(['ack', channel]);
+    }
+  }
+
+  #subscribed(channel: string): void {
+    if (this.#state.get(channel) !== 'asked') return;
+    this.#state.set(channel, 'subscribed');
+    const tail = this.#log.tail(channel);
+    // The answer may take its time.
+    this.#asked.set(channel, () => {
+      if (this.#state.get(channel) !== 'subscribed') return;
+      this.mirror.learn(channel, tail, this.spine.head);
+      this.#state.set(channel, 'known');
+    });
+  }
+
+  /** @returns with what has been said since still to come */
+  heal(isWhole: boolean): void {
+    for (const channel of this.#state.keys()) {
+      this.#state.set(channel, 'known');
+      const entries = this.#log.entries(channel, this.mirror.newest(channel) ?? Infinity);
+      this.mirror.mend(channel, this.#log.tail(channel), isWhole ? entries : entries.slice(0, 1), isWhole, this.#log.head);
+    }
+    this.spine.begin(EPOCH, this.#log.head);
+    this.#log.said.length = 0;
+    this.isWhole = true;
+  }
+
+  /** Asks for older events, or takes the answer to what was asked before. */
+  load(channel: string): void {
+    const answer = this.#asked.get(channel);
+    const edge = this.knows(channel) ? this.mirror.edge(channel) : undefined;
+    if (answer !== undefined) {
+      this.#asked.delete(channel);
+      answer();
+    } else if (edge !== undefined) {
+      const entries = this.#log.entries(channel, edge.from, edge.till);
+      const tail = this.#log.tail(channel);
+      this.#asked.set(channel, () => this.mirror.prepend(channel, edge, tail, entries));
+    }
+  }
+}
+
+function check(node: Node, log: Log, after: number): void {
+  for (const channel of ['a', 'b']) {
+    if (!node.knows(channel) || node.mirror.missing([channel], after).length > 0) continue;
+    const { entries, trimmed, complete } = node.mirror.read([channel], after, 1_000_000);
+    const got = entries.map(({ offset }) => offset);
+    const due = log.published.filter(
+      (event) => event.channel === channel && event.offset > after && event.offset <= node.spine.head,
+    );
+    const [lost] = trimmed as [number];
+    const latest = due.at(-1);
+    // Of a newest-only channel the newest will do.
+    const owed = channel === 'b' && lost === 0 ? (latest === undefined ? [] : [latest]) : due;
+    const offsets = owed.map(({ offset }) => offset);
+    expect(offsets.filter((offset) => offset > lost && !got.includes(offset))).toEqual([]);
+    expect(got).toEqual(
+      got.toSorted((one, other) => one - other).filter((offset) => due.some((event) => event.offset === offset)),
+    );
+    expect(lost).toBeLessThanOrEqual(log.trimmed.get(channel) ?? 0);
+    expect(complete).toBe(true);
+  }
+}
+
+const channel = fc.constantFrom('a', 'b', 'c');
+const step = fc.oneof(
+  {
+    weight: 6,
+    arbitrary: fc.record({ do: fc.constant('publish' as const), channels: fc.array(channel, { minLength: 1, maxLength: 4 }) }),
+  },
+  { weight: 6, arbitrary: fc.record({ do: fc.constant('hear' as const), count: fc.integer({ min: 1, max: 8 }) }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('lose' as const), at: fc.nat(8) }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('clear' as const), channel }) },
+  { weight: 4, arbitrary: fc.record({ do: fc.constant('load' as const), channel: fc.constantFrom('a', 'b') }) },
+  { weight: 6, arbitrary: fc.record({ do: fc.constant('turn' as const), channel: fc.constantFrom('a', 'b') }) },
+  { weight: 2, arbitrary: fc.record({ do: fc.constant('read' as const), after: fc.nat(40) }) },
+);
+
+test('whatever is said, lost, cleared and read again, a node has all events or says that they are lost, and no others', () => {
+  fc.assert(
+    fc.property(
+      fc.array(step, { maxLength: 60, size: 'max' }),
+      fc.boolean(),
+      fc.constantFrom(1_500, 100_000),
+      (steps, isWhole, maxBytes) => {
+        const log = new Log();
+        const node = new Node(log, maxBytes);
+        for (const one of steps) {
+          if (one.do === 'publish') log.publish(one.channels);
+          else if (one.do === 'clear') log.clear(one.channel);
+          else if (one.do === 'lose' && log.said[one.at]?.[0] !== 'ack') log.said.splice(one.at, 1);
+          else if (one.do === 'load') node.load(one.channel);
+          else if (one.do === 'turn') node.turn(one.channel);
+          else if (one.do === 'hear') for (const [topic, text] of log.said.splice(0, one.count)) node.hear(topic, text);
+          if (!node.isWhole) node.heal(isWhole);
+          if (one.do === 'read') check(node, log, one.after);
+          check(node, log, 0);
+          check(node, log, node.spine.head);
+        }
+        expect(node.received).toEqual([...new Set(node.received)].toSorted((one, other) => one - other));
+      },
+    ),
+    { numRuns: 600 },
+  );
+});
+
+test('whatever is written where headers and events are expected is read or refused, never thrown', () => {
+  const line = fc.oneof(fc.string(), fc.constantFrom('1 e 0 1 ', '+1 a', '-1 a', '1 e 1 0 0 0 1 1 0 0', '1 ', ''));
+  const text = fc.array(line, { maxLength: 5 }).map((lines) => lines.join('\n'));
+  fc.assert(
+    fc.property(text, (one) => {
+      parseHeader(one);
+      parseArrival(one);
+      const frame = entryOf(one, 'a', EPOCH, 1)?.frame.toString() ?? `id: ${EPOCH}.1\ndata: \n\n`;
+      // Nothing forges a field: one event, with the id that it has here.
+      expect(frame.match(/^id: /gm)).toHaveLength(1);
+      expect(frame.endsWith('\n\n')).toBe(true);
+      expect(frame.slice(0, -2)).not.toMatch(/\r|\n\n/);
+    }),
+    { numRuns: 5_000 },
+  );
+});
