@@ -33,7 +33,7 @@ export const HEARTBEAT: Buffer = Buffer.from(':\n');
 export const PING: Buffer = Buffer.from('event: sse:ping\ndata: {}\n\n');
 
 /** The last event of a stream that is not to be reconnected. */
-export const END: string = `id: ${FINAL_MARK}\nevent: sse:end\ndata: {}\n\n`;
+export const END: string = `event: sse:end\ndata: {}\nid: ${FINAL_MARK}\n\n`;
 
 /**
  * The text of `data` as it goes into an event.
@@ -111,14 +111,17 @@ export function assertRetry(retry: number): void {
   }
 }
 
-/** An event as it goes over the wire. The fields are asserted before: {@link assertFields}. */
+/**
+ * An event as it goes over the wire. The fields are asserted before: {@link assertFields}.
+ * The id comes last: some clients take it with its line, and would resume behind an event that a broken connection cut off.
+ */
 export function eventText(data: string, event?: string, id?: EventId, retry?: number): string {
-  let text = id === undefined ? '' : `id: ${id}\n`;
-  if (event !== undefined && event !== '') text += `event: ${event}\n`;
+  let text = event === undefined || event === '' ? '' : `event: ${event}\n`;
   if (retry !== undefined) text += retryText(retry);
+  const end = id === undefined ? '\n\n' : `\nid: ${id}\n\n`;
   // Two scans and a concatenation are the cheapest way for data of one line, which nearly all is (PERFORMANCE, section 5).
-  if (!data.includes('\n') && !data.includes('\r')) return `${text}data: ${data}\n\n`;
-  return `${text}data: ${data.replace(LINE_BREAK, '\ndata: ')}\n\n`;
+  if (!data.includes('\n') && !data.includes('\r')) return `${text}data: ${data}${end}`;
+  return `${text}data: ${data.replace(LINE_BREAK, '\ndata: ')}${end}`;
 }
 
 /** The data of an event as {@link eventText} wrote it, with LF for every line end. */
@@ -129,7 +132,7 @@ export function dataOfEvent(text: string): string {
 
 /** The event that gives a client a place to resume from. It carries data, because some clients take an id only from an event that does. */
 export function checkpointText(id: string): string {
-  return `id: ${id}\nevent: sse:checkpoint\ndata: ${JSON.stringify({ cursor: id })}\n\n`;
+  return `event: sse:checkpoint\ndata: ${JSON.stringify({ cursor: id })}\nid: ${id}\n\n`;
 }
 
 /** What a client is told of a gap: which channels lost something, after which of its cursors, and where the log is now. */

@@ -290,7 +290,7 @@ describe('order', () => {
       { channels },
     );
     using bystander = await read(server.url).then(async (reader) => (await reader.end(), reader));
-    expect(bystander.text.replaceAll(/id: .*\nevent: sse:checkpoint\n.*\n\n|id: .*\n/g, '')).toBe(
+    expect(bystander.text.replaceAll(/event: sse:checkpoint\n.*\nid: .*\n\n|id: .*\n/g, '')).toBe(
       ':\ndata: 1\n\ndata: 2\n\ndata: 3\n\ndata: 4\n\n: 5\ndata: 6\n\nretry: 77\n',
     );
   });

@@ -82,7 +82,7 @@ async function goesDirect(server: DirectServer, client: { parser: () => StrictPa
   await server.channels.publish('a', 'probe');
   await until('the event', () => client.parser().events.length > before);
   const framed = write.mock.calls.some(
-    ([chunk]) => Buffer.isBuffer(chunk) && /^[0-9a-f]+\r\n[^]*data: probe\n\n\r\n$/.test(chunk.toString()),
+    ([chunk]) => Buffer.isBuffer(chunk) && /^[0-9a-f]+\r\n[^]*data: probe\nid: .*\n\n\r\n$/.test(chunk.toString()),
   );
   write.mockRestore();
   return framed;
@@ -111,7 +111,7 @@ test('a plain response goes direct, with valid framing and everything in order',
   stream.close({ retry: 77 });
   await until('the end', () => client.text().endsWith('0\r\n\r\n'));
   expect(data(client.parser())).toEqual(['1', '2', '3', '4']);
-  expect(client.body()).toMatch(/data: 4\n\n: 5\nretry: 77\n$/);
+  expect(client.body()).toMatch(/data: 4\nid: .*\n\n: 5\nretry: 77\n$/);
   client.socket.destroy();
 });
 
@@ -159,7 +159,7 @@ test('a response behind another on a pipelined connection waits for its socket',
   await publish(server, '1');
   const [first, second] = server.streams as [EventStream, EventStream];
   first.close();
-  await until('the second response', () => client.rest().includes('data: 1\n\n'));
+  await until('the second response', () => client.rest().includes('data: 1\n'));
   expect(client.rest()).toMatch(/^HTTP\/1\.1 200 OK\r\n/);
   await publish(server, '2');
   second.close();

@@ -415,7 +415,7 @@ describe('checkpoints', () => {
     const reader = await read(server.url);
     await until('a checkpoint', () => reader.checkpoints.length === 1);
     expect(reader.text).toContain(
-      `id: ${reader.checkpoints[0] as string}\nevent: sse:checkpoint\ndata: {"cursor":"${reader.checkpoints[0] as string}"}\n\n`,
+      `event: sse:checkpoint\ndata: {"cursor":"${reader.checkpoints[0] as string}"}\nid: ${reader.checkpoints[0] as string}\n\n`,
     );
     reader.close();
     await until('it to leave', () => server.events.streams.size === 0);

@@ -116,13 +116,13 @@ describe('an event on the wire', () => {
   });
 
   test('all fields, in one event', () => {
-    expect(encode('x', { event: 'tick', id: 'a', retry: 5 }).toString()).toBe('id: a\nevent: tick\nretry: 5\ndata: x\n\n');
+    expect(encode('x', { event: 'tick', id: 'a', retry: 5 }).toString()).toBe('event: tick\nretry: 5\ndata: x\nid: a\n\n');
   });
 
   test.each([
-    ['id: 0', { id: 0 }, 'id: 0\ndata: x\n\n'],
-    ["id: ''", { id: '' }, 'id: \ndata: x\n\n'],
-    ['a bigint id', { id: 2n ** 64n }, 'id: 18446744073709551616\ndata: x\n\n'],
+    ['id: 0', { id: 0 }, 'data: x\nid: 0\n\n'],
+    ["id: ''", { id: '' }, 'data: x\nid: \n\n'],
+    ['a bigint id', { id: 2n ** 64n }, 'data: x\nid: 18446744073709551616\n\n'],
     ['retry: 0', { retry: 0 }, 'retry: 0\ndata: x\n\n'],
     ["event: '' is a message", { event: '' }, 'data: x\n\n'],
     ['undefined is an absence', { id: undefined, event: undefined, retry: undefined }, 'data: x\n\n'],

@@ -267,8 +267,8 @@ describe('demo/server.ts', () => {
     ]);
     expect(await exitOf(speaker)).toBe(0);
     expect(speaker.output).toBe('Received text message.');
-    await until('curl to hear it', () => /event: text\n.*\n\n$/.test(listener.output));
-    expect(listener.output).toMatch(/id: [\w.-]+\nevent: text\ndata: \{"id":"[^"]+","text":"snow","at":"[^"]+"\}\n\n$/);
+    await until('curl to hear it', () => /event: text\n.*\nid: .*\n\n$/.test(listener.output));
+    expect(listener.output).toMatch(/event: text\ndata: \{"id":"[^"]+","text":"snow","at":"[^"]+"\}\nid: [\w.-]+\n\n$/);
   });
 
   it('answers 415 to what curl -d sends without a type', async () => {

@@ -311,7 +311,7 @@ test('a client is told at once when a later subscribe steps back, and when it ha
   // At the start, below b3 before it, and at the head when both are even.
   expect(reader.checkpoints.slice(1)).toEqual([cursor, await channels.cursor()]);
   const [stepBack, b3, head] = [
-    reader.text.indexOf(`id: ${cursor}\nevent: sse:checkpoint`),
+    reader.text.indexOf(`event: sse:checkpoint\ndata: {"cursor":"${cursor}"}`),
     reader.text.indexOf('data: b3'),
     reader.text.lastIndexOf('sse:checkpoint'),
   ];
