@@ -34,5 +34,5 @@ export type { RetryRange, StreamOptions } from './options.ts';
 export type { PipeOptions, PipeSource } from './pipe.ts';
 export type { OpenStreams, Shutdown, SseStats } from './roster.ts';
 export type { Next, RouteHandler, RouteOptions, RouteRequest, RouteResponse } from './route.ts';
-export type { EventText, Jsonified, JsonText, TypedEventSource } from './typed-event-source.ts';
+export type { EventText, Jsonified, JsonText, OwnEvents, TypedEventSource, TypedMessageEvent } from './typed-event-source.ts';
 export type { EventFields, EventId, Serialize } from './wire.ts';

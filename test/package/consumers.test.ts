@@ -11,8 +11,13 @@ import { pack, root, run } from './packed.ts';
 
 const TIMEOUT = 180_000;
 
-// The oldest TypeScript that users of strict settings are likely to be on, and the one that builds this package.
-const COMPILERS = { 'TypeScript 5.9': 'typescript5@npm:typescript@5.9.3', 'TypeScript 7': 'typescript7@npm:typescript@7.0.2' };
+// From the oldest that takes the types in CommonJS to the one that builds this package.
+const COMPILERS = {
+  'TypeScript 5.8': 'typescript58@npm:typescript@5.8.3',
+  'TypeScript 5.9': 'typescript59@npm:typescript@5.9.3',
+  'TypeScript 6': 'typescript6@npm:typescript@6.0.3',
+  'TypeScript 7': 'typescript7@npm:typescript@7.0.2',
+};
 const compilers = Object.entries(COMPILERS).map(([name, spec]) => [name, `node_modules/${spec.split('@')[0]}/bin/tsc`] as const);
 
 const compilerOptions = {

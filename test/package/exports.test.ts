@@ -58,6 +58,14 @@ describe('the built package', () => {
           "types": "./dist/index.d.ts",
         },
         "./package.json": "./package.json",
+        "./redis": {
+          "default": "./dist/brokers/redis.js",
+          "types": "./dist/brokers/redis.d.ts",
+        },
+        "./testing": {
+          "default": "./dist/testing/index.js",
+          "types": "./dist/testing/index.d.ts",
+        },
       }
     `);
   });

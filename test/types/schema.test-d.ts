@@ -1,5 +1,5 @@
 /** What a schema of channels promises. Compiled, never run. */
-import { createChannels, sse, type Channels, type EventStream } from '../../src/index.ts';
+import { createChannels, sse, type Channel, type Channels, type EventStream } from '../../src/index.ts';
 import { holds, type Equal } from './equal.ts';
 
 interface Haiku {
@@ -41,6 +41,12 @@ await channels.publish('room:1', { from: 'me' });
 await channels.publish('hiaku', { text: 'old pond' }, { event: 'text' });
 // @ts-expect-error -- not a room
 await channels.publish('room', { from: 'me' });
+// @ts-expect-error -- data of a room
+await channels.publish('room:1', { from: 1 });
+// @ts-expect-error -- no event of a room
+await channels.publish('room:1', { from: 'me' }, { event: 'text' });
+// @ts-expect-error -- any string is too much
+await channels.publish(`${stream.lastEventId}:1`, { from: 'me' });
 // @ts-expect-error -- no such event
 await channels.publish('haiku', { text: 'old pond' }, { event: 'txt' });
 // @ts-expect-error -- data of another event
@@ -59,6 +65,10 @@ holds<Equal<typeof haiku.name, 'haiku'>>();
 await haiku.publish({ text: 'old pond' }, { event: 'text' });
 await haiku.subscribe(stream);
 await channels.channel('room:2').publish({ from: 'me' });
+const room: Channel<Schema, `room:${string}`> = channels.channel(`room:${stream.lastEventId}`);
+await room.publish({ from: 'me' });
+// @ts-expect-error -- data of a room
+await room.publish({ to: 'me' });
 // @ts-expect-error -- data of another event
 await haiku.publish({ author: 'Bashō' }, { event: 'text' });
 // @ts-expect-error -- the event must be named

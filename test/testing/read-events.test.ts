@@ -1,0 +1,343 @@
+import connect from 'connect';
+import express from 'express';
+import express4 from 'express4';
+import fastify from 'fastify';
+import { createServer, type IncomingMessage, type RequestListener } from 'node:http';
+import { setImmediate as turn } from 'node:timers/promises';
+import { describe, expect, test, vi } from 'vitest';
+import { createChannels, sse, stream, type EventStream, type SseOptions } from '../../src/index.ts';
+import { readEvents } from '../../src/testing/index.ts';
+import { serve } from '../support/server.ts';
+import { until, within } from '../support/wait.ts';
+
+// Koa's types do not compile with those of its `content-disposition`.
+const koaPackage: string = 'koa';
+const { default: Koa } = (await import(koaPackage)) as { default: new () => KoaApp };
+interface KoaApp {
+  use(middleware: (context: { respond: boolean; req: IncomingMessage; res: Parameters<RequestListener>[1] }) => void): void;
+  callback(): RequestListener;
+}
+
+/** An app that is not listening, with a stream at `/`. */
+function appOf(handler: (stream: EventStream) => unknown, options: SseOptions = {}): express.Express {
+  const app = express();
+  app.use(sse(options));
+  app.all('/', stream(handler));
+  return app;
+}
+
+async function messageOf(promise: Promise<unknown>): Promise<string> {
+  return promise.then(
+    () => 'it did not reject',
+    (error: Error) => error.message,
+  );
+}
+
+describe('readEvents', () => {
+  test('reads what an app that is not listening sends', async () => {
+    const app = appOf((stream) => {
+      stream.comment('hello\nworld');
+      stream.send('plain');
+      stream.send('two\nlines', { event: 'tick', id: 7, retry: 30 });
+      stream.send({ json: 'größer' }, { id: '' });
+    });
+    await using reader = await readEvents(app);
+    expect(await reader.take(3)).toStrictEqual([
+      { event: 'message', data: 'plain' },
+      { event: 'tick', data: 'two\nlines', id: '7' },
+      { event: 'message', data: '{"json":"größer"}', id: '' },
+    ]);
+    expect([reader.status, reader.headers['content-type']]).toEqual([200, 'text/event-stream']);
+    expect(reader.comments).toEqual(['', 'hello', 'world']);
+    expect([reader.retry, reader.lastEventId]).toEqual([30, '']);
+    expect(reader.text).toMatch(/^:\n: hello\n: world\ndata: plain\n\n/);
+  });
+
+  test('is at work before anybody asks for an event, and hands each out once, in order, to whoever asked first', async () => {
+    const app = appOf(async (stream) => {
+      stream.send('1');
+      await turn();
+      for (const data of ['2', '3', '4']) stream.send(data);
+    });
+    await using reader = await readEvents(app);
+    await until('the last', () => reader.text.includes('data: 4'));
+    const asked = await Promise.all([reader.next(), reader.next(), reader.take(2)]);
+    expect(asked.flat().map(({ data }) => data)).toEqual(['1', '2', '3', '4']);
+    const later = [reader.next(), reader.next()];
+    await using other = await readEvents(app);
+    expect((await other.next()).data).toBe('1');
+    await reader.close();
+    for (const each of later) await expect(each).rejects.toThrow('closed by this reader');
+  });
+
+  test('is an async iterable that ends with the stream', async () => {
+    await using reader = await readEvents(appOf((stream) => stream.pipe(['a', 'b', 'c']).then(() => stream.close())));
+    const data: string[] = [];
+    for await (const event of reader) {
+      data.push(event.data);
+      if (data.length === 2) break;
+    }
+    expect(data).toEqual(['a', 'b']);
+    // Leaving the loop has not closed it.
+    expect(await reader.rest()).toEqual([{ event: 'message', data: 'c' }]);
+    expect(await reader.end()).toBe('complete');
+    expect(await reader.rest()).toEqual([]);
+  });
+
+  test('sends method, body, headers and the last event ID', async () => {
+    const seen: unknown[] = [];
+    const app = express();
+    app.use(sse({ accept: 'any' }), express.json(), express.text({ type: 'text/plain' }));
+    app.all(
+      '/ask/:what',
+      stream((stream, req) => {
+        seen.push([req.method, req.originalUrl, req.get('accept'), req.get('x-key'), stream.lastEventId, req.body as unknown]);
+        stream.close();
+      }),
+    );
+    const path = '/ask/this?now=1';
+    for (const options of [
+      { path, lastEventId: 'größer', headers: { 'X-Key': 'secret' } },
+      { path, body: { prompt: 'hi' }, headers: { accept: 'application/json' } },
+      { path, body: 'text', method: 'PUT', headers: { 'content-type': 'text/plain' } },
+      { path, method: 'DELETE', lastEventId: '' },
+    ]) {
+      await using reader = await readEvents(app, options);
+      expect(await reader.rest()).toEqual([]);
+    }
+    expect(seen).toEqual([
+      ['GET', path, 'text/event-stream', 'secret', 'größer', undefined],
+      ['POST', path, 'application/json', undefined, '', { prompt: 'hi' }],
+      ['PUT', path, 'text/event-stream', undefined, '', 'text'],
+      ['DELETE', path, 'text/event-stream', undefined, '', undefined],
+    ]);
+  });
+
+  test('resumes where another reader has left, and keeps checkpoints to itself unless asked for them', async () => {
+    const channels = createChannels();
+    const app = express();
+    app.use(sse({ channels }));
+    app.get('/listen', channels.listen('a'));
+    const first = await readEvents(app, { path: '/listen' });
+    await until('the checkpoint', () => first.lastEventId !== '');
+    const { id } = await channels.publish('a', '1');
+    expect(await first.next()).toEqual({ event: 'message', data: '1', id });
+    expect(first.lastEventId).toBe(id);
+    await first.close();
+    await channels.publish('a', '2');
+    await using second = await readEvents(app, { path: '/listen', lastEventId: first.lastEventId });
+    expect((await second.next()).data).toBe('2');
+    await using third = await readEvents(app, { path: '/listen', checkpoints: true });
+    expect((await third.next()).event).toBe('sse:checkpoint');
+  });
+
+  test('a reader that pauses is a slow one to the server, and gets all when it resumes', async () => {
+    let given: EventStream | undefined;
+    const app = appOf((stream) => {
+      given = stream;
+      stream.open();
+    });
+    await using reader = await readEvents(app);
+    const slow = given as EventStream;
+    reader.pause();
+    let sent = 0;
+    await until('the kernel to be full', async () => {
+      if (slow.bufferedAmount > 0) return true;
+      for (let index = 0; index < 16; index++) slow.send('x'.repeat(65_536), { id: sent++ });
+      return false;
+    });
+    const text = reader.text.length;
+    await turn();
+    expect(reader.text.length).toBe(text);
+    reader.resume();
+    expect((await reader.take(sent)).map(({ id }) => Number(id))).toEqual(Array.from({ length: sent }, (_, index) => index));
+    await within('it to drain', slow.drained());
+  });
+
+  test('the server notices a reader that closes', async () => {
+    let given: EventStream | undefined;
+    const app = appOf((stream) => {
+      given = stream;
+      stream.send('x');
+    });
+    await using server = await serve(app);
+    const reader = await readEvents(server.url);
+    await reader.next();
+    await reader.close();
+    await reader.close();
+    expect(await within('the reason', (given as EventStream).closed, 2_000)).toBe('client');
+    await using another = await readEvents(new URL(server.url), { path: '/?again' });
+    expect(another.status).toBe(200);
+  });
+});
+
+describe('readEvents takes', () => {
+  const hello = stream((stream) => void stream.send('hello'));
+  const events = sse();
+  const listener: RequestListener = (req, res) => events(req, res, () => hello(req, res, console.error));
+
+  async function expectHello(target: Parameters<typeof readEvents>[0]): Promise<void> {
+    await using reader = await readEvents(target);
+    expect((await reader.next()).data).toBe('hello');
+  }
+
+  test('a request listener, an Express 5, Express 4 or Connect app, and what Koa makes of its own', async () => {
+    await expectHello(listener);
+    const koa = new Koa();
+    koa.use((context) => {
+      context.respond = false;
+      listener(context.req, context.res);
+    });
+    await expectHello(koa.callback());
+    for (const app of [express(), express4(), connect() as unknown as express.Express]) {
+      app.use(events);
+      app.use(hello);
+      await expectHello(app);
+    }
+  });
+
+  test('the server of a Fastify app', async () => {
+    const app = fastify();
+    app.get('/', (request, reply) => {
+      reply.hijack();
+      listener(request.raw, reply.raw);
+    });
+    await app.ready();
+    await expectHello(app.server);
+    await app.close();
+  });
+
+  test('a server that is not listening, which it starts and stops with the last of its readers', async () => {
+    const server = createServer(listener);
+    const readers = await Promise.all([readEvents(server), readEvents(server)]);
+    expect(server.listening).toBe(true);
+    await readers[0].close();
+    expect((await readers[1].next()).data).toBe('hello');
+    await expectHello(server);
+    expect(server.listening).toBe(true);
+    await readers[1].close();
+    expect(server.listening).toBe(false);
+    await expectHello(server);
+    expect(server.listening).toBe(false);
+  });
+
+  test('a server that listens, which goes on', async () => {
+    await using server = await serve(listener);
+    await expectHello(server.server);
+    expect(server.server.listening).toBe(true);
+    await expectHello(server.url);
+  });
+});
+
+describe('a wait that is in vain says what was waited for and what came instead:', () => {
+  const timeout = 400;
+
+  test('no head', async () => {
+    const app = express();
+    app.get('/never', () => {});
+    expect(await messageOf(readEvents(app, { path: '/never?x', timeout }))).toBe(
+      'waited 400 ms for the head of GET /never?x in vain; the handler sends it with the first send(), comment(), open() or subscribe()',
+    );
+  });
+
+  test('nobody there, or nobody who answers', async () => {
+    expect(await messageOf(readEvents('http://127.0.0.1:1/listen'))).toMatch(/^GET \/listen got no answer: connect ECONNREFUSED/);
+    expect(await messageOf(readEvents((req) => void req.socket.destroy()))).toBe('GET / got no answer: socket hang up');
+  });
+
+  test('an event less than was taken, and the reader goes on', async () => {
+    let given: EventStream | undefined;
+    const app = appOf((stream) => {
+      given = stream;
+      stream.send('a');
+      stream.send('b', { event: 'tick', id: 1 });
+    });
+    await using reader = await readEvents(app, { timeout });
+    expect(await messageOf(reader.take(3))).toBe(
+      'waited 400 ms for event 3 of 3 of GET / in vain: the stream is open; 2 events came, the last of them {"event":"tick","data":"b","id":"1"}, and 1 comment',
+    );
+    expect(await messageOf(reader.end())).toContain('waited 400 ms for the end of GET / in vain: the stream is open');
+    given?.send('c');
+    expect((await reader.next()).data).toBe('c');
+    reader.pause();
+    expect(await messageOf(reader.next())).toContain(
+      'waited 400 ms for event 4 of GET / in vain: the stream is paused; 3 events came',
+    );
+  });
+
+  test('an answer that is no stream, which says what it is', async () => {
+    const app = appOf(() => {});
+    await using reader = await readEvents(app, { headers: { accept: 'text/html' } });
+    expect(await reader.end()).toBe('complete');
+    expect([reader.status, reader.text]).toEqual([406, 'This is an event stream; send the header Accept: text/event-stream\n']);
+    const expected =
+      'no event 1 of GET /: the answer is no event stream but 406, text/plain; charset=utf-8: This is an event stream; send the header Accept: text/event-stream\n';
+    expect(await messageOf(reader.next())).toBe(expected);
+    expect(await messageOf(reader.rest())).toContain('no event 1 or the end of GET /: the answer is no event stream but 406');
+    await using missing = await readEvents(app, { path: '/missing', timeout });
+    expect(await messageOf(missing.next())).toContain('no event stream but 404, text/html');
+  });
+
+  test('an end before the event, and a connection that is cut off', async () => {
+    await using ended = await readEvents(appOf((stream) => stream.close()));
+    expect(await messageOf(ended.next())).toBe('no event 1 of GET /: the stream has ended; 0 events came, and 1 comment');
+    const app = appOf((stream) => {
+      stream.send('x');
+      setImmediate(() => stream.res.destroy());
+    });
+    await using cut = await readEvents(app);
+    expect(await cut.end()).toBe('cut');
+    expect(await messageOf(cut.rest())).toContain('no event 2 or the end of GET /: the stream was cut off; 1 event came');
+  });
+
+  test('a very long event, of which it shows the beginning', async () => {
+    await using reader = await readEvents(
+      appOf((stream) => stream.send('x'.repeat(1_000_000))),
+      { timeout },
+    );
+    await reader.next();
+    expect((await messageOf(reader.next())).length).toBeLessThan(400);
+  });
+
+  test('the place of the call is in the stack', async () => {
+    await using reader = await readEvents(
+      appOf((stream) => stream.open()),
+      { timeout },
+    );
+    async function placeOfTheCall(): Promise<void> {
+      await reader.next();
+    }
+    await expect(placeOfTheCall()).rejects.toMatchObject({ stack: expect.stringContaining('placeOfTheCall') as string });
+  });
+
+  test('while a test has put false timers in place', async () => {
+    vi.useFakeTimers();
+    try {
+      await using reader = await readEvents(
+        appOf((stream) => stream.send('x')),
+        { timeout },
+      );
+      await reader.next();
+      expect(await messageOf(reader.next())).toContain('waited 400 ms');
+    } finally {
+      vi.useRealTimers();
+    }
+  });
+});
+
+test('an option that is unknown or out of range is refused', async () => {
+  for (const options of [{ lastEventID: '7' }, { lastEventId: 7 }, { timeout: 0 }, { headers: 'x' }]) {
+    const [name = ''] = Object.keys(options);
+    const reading = readEvents('http://127.0.0.1:1', options as object);
+    await expect(reading).rejects.toMatchObject({
+      code: 'ERR_SSE_OPTION',
+      message: expect.stringContaining(`\`${name}\``) as string,
+    });
+  }
+});
+
+test('heartbeats are among the comments', async () => {
+  await using reader = await readEvents(appOf((stream) => stream.open(), { heartbeat: 20 }));
+  await until('two of them', () => reader.comments.length >= 3);
+  expect(new Set(reader.comments)).toEqual(new Set(['']));
+});
