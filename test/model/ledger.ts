@@ -280,14 +280,14 @@ class Ledger {
     if (this.#askedBefore.has(by)) this.#violation('onGap was called twice in a row');
     this.#askedBefore.add(by);
     // One gap may concern several subscriptions, which are asked one after the other.
-    const isSame = this.#gap?.cursor === cursor;
+    // Each channel is asked about once; the log may be at the same place when something more is cleared.
+    const isSame = this.#gap?.cursor === cursor && !channels.some((channel) => this.#gap?.told.has(channel));
     if (!isSame) {
       if (!this.#account.isDistant && offset !== head) this.#violation(`gap.cursor is ${offset} where the head is ${head}`);
       this.#gap = { cursor, told: new Set() };
     }
-    const fresh = channels.filter((channel) => !this.#gap?.told.has(channel));
-    if (fresh.length > 0) this.#tell(fresh, loss === undefined || isSame ? around : { least: loss, most: loss });
-    for (const channel of fresh) this.#gap?.told.add(channel);
+    this.#tell(channels, loss === undefined || isSame ? around : { least: loss, most: loss });
+    for (const channel of channels) this.#gap?.told.add(channel);
     this.#askedFor.clear();
     for (const channel of channels) {
       const owed = this.#owed.get(channel as ChannelName);
