@@ -1,0 +1,116 @@
+import { execFile } from 'node:child_process';
+import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { promisify } from 'node:util';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { pages, root, type Block } from './pages.ts';
+
+const run = promisify(execFile);
+
+const TIMEOUT = 120_000;
+
+const LANGUAGES = ['js', 'ts'];
+
+/** A block as a file: at the path of its page, with lines that are those of the page. */
+interface Source {
+  readonly path: string;
+  readonly line: number;
+  readonly text: string;
+  readonly block: Block;
+  /** The block right after it. */
+  readonly next: Block | undefined;
+}
+
+const sources: Source[] = (await pages()).flatMap(({ path, blocks }) =>
+  blocks.flatMap((block, index) => {
+    // A peer's code, which is not installed here.
+    if (!LANGUAGES.includes(block.language) || block.words.includes('peer')) return [];
+    const name = block.file ?? `line-${block.line}.${block.language}`;
+    // A file that a page changes later has its lines as a name, too, so that each version is checked.
+    const isLater = blocks.slice(0, index).some(({ file }) => file !== undefined && file === block.file);
+    return {
+      path: join(path, isLater ? `line-${block.line}.${block.language}` : name),
+      line: block.line,
+      text: '\n'.repeat(block.line - 1) + block.text,
+      block,
+      next: blocks[index + 1],
+    };
+  }),
+);
+
+const entries = { 'res-sse': 'index.ts', 'res-sse/testing': 'testing/index.ts', 'res-sse/redis': 'brokers/redis.ts' };
+
+const compilerOptions = {
+  module: 'nodenext',
+  moduleDetection: 'force',
+  target: 'es2023',
+  lib: ['es2023', 'esnext.disposable', 'dom', 'dom.iterable'],
+  types: ['node'],
+  noEmit: true,
+  skipLibCheck: true,
+  allowImportingTsExtensions: true,
+  paths: Object.fromEntries(Object.entries(entries).map(([name, file]) => [name, [join(root, 'src', file)]])),
+};
+
+// TypeScript reads what the JavaScript beside it exports; JavaScript is checked for names and arguments, not for what may be missing.
+const configs = {
+  ts: { compilerOptions: { ...compilerOptions, strict: true, allowJs: true }, include: ['**/*.ts'] },
+  js: {
+    compilerOptions: { ...compilerOptions, strict: false, allowJs: true, checkJs: true },
+    include: ['**/*.js', 'given.d.ts'],
+  },
+};
+
+// `new Promise(…)` of nothing, which JavaScript cannot say without a comment.
+const IGNORED = /error TS2810:/;
+
+let directory: string;
+
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'res-sse-pages-'));
+  await symlink(join(root, 'node_modules'), join(directory, 'node_modules'));
+  await symlink(join(root, 'test/docs/given.d.ts'), join(directory, 'given.d.ts'));
+  await writeFile(join(directory, 'package.json'), '{ "type": "module" }');
+  await writeFile(join(directory, 'tsconfig.json'), JSON.stringify(configs.js));
+  await writeFile(join(directory, 'tsconfig.ts.json'), JSON.stringify(configs.ts));
+  for (const { path, text } of sources) {
+    await mkdir(dirname(join(directory, path)), { recursive: true });
+    await writeFile(join(directory, path), text);
+  }
+});
+
+afterAll(() => rm(directory, { recursive: true, force: true }));
+
+/** What the compiler finds in the pages, by its lines. */
+async function found(config: string): Promise<string[]> {
+  const tsc = join(root, 'node_modules/typescript/bin/tsc');
+  const output = await run(process.execPath, [tsc, '-p', config, '--pretty', 'false'], { cwd: directory }).then(
+    () => '',
+    (error: { stdout: string }) => error.stdout,
+  );
+  return output.split('\n').filter((line) => /^\S+\.md\/.*error/.test(line) && !IGNORED.test(line));
+}
+
+describe('a block of code', () => {
+  test.each(LANGUAGES)(
+    'in %s has no error of types; what it takes for given is in given.d.ts',
+    { timeout: TIMEOUT },
+    async (language) => {
+      expect(sources.some(({ block }) => block.language === language)).toBe(true);
+      expect(await found(language === 'ts' ? 'tsconfig.ts.json' : 'tsconfig.json')).toEqual([]);
+    },
+  );
+
+  const runnable = sources.filter(({ block }) => block.words.includes('run')).map((source) => [source.path, source] as const);
+
+  test.each(runnable)(
+    'that is marked as runnable prints what stands below it: %s',
+    { timeout: TIMEOUT },
+    async (path, { next }) => {
+      const { stdout } = await run(process.execPath, ['--import', 'tsx', path], { cwd: directory, timeout: TIMEOUT / 2 });
+      expect(next?.words).toContain('output');
+      expect(stdout.trim()).toBe(next?.text.trim());
+    },
+  );
+});

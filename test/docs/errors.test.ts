@@ -1,0 +1,49 @@
+import { readFile, readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { pageOf, root } from './pages.ts';
+
+const page = await pageOf('docs/errors.md');
+
+function codesIn(text: string, prefix: string): string[] {
+  return [...new Set(text.match(new RegExp(`\\b${prefix}_[A-Z_]+`, 'g')))].toSorted();
+}
+
+/** Each section that is headed by a code, and what it says. */
+const sections = new Map(
+  page.text
+    .split(/^### /m)
+    .slice(1)
+    .map((section) => [section.split('\n')[0]?.replaceAll('`', '').split(' ')[0] ?? '', section]),
+);
+
+/** All source, without comments: a code that is only spoken of is not used. */
+async function source(): Promise<string> {
+  const files = await readdir(join(root, 'src'), { recursive: true });
+  const texts = await Promise.all(
+    files.filter((file) => file.endsWith('.ts')).map((file) => readFile(join(root, 'src', file), 'utf8')),
+  );
+  return texts.join('\n').replaceAll(/\/\*[^]*?\*\/|^\s*\/\/.*$/gm, '');
+}
+
+describe('docs/errors.md', () => {
+  test.each(['ERR_SSE', 'RES_SSE'])('has a section for each code %s_… of the source, and no others', async (prefix) => {
+    const explained = [...sections.keys()].filter((code) => code.startsWith(prefix)).toSorted();
+    expect(explained).toEqual(codesIn(await source(), prefix));
+  });
+
+  test('names no code anywhere that there is not', async () => {
+    const code = await source();
+    for (const prefix of ['ERR_SSE', 'RES_SSE']) {
+      const known = codesIn(code, prefix);
+      expect(codesIn(page.text, prefix).filter((each) => !known.includes(each))).toEqual([]);
+    }
+  });
+
+  test.each([...sections])('says of %s what happened, why, and how to mend it', (code, section) => {
+    expect(section).toMatch(/^\*\*What\.\*\* /m);
+    expect(section).toMatch(/^\*\*Why\.\*\* /m);
+    expect(section).toMatch(/^\*\*Fix\.\*\* /m);
+    expect(code).toMatch(/^(ERR|RES)_SSE_[A-Z_]+$/);
+  });
+});

@@ -1,0 +1,35 @@
+import { access } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { pageOf, pages, resolved, root } from './pages.ts';
+
+const all = await pages();
+
+async function isThere(path: string): Promise<boolean> {
+  return access(join(root, path)).then(
+    () => true,
+    () => false,
+  );
+}
+
+describe.each(all)('$path', (page) => {
+  test('leads to files and headings that are there', async () => {
+    const broken: string[] = [];
+    for (const link of page.links) {
+      const goal = resolved(page, link);
+      if (goal === undefined) continue;
+      const { path, anchor } = goal;
+      const isBroken =
+        !(await isThere(path)) || (anchor !== '' && path.endsWith('.md') && !(await pageOf(path)).anchors.includes(anchor));
+      if (isBroken) broken.push(`${page.path}:${link.line} ${link.target}`);
+    }
+    expect(broken).toEqual([]);
+  });
+});
+
+test('every guide is in the index of the guides', async () => {
+  const index = await pageOf('docs/README.md');
+  const linked = new Set(index.links.map((link) => resolved(index, link)?.path));
+  const guides = all.map(({ path }) => path).filter((path) => /^docs\/[^/]+\.md$/.test(path) && path !== index.path);
+  expect(guides.filter((path) => !linked.has(path))).toEqual([]);
+});
