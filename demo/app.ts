@@ -3,7 +3,7 @@ import { randomUUID } from 'node:crypto';
 import { setInterval as every } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import express, { type Express, type NextFunction, type Request, type Response } from 'express';
-import { createChannels, sse, stream, type Channels, type SseMiddleware } from 'res-sse';
+import { createChannels, sse, stream, type Broker, type Channels, type SseMiddleware } from 'res-sse';
 import { ClientError, haikuOf, type Haiku } from './haiku.ts';
 import { pageOf } from './page.ts';
 import { MemoryStore, type HaikuStore } from './store.ts';
@@ -48,9 +48,12 @@ const HEADERS = {
   'X-Content-Type-Options': 'nosniff',
 };
 
-/** Makes the app and serves nothing yet, so that whoever calls chooses the port. */
-export function createDemo(store: HaikuStore = new MemoryStore()): Demo {
-  const channels = createChannels<Schema>();
+/**
+ * Makes the app and serves nothing yet, so that whoever calls chooses the port.
+ * @param broker on several nodes, what connects them; the store is then one that they share, too
+ */
+export function createDemo(store: HaikuStore = new MemoryStore(), broker?: Broker): Demo {
+  const channels = createChannels<Schema>({ broker });
   const events = sse({ channels, retry: { min: 500, max: 1_500 } });
   const app = express();
   app.disable('x-powered-by');

@@ -8,8 +8,8 @@ export interface HaikuStore {
   last(): Promise<readonly Haiku[]>;
 }
 
-// As many as the page shows.
-const KEEP = 50;
+/** As many as the page shows. */
+export const KEEP = 50;
 
 /** Keeps them in this process, so that they end with it. */
 export class MemoryStore implements HaikuStore {

@@ -19,7 +19,7 @@ test('a user who logs out has no stream any more, in whatever tab, and an EventS
   const events = sse({ channels });
   await runSnippet(page.get('session'), {}, { app, channels, events, session, secret: 'for this test' });
   app.post('/login', (req, res) => {
-    (req.session as session.Session & { user?: string }).user = 'ann';
+    Object.assign(req.session, { user: 'ann' });
     res.sendStatus(204);
   });
   await using server = await serve(app);
@@ -107,7 +107,7 @@ describe('a user who is removed', () => {
     });
     const events = sse({ channels });
     const authenticate = (req: Request & { auth?: object }, _res: unknown, next: () => void): void => {
-      req.auth = { sub: req.query['user'] };
+      req.auth = { sub: req.query['user'] as string };
       next();
     };
     app.use(events);

@@ -1,0 +1,82 @@
+/** The haiku chat on three nodes, as `npm run demo:cluster` starts it. */
+import { fileURLToPath } from 'node:url';
+import { describe, expect, test, vi } from 'vitest';
+import { start, type Child } from '../support/child.ts';
+import { read, type Reader } from '../support/reader.ts';
+import { startRedis } from '../support/redis-server.ts';
+import { Resources } from '../support/resources.ts';
+import { until } from './scene.ts';
+
+vi.setConfig({ testTimeout: 120_000 });
+
+const START = fileURLToPath(new URL('../../demo/cluster/start.ts', import.meta.url));
+
+/** Starts the demo, over a Redis of its own where none is named. */
+async function startDemo(resources: Resources, env: Record<string, string> = {}): Promise<{ demo: Child; url: string }> {
+  const demo = resources.use(start(process.execPath, ['--import', 'tsx', START], { PORT: '0', REDIS_URL: '', ...env }));
+  // Killed, it could not end its Redis.
+  resources.defer(() => demo.stop('SIGTERM'));
+  const address = /^Haiku are spoken on (\S+)$/m;
+  await until('the address', () => {
+    if (!demo.isRunning) throw new Error(demo.output);
+    return address.test(demo.output);
+  });
+  return { demo, url: address.exec(demo.output)![1]! };
+}
+
+async function speak(url: string, text: string): Promise<number> {
+  const headers = { 'Content-Type': 'application/json' };
+  return (await fetch(`${url}/speak`, { method: 'POST', headers, body: JSON.stringify({ text }) })).status;
+}
+
+const textsOf = (reader: Reader) => reader.events.map(({ data }) => JSON.parse(data).text);
+
+describe('the haiku chat on three nodes', () => {
+  test('lets who is on one node hear who speaks on another, and shows the same page on all', async () => {
+    await using resources = new Resources();
+    const { url } = await startDemo(resources);
+    const readers = [await read(`${url}/listen`), await read(`${url}/listen`), await read(`${url}/listen`)];
+    for (const reader of readers) resources.defer(() => reader.close());
+    expect(new Set(readers.map(({ response }) => response.headers.get('X-Node')))).toEqual(new Set(['1', '2', '3']));
+    for (const text of ['one', 'two', 'three']) expect(await speak(url, text)).toBe(202);
+    for (const reader of readers) await reader.take(3);
+    expect(readers.map(textsOf)).toEqual(readers.map(() => ['one', 'two', 'three']));
+    for (let node = 0; node < 3; node++) {
+      const page = await (await fetch(url)).text();
+      const { haikus } = JSON.parse(/<script id="spoken" type="application\/json">(.*?)<\/script>/s.exec(page)![1]!);
+      expect(haikus.map(({ text }: { text: string }) => text)).toEqual(['one', 'two', 'three']);
+    }
+  });
+
+  test('goes on when a node is killed: its listeners come back elsewhere and have missed nothing', async () => {
+    await using resources = new Resources();
+    const { demo, url } = await startDemo(resources);
+    const reader = await read(`${url}/listen`);
+    resources.defer(() => reader.close());
+    await speak(url, 'before');
+    const { id } = await reader.next();
+    const node = Number(reader.response.headers.get('X-Node'));
+    const pid = Number(new RegExp(`^Node ${node} is process (\\d+)`, 'm').exec(demo.output)![1]);
+    process.kill(pid, 'SIGKILL');
+    await reader.end();
+    for (const text of ['meanwhile', 'later']) expect(await speak(url, text)).toBe(202);
+    const again = await read(`${url}/listen`, { headers: { 'Last-Event-ID': id! } });
+    resources.defer(() => again.close());
+    await again.take(2);
+    expect(textsOf(again)).toEqual(['meanwhile', 'later']);
+    expect(again.text).not.toContain('sse:gap');
+  });
+
+  test('ends well on SIGTERM, with streams open, and leaves the Redis that it was given', async () => {
+    await using redis = await startRedis();
+    await using resources = new Resources();
+    const { demo, url } = await startDemo(resources, { REDIS_URL: redis.url });
+    using reader = await read(`${url}/listen`);
+    await demo.stop('SIGTERM');
+    expect(demo.process.exitCode).toBe(0);
+    await reader.end();
+    // When to come back.
+    expect(reader.retries.length).toBeGreaterThan(1);
+    expect(await (await redis.client()).ping()).toBe('PONG');
+  });
+});

@@ -1,0 +1,97 @@
+/** One of several nodes: an Express app in a process of its own, whose registry works over Redis. */
+import { subscribe } from 'node:diagnostics_channel';
+import type { AddressInfo } from 'node:net';
+import express from 'express';
+import { createCluster, createSentinel } from 'redis';
+import { redisBroker } from '../../src/brokers/redis.ts';
+import { ownConnection } from '../../src/brokers/redis/client.ts';
+import { RedisNode } from '../../src/brokers/redis/node.ts';
+import { createChannels, sse, SseError, type Broker } from '../../src/index.ts';
+import type { NodeConfig, NodeStats, Published, ToPublish } from './nodes.ts';
+
+const config: NodeConfig = JSON.parse(process.env['RES_SSE_NODE'] as string);
+const { redis, prefix = 'res-sse', timeout = 5_000, heartbeat, patience, history, maxHistory, maxChannels } = config;
+const channels = createChannels({ broker: await brokerOf(), history, maxHistory, maxChannels });
+const events = sse({ channels, heartbeat });
+const errors: string[] = [];
+const heals: unknown[] = [];
+subscribe('res-sse:error', (message) => void errors.push(String((message as { error: unknown }).error)));
+subscribe('res-sse:heal', (message) => void heals.push(message));
+
+const app = express();
+app.use(events);
+app.get(
+  '/listen/:channels',
+  channels.listen((req: express.Request) => namesOf(req)),
+);
+app.get(
+  '/history/:channels',
+  channels.listen((req: express.Request) => namesOf(req), { since: 'start' }),
+);
+app.post('/publish/:channel', express.json({ limit: '10mb' }), async (req, res) => {
+  const items = req.body as ToPublish[];
+  // All at once: their order is that of the calls.
+  const accepted = items.map(({ data, key }) => channels.publish(req.params.channel, data, { key }));
+  res.json((await Promise.allSettled(accepted)).map(publishedOf));
+});
+app.post('/clear/:channel', async (req, res) => {
+  await channels.clear(req.params.channel);
+  res.end();
+});
+app.get('/cursor', async (_req, res) => {
+  res.json(await channels.cursor());
+});
+app.get('/stats', (_req, res) => {
+  const stats: NodeStats = { channels: channels.stats(), streams: events.streams.size, errors, heals };
+  res.json(stats);
+});
+
+const server = app.listen(0, '127.0.0.1', () => {
+  process.send?.({ port: (server.address() as AddressInfo).port });
+});
+
+process.once('SIGTERM', () => void shutDown());
+
+async function shutDown(): Promise<void> {
+  await events.close({ within: 200 });
+  await channels.close();
+  server.close();
+  server.closeIdleConnections();
+  process.disconnect();
+}
+
+/** As an application makes it: from an address, or from its own client where that is no single server's. */
+async function brokerOf(): Promise<Broker> {
+  if ('url' in redis && patience !== undefined) return impatientBroker(redis.url, patience);
+  if ('url' in redis) return redisBroker({ url: redis.url, prefix, timeout });
+  const client =
+    'urls' in redis
+      ? createCluster({
+          rootNodes: redis.urls.map((url) => ({ url })),
+          defaults: redis.user ?? {},
+        })
+      : createSentinel({ name: redis.name, sentinelRootNodes: redis.rootNodes });
+  client.on('error', () => {});
+  await client.connect();
+  return redisBroker({ client, prefix, timeout });
+}
+
+/** One that looks for silence sooner than others. */
+function impatientBroker(url: string, probe: number): Broker {
+  const connection = ownConnection(url, probe, () => {});
+  return new RedisNode(connection, prefix, { timeout, probe, linger: probe, wait: { min: 50, max: 1_000 } });
+}
+
+function namesOf(req: express.Request): string[] {
+  return (req.params['channels'] as string).split(',');
+}
+
+function publishedOf(result: PromiseSettledResult<{ id: string }>): Published {
+  if (result.status === 'fulfilled') return result.value;
+  const { reason } = result as { reason: unknown };
+  if (!(reason instanceof SseError)) return { code: 'no SseError', delivery: undefined, message: String(reason) };
+  const { code, message } = reason;
+  // Told at the call, before any effect.
+  const delivery = code === 'ERR_SSE_CLOSED' ? 'none' : reason.delivery;
+  return { code, delivery, message };
+}
