@@ -4,6 +4,11 @@ import { redisBroker } from 'res-sse/redis';
 import { createDemo } from '../app.ts';
 import { connectTo, RedisStore } from './redis.ts';
 
+// Before it serves it ends at once; also when whoever has started it is gone.
+let end = (): void => process.exit(1);
+for (const event of ['SIGTERM', 'SIGINT', 'disconnect']) process.on(event, () => end());
+if (!process.connected) end();
+
 const client = await connectTo(process.env['REDIS_URL'] as string);
 const { app, events, channels } = createDemo(new RedisStore(client), redisBroker({ client, prefix: 'haiku' }));
 const server = app.listen(0, '127.0.0.1', (error?: Error) => {
@@ -15,6 +20,7 @@ const server = app.listen(0, '127.0.0.1', (error?: Error) => {
 const WITHIN = 2_000;
 
 let isEnding = false;
+end = () => void shutDown();
 
 async function shutDown(): Promise<void> {
   if (isEnding) return;
@@ -22,11 +28,6 @@ async function shutDown(): Promise<void> {
   await events.close({ within: WITHIN });
   await channels.close();
   client.destroy();
-  server.close(() => process.disconnect());
+  server.close(() => process.connected && process.disconnect());
   setTimeout(() => server.closeAllConnections(), WITHIN).unref();
 }
-
-process.on('SIGTERM', () => void shutDown());
-process.on('SIGINT', () => void shutDown());
-// Whoever started it is gone.
-process.on('disconnect', () => void shutDown());

@@ -10,6 +10,11 @@ import { startRedis } from './redis.ts';
 
 const NODES = 3;
 
+// Before all are there it ends at once, and Redis and the nodes with it.
+let end = (): void => process.exit(1);
+process.on('SIGTERM', () => end());
+process.on('SIGINT', () => end());
+
 const { REDIS_URL: given } = process.env;
 const redis = given ? undefined : await startRedis();
 const nodes = Array.from({ length: NODES }, () =>
@@ -35,21 +40,19 @@ async function portOf(node: ChildProcess): Promise<number> {
 }
 
 let isEnding = false;
+end = () => void shutDown();
 
 async function shutDown(): Promise<void> {
   if (isEnding) return;
   isEnding = true;
   proxy.close();
-  await Promise.all(nodes.map(end));
+  await Promise.all(nodes.map(endNode));
   proxy.closeAllConnections();
   await redis?.stop();
 }
 
-async function end(node: ChildProcess): Promise<void> {
+async function endNode(node: ChildProcess): Promise<void> {
   if (node.exitCode !== null || node.signalCode !== null) return;
   node.kill('SIGTERM');
   await once(node, 'exit');
 }
-
-process.on('SIGTERM', () => void shutDown());
-process.on('SIGINT', () => void shutDown());

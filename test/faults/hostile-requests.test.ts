@@ -143,7 +143,7 @@ const FORGED = [
 ];
 
 // Three events, or the checkpoint of a stream that was told no gap.
-const DONE = /(?:x{10}\n\n[^]*){3}|^(?![^]*sse:gap)[^]*event: sse:checkpoint\ndata: .+\n\n/;
+const DONE = /(?:x{10}\nid: .+\n\n[^]*){3}|^(?![^]*sse:gap)[^]*event: sse:checkpoint\ndata: .+\nid: .+\n\n/;
 
 test('a forged or giant Last-Event-ID is a gap and nothing else: none of it comes back, whatever it holds', async () => {
   await using site = await startHostileSite({ http: { maxHeaderSize: 131_072 } });

@@ -1,4 +1,5 @@
 /** The haiku chat on three nodes, as `npm run demo:cluster` starts it. */
+import { existsSync, readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test, vi } from 'vitest';
 import { start, type Child } from '../support/child.ts';
@@ -78,5 +79,17 @@ describe('the haiku chat on three nodes', () => {
     // When to come back.
     expect(reader.retries.length).toBeGreaterThan(1);
     expect(await (await redis.client()).ping()).toBe('PONG');
+  });
+
+  test('ends at once on SIGTERM while it starts, and leaves nothing behind', async () => {
+    await using redis = await startRedis();
+    // No node can connect to it.
+    redis.pause();
+    await using demo = start(process.execPath, ['--import', 'tsx', START], { PORT: '0', REDIS_URL: redis.url });
+    const children = () => readFileSync(`/proc/${demo.pid}/task/${demo.pid}/children`, 'utf8').split(' ').filter(Boolean);
+    await until('the nodes to start', () => demo.isRunning && children().length >= 3);
+    const started = children();
+    await demo.stop('SIGTERM');
+    await until('the nodes to be gone', () => started.every((pid) => !existsSync(`/proc/${pid}`)));
   });
 });

@@ -130,8 +130,3 @@ export async function startNode(config: NodeConfig): Promise<TestNode> {
   const [{ port }] = (await within('the node', Promise.race([ready, failed]), PATIENCE)) as [{ port: number }];
   return new TestNode(child, port);
 }
-
-/** Several of one registry. */
-export function startNodes(count: number, config: NodeConfig): Promise<TestNode[]> {
-  return Promise.all(Array.from({ length: count }, () => startNode(config)));
-}

@@ -113,6 +113,19 @@ describe('Redis does not answer', () => {
     expect([scene.gaps, clients.reduce((sum, client) => sum + client.returns, 0)]).toEqual([0, 0]);
   });
 
+  test('for longer than a connection may be silent: each node connects anew, and goes on by itself', async () => {
+    await using scene = await Scene.start({ patience: 200, timeout: 300 });
+    await scene.connect(4, ['a', 'b']);
+    await scene.ledger.publish(scene.choose()!, 'a', 10);
+    scene.redis.pause();
+    // Four times as long as a connection may be silent.
+    await delay(2_400);
+    scene.redis.resume();
+    for (const node of scene.nodes) await scene.ledger.publishSurely(() => node, 'b');
+    await scene.settle();
+    expect(scene.gaps).toBe(0);
+  });
+
   test('for a while, by CLIENT PAUSE: nobody misses anything', async () => {
     await using scene = await Scene.start();
     await scene.connect(6, ['a', 'b']);
