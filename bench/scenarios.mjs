@@ -7,6 +7,7 @@ const EXPRESS = { name: 'Express by hand', file: 'express.mjs' };
 const BETTER = { name: 'better-sse', file: 'better-sse.mjs' };
 const OURS = { name: 'res-sse', file: 'res-sse.mjs' };
 const WITHOUT_HISTORY = { ...OURS, name: 'res-sse, no history', env: { HISTORY: 'off' } };
+const OVER_REDIS = { ...OURS, name: 'res-sse over Redis', env: { BROKER: 'redis' } };
 const OPEN_ONLY = { ...OURS, name: 'res-sse, open only', path: '/open' };
 const SUBSCRIBED = { ...OURS, name: 'res-sse, subscribed' };
 const RESUMING = { ...OURS, name: 'res-sse, resuming', resumes: 5 };
@@ -90,6 +91,15 @@ export const scenarios = [
     variants: [OURS, THREE_EACH],
   }),
   fanOut({
+    name: 'redis',
+    title: '1,000 streams, in memory or over the Redis at REDIS_URL',
+    ...AT_1000,
+    size: 200,
+    events: 100,
+    variants: [OURS, OVER_REDIS],
+    isExtra: true,
+  }),
+  fanOut({
     name: 'overload',
     title: '1,000 streams, 3,000 events per s',
     n: 1_000,
@@ -144,8 +154,9 @@ export const scenarios = [
   },
   {
     name: 'resume',
-    title: '1,000 streams come back, five events behind',
-    n: 1_000,
+    title: '10,000 streams come back, five events behind',
+    n: 10_000,
+    share: 2 / 3,
     variants: [SUBSCRIBED, RESUMING],
     measures: [CONNECT],
     run: runConnects,

@@ -409,7 +409,9 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
 
   #assertOpen(): void {
     if (this.#closing !== undefined) {
-      throw new SseError('ERR_SSE_CLOSED', 'these channels are closed; publish and subscribe before close()');
+      throw new SseError('ERR_SSE_CLOSED', 'these channels are closed; publish and subscribe before close()', {
+        delivery: 'none',
+      });
     }
   }
 

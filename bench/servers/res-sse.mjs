@@ -1,11 +1,16 @@
-/** res-sse in Express, as users run it: history, heartbeats and cursors are on. `HISTORY=off` turns the first off. */
+/** res-sse in Express, as users run it: history, heartbeats and cursors are on. `HISTORY=off` turns the first off, `BROKER=redis` is over `REDIS_URL`. */
 import process from 'node:process';
 import express from 'express';
 import { createChannels, LogEntry, sse } from 'res-sse';
 import { LISTEN, ready } from './control.mjs';
 
 const app = express();
-const channels = createChannels(process.env.HISTORY === 'off' ? { history: false } : {});
+const { HISTORY, BROKER, REDIS_URL } = process.env;
+const broker =
+  BROKER === 'redis'
+    ? (await import('res-sse/redis')).redisBroker({ url: REDIS_URL, prefix: `bench-${process.pid}` })
+    : undefined;
+const channels = createChannels({ broker, ...(HISTORY === 'off' && { history: false }) });
 const streams = sse({ channels });
 app.use(streams);
 

@@ -128,5 +128,5 @@ class MemoryBroker implements Broker {
 }
 
 function closed(): SseError {
-  return new SseError('ERR_SSE_CLOSED', 'the channels are closed; publish and subscribe before close()');
+  return new SseError('ERR_SSE_CLOSED', 'the channels are closed; publish and subscribe before close()', { delivery: 'none' });
 }

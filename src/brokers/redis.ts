@@ -11,8 +11,8 @@ export type { RedisClient } from './redis/client.ts';
 export interface RedisBrokerOptions {
   /**
    * The application's own client of node-redis, from `createClient()`, `createCluster()` or `createSentinel()`. It is used for
-   * commands, duplicated for listening, and never closed. A connection that hangs is its own to find: give it a `pingInterval`
-   * and a `socketTimeout`.
+   * commands, duplicated for listening, and never closed. A connection that hangs is its own to find: give it a `pingInterval`,
+   * a `socketTimeout`, and a `reconnectStrategy`, without which node-redis gives up for good after such a timeout.
    */
   client?: RedisClient | undefined;
   /** Where Redis is, `redis[s]://[[user][:password]@]host[:port][/database]`: a client of the broker's own. */

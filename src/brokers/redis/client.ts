@@ -85,7 +85,15 @@ export function ownConnection(url: string, heartbeat: number, report: (error: un
       throw refused('redisBroker({ url }) needs the npm package `redis`', cause);
     });
     // A peer that answers nothing is found, and what waits for it rejected.
-    const client = createClient({ url, pingInterval: heartbeat, socket: { socketTimeout: 3 * heartbeat } });
+    const client = createClient({
+      url,
+      pingInterval: heartbeat,
+      // By itself node-redis would give up for good on a socket that was silent for too long.
+      socket: {
+        socketTimeout: 3 * heartbeat,
+        reconnectStrategy: (tries) => Math.min(50 * 2 ** tries, 2_000) + Math.random() * 200,
+      },
+    });
     client.on('error', report);
     // It tries again by itself, and says so.
     client.connect().catch(() => {});

@@ -309,5 +309,5 @@ function told(read: Omit<Page, 'position'>, position: Cursor, lost: number): Pag
 }
 
 function closed(): SseError {
-  return new SseError('ERR_SSE_CLOSED', 'the channels are closed; publish and subscribe before close()');
+  return new SseError('ERR_SSE_CLOSED', 'the channels are closed; publish and subscribe before close()', { delivery: 'none' });
 }
