@@ -92,10 +92,8 @@ export class Connection {
   seen = 0;
   silentSince = 0;
   dueAt = 0;
-  deadline = 0;
 
   #listening = false;
-  #isPipelined = false;
   // Set where our `write` and `end` stand in front of the response's own, which are in it if middleware had put some before us.
   #guarded: Wrapped | undefined;
 
@@ -113,9 +111,7 @@ export class Connection {
     // Without a listener an error of a wrapped or destroyed response would end the process.
     res.on('error', onError);
     // A response behind another on a pipelined connection has no socket yet and would never hear of its end.
-    if (res.socket !== null) return;
-    this.#isPipelined = true;
-    waitingOn(res.req.socket).add(this);
+    if (res.socket === null) waitingOn(res.req.socket).add(this);
   }
 
   /** Whether bytes can still be written. Notices that the application has ended the response behind our back. */
@@ -134,7 +130,8 @@ export class Connection {
 
   /** Whether the response stands in line behind another on a pipelined connection: until its turn nobody takes anything of it. */
   get isInLine(): boolean {
-    return this.#isPipelined && this.res.socket === null && !this.res.writableFinished;
+    const { res } = this;
+    return res.socket === null && !res.writableFinished && waitingFor(res)?.has(this) === true;
   }
 
   /** Whether the reader is so far behind that it is better given nothing more now. */
@@ -144,12 +141,12 @@ export class Connection {
 
   /** Bytes that are queued in this process and not yet with the kernel. */
   get bufferedAmount(): number {
-    return (this.#backlog?.size ?? 0) + (this.readyState === 0 ? 0 : this.res.writableLength);
+    return (this.#backlog?.size ?? 0) + (this.readyState === 0 ? 0 : this.#pressure);
   }
 
   /** Bytes that have gone to the kernel: grows while the reader makes progress. */
   get delivered(): number {
-    return this.given - this.res.writableLength;
+    return this.given - this.#pressure;
   }
 
   /**
@@ -254,7 +251,7 @@ export class Connection {
   /** Everything of the response is over, whoever ended it. */
   closed(): void {
     this.res.off('close', onClose);
-    if (this.#isPipelined) waitingOn(this.res.req.socket).delete(this);
+    waitingFor(this.res)?.delete(this);
     this.#forget();
     this.#ended(this.res.writableEnded ? 'server' : 'client');
     this.owner.gone();
@@ -444,6 +441,11 @@ function guardedEnd(this: Carrier, ...args: unknown[]): unknown {
   const connection = this[connectionOf] as Connection;
   connection.endedByApplication();
   return Reflect.apply(connection.original('end'), this, args);
+}
+
+/** The connections that share the response's socket and have not had it yet. HTTP/2 has none: its socket may not even be asked. */
+function waitingFor({ req }: ServerResponse): Set<Connection> | undefined {
+  return req.httpVersionMajor === 1 ? (req.socket as CarrierSocket)[waiting] : undefined;
 }
 
 /** One listener for all of them: a client decides how many there are. */

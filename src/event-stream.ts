@@ -141,16 +141,13 @@ const ERROR_RETRY = { min: 10_000, max: 30_000 };
  */
 export class EventStream {
   readonly #connection: Connection;
-  #ownIds = false;
-  // Made only when asked for: most streams need none.
-  #observers: Observers | undefined;
+  // Made only when there is something of it: most streams have none.
+  #particulars: Particulars | undefined;
 
   /** The middleware it belongs to; an inner one takes an idle stream over from an outer one. @internal */
   host: StreamHost;
   /** What follows channels for this stream. @internal */
   follower: Follower | undefined;
-  /** Events dropped because the reader was at `maxBuffered`. @internal */
-  dropped = 0;
 
   /** @internal */
   constructor(res: ServerResponse, host: StreamHost) {
@@ -188,16 +185,14 @@ export class EventStream {
 
   /** Aborted when the stream ends, for whatever reason. Hand it to what you await for this reader. */
   get signal(): AbortSignal {
-    this.#observers ??= new Observers();
-    const { controller } = this.#observers;
+    const { controller } = this.#own;
     if (this.readyState === 2) controller.abort();
     return controller.signal;
   }
 
   /** Resolves with the reason when the stream ends; never rejects. */
   get closed(): Promise<CloseReason> {
-    this.#observers ??= new Observers();
-    const { closed } = this.#observers;
+    const { closed } = this.#own;
     if (this.#connection.reason !== undefined) closed.resolve(this.#connection.reason);
     return closed.promise;
   }
@@ -273,9 +268,9 @@ export class EventStream {
   drained(): Promise<void> {
     if (this.readyState === 2 || !this.isBehind) return Promise.resolve();
     this.#connection.awaitDrain();
-    const observers = (this.#observers ??= new Observers());
+    const { waiting } = this.#own;
     return new Promise((resolve) => {
-      observers.waiting.push(resolve);
+      waiting.push(resolve);
     });
   }
 
@@ -302,9 +297,8 @@ export class EventStream {
     if (options.final !== true) return this.finish('server', options);
     const settling = this.readyState === 1 ? this.follower?.settle() : undefined;
     if (settling === undefined) return this.finish('final', options);
-    this.#observers ??= new Observers();
-    this.#observers.isEnding = true;
-    this.#observers.controller.abort();
+    this.#own.isEnding = true;
+    this.#own.controller.abort();
     void settling.then(() => this.finish('final', options));
     return this;
   }
@@ -328,7 +322,7 @@ export class EventStream {
 
   /** @throws {SseError} `ERR_SSE_ID_TAKEN` after an id of the application's own @internal */
   assertFollows(): void {
-    if (this.#ownIds) {
+    if (this.#particulars?.hasOwnIds === true) {
       throw new SseError(
         'ERR_SSE_ID_TAKEN',
         'this stream has sent ids of its own; on a stream that follows channels the ids are theirs',
@@ -369,7 +363,7 @@ export class EventStream {
     // Before the first event the queue holds hardly more than the head of the response, which counts as empty.
     if (bufferedAmount <= maxBuffered || (events > 0 && this.#connection.sent === 0)) return true;
     if (diagnostics.slow.hasSubscribers) diagnostics.slow.publish({ stream: this, bufferedAmount, action: onSlow });
-    this.dropped += events;
+    this.#own.dropped += events;
     if (onSlow === 'close') this.#connection.cut('slow');
     return false;
   }
@@ -377,6 +371,11 @@ export class EventStream {
   /** Whether its reader is better given nothing more now. @internal */
   get isBehind(): boolean {
     return this.#connection.isBehind;
+  }
+
+  /** Events dropped because the reader was at `maxBuffered`, for `stats()`. @internal */
+  get dropped(): number {
+    return this.#particulars?.dropped ?? 0;
   }
 
   /** Events handed over, for `stats()`. @internal */
@@ -401,7 +400,7 @@ export class EventStream {
     const wasOpen = this.#connection.slot !== -1;
     if (wasOpen) this.host.closed(this, reason);
     this.follower?.stop();
-    this.#observers?.ended(reason);
+    this.#particulars?.ended(reason);
     if (!wasOpen) return;
     debug('close %s %s: %s', this.req.method, this.req.url, reason);
     if (diagnostics.close.hasSubscribers) diagnostics.close.publish({ stream: this, reason });
@@ -415,7 +414,7 @@ export class EventStream {
 
   /** @internal */
   caughtUp(): void {
-    this.#observers?.drained();
+    this.#particulars?.drained();
   }
 
   /** @internal */
@@ -433,9 +432,14 @@ export class EventStream {
     this.finish('aged');
   }
 
+  get #own(): Particulars {
+    this.#particulars ??= new Particulars();
+    return this.#particulars;
+  }
+
   #writeDirect(text: string, isEvent: boolean): boolean {
     this.open();
-    if (!this.#connection.isWritable() || this.#observers?.isEnding === true) return false;
+    if (!this.#connection.isWritable() || this.#particulars?.isEnding === true) return false;
     // What the channels owe this reader was published before this call, so it goes first.
     this.follower?.flush();
     if (!this.admits(isEvent ? 1 : 0)) return false;
@@ -451,12 +455,14 @@ export class EventStream {
         'this stream follows channels, whose ids are the cursor it resumes from; send without an id',
       );
     }
-    this.#ownIds = true;
+    this.#own.hasOwnIds = true;
   }
 }
 
-/** Whoever waits for the end of a stream, or for its reader. */
-class Observers {
+/** What only some streams have: who waits for their end or their reader, ids of their own, events that were dropped. */
+class Particulars {
+  hasOwnIds = false;
+  dropped = 0;
   waiting: (() => void)[] = [];
   /** The application has closed the stream, which waits for what it is owed. */
   isEnding = false;

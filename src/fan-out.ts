@@ -1,4 +1,5 @@
 /** Published events to all live streams: what one turn of the event loop publishes is joined once and written once to each. */
+import { WRITE_MARK } from './connection.ts';
 import type { LogEntry } from './log-entry.ts';
 import { SharedBytes } from './shared-bytes.ts';
 import { Slots, type Slotted } from './slots.ts';
@@ -29,8 +30,8 @@ export interface Member extends Slotted {
 /** The live streams that follow the same set of channels: one frame is right for all of them. */
 export class Audience extends Slots<Member> {
   readonly channels: readonly string[];
-  // Frames that not every member has been given yet, and what this turn has published since.
-  readonly #underway: Frame[] = [];
+  // The frame that not every member has been given yet, and what has been published since.
+  #underway: Frame | undefined;
   #pending: LogEntry[] = [];
   #frame: Frame | undefined;
 
@@ -39,7 +40,7 @@ export class Audience extends Slots<Member> {
     this.channels = channels;
   }
 
-  /** @returns whether it is the first of this turn */
+  /** @returns whether it is the first that waits */
   push(entry: LogEntry): boolean {
     this.#frame = undefined;
     return this.#pending.push(entry) === 1;
@@ -47,32 +48,51 @@ export class Audience extends Slots<Member> {
 
   /** Offset of the newest entry that came. */
   get newest(): number {
-    return this.#pending.at(-1)?.offset ?? this.#underway.at(-1)?.last ?? 0;
+    return this.#pending.at(-1)?.offset ?? this.#underway?.last ?? 0;
   }
 
   /** Gives one member all that is owed, before its turn. */
   flush(member: Member): void {
-    // One that falls behind on a frame leaves, and gets the next ones from the log.
-    for (const frame of this.#underway) if (this.has(member)) member.take(frame);
+    // One that falls behind on a frame leaves, and gets the rest from the log.
+    if (this.#underway !== undefined && this.has(member)) member.take(this.#underway);
     if (this.#pending.length === 0 || !this.has(member)) return;
     // A copy: the frame must not grow when more is published.
     this.#frame ??= new Frame([...this.#pending]);
     member.take(this.#frame);
   }
 
-  /** What this turn has published, for all members from now on. */
-  begin(): Frame {
-    const frame = this.#frame ?? new Frame(this.#pending);
-    this.#pending = [];
+  /**
+   * What has been published, for all members from now on; no more than one write may hold.
+   * @returns `undefined` while another is underway, or where nothing waits
+   */
+  begin(): Frame | undefined {
+    if (this.#underway !== undefined || this.#pending.length === 0) return undefined;
+    const count = fitting(this.#pending);
+    const isAll = count === this.#pending.length;
+    this.#underway =
+      isAll && this.#frame !== undefined ? this.#frame : new Frame(isAll ? this.#pending : this.#pending.slice(0, count));
+    this.#pending = isAll ? [] : this.#pending.slice(count);
     this.#frame = undefined;
-    this.#underway.push(frame);
-    return frame;
+    return this.#underway;
   }
 
-  /** Every member has been given the oldest frame underway. */
+  /** Every member has been given the frame underway. */
   finish(): void {
-    for (const entry of this.#underway.shift()?.entries ?? []) entry.rest();
+    for (const entry of this.#underway?.entries ?? []) entry.rest();
+    this.#underway = undefined;
   }
+}
+
+/** How many of the entries one frame may hold: more would have to be taken apart for each stream. */
+function fitting(entries: readonly LogEntry[]): number {
+  let count = 0;
+  let bytes = 0;
+  for (const { frame } of entries) {
+    bytes += frame.length;
+    if (count > 0 && bytes > WRITE_MARK) break;
+    count++;
+  }
+  return count;
 }
 
 interface Job {
@@ -109,8 +129,14 @@ export class FanOut {
     this.#isScheduled = false;
     const due = this.#due;
     this.#due = [];
-    for (const audience of due) this.#jobs.push({ audience, frame: audience.begin(), next: audience.members.length - 1 });
+    for (const audience of due) this.#begin(audience);
     if (!this.#isRunning) this.#run();
+  }
+
+  /** One frame after the other: under load what is published meanwhile is joined, and the next frame is larger. */
+  #begin(audience: Audience): void {
+    const frame = audience.begin();
+    if (frame !== undefined) this.#jobs.push({ audience, frame, next: audience.members.length - 1 });
   }
 
   #run(): void {
@@ -121,6 +147,7 @@ export class FanOut {
       if (job.next >= 0) break;
       job.audience.finish();
       this.#jobs.shift();
+      this.#begin(job.audience);
     }
     this.#isRunning = this.#jobs.length > 0;
     if (this.#isRunning) setImmediate(() => this.#run());

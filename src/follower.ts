@@ -73,6 +73,10 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     this.stream = stream;
   }
 
+  get isFiltered(): boolean {
+    return this.#filtered;
+  }
+
   /** Whether it reads from the log now, and is not given what is published. */
   get isBehind(): boolean {
     return this.#audience === undefined && this.#channels.length > 0;

@@ -23,6 +23,8 @@ export class Heartbeat {
   readonly #connections = new Slots<Connection>();
   // Those with something queued: since when, and how much had gone to the kernel by then.
   readonly #blocked = new Map<Connection, { since: number; delivered: number }>();
+  // When each is to be retired; of those that never are nothing is noted.
+  readonly #deadlines = new Map<Connection, number>();
   #timer: NodeJS.Timeout | undefined;
   #next = -1;
 
@@ -40,7 +42,7 @@ export class Heartbeat {
     connection.silentSince = now;
     connection.dueAt = now + this.#dueEvery;
     // ±10 %, so that streams that opened together do not end together.
-    connection.deadline = this.#maxLifetime === Infinity ? 0 : now + Math.round(this.#maxLifetime * (0.9 + Math.random() * 0.2));
+    if (this.#maxLifetime < Infinity) this.#deadlines.set(connection, now + this.#maxLifetime * (0.9 + Math.random() * 0.2));
     this.#connections.add(connection);
     this.#timer ??= setInterval(() => this.#begin(), this.#tick).unref();
   }
@@ -48,6 +50,7 @@ export class Heartbeat {
   delete(connection: Connection): void {
     if (!this.#connections.delete(connection)) return;
     this.#blocked.delete(connection);
+    this.#deadlines.delete(connection);
     if (this.#connections.members.length > 0) return;
     clearInterval(this.#timer);
     this.#timer = undefined;
@@ -97,7 +100,7 @@ export class Heartbeat {
       return;
     }
     if (connection.readyState !== 1) return;
-    if (connection.deadline > 0 && now >= connection.deadline) {
+    if (now >= (this.#deadlines.get(connection) ?? Infinity)) {
       connection.owner.aged();
       return;
     }

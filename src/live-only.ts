@@ -7,6 +7,8 @@ import type { LogEntry } from './log-entry.ts';
 export interface LiveOnlyOwner {
   readonly host: { readonly fanOut: FanOut };
   readonly stream: EventStream;
+  /** Whether a subscription has a filter. */
+  readonly isFiltered: boolean;
   /** Whether a subscription wants the entry. */
   lets(entry: LogEntry): boolean;
   fail(error: unknown): void;
@@ -44,6 +46,11 @@ export class LiveOnly implements Member {
     this.#taken = frame.last;
     const { stream } = this.#owner;
     try {
+      if (!this.#owner.isFiltered && frame.first > from) {
+        const { length } = frame.entries;
+        if (stream.admits(length) && !stream.share(frame, length)) stream.deliver(frame.bytes, length);
+        return;
+      }
       const entries = frame.entries.filter((entry) => entry.offset > from && this.#owner.lets(entry));
       if (entries.length === 0 || !stream.admits(entries.length)) return;
       const due = entries.length === frame.entries.length ? frame : new Frame(entries);

@@ -24,7 +24,7 @@ import {
 } from './options.ts';
 import { asksForEventStream, lastEventIdOf, refusesEventStream } from './request.ts';
 import { Roster, type OpenStreams, type Shutdown, type SseStats } from './roster.ts';
-import { negotiatedBy, refuse, type NegotiatedResponse, type Next, type RouteRequest } from './route.ts';
+import { hostOf, negotiatedBy, refuse, type NegotiatedResponse, type Next, type RouteRequest } from './route.ts';
 import { Making, Warnings } from './warnings.ts';
 import { FINAL_MARK, retryText } from './wire.ts';
 
@@ -141,12 +141,12 @@ export function sse(options: SseOptions = {}): SseMiddleware {
     const req = anyReq as IncomingMessage;
     const res = anyRes as NegotiatedResponse;
     making?.used();
-    const host = hostBehind(res[negotiatedBy]);
-    res[negotiatedBy] = host;
+    const host = hostBehind(hostOf(res));
     const asks = asksForEventStream(req);
     if (!asks && (host.accept === 'event-stream' || refusesEventStream(req))) {
       // An outer one may have asked less.
       if (res.sse?.readyState === 0) res.sse = undefined;
+      res[negotiatedBy] = host;
       next();
     } else if (asks && req.method === 'GET' && lastEventIdOf(req) === FINAL_MARK) {
       res.statusCode = 204;

@@ -43,7 +43,7 @@ export interface RouteOptions {
 }
 
 /**
- * Where `sse()` leaves its host on a response, whether or not the request asked for a stream.
+ * Where `sse()` leaves its host on a response that gets no stream; one that does has it on the stream.
  * A registered symbol, so that two copies of the package in one process understand each other.
  */
 export const negotiatedBy: unique symbol = Symbol.for('res-sse.negotiatedBy');
@@ -52,6 +52,11 @@ export const negotiatedBy: unique symbol = Symbol.for('res-sse.negotiatedBy');
 export interface NegotiatedResponse extends ServerResponse {
   [negotiatedBy]?: StreamHost;
   sse?: EventStream | undefined;
+}
+
+/** The host of the `sse()` that this response has passed. */
+export function hostOf(res: NegotiatedResponse): StreamHost | undefined {
+  return res.sse?.host ?? res[negotiatedBy];
 }
 
 // A generator that has nothing to say yet lets its client wait this long in ms for the head.
@@ -95,7 +100,7 @@ export function refuse(res: ServerResponse, status: number, code: string, messag
 
 /** The stream of a request that is to have one, or nothing where the request has its answer. */
 function requireStream(res: NegotiatedResponse): EventStream | undefined {
-  const host = res[negotiatedBy];
+  const host = hostOf(res);
   if (host === undefined) {
     throw new SseError(
       'ERR_SSE_NO_MIDDLEWARE',
