@@ -2,7 +2,9 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test, vi } from 'vitest';
+import { items, lines, open } from '../demo/visitor.ts';
 import { start, type Child } from '../support/child.ts';
+import { launchChromium } from '../support/chromium.ts';
 import { read, type Reader } from '../support/reader.ts';
 import { startRedis } from '../support/redis-server.ts';
 import { Resources } from '../support/resources.ts';
@@ -46,6 +48,32 @@ describe('the haiku chat on three nodes', () => {
       const page = await (await fetch(url)).text();
       const { haikus } = JSON.parse(/<script id="spoken" type="application\/json">(.*?)<\/script>/s.exec(page)![1]!);
       expect(haikus.map(({ text }: { text: string }) => text)).toEqual(['one', 'two', 'three']);
+    }
+  });
+
+  test('lets two browser tabs on different nodes chat', async () => {
+    await using resources = new Resources();
+    const { url } = await startDemo(resources);
+    await using browser = await launchChromium();
+    await using context = await browser.newContext();
+    const pages = [await context.newPage(), await context.newPage()] as const;
+    const nodes = new Set<string>();
+    for (const page of pages) {
+      page.on('response', (response) => {
+        if (new URL(response.url()).pathname === '/listen') nodes.add(response.headers()['x-node'] ?? '');
+      });
+    }
+    // Requests go round: until the two streams are on nodes of their own, the second tab is loaded anew.
+    await open(pages[0], url);
+    do {
+      for (const node of [...nodes].slice(1)) nodes.delete(node);
+      await open(pages[1], url);
+    } while (nodes.size < 2);
+    expect(nodes.size).toBe(2);
+    for (const [index, page] of pages.entries()) {
+      await lines(page).first().fill(`spoken in tab ${index}`);
+      await page.getByRole('button', { name: 'Speak' }).click();
+      for (const each of pages) await items(each).getByText(`spoken in tab ${index}`).waitFor();
     }
   });
 
