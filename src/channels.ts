@@ -1,6 +1,7 @@
 /** The channel registry: what is published, who follows it. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Broker, BrokerState, Receiver } from './brokers/broker.ts';
+import { closed } from './brokers/errors.ts';
 import { memoryBroker } from './brokers/memory.ts';
 import { formatCursor } from './cursor.ts';
 import { diagnostics } from './diagnostics.ts';
@@ -408,11 +409,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   }
 
   #assertOpen(): void {
-    if (this.#closing !== undefined) {
-      throw new SseError('ERR_SSE_CLOSED', 'these channels are closed; publish and subscribe before close()', {
-        delivery: 'none',
-      });
-    }
+    if (this.#closing !== undefined) throw closed();
   }
 
   /** The stream's follower, a new one if this is its first subscription. */

@@ -3,10 +3,10 @@ import cluster from 'node:cluster';
 import { randomBytes } from 'node:crypto';
 import { performance } from 'node:perf_hooks';
 import type { Cursor } from '../cursor.ts';
-import { SseError } from '../errors.ts';
 import { Log } from '../log.ts';
 import { LogEntry } from '../log-entry.ts';
 import type { Broker, BrokerState, LogBounds, Page, Publication, Receiver } from './broker.ts';
+import { closed, servesAnother } from './errors.ts';
 
 // So long a key is remembered, in ms, and so many of them at most; the oldest are forgotten first.
 const KEY_MEMORY = 300_000;
@@ -50,12 +50,7 @@ class MemoryBroker implements Broker {
   }
 
   open(receiver: Receiver, { maxHistory, maxChannels }: LogBounds): void {
-    if (this.#receiver !== undefined) {
-      throw new SseError(
-        'ERR_SSE_OTHER_REGISTRY',
-        'this broker serves another registry already; give each createChannels() one of its own',
-      );
-    }
+    if (this.#receiver !== undefined) throw servesAnother();
     this.#receiver = receiver;
     this.#log = new Log(
       maxHistory,
@@ -125,8 +120,4 @@ class MemoryBroker implements Broker {
       this.#keys.delete(oldest);
     }
   }
-}
-
-function closed(): SseError {
-  return new SseError('ERR_SSE_CLOSED', 'the channels are closed; publish and subscribe before close()', { delivery: 'none' });
 }

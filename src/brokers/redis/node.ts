@@ -1,10 +1,10 @@
 /** One node of a registry whose log is in Redis. */
 import type { Cursor } from '../../cursor.ts';
 import { diagnostics } from '../../diagnostics.ts';
-import { SseError } from '../../errors.ts';
 import type { Kept } from '../../log.ts';
 import type { LogEntry } from '../../log-entry.ts';
 import type { Broker, BrokerState, LogBounds, Page, Publication, Receiver } from '../broker.ts';
+import { closed, servesAnother } from '../errors.ts';
 import type { Connection } from './client.ts';
 import { Ear, type EarHost, type Timing } from './ear.ts';
 import { entryOf, type Stamp } from './format.ts';
@@ -60,12 +60,7 @@ export class RedisNode implements Broker, EarHost {
   }
 
   open(receiver: Receiver, bounds: LogBounds): void {
-    if (this.#receiver !== undefined) {
-      throw new SseError(
-        'ERR_SSE_OTHER_REGISTRY',
-        'this broker serves another registry already; give each createChannels() one of its own',
-      );
-    }
+    if (this.#receiver !== undefined) throw servesAnother();
     this.#receiver = receiver;
     this.#maxHistory = bounds.maxHistory;
     this.#store.bounds = bounds;
@@ -306,8 +301,4 @@ export class RedisNode implements Broker, EarHost {
 
 function told(read: Omit<Page, 'position'>, position: Cursor, lost: number): Page {
   return { ...read, trimmed: lost === 0 ? read.trimmed : read.trimmed.map((one) => Math.max(one, lost)), position };
-}
-
-function closed(): SseError {
-  return new SseError('ERR_SSE_CLOSED', 'the channels are closed; publish and subscribe before close()', { delivery: 'none' });
 }
