@@ -46,17 +46,20 @@ export class LiveOnly implements Member {
     this.#taken = frame.last;
     const { stream } = this.#owner;
     try {
-      if (!this.#owner.isFiltered && frame.first > from) {
-        const { length } = frame.entries;
-        if (stream.admits(length) && !stream.share(frame, length)) stream.deliver(frame.bytes, length);
-        return;
-      }
-      const entries = frame.entries.filter((entry) => entry.offset > from && this.#owner.lets(entry));
-      if (entries.length === 0 || !stream.admits(entries.length)) return;
-      const due = entries.length === frame.entries.length ? frame : new Frame(entries);
-      if (!stream.share(due, entries.length)) stream.deliver(due.bytes, entries.length);
+      const due = this.#dueOf(frame, from);
+      if (due === undefined) return;
+      const { length } = due.entries;
+      if (stream.admits(length) && !stream.share(due, length)) stream.deliver(due.bytes, length);
     } catch (error) {
       this.#owner.fail(error);
     }
+  }
+
+  /** What of the frame is beyond the offset and wanted: most often the frame itself. */
+  #dueOf(frame: Frame, from: number): Frame | undefined {
+    if (!this.#owner.isFiltered && frame.first > from) return frame;
+    const entries = frame.entries.filter((entry) => entry.offset > from && this.#owner.lets(entry));
+    if (entries.length === 0) return undefined;
+    return entries.length === frame.entries.length ? frame : new Frame(entries);
   }
 }
