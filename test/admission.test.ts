@@ -9,6 +9,7 @@ import { Admission } from '../src/admission.ts';
 import { sse, stream, type EventStream, type SseOptions } from '../src/index.ts';
 import { serveStreams } from './support/app.ts';
 import { read } from './support/reader.ts';
+import { liveHeap } from './support/heap.ts';
 import { dial, listening, requestText, serve } from './support/server.ts';
 import { until } from './support/wait.ts';
 
@@ -521,19 +522,10 @@ test('after 1,000 cycles through limits, inner and outer, taken and refused, the
     }
   }
 
-  async function heap(): Promise<number> {
-    if (globalThis.gc === undefined) throw new Error('run node with --expose-gc, as vitest.config.ts does');
-    for (let round = 0; round < 3; round++) {
-      await new Promise((resolve) => setImmediate(resolve));
-      globalThis.gc();
-    }
-    return process.memoryUsage().heapUsed;
-  }
-
   await cycles(2_000);
-  const before = await heap();
+  const before = await liveHeap();
   await cycles(1_000);
-  const growth = (await heap()) - before;
+  const growth = (await liveHeap()) - before;
   expect(growth / 1_000).toBeLessThan(300);
   const { opened, rejected, closed } = outer.stats();
   expect(rejected).toBeGreaterThan(100);

@@ -1,21 +1,12 @@
 import { createChannels, type EventStream } from '../../src/index.ts';
 import { expect, test } from 'vitest';
 import { serveStreams } from '../support/app.ts';
+import { liveHeap } from '../support/heap.ts';
 import { dial, requestText } from '../support/server.ts';
 import { until } from '../support/wait.ts';
 
 const CYCLES = 1_000;
 const AT_ONCE = 50;
-
-/** Bytes of live heap, after everything that can go has gone. */
-async function heap(): Promise<number> {
-  if (globalThis.gc === undefined) throw new Error('run node with --expose-gc, as vitest.config.ts does');
-  for (let round = 0; round < 3; round++) {
-    await new Promise((resolve) => setImmediate(resolve));
-    globalThis.gc();
-  }
-  return process.memoryUsage().heapUsed;
-}
 
 test('after 1,000 connects and disconnects of all kinds no stream, timer, listener or socket is left, and the heap is what it was', async () => {
   const channels = createChannels();
@@ -63,9 +54,9 @@ test('after 1,000 connects and disconnects of all kinds no stream, timer, listen
 
   // Once to warm up: caches, pools, compiled code.
   await cycles(0, 2 * CYCLES);
-  const before = await heap();
+  const before = await liveHeap();
   await cycles(2 * CYCLES, CYCLES);
-  const after = await heap();
+  const after = await liveHeap();
 
   expect(server.events.streams.size).toBe(0);
   expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0 });
@@ -92,7 +83,7 @@ test('a stream that has ended is let go of: nothing keeps it in memory', async (
   }
   await until('the streams to end', () => server.events.streams.size === 0 && server.sockets.size === 0);
   await until('the garbage to be collected', async () => {
-    await heap();
+    await liveHeap();
     return refs.every((ref) => ref.deref() === undefined);
   });
 });
