@@ -195,6 +195,9 @@ const subscribeRules: Readonly<Record<keyof SubscribeOptions, OptionRule>> = {
 const MAX_NAME_BYTES = 256;
 const MAX_NAMES = 100;
 
+// One for all, by which streams that agree on nothing special are known.
+const DEFAULTS: SubscribeOptions = {};
+
 // What the clients of a registry that closes are told to wait, so that they do not all return at once.
 const CLOSE_RETRY = { min: 1_000, max: 5_000 };
 
@@ -253,7 +256,11 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     return { id };
   }
 
-  async subscribe(stream: EventStream, names: string | readonly string[], options: SubscribeOptions = {}): Promise<Subscription> {
+  async subscribe(
+    stream: EventStream,
+    names: string | readonly string[],
+    options: SubscribeOptions = DEFAULTS,
+  ): Promise<Subscription> {
     return this.#follow(stream, distinctNames(names), options);
   }
 
@@ -296,7 +303,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
 
   listen<Req extends IncomingMessage = RouteRequest, Res extends ServerResponse = RouteResponse>(
     names: ListenNames<Req>,
-    options: SubscribeOptions | ((req: Req) => SubscribeOptions | Promise<SubscribeOptions>) = {},
+    options: SubscribeOptions | ((req: Req) => SubscribeOptions | Promise<SubscribeOptions>) = DEFAULTS,
   ): RouteHandler<Req, Res> {
     // Wrong use fails where the route is made, not at the first request.
     const fixed = typeof names === 'function' ? undefined : distinctNames(names);

@@ -14,7 +14,7 @@ import { Frame, type Audience, type FanOut, type Member } from './fan-out.ts';
 import { LiveOnly, type LiveOnlyOwner } from './live-only.ts';
 import type { LogEntry } from './log-entry.ts';
 import { startOf, wishedStart, type Start } from './start.ts';
-import { Hold, channelsOf, ended, type Holder } from './subscription.ts';
+import { GapCounts, Hold, StreamSubscription, channelsOf, ended, type Holder } from './subscription.ts';
 import { checkpointText, gapText } from './wire.ts';
 
 // Bytes of one page from the log: about what a reader may have queued before it counts as behind.
@@ -55,6 +55,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   // Counts deliveries, to know whether there was one since a handler was asked.
   #delivered = 0;
   readonly host: FollowerHost;
+  // Replaced with each change: streams that have agreed on the same share it.
   #holds: readonly Hold[] = [];
   // Those with history; a new array with each change, by which a page that was asked for before is known.
   #channels: readonly string[] = [];
@@ -64,6 +65,8 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   // Only while behind.
   #arrears: Arrears | undefined;
   #liveOnly: LiveOnly | undefined;
+  // Most streams never have any.
+  #gaps: GapCounts | undefined;
   // Somebody is reading the log, or in the middle of a frame, and will go on when what he calls has returned.
   #isBusy = false;
   #isLeaving = false;
@@ -92,7 +95,8 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     // What was published before is none of its business.
     this.flush();
     if (this.stream.readyState === 2) return ended(channels);
-    const hold = new Hold(this, channels, options);
+    const hold = new Hold(channels, options);
+    const subscription = new StreamSubscription(this, hold);
     hold.join(channels.filter((channel) => this.#hasPlaced(channel)));
     const earlier = this.#holds.at(-1);
     // Within an `onGap` the stream waits for the application, so the application must not wait for the stream.
@@ -115,7 +119,11 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
       throw error;
     }
     if (!hold.hasBegun && !mustNotWait) await hold.begun();
-    return hold;
+    return subscription;
+  }
+
+  gapsOf(channels: readonly string[]): number {
+    return this.#gaps?.of(channels) ?? 0;
   }
 
   remove(hold: Hold): void {
@@ -123,8 +131,9 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     this.flush();
     this.#isLeaving = false;
     // Gone already, or a filter has just ended the stream.
-    if (!this.#holds.includes(hold)) return;
-    this.#holds = this.#holds.filter((other) => other !== hold);
+    const index = this.#holds.findIndex((other) => other.isLike(hold));
+    if (index === -1) return;
+    this.#holds = this.#holds.toSpliced(index, 1);
     for (const channel of hold.channels) if (!this.#follows(channel)) this.host.release(channel);
     hold.begin();
     this.#regroup();
@@ -368,7 +377,8 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   }
 
   #countGap(gap: Gap): void {
-    for (const hold of this.#holds) if (gap.channels.some((channel) => hold.hasPlaced(channel))) hold.countGap();
+    for (const hold of this.#holds) if (gap.channels.some((channel) => hold.hasPlaced(channel))) hold.lose();
+    (this.#gaps ??= new GapCounts()).add(gap.channels);
     this.host.countGap();
     if (diagnostics.gap.hasSubscribers) diagnostics.gap.publish({ stream: this.stream, ...gap });
   }
@@ -480,11 +490,19 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     const steppedBack = arrears?.steppedBack === true;
     this.#arrears = undefined;
     this.#audience = this.host.fanOut.join(this.#channels, this);
-    // The same names: one list for all that follow them.
+    // The same names, and the same agreements: one list for all that have them.
     this.#channels = this.#audience.channels;
+    this.#shareHolds(this.#audience.members.at(-2));
     // Until the client knows that it has caught up it would have everything since the step back again.
     if (steppedBack && this.#cursor > this.#written) this.#writeCheckpoint(this.#cursor);
     for (const resolve of arrears?.waiting ?? []) resolve();
+  }
+
+  #shareHolds(neighbour: Member | undefined): void {
+    if (!(neighbour instanceof StreamFollower)) return;
+    const holds = neighbour.#holds;
+    const isSame = holds.length === this.#holds.length && holds.every((hold, index) => this.#holds[index]?.isLike(hold));
+    if (isSame) this.#holds = holds;
   }
 
   async #caughtUp(): Promise<void> {

@@ -1,33 +1,39 @@
-/** What one call of `subscribe` got: a stream's hold on its channels. */
+/** What one call of `subscribe` agreed on, and what its caller has of it. */
 import { SseError, shown } from './errors.ts';
 import type { SubscribeOptions, Subscription } from './event-stream.ts';
 import type { LogEntry } from './log-entry.ts';
 
-/** Of whose channels it holds some. */
+/** Of whose channels a subscription holds some. */
 export interface Holder {
   readonly cursor: string;
+  /** How many gaps have been told of any of these channels. */
+  gapsOf(channels: readonly string[]): number;
   remove(hold: Hold): void;
 }
 
-export class Hold implements Subscription {
+/** A stream's hold on its channels. Streams that have agreed on the same, and have begun, share one. */
+export class Hold {
   readonly channels: readonly string[];
   readonly options: SubscribeOptions;
+  /** Whether no gap was told before it had begun. */
   recovered = true;
-  gaps = 0;
   /** How much had been delivered when its `onGap` was asked last. */
   askedAt = -1;
-  readonly #holder: Holder;
   // Nothing once its start is known and its gap told, or there will be none any more.
   #start: Beginning | undefined = new Beginning();
 
-  constructor(holder: Holder, channels: readonly string[], options: SubscribeOptions) {
-    this.#holder = holder;
+  constructor(channels: readonly string[], options: SubscribeOptions) {
     this.channels = channels;
     this.options = options;
   }
 
-  get cursor(): string {
-    return this.#holder.cursor;
+  /** Whether a stream that has the one might as well have the other. */
+  isLike(other: Hold): boolean {
+    if (this === other) return true;
+    const { channels, options } = this;
+    // One that is asked remembers when.
+    if (!this.hasBegun || !other.hasBegun || options !== other.options || options.onGap !== undefined) return false;
+    return channels.length === other.channels.length && channels.every((channel, index) => channel === other.channels[index]);
   }
 
   /** Whether its channels have their place in the stream. */
@@ -79,8 +85,8 @@ export class Hold implements Subscription {
     start?.onBegun?.();
   }
 
-  countGap(): void {
-    this.gaps++;
+  /** A gap of its channels is told. */
+  lose(): void {
     if (!this.hasBegun) this.recovered = false;
   }
 
@@ -92,10 +98,6 @@ export class Hold implements Subscription {
     if (typeof answer === 'boolean') return answer;
     throw new SseError('ERR_SSE_FILTER', `expected the filter to return true or false, got ${shown(answer)}; it cannot be async`);
   }
-
-  unsubscribe(): void {
-    this.#holder.remove(this);
-  }
 }
 
 /** A subscription that has not begun yet, and who waits for it. */
@@ -104,6 +106,63 @@ class Beginning {
   joined: readonly string[] = [];
   onPlaced: (() => void) | undefined;
   onBegun: (() => void) | undefined;
+}
+
+/** What the caller of `subscribe` has of it. Nobody else keeps it: most callers let go of it at once. */
+export class StreamSubscription implements Subscription {
+  readonly #holder: Holder;
+  readonly #hold: Hold;
+  readonly #gapsBefore: number;
+  // Set at its end, after which nothing more counts.
+  #gaps: number | undefined;
+
+  constructor(holder: Holder, hold: Hold) {
+    this.#holder = holder;
+    this.#hold = hold;
+    this.#gapsBefore = holder.gapsOf(hold.channels);
+  }
+
+  get channels(): readonly string[] {
+    return this.#hold.channels;
+  }
+
+  get recovered(): boolean {
+    return this.#hold.recovered;
+  }
+
+  get gaps(): number {
+    return this.#gaps ?? this.#holder.gapsOf(this.channels) - this.#gapsBefore;
+  }
+
+  get cursor(): string {
+    return this.#holder.cursor;
+  }
+
+  unsubscribe(): void {
+    // The stream may have another like it, which must stay.
+    if (this.#gaps !== undefined) return;
+    this.#gaps = this.gaps;
+    this.#holder.remove(this.#hold);
+  }
+}
+
+/** How many gaps a stream was told, of which channels. */
+export class GapCounts {
+  readonly #counts = new Map<string, { readonly channels: readonly string[]; count: number }>();
+
+  add(channels: readonly string[]): void {
+    // A channel name has no control characters, so the key cannot be ambiguous.
+    const key = channels.join('\n');
+    const known = this.#counts.get(key);
+    if (known === undefined) this.#counts.set(key, { channels, count: 1 });
+    else known.count++;
+  }
+
+  of(channels: readonly string[]): number {
+    let sum = 0;
+    for (const gap of this.#counts.values()) if (gap.channels.some((channel) => channels.includes(channel))) sum += gap.count;
+    return sum;
+  }
 }
 
 /** A subscription on a stream that has ended. */

@@ -718,6 +718,49 @@ describe('a second subscribe on a stream', () => {
   });
 });
 
+describe('two streams that have agreed on the same', () => {
+  test('may end their subscriptions one by one, and ending one twice ends no other', async () => {
+    const channels = createChannels();
+    const subscriptions: Subscription[] = [];
+    await using server = await serveStreams(
+      async (stream) => {
+        subscriptions.push(await stream.subscribe('a'), await stream.subscribe('a'));
+      },
+      { channels },
+    );
+    using first = await read(server.url);
+    using second = await read(server.url);
+    await until('all', () => subscriptions.length === 4);
+    const [one, two, three] = subscriptions as [Subscription, Subscription, Subscription];
+    one.unsubscribe();
+    one.unsubscribe();
+    three.unsubscribe();
+    await publish(channels, 'a', 1);
+    expect([data(await first.take(1)), data(await second.take(1))]).toEqual([['1'], ['1']]);
+    two.unsubscribe();
+    await publish(channels, 'a', 2);
+    expect(data(await second.take(1))).toEqual(['2']);
+    expect(channels.channel('a').size).toBe(1);
+    expect(channels.stats().subscriptions).toBe(1);
+  });
+
+  test('count gaps each for themselves, and no more after their end', async () => {
+    const channels = createChannels({ history: { events: 1 } });
+    const subscriptions: Subscription[] = [];
+    await using server = await serveStreams(async (stream) => void subscriptions.push(await stream.subscribe('a')), { channels });
+    using _live = await read(server.url);
+    await until('the first', () => subscriptions.length === 1);
+    const ids = await publish(channels, 'a', 1, 2, 3);
+    using _late = await resume(server.url, ids[0] as string);
+    await until('the second', () => subscriptions.length === 2);
+    subscriptions[1]?.unsubscribe();
+    expect(subscriptions.map(({ recovered, gaps }) => [recovered, gaps])).toEqual([
+      [true, 0],
+      [false, 1],
+    ]);
+  });
+});
+
 describe('a final close', () => {
   const last = { type: 'sse:end', data: '{}' };
 
