@@ -227,7 +227,8 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   readonly #serialize: Serialize;
   readonly #history: History;
   readonly #followed = new Map<string, Followed>();
-  readonly #followers = new Set<StreamFollower>();
+  // Those that are not live: whoever is, is found with its audience.
+  readonly #apart = new Set<StreamFollower>();
   interruptions = 0;
   #published = 0;
   #gaps = 0;
@@ -272,7 +273,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     const follower = this.#followerOf(stream);
     stream.follower = follower;
     if (stream.open().readyState === 2) return ended(channels);
-    this.#followers.add(follower);
+    if (!follower.isLive) this.#apart.add(follower);
     return follower.add(channels, options);
   }
 
@@ -325,7 +326,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
 
   stats(): ChannelsStats {
     let behind = 0;
-    for (const follower of this.#followers) if (follower.isBehind) behind++;
+    for (const follower of this.#apart) if (follower.isBehind) behind++;
     return {
       channels: this.#followed.size,
       subscriptions: this.#subscriptions,
@@ -360,7 +361,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     this.interruptions++;
     // It may be another log's from here on.
     for (const followed of this.#followed.values()) followed.newest = 0;
-    for (const follower of this.#followers) follower.interrupt();
+    for (const follower of this.#followers()) follower.interrupt();
   }
 
   // What a follower asks and tells.
@@ -406,13 +407,23 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     this.broker.unlisten(channel);
   }
 
+  remember(follower: StreamFollower): void {
+    this.#apart.add(follower);
+  }
+
   forget(follower: StreamFollower): void {
-    this.#followers.delete(follower);
+    this.#apart.delete(follower);
   }
 
   async #close(): Promise<void> {
-    for (const { stream } of this.#followers) stream.finish('shutdown', { retry: draw(CLOSE_RETRY) });
+    for (const { stream } of this.#followers()) stream.finish('shutdown', { retry: draw(CLOSE_RETRY) });
     await this.broker.close();
+  }
+
+  /** All that follow something, as they are now. */
+  #followers(): StreamFollower[] {
+    const live = this.fanOut.members.filter((member) => member instanceof StreamFollower);
+    return [...live, ...this.#apart];
   }
 
   #assertOpen(): void {

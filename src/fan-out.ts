@@ -153,6 +153,11 @@ export class FanOut {
     if (this.#isRunning) setImmediate(() => this.#run());
   }
 
+  /** The members of all audiences, as they are now. */
+  get members(): Member[] {
+    return [...this.#audiences.values()].flatMap(({ members }) => members);
+  }
+
   /** @param channels each once */
   join(channels: readonly string[], member: Member): Audience {
     const key = keyOf(channels);

@@ -36,7 +36,9 @@ export interface FollowerHost {
   retain(channel: string): Promise<void> | undefined;
   /** A stream does not follow the channel any more. */
   release(channel: string): void;
-  /** The stream follows nothing any more. */
+  /** The stream follows something and is not live: no audience knows of it. */
+  remember(follower: StreamFollower): void;
+  /** The stream is live, or follows nothing any more. */
   forget(follower: StreamFollower): void;
   /** A gap was told. */
   countGap(): void;
@@ -80,9 +82,14 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     return this.#filtered;
   }
 
+  /** Whether it is given what is published. */
+  get isLive(): boolean {
+    return this.#audience !== undefined;
+  }
+
   /** Whether it reads from the log now, and is not given what is published. */
   get isBehind(): boolean {
-    return this.#audience === undefined && this.#channels.length > 0;
+    return !this.isLive && this.#channels.length > 0;
   }
 
   /** Where the stream is, as an id. */
@@ -490,6 +497,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     const steppedBack = arrears?.steppedBack === true;
     this.#arrears = undefined;
     this.#audience = this.host.fanOut.join(this.#channels, this);
+    this.host.forget(this);
     // The same names, and the same agreements: one list for all that have them.
     this.#channels = this.#audience.channels;
     this.#shareHolds(this.#audience.members.at(-2));
@@ -513,6 +521,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     if (this.#audience === undefined) return;
     this.host.fanOut.leave(this.#audience, this);
     this.#audience = undefined;
+    this.host.remember(this);
   }
 
   /** Whether the channel has its place in the stream. */

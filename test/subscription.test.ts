@@ -748,10 +748,12 @@ describe('two streams that have agreed on the same', () => {
     const channels = createChannels({ history: { events: 1 } });
     const subscriptions: Subscription[] = [];
     await using server = await serveStreams(async (stream) => void subscriptions.push(await stream.subscribe('a')), { channels });
-    using _live = await read(server.url);
+    using live = await read(server.url);
     await until('the first', () => subscriptions.length === 1);
     const ids = await publish(channels, 'a', 1, 2, 3);
-    using _late = await resume(server.url, ids[0] as string);
+    using late = await resume(server.url, ids[0] as string);
+    expect(data(await live.take(3))).toEqual(['1', '2', '3']);
+    expect(gapOf((await late.take(1))[0])).toMatchObject({ channels: ['a'] });
     await until('the second', () => subscriptions.length === 2);
     subscriptions[1]?.unsubscribe();
     expect(subscriptions.map(({ recovered, gaps }) => [recovered, gaps])).toEqual([
