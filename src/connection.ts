@@ -44,24 +44,6 @@ interface CarrierSocket extends Socket {
   [waiting]?: Set<Connection>;
 }
 
-/** Whom a connection tells what happens to it. */
-export interface ConnectionOwner {
-  /** The application ends the response itself: what is owed to the reader has to be written now. */
-  flush(): void;
-  /** The connection ends now: nothing more will be written. Called once. */
-  ended(reason: CloseReason): void;
-  /** The response is closed, nothing of it is left in this process. Called once, after `ended`. */
-  gone(): void;
-  /** No more than the write mark is queued. */
-  caughtUp(): void;
-  /** Another `heartbeat` has passed, silent or not. */
-  due(): void;
-  /** It has been silent for as long as `heartbeat` says. */
-  silent(): void;
-  /** It is as old as `maxLifetime` says. */
-  aged(): void;
-}
-
 interface Wrapped {
   readonly write: ServerResponse['write'] | undefined;
   readonly end: ServerResponse['end'] | undefined;
@@ -70,40 +52,46 @@ interface Wrapped {
 // Most responses have none of their own.
 const UNWRAPPED: Wrapped = { write: undefined, end: undefined };
 
-export class Connection {
+/**
+ * The lower half of an event stream: it knows of bytes, `EventStream` of events. Not an object of its own, because there are tens
+ * of thousands of them.
+ */
+export abstract class Connection {
   // What each delivery looks at stands together, so that it is in the processor's cache together.
-  /** 0 idle, 1 open, 2 closed: the numbers of EventSource (WHATWG HTML, 9.2.2) without their connecting. */
-  readyState: 0 | 1 | 2 = 0;
+  // Once it has ended, why.
+  #state: 'idle' | 'open' | CloseReason = 'idle';
   // Set where bytes go to the socket, past `res.write`: with the chunk framed once for all that costs what a raw socket does.
   // `null` where that must not be; before it is decided, `undefined`.
   #socket: Socket | null | undefined;
   // What the response was not yet given; `undefined` unless the reader is slow or an event large.
   #backlog: Backlog | undefined;
-  /** Bytes handed to the response. */
+  /** Bytes handed to the response. @internal */
   given = 0;
-  /** Events handed over. */
+  /** Events handed over. @internal */
   sent = 0;
+  /** The response. What is written to it directly is not this library's: finish events that you begin. */
   readonly res: ServerResponse;
-  readonly owner: ConnectionOwner;
-  reason: CloseReason | undefined;
 
   // The heartbeat's notes about this connection: its place, what had been given when it looked, and times in ms.
+  /** @internal */
   slot = -1;
+  /** @internal */
   seen = 0;
+  /** @internal */
   silentSince = 0;
+  /** @internal */
   dueAt = 0;
 
   #listening = false;
   // Set where our `write` and `end` stand in front of the response's own, which are in it if middleware had put some before us.
   #guarded: Wrapped | undefined;
 
-  constructor(res: ServerResponse, owner: ConnectionOwner) {
+  /** @internal */
+  constructor(res: ServerResponse) {
     this.res = res;
-    this.owner = owner;
     if (isDestroyed(res)) {
       // The reader left while middleware before us was at work: its 'close' has been and will not come again.
-      this.readyState = 2;
-      this.reason = 'client';
+      this.#state = 'client';
       return;
     }
     (res as Carrier)[connectionOf] = this;
@@ -114,37 +102,65 @@ export class Connection {
     if (res.socket === null) waitingOn(res.req.socket).add(this);
   }
 
-  /** Whether bytes can still be written. Notices that the application has ended the response behind our back. */
+  // What the upper half does.
+
+  /** The application ends the response itself: what is owed to the reader has to be written now. @internal */
+  abstract flush(): void;
+  /** The connection ends now: nothing more will be written. Called once. @internal */
+  protected abstract ended(reason: CloseReason): void;
+  /** The response is closed, nothing of it is left in this process. Called once, after `ended`. @internal */
+  protected abstract gone(): void;
+  /** No more than the write mark is queued. @internal */
+  protected abstract caughtUp(): void;
+  /** Another `heartbeat` has passed, silent or not. @internal */
+  abstract due(): void;
+  /** It has been silent for as long as `heartbeat` says. @internal */
+  abstract silent(): void;
+  /** It is as old as `maxLifetime` says. @internal */
+  abstract aged(): void;
+
+  /** 0 idle, 1 open, 2 closed: the numbers of `EventSource.readyState` (WHATWG HTML, 9.2.2), without their connecting. */
+  get readyState(): 0 | 1 | 2 {
+    if (this.#state === 'open') return 1;
+    return this.#state === 'idle' ? 0 : 2;
+  }
+
+  /** Why it has ended, if it has. @internal */
+  get reason(): CloseReason | undefined {
+    return this.#state === 'open' || this.#state === 'idle' ? undefined : this.#state;
+  }
+
+  /** Whether bytes can still be written. Notices that the application has ended the response behind our back. @internal */
   isWritable(): boolean {
-    if (this.readyState === 1 && (this.res.writableEnded || this.res.destroyed)) {
+    if (this.#state === 'open' && (this.res.writableEnded || this.res.destroyed)) {
       this.#forget();
       this.#ended('server');
     }
-    return this.readyState === 1;
+    return this.#state === 'open';
   }
 
-  /** Whether it waits for the reader to take what is queued. */
+  /** Whether it waits for the reader to take what is queued. @internal */
   get isWaiting(): boolean {
     return this.#listening;
   }
 
-  /** Whether the response stands in line behind another on a pipelined connection: until its turn nobody takes anything of it. */
+  /** Whether the response stands in line behind another on a pipelined connection: until its turn nobody takes anything of it. @internal */
   get isInLine(): boolean {
     const { res } = this;
     return res.socket === null && !res.writableFinished && waitingFor(res)?.has(this) === true;
   }
 
-  /** Whether the reader is so far behind that it is better given nothing more now. */
+  /** Whether the reader is so far behind that it is better given nothing more now. @internal */
   get isBehind(): boolean {
     return this.bufferedAmount > WRITE_MARK || this.isInLine;
   }
 
   /** Bytes that are queued in this process and not yet with the kernel. */
   get bufferedAmount(): number {
-    return (this.#backlog?.size ?? 0) + (this.readyState === 0 ? 0 : this.#pressure);
+    return (this.#backlog?.size ?? 0) + (this.#state === 'idle' ? 0 : this.#pressure);
   }
 
-  /** Bytes that have gone to the kernel: grows while the reader makes progress. */
+  /** Bytes that have gone to the kernel: grows while the reader makes progress. @internal */
   get delivered(): number {
     return this.given - this.#pressure;
   }
@@ -152,8 +168,9 @@ export class Connection {
   /**
    * Sends status 200, the headers and the first bytes in one packet. A HEAD request gets the head and ends.
    * @throws {SseError} `ERR_SSE_HEADERS_SENT` when the response has begun as something else
+   * @internal
    */
-  open(settings: StreamSettings, prelude: string): void {
+  protected begin(settings: StreamSettings, prelude: string): void {
     const { res } = this;
     if (res.headersSent) {
       throw new SseError('ERR_SSE_HEADERS_SENT', 'the response has begun already; an event stream is a response of its own');
@@ -164,7 +181,7 @@ export class Connection {
     res.setHeader('X-Accel-Buffering', 'no');
     res.removeHeader('Content-Length');
     for (const [name, value] of settings.headers) res.setHeader(name, value);
-    this.readyState = 1;
+    this.#state = 'open';
     if (res.req.method === 'HEAD') {
       this.end('server');
       return;
@@ -176,7 +193,7 @@ export class Connection {
     res.uncork();
   }
 
-  /** Hands bytes over, or queues them behind what the reader has not taken. Never throws. */
+  /** Hands bytes over, or queues them behind what the reader has not taken. Never throws. @internal */
   write(bytes: Buffer): void {
     if (!this.isWritable()) return;
     if (this.#backlog !== undefined) this.#backlog.add(bytes);
@@ -187,9 +204,10 @@ export class Connection {
   /**
    * Hands over events that many connections share, neither copied nor framed again.
    * @returns `false`, and nothing is written, where the reader is behind
+   * @internal
    */
   share(shared: SharedBytes, events: number): boolean {
-    if (this.readyState !== 1) return true;
+    if (this.#state !== 'open') return true;
     if (this.#socket === undefined) this.#decide();
     const socket = this.#socket;
     const { length } = shared.bytes;
@@ -205,7 +223,7 @@ export class Connection {
     return true;
   }
 
-  /** The same for many, joined to pieces as they are handed over. They are not copied before. */
+  /** The same for many, joined to pieces as they are handed over. They are not copied before. @internal */
   writeAll(many: readonly Buffer[]): void {
     if (many.length === 1) this.write(many[0] as Buffer);
     if (many.length <= 1 || !this.isWritable()) return;
@@ -213,16 +231,16 @@ export class Connection {
     else this.#backlog.addAll(many);
   }
 
-  /** Ends the connection after what is queued and, if given, `last`. */
+  /** Ends the connection after what is queued and, if given, `last`. @internal */
   end(reason: CloseReason, last?: Buffer): void {
     if (this.readyState === 2) return;
-    const opened = this.readyState === 1;
+    const opened = this.#state === 'open';
     if (last !== undefined) this.write(last);
     this.#ended(reason);
     if (opened && this.#backlog === undefined) this.#finish();
   }
 
-  /** Ends the connection now and drops what is queued. */
+  /** Ends the connection now and drops what is queued. @internal */
   cut(reason: CloseReason): void {
     this.#ended(reason);
     this.#forget();
@@ -235,58 +253,57 @@ export class Connection {
     }
   }
 
-  /** Calls `owner.caughtUp()` as soon as no more than the write mark is queued. */
+  /** Calls `caughtUp()` as soon as no more than the write mark is queued. @internal */
   awaitDrain(): void {
     this.#listen();
   }
 
-  /** The response takes bytes again: gives it the queue, and tells the owner when the reader has caught up. */
+  /** The response takes bytes again: gives it the queue, and tells when the reader has caught up. @internal */
   resume(): void {
     this.#pump();
     if (this.isBehind) return;
     if (this.#backlog === undefined) this.#unlisten();
-    this.owner.caughtUp();
+    this.caughtUp();
   }
 
-  /** Everything of the response is over, whoever ended it. */
-  closed(): void {
+  /** Everything of the response is over, whoever ended it. @internal */
+  responseClosed(): void {
     this.res.off('close', onClose);
     waitingFor(this.res)?.delete(this);
     this.#forget();
     this.#ended(this.res.writableEnded ? 'server' : 'client');
-    this.owner.gone();
+    this.gone();
   }
 
-  /** An error in what carries this one stream: it ends, and nobody else hears of it. */
+  /** An error in what carries this one stream: it ends, and nobody else hears of it. @internal */
   failed(error: unknown): void {
     this.#tell(error);
     this.cut('error');
   }
 
-  /** The application writes to the response itself: from here on bytes take the same way, behind what was queued. */
+  /** The application writes to the response itself: from here on bytes take the same way, behind what was queued. @internal */
   yieldTo(): void {
     this.#leaveSocket();
     this.#giveAll();
   }
 
-  /** The application ends the response itself. */
+  /** The application ends the response itself. @internal */
   endedByApplication(): void {
-    if (this.readyState !== 1) return;
-    this.owner.flush();
+    if (this.#state !== 'open') return;
+    this.flush();
     this.#giveAll();
     this.#ended('server');
   }
 
-  /** The response's method as it was before this connection put its own in front. */
+  /** The response's method as it was before this connection put its own in front. @internal */
   original<M extends 'write' | 'end'>(method: M): ServerResponse[M] {
     return (this.#guarded?.[method] ?? (Object.getPrototypeOf(this.res) as ServerResponse)[method]) as ServerResponse[M];
   }
 
   #ended(reason: CloseReason): void {
     if (this.readyState === 2) return;
-    this.readyState = 2;
-    this.reason = reason;
-    this.owner.ended(reason);
+    this.#state = reason;
+    this.ended(reason);
   }
 
   /** Middleware may have wrapped `end`, too, and throw. */
@@ -299,7 +316,7 @@ export class Connection {
   }
 
   #tell(error: unknown): void {
-    if (diagnostics.error.hasSubscribers) diagnostics.error.publish({ stream: this.owner, error });
+    if (diagnostics.error.hasSubscribers) diagnostics.error.publish({ stream: this, error });
   }
 
   /** Bytes that the response or the socket holds already. */
@@ -416,7 +433,7 @@ export class Connection {
 
 // Shared by all responses, so that a stream costs no closure.
 function onClose(this: Carrier): void {
-  this[connectionOf]?.closed();
+  this[connectionOf]?.responseClosed();
 }
 
 function onError(this: Carrier, error: unknown): void {
@@ -460,7 +477,7 @@ function waitingOn(socket: CarrierSocket): Set<Connection> {
 }
 
 function onSocketClose(this: CarrierSocket): void {
-  for (const connection of this[waiting] ?? []) connection.closed();
+  for (const connection of this[waiting] ?? []) connection.responseClosed();
 }
 
 function isDestroyed(res: ServerResponse | Http2ServerResponse): boolean {

@@ -8,7 +8,6 @@ import type { ChannelEvent } from './log-entry.ts';
 import { aBoolean, aFunction, assertOptions, draw, integer, type OptionRule, type StreamSettings } from './options.ts';
 import { pipe, type PipeOptions, type PipeSource } from './pipe.ts';
 import { lastEventIdOf } from './request.ts';
-import type { SharedBytes } from './shared-bytes.ts';
 import {
   END,
   HEARTBEAT,
@@ -40,9 +39,9 @@ export interface StreamHost {
   /** The stream is open. */
   opened(stream: EventStream): void;
   /** A stream that was open has ended. */
-  closed(stream: EventStream, reason: CloseReason): void;
+  closed(reason: CloseReason): void;
   /** Nothing of it is left, whether or not it was ever open. */
-  gone(stream: EventStream): void;
+  gone(stream: EventStream, wasOpen: boolean): void;
 }
 
 /** What a stream has lost: events that were published, followed, and are not kept any more. */
@@ -139,8 +138,7 @@ const ERROR_RETRY = { min: 10_000, max: 30_000 };
  *
  * A reader that leaves or is slow never makes anything throw; wrong use throws an `SseError` at the call.
  */
-export class EventStream {
-  readonly #connection: Connection;
+export class EventStream extends Connection {
   // Made only when there is something of it: most streams have none.
   #particulars: Particulars | undefined;
 
@@ -151,28 +149,13 @@ export class EventStream {
 
   /** @internal */
   constructor(res: ServerResponse, host: StreamHost) {
+    super(res);
     this.host = host;
-    this.#connection = new Connection(res, this);
   }
 
   /** The request. */
   get req(): IncomingMessage {
-    return this.#connection.res.req;
-  }
-
-  /** The response. What is written to it directly is not this library's: finish events that you begin. */
-  get res(): ServerResponse {
-    return this.#connection.res;
-  }
-
-  /** 0 idle, 1 open, 2 closed: the numbers of `EventSource.readyState`. */
-  get readyState(): 0 | 1 | 2 {
-    return this.#connection.readyState;
-  }
-
-  /** Bytes that are queued in this process and not yet with the kernel. */
-  get bufferedAmount(): number {
-    return this.#connection.bufferedAmount;
+    return this.res.req;
   }
 
   /**
@@ -193,7 +176,7 @@ export class EventStream {
   /** Resolves with the reason when the stream ends; never rejects. */
   get closed(): Promise<CloseReason> {
     const { closed } = this.#own;
-    if (this.#connection.reason !== undefined) closed.resolve(this.#connection.reason);
+    if (this.reason !== undefined) closed.resolve(this.reason);
     return closed.promise;
   }
 
@@ -234,15 +217,15 @@ export class EventStream {
   open(): this {
     if (this.readyState !== 0) return this;
     if (!this.res.headersSent && this.host.admits?.(this) === false) {
-      this.#connection.end('server');
+      this.end('server');
       return this;
     }
     const { settings, heartbeat } = this.host;
     const retry = settings.retry === undefined ? '' : retryText(draw(settings.retry));
-    this.#connection.open(settings, `${retry}:\n`);
+    this.begin(settings, `${retry}:\n`);
     // A HEAD request has been answered by now.
-    if (!this.#connection.isWritable()) return this;
-    heartbeat.add(this.#connection);
+    if (!this.isWritable()) return this;
+    heartbeat.add(this);
     this.host.opened(this);
     debug('open %s %s', this.req.method, this.req.url);
     if (diagnostics.open.hasSubscribers) diagnostics.open.publish({ stream: this });
@@ -267,7 +250,7 @@ export class EventStream {
   /** Resolves when no more than 64 KiB is queued, or the reader is gone. Never rejects. */
   drained(): Promise<void> {
     if (this.readyState === 2 || !this.isBehind) return Promise.resolve();
-    this.#connection.awaitDrain();
+    this.awaitDrain();
     const { waiting } = this.#own;
     return new Promise((resolve) => {
       waiting.push(resolve);
@@ -309,7 +292,7 @@ export class EventStream {
     if (this.readyState === 0 && !this.res.headersSent) this.open();
     this.follower?.flush();
     const last = (retry === undefined ? '' : retryText(retry)) + (final ? END : '');
-    this.#connection.end(reason, last === '' ? undefined : Buffer.from(last));
+    this.end(reason, last === '' ? undefined : Buffer.from(last));
     return this;
   }
 
@@ -330,47 +313,33 @@ export class EventStream {
     }
   }
 
-  /**
-   * Writes events that were published, already encoded; the caller knows how many.
-   * @returns `false`, and nothing is written, where the reader is behind
-   * @internal
-   */
-  share(frame: SharedBytes, events: number): boolean {
-    return this.#connection.share(frame, events);
-  }
-
-  /** The same however far the reader is behind. @internal */
+  /** Writes events that were published, already encoded, however far the reader is behind; the caller knows how many. @internal */
   deliver(bytes: Buffer, events: number): void {
-    this.#connection.sent += events;
-    this.#connection.write(bytes);
+    this.sent += events;
+    this.write(bytes);
   }
 
   /** The same for many, as the reader takes them. @internal */
   deliverAll(frames: readonly Buffer[]): void {
-    this.#connection.sent += frames.length;
-    this.#connection.writeAll(frames);
+    this.sent += frames.length;
+    this.writeAll(frames);
   }
 
   /** Writes an event of the library's own. @internal */
   writeOwn(text: string): void {
-    this.#connection.write(Buffer.from(text));
+    this.write(Buffer.from(text));
   }
 
   /** Whether so many events more, or a comment, may be queued for this reader; carries out `onSlow` if not. @internal */
   admits(events: number): boolean {
     const { maxBuffered, onSlow } = this.host.settings;
-    const { bufferedAmount } = this.#connection;
+    const { bufferedAmount } = this;
     // Before the first event the queue holds hardly more than the head of the response, which counts as empty.
-    if (bufferedAmount <= maxBuffered || (events > 0 && this.#connection.sent === 0)) return true;
+    if (bufferedAmount <= maxBuffered || (events > 0 && this.sent === 0)) return true;
     if (diagnostics.slow.hasSubscribers) diagnostics.slow.publish({ stream: this, bufferedAmount, action: onSlow });
     this.#own.dropped += events;
-    if (onSlow === 'close') this.#connection.cut('slow');
+    if (onSlow === 'close') this.cut('slow');
     return false;
-  }
-
-  /** Whether its reader is better given nothing more now. @internal */
-  get isBehind(): boolean {
-    return this.#connection.isBehind;
   }
 
   /** Events dropped because the reader was at `maxBuffered`, for `stats()`. @internal */
@@ -378,27 +347,17 @@ export class EventStream {
     return this.#particulars?.dropped ?? 0;
   }
 
-  /** Events handed over, for `stats()`. @internal */
-  get sent(): number {
-    return this.#connection.sent;
-  }
-
-  /** Bytes handed to the response, for `stats()`. @internal */
-  get bytes(): number {
-    return this.#connection.given;
-  }
-
-  // What the connection tells its owner, see ConnectionOwner.
+  // What the lower half tells.
 
   /** @internal */
-  flush(): void {
+  override flush(): void {
     this.follower?.flush();
   }
 
   /** @internal */
-  ended(reason: CloseReason): void {
-    const wasOpen = this.#connection.slot !== -1;
-    if (wasOpen) this.host.closed(this, reason);
+  protected override ended(reason: CloseReason): void {
+    const wasOpen = this.slot !== -1;
+    if (wasOpen) this.host.closed(reason);
     this.follower?.stop();
     this.#particulars?.ended(reason);
     if (!wasOpen) return;
@@ -407,28 +366,28 @@ export class EventStream {
   }
 
   /** @internal */
-  gone(): void {
-    this.host.heartbeat.delete(this.#connection);
-    this.host.gone(this);
+  protected override gone(): void {
+    const wasOpen = this.host.heartbeat.delete(this);
+    this.host.gone(this, wasOpen);
   }
 
   /** @internal */
-  caughtUp(): void {
+  protected override caughtUp(): void {
     this.#particulars?.drained();
   }
 
   /** @internal */
-  due(): void {
+  override due(): void {
     this.follower?.checkpoint();
   }
 
   /** @internal */
-  silent(): void {
-    this.#connection.write(this.host.settings.visibleHeartbeat ? PING : HEARTBEAT);
+  override silent(): void {
+    this.write(this.host.settings.visibleHeartbeat ? PING : HEARTBEAT);
   }
 
   /** @internal */
-  aged(): void {
+  override aged(): void {
     this.finish('aged');
   }
 
@@ -439,12 +398,12 @@ export class EventStream {
 
   #writeDirect(text: string, isEvent: boolean): boolean {
     this.open();
-    if (!this.#connection.isWritable() || this.#particulars?.isEnding === true) return false;
+    if (!this.isWritable() || this.#particulars?.isEnding === true) return false;
     // What the channels owe this reader was published before this call, so it goes first.
     this.follower?.flush();
     if (!this.admits(isEvent ? 1 : 0)) return false;
-    if (isEvent) this.#connection.sent++;
-    this.#connection.write(Buffer.from(text));
+    if (isEvent) this.sent++;
+    this.write(Buffer.from(text));
     return this.readyState === 1 && !this.isBehind;
   }
 

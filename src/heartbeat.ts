@@ -47,13 +47,20 @@ export class Heartbeat {
     this.#timer ??= setInterval(() => this.#begin(), this.#tick).unref();
   }
 
-  delete(connection: Connection): void {
-    if (!this.#connections.delete(connection)) return;
+  /** Those that it looks after. */
+  get connections(): readonly Connection[] {
+    return this.#connections.members;
+  }
+
+  /** @returns whether it was looked after */
+  delete(connection: Connection): boolean {
+    if (!this.#connections.delete(connection)) return false;
     this.#blocked.delete(connection);
     this.#deadlines.delete(connection);
-    if (this.#connections.members.length > 0) return;
+    if (this.#connections.members.length > 0) return true;
     clearInterval(this.#timer);
     this.#timer = undefined;
+    return true;
   }
 
   /** A sweep that is not through when the next is due simply goes on. */
@@ -101,18 +108,18 @@ export class Heartbeat {
     }
     if (connection.readyState !== 1) return;
     if (now >= (this.#deadlines.get(connection) ?? Infinity)) {
-      connection.owner.aged();
+      connection.aged();
       return;
     }
     if (!blocked && now >= connection.dueAt) {
       connection.dueAt = now + this.#dueEvery;
-      connection.owner.due();
+      connection.due();
     }
     if (connection.given > connection.seen) {
       connection.seen = connection.given;
       connection.silentSince = now;
     } else if (!blocked && now - connection.silentSince >= this.#interval) {
-      connection.owner.silent();
+      connection.silent();
     }
   }
 }

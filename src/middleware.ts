@@ -243,12 +243,12 @@ class Host implements StreamHost {
     if (closing !== undefined) stream.finish('shutdown', { retry: draw(closing) });
   }
 
-  closed(stream: EventStream, reason: CloseReason): void {
-    for (const roster of this.rosters) roster.closed(stream, reason);
+  closed(reason: CloseReason): void {
+    for (const roster of this.rosters) roster.closed(reason);
   }
 
-  gone(stream: EventStream): void {
-    for (const roster of this.rosters) roster.gone(stream);
+  gone(stream: EventStream, wasOpen: boolean): void {
+    for (const roster of this.rosters) roster.gone(stream, wasOpen);
     this.warnings.gone(stream);
   }
 

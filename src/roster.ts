@@ -3,6 +3,7 @@ import type { ServerResponse } from 'node:http';
 import { Admission, type AdmissionOptions, type Refusal } from './admission.ts';
 import type { CloseReason } from './connection.ts';
 import type { EventStream } from './event-stream.ts';
+import type { Heartbeat } from './heartbeat.ts';
 import { draw, type RetryRange } from './options.ts';
 
 /** What a middleware has done and is doing. */
@@ -53,9 +54,11 @@ export class Roster implements OpenStreams {
   /** Set when no more streams are taken: the reconnection time in ms that newcomers are told. */
   closing: RetryRange | undefined;
   readonly #admission: Admission;
-  readonly #open = new Set<EventStream>();
+  // They have lists of the streams already, and each is here while it has one.
+  readonly #heartbeats = new Set<Heartbeat>();
+  #open = 0;
   // Ended, but the last bytes are still on their way.
-  readonly #ending = new Set<EventStream>();
+  #ending = 0;
   readonly #closed: SseStats['closed'] = {};
   #opened = 0;
   #gone = 0;
@@ -71,11 +74,11 @@ export class Roster implements OpenStreams {
   }
 
   get size(): number {
-    return this.#open.size;
+    return this.#open;
   }
 
   [Symbol.iterator](): IterableIterator<EventStream> {
-    return this.#open.values();
+    return this.#streams.filter(({ readyState }) => readyState === 1).values();
   }
 
   /** Takes a place for a stream on this response. @returns why there is none */
@@ -85,29 +88,33 @@ export class Roster implements OpenStreams {
 
   opened(stream: EventStream): void {
     this.#opened++;
-    this.#open.add(stream);
+    this.#open++;
+    this.#heartbeats.add(stream.host.heartbeat);
   }
 
-  closed(stream: EventStream, reason: CloseReason): void {
-    this.#open.delete(stream);
-    this.#ending.add(stream);
+  closed(reason: CloseReason): void {
+    this.#open--;
+    this.#ending++;
     this.#closed[reason] = (this.#closed[reason] ?? 0) + 1;
   }
 
   /** Nothing of the stream is left, whether or not it was ever open. */
-  gone(stream: EventStream): void {
+  gone(stream: EventStream, wasOpen: boolean): void {
     this.#admission.free(stream.res);
-    if (!this.#ending.delete(stream)) return;
+    if (!wasOpen) return;
+    const { heartbeat } = stream.host;
+    if (heartbeat.connections.length === 0) this.#heartbeats.delete(heartbeat);
+    this.#ending--;
     this.#gone++;
     this.#sent += stream.sent;
     this.#dropped += stream.dropped;
-    this.#bytes += stream.bytes;
-    if (this.#open.size === 0 && this.#ending.size === 0) this.#emptied?.();
+    this.#bytes += stream.given;
+    if (this.#open === 0 && this.#ending === 0) this.#emptied?.();
   }
 
   stats(): SseStats {
     const stats = {
-      open: this.#open.size,
+      open: this.#open,
       opened: this.#opened,
       rejected: this.rejected,
       closed: { ...this.#closed },
@@ -116,13 +123,11 @@ export class Roster implements OpenStreams {
       bytes: this.#bytes,
       buffered: 0,
     };
-    for (const streams of [this.#open, this.#ending]) {
-      for (const stream of streams) {
-        stats.sent += stream.sent;
-        stats.dropped += stream.dropped;
-        stats.bytes += stream.bytes;
-        stats.buffered += stream.bufferedAmount;
-      }
+    for (const stream of this.#streams) {
+      stats.sent += stream.sent;
+      stats.dropped += stream.dropped;
+      stats.bytes += stream.given;
+      stats.buffered += stream.bufferedAmount;
     }
     return stats;
   }
@@ -134,10 +139,15 @@ export class Roster implements OpenStreams {
     return this.#shutdown;
   }
 
+  /** Those that are open or ending, as they are now. What a middleware's heartbeat looks after is event streams. */
+  get #streams(): EventStream[] {
+    return [...this.#heartbeats].flatMap(({ connections }) => connections as readonly EventStream[]);
+  }
+
   async #endAll(within: number, retry: RetryRange): Promise<Shutdown> {
-    if (this.#open.size === 0 && this.#ending.size === 0) return { closed: 0, destroyed: 0 };
+    if (this.#open === 0 && this.#ending === 0) return { closed: 0, destroyed: 0 };
     const goneBefore = this.#gone;
-    const due = [...this.#open];
+    const due = [...this];
     const size = Math.max(WAVE, Math.ceil(due.length / MAX_WAVES));
     const pause = (within * WAVES_END) / Math.ceil(due.length / size);
     let nextWave: NodeJS.Timeout | undefined;
@@ -149,8 +159,8 @@ export class Roster implements OpenStreams {
     const deadline = setTimeout(() => {
       clearTimeout(nextWave);
       for (const stream of due) stream.finish('shutdown', { retry: draw(retry) });
-      destroyed = this.#ending.size;
-      for (const stream of this.#ending) destroy(stream.res);
+      destroyed = this.#ending;
+      for (const { readyState, res } of this.#streams) if (readyState === 2) destroy(res);
     }, within);
     await new Promise<void>((resolve) => {
       this.#emptied = resolve;

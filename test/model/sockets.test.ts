@@ -31,7 +31,7 @@ class RawClient implements Wire {
 
   get isEmpty(): boolean {
     const { stream } = this.#link;
-    return stream.bufferedAmount === 0 && this.#link.taken === stream.bytes;
+    return stream.bufferedAmount === 0 && this.#link.taken === stream.given;
   }
 
   get isPaused(): boolean {
