@@ -44,47 +44,74 @@ export interface FollowerHost {
   countGap(): void;
 }
 
+/** What a stream follows, and how. Replaced with each change, never changed: live streams that are alike share it. */
+interface Terms {
+  readonly host: FollowerHost;
+  readonly holds: readonly Hold[];
+  /** Those with history; a new array with each change, by which a page that was asked for before is known. */
+  readonly channels: readonly string[];
+  /** The log's name. */
+  readonly epoch: string;
+  /** Set where the stream is live. */
+  readonly audience: Audience | undefined;
+  /** Whether a hold has a filter. */
+  readonly isFiltered: boolean;
+  /** Whether a hold has an `onGap`. */
+  readonly isAsked: boolean;
+}
+
+/** Whether they are the same, but for whether they are of a live stream. */
+function isAlike(one: Terms, other: Terms): boolean {
+  if (one.epoch !== other.epoch || one.holds.length !== other.holds.length) return false;
+  return one.holds.every((hold, index) => hold.isLike(other.holds[index] as Hold));
+}
+
+/** What a stream has only while it is not simply live, or if it is not like the others. */
+class Affairs {
+  /** What it is owed, while behind. */
+  arrears: Arrears | undefined;
+  /** Its place among those that follow channels without history. */
+  liveOnly: LiveOnly | undefined;
+  gaps: GapCounts | undefined;
+  /** Somebody is reading the log, or in the middle of a frame, and will go on when what he calls has returned. */
+  isBusy = false;
+  isLeaving = false;
+
+  get isNone(): boolean {
+    return (
+      this.arrears === undefined && this.liveOnly === undefined && this.gaps === undefined && !this.isBusy && !this.isLeaving
+    );
+  }
+}
+
 /** All that one stream follows. It has one cursor, however often `subscribe` was called. */
 export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
-  // What each delivery looks at stands together.
+  // Of a live stream this is all, and there are tens of thousands of them.
   slot = -1;
   readonly stream: EventStream;
   // Of the channels with history: everything at or below it was written, filtered out or told as a gap.
   #cursor = 0;
-  #filtered = false;
   // The offset of the last id that was written.
   #written = -1;
-  // Counts deliveries, to know whether there was one since a handler was asked.
-  #delivered = 0;
-  readonly host: FollowerHost;
-  // Replaced with each change: streams that have agreed on the same share it.
-  #holds: readonly Hold[] = [];
-  // Those with history; a new array with each change, by which a page that was asked for before is known.
-  #channels: readonly string[] = [];
-  #epoch = '';
-  // Set where the stream is live.
-  #audience: Audience | undefined;
-  // Only while behind.
-  #arrears: Arrears | undefined;
-  #liveOnly: LiveOnly | undefined;
-  // Most streams never have any.
-  #gaps: GapCounts | undefined;
-  // Somebody is reading the log, or in the middle of a frame, and will go on when what he calls has returned.
-  #isBusy = false;
-  #isLeaving = false;
+  #terms: Terms;
+  #affairs: Affairs | undefined;
 
   constructor(host: FollowerHost, stream: EventStream) {
-    this.host = host;
+    this.#terms = { host, holds: [], channels: [], epoch: '', audience: undefined, isFiltered: false, isAsked: false };
     this.stream = stream;
   }
 
+  get host(): FollowerHost {
+    return this.#terms.host;
+  }
+
   get isFiltered(): boolean {
-    return this.#filtered;
+    return this.#terms.isFiltered;
   }
 
   /** Whether it is given what is published. */
   get isLive(): boolean {
-    return this.#audience !== undefined;
+    return this.#terms.audience !== undefined;
   }
 
   /** Whether it reads from the log now, and is not given what is published. */
@@ -107,10 +134,9 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     hold.join(channels.filter((channel) => this.#hasPlaced(channel)));
     const earlier = this.#holds.at(-1);
     // Within an `onGap` the stream waits for the application, so the application must not wait for the stream.
-    const mustNotWait = this.#arrears?.isTelling === true;
+    const mustNotWait = this.#affairs?.arrears?.isTelling === true;
     const fresh = channels.filter((channel) => !this.#follows(channel));
-    // Not push: that leaves room for many in an array of one.
-    this.#holds = this.#holds.concat(hold);
+    this.#change({ holds: this.#holds.concat(hold) });
     try {
       // Listen first, so that nothing published from here on is unseen.
       const listening = fresh.map((channel) => this.host.retain(channel)).filter((ready) => ready !== undefined);
@@ -130,17 +156,17 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   }
 
   gapsOf(channels: readonly string[]): number {
-    return this.#gaps?.of(channels) ?? 0;
+    return this.#affairs?.gaps?.of(channels) ?? 0;
   }
 
   remove(hold: Hold): void {
-    this.#isLeaving = true;
+    this.#own.isLeaving = true;
     this.flush();
-    this.#isLeaving = false;
+    this.#own.isLeaving = false;
     // Gone already, or a filter has just ended the stream.
     const index = this.#holds.findIndex((other) => other.isLike(hold));
     if (index === -1) return;
-    this.#holds = this.#holds.toSpliced(index, 1);
+    this.#change({ holds: this.#holds.toSpliced(index, 1) });
     for (const channel of hold.channels) if (!this.#follows(channel)) this.host.release(channel);
     hold.begin();
     this.#regroup();
@@ -151,20 +177,20 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   take(frame: Frame): void {
     const from = this.#cursor;
     if (frame.last <= from) return;
-    if (this.#filtered || frame.first <= from) {
+    if (frame.first <= from || this.#terms.isFiltered) {
       this.#takePart(frame, from);
     } else if (this.stream.share(frame, frame.entries.length)) {
       this.#cursor = frame.last;
       this.#written = frame.last;
-      this.#delivered++;
+      if (this.#terms.isAsked) this.#noteDelivery();
     } else {
       this.#fallBehind(frame, from);
     }
   }
 
   flush(): void {
-    this.#audience?.flush(this);
-    this.#liveOnly?.flush();
+    this.#terms.audience?.flush(this);
+    this.#affairs?.liveOnly?.flush();
   }
 
   /** Something may be missing of what comes: from here on only the log is believed. */
@@ -176,7 +202,8 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   }
 
   checkpoint(): boolean {
-    if (this.#arrears?.isTelling === true || this.#arrears?.hasForeign === true) return false;
+    const arrears = this.#affairs?.arrears;
+    if (arrears?.isTelling === true || arrears?.hasForeign === true) return false;
     if (this.#channels.length === 0 || this.#epoch === '') return false;
     if (!this.#holds.some((hold) => hold.options.checkpoints !== false)) return false;
     this.flush();
@@ -201,10 +228,9 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
 
   stop(): void {
     this.#leave();
-    this.#liveOnly?.leave();
+    this.#affairs?.liveOnly?.leave();
     const holds = this.#holds;
-    this.#holds = [];
-    this.#channels = [];
+    this.#change({ holds: [], channels: [] });
     for (const channel of channelsOf(holds)) this.host.release(channel);
     for (const hold of holds) hold.begin();
     this.host.forget(this);
@@ -218,7 +244,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   /** Something threw for this reader: its stream ends, before anything that it should not see. */
   fail(error: unknown): void {
     this.#leave();
-    this.#liveOnly?.leave();
+    this.#affairs?.liveOnly?.leave();
     this.stream.fail(error);
   }
 
@@ -245,7 +271,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     const arrears = this.#owed;
     if (before.length === 0) {
       if (this.#epoch !== position.epoch) this.#written = -1;
-      this.#epoch = position.epoch;
+      this.#change({ epoch: position.epoch });
       this.#cursor = start.offset;
     } else if (start.offset < this.#cursor) {
       // The new channels have to catch up with the cursor: it steps back, once, for them only.
@@ -265,36 +291,63 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   }
 
   get #owed(): Arrears {
-    this.#arrears ??= new Arrears();
-    return this.#arrears;
+    const affairs = this.#own;
+    affairs.arrears ??= new Arrears();
+    return affairs.arrears;
+  }
+
+  get #own(): Affairs {
+    this.#affairs ??= new Affairs();
+    return this.#affairs;
+  }
+
+  get #holds(): readonly Hold[] {
+    return this.#terms.holds;
+  }
+
+  get #channels(): readonly string[] {
+    return this.#terms.channels;
+  }
+
+  get #epoch(): string {
+    return this.#terms.epoch;
+  }
+
+  #change(changes: Partial<Terms>): void {
+    this.#terms = { ...this.#terms, ...changes };
   }
 
   /** Sorts out which channels are followed, after a change. The stream leaves the live ones until it has caught up. */
   #regroup(): void {
     this.#moveToHead();
     const channels = channelsOf(this.#holds).filter((channel) => this.#hasPlaced(channel));
-    this.#filtered = this.#holds.some((hold) => hold.options.filter !== undefined);
     this.#leave();
-    this.#liveOnly?.leave();
+    const affairs = this.#own;
+    affairs.liveOnly?.leave();
     const liveOnly = channels.filter((channel) => !this.host.hasHistory(channel));
-    this.#channels = channels.filter((channel) => !liveOnly.includes(channel));
-    this.#arrears?.keepOnly(this.#channels);
-    if (liveOnly.length === 0) this.#liveOnly = undefined;
-    else (this.#liveOnly ??= new LiveOnly(this)).join(liveOnly);
+    this.#change({
+      channels: channels.filter((channel) => !liveOnly.includes(channel)),
+      isFiltered: this.#holds.some(({ options }) => options.filter !== undefined),
+      isAsked: this.#holds.some(({ options }) => options.onGap !== undefined),
+    });
+    affairs.arrears?.keepOnly(this.#channels);
+    if (liveOnly.length === 0) affairs.liveOnly = undefined;
+    else (affairs.liveOnly ??= new LiveOnly(this)).join(liveOnly);
   }
 
   /** A live stream that has been given all it is owed is at the head, however quiet its channels are. */
   #moveToHead(): void {
-    if (this.#audience !== undefined) this.#cursor = Math.max(this.#cursor, this.host.head);
+    if (this.isLive) this.#cursor = Math.max(this.#cursor, this.host.head);
   }
 
   /** Catches up with the log, if there is something to catch up with and nobody is at it. */
   #advance(): void {
-    if (!this.#isBusy && this.isBehind) void this.#catchUp();
+    if (this.isBehind && this.#affairs?.isBusy !== true) void this.#catchUp();
   }
 
   async #catchUp(): Promise<void> {
-    this.#isBusy = true;
+    const affairs = this.#own;
+    affairs.isBusy = true;
     try {
       while (this.isBehind) {
         if (this.stream.isBehind) {
@@ -329,13 +382,14 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     } catch (error) {
       this.fail(error);
     } finally {
-      this.#isBusy = false;
+      affairs.isBusy = false;
+      if (affairs.isNone) this.#affairs = undefined;
     }
   }
 
   /** The log was lost, and another has begun: nothing that this stream knows of the old one means anything. */
   #beginAnew(epoch: string): void {
-    this.#epoch = epoch;
+    this.#change({ epoch });
     this.#cursor = 0;
     this.#written = -1;
     this.#owed.beginAnew(this.#channels);
@@ -374,7 +428,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     let rest = lost;
     for (const hold of this.#holds) {
       // Asked again before anything was delivered, a slow handler on a busy channel would never come to an end.
-      if (hold.options.onGap === undefined || hold.askedAt === this.#delivered) continue;
+      if (hold.options.onGap === undefined || hold.wasAsked) continue;
       const channels = rest.filter((channel) => hold.hasPlaced(channel));
       if (channels.length === 0) continue;
       questions.push({ hold, channels });
@@ -385,7 +439,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
 
   #countGap(gap: Gap): void {
     for (const hold of this.#holds) if (gap.channels.some((channel) => hold.hasPlaced(channel))) hold.lose();
-    (this.#gaps ??= new GapCounts()).add(gap.channels);
+    (this.#own.gaps ??= new GapCounts()).add(gap.channels);
     this.host.countGap();
     if (diagnostics.gap.hasSubscribers) diagnostics.gap.publish({ stream: this.stream, ...gap });
   }
@@ -401,7 +455,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
           this.#writeGap(followed, after, gap.cursor);
           continue;
         }
-        hold.askedAt = this.#delivered;
+        hold.wasAsked = true;
         arrears.addedMeanwhile = [];
         const answer = await hold.options.onGap?.(this.stream, { ...gap, channels });
         if (answer !== undefined) this.#goOnFrom(answer, hold, channels);
@@ -445,39 +499,40 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     }
     if (due.length === 0) return;
     this.#written = (due.at(-1) as LogEntry).offset;
-    this.#delivered++;
+    this.#noteDelivery();
     this.stream.deliverAll(due.map((entry) => entry.frame));
   }
 
   /** Takes what of the frame is beyond the offset and wanted. */
   #takePart(frame: Frame, from: number): void {
-    if (this.stream.isBehind && !this.#isLeaving) {
+    const affairs = this.#own;
+    if (this.stream.isBehind && !affairs.isLeaving) {
       this.#fallBehind(frame, from);
       return;
     }
     // Before the filters are called: they may call us again. Nor may that begin to read the log before this is written.
     this.#cursor = frame.last;
-    const wasBusy = this.#isBusy;
-    this.#isBusy = true;
+    const wasBusy = affairs.isBusy;
+    affairs.isBusy = true;
     try {
       const entries = frame.entries.filter((entry) => entry.offset > from && this.lets(entry));
       if (entries.length > 0) {
         const due = new Frame(entries);
         this.#written = due.last;
-        this.#delivered++;
+        this.#noteDelivery();
         this.stream.deliver(due.bytes, entries.length);
       }
     } catch (error) {
       this.fail(error);
     } finally {
-      this.#isBusy = wasBusy;
+      affairs.isBusy = wasBusy;
     }
     this.#advance();
   }
 
   /** A slow reader costs a cursor, not a queue: it leaves the live ones, having been given all before this frame. */
   #fallBehind(frame: Frame, from: number): void {
-    if (this.#isLeaving) {
+    if (this.#affairs?.isLeaving === true) {
       // There will be no later: what was published before it leaves is written however much is queued.
       this.#takePart(frame, from);
       return;
@@ -493,24 +548,22 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   }
 
   #join(): void {
-    const arrears = this.#arrears;
+    const { arrears } = this.#own;
     const steppedBack = arrears?.steppedBack === true;
-    this.#arrears = undefined;
-    this.#audience = this.host.fanOut.join(this.#channels, this);
+    this.#own.arrears = undefined;
+    const audience = this.host.fanOut.join(this.#channels, this);
     this.host.forget(this);
-    // The same names, and the same agreements: one list for all that have them.
-    this.#channels = this.#audience.channels;
-    this.#shareHolds(this.#audience.members.at(-2));
+    const neighbour = audience.members.at(-2);
+    if (neighbour instanceof StreamFollower && isAlike(this.#terms, neighbour.#terms)) this.#terms = neighbour.#terms;
+    else this.#change({ audience, channels: audience.channels });
     // Until the client knows that it has caught up it would have everything since the step back again.
     if (steppedBack && this.#cursor > this.#written) this.#writeCheckpoint(this.#cursor);
     for (const resolve of arrears?.waiting ?? []) resolve();
   }
 
-  #shareHolds(neighbour: Member | undefined): void {
-    if (!(neighbour instanceof StreamFollower)) return;
-    const holds = neighbour.#holds;
-    const isSame = holds.length === this.#holds.length && holds.every((hold, index) => this.#holds[index]?.isLike(hold));
-    if (isSame) this.#holds = holds;
+  /** Whoever loses something from here on is asked again. */
+  #noteDelivery(): void {
+    for (const hold of this.#holds) hold.wasAsked = false;
   }
 
   async #caughtUp(): Promise<void> {
@@ -518,9 +571,10 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   }
 
   #leave(): void {
-    if (this.#audience === undefined) return;
-    this.host.fanOut.leave(this.#audience, this);
-    this.#audience = undefined;
+    const { audience } = this.#terms;
+    if (audience === undefined) return;
+    this.host.fanOut.leave(audience, this);
+    this.#change({ audience: undefined });
     this.host.remember(this);
   }
 

@@ -17,8 +17,8 @@ export class Hold {
   readonly options: SubscribeOptions;
   /** Whether no gap was told before it had begun. */
   recovered = true;
-  /** How much had been delivered when its `onGap` was asked last. */
-  askedAt = -1;
+  /** Whether its `onGap` was asked since anything was delivered. */
+  wasAsked = false;
   // Nothing once its start is known and its gap told, or there will be none any more.
   #start: Beginning | undefined = new Beginning();
 
@@ -31,7 +31,7 @@ export class Hold {
   isLike(other: Hold): boolean {
     if (this === other) return true;
     const { channels, options } = this;
-    // One that is asked remembers when.
+    // One that is asked remembers that.
     if (!this.hasBegun || !other.hasBegun || options !== other.options || options.onGap !== undefined) return false;
     return channels.length === other.channels.length && channels.every((channel, index) => channel === other.channels[index]);
   }
