@@ -72,15 +72,13 @@ export abstract class Connection {
   /** The response. What is written to it directly is not this library's: finish events that you begin. */
   readonly res: ServerResponse;
 
-  // The heartbeat's notes about this connection: its place, what had been given when it looked, and times in ms.
+  // The heartbeat's notes about this connection: its place, what had been given when it looked, and a time in ms.
   /** @internal */
   slot = -1;
   /** @internal */
   seen = 0;
   /** @internal */
   silentSince = 0;
-  /** @internal */
-  dueAt = 0;
 
   #listening = false;
   // Set where our `write` and `end` stand in front of the response's own, which are in it if middleware had put some before us.

@@ -27,6 +27,9 @@ export class Heartbeat {
   readonly #deadlines = new Map<Connection, number>();
   #timer: NodeJS.Timeout | undefined;
   #next = -1;
+  #dueAt = 0;
+  // Whether what else is due is due in this sweep: for all, because a time of its own for each would cost memory.
+  #isDue = false;
 
   constructor({ heartbeat, stallTimeout, maxLifetime }: StreamSettings) {
     this.#interval = heartbeat === false ? Infinity : heartbeat;
@@ -40,11 +43,12 @@ export class Heartbeat {
   add(connection: Connection): void {
     const now = clock();
     connection.silentSince = now;
-    connection.dueAt = now + this.#dueEvery;
     // ±10 %, so that streams that opened together do not end together.
     if (this.#maxLifetime < Infinity) this.#deadlines.set(connection, now + this.#maxLifetime * (0.9 + Math.random() * 0.2));
     this.#connections.add(connection);
-    this.#timer ??= setInterval(() => this.#begin(), this.#tick).unref();
+    if (this.#timer !== undefined) return;
+    this.#dueAt = now + this.#dueEvery;
+    this.#timer = setInterval(() => this.#begin(), this.#tick).unref();
   }
 
   /** Those that it looks after. */
@@ -67,6 +71,9 @@ export class Heartbeat {
   #begin(): void {
     if (this.#next >= 0) return;
     this.#next = this.#connections.members.length - 1;
+    const now = clock();
+    this.#isDue = now >= this.#dueAt;
+    if (this.#isDue) this.#dueAt = now + this.#dueEvery;
     this.#sweep();
   }
 
@@ -111,10 +118,7 @@ export class Heartbeat {
       connection.aged();
       return;
     }
-    if (!blocked && now >= connection.dueAt) {
-      connection.dueAt = now + this.#dueEvery;
-      connection.due();
-    }
+    if (this.#isDue && !blocked) connection.due();
     if (connection.given > connection.seen) {
       connection.seen = connection.given;
       connection.silentSince = now;
