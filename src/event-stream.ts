@@ -168,14 +168,14 @@ export class EventStream extends Connection {
 
   /** Aborted when the stream ends, for whatever reason. Hand it to what you await for this reader. */
   get signal(): AbortSignal {
-    const { controller } = this.#own;
+    const { controller } = this.particulars;
     if (this.readyState === 2) controller.abort();
     return controller.signal;
   }
 
   /** Resolves with the reason when the stream ends; never rejects. */
   get closed(): Promise<CloseReason> {
-    const { closed } = this.#own;
+    const { closed } = this.particulars;
     if (this.reason !== undefined) closed.resolve(this.reason);
     return closed.promise;
   }
@@ -196,8 +196,8 @@ export class EventStream extends Connection {
     const fields = typeof second === 'object' && second !== null ? second : { event: second, id, retry };
     assertFields(fields);
     const text = dataText(data, this.host.settings.serialize);
-    if (fields.id !== undefined) this.#takeIds();
-    return this.#writeDirect(eventText(text, fields.event, fields.id, fields.retry), true);
+    if (fields.id !== undefined) takeIds(this);
+    return this.writeDirect(eventText(text, fields.event, fields.id, fields.retry), true);
   }
 
   /**
@@ -206,7 +206,7 @@ export class EventStream extends Connection {
    * @throws {SseError} `ERR_SSE_COMMENT` for text that is not a string
    */
   comment(text = ''): boolean {
-    return this.#writeDirect(commentText(text), false);
+    return this.writeDirect(commentText(text), false);
   }
 
   /**
@@ -251,7 +251,7 @@ export class EventStream extends Connection {
   drained(): Promise<void> {
     if (this.readyState === 2 || !this.isBehind) return Promise.resolve();
     this.awaitDrain();
-    const { waiting } = this.#own;
+    const { waiting } = this.particulars;
     return new Promise((resolve) => {
       waiting.push(resolve);
     });
@@ -280,8 +280,8 @@ export class EventStream extends Connection {
     if (options.final !== true) return this.finish('server', options);
     const settling = this.readyState === 1 ? this.follower?.settle() : undefined;
     if (settling === undefined) return this.finish('final', options);
-    this.#own.isEnding = true;
-    this.#own.controller.abort();
+    this.particulars.isEnding = true;
+    this.particulars.controller.abort();
     void settling.then(() => this.finish('final', options));
     return this;
   }
@@ -337,7 +337,7 @@ export class EventStream extends Connection {
     // Before the first event the queue holds hardly more than the head of the response, which counts as empty.
     if (bufferedAmount <= maxBuffered || (events > 0 && this.sent === 0)) return true;
     if (diagnostics.slow.hasSubscribers) diagnostics.slow.publish({ stream: this, bufferedAmount, action: onSlow });
-    this.#own.dropped += events;
+    this.particulars.dropped += events;
     if (onSlow === 'close') this.cut('slow');
     return false;
   }
@@ -391,12 +391,16 @@ export class EventStream extends Connection {
     this.finish('aged');
   }
 
-  get #own(): Particulars {
+  // Not `#own` and so on: a class with private methods marks each of its objects, 8 B for each stream.
+
+  /** @internal */
+  get particulars(): Particulars {
     this.#particulars ??= new Particulars();
     return this.#particulars;
   }
 
-  #writeDirect(text: string, isEvent: boolean): boolean {
+  /** @internal */
+  writeDirect(text: string, isEvent: boolean): boolean {
     this.open();
     if (!this.isWritable() || this.#particulars?.isEnding === true) return false;
     // What the channels owe this reader was published before this call, so it goes first.
@@ -406,16 +410,17 @@ export class EventStream extends Connection {
     this.write(Buffer.from(text));
     return this.readyState === 1 && !this.isBehind;
   }
+}
 
-  #takeIds(): void {
-    if (this.follower !== undefined) {
-      throw new SseError(
-        'ERR_SSE_ID_TAKEN',
-        'this stream follows channels, whose ids are the cursor it resumes from; send without an id',
-      );
-    }
-    this.#own.hasOwnIds = true;
+/** @throws {SseError} `ERR_SSE_ID_TAKEN` on a stream that follows channels */
+function takeIds(stream: EventStream): void {
+  if (stream.follower !== undefined) {
+    throw new SseError(
+      'ERR_SSE_ID_TAKEN',
+      'this stream follows channels, whose ids are the cursor it resumes from; send without an id',
+    );
   }
+  stream.particulars.hasOwnIds = true;
 }
 
 /** What only some streams have: who waits for their end or their reader, ids of their own, events that were dropped. */
