@@ -72,12 +72,9 @@ export abstract class Connection {
   /** The response. What is written to it directly is not this library's: finish events that you begin. */
   readonly res: ServerResponse;
 
-  // The heartbeat's notes about this connection: its place, what had been given when it looked, and a time in ms.
-  /** @internal */
+  /** Its place with the heartbeat. @internal */
   slot = -1;
-  /** @internal */
-  seen = 0;
-  /** @internal */
+  /** When the heartbeat noticed that nothing more was given, in ms; 0 = it has not looked since something was. @internal */
   silentSince = 0;
 
   #listening = false;
@@ -216,6 +213,7 @@ export abstract class Connection {
     } else if (socket.writable) {
       this.sent += events;
       this.given += length;
+      this.silentSince = 0;
       socket.write(shared.chunk);
     }
     return true;
@@ -325,6 +323,7 @@ export abstract class Connection {
   /** The answer of `write` says only whether a `drain` will come; it never decides about the reader. */
   #give(bytes: Buffer): boolean {
     this.given += bytes.length;
+    this.silentSince = 0;
     if (this.#socket) return !this.#socket.writable || this.#socket.write(chunkOf(bytes));
     try {
       const isOurs = this.#guarded !== undefined;

@@ -119,12 +119,8 @@ export class Heartbeat {
       return;
     }
     if (this.#isDue && !blocked) connection.due();
-    if (connection.given > connection.seen) {
-      connection.seen = connection.given;
-      connection.silentSince = now;
-    } else if (!blocked && now - connection.silentSince >= this.#interval) {
-      connection.silent();
-    }
+    if (connection.silentSince === 0) connection.silentSince = now;
+    else if (!blocked && now - connection.silentSince >= this.#interval) connection.silent();
   }
 }
 
