@@ -161,7 +161,8 @@ export abstract class Connection {
   }
 
   /**
-   * Sends status 200, the headers and the first bytes in one packet. A HEAD request gets the head and ends.
+   * Sends status 200, the headers and the first bytes, in one packet with what else is written in this turn. A HEAD request gets
+   * the head and ends.
    * @throws {SseError} `ERR_SSE_HEADERS_SENT` when the response has begun as something else
    * @internal
    */
@@ -181,11 +182,10 @@ export abstract class Connection {
       this.end('server');
       return;
     }
+    this.#cork();
     // Flushed by itself, Node keeps the head as the one string it sent; joined to the first chunk it stays a tree of 650 B more.
-    res.cork();
     res.flushHeaders();
     this.write(Buffer.from(prelude));
-    res.uncork();
   }
 
   /** Hands bytes over, or queues them behind what the reader has not taken. Never throws. @internal */
@@ -313,6 +313,17 @@ export abstract class Connection {
 
   #tell(error: unknown): void {
     if (diagnostics.error.hasSubscribers) diagnostics.error.publish({ stream: this, error });
+  }
+
+  /** Holds back what is written until the callers have returned, as Node does by itself once the head is out. */
+  #cork(): void {
+    const { res } = this;
+    // The socket, not the response: from Node 22 on a response that was corked lets go of its head and each part of a chunk by itself.
+    const corked = res.req.httpVersionMajor === 1 ? res.socket : res;
+    // In line behind another everything waits, and leaves together.
+    if (corked === null) return;
+    corked.cork();
+    process.nextTick(uncork, corked);
   }
 
   /** Bytes that the response or the socket holds already. */
@@ -443,6 +454,10 @@ function onDrain(this: Carrier): void {
 
 function onSocketDrain(this: CarrierSocket): void {
   this[connectionOf]?.resume();
+}
+
+function uncork(corked: Socket | ServerResponse): void {
+  corked.uncork();
 }
 
 function guardedWrite(this: Carrier, ...args: unknown[]): unknown {

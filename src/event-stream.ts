@@ -210,7 +210,8 @@ export class EventStream extends Connection {
   }
 
   /**
-   * Sends status 200, the headers and a first comment now, in one packet, so that proxies and browsers report the stream open.
+   * Sends status 200, the headers and a first comment, so that proxies and browsers report the stream open. What else is written
+   * before the caller returns leaves in the same packet.
    * Without effect on a stream that is open or closed.
    * @throws {SseError} `ERR_SSE_HEADERS_SENT` when the response has begun as something else
    */
@@ -401,11 +402,13 @@ export class EventStream extends Connection {
 
   /** @internal */
   writeDirect(text: string, isEvent: boolean): boolean {
+    const opens = this.readyState === 0;
     this.open();
     if (!this.isWritable() || this.#particulars?.isEnding === true) return false;
     // What the channels owe this reader was published before this call, so it goes first.
     this.follower?.flush();
-    if (!this.admits(isEvent ? 1 : 0)) return false;
+    // The head with which the first leaves is not queued for a slow reader.
+    if (!opens && !this.admits(isEvent ? 1 : 0)) return false;
     if (isEvent) this.sent++;
     this.write(Buffer.from(text));
     return this.readyState === 1 && !this.isBehind;

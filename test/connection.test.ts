@@ -126,6 +126,12 @@ test('one event, however large, fits an empty queue and arrives whole', async ()
   expect((await reader.next()).data === data).toBe(true);
 });
 
+test('the first comment fits beside the head, which no reader has been slow to take', async () => {
+  await using server = await serveStreams((stream) => expect(stream.comment('hello')).toBe(true), { maxBuffered: 0 });
+  using reader = await read(server.url);
+  await until('it', () => reader.text === ':\n: hello\n');
+});
+
 test('what is sent while a large event is on its way comes after it, in order', async () => {
   await using server = await serveStreams(
     (stream) => {

@@ -5,7 +5,7 @@ import type { CloseReason, EventStream } from '../src/index.ts';
 import { serveStreams } from './support/app.ts';
 import { codeOf } from './support/code-of.ts';
 import { read } from './support/reader.ts';
-import { dial, requestText } from './support/server.ts';
+import { dial, packetsOf, requestText } from './support/server.ts';
 import { until, within } from './support/wait.ts';
 
 describe('send', () => {
@@ -129,6 +129,52 @@ describe('open', () => {
     expect(head).toContain('\r\nX-Extra: yes\r\n');
     expect(head).toContain('\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n');
     expect(body).toBe('2\r\n:\n\r\n');
+  });
+
+  test('sends what else is written in its turn in the same packet, and no more', async () => {
+    await using server = await serveStreams((stream) => {
+      stream.open();
+      stream.comment('one');
+      stream.send(2);
+      stream.send('three');
+      setImmediate(() => stream.send('later'));
+    });
+    const packets = packetsOf(server);
+    using reader = await read(server.url);
+    expect(await reader.take(3)).toMatchObject([{ data: '2' }, { data: 'three' }, { data: 'later' }]);
+    expect(reader.text).toMatch(/^:\n: one\ndata: 2\n\n/);
+    expect(packets.map((parts) => parts.join('').match(/HTTP|one|data: .*/g))).toEqual([
+      ['HTTP', 'one', 'data: 2', 'data: three'],
+      ['data: later'],
+    ]);
+  });
+
+  test.each([
+    ['close()', (stream: EventStream) => void stream.close()],
+    ['res.end()', (stream: EventStream) => void stream.res.end()],
+  ])('and %s in its turn are one packet, too', async (_, end) => {
+    await using server = await serveStreams((stream) => {
+      stream.send('x');
+      end(stream);
+    });
+    const packets = packetsOf(server);
+    using reader = await read(server.url);
+    await reader.end();
+    expect(reader.text).toBe(':\ndata: x\n\n');
+    expect(packets).toHaveLength(1);
+    // The next request on the connection is answered as ever.
+    using next = await read(server.url);
+    await next.end();
+    expect(next.text).toBe(reader.text);
+  });
+
+  test('and a destroy in its turn harm nobody', async () => {
+    await using server = await serveStreams(
+      (stream) => void (server.streams.length === 1 ? stream.open().res.destroy() : stream.send('x')),
+    );
+    await expect(read(server.url)).rejects.toThrow('fetch failed');
+    using reader = await read(server.url);
+    expect((await reader.next()).data).toBe('x');
   });
 
   test('sends the reconnection time, for each client another of the range', async () => {

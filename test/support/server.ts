@@ -45,6 +45,24 @@ export async function listening(server: Server, protocol = 'http'): Promise<Test
   };
 }
 
+type Part = Buffer | string;
+
+/** What the server hands to the kernel, on sockets that are still to come: the parts of each packet. */
+export function packetsOf({ server }: TestServer): Part[][] {
+  const packets: Part[][] = [];
+  server.on('connection', (socket: Socket) => {
+    // What `net` implements a stream by: one call, one write to the kernel.
+    for (const method of ['_write', '_writev'] as const) {
+      const send = socket[method] as (...args: unknown[]) => void;
+      socket[method] = (given: Part | { chunk: Part }[], ...rest: unknown[]) => {
+        packets.push(Array.isArray(given) ? given.map(({ chunk }) => chunk) : [given]);
+        Reflect.apply(send, socket, [given, ...rest]);
+      };
+    }
+  });
+  return packets;
+}
+
 /** A raw client: sends bytes and reads only when told to. */
 export async function dial(port: number, request: string): Promise<Socket> {
   const socket = connect(port, '127.0.0.1');
