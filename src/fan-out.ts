@@ -1,4 +1,5 @@
 /** Published events to all live streams: what one turn of the event loop publishes is joined once and written once to each. */
+import { PIECE } from './backlog.ts';
 import { WRITE_MARK } from './connection.ts';
 import type { LogEntry } from './log-entry.ts';
 import { SharedBytes } from './shared-bytes.ts';
@@ -18,6 +19,11 @@ export class Frame extends SharedBytes {
     this.entries = entries;
     this.first = first.offset;
     this.last = (entries.at(-1) as LogEntry).offset;
+  }
+
+  /** Whether it is these entries, all of them and no others. */
+  holds(entries: readonly LogEntry[]): boolean {
+    return entries.length === this.entries.length && entries.every((entry, index) => entry === this.entries[index]);
   }
 }
 
@@ -67,7 +73,7 @@ export class Audience extends Slots<Member> {
    */
   begin(): Frame | undefined {
     if (this.#underway !== undefined || this.#pending.length === 0) return undefined;
-    const count = fitting(this.#pending);
+    const count = fitting(this.#pending, WRITE_MARK);
     const isAll = count === this.#pending.length;
     this.#underway =
       isAll && this.#frame !== undefined ? this.#frame : new Frame(isAll ? this.#pending : this.#pending.slice(0, count));
@@ -83,13 +89,13 @@ export class Audience extends Slots<Member> {
   }
 }
 
-/** How many of the entries one frame may hold: more would have to be taken apart for each stream. */
-function fitting(entries: readonly LogEntry[]): number {
+/** How many of the entries one frame of so many bytes may hold, but at least one: more would have to be taken apart for each stream. */
+function fitting(entries: readonly LogEntry[], maxBytes: number): number {
   let count = 0;
   let bytes = 0;
   for (const { frame } of entries) {
     bytes += frame.length;
-    if (count > 0 && bytes > WRITE_MARK) break;
+    if (count > 0 && bytes > maxBytes) break;
     count++;
   }
   return count;
@@ -111,6 +117,8 @@ export class FanOut {
   readonly #byChannel = new Map<string, Set<Audience>>();
   readonly #jobs: Job[] = [];
   #due: Audience[] = [];
+  // What was joined last of what ends with an entry. Weak: what the log lets go of is not to be kept here.
+  readonly #joined = new WeakMap<LogEntry, WeakRef<Frame>>();
   #isScheduled = false;
   #isRunning = false;
 
@@ -123,6 +131,21 @@ export class FanOut {
     this.#isScheduled = true;
     // Not a microtask: what other callbacks of this turn publish is joined, too.
     setImmediate(() => this.#flush());
+  }
+
+  /**
+   * Entries from the log, joined. Streams that come back together are mostly owed the same, and are given the same bytes.
+   * @returns `undefined` for more than one write, which is joined as the reader takes it
+   */
+  joined(entries: readonly LogEntry[]): Frame | undefined {
+    const last = entries.at(-1) as LogEntry;
+    // Each stream has asked the log what it is owed: what was joined for another is right for it if it is the same.
+    const known = this.#joined.get(last)?.deref();
+    if (known?.holds(entries) === true) return known;
+    if (fitting(entries, PIECE) < entries.length) return undefined;
+    const frame = new Frame(entries);
+    this.#joined.set(last, new WeakRef(frame));
+    return frame;
   }
 
   #flush(): void {

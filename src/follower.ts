@@ -500,7 +500,9 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     if (due.length === 0) return;
     this.#written = (due.at(-1) as LogEntry).offset;
     this.#noteDelivery();
-    this.stream.deliverAll(due.map((entry) => entry.frame));
+    // Streams that come back together are mostly owed the same.
+    const frame = this.host.fanOut.joined(due);
+    if (frame === undefined || !this.stream.share(frame, due.length)) this.stream.deliverAll(due.map((entry) => entry.frame));
   }
 
   /** Takes what of the frame is beyond the offset and wanted. */

@@ -12,7 +12,7 @@ import {
 } from '../src/index.ts';
 import { serveStreams, type StreamServer } from './support/app.ts';
 import { read, type Reader } from './support/reader.ts';
-import { dial, requestText } from './support/server.ts';
+import { dial, packetsOf, requestText } from './support/server.ts';
 import { StrictParser } from './support/strict-parser.ts';
 import { until, within } from './support/wait.ts';
 
@@ -136,6 +136,86 @@ describe('a client that reconnects', () => {
     }
     using reader = await resume(server.url, first as string);
     expect(data(await reader.take(7))).toEqual(['b0', 'a1', 'c2', 'b4', 'a5', 'a6', 'c7']);
+  });
+});
+
+describe('clients that come back together', () => {
+  test('get head, checkpoint and what they have missed in one packet each, and share the bytes of it', async () => {
+    await using server = await serveChannels();
+    const [first, ...missed] = await publish(server.channels, 'a', 'one', 'two', 'three', 'four');
+    const packets = packetsOf(server);
+    const readers = await Promise.all(Array.from({ length: 20 }, () => resume(server.url, first as string)));
+    await Promise.all(readers.map((reader) => reader.take(3)));
+    expect(packets).toHaveLength(20);
+    // One buffer for all, not twenty that are equal.
+    expect(new Set(packets.flat().filter((part) => part.includes('data: three\n'))).size).toBe(1);
+    for (const reader of readers) {
+      expect(reader.text).toBe(readers[0]?.text);
+      expect(reader.checkpoints).toEqual([first]);
+      expect(reader.events.map((event) => event.id)).toEqual(missed);
+      reader.close();
+    }
+    await publish(server.channels, 'a', 'five');
+  });
+
+  test('get what has been published since, too', async () => {
+    await using server = await serveChannels();
+    const [first] = await publish(server.channels, 'a', 'one', 'two', 'three');
+    using before = await resume(server.url, first as string);
+    expect(data(await before.take(2))).toEqual(['two', 'three']);
+    void server.channels.publish('a', 'four');
+    using after = await resume(server.url, first as string);
+    expect(data(await after.take(3))).toEqual(['two', 'three', 'four']);
+  });
+
+  test('get nothing of a channel that was cleared after the first of them', async () => {
+    await using server = await serveChannels({}, { follow: ['a', 'b'] });
+    const cursor = await server.channels.cursor();
+    await publish(server.channels, 'a', 'a1');
+    await publish(server.channels, 'b', 'b2');
+    using before = await resume(server.url, cursor);
+    expect(data(await before.take(2))).toEqual(['a1', 'b2']);
+    await server.channels.clear('a');
+    using after = await resume(server.url, cursor);
+    expect(gapOf(await after.next())).toMatchObject({ channels: ['a'] });
+    expect((await after.next()).data).toBe('b2');
+    expect(after.text).not.toContain('a1');
+  });
+
+  test('get nothing that has become too old since the first of them', async () => {
+    const ages = createChannels({ historyFor: (name) => (name === 'a' ? { events: 1_000, age: 300 } : undefined) });
+    await using server = await serveStreams((stream) => void stream.subscribe(['a', 'b']), { channels: ages });
+    const cursor = await ages.cursor();
+    await publish(ages, 'a', 'a1');
+    await publish(ages, 'b', 'b2');
+    using before = await resume(server.url, cursor);
+    expect(data(await before.take(2))).toEqual(['a1', 'b2']);
+    let after: Reader | undefined;
+    await until('a1 to be too old', async () => {
+      after?.close();
+      after = await resume(server.url, cursor);
+      return (await after.next()).event === 'sse:gap';
+    });
+    expect((await after?.next())?.data).toBe('b2');
+    expect(after?.text).not.toContain('a1');
+    after?.close();
+  });
+
+  test('get what their own filters let through', async () => {
+    const hidden: string[] = [];
+    const options = { filter: ({ data: text }: { data: string }) => !hidden.includes(text) };
+    await using server = await serveChannels({}, { options });
+    const [first] = await publish(server.channels, 'a', 1, 2, 3, 4);
+    for (const [each, ...expected] of [
+      ['', '2', '3', '4'],
+      ['2', '3', '4'],
+      ['3', '2', '4'],
+      ['', '2', '3', '4'],
+    ]) {
+      hidden[0] = each as string;
+      using reader = await resume(server.url, first as string);
+      expect(data(await reader.take(expected.length))).toEqual(expected);
+    }
   });
 });
 
