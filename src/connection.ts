@@ -69,13 +69,13 @@ export abstract class Connection {
   given = 0;
   /** Events handed over. @internal */
   sent = 0;
+  /** When the heartbeat noticed that nothing more was given, in ms; 0 = it has not looked since something was. @internal */
+  silentSince = 0;
   /** The response. What is written to it directly is not this library's: finish events that you begin. */
   readonly res: ServerResponse;
 
   /** Its place with the heartbeat. @internal */
   slot = -1;
-  /** When the heartbeat noticed that nothing more was given, in ms; 0 = it has not looked since something was. @internal */
-  silentSince = 0;
 
   #listening = false;
   // Set where our `write` and `end` stand in front of the response's own, which are in it if middleware had put some before us.
