@@ -14,6 +14,15 @@ const DUE_WITHOUT_HEARTBEAT = 15_000;
 // So many streams are looked at before other work gets its turn.
 const SLICE = 500;
 
+/** A connection with something queued. */
+interface Blocked {
+  readonly since: number;
+  /** How much had gone to the kernel by then. */
+  readonly delivered: number;
+  /** What else was due came while it was. */
+  isDue: boolean;
+}
+
 export class Heartbeat {
   readonly #interval: number;
   readonly #dueEvery: number;
@@ -21,8 +30,8 @@ export class Heartbeat {
   readonly #maxLifetime: number;
   readonly #tick: number;
   readonly #connections = new Slots<Connection>();
-  // Those with something queued: since when, and how much had gone to the kernel by then.
-  readonly #blocked = new Map<Connection, { since: number; delivered: number }>();
+  // Those with something queued.
+  readonly #blocked = new Map<Connection, Blocked>();
   // When each is to be retired; of those that never are nothing is noted.
   readonly #deadlines = new Map<Connection, number>();
   #timer: NodeJS.Timeout | undefined;
@@ -99,12 +108,13 @@ export class Heartbeat {
     const { delivered } = connection;
     const known = this.#blocked.get(connection);
     if (known !== undefined && delivered <= known.delivered) return now - known.since >= this.#stallTimeout;
-    this.#blocked.set(connection, { since: now, delivered });
+    this.#blocked.set(connection, { since: now, delivered, isDue: known?.isDue === true });
     return false;
   }
 
   #look(connection: Connection, now: number): void {
     const blocked = connection.bufferedAmount > 0;
+    const wasDue = this.#blocked.get(connection)?.isDue === true;
     // A `drain` that a wrapped response swallowed, or that a large highWaterMark left out, must hold nobody for ever.
     if (connection.isWaiting && connection.res.writableLength <= WRITE_MARK) connection.resume();
     if (!blocked) {
@@ -118,7 +128,8 @@ export class Heartbeat {
       connection.aged();
       return;
     }
-    if (this.#isDue && !blocked) connection.due();
+    if ((this.#isDue || wasDue) && !blocked) connection.due();
+    else if (this.#isDue) (this.#blocked.get(connection) as Blocked).isDue = true;
     if (connection.silentSince === 0) connection.silentSince = now;
     else if (!blocked && now - connection.silentSince >= this.#interval) connection.silent();
   }

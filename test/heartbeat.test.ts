@@ -1,6 +1,9 @@
 import { performance } from 'node:perf_hooks';
 import { describe, expect, test, vi } from 'vitest';
 import type { EventStream } from '../src/index.ts';
+import type { Connection } from '../src/connection.ts';
+import { Heartbeat } from '../src/heartbeat.ts';
+import { resolveStreamOptions } from '../src/options.ts';
 import { serveStreams } from './support/app.ts';
 import { read } from './support/reader.ts';
 import { dial, requestText } from './support/server.ts';
@@ -106,3 +109,33 @@ test('a stream is closed at maxLifetime, give or take a tenth, so that its clien
   expect(await within('the close reason', (server.streams[0] as EventStream).closed)).toBe('aged');
   expect(server.events.stats().closed).toEqual({ aged: 1 });
 });
+
+test('what is due while something is queued is done as soon as nothing is, not a heartbeat later', async () => {
+  const heartbeat = new Heartbeat(resolveStreamOptions({ heartbeat: 400 }));
+  const [free, blocked] = [standIn(), standIn()];
+  blocked.bufferedAmount = 1;
+  for (const each of [free, blocked]) heartbeat.add(each as unknown as Connection);
+  await until('what is due', () => free.dues === 1);
+  expect(blocked.dues).toBe(0);
+  blocked.bufferedAmount = 0;
+  await until('it for the other', () => blocked.dues === 1);
+  expect(free.dues).toBe(1);
+  for (const each of [free, blocked]) heartbeat.delete(each as unknown as Connection);
+});
+
+/** What a heartbeat sees of a connection: a kernel that takes bytes at a given moment cannot be had. */
+function standIn() {
+  return {
+    slot: -1,
+    silentSince: 0,
+    readyState: 1,
+    bufferedAmount: 0,
+    delivered: 0,
+    isWaiting: false,
+    dues: 0,
+    due() {
+      this.dues++;
+    },
+    silent() {},
+  };
+}
