@@ -44,6 +44,9 @@ interface CarrierSocket extends Socket {
   [waiting]?: Set<Connection>;
 }
 
+// Of those that open in this turn: how many bytes of head wait with what else is written in it.
+const heads = new Map<Connection, number>();
+
 interface Wrapped {
   readonly write: ServerResponse['write'] | undefined;
   readonly end: ServerResponse['end'] | undefined;
@@ -107,7 +110,7 @@ export abstract class Connection {
   protected abstract gone(): void;
   /** No more than the write mark is queued. @internal */
   protected abstract caughtUp(): void;
-  /** Another `heartbeat` has passed, silent or not. @internal */
+  /** What is due once in each `heartbeat`, silent or not, is due. @internal */
   abstract due(): void;
   /** It has been silent for as long as `heartbeat` says. @internal */
   abstract silent(): void;
@@ -155,6 +158,11 @@ export abstract class Connection {
     return (this.#backlog?.size ?? 0) + (this.#state === 'idle' ? 0 : this.#pressure);
   }
 
+  /** Bytes of head that wait until the turn in which it opens is over. No reader has been slow to take them. @internal */
+  get headBytes(): number {
+    return heads.get(this) ?? 0;
+  }
+
   /** Bytes that have gone to the kernel: grows while the reader makes progress. @internal */
   get delivered(): number {
     return this.given - this.#pressure;
@@ -179,17 +187,18 @@ export abstract class Connection {
     for (const [name, value] of settings.headers) res.setHeader(name, value);
     this.#state = 'open';
     if (res.req.method === 'HEAD') {
-      this.end('server');
+      this.endFor('server');
       return;
     }
     this.#cork();
     // Flushed by itself, Node keeps the head as the one string it sent; joined to the first chunk it stays a tree of 650 B more.
     res.flushHeaders();
-    this.write(Buffer.from(prelude));
+    this.writeBytes(Buffer.from(prelude));
+    if (heads.has(this)) heads.set(this, this.#pressure);
   }
 
   /** Hands bytes over, or queues them behind what the reader has not taken. Never throws. @internal */
-  write(bytes: Buffer): void {
+  writeBytes(bytes: Buffer): void {
     if (!this.isWritable()) return;
     if (this.#backlog !== undefined) this.#backlog.add(bytes);
     else if (bytes.length <= PIECE && this.#pressure <= PIECE) this.#give(bytes);
@@ -209,7 +218,7 @@ export abstract class Connection {
     if (!socket || this.#backlog !== undefined || length > WRITE_MARK || socket.writableLength > PIECE) {
       if (this.isBehind) return false;
       this.sent += events;
-      this.write(shared.bytes);
+      this.writeBytes(shared.bytes);
     } else if (socket.writable) {
       this.sent += events;
       this.given += length;
@@ -221,17 +230,17 @@ export abstract class Connection {
 
   /** The same for many, joined to pieces as they are handed over. They are not copied before. @internal */
   writeAll(many: readonly Buffer[]): void {
-    if (many.length === 1) this.write(many[0] as Buffer);
+    if (many.length === 1) this.writeBytes(many[0] as Buffer);
     if (many.length <= 1 || !this.isWritable()) return;
     if (this.#backlog === undefined) this.#queue(many);
     else this.#backlog.addAll(many);
   }
 
   /** Ends the connection after what is queued and, if given, `last`. @internal */
-  end(reason: CloseReason, last?: Buffer): void {
+  endFor(reason: CloseReason, last?: Buffer): void {
     if (this.readyState === 2) return;
     const opened = this.#state === 'open';
-    if (last !== undefined) this.write(last);
+    if (last !== undefined) this.writeBytes(last);
     this.#ended(reason);
     if (opened && this.#backlog === undefined) this.#finish();
   }
@@ -323,7 +332,8 @@ export abstract class Connection {
     // In line behind another everything waits, and leaves together.
     if (corked === null) return;
     corked.cork();
-    process.nextTick(uncork, corked);
+    heads.set(this, 0);
+    process.nextTick(uncork, corked, this);
   }
 
   /** Bytes that the response or the socket holds already. */
@@ -456,7 +466,8 @@ function onSocketDrain(this: CarrierSocket): void {
   this[connectionOf]?.resume();
 }
 
-function uncork(corked: Socket | ServerResponse): void {
+function uncork(corked: Socket | ServerResponse, connection: Connection): void {
+  heads.delete(connection);
   corked.uncork();
 }
 

@@ -218,7 +218,7 @@ export class EventStream extends Connection {
   open(): this {
     if (this.readyState !== 0) return this;
     if (!this.res.headersSent && this.host.admits?.(this) === false) {
-      this.end('server');
+      this.endFor('server');
       return this;
     }
     const { settings, heartbeat } = this.host;
@@ -293,7 +293,7 @@ export class EventStream extends Connection {
     if (this.readyState === 0 && !this.res.headersSent) this.open();
     this.follower?.flush();
     const last = (retry === undefined ? '' : retryText(retry)) + (final ? END : '');
-    this.end(reason, last === '' ? undefined : Buffer.from(last));
+    this.endFor(reason, last === '' ? undefined : Buffer.from(last));
     return this;
   }
 
@@ -317,7 +317,7 @@ export class EventStream extends Connection {
   /** Writes events that were published, already encoded, however far the reader is behind; the caller knows how many. @internal */
   deliver(bytes: Buffer, events: number): void {
     this.sent += events;
-    this.write(bytes);
+    this.writeBytes(bytes);
   }
 
   /** The same for many, as the reader takes them. @internal */
@@ -328,7 +328,7 @@ export class EventStream extends Connection {
 
   /** Writes an event of the library's own. @internal */
   writeOwn(text: string): void {
-    this.write(Buffer.from(text));
+    this.writeBytes(Buffer.from(text));
   }
 
   /** Whether so many events more, or a comment, may be queued for this reader; carries out `onSlow` if not. @internal */
@@ -336,7 +336,7 @@ export class EventStream extends Connection {
     const { maxBuffered, onSlow } = this.host.settings;
     const { bufferedAmount } = this;
     // Before the first event the queue holds hardly more than the head of the response, which counts as empty.
-    if (bufferedAmount <= maxBuffered || (events > 0 && this.sent === 0)) return true;
+    if (bufferedAmount - this.headBytes <= maxBuffered || (events > 0 && this.sent === 0)) return true;
     if (diagnostics.slow.hasSubscribers) diagnostics.slow.publish({ stream: this, bufferedAmount, action: onSlow });
     this.particulars.dropped += events;
     if (onSlow === 'close') this.cut('slow');
@@ -384,7 +384,7 @@ export class EventStream extends Connection {
 
   /** @internal */
   override silent(): void {
-    this.write(this.host.settings.visibleHeartbeat ? PING : HEARTBEAT);
+    this.writeBytes(this.host.settings.visibleHeartbeat ? PING : HEARTBEAT);
   }
 
   /** @internal */
@@ -402,15 +402,13 @@ export class EventStream extends Connection {
 
   /** @internal */
   writeDirect(text: string, isEvent: boolean): boolean {
-    const opens = this.readyState === 0;
     this.open();
     if (!this.isWritable() || this.#particulars?.isEnding === true) return false;
     // What the channels owe this reader was published before this call, so it goes first.
     this.follower?.flush();
-    // The head with which the first leaves is not queued for a slow reader.
-    if (!opens && !this.admits(isEvent ? 1 : 0)) return false;
+    if (!this.admits(isEvent ? 1 : 0)) return false;
     if (isEvent) this.sent++;
-    this.write(Buffer.from(text));
+    this.writeBytes(Buffer.from(text));
     return this.readyState === 1 && !this.isBehind;
   }
 }

@@ -132,6 +132,19 @@ test('the first comment fits beside the head, which no reader has been slow to t
   await until('it', () => reader.text === ':\n: hello\n');
 });
 
+test('a head of more than maxBuffered does not make a reader slow', async () => {
+  const headers = { 'Content-Security-Policy': 'x'.repeat(2_000) };
+  await using server = await serveStreams(
+    (stream) => {
+      stream.send('one');
+      expect(stream.send('two')).toBe(true);
+    },
+    { maxBuffered: 1_000, headers },
+  );
+  using reader = await read(server.url);
+  expect((await reader.take(2)).map(({ data }) => data)).toEqual(['one', 'two']);
+});
+
 test('what is sent while a large event is on its way comes after it, in order', async () => {
   await using server = await serveStreams(
     (stream) => {

@@ -8,6 +8,15 @@ import { read } from './support/reader.ts';
 import { dial, packetsOf, requestText } from './support/server.ts';
 import { until, within } from './support/wait.ts';
 
+test('a stream has no method that a response has: who mistakes one for the other is told at once', async () => {
+  await using server = await serveStreams((stream) => {
+    for (const name of ['write', 'end', 'destroy', 'setHeader', 'flushHeaders']) expect(name in stream).toBe(false);
+    stream.send('x');
+  });
+  using reader = await read(server.url);
+  expect((await reader.next()).data).toBe('x');
+});
+
 describe('send', () => {
   test('writes one event, with its fields as an object or in order', async () => {
     await using server = await serveStreams((stream) => {
