@@ -195,9 +195,6 @@ const subscribeRules: Readonly<Record<keyof SubscribeOptions, OptionRule>> = {
 const MAX_NAME_BYTES = 256;
 const MAX_NAMES = 100;
 
-// One for all, by which streams that agree on nothing special are known.
-const DEFAULTS: SubscribeOptions = {};
-
 // What the clients of a registry that closes are told to wait, so that they do not all return at once.
 const CLOSE_RETRY = { min: 1_000, max: 5_000 };
 
@@ -257,11 +254,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     return { id };
   }
 
-  async subscribe(
-    stream: EventStream,
-    names: string | readonly string[],
-    options: SubscribeOptions = DEFAULTS,
-  ): Promise<Subscription> {
+  async subscribe(stream: EventStream, names: string | readonly string[], options: SubscribeOptions = {}): Promise<Subscription> {
     return this.#follow(stream, distinctNames(names), options);
   }
 
@@ -304,7 +297,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
 
   listen<Req extends IncomingMessage = RouteRequest, Res extends ServerResponse = RouteResponse>(
     names: ListenNames<Req>,
-    options: SubscribeOptions | ((req: Req) => SubscribeOptions | Promise<SubscribeOptions>) = DEFAULTS,
+    options: SubscribeOptions | ((req: Req) => SubscribeOptions | Promise<SubscribeOptions>) = {},
   ): RouteHandler<Req, Res> {
     // Wrong use fails where the route is made, not at the first request.
     const fixed = typeof names === 'function' ? undefined : distinctNames(names);
@@ -416,7 +409,10 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   }
 
   async #close(): Promise<void> {
-    for (const { stream } of this.#followers()) stream.finish('shutdown', { retry: draw(CLOSE_RETRY) });
+    // Again, because whoever hears of the end of one may make another follow something.
+    for (let open = this.#openStreams(); open.length > 0; open = this.#openStreams()) {
+      for (const stream of open) stream.finish('shutdown', { retry: draw(CLOSE_RETRY) });
+    }
     await this.broker.close();
   }
 
@@ -424,6 +420,10 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   #followers(): StreamFollower[] {
     const live = this.fanOut.members.filter((member) => member instanceof StreamFollower);
     return [...live, ...this.#apart];
+  }
+
+  #openStreams(): EventStream[] {
+    return this.#followers().flatMap(({ stream }) => (stream.readyState === 2 ? [] : [stream]));
   }
 
   #assertOpen(): void {

@@ -66,7 +66,7 @@ function isAlike(one: Terms, other: Terms): boolean {
   return one.holds.every((hold, index) => hold.isLike(other.holds[index] as Hold));
 }
 
-/** What a stream has only while it is not simply live, or if it is not like the others. */
+/** What a stream has only while it is not simply live, or if it has a filter, has lost something or follows what has no history. */
 class Affairs {
   /** What it is owed, while behind. */
   arrears: Arrears | undefined;
@@ -78,9 +78,8 @@ class Affairs {
   isLeaving = false;
 
   get isNone(): boolean {
-    return (
-      this.arrears === undefined && this.liveOnly === undefined && this.gaps === undefined && !this.isBusy && !this.isLeaving
-    );
+    const hasGaps = this.gaps !== undefined && !this.gaps.isEmpty;
+    return this.arrears === undefined && this.liveOnly === undefined && !hasGaps && !this.isBusy && !this.isLeaving;
   }
 }
 
@@ -136,7 +135,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     // Within an `onGap` the stream waits for the application, so the application must not wait for the stream.
     const mustNotWait = this.#affairs?.arrears?.isTelling === true;
     const fresh = channels.filter((channel) => !this.#follows(channel));
-    this.#change({ holds: this.#holds.concat(hold) });
+    this.#hold(this.#holds.concat(hold));
     try {
       // Listen first, so that nothing published from here on is unseen.
       const listening = fresh.map((channel) => this.host.retain(channel)).filter((ready) => ready !== undefined);
@@ -166,12 +165,14 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     // Gone already, or a filter has just ended the stream.
     const index = this.#holds.findIndex((other) => other.isLike(hold));
     if (index === -1) return;
-    this.#change({ holds: this.#holds.toSpliced(index, 1) });
+    this.#hold(this.#holds.toSpliced(index, 1));
+    this.#affairs?.gaps?.keepOnly(this.#holds);
     for (const channel of hold.channels) if (!this.#follows(channel)) this.host.release(channel);
     hold.begin();
     this.#regroup();
     if (this.#holds.length === 0) this.host.forget(this);
     this.#advance();
+    this.#tidy();
   }
 
   take(frame: Frame): void {
@@ -230,7 +231,8 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     this.#leave();
     this.#affairs?.liveOnly?.leave();
     const holds = this.#holds;
-    this.#change({ holds: [], channels: [] });
+    this.#hold([]);
+    this.#change({ channels: [] });
     for (const channel of channelsOf(holds)) this.host.release(channel);
     for (const hold of holds) hold.begin();
     this.host.forget(this);
@@ -301,6 +303,10 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     return this.#affairs;
   }
 
+  #tidy(): void {
+    if (this.#affairs?.isNone === true) this.#affairs = undefined;
+  }
+
   get #holds(): readonly Hold[] {
     return this.#terms.holds;
   }
@@ -311,6 +317,14 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
 
   get #epoch(): string {
     return this.#terms.epoch;
+  }
+
+  #hold(holds: readonly Hold[]): void {
+    this.#change({
+      holds,
+      isFiltered: holds.some(({ options }) => options.filter !== undefined),
+      isAsked: holds.some(({ options }) => options.onGap !== undefined),
+    });
   }
 
   #change(changes: Partial<Terms>): void {
@@ -327,8 +341,6 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     const liveOnly = channels.filter((channel) => !this.host.hasHistory(channel));
     this.#change({
       channels: channels.filter((channel) => !liveOnly.includes(channel)),
-      isFiltered: this.#holds.some(({ options }) => options.filter !== undefined),
-      isAsked: this.#holds.some(({ options }) => options.onGap !== undefined),
     });
     affairs.arrears?.keepOnly(this.#channels);
     if (liveOnly.length === 0) affairs.liveOnly = undefined;
@@ -383,7 +395,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
       this.fail(error);
     } finally {
       affairs.isBusy = false;
-      if (affairs.isNone) this.#affairs = undefined;
+      this.#tidy();
     }
   }
 
@@ -438,8 +450,9 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   }
 
   #countGap(gap: Gap): void {
-    for (const hold of this.#holds) if (gap.channels.some((channel) => hold.hasPlaced(channel))) hold.lose();
-    (this.#own.gaps ??= new GapCounts()).add(gap.channels);
+    const holds = this.#holds.filter((hold) => gap.channels.some((channel) => hold.hasPlaced(channel)));
+    for (const hold of holds) hold.lose();
+    (this.#own.gaps ??= new GapCounts()).add(holds);
     this.host.countGap();
     if (diagnostics.gap.hasSubscribers) diagnostics.gap.publish({ stream: this.stream, ...gap });
   }
@@ -530,6 +543,8 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
       affairs.isBusy = wasBusy;
     }
     this.#advance();
+    // One with a filter needs them again with the next frame.
+    if (!this.isFiltered) this.#tidy();
   }
 
   /** A slow reader costs a cursor, not a queue: it leaves the live ones, having been given all before this frame. */

@@ -6,7 +6,7 @@ import type { LogEntry } from './log-entry.ts';
 /** Of whose channels a subscription holds some. */
 export interface Holder {
   readonly cursor: string;
-  /** How many gaps have been told of any of these channels. */
+  /** How many gaps have been told to those who subscribed to this list. */
   gapsOf(channels: readonly string[]): number;
   remove(hold: Hold): void;
 }
@@ -24,7 +24,9 @@ export class Hold {
 
   constructor(channels: readonly string[], options: SubscribeOptions) {
     this.channels = channels;
-    this.options = options;
+    const { since, resume, filter, onGap, checkpoints } = options;
+    // A copy: what was agreed on does not change with the caller's object.
+    this.options = { since, resume, filter, onGap, checkpoints };
   }
 
   /** Whether a stream that has the one might as well have the other. */
@@ -32,7 +34,8 @@ export class Hold {
     if (this === other) return true;
     const { channels, options } = this;
     // One that is asked remembers that.
-    if (!this.hasBegun || !other.hasBegun || options !== other.options || options.onGap !== undefined) return false;
+    if (!this.hasBegun || !other.hasBegun || options.onGap !== undefined || other.options.onGap !== undefined) return false;
+    if (options.filter !== other.options.filter || options.checkpoints !== other.options.checkpoints) return false;
     return channels.length === other.channels.length && channels.every((channel, index) => channel === other.channels[index]);
   }
 
@@ -146,23 +149,34 @@ export class StreamSubscription implements Subscription {
   }
 }
 
-/** How many gaps a stream was told, of which channels. */
+/** How many gaps a stream was told, for each list of channels that was subscribed to. */
 export class GapCounts {
-  readonly #counts = new Map<string, { readonly channels: readonly string[]; count: number }>();
+  readonly #counts = new Map<string, number>();
 
-  add(channels: readonly string[]): void {
-    // A channel name has no control characters, so the key cannot be ambiguous.
-    const key = channels.join('\n');
-    const known = this.#counts.get(key);
-    if (known === undefined) this.#counts.set(key, { channels, count: 1 });
-    else known.count++;
+  /** A gap concerns these subscriptions. */
+  add(holds: readonly Hold[]): void {
+    const keys = new Set(holds.map(({ channels }) => keyOf(channels)));
+    for (const key of keys) this.#counts.set(key, (this.#counts.get(key) ?? 0) + 1);
   }
 
   of(channels: readonly string[]): number {
-    let sum = 0;
-    for (const gap of this.#counts.values()) if (gap.channels.some((channel) => channels.includes(channel))) sum += gap.count;
-    return sum;
+    return this.#counts.get(keyOf(channels)) ?? 0;
   }
+
+  /** Forgets the lists that nobody is subscribed to any more. */
+  keepOnly(holds: readonly Hold[]): void {
+    const keys = new Set(holds.map(({ channels }) => keyOf(channels)));
+    for (const key of this.#counts.keys()) if (!keys.has(key)) this.#counts.delete(key);
+  }
+
+  get isEmpty(): boolean {
+    return this.#counts.size === 0;
+  }
+}
+
+// A channel name has no control characters, so the key cannot be ambiguous.
+function keyOf(channels: readonly string[]): string {
+  return channels.join('\n');
 }
 
 /** A subscription on a stream that has ended. */

@@ -537,6 +537,25 @@ describe('listen', () => {
 });
 
 describe('close of the registry', () => {
+  test('ends a stream, too, that follows something only while the others end', async () => {
+    const channels = createChannels();
+    const waiting: EventStream[] = [];
+    await using server = await serveStreams(
+      async (stream) => {
+        if (server.streams.length === 1) waiting.push(stream.open());
+        else await stream.subscribe('a');
+      },
+      { channels },
+    );
+    using first = await read(server.url);
+    using second = await read(server.url);
+    await until('both', () => server.streams[1]?.readyState === 1);
+    server.streams[1]?.signal.addEventListener('abort', () => void waiting[0]?.subscribe('a'));
+    await channels.close();
+    await Promise.all([first.end(), second.end()]);
+    expect(channels.stats().subscriptions).toBe(0);
+  });
+
   test('ends the streams that follow its channels, with a reconnection time, after what they are owed', async () => {
     const channels = createChannels();
     await using server = await serveStreams((given, req) => ('follow' in req.query ? given.subscribe('a') : given.open()), {

@@ -824,6 +824,18 @@ describe('two streams that have agreed on the same', () => {
     expect(channels.stats().subscriptions).toBe(1);
   });
 
+  test('agreed on what the options were then: a filter that is put into them later is that of later streams', async () => {
+    const channels = createChannels();
+    const options: SubscribeOptions = {};
+    await using server = await serveStreams((stream) => stream.subscribe('a', options), { channels });
+    using first = await read(server.url);
+    options.filter = ({ data: text }) => text !== 'secret';
+    using second = await read(server.url);
+    await publish(channels, 'a', 'secret', 'open');
+    expect(data(await first.take(2))).toEqual(['secret', 'open']);
+    expect(data(await second.take(1))).toEqual(['open']);
+  });
+
   test('count gaps each for themselves, and no more after their end', async () => {
     const channels = createChannels({ history: { events: 1 } });
     const subscriptions: Subscription[] = [];

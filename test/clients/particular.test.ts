@@ -132,7 +132,7 @@ describe('@microsoft/fetch-event-source', () => {
       Object.defineProperty(document, 'hidden', { value: true, configurable: true });
       document.dispatchEvent(new Event('visibilitychange'));
     `);
-    expect(await within('the reason', (server.streams[0] as EventStream).closed, 2_000)).toBe('client');
+    expect(await within('the reason', (server.streams[0] as EventStream).closed, 10_000)).toBe('client');
     await channels.publish('a', '2');
     await page.evaluate(`
       Object.defineProperty(document, 'hidden', { value: false, configurable: true });

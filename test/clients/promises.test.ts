@@ -137,7 +137,7 @@ const checks: Record<PromiseName, (client: Client) => Promise<void>> = {
     await using following = await client.follow(server.url, server);
     await untilShown(following, 1);
     await following.leave();
-    expect(await within('the reason', streamOf(server).closed, 2_000)).toBe('client');
+    expect(await within('the reason', streamOf(server).closed, 10_000)).toBe('client');
   },
 };
 
