@@ -266,7 +266,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     const follower = this.#followerOf(stream);
     stream.follower = follower;
     if (stream.open().readyState === 2) return ended(channels);
-    if (!follower.isLive) this.#apart.add(follower);
+    if (!follower.isLive) this.remember(follower);
     return follower.add(channels, options);
   }
 

@@ -210,7 +210,7 @@ export class FanOut {
   }
 }
 
-// A channel name has no control characters, so the key cannot be ambiguous.
-function keyOf(channels: readonly string[]): string {
+/** One key for each set of channels. A channel name has no control characters, so it cannot be ambiguous. */
+export function keyOf(channels: readonly string[]): string {
   return channels.length === 1 ? (channels[0] as string) : channels.toSorted().join('\n');
 }

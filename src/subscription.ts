@@ -1,12 +1,13 @@
 /** What one call of `subscribe` agreed on, and what its caller has of it. */
 import { SseError, shown } from './errors.ts';
 import type { SubscribeOptions, Subscription } from './event-stream.ts';
+import { keyOf } from './fan-out.ts';
 import type { LogEntry } from './log-entry.ts';
 
 /** Of whose channels a subscription holds some. */
 export interface Holder {
   readonly cursor: string;
-  /** How many gaps have been told to those who subscribed to this list. */
+  /** How many gaps have been told to those who subscribed to these. */
   gapsOf(channels: readonly string[]): number;
   remove(hold: Hold): void;
 }
@@ -149,7 +150,7 @@ export class StreamSubscription implements Subscription {
   }
 }
 
-/** How many gaps a stream was told, for each list of channels that was subscribed to. */
+/** How many gaps a stream was told, for each set of channels that was subscribed to. */
 export class GapCounts {
   readonly #counts = new Map<string, number>();
 
@@ -163,7 +164,7 @@ export class GapCounts {
     return this.#counts.get(keyOf(channels)) ?? 0;
   }
 
-  /** Forgets the lists that nobody is subscribed to any more. */
+  /** Forgets the sets that nobody is subscribed to any more. */
   keepOnly(holds: readonly Hold[]): void {
     const keys = new Set(holds.map(({ channels }) => keyOf(channels)));
     for (const key of this.#counts.keys()) if (!keys.has(key)) this.#counts.delete(key);
@@ -172,11 +173,6 @@ export class GapCounts {
   get isEmpty(): boolean {
     return this.#counts.size === 0;
   }
-}
-
-// A channel name has no control characters, so the key cannot be ambiguous.
-function keyOf(channels: readonly string[]): string {
-  return channels.join('\n');
 }
 
 /** A subscription on a stream that has ended. */

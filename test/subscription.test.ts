@@ -183,11 +183,11 @@ describe('clients that come back together', () => {
   });
 
   test('get nothing that has become too old since the first of them', async () => {
-    const ages = createChannels({ historyFor: (name) => (name === 'a' ? { events: 1_000, age: 300 } : undefined) });
-    await using server = await serveStreams((stream) => void stream.subscribe(['a', 'b']), { channels: ages });
-    const cursor = await ages.cursor();
-    await publish(ages, 'a', 'a1');
-    await publish(ages, 'b', 'b2');
+    const historyFor = (name: string) => (name === 'a' ? { events: 1_000, age: 300 } : undefined);
+    await using server = await serveChannels({ historyFor }, { follow: ['a', 'b'] });
+    const cursor = await server.channels.cursor();
+    await publish(server.channels, 'a', 'a1');
+    await publish(server.channels, 'b', 'b2');
     using before = await resume(server.url, cursor);
     expect(data(await before.take(2))).toEqual(['a1', 'b2']);
     let after: Reader | undefined;
@@ -825,21 +825,19 @@ describe('two streams that have agreed on the same', () => {
   });
 
   test('agreed on what the options were then: a filter that is put into them later is that of later streams', async () => {
-    const channels = createChannels();
     const options: SubscribeOptions = {};
-    await using server = await serveStreams((stream) => stream.subscribe('a', options), { channels });
+    await using server = await serveChannels({}, { options });
     using first = await read(server.url);
     options.filter = ({ data: text }) => text !== 'secret';
     using second = await read(server.url);
-    await publish(channels, 'a', 'secret', 'open');
+    await publish(server.channels, 'a', 'secret', 'open');
     expect(data(await first.take(2))).toEqual(['secret', 'open']);
     expect(data(await second.take(1))).toEqual(['open']);
   });
 
   test('count gaps each for themselves, and no more after their end', async () => {
-    const channels = createChannels({ history: { events: 1 } });
-    const subscriptions: Subscription[] = [];
-    await using server = await serveStreams(async (stream) => void subscriptions.push(await stream.subscribe('a')), { channels });
+    await using server = await serveChannels({ history: { events: 1 } });
+    const { channels, subscriptions } = server;
     using live = await read(server.url);
     await until('the first', () => subscriptions.length === 1);
     const ids = await publish(channels, 'a', 1, 2, 3);
