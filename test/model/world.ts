@@ -533,8 +533,10 @@ export class World {
   /** Everybody reads, every question is answered, and nothing new comes, until nothing moves any more. */
   async #comeToRest(): Promise<void> {
     const open = (): Link[] => this.#links.filter((link) => link.isOpen);
+    // A crowd is given each frame in slices, and one frame after the other: who waits for its turn looks quiet.
+    const enough = this.#crowd.length === 0 ? 3 : 30;
     let quiet = 0;
-    for (let turn = 0; quiet < 3; turn++) {
+    for (let turn = 0; quiet < enough; turn++) {
       if (turn > PATIENCE) {
         this.#fault(`the streams do not come to rest: ${JSON.stringify(this.#registry.channels.stats())}`);
         return;
