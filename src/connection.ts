@@ -52,6 +52,14 @@ interface Wrapped {
   readonly end: ServerResponse['end'] | undefined;
 }
 
+/** What many connections have been given together: one account for all of them, so that a delivery need not touch each. */
+export interface Account {
+  readonly bytes: number;
+  readonly events: number;
+  /** When they were given something last, in ms. */
+  readonly at: number;
+}
+
 // Most responses have none of their own.
 const UNWRAPPED: Wrapped = { write: undefined, end: undefined };
 
@@ -68,12 +76,10 @@ export abstract class Connection {
   #socket: Socket | null | undefined;
   // What the response was not yet given; `undefined` unless the reader is slow or an event large.
   #backlog: Backlog | undefined;
-  /** Bytes handed to the response. @internal */
-  given = 0;
-  /** Events handed over. @internal */
-  sent = 0;
-  /** When the heartbeat noticed that nothing more was given, in ms; 0 = it has not looked since something was. @internal */
-  silentSince = 0;
+  // Both without what is on an account with others.
+  #given = 0;
+  #sent = 0;
+  #silentSince = 0;
   /** The response. What is written to it directly is not this library's: finish events that you begin. */
   readonly res: ServerResponse;
 
@@ -101,6 +107,11 @@ export abstract class Connection {
   }
 
   // What the upper half does.
+
+  /** What it has been given together with others, if it is in step with them. @internal */
+  protected abstract get account(): Account | undefined;
+  /** It is not to be given anything past this object. @internal */
+  protected abstract stepOut(): void;
 
   /** The application ends the response itself: what is owed to the reader has to be written now. @internal */
   abstract flush(): void;
@@ -135,6 +146,43 @@ export abstract class Connection {
       this.#ended('server');
     }
     return this.#state === 'open';
+  }
+
+  /** Bytes handed to the response. @internal */
+  get given(): number {
+    return this.#given + (this.account?.bytes ?? 0);
+  }
+
+  /** Events handed over. @internal */
+  get sent(): number {
+    return this.#sent + (this.account?.events ?? 0);
+  }
+
+  /** When the heartbeat noticed that nothing more was given, in ms; 0 = it has not looked since something was. @internal */
+  get silentSince(): number {
+    return this.account?.at ?? this.#silentSince;
+  }
+
+  set silentSince(time: number) {
+    this.#silentSince = time;
+  }
+
+  /** The socket, if shared bytes may go there without asking this object, as long as it holds no more than a piece. @internal */
+  get direct(): Socket | undefined {
+    return this.#state === 'open' && this.#backlog === undefined ? (this.#socket ?? undefined) : undefined;
+  }
+
+  /** What it is given from here on is on the account. @internal */
+  steppedIn({ bytes, events }: Account): void {
+    this.#given -= bytes;
+    this.#sent -= events;
+  }
+
+  /** What was on the account is its own again. @internal */
+  steppedOut({ bytes, events, at }: Account): void {
+    this.#given += bytes;
+    this.#sent += events;
+    this.#silentSince = at;
   }
 
   /** Whether it waits for the reader to take what is queued. @internal */
@@ -198,7 +246,8 @@ export abstract class Connection {
   }
 
   /** Hands bytes over, or queues them behind what the reader has not taken. Never throws. @internal */
-  writeBytes(bytes: Buffer): void {
+  writeBytes(bytes: Buffer, events = 0): void {
+    this.#sent += events;
     if (!this.isWritable()) return;
     if (this.#backlog !== undefined) this.#backlog.add(bytes);
     else if (bytes.length <= PIECE && this.#pressure <= PIECE) this.#give(bytes);
@@ -217,12 +266,11 @@ export abstract class Connection {
     const { length } = shared.bytes;
     if (!socket || this.#backlog !== undefined || length > WRITE_MARK || socket.writableLength > PIECE) {
       if (this.isBehind) return false;
-      this.sent += events;
-      this.writeBytes(shared.bytes);
+      this.writeBytes(shared.bytes, events);
     } else if (socket.writable) {
-      this.sent += events;
-      this.given += length;
-      this.silentSince = 0;
+      this.#sent += events;
+      this.#given += length;
+      this.#silentSince = 0;
       socket.write(shared.chunk);
     }
     return true;
@@ -230,6 +278,7 @@ export abstract class Connection {
 
   /** The same for many, joined to pieces as they are handed over. They are not copied before. @internal */
   writeAll(many: readonly Buffer[]): void {
+    this.#sent += many.length;
     if (many.length === 1) this.writeBytes(many[0] as Buffer);
     if (many.length <= 1 || !this.isWritable()) return;
     if (this.#backlog === undefined) this.#queue(many);
@@ -343,8 +392,8 @@ export abstract class Connection {
 
   /** The answer of `write` says only whether a `drain` will come; it never decides about the reader. */
   #give(bytes: Buffer): boolean {
-    this.given += bytes.length;
-    this.silentSince = 0;
+    this.#given += bytes.length;
+    this.#silentSince = 0;
     if (this.#socket) return !this.#socket.writable || this.#socket.write(chunkOf(bytes));
     try {
       const isOurs = this.#guarded !== undefined;
@@ -358,6 +407,7 @@ export abstract class Connection {
   }
 
   #queue(many: readonly Buffer[]): void {
+    this.stepOut();
     this.#guard();
     this.#backlog = new Backlog(many);
     this.#pump();
@@ -416,6 +466,7 @@ export abstract class Connection {
   }
 
   #leaveSocket(): void {
+    this.stepOut();
     const wasListening = this.#listening && this.#socket !== undefined && this.#socket !== null;
     if (wasListening) this.#unlisten();
     this.#socket = null;

@@ -1,6 +1,6 @@
 /** `res.sse`: one connection's public face. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import { Connection, type CloseReason } from './connection.ts';
+import { Connection, type Account, type CloseReason } from './connection.ts';
 import { debug, diagnostics } from './diagnostics.ts';
 import { SseError } from './errors.ts';
 import type { Heartbeat } from './heartbeat.ts';
@@ -105,6 +105,10 @@ export type Subscribe = (
 
 /** What follows channels for a stream. */
 export interface Follower {
+  /** What the stream has been given together with others, if it is in step with them. */
+  readonly account: Account | undefined;
+  /** The stream is to be given nothing together with others, for now. */
+  stepOut(): void;
   /** Writes what this turn of the event loop has published and the stream has not been given yet. */
   flush(): void;
   /** Tells the client where it is, if that is ahead of what it knows. @returns whether it did */
@@ -316,13 +320,11 @@ export class EventStream extends Connection {
 
   /** Writes events that were published, already encoded, however far the reader is behind; the caller knows how many. @internal */
   deliver(bytes: Buffer, events: number): void {
-    this.sent += events;
-    this.writeBytes(bytes);
+    this.writeBytes(bytes, events);
   }
 
   /** The same for many, as the reader takes them. @internal */
   deliverAll(frames: readonly Buffer[]): void {
-    this.sent += frames.length;
     this.writeAll(frames);
   }
 
@@ -349,6 +351,16 @@ export class EventStream extends Connection {
   }
 
   // What the lower half tells.
+
+  /** @internal */
+  protected override get account(): Account | undefined {
+    return this.follower?.account;
+  }
+
+  /** @internal */
+  protected override stepOut(): void {
+    this.follower?.stepOut();
+  }
 
   /** @internal */
   override flush(): void {
@@ -384,6 +396,8 @@ export class EventStream extends Connection {
 
   /** @internal */
   override silent(): void {
+    // Or it would seem silent until others are given something.
+    this.stepOut();
     this.writeBytes(this.host.settings.visibleHeartbeat ? PING : HEARTBEAT);
   }
 
@@ -407,8 +421,7 @@ export class EventStream extends Connection {
     // What the channels owe this reader was published before this call, so it goes first.
     this.follower?.flush();
     if (!this.admits(isEvent ? 1 : 0)) return false;
-    if (isEvent) this.sent++;
-    this.writeBytes(Buffer.from(text));
+    this.writeBytes(Buffer.from(text), isEvent ? 1 : 0);
     return this.readyState === 1 && !this.isBehind;
   }
 }

@@ -3,14 +3,17 @@
  * the reader's pace; *live*, it is given what each turn of the event loop publishes. A stream is behind when it begins,
  * when it resumes and when it is slow, and it is always the same thing.
  */
+import type { Socket } from 'node:net';
 import { Arrears } from './arrears.ts';
+import type { Audience, Member, Pace } from './audience.ts';
 import type { Broker, Page } from './brokers/broker.ts';
 import { WRITE_MARK } from './connection.ts';
 import { formatCursor, parseCursor, type Cursor } from './cursor.ts';
 import { diagnostics } from './diagnostics.ts';
 import { SseError, shown } from './errors.ts';
 import type { EventStream, Follower, Gap, SubscribeOptions, Subscription } from './event-stream.ts';
-import { Frame, type Audience, type FanOut, type Member } from './fan-out.ts';
+import type { FanOut } from './fan-out.ts';
+import { Frame } from './frame.ts';
 import { LiveOnly, type LiveOnlyOwner } from './live-only.ts';
 import type { LogEntry } from './log-entry.ts';
 import { startOf, wishedStart, type Start } from './start.ts';
@@ -85,7 +88,8 @@ class Affairs {
 
 /** All that one stream follows. It has one cursor, however often `subscribe` was called. */
 export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
-  // Of a live stream this is all, and there are tens of thousands of them.
+  // Of a live stream this is all, and there are tens of thousands of them. Methods are `private`, not `#`: a class with such
+  // methods marks each of its objects, 8 B for each stream.
   slot = -1;
   readonly stream: EventStream;
   // Of the channels with history: everything at or below it was written, filtered out or told as a gap.
@@ -115,12 +119,12 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
 
   /** Whether it reads from the log now, and is not given what is published. */
   get isBehind(): boolean {
-    return !this.isLive && this.#channels.length > 0;
+    return !this.isLive && this.channels.length > 0;
   }
 
   /** Where the stream is, as an id. */
   get cursor(): string {
-    return this.#epoch === '' ? '' : formatCursor(this.#epoch, this.#cursor);
+    return this.epoch === '' ? '' : formatCursor(this.epoch, this.account?.cursor ?? this.#cursor);
   }
 
   /** Follows these channels, too. Resolves when the start is known and a gap has been told. */
@@ -130,12 +134,12 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     if (this.stream.readyState === 2) return ended(channels);
     const hold = new Hold(channels, options);
     const subscription = new StreamSubscription(this, hold);
-    hold.join(channels.filter((channel) => this.#hasPlaced(channel)));
-    const earlier = this.#holds.at(-1);
+    hold.join(channels.filter((channel) => this.hasPlaced(channel)));
+    const earlier = this.holds.at(-1);
     // Within an `onGap` the stream waits for the application, so the application must not wait for the stream.
     const mustNotWait = this.#affairs?.arrears?.isTelling === true;
-    const fresh = channels.filter((channel) => !this.#follows(channel));
-    this.#hold(this.#holds.concat(hold));
+    const fresh = channels.filter((channel) => !this.follows(channel));
+    this.hold(this.holds.concat(hold));
     try {
       // Listen first, so that nothing published from here on is unseen.
       const listening = fresh.map((channel) => this.host.retain(channel)).filter((ready) => ready !== undefined);
@@ -144,8 +148,8 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
       // No await where none is needed: with the memory broker the stream is live when this call returns.
       const position = asked instanceof Promise ? await asked : asked;
       // Each in its turn, whichever answer comes first.
-      if (earlier !== undefined && !earlier.isPlaced && this.#holds.includes(earlier)) await earlier.placed();
-      this.#begin(hold, position);
+      if (earlier !== undefined && !earlier.isPlaced && this.holds.includes(earlier)) await earlier.placed();
+      this.begin(hold, position);
     } catch (error) {
       this.remove(hold);
       throw error;
@@ -159,34 +163,56 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   }
 
   remove(hold: Hold): void {
-    this.#own.isLeaving = true;
+    this.own.isLeaving = true;
     this.flush();
-    this.#own.isLeaving = false;
+    this.own.isLeaving = false;
     // Gone already, or a filter has just ended the stream.
-    const index = this.#holds.findIndex((other) => other.isLike(hold));
+    const index = this.holds.findIndex((other) => other.isLike(hold));
     if (index === -1) return;
-    this.#hold(this.#holds.toSpliced(index, 1));
-    this.#affairs?.gaps?.keepOnly(this.#holds);
-    for (const channel of hold.channels) if (!this.#follows(channel)) this.host.release(channel);
+    this.hold(this.holds.toSpliced(index, 1));
+    this.#affairs?.gaps?.keepOnly(this.holds);
+    for (const channel of hold.channels) if (!this.follows(channel)) this.host.release(channel);
     hold.begin();
-    this.#regroup();
-    if (this.#holds.length === 0) this.host.forget(this);
-    this.#advance();
-    this.#tidy();
+    this.regroup();
+    if (this.holds.length === 0) this.host.forget(this);
+    this.advance();
+    this.tidy();
   }
 
-  take(frame: Frame): void {
+  take(frame: Frame): Socket | undefined {
     const from = this.#cursor;
-    if (frame.last <= from) return;
+    if (frame.last <= from) return undefined;
     if (frame.first <= from || this.#terms.isFiltered) {
-      this.#takePart(frame, from);
-    } else if (this.stream.share(frame, frame.entries.length)) {
-      this.#cursor = frame.last;
-      this.#written = frame.last;
-      if (this.#terms.isAsked) this.#noteDelivery();
-    } else {
-      this.#fallBehind(frame, from);
+      this.takePart(frame, from);
+      return undefined;
     }
+    if (!this.stream.share(frame, frame.entries.length)) {
+      this.fallBehind(frame, from);
+      return undefined;
+    }
+    this.#cursor = frame.last;
+    this.#written = frame.last;
+    if (this.#terms.isAsked) this.noteDelivery();
+    // What the other place writes is not on this one's account.
+    return this.#affairs?.liveOnly === undefined ? this.stream.direct : undefined;
+  }
+
+  get account(): Pace | undefined {
+    return this.#terms.audience?.paceOf(this);
+  }
+
+  steppedIn(pace: Pace): void {
+    this.stream.steppedIn(pace);
+  }
+
+  steppedOut(pace: Pace): void {
+    this.#cursor = pace.cursor;
+    this.#written = pace.cursor;
+    this.stream.steppedOut(pace);
+  }
+
+  stepOut(): void {
+    this.#terms.audience?.stepOut(this);
   }
 
   flush(): void {
@@ -198,19 +224,19 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   interrupt(): void {
     // What came before is whole.
     this.flush();
-    this.#leave();
-    this.#advance();
+    this.leave();
+    this.advance();
   }
 
   checkpoint(): boolean {
     const arrears = this.#affairs?.arrears;
     if (arrears?.isTelling === true || arrears?.hasForeign === true) return false;
-    if (this.#channels.length === 0 || this.#epoch === '') return false;
-    if (!this.#holds.some((hold) => hold.options.checkpoints !== false)) return false;
+    if (this.channels.length === 0 || this.epoch === '') return false;
+    if (!this.holds.some((hold) => hold.options.checkpoints !== false)) return false;
     this.flush();
-    this.#moveToHead();
+    this.moveToHead();
     if (this.#cursor <= this.#written) return false;
-    this.#writeCheckpoint(this.#cursor);
+    this.writeCheckpoint(this.#cursor);
     return true;
   }
 
@@ -222,17 +248,17 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     const position = broker.position();
     if (!(position instanceof Promise) && !this.isBehind) return undefined;
     return Promise.resolve(position).then(
-      () => this.#caughtUp(),
+      () => this.caughtUp(),
       () => {},
     );
   }
 
   stop(): void {
-    this.#leave();
+    this.leave();
     this.#affairs?.liveOnly?.leave();
-    const holds = this.#holds;
-    this.#hold([]);
-    this.#change({ channels: [] });
+    const holds = this.holds;
+    this.hold([]);
+    this.change({ channels: [] });
     for (const channel of channelsOf(holds)) this.host.release(channel);
     for (const hold of holds) hold.begin();
     this.host.forget(this);
@@ -240,40 +266,40 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
 
   /** Whether a subscription wants the entry: every one on its channel has a say, and one that lets it through is enough. */
   lets(entry: LogEntry): boolean {
-    return this.#holds.some((hold) => hold.hasPlaced(entry.channel) && hold.lets(entry));
+    return this.holds.some((hold) => hold.hasPlaced(entry.channel) && hold.lets(entry));
   }
 
   /** Something threw for this reader: its stream ends, before anything that it should not see. */
   fail(error: unknown): void {
-    this.#leave();
+    this.leave();
     this.#affairs?.liveOnly?.leave();
     this.stream.fail(error);
   }
 
   /** Gives a new subscription its place: where the client left off, or where the application says. */
-  #begin(hold: Hold, position: Cursor): void {
+  private begin(hold: Hold, position: Cursor): void {
     this.flush();
     // Meanwhile the stream may have ended, or the application may have thought better of it.
-    if (!this.#holds.includes(hold)) return;
-    const before = this.#channels;
+    if (!this.holds.includes(hold)) return;
+    const before = this.channels;
     hold.place();
-    for (const other of this.#holds) if (!other.isPlaced) other.join(hold.channels);
-    this.#regroup();
-    const added = this.#channels.filter((channel) => !before.includes(channel));
+    for (const other of this.holds) if (!other.isPlaced) other.join(hold.channels);
+    this.regroup();
+    const added = this.channels.filter((channel) => !before.includes(channel));
     if (added.length === 0) {
       hold.begin();
     } else {
-      this.#place(before, added, position, startOf(this.stream.lastEventId, hold.options, position));
-      if (before.length === 0 && hold.options.checkpoints !== false) this.#owed.owesCheckpoint = true;
+      this.place(before, added, position, startOf(this.stream.lastEventId, hold.options, position));
+      if (before.length === 0 && hold.options.checkpoints !== false) this.owed.owesCheckpoint = true;
     }
-    this.#advance();
+    this.advance();
   }
 
-  #place(before: readonly string[], added: readonly string[], position: Cursor, start: Start): void {
-    const arrears = this.#owed;
+  private place(before: readonly string[], added: readonly string[], position: Cursor, start: Start): void {
+    const arrears = this.owed;
     if (before.length === 0) {
-      if (this.#epoch !== position.epoch) this.#written = -1;
-      this.#change({ epoch: position.epoch });
+      if (this.epoch !== position.epoch) this.#written = -1;
+      this.change({ epoch: position.epoch });
       this.#cursor = start.offset;
     } else if (start.offset < this.#cursor) {
       // The new channels have to catch up with the cursor: it steps back, once, for them only.
@@ -289,76 +315,76 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     if (this.#written <= this.#cursor) return;
     // The client is told at once that ids step back, or it would come back with one beyond what it has of the new channels.
     arrears.steppedBack = true;
-    this.#writeCheckpoint(this.#cursor);
+    this.writeCheckpoint(this.#cursor);
   }
 
-  get #owed(): Arrears {
-    const affairs = this.#own;
+  private get owed(): Arrears {
+    const affairs = this.own;
     affairs.arrears ??= new Arrears();
     return affairs.arrears;
   }
 
-  get #own(): Affairs {
+  private get own(): Affairs {
     this.#affairs ??= new Affairs();
     return this.#affairs;
   }
 
-  #tidy(): void {
+  private tidy(): void {
     if (this.#affairs?.isNone === true) this.#affairs = undefined;
   }
 
-  get #holds(): readonly Hold[] {
+  private get holds(): readonly Hold[] {
     return this.#terms.holds;
   }
 
-  get #channels(): readonly string[] {
+  private get channels(): readonly string[] {
     return this.#terms.channels;
   }
 
-  get #epoch(): string {
+  private get epoch(): string {
     return this.#terms.epoch;
   }
 
-  #hold(holds: readonly Hold[]): void {
-    this.#change({
+  private hold(holds: readonly Hold[]): void {
+    this.change({
       holds,
       isFiltered: holds.some(({ options }) => options.filter !== undefined),
       isAsked: holds.some(({ options }) => options.onGap !== undefined),
     });
   }
 
-  #change(changes: Partial<Terms>): void {
+  private change(changes: Partial<Terms>): void {
     this.#terms = { ...this.#terms, ...changes };
   }
 
   /** Sorts out which channels are followed, after a change. The stream leaves the live ones until it has caught up. */
-  #regroup(): void {
-    this.#moveToHead();
-    const channels = channelsOf(this.#holds).filter((channel) => this.#hasPlaced(channel));
-    this.#leave();
-    const affairs = this.#own;
+  private regroup(): void {
+    this.moveToHead();
+    const channels = channelsOf(this.holds).filter((channel) => this.hasPlaced(channel));
+    this.leave();
+    const affairs = this.own;
     affairs.liveOnly?.leave();
     const liveOnly = channels.filter((channel) => !this.host.hasHistory(channel));
-    this.#change({
+    this.change({
       channels: channels.filter((channel) => !liveOnly.includes(channel)),
     });
-    affairs.arrears?.keepOnly(this.#channels);
+    affairs.arrears?.keepOnly(this.channels);
     if (liveOnly.length === 0) affairs.liveOnly = undefined;
     else (affairs.liveOnly ??= new LiveOnly(this)).join(liveOnly);
   }
 
   /** A live stream that has been given all it is owed is at the head, however quiet its channels are. */
-  #moveToHead(): void {
+  private moveToHead(): void {
     if (this.isLive) this.#cursor = Math.max(this.#cursor, this.host.head);
   }
 
   /** Catches up with the log, if there is something to catch up with and nobody is at it. */
-  #advance(): void {
-    if (this.isBehind && this.#affairs?.isBusy !== true) void this.#catchUp();
+  private advance(): void {
+    if (this.isBehind && this.#affairs?.isBusy !== true) void this.catchUp();
   }
 
-  async #catchUp(): Promise<void> {
-    const affairs = this.#own;
+  private async catchUp(): Promise<void> {
+    const affairs = this.own;
     affairs.isBusy = true;
     try {
       while (this.isBehind) {
@@ -366,54 +392,54 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
           await this.stream.drained();
           continue;
         }
-        const channels = this.#channels;
+        const channels = this.channels;
         const { interruptions } = this.host;
         const asked = this.host.broker.read(channels, this.#cursor, PAGE);
         const isNow = !(asked instanceof Promise);
         const page = isNow ? asked : await asked;
         // Another set of channels by now, or none.
-        if (channels !== this.#channels) continue;
-        if (page.position.epoch !== this.#epoch) {
-          this.#beginAnew(page.position.epoch);
+        if (channels !== this.channels) continue;
+        if (page.position.epoch !== this.epoch) {
+          this.beginAnew(page.position.epoch);
           continue;
         }
-        const telling = this.#tellGap(page);
+        const telling = this.tellGap(page);
         if (telling !== undefined) {
           await telling;
           continue;
         }
-        this.#deliverPage(page);
+        this.deliverPage(page);
         // A filter has changed what is followed, or ended the stream.
-        if (channels !== this.#channels) continue;
-        for (const hold of this.#holds) if (hold.isPlaced) hold.begin();
+        if (channels !== this.channels) continue;
+        for (const hold of this.holds) if (hold.isPlaced) hold.begin();
         // Read in this turn, or nothing of these channels has come or been missed since: there is nothing in between.
         const isProven = isNow || (interruptions === this.host.interruptions && this.host.newestSeen(channels) <= this.#cursor);
-        if (page.complete && isProven) this.#join();
+        if (page.complete && isProven) this.join();
         else await nextTurn();
       }
     } catch (error) {
       this.fail(error);
     } finally {
       affairs.isBusy = false;
-      this.#tidy();
+      this.tidy();
     }
   }
 
   /** The log was lost, and another has begun: nothing that this stream knows of the old one means anything. */
-  #beginAnew(epoch: string): void {
-    this.#change({ epoch });
+  private beginAnew(epoch: string): void {
+    this.change({ epoch });
     this.#cursor = 0;
     this.#written = -1;
-    this.#owed.beginAnew(this.#channels);
+    this.owed.beginAnew(this.channels);
   }
 
   /**
    * Tells what the page shows to be lost.
    * @returns a promise where the application is asked, after which the log has to be read again
    */
-  #tellGap({ trimmed, position }: Page): Promise<void> | undefined {
-    const arrears = this.#owed;
-    const lost = arrears.lostOf(this.#channels, trimmed, this.#cursor);
+  private tellGap({ trimmed, position }: Page): Promise<void> | undefined {
+    const arrears = this.owed;
+    const lost = arrears.lostOf(this.channels, trimmed, this.#cursor);
     if (lost.length === 0) return undefined;
     const after = arrears.hasForeign ? '' : this.cursor;
     const gap: Gap = {
@@ -423,22 +449,22 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     };
     arrears.clearForeign();
     arrears.owesCheckpoint = true;
-    this.#countGap(gap);
-    const questions = this.#questionsFor(lost);
+    this.countGap(gap);
+    const questions = this.questionsFor(lost);
     const untold = lost.filter((channel) => !questions.some(({ channels }) => channels.includes(channel)));
-    this.#writeGap(untold, after, gap.cursor);
-    return questions.length > 0 ? this.#ask(questions, gap, after) : undefined;
+    this.writeGap(untold, after, gap.cursor);
+    return questions.length > 0 ? this.ask(questions, gap, after) : undefined;
   }
 
-  #writeGap(channels: readonly string[], after: string, cursor: string): void {
+  private writeGap(channels: readonly string[], after: string, cursor: string): void {
     if (channels.length > 0) this.stream.writeOwn(gapText(channels, after, cursor));
   }
 
   /** Which subscription is asked for which of the channels; each channel is answered for once. */
-  #questionsFor(lost: readonly string[]): Question[] {
+  private questionsFor(lost: readonly string[]): Question[] {
     const questions: Question[] = [];
     let rest = lost;
-    for (const hold of this.#holds) {
+    for (const hold of this.holds) {
       // Asked again before anything was delivered, a slow handler on a busy channel would never come to an end.
       if (hold.options.onGap === undefined || hold.wasAsked) continue;
       const channels = rest.filter((channel) => hold.hasPlaced(channel));
@@ -449,29 +475,29 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     return questions;
   }
 
-  #countGap(gap: Gap): void {
-    const holds = this.#holds.filter((hold) => gap.channels.some((channel) => hold.hasPlaced(channel)));
+  private countGap(gap: Gap): void {
+    const holds = this.holds.filter((hold) => gap.channels.some((channel) => hold.hasPlaced(channel)));
     for (const hold of holds) hold.lose();
-    (this.#own.gaps ??= new GapCounts()).add(holds);
+    (this.own.gaps ??= new GapCounts()).add(holds);
     this.host.countGap();
     if (diagnostics.gap.hasSubscribers) diagnostics.gap.publish({ stream: this.stream, ...gap });
   }
 
-  async #ask(questions: readonly Question[], gap: Gap, after: string): Promise<void> {
-    const arrears = this.#owed;
+  private async ask(questions: readonly Question[], gap: Gap, after: string): Promise<void> {
+    const arrears = this.owed;
     arrears.isTelling = true;
     try {
       for (const { hold, channels } of questions) {
-        if (!this.#holds.includes(hold)) {
+        if (!this.holds.includes(hold)) {
           // It has ended while another was asked; others may follow its channels.
-          const followed = channels.filter((channel) => this.#channels.includes(channel));
-          this.#writeGap(followed, after, gap.cursor);
+          const followed = channels.filter((channel) => this.channels.includes(channel));
+          this.writeGap(followed, after, gap.cursor);
           continue;
         }
         hold.wasAsked = true;
         arrears.addedMeanwhile = [];
         const answer = await hold.options.onGap?.(this.stream, { ...gap, channels });
-        if (answer !== undefined) this.#goOnFrom(answer, hold, channels);
+        if (answer !== undefined) this.goOnFrom(answer, hold, channels);
       }
     } finally {
       arrears.isTelling = false;
@@ -483,24 +509,24 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
    * subscribed to anew while the application was thinking.
    * @throws {SseError} `ERR_SSE_CURSOR` for what is no place to go on from, unless the subscription has ended meanwhile
    */
-  #goOnFrom(answer: unknown, hold: Hold, asked: readonly string[]): void {
+  private goOnFrom(answer: unknown, hold: Hold, asked: readonly string[]): void {
     const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
-    if (cursor === undefined || cursor.epoch !== this.#epoch || cursor.offset < this.#cursor) {
-      if (!this.#holds.includes(hold)) return;
+    if (cursor === undefined || cursor.epoch !== this.epoch || cursor.offset < this.#cursor) {
+      if (!this.holds.includes(hold)) return;
       throw new SseError(
         'ERR_SSE_CURSOR',
         `expected onGap to return nothing or a cursor to go on from, as gap.cursor, got ${shown(answer)}`,
       );
     }
-    const arrears = this.#owed;
-    const channels = asked.filter((channel) => this.#channels.includes(channel) && !arrears.addedMeanwhile.includes(channel));
-    if (this.#channels.length === channels.length) this.#cursor = cursor.offset;
+    const arrears = this.owed;
+    const channels = asked.filter((channel) => this.channels.includes(channel) && !arrears.addedMeanwhile.includes(channel));
+    if (this.channels.length === channels.length) this.#cursor = cursor.offset;
     else for (const channel of channels) arrears.startAt(channel, cursor.offset);
   }
 
-  #deliverPage({ entries, complete, position }: Page): void {
+  private deliverPage({ entries, complete, position }: Page): void {
     const from = this.#cursor;
-    const arrears = this.#owed;
+    const arrears = this.owed;
     // Before the filters are called: they may call us again.
     this.#cursor = Math.max(from, complete ? position.offset : (entries.at(-1) as LogEntry).offset);
     const due = entries.filter((entry) => arrears.isOwed(entry) && this.lets(entry));
@@ -508,21 +534,21 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     if (arrears.owesCheckpoint) {
       arrears.owesCheckpoint = false;
       // Below it nothing is owed any more, and nothing at or below it is still to come.
-      this.#writeCheckpoint(Math.max(from, entries[0] === undefined ? position.offset : entries[0].offset - 1));
+      this.writeCheckpoint(Math.max(from, entries[0] === undefined ? position.offset : entries[0].offset - 1));
     }
     if (due.length === 0) return;
     this.#written = (due.at(-1) as LogEntry).offset;
-    this.#noteDelivery();
+    this.noteDelivery();
     // Streams that come back together are mostly owed the same.
     const frame = this.host.fanOut.joined(due);
     if (frame === undefined || !this.stream.share(frame, due.length)) this.stream.deliverAll(due.map((entry) => entry.frame));
   }
 
   /** Takes what of the frame is beyond the offset and wanted. */
-  #takePart(frame: Frame, from: number): void {
-    const affairs = this.#own;
+  private takePart(frame: Frame, from: number): void {
+    const affairs = this.own;
     if (this.stream.isBehind && !affairs.isLeaving) {
-      this.#fallBehind(frame, from);
+      this.fallBehind(frame, from);
       return;
     }
     // Before the filters are called: they may call us again. Nor may that begin to read the log before this is written.
@@ -534,7 +560,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
       if (entries.length > 0) {
         const due = new Frame(entries);
         this.#written = due.last;
-        this.#noteDelivery();
+        this.noteDelivery();
         this.stream.deliver(due.bytes, entries.length);
       }
     } catch (error) {
@@ -542,66 +568,66 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     } finally {
       affairs.isBusy = wasBusy;
     }
-    this.#advance();
+    this.advance();
     // One with a filter needs them again with the next frame.
-    if (!this.isFiltered) this.#tidy();
+    if (!this.isFiltered) this.tidy();
   }
 
   /** A slow reader costs a cursor, not a queue: it leaves the live ones, having been given all before this frame. */
-  #fallBehind(frame: Frame, from: number): void {
+  private fallBehind(frame: Frame, from: number): void {
     if (this.#affairs?.isLeaving === true) {
       // There will be no later: what was published before it leaves is written however much is queued.
-      this.#takePart(frame, from);
+      this.takePart(frame, from);
       return;
     }
     this.#cursor = Math.max(this.#cursor, frame.first - 1);
-    this.#leave();
-    this.#advance();
+    this.leave();
+    this.advance();
   }
 
-  #writeCheckpoint(offset: number): void {
+  private writeCheckpoint(offset: number): void {
     this.#written = offset;
-    this.stream.writeOwn(checkpointText(formatCursor(this.#epoch, offset)));
+    this.stream.writeOwn(checkpointText(formatCursor(this.epoch, offset)));
   }
 
-  #join(): void {
-    const { arrears } = this.#own;
+  private join(): void {
+    const { arrears } = this.own;
     const steppedBack = arrears?.steppedBack === true;
-    this.#own.arrears = undefined;
-    const audience = this.host.fanOut.join(this.#channels, this);
+    this.own.arrears = undefined;
+    const audience = this.host.fanOut.join(this.channels, this);
     this.host.forget(this);
     const neighbour = audience.members.at(-2);
     if (neighbour instanceof StreamFollower && isAlike(this.#terms, neighbour.#terms)) this.#terms = neighbour.#terms;
-    else this.#change({ audience, channels: audience.channels });
+    else this.change({ audience, channels: audience.channels });
     // Until the client knows that it has caught up it would have everything since the step back again.
-    if (steppedBack && this.#cursor > this.#written) this.#writeCheckpoint(this.#cursor);
+    if (steppedBack && this.#cursor > this.#written) this.writeCheckpoint(this.#cursor);
     for (const resolve of arrears?.waiting ?? []) resolve();
   }
 
   /** Whoever loses something from here on is asked again. */
-  #noteDelivery(): void {
-    for (const hold of this.#holds) hold.wasAsked = false;
+  private noteDelivery(): void {
+    for (const hold of this.holds) hold.wasAsked = false;
   }
 
-  async #caughtUp(): Promise<void> {
-    if (this.isBehind) await new Promise<void>((resolve) => void this.#owed.waiting.push(resolve));
+  private async caughtUp(): Promise<void> {
+    if (this.isBehind) await new Promise<void>((resolve) => void this.owed.waiting.push(resolve));
   }
 
-  #leave(): void {
+  private leave(): void {
     const { audience } = this.#terms;
     if (audience === undefined) return;
     this.host.fanOut.leave(audience, this);
-    this.#change({ audience: undefined });
+    this.change({ audience: undefined });
     this.host.remember(this);
   }
 
   /** Whether the channel has its place in the stream. */
-  #hasPlaced(channel: string): boolean {
-    return this.#holds.some((hold) => hold.hasPlaced(channel));
+  private hasPlaced(channel: string): boolean {
+    return this.holds.some((hold) => hold.hasPlaced(channel));
   }
 
-  #follows(channel: string): boolean {
-    return this.#holds.some((hold) => hold.channels.includes(channel));
+  private follows(channel: string): boolean {
+    return this.holds.some((hold) => hold.channels.includes(channel));
   }
 }
 

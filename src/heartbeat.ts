@@ -1,5 +1,5 @@
 /** One timer for all streams of a middleware: keeps silent ones alive, cuts dead ones off, retires old ones. */
-import { performance } from 'node:perf_hooks';
+import { clock } from './clock.ts';
 import { WRITE_MARK, type Connection } from './connection.ts';
 import type { StreamSettings } from './options.ts';
 import { Slots } from './slots.ts';
@@ -133,9 +133,4 @@ export class Heartbeat {
     if (connection.silentSince === 0) connection.silentSince = now;
     else if (!blocked && now - connection.silentSince >= this.#interval) connection.silent();
   }
-}
-
-/** Whole ms, monotonic: a fraction would cost each stream an object of its own for each time it keeps. */
-function clock(): number {
-  return Math.ceil(performance.now());
 }

@@ -1,6 +1,8 @@
 /** A stream's place among those that follow channels without history. They have no cursor: what is not written now is gone. */
+import type { Audience, Member } from './audience.ts';
 import type { EventStream } from './event-stream.ts';
-import { Frame, type Audience, type FanOut, type Member } from './fan-out.ts';
+import type { FanOut } from './fan-out.ts';
+import { Frame } from './frame.ts';
 import type { LogEntry } from './log-entry.ts';
 
 /** Whose place it is. */
@@ -40,7 +42,8 @@ export class LiveOnly implements Member {
     this.#audience?.flush(this);
   }
 
-  take(frame: Frame): void {
+  /** Never in step: how much may be queued for its reader is a matter of its own. */
+  take(frame: Frame): undefined {
     const from = this.#taken;
     if (frame.last <= from) return;
     this.#taken = frame.last;
@@ -54,6 +57,10 @@ export class LiveOnly implements Member {
       this.#owner.fail(error);
     }
   }
+
+  steppedIn(): void {}
+
+  steppedOut(): void {}
 
   /** What of the frame is beyond the offset and wanted: most often the frame itself. */
   #dueOf(frame: Frame, from: number): Frame | undefined {

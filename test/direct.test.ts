@@ -3,7 +3,7 @@ import http2 from 'node:http2';
 import type { Server } from 'node:http';
 import type { Socket } from 'node:net';
 import { describe, expect, test, vi } from 'vitest';
-import { createChannels, sse, type Channels, type EventStream } from '../src/index.ts';
+import { createChannels, sse, type Channels, type EventStream, type SseOptions } from '../src/index.ts';
 import { dial, listening, requestText, type TestServer } from './support/server.ts';
 import { StrictParser } from './support/strict-parser.ts';
 import { until } from './support/wait.ts';
@@ -19,8 +19,10 @@ interface DirectServer extends TestServer {
 }
 
 /** A bare server whose streams follow `a`; `prepare` is the application in front. */
-async function serveDirect(prepare: (res: ServerResponse, url: string) => void = () => {}, options = {}): Promise<DirectServer> {
-  const channels = createChannels();
+async function serveDirect(
+  prepare: (res: ServerResponse, url: string) => void = () => {},
+  { channels = createChannels(), ...options }: SseOptions & { channels?: Channels } = {},
+): Promise<DirectServer> {
   const events = sse({ channels, heartbeat: false, ...options });
   const streams: EventStream[] = [];
   const server = await listening(
@@ -335,4 +337,114 @@ test('a slow reader on the direct way drains by its socket, and comes back', asy
   await until('it to be live', () => server.channels.stats().behind === 0);
   expect(await goesDirect(server, client)).toBe(true);
   client.socket.destroy();
+});
+
+describe('streams in step, which are given what is published past their own objects', () => {
+  /** Two streams that have just been given the same, and a raw client of each. */
+  async function serveInStep(options = {}) {
+    const server = await serveDirect(() => {}, options);
+    const clients = [await connectTo(server), await connectTo(server)] as const;
+    await until('both streams', () => server.streams.length === 2);
+    await publish(server, '1');
+    await publish(server, '2');
+    await until('two events each', () => clients.every((client) => data(client.parser()).length === 2));
+    return {
+      server,
+      clients,
+      streams: server.streams as [EventStream, EventStream],
+      async [Symbol.asyncDispose]() {
+        for (const { socket } of clients) socket.destroy();
+        await server[Symbol.asyncDispose]();
+      },
+    };
+  }
+
+  test('are counted as if each had been written to', async () => {
+    await using inStep = await serveInStep();
+    const { server, clients, streams } = inStep;
+    const { channels } = server;
+    // One is taken out of step on the way, the other is not.
+    streams[0].comment('own');
+    await publish(server, '3');
+    await publish(server, '4', '5');
+    await until('all', () => clients.every((client) => data(client.parser()).length === 5));
+    for (const [index, { sent, given, delivered }] of streams.entries()) {
+      const { length } = clients[index]!.body();
+      expect({ sent, given, delivered }).toEqual({ sent: 5, given: length, delivered: length });
+    }
+    expect(channels.stats().behind).toBe(0);
+  });
+
+  test("have their place between the application's own writes, and its end", async () => {
+    await using inStep = await serveInStep();
+    const { server, clients, streams } = inStep;
+    const [{ res }] = streams;
+    res.cork();
+    res.write('data: own\n\n');
+    await publish(server, '3');
+    res.uncork();
+    expect(await goesDirect(server, clients[0])).toBe(false);
+    void server.channels.publish('a', '4');
+    res.end('data: end\n\n');
+    await publish(server, '5');
+    await until('the end', () => clients[0].text().endsWith('0\r\n\r\n') && data(clients[1].parser()).length === 5);
+    expect(data(clients[0].parser())).toEqual(['1', '2', 'own', '3', '4', 'end']);
+    expect(data(clients[1].parser())).toEqual(['1', '2', '3', '4', '5']);
+  });
+
+  test('fall out of step with a queue of their own, which stays in front', async () => {
+    await using inStep = await serveInStep({ maxBuffered: 10_000_000 });
+    const { server, clients, streams } = inStep;
+    streams[0].send('x'.repeat(2_000_000));
+    await publish(server, '3');
+    await publish(server, '4');
+    await until('all', () => data(clients[0].parser()).length === 5);
+    expect(data(clients[0].parser()).map(({ length }) => length)).toEqual([1, 1, 2_000_000, 1, 1]);
+  });
+
+  test('get heartbeats as soon as they are silent, and only then', async () => {
+    await using inStep = await serveInStep({ heartbeat: 200 });
+    const { server, clients } = inStep;
+    let published = 2;
+    const began = performance.now();
+    while (performance.now() - began < 1_000) {
+      await publish(server, String(++published));
+      await until('the event', () => data(clients[0].parser()).length === published);
+    }
+    const comments = (): number => clients[0].body().match(/^:$/gm)!.length;
+    expect(comments()).toBe(1);
+    const silent = performance.now();
+    await until('four heartbeats', () => comments() === 5);
+    expect(performance.now() - silent).toBeGreaterThan(4 * 200 - 50);
+  });
+
+  test('are not, while they follow channels without history, too: what is written for those is not silence', async () => {
+    const channels = createChannels({ historyFor: (name) => (name === 'live' ? false : undefined) });
+    await using server = await serveDirect(() => {}, { heartbeat: 200, channels });
+    const client = await connectTo(server);
+    await until('the stream', () => server.streams.length === 1);
+    await server.streams[0]!.subscribe('live', { checkpoints: false });
+    for (const each of ['1', '2']) {
+      await channels.publish('a', each);
+      await until('the event', () => client.parser().events.at(-1)?.data === each);
+    }
+    const began = performance.now();
+    for (let count = 3; performance.now() - began < 800; count++) {
+      await channels.publish('live', String(count));
+      await until('the event', () => client.parser().events.at(-1)?.data === String(count));
+    }
+    expect(client.body().match(/^:$/gm)).toHaveLength(1);
+    client.socket.destroy();
+  });
+
+  test('know where they are', async () => {
+    await using inStep = await serveInStep();
+    const { server, clients, streams } = inStep;
+    const subscription = await streams[0].subscribe('a');
+    for (const each of ['3', '4', '5']) {
+      const { id } = await server.channels.publish('a', each);
+      await until('the event', () => clients[0].parser().lastEventId === id);
+      expect(subscription.cursor).toBe(id);
+    }
+  });
 });

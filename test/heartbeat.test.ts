@@ -1,6 +1,6 @@
 import { performance } from 'node:perf_hooks';
 import { describe, expect, test, vi } from 'vitest';
-import type { EventStream } from '../src/index.ts';
+import { createChannels, type EventStream } from '../src/index.ts';
 import type { Connection } from '../src/connection.ts';
 import { Heartbeat } from '../src/heartbeat.ts';
 import { resolveStreamOptions } from '../src/options.ts';
@@ -57,6 +57,29 @@ test('an event pushes the heartbeat back: a busy stream gets none', async () => 
   await until('three heartbeats of the silent one', () => silent.comments.length > 3);
   clearInterval(timer);
   expect(busy.text).toMatch(/^:\n(data: x\n\n)+$/);
+});
+
+test('a stream in step with others gets it that long after its last event, whatever was looked for meanwhile', async () => {
+  const channels = createChannels();
+  const heartbeat = 800;
+  await using server = await serveStreams((stream) => stream.subscribe('a'), { channels, heartbeat });
+  using reader = await read(server.url);
+  await until('the stream', () => server.streams.length === 1);
+  const opened = performance.now();
+  for (const each of [1, 2]) {
+    await channels.publish('a', each);
+    await until('the event', () => reader.events.length === each);
+  }
+  // Once in each interval a checkpoint may be due. The last event comes soon after, so that the next is due before the heartbeat.
+  await until('that', () => performance.now() - opened > heartbeat + 150);
+  for (const each of [3, 4]) {
+    await channels.publish('a', each);
+    await until('the event', () => reader.events.length === each);
+  }
+  const last = performance.now();
+  const before = reader.comments.length;
+  await until('a heartbeat', () => reader.comments.length > before);
+  expect(performance.now() - last).toBeLessThan(heartbeat * 1.5);
 });
 
 test('no heartbeat goes into a blocked stream', async () => {
