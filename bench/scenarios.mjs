@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { cpuBetween, residentBytes } from './machine.mjs';
 
 const NET = { name: 'raw net', file: 'net.mjs' };
+const SOCKETS = { name: "Express's sockets", file: 'sockets.mjs' };
 const EXPRESS = { name: 'Express by hand', file: 'express.mjs' };
 const BETTER = { name: 'better-sse', file: 'better-sse.mjs' };
 const OURS = { name: 'res-sse', file: 'res-sse.mjs' };
@@ -14,6 +15,7 @@ const RESUMING = { ...OURS, name: 'res-sse, resuming', resumes: 5 };
 const THREE_EACH = { ...OURS, name: 'res-sse, three each', groups: 10 };
 
 const ALL = [NET, EXPRESS, BETTER, OURS];
+const WITH_SOCKETS = [NET, SOCKETS, EXPRESS, BETTER, OURS];
 
 const CPU = { key: 'cpuUs', title: 'CPU µs per delivery' };
 const CONNECT = { key: 'cpuUs', title: 'CPU µs per stream' };
@@ -58,11 +60,11 @@ const AT_10000 = { n: 10_000, rate: 4 };
 
 /** @type {readonly Scenario[]} */
 export const scenarios = [
-  fanOut({ name: '1k', title: '1,000 streams, 200 B', ...AT_1000, size: 200, events: 100 }),
+  fanOut({ name: '1k', title: '1,000 streams, 200 B', ...AT_1000, size: 200, events: 100, variants: WITH_SOCKETS }),
   fanOut({ name: '1k-ten', title: '1,000 streams, 200 B, ten per turn', ...AT_1000, size: 200, burst: 10, events: 100 }),
   fanOut({ name: '1k-2kb', title: '1,000 streams, 2 KB', ...AT_1000, size: 2_048, events: 100 }),
   fanOut({ name: '1k-2kb-ten', title: '1,000 streams, 2 KB, ten per turn', ...AT_1000, size: 2_048, burst: 10, events: 100 }),
-  fanOut({ name: '10k', title: '10,000 streams, 200 B', ...AT_10000, size: 200, events: 10 }),
+  fanOut({ name: '10k', title: '10,000 streams, 200 B', ...AT_10000, size: 200, events: 10, variants: WITH_SOCKETS }),
   fanOut({ name: '10k-ten', title: '10,000 streams, 200 B, ten per turn', ...AT_10000, size: 200, burst: 10, events: 20 }),
   fanOut({ name: '10k-2kb', title: '10,000 streams, 2 KB', ...AT_10000, size: 2_048, events: 10, isExtra: true }),
   fanOut({
