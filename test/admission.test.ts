@@ -522,7 +522,8 @@ test('after 1,000 cycles through limits, inner and outer, taken and refused, the
     }
   }
 
-  await cycles(2_000);
+  // Node 22 needs so many until its heap is at rest, with plain Express, too.
+  await cycles(6_000);
   const before = await liveHeap();
   await cycles(1_000);
   const growth = (await liveHeap()) - before;
