@@ -9,7 +9,7 @@ import { clock } from './clock.ts';
 import { WRITE_MARK, type Account } from './connection.ts';
 import { Frame, fitting } from './frame.ts';
 import type { LogEntry } from './log-entry.ts';
-import type { Slotted } from './slots.ts';
+import { Slots, type Slotted } from './slots.ts';
 
 /** What all that are in step have been given together. */
 export interface Pace extends Account {
@@ -33,10 +33,9 @@ export interface Member extends Slotted {
 // Beyond it the counts are begun anew: V8 keeps an integer of more than 31 bits in an object of its own, for each stream.
 const MOST_BYTES = 2 ** 30;
 
-export class Audience {
+/** Its members from `#waiting` on have had the frame underway, or have come since. */
+export class Audience extends Slots<Member> {
   readonly channels: readonly string[];
-  /** In no order. Those from `#waiting` on have had the frame underway, or have come since. */
-  readonly members: Member[] = [];
   // Beside each member that is in step its socket.
   readonly #sockets: (Socket | undefined)[] = [];
   // How many have not had the frame underway.
@@ -50,41 +49,35 @@ export class Audience {
   #frame: Frame | undefined;
 
   constructor(channels: readonly string[]) {
+    super();
     this.channels = channels;
   }
 
-  has(member: Member): boolean {
-    return this.members[member.slot] === member;
-  }
-
-  add(member: Member): void {
-    member.slot = this.members.push(member) - 1;
+  override add(member: Member): void {
+    super.add(member);
     this.#sockets.push(undefined);
   }
 
-  delete(member: Member): void {
-    if (!this.has(member)) return;
+  override delete(member: Member): boolean {
+    if (!this.has(member)) return false;
     this.stepOut(member);
-    let hole = member.slot;
-    // The last that waits takes its place, and the last of all takes that one's.
-    if (hole < this.#waiting) {
-      this.#waiting--;
-      this.#move(this.#waiting, hole);
-      hole = this.#waiting;
-    }
-    this.#move(this.members.length - 1, hole);
-    this.members.pop();
-    this.#sockets.pop();
-    member.slot = -1;
+    // Those that wait stay together: the last of them goes to its place before the last of all goes to that one's.
+    if (member.slot < this.#waiting) this.#exchange(member, this.members[--this.#waiting] as Member);
+    const { slot } = member;
+    const last = this.#sockets.pop();
+    if (slot < this.#sockets.length) this.#sockets[slot] = last;
+    return super.delete(member);
   }
 
-  #move(from: number, to: number): void {
-    // It may have been moved from there already.
-    if (from === to) return;
-    const member = this.members[from] as Member;
-    this.members[to] = member;
-    this.#sockets[to] = this.#sockets[from];
-    member.slot = to;
+  #exchange(one: Member, other: Member): void {
+    const { slot } = one;
+    const socket = this.#sockets[slot];
+    this.#sockets[slot] = this.#sockets[other.slot];
+    this.#sockets[other.slot] = socket;
+    this.members[slot] = other;
+    this.members[other.slot] = one;
+    one.slot = other.slot;
+    other.slot = slot;
   }
 
   /** What has been given to a member in step. */

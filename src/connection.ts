@@ -245,7 +245,7 @@ export abstract class Connection {
     if (heads.has(this)) heads.set(this, this.#pressure);
   }
 
-  /** Hands bytes over, or queues them behind what the reader has not taken. Never throws. @internal */
+  /** Hands bytes over, in which are so many events, or queues them behind what the reader has not taken. Never throws. @internal */
   writeBytes(bytes: Buffer, events = 0): void {
     this.#sent += events;
     if (!this.isWritable()) return;
@@ -276,7 +276,7 @@ export abstract class Connection {
     return true;
   }
 
-  /** The same for many, joined to pieces as they are handed over. They are not copied before. @internal */
+  /** Hands many events over, joined to pieces as the reader takes them. They are not copied before. @internal */
   writeAll(many: readonly Buffer[]): void {
     this.#sent += many.length;
     if (many.length === 1) this.writeBytes(many[0] as Buffer);

@@ -318,16 +318,6 @@ export class EventStream extends Connection {
     }
   }
 
-  /** Writes events that were published, already encoded, however far the reader is behind; the caller knows how many. @internal */
-  deliver(bytes: Buffer, events: number): void {
-    this.writeBytes(bytes, events);
-  }
-
-  /** The same for many, as the reader takes them. @internal */
-  deliverAll(frames: readonly Buffer[]): void {
-    this.writeAll(frames);
-  }
-
   /** Writes an event of the library's own. @internal */
   writeOwn(text: string): void {
     this.writeBytes(Buffer.from(text));

@@ -541,7 +541,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     this.noteDelivery();
     // Streams that come back together are mostly owed the same.
     const frame = this.host.fanOut.joined(due);
-    if (frame === undefined || !this.stream.share(frame, due.length)) this.stream.deliverAll(due.map((entry) => entry.frame));
+    if (frame === undefined || !this.stream.share(frame, due.length)) this.stream.writeAll(due.map((entry) => entry.frame));
   }
 
   /** Takes what of the frame is beyond the offset and wanted. */
@@ -561,7 +561,7 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
         const due = new Frame(entries);
         this.#written = due.last;
         this.noteDelivery();
-        this.stream.deliver(due.bytes, entries.length);
+        this.stream.writeBytes(due.bytes, entries.length);
       }
     } catch (error) {
       this.fail(error);

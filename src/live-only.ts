@@ -52,7 +52,7 @@ export class LiveOnly implements Member {
       const due = this.#dueOf(frame, from);
       if (due === undefined) return;
       const { length } = due.entries;
-      if (stream.admits(length) && !stream.share(due, length)) stream.deliver(due.bytes, length);
+      if (stream.admits(length) && !stream.share(due, length)) stream.writeBytes(due.bytes, length);
     } catch (error) {
       this.#owner.fail(error);
     }
