@@ -28,6 +28,7 @@ const RESIDENT = { key: 'residentBytes', title: 'resident B per stream' };
 
 // About 50,000 deliveries per second, less than the slowest can do: unpaced, a fast server outruns the client, the kernel joins
 // what waits, and it looks faster than it is.
+const AT_100 = { n: 100, rate: 500 };
 const AT_1000 = { n: 1_000, rate: 50 };
 const AT_10000 = { n: 10_000, rate: 4 };
 
@@ -60,6 +61,18 @@ const AT_10000 = { n: 10_000, rate: 4 };
 
 /** @type {readonly Scenario[]} */
 export const scenarios = [
+  fanOut({ name: '100', title: '100 streams, 200 B', ...AT_100, size: 200, events: 1_000 }),
+  fanOut({ name: '100-ten', title: '100 streams, 200 B, ten per turn', ...AT_100, size: 200, burst: 10, events: 1_000 }),
+  fanOut({ name: '100-2kb', title: '100 streams, 2 KB', ...AT_100, size: 2_048, events: 1_000, isExtra: true }),
+  fanOut({
+    name: '100-2kb-ten',
+    title: '100 streams, 2 KB, ten per turn',
+    ...AT_100,
+    size: 2_048,
+    burst: 10,
+    events: 1_000,
+    isExtra: true,
+  }),
   fanOut({ name: '1k', title: '1,000 streams, 200 B', ...AT_1000, size: 200, events: 100, variants: WITH_SOCKETS }),
   fanOut({ name: '1k-ten', title: '1,000 streams, 200 B, ten per turn', ...AT_1000, size: 200, burst: 10, events: 100 }),
   fanOut({ name: '1k-2kb', title: '1,000 streams, 2 KB', ...AT_1000, size: 2_048, events: 100 }),
