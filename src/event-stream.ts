@@ -5,7 +5,7 @@ import { debug, diagnostics } from './diagnostics.ts';
 import { SseError } from './errors.ts';
 import type { Heartbeat } from './heartbeat.ts';
 import type { ChannelEvent } from './log-entry.ts';
-import { aBoolean, aFunction, assertOptions, draw, integer, type OptionRule, type StreamSettings } from './options.ts';
+import { aBoolean, aFunction, assertOptions, draw, retryTime, type OptionRule, type StreamSettings } from './options.ts';
 import { pipe, type PipeOptions, type PipeSource } from './pipe.ts';
 import { lastEventIdOf } from './request.ts';
 import {
@@ -124,7 +124,7 @@ export interface Follower {
 
 const valueOrFunction: OptionRule = { expected: 'a value for all items or a function of each', test: (value) => value !== null };
 
-const closeRules = { retry: integer('ms', 0, Number.MAX_SAFE_INTEGER), final: aBoolean };
+const closeRules = { retry: retryTime, final: aBoolean };
 
 /** @throws {SseError} `ERR_SSE_OPTION` */
 export function assertCloseOptions(owner: string, options: CloseOptions): void {

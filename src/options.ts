@@ -1,7 +1,7 @@
 /** One table per set of options: what each may be, in words for the error message, and how to tell. */
 import { validateHeaderName, validateHeaderValue, type OutgoingHttpHeader } from 'node:http';
 import { SseError, shown } from './errors.ts';
-import type { Serialize } from './wire.ts';
+import { MAX_RETRY_MS, type Serialize } from './wire.ts';
 
 /** A range of ms from which one value is drawn for each client, so that many clients do not return at the same moment. */
 export interface RetryRange {
@@ -82,10 +82,13 @@ export const aFunction: OptionRule = { expected: 'a function', test: (value) => 
 
 export const aBoolean: OptionRule = { expected: 'true or false', test: (value) => typeof value === 'boolean' };
 
+/** One reconnection time in ms. */
+export const retryTime: OptionRule = integer('ms', 0, MAX_RETRY_MS);
+
 /** A retry range as `close({ retry })` of the middleware takes it, too. */
 export const retryRange: OptionRule = {
-  expected: `a whole number of ms from 0 to ${MAX_TIMER} or { min, max } of such with min <= max`,
-  test: (value) => isInteger(value, 0, MAX_TIMER) || isRetryRange(value),
+  expected: `a whole number of ms from 0 to ${MAX_RETRY_MS} or { min, max } of such with min <= max`,
+  test: (value) => isInteger(value, 0, MAX_RETRY_MS) || isRetryRange(value),
 };
 
 /** A time in ms that a timer can take. */
@@ -192,8 +195,8 @@ function isInteger(value: unknown, min: number, max: number): value is number {
 function isRetryRange(value: unknown): value is RetryRange {
   return (
     hasOnly(value, 'min', 'max') &&
-    isInteger(value['min'], 0, MAX_TIMER) &&
-    isInteger(value['max'], 0, MAX_TIMER) &&
+    isInteger(value['min'], 0, MAX_RETRY_MS) &&
+    isInteger(value['max'], 0, MAX_RETRY_MS) &&
     value['min'] <= value['max']
   );
 }

@@ -14,7 +14,7 @@ export interface EventFields {
   event?: string | undefined;
   /** Last event ID, which the client sends back when it reconnects. No CR, LF or NUL. `''` resets it. */
   id?: EventId | undefined;
-  /** Reconnection time in ms, a non-negative integer. */
+  /** Reconnection time in ms, a whole number from 0 to 2,147,483,647. */
   retry?: number | undefined;
 }
 
@@ -23,6 +23,9 @@ export type Serialize = (data: unknown) => string | undefined;
 
 /** The id that says "do not come back": a client that brings it is answered 204, which stops an EventSource. */
 export const FINAL_MARK = 'sse:end';
+
+/** The longest reconnection time in ms: a client's timer would take a longer one for 0 or 1, and the client would not wait at all. */
+export const MAX_RETRY_MS = 2_147_483_647;
 
 const LINE_BREAK = /\r\n|\r|\n/g;
 
@@ -106,8 +109,11 @@ export function assertId(id: EventId): void {
 
 /** @throws {SseError} `ERR_SSE_RETRY` */
 export function assertRetry(retry: number): void {
-  if (!Number.isSafeInteger(retry) || retry < 0) {
-    throw new SseError('ERR_SSE_RETRY', `expected \`retry\` to be a non-negative integer of ms, got ${shown(retry)}`);
+  if (!Number.isSafeInteger(retry) || retry < 0 || retry > MAX_RETRY_MS) {
+    throw new SseError(
+      'ERR_SSE_RETRY',
+      `expected \`retry\` to be a whole number of ms from 0 to ${MAX_RETRY_MS}, got ${shown(retry)}`,
+    );
   }
 }
 

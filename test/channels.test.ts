@@ -105,6 +105,7 @@ describe('publish', () => {
     ['an event name with a line end', () => createChannels().publish('a', 1, { event: 'x\ry' }), 'ERR_SSE_EVENT'],
     ["an event name of the library's", () => createChannels().publish('a', 1, { event: 'sse:gap' }), 'ERR_SSE_EVENT'],
     ['a retry that is none', () => createChannels().publish('a', 1, { retry: -5 }), 'ERR_SSE_RETRY'],
+    ['a retry beyond what a timer takes', () => createChannels().publish('a', 1, { retry: 2 ** 31 }), 'ERR_SSE_RETRY'],
     ['an option that is none', () => createChannels().publish('a', 1, { id: 5 } as object), 'ERR_SSE_OPTION'],
   ])('rejects %s, and nobody gets anything', async (_, publish, code) => {
     expect(await rejection(publish())).toBe(code);

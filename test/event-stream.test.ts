@@ -63,6 +63,7 @@ describe('send', () => {
       expect(codeOf(() => stream.send('x', { event: 'sse:mine' }))).toBe('ERR_SSE_EVENT');
       expect(codeOf(() => stream.comment(1 as unknown as string))).toBe('ERR_SSE_COMMENT');
       expect(codeOf(() => stream.close({ retry: 1.5 }))).toBe('ERR_SSE_OPTION');
+      expect(codeOf(() => stream.close({ retry: 2 ** 31 }))).toBe('ERR_SSE_OPTION');
       expect(codeOf(() => stream.close({ finall: true } as object))).toBe('ERR_SSE_OPTION');
       stream.close();
     });

@@ -172,7 +172,9 @@ test('closeWhere ends the streams of those who lost their rights, and only those
   expect(revoked.events).toEqual([{ id: 'sse:end', event: 'sse:end', data: '{}' }]);
   expect(kept.ended).toBe(false);
   expect(server.events.stats().closed).toEqual({ revoked: 1 });
-  expect(() => server.events.closeWhere(() => true, { retry: -1 })).toThrow(expect.objectContaining({ code: 'ERR_SSE_OPTION' }));
+  for (const retry of [-1, 2 ** 31]) {
+    expect(() => server.events.closeWhere(() => true, { retry })).toThrow(expect.objectContaining({ code: 'ERR_SSE_OPTION' }));
+  }
 });
 
 test('closeWhere refuses a test that is async, which would send everybody away', async () => {

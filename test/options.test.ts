@@ -43,6 +43,8 @@ describe('sse(options)', () => {
     [{ heartbeat: { interval: 0 } }],
     [{ heartbeat: { every: 5 } }],
     [{ retry: -1 }],
+    [{ retry: 2 ** 31 }],
+    [{ retry: { min: 5, max: 2 ** 31 } }],
     [{ retry: { min: 5, max: 4 } }],
     [{ retry: { min: 5 } }],
     [{ retry: '5' }],

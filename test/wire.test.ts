@@ -124,6 +124,7 @@ describe('an event on the wire', () => {
     ["id: ''", { id: '' }, 'data: x\nid: \n\n'],
     ['a bigint id', { id: 2n ** 64n }, 'data: x\nid: 18446744073709551616\n\n'],
     ['retry: 0', { retry: 0 }, 'retry: 0\ndata: x\n\n'],
+    ['the longest retry', { retry: 2 ** 31 - 1 }, 'retry: 2147483647\ndata: x\n\n'],
     ["event: '' is a message", { event: '' }, 'data: x\n\n'],
     ['undefined is an absence', { id: undefined, event: undefined, retry: undefined }, 'data: x\n\n'],
   ])('%s is a value', (_, given, wire) => {
@@ -219,6 +220,7 @@ describe('refused at the call, before a byte is written', () => {
     ['a negative retry', { retry: -1 }, 'ERR_SSE_RETRY'],
     ['a broken retry', { retry: 1.5 }, 'ERR_SSE_RETRY'],
     ['an infinite retry', { retry: Infinity }, 'ERR_SSE_RETRY'],
+    ['a retry beyond what the timers of clients take', { retry: 2 ** 31 }, 'ERR_SSE_RETRY'],
     ['a retry in text', { retry: '1000\ndata: forged' }, 'ERR_SSE_RETRY'],
     ['a field that is none', { evnt: 'x' }, 'ERR_SSE_FIELD'],
   ])('%s', (_, given, code) => {
