@@ -93,8 +93,8 @@ export abstract class Connection {
   /** @internal */
   constructor(res: ServerResponse) {
     this.res = res;
-    if (isDestroyed(res)) {
-      // The reader left while middleware before us was at work: its 'close' has been and will not come again.
+    if (isGone(res)) {
+      // The reader left while earlier middleware was at work. The response does not emit 'close' (again).
       this.#state = 'client';
       return;
     }
@@ -554,6 +554,9 @@ function onSocketClose(this: CarrierSocket): void {
   for (const connection of this[waiting] ?? []) connection.responseClosed();
 }
 
-function isDestroyed(res: ServerResponse | Http2ServerResponse): boolean {
-  return 'stream' in res ? res.stream.destroyed : res.destroyed;
+/** Whether the connection of the response has ended. */
+function isGone(res: ServerResponse | Http2ServerResponse): boolean {
+  if ('stream' in res) return res.stream.destroyed;
+  // A pipelined response has no socket before its turn, so the end of its connection does not destroy it.
+  return res.destroyed || (res.socket === null && res.req.socket.destroyed);
 }

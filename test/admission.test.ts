@@ -11,7 +11,7 @@ import { serveStreams } from './support/app.ts';
 import { read } from './support/reader.ts';
 import { liveHeap } from './support/heap.ts';
 import { dial, listening, requestText, serve } from './support/server.ts';
-import { until } from './support/wait.ts';
+import { until, within } from './support/wait.ts';
 
 const ASK = { Accept: 'text/event-stream' };
 
@@ -487,6 +487,33 @@ test('two hundred pipelined requests behind a stream hold places while their con
   const { opened, closed } = server.events.stats();
   expect(closed).toEqual({ client: opened });
   expect(await hasRoom(server.url)).toBe(true);
+});
+
+test.each<[string, (req: Request, res: ExpressResponse) => unknown]>([
+  ['opens its stream', (_req, res) => res.sse?.open()],
+  ['answers 401', (_req, res) => res.status(401).end()],
+])('pipelined requests whose connection ends before their handler %s give their places back', async (_, handler) => {
+  const app = express();
+  const events = sse({ maxStreams: 5 });
+  const waiting: (() => void)[] = [];
+  app.use((req, _res, next) => void (req.headers['x-wait'] === undefined ? next() : waiting.push(next)));
+  app.get('/slow', () => {});
+  app.use(events);
+  app.get('/', handler);
+  await using server = await serve(app);
+  for (let count = 0; count < 5; count++) {
+    const headers = { 'X-Wait': '1' };
+    const socket = await dial(server.port, requestText('/slow', headers) + requestText('/', headers));
+    await until('both requests', () => waiting.length === 2);
+    socket.destroy();
+    await until('the end of their connection', () => server.sockets.size === 0);
+    for (const next of waiting.splice(0)) next();
+  }
+  expect(events.stats()).toMatchObject({ open: 0, rejected: 0 });
+  const response = await fetch(server.url, { headers: ASK });
+  expect([events.stats().rejected, response.headers.get('retry-after')]).toEqual([0, null]);
+  await response.body?.cancel();
+  expect(await within('close()', events.close({ within: 1_000 }))).toMatchObject({ destroyed: 0 });
 });
 
 test('after 1,000 cycles through limits, inner and outer, taken and refused, the heap is what it was and every place is free', async () => {
