@@ -48,6 +48,12 @@ const MAX_WAVES = 100;
 // The rest of the time is for the readers of the last wave to take what is queued for them.
 const WAVES_END = 0.8;
 
+// Streams that end before other work gets its turn, however many a wave has.
+const STREAMS_PER_TURN = 250;
+
+// Time in ms that a destroyed response has to report its end. One that is wrapped may never do so.
+const END_GRACE_MS = 100;
+
 export class Roster implements OpenStreams {
   /** Requests turned away. */
   rejected = 0;
@@ -67,7 +73,8 @@ export class Roster implements OpenStreams {
   #dropped = 0;
   #bytes = 0;
   #shutdown: Promise<Shutdown> | undefined;
-  #emptied: (() => void) | undefined;
+  // Called when no stream is left.
+  #onEmpty: (() => void) | undefined;
 
   constructor(limits: AdmissionOptions) {
     this.#admission = new Admission(limits);
@@ -109,7 +116,7 @@ export class Roster implements OpenStreams {
     this.#sent += stream.sent;
     this.#dropped += stream.dropped;
     this.#bytes += stream.given;
-    if (this.#open === 0 && this.#ending === 0) this.#emptied?.();
+    if (this.#open === 0 && this.#ending === 0) this.#onEmpty?.();
   }
 
   stats(): SseStats {
@@ -132,10 +139,17 @@ export class Roster implements OpenStreams {
     return stats;
   }
 
-  /** Ends all streams, in waves; what has not ended `within` ms is destroyed. Idempotent. */
+  /** Ends all streams in waves, and destroys those that have not ended `within` ms. Idempotent. */
   shutDown(within: number, retry: RetryRange): Promise<Shutdown> {
-    this.closing ??= retry;
-    this.#shutdown ??= this.#endAll(within, retry);
+    if (this.#shutdown === undefined) {
+      this.closing = retry;
+      // Set before the first stream ends: a listener for its end may call this again.
+      let resolve!: (outcome: Shutdown) => void;
+      this.#shutdown = new Promise((settle) => {
+        resolve = settle;
+      });
+      this.#endAll(within, retry, resolve);
+    }
     return this.#shutdown;
   }
 
@@ -144,36 +158,61 @@ export class Roster implements OpenStreams {
     return [...this.#heartbeats].flatMap(({ connections }) => connections as readonly EventStream[]);
   }
 
-  async #endAll(within: number, retry: RetryRange): Promise<Shutdown> {
-    if (this.#open === 0 && this.#ending === 0) return { closed: 0, destroyed: 0 };
+  #endAll(within: number, retry: RetryRange, resolve: (outcome: Shutdown) => void): void {
+    if (this.#open === 0 && this.#ending === 0) {
+      resolve({ closed: 0, destroyed: 0 });
+      return;
+    }
     const goneBefore = this.#gone;
-    const due = [...this];
-    const size = Math.max(WAVE, Math.ceil(due.length / MAX_WAVES));
-    const pause = (within * WAVES_END) / Math.ceil(due.length / size);
-    let nextWave: NodeJS.Timeout | undefined;
-    const wave = (): void => {
-      for (const stream of due.splice(0, size)) stream.finish('shutdown', { retry: draw(retry) });
-      if (due.length > 0) nextWave = setTimeout(wave, pause);
-    };
+    const streams = [...this];
+    const waveSize = Math.max(WAVE, Math.ceil(streams.length / MAX_WAVES));
+    const pause = (within * WAVES_END) / Math.ceil(streams.length / waveSize);
+    let next = 0;
+    let waveEnd = 0;
+    let isEnding = false;
+    let isDone = false;
     let destroyed = 0;
-    const deadline = setTimeout(() => {
-      clearTimeout(nextWave);
-      for (const stream of due) stream.finish('shutdown', { retry: draw(retry) });
-      destroyed = this.#ending;
-      for (const { readyState, res } of this.#streams) if (readyState === 2) destroy(res);
-    }, within);
-    await new Promise<void>((resolve) => {
-      this.#emptied = resolve;
-      wave();
-    });
-    clearTimeout(nextWave);
-    clearTimeout(deadline);
-    return { closed: this.#gone - goneBefore - destroyed, destroyed };
-  }
-}
+    let nextWave: NodeJS.Timeout | undefined;
+    let timer: NodeJS.Timeout | undefined;
 
-/** A response behind another on a pipelined connection has no socket yet: the connection goes, with whatever is in front. */
-function destroy(res: ServerResponse): void {
-  if (res.socket === null) res.req.socket.destroy();
-  else res.destroy();
+    const endSome = (): void => {
+      const until = Math.min(next + STREAMS_PER_TURN, waveEnd);
+      while (next < until) streams[next++]?.finish('shutdown', { retry: draw(retry) });
+      isEnding = next < waveEnd;
+      if (isEnding) setImmediate(endSome);
+    };
+    const beginWave = (size: number): void => {
+      waveEnd = Math.min(waveEnd + size, streams.length);
+      if (!isEnding) endSome();
+      if (waveEnd < streams.length) nextWave = setTimeout(beginWave, pause, size);
+    };
+    const destroySome = (rest: EventStream[]): void => {
+      if (isDone) return;
+      for (const stream of rest.splice(-STREAMS_PER_TURN)) {
+        // It has ended by itself meanwhile.
+        if (stream.slot === -1) continue;
+        destroyed++;
+        stream.cut('shutdown');
+      }
+      if (rest.length > 0) setImmediate(destroySome, rest);
+      else timer = setTimeout(done, END_GRACE_MS);
+    };
+    const destroyAll = (): void => {
+      if (isDone) return;
+      clearTimeout(nextWave);
+      if (waveEnd < streams.length) beginWave(streams.length);
+      if (isEnding) setImmediate(destroyAll);
+      else destroySome(this.#streams);
+    };
+    const done = (): void => {
+      clearTimeout(nextWave);
+      clearTimeout(timer);
+      isDone = true;
+      this.#onEmpty = undefined;
+      resolve({ closed: this.#gone - goneBefore - destroyed + this.#ending, destroyed });
+    };
+    this.#onEmpty = done;
+    timer = setTimeout(destroyAll, within);
+    beginWave(waveSize);
+  }
 }

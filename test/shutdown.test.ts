@@ -6,7 +6,12 @@ import type { Server } from 'node:http';
 import { EventSource } from 'eventsource';
 import express from 'express';
 import { describe, expect, test } from 'vitest';
-import { createChannels, sse, stream, type Broker, type EventStream, type SseMiddleware } from '../src/index.ts';
+import { EventStream, createChannels, sse, stream, type Broker, type SseMiddleware } from '../src/index.ts';
+import { type StreamHost } from '../src/event-stream.ts';
+import { Heartbeat } from '../src/heartbeat.ts';
+import { resolveStreamOptions } from '../src/options.ts';
+import { Roster } from '../src/roster.ts';
+import { FakeResponse } from './model/fake-response.ts';
 import { serveStreams } from './support/app.ts';
 import { start } from './support/child.ts';
 import { read, type Reader } from './support/reader.ts';
@@ -211,6 +216,71 @@ describe('close()', () => {
     expect(closed + destroyed).toBe(30);
     await Promise.all(readers.map((reader) => reader.end()));
   });
+
+  test('resolves at its deadline, whatever has not reported its end', async () => {
+    await using server = await serveStreams((given) => {
+      given.open();
+      given.res.end = () => given.res;
+      given.res.destroy = () => given.res;
+    });
+    using reader = await read(server.url);
+    await until('the stream', () => server.events.streams.size === 1);
+    expect(await within('close', server.events.close({ within: 50 }))).toEqual({ closed: 0, destroyed: 1 });
+    reader.close();
+  });
+
+  test('gives a listener that calls it at the end of a stream the same promise', async () => {
+    const promises = new Set<Promise<unknown>>();
+    await using server = await serveStreams((given) => {
+      given.open();
+      given.signal.addEventListener('abort', () => promises.add(server.events.close({ within: 50 })));
+    });
+    const readers = await readMany(server.url, 3, server.events);
+    promises.add(server.events.close({ within: 50 }));
+    expect(await within('close', [...promises][0]!)).toEqual({ closed: 3, destroyed: 0 });
+    expect(promises.size).toBe(1);
+    await Promise.all(readers.map((reader) => reader.end()));
+  });
+
+  test.each([
+    ['over its time', 100],
+    ['at its deadline', 0],
+  ])(
+    'ends no more than 250 streams in one turn of the event loop %s',
+    async (_, time) => {
+      const roster = new Roster({});
+      const heartbeat = new Heartbeat(resolveStreamOptions({}));
+      const host: StreamHost = {
+        settings: resolveStreamOptions({}),
+        heartbeat,
+        subscribe: undefined,
+        opened: (given) => roster.opened(given),
+        closed: (reason) => roster.closed(reason),
+        gone: (given, wasOpen) => roster.gone(given, wasOpen),
+      };
+      const streams = Array.from({ length: 60_000 }, () => {
+        const req = { method: 'GET', url: '/', headers: {}, httpVersionMajor: 2, socket: {} };
+        return new EventStream(new FakeResponse(req, true, () => {}).asResponse, host).open();
+      });
+      let thisTurn = 0;
+      let most = 0;
+      let isCounting = true;
+      (function turn(): void {
+        thisTurn = 0;
+        if (isCounting) setImmediate(turn);
+      })();
+      for (const given of streams) given.signal.addEventListener('abort', () => (most = Math.max(most, ++thisTurn)));
+      const closing = roster.shutDown(time, { min: 1, max: 1 });
+      await until('some ends', () => roster.size < 60_000);
+      const { open, closed } = roster.stats();
+      expect([open, open + (closed.shutdown ?? 0), [...roster].length]).toEqual([roster.size, 60_000, roster.size]);
+      const { closed: ended, destroyed } = await within('close', closing, 30_000);
+      isCounting = false;
+      expect(ended + destroyed).toBe(60_000);
+      expect(most).toBeLessThanOrEqual(250);
+    },
+    40_000,
+  );
 
   test('leaves no timer, and nothing that keeps the server from closing', async () => {
     const timers = (): number => process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length;
