@@ -13,6 +13,8 @@ import { until } from './support/wait.ts';
  * table of hazards in PERFORMANCE.md, section 2.
  */
 
+const KB = Buffer.from(`data: ${'x'.repeat(1_016)}\n\n`);
+
 interface DirectServer extends TestServer {
   readonly channels: Channels;
   readonly streams: EventStream[];
@@ -336,6 +338,52 @@ test('a slow reader on the direct way drains by its socket, and comes back', asy
   await drained;
   await until('it to be live', () => server.channels.stats().behind === 0);
   expect(await goesDirect(server, client)).toBe(true);
+  client.socket.destroy();
+});
+
+test.each<[string, (server: DirectServer) => void]>([
+  ['a first event of 40 KB', ({ streams }) => streams.forEach((stream) => void stream.send('x'.repeat(40_000)))],
+  [
+    'a resume of more than 16 KB',
+    ({ streams }) => streams.forEach((stream) => stream.writeAll(Array.from({ length: 50 }, () => KB))),
+  ],
+])('streams that began with %s are given one shared buffer each, once they have drained', async (_, begin) => {
+  await using server = await serveDirect();
+  const clients = [await connectTo(server), await connectTo(server)] as const;
+  await until('both streams', () => server.streams.length === 2);
+  begin(server);
+  await until('the first bytes', () => server.streams.every((stream) => stream.bufferedAmount === 0));
+  const chunks: unknown[] = [];
+  for (const socket of server.sockets) {
+    const write = socket.write.bind(socket);
+    socket.write = ((...args: Parameters<Socket['write']>) => {
+      chunks.push(args[0]);
+      return write(...args);
+    }) as Socket['write'];
+  }
+  await publish(server, '1');
+  await until('the event', () => clients.every((client) => client.parser().events.at(-1)?.data === '1'));
+  expect(chunks).toHaveLength(2);
+  expect(chunks[0]).toBe(chunks[1]);
+  for (const { socket } of clients) socket.destroy();
+});
+
+test('a wrapped response is written to by its wrapper after a large event, too', async () => {
+  const written: string[] = [];
+  await using server = await serveDirect((res) => {
+    const write = res.write.bind(res);
+    res.write = ((...args: Parameters<ServerResponse['write']>) => {
+      written.push(String(args[0]));
+      return write(...args);
+    }) as ServerResponse['write'];
+  });
+  const client = await connectTo(server);
+  await until('the stream', () => server.streams.length === 1);
+  const [stream] = server.streams as [EventStream];
+  stream.send('x'.repeat(40_000));
+  await until('the first bytes', () => stream.bufferedAmount === 0);
+  expect(await goesDirect(server, client)).toBe(false);
+  expect(written.at(-1)).toContain('data: probe');
   client.socket.destroy();
 });
 
