@@ -16,6 +16,7 @@ const SLICE = 500;
 
 /** A connection with something queued. */
 interface Blocked {
+  /** When it was first seen with that much delivered, in ms in which the process ran. */
   readonly since: number;
   /** How much had gone to the kernel by then. */
   readonly delivered: number;
@@ -37,6 +38,9 @@ export class Heartbeat {
   #timer: NodeJS.Timeout | undefined;
   #next = -1;
   #dueAt = 0;
+  #tickedAt = 0;
+  // Time in ms in which the process ran. While it was stopped, suspended or busy, no socket was looked at.
+  #ran = 0;
   // Whether what else is due is due in this sweep: for all, because a time of its own for each would cost memory.
   #isDue = false;
 
@@ -57,6 +61,7 @@ export class Heartbeat {
     this.#connections.add(connection);
     if (this.#timer !== undefined) return;
     this.#dueAt = now + this.#dueEvery;
+    this.#tickedAt = now;
     this.#timer = setInterval(() => this.#begin(), this.#tick).unref();
   }
 
@@ -78,12 +83,16 @@ export class Heartbeat {
 
   /** A sweep that is not through when the next is due simply goes on. */
   #begin(): void {
+    const now = clock();
+    // A tick that comes late proves nothing about the readers.
+    this.#ran += Math.min(now - this.#tickedAt, 2 * this.#tick);
+    this.#tickedAt = now;
     if (this.#next >= 0) return;
     this.#next = this.#connections.members.length - 1;
-    const now = clock();
     this.#isDue = now >= this.#dueAt;
     if (this.#isDue) this.#dueAt = now + this.#dueEvery;
-    this.#sweep();
+    // Not in this phase of the loop: the sockets are looked at first, so that what readers have taken by now is seen.
+    setImmediate(() => this.#sweep());
   }
 
   // Backwards: what swap-remove moves into a hole has been looked at already.
@@ -100,15 +109,16 @@ export class Heartbeat {
         connection.failed(error);
       }
     }
-    if (this.#next >= 0) setImmediate(() => this.#sweep()).unref();
+    // With an unref'd immediate the loop would wait for something else to happen before it goes on.
+    if (this.#next >= 0) setImmediate(() => this.#sweep());
   }
 
   /** Whether the reader has taken nothing of what is queued for too long. */
-  #isStalled(connection: Connection, now: number): boolean {
+  #isStalled(connection: Connection): boolean {
     const { delivered } = connection;
     const known = this.#blocked.get(connection);
-    if (known !== undefined && delivered <= known.delivered) return now - known.since >= this.#stallTimeout;
-    this.#blocked.set(connection, { since: now, delivered, isDue: known?.isDue === true });
+    if (known !== undefined && delivered <= known.delivered) return this.#ran - known.since >= this.#stallTimeout;
+    this.#blocked.set(connection, { since: this.#ran, delivered, isDue: known?.isDue === true });
     return false;
   }
 
@@ -117,9 +127,11 @@ export class Heartbeat {
     const wasDue = this.#blocked.get(connection)?.isDue === true;
     // A `drain` that a wrapped response swallowed, or that a large highWaterMark left out, must hold nobody for ever.
     if (connection.isWaiting && connection.res.writableLength <= WRITE_MARK) connection.resume();
+    // A wrapped response may have been closed by that.
+    if (!this.#connections.has(connection)) return;
     if (!blocked) {
       this.#blocked.delete(connection);
-    } else if (this.#isStalled(connection, now)) {
+    } else if (this.#isStalled(connection)) {
       connection.cut('stalled');
       return;
     }

@@ -33,7 +33,11 @@ export interface StreamOptions {
    * @defaultValue `'close'`
    */
   onSlow?: 'close' | 'drop' | undefined;
-  /** Time in ms with bytes queued and none of them taken after which a peer counts as dead and is cut off; `false` = never. @defaultValue `30_000` */
+  /**
+   * Time in ms with bytes queued and none of them taken after which a peer counts as dead and is cut off; `false` = never.
+   * Time in which the process did not run (a busy event loop, SIGSTOP) does not count.
+   * @defaultValue `30_000`
+   */
   stallTimeout?: number | false | undefined;
   /** Age in ms, ±10 %, at which a stream is closed so that its client connects anew. @defaultValue none */
   maxLifetime?: number | undefined;
