@@ -3,12 +3,35 @@
 /** Bytes that are handed over at once at most, so that progress inside one large event can be seen. */
 export const PIECE = 16_384;
 
+// Bytes that one connection is given of what waits in one turn of the event loop, so that others get their turn.
+const BYTES_PER_TURN = 262_144;
+
 // Below it an object for each event would weigh more than its bytes.
 const SMALL = 512;
+
+// Counts turns of the event loop in which bytes were taken.
+let turn = 0;
+let isTurnCounted = false;
+
+function currentTurn(): number {
+  if (!isTurnCounted) {
+    isTurnCounted = true;
+    setImmediate(() => {
+      isTurnCounted = false;
+      turn++;
+    });
+  }
+  return turn;
+}
 
 export class Backlog {
   /** Bytes that wait. */
   size = 0;
+  // Bytes at its head that wait only for further turns of the event loop. Their reader takes all that it is given.
+  #excused = 0;
+  #isDeferred = false;
+  #turn = -1;
+  #leftInTurn = 0;
   // Several come from the log, which keeps them anyway; the array is ours.
   readonly #waiting: Buffer[];
 
@@ -19,6 +42,33 @@ export class Backlog {
 
   get isEmpty(): boolean {
     return this.#waiting.length === 0;
+  }
+
+  /** Whether it has had its share of this turn of the event loop. */
+  get isSpent(): boolean {
+    const now = currentTurn();
+    if (this.#turn !== now) {
+      this.#turn = now;
+      this.#leftInTurn = BYTES_PER_TURN;
+    }
+    return this.#leftInTurn <= 0;
+  }
+
+  /** Calls `goOn` in the next turn of the event loop, once however often it is called in this one. */
+  defer(goOn: () => void): void {
+    if (this.#isDeferred) return;
+    this.#isDeferred = true;
+    // What is added from here on is not excused: a sender that outruns its turns is bounded, too.
+    if (this.#excused === 0) this.#excused = this.size;
+    setImmediate(() => {
+      this.#isDeferred = false;
+      goOn();
+    });
+  }
+
+  /** Bytes for which no reader has been too slow. */
+  get excused(): number {
+    return this.#isDeferred ? this.#excused : 0;
   }
 
   /** Adds at the end; small events are joined, outside of Node's pool, so that what waits weighs what it counts. */
@@ -54,12 +104,18 @@ export class Backlog {
     }
     if (count === 0) {
       this.#waiting[0] = first.subarray(PIECE);
-      this.size -= PIECE;
+      this.#took(PIECE);
       return first.subarray(0, PIECE);
     }
-    this.size -= length;
+    this.#took(length);
     const piece = this.#waiting.splice(0, count);
     return count === 1 ? first : Buffer.concat(piece, length);
+  }
+
+  #took(bytes: number): void {
+    this.size -= bytes;
+    this.#leftInTurn -= bytes;
+    this.#excused = Math.max(0, this.#excused - bytes);
   }
 }
 

@@ -206,9 +206,9 @@ export abstract class Connection {
     return (this.#backlog?.size ?? 0) + (this.#state === 'idle' ? 0 : this.#pressure);
   }
 
-  /** Bytes of head that wait until the turn in which it opens is over. No reader has been slow to take them. @internal */
-  get headBytes(): number {
-    return heads.get(this) ?? 0;
+  /** Bytes that wait for a turn of the event loop: for the end of that in which the stream opens, or for further ones. No reader has been slow to take them. @internal */
+  get heldBack(): number {
+    return (heads.get(this) ?? 0) + (this.#backlog?.excused ?? 0);
   }
 
   /** Bytes that have gone to the kernel: grows while the reader makes progress. @internal */
@@ -413,16 +413,27 @@ export abstract class Connection {
     this.#pump();
   }
 
+  /** Gives the response what waits as long as it takes more, in shares of a turn of the event loop. */
   #pump(): void {
-    if (this.#backlog === undefined) return;
-    while (this.#backlog !== undefined && !this.#backlog.isEmpty) {
-      if (this.#give(this.#backlog.take())) continue;
+    // Looked at anew each time: a wrapped `write` may send, or end the stream.
+    for (let waits = this.#backlog; waits !== undefined && !waits.isEmpty; waits = this.#backlog) {
+      if (waits.isSpent) {
+        this.#defer(waits);
+        return;
+      }
+      if (this.#give(waits.take())) continue;
       this.#listen();
       break;
     }
     if (this.#backlog === undefined || !this.#backlog.isEmpty) return;
     this.#backlog = undefined;
     if (this.readyState === 2) this.#finish();
+  }
+
+  #defer(waits: Backlog): void {
+    waits.defer(() => {
+      if (this.#backlog === waits) this.resume();
+    });
   }
 
   /** Gives the response all that waits, whatever it holds: what the application does next must come behind it. */

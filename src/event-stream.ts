@@ -327,8 +327,8 @@ export class EventStream extends Connection {
   admits(events: number): boolean {
     const { maxBuffered, onSlow } = this.host.settings;
     const { bufferedAmount } = this;
-    // Before the first event the queue holds hardly more than the head of the response, which counts as empty.
-    if (bufferedAmount - this.headBytes <= maxBuffered || (events > 0 && this.sent === 0)) return true;
+    // What this library holds back counts as taken: the head of the response, and what waits for a further turn.
+    if (bufferedAmount - this.heldBack <= maxBuffered || (events > 0 && this.sent === 0)) return true;
     if (diagnostics.slow.hasSubscribers) diagnostics.slow.publish({ stream: this, bufferedAmount, action: onSlow });
     this.particulars.dropped += events;
     if (onSlow === 'close') this.cut('slow');

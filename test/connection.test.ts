@@ -319,6 +319,100 @@ test('what is still queued arrives when the application ends the response itself
   expect(await (server.streams[0] as EventStream).closed).toBe('server');
 });
 
+describe('a large event to a reader that takes everything at once', () => {
+  const SIZE = 60_000_000;
+
+  test('is handed over in many turns of the event loop, 256 KiB each', async () => {
+    let most = 0;
+    let before = 0;
+    await using server = await serveStreams(
+      (stream) => {
+        stream.send('x'.repeat(SIZE));
+        stream.send('after');
+        const turn = (): void => {
+          most = Math.max(most, stream.given - before);
+          before = stream.given;
+          if (stream.bufferedAmount > 0) setImmediate(turn);
+        };
+        turn();
+      },
+      { maxBuffered: 2 * SIZE },
+    );
+    using reader = await read(server.url);
+    expect((await reader.take(2)).map(({ data }) => data.length)).toEqual([SIZE, 5]);
+    // One share of the turn's own, and one for a `drain`.
+    expect(most).toBeLessThanOrEqual(2 * (262_144 + 16_384));
+  }, 30_000);
+
+  test.each<[string, (stream: EventStream) => void]>([
+    ['is closed', (stream) => void stream.close()],
+    ['is ended by the application', (stream) => void stream.res.end()],
+    ['is closed by closeWhere', (stream) => void stream.finish('revoked')],
+  ])('arrives whole, with what was sent after it, where the stream %s in the same turn', async (_, end) => {
+    await using server = await serveStreams(
+      (stream) => {
+        stream.send('x'.repeat(5_000_000));
+        stream.send('last');
+        end(stream);
+      },
+      { maxBuffered: 2 * SIZE },
+    );
+    using reader = await read(server.url);
+    await reader.end();
+    expect(reader.events.map(({ data }) => data.length)).toEqual([5_000_000, 4]);
+  });
+
+  test('leaves nothing behind where the stream is cut meanwhile', async () => {
+    await using server = await serveStreams((stream) => {
+      stream.send('x'.repeat(SIZE));
+      void stream.drained().then(() => stream.res.destroy());
+      setImmediate(() => stream.cut('revoked'));
+    });
+    using reader = await read(server.url);
+    await reader.end();
+    await until('its end', () => server.events.streams.size === 0 && server.sockets.size === 0);
+    const { bytes, buffered } = server.events.stats();
+    expect([bytes < SIZE, buffered]).toEqual([true, 0]);
+  });
+
+  test('does not make the reader slow while it waits for further turns, until as much as maxBuffered is behind it', async () => {
+    let amounts: readonly number[] = [];
+    await using server = await serveStreams((stream) => {
+      stream.open();
+      setImmediate(() => {
+        stream.send('x'.repeat(2_500_000));
+        setImmediate(() => {
+          amounts = [stream.bufferedAmount, stream.readyState];
+          while (stream.readyState === 1) stream.send(KB);
+          amounts = [...amounts, stream.sent * KB.length];
+        });
+      });
+    });
+    using reader = await read(server.url);
+    await reader.end();
+    const [buffered, readyState, sent] = amounts as [number, number, number];
+    expect(buffered).toBeGreaterThan(1_048_576);
+    expect(readyState).toBe(1);
+    expect(sent).toBeGreaterThan(1_000_000);
+    expect(sent).toBeLessThan(1_100_000);
+  });
+
+  test('drains: what waits for that goes on, in order', async () => {
+    await using server = await serveStreams(async (stream) => {
+      for (const each of ['1', '2', '3']) {
+        expect(stream.send(each.repeat(400_000))).toBe(false);
+        await stream.drained();
+      }
+    });
+    using reader = await read(server.url);
+    expect((await reader.take(3)).map(({ data }) => [data[0], data.length])).toEqual([
+      ['1', 400_000],
+      ['2', 400_000],
+      ['3', 400_000],
+    ]);
+  });
+});
+
 test('an error of a wrapped response ends its stream, is told on res-sse:error, and harms nobody', async () => {
   const failures: unknown[] = [];
   const note = (message: unknown): void => void failures.push((message as { error: unknown }).error);
