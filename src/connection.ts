@@ -332,19 +332,23 @@ export abstract class Connection {
   /** An error in what carries this one stream: it ends, and nobody else hears of it. @internal */
   failed(error: unknown): void {
     this.#tell(error);
-    this.cut('error');
+    // A response that has ended in order sends its last bytes and closes: the application has written to it too late.
+    if (this.readyState !== 2 || !this.res.writableEnded) this.cut('error');
   }
 
   /** The application writes to the response itself: from here on bytes take the same way, behind what was queued. @internal */
   yieldTo(): void {
     this.#leaveSocket();
+    const hasQueue = this.#backlog !== undefined;
     this.#giveAll();
+    // The stream was closed before and its end waited for the queue.
+    if (hasQueue && this.readyState === 2) this.#finish();
   }
 
   /** The application ends the response itself. @internal */
   endedByApplication(): void {
-    if (this.#state !== 'open') return;
-    this.flush();
+    if (this.#state === 'open') this.flush();
+    // Also of a stream that was closed before, whose end waited for the queue.
     this.#giveAll();
     this.#ended('server');
   }

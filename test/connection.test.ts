@@ -413,6 +413,57 @@ describe('a large event to a reader that takes everything at once', () => {
   });
 });
 
+test.each<[string, (stream: EventStream) => void]>([
+  ['ends the response', (stream) => void stream.res.end()],
+  ['writes to the response', (stream) => void stream.res.write('data: late\n\n')],
+  ['writes to the response and ends it', (stream) => void stream.res.end('data: late\n\n')],
+])('what is queued when a stream is closed arrives, and its end, where the application %s then', async (_, act) => {
+  await using server = await serveStreams(
+    (stream) => {
+      stream.send('x'.repeat(3_000_000));
+      stream.send('last');
+      stream.close();
+      act(stream);
+    },
+    { maxBuffered: 10_000_000 },
+  );
+  using reader = await read(server.url);
+  await reader.end();
+  expect(reader.events.slice(0, 2).map((event) => event.data.length)).toEqual([3_000_000, 4]);
+  expect(server.events.stats().closed).toEqual({ server: 1 });
+  server.errors.splice(0);
+});
+
+test('a wrapped write that sends, closes or ends in the middle of a large event loses and repeats nothing', async () => {
+  for (const [act, expected] of [
+    [(stream: EventStream) => void stream.send('own'), ['x', 'last', 'own']],
+    [(stream: EventStream) => void stream.close(), ['x', 'last']],
+    [(stream: EventStream) => void stream.res.end(), ['x', 'last']],
+    [(stream: EventStream) => void stream.res.write('data: own\n\n'), ['x', 'last', 'own']],
+  ] as const) {
+    const events = sse({ maxBuffered: 10_000_000 });
+    await using server = await listening(
+      createServer((req, res) => {
+        const write = res.write.bind(res);
+        let writes = 0;
+        res.write = ((...args: Parameters<typeof write>) => {
+          const answer = write(...args);
+          if (++writes === 3) act((res as { sse?: EventStream }).sse as EventStream);
+          return answer;
+        }) as typeof res.write;
+        events(req, res, () => {
+          const { sse: stream } = res as { sse?: EventStream };
+          stream?.send('x'.repeat(600_000));
+          stream?.send('last');
+        });
+      }),
+    );
+    using reader = await read(server.url);
+    await until('all', () => reader.events.length === expected.length || reader.ended);
+    expect(reader.events.map(({ data }) => (data.length > 10 ? 'x' : data))).toEqual(expected);
+  }
+});
+
 test('an error of a wrapped response ends its stream, is told on res-sse:error, and harms nobody', async () => {
   const failures: unknown[] = [];
   const note = (message: unknown): void => void failures.push((message as { error: unknown }).error);
