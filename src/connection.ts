@@ -1,5 +1,5 @@
 /** Bytes to one response: the head, the queue of a slow reader, and the one way in which a connection ends. */
-import { OutgoingMessage, type ServerResponse } from 'node:http';
+import { OutgoingMessage, type OutgoingHttpHeaders, type ServerResponse } from 'node:http';
 import type { Http2ServerResponse } from 'node:http2';
 import { Socket } from 'node:net';
 import { Backlog, PIECE } from './backlog.ts';
@@ -227,22 +227,44 @@ export abstract class Connection {
     if (res.headersSent) {
       throw new SseError('ERR_SSE_HEADERS_SENT', 'the response has begun already; an event stream is a response of its own');
     }
-    res.statusCode = 200;
-    res.setHeader('Content-Type', 'text/event-stream');
-    res.setHeader('Cache-Control', 'no-cache, no-transform');
-    res.setHeader('X-Accel-Buffering', 'no');
-    res.removeHeader('Content-Length');
-    for (const [name, value] of settings.headers) res.setHeader(name, value);
+    const { statusCode } = res;
+    const before = res.getHeaders();
+    // Whatever a listener for the head sends waits behind the prelude.
+    this.#backlog = new Backlog([Buffer.from(prelude)]);
     this.#state = 'open';
+    try {
+      res.statusCode = 200;
+      res.setHeader('Content-Type', 'text/event-stream');
+      res.setHeader('Cache-Control', 'no-cache, no-transform');
+      res.setHeader('X-Accel-Buffering', 'no');
+      res.removeHeader('Content-Length');
+      for (const [name, value] of settings.headers) res.setHeader(name, value);
+      this.#cork();
+      // Flushed by itself, Node keeps the head as the one string it sent; joined to the first chunk it stays a tree of 650 B more.
+      res.flushHeaders();
+    } catch (error) {
+      this.#unbegin(statusCode, before);
+      throw error;
+    }
     if (res.req.method === 'HEAD') {
-      this.endFor('server');
+      this.#backlog = undefined;
+      this.#ended('server');
+      this.#finish();
       return;
     }
-    this.#cork();
-    // Flushed by itself, Node keeps the head as the one string it sent; joined to the first chunk it stays a tree of 650 B more.
-    res.flushHeaders();
-    this.writeBytes(Buffer.from(prelude));
+    this.#pump();
     if (heads.has(this)) heads.set(this, this.#pressure);
+  }
+
+  /** The head could not be written: the response is again what it was, so that the application can answer with the error. */
+  #unbegin(statusCode: number, before: OutgoingHttpHeaders): void {
+    const { res } = this;
+    this.#backlog = undefined;
+    if (this.#state === 'open') this.#state = 'idle';
+    if (res.headersSent) return;
+    res.statusCode = statusCode;
+    for (const name of res.getHeaderNames()) if (before[name] === undefined) res.removeHeader(name);
+    for (const [name, value] of Object.entries(before)) if (value !== undefined) res.setHeader(name, value);
   }
 
   /** Hands bytes over, in which are so many events, or queues them behind what the reader has not taken. Never throws. @internal */

@@ -127,12 +127,20 @@ async function run(stream: EventStream, handler: () => unknown, final: boolean, 
 }
 
 async function pipeAndClose(stream: EventStream, source: PipeSource<unknown>, final: boolean): Promise<void> {
-  const timer = setTimeout(() => {
-    // Something else may have answered meanwhile, a timeout in front for one.
-    if (!stream.res.headersSent) stream.open();
-  }, OPEN_AFTER);
+  let timer: NodeJS.Timeout | undefined;
+  const opening = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => {
+      try {
+        // Something else may have answered meanwhile, a timeout in front for one.
+        if (!stream.res.headersSent) stream.open();
+      } catch (error) {
+        // oxlint-disable-next-line typescript/prefer-promise-reject-errors -- whatever was thrown is passed on
+        reject(error);
+      }
+    }, OPEN_AFTER);
+  });
   try {
-    await stream.pipe(source);
+    await Promise.race([stream.pipe(source), opening]);
   } finally {
     clearTimeout(timer);
   }

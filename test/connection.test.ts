@@ -1,10 +1,11 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
-import { createServer } from 'node:http';
+import { createServer, type ServerResponse } from 'node:http';
+import express, { type Response } from 'express';
 import { describe, expect, test } from 'vitest';
-import { sse, type EventStream } from '../src/index.ts';
+import { sse, stream, type EventStream } from '../src/index.ts';
 import { serveStreams } from './support/app.ts';
 import { read } from './support/reader.ts';
-import { dial, listening, requestText } from './support/server.ts';
+import { dial, listening, requestText, serve } from './support/server.ts';
 import { StrictParser } from './support/strict-parser.ts';
 import { until, within } from './support/wait.ts';
 
@@ -495,4 +496,86 @@ test('an error of a wrapped response ends its stream, is told on res-sse:error, 
   expect((await bystander.take(2)).map((event) => event.data)).toEqual(['before', 'still here']);
   bad.res.emit('error', new Error('late'));
   unsubscribe('res-sse:error', note);
+});
+
+describe('a listener for the head, as on-headers makes them,', () => {
+  /** Calls the listener once, before the head is written. */
+  function onHead(res: ServerResponse, listener: () => void): void {
+    const writeHead = res.writeHead.bind(res) as (...args: unknown[]) => ServerResponse;
+    let isCalled = false;
+    res.writeHead = (...args: unknown[]) => {
+      if (!isCalled) {
+        isCalled = true;
+        listener();
+      }
+      return writeHead(...args);
+    };
+  }
+
+  async function serveHeads(listener: (stream: EventStream) => void, open: (stream: EventStream) => unknown) {
+    const app = express();
+    const events = sse({ maxStreams: 1 });
+    const streams: EventStream[] = [];
+    app.use((_req, res, next) => {
+      res.setHeader('Content-Type', 'text/x-before');
+      onHead(res, () => listener(res.sse as EventStream));
+      next();
+    });
+    app.use(events);
+    app.get(
+      '/',
+      stream((given) => {
+        streams.push(given);
+        return open(given);
+      }),
+    );
+    app.use((error: Error, _req: unknown, res: Response, _next: unknown) => void res.status(500).end(error.message));
+    return Object.assign(await serve(app), { events, streams });
+  }
+
+  test.each<[string, string, (stream: EventStream) => unknown]>([
+    ['opens', 'GET', (given) => given.open()],
+    ['sends', 'GET', (given) => given.send('x')],
+    ['returns', 'GET', () => {}],
+    ['returns', 'HEAD', () => {}],
+    [
+      'returns a generator that waits',
+      'GET',
+      async function* () {
+        await new Promise(() => {});
+        yield 1;
+      },
+    ],
+  ])('that throws is an ordinary error of a handler that %s on %s, and the place is free again', async (_, method, open) => {
+    await using server = await serveHeads(() => {
+      throw new Error('no head today');
+    }, open);
+    for (let count = 0; count < 2; count++) {
+      const response = await fetch(server.url, { method, headers: { Accept: 'text/event-stream' } });
+      expect([response.status, response.headers.get('content-type'), await response.text()]).toEqual([
+        500,
+        'text/x-before',
+        method === 'HEAD' ? '' : 'no head today',
+      ]);
+      for (const name of ['cache-control', 'x-accel-buffering']) expect(response.headers.get(name)).toBeNull();
+    }
+    expect(server.events.stats()).toMatchObject({ open: 0, opened: 0, rejected: 0 });
+    for (const given of server.streams) expect(await within('its end', given.closed)).toBe('server');
+  });
+
+  test.each<[string, (stream: EventStream) => void, string]>([
+    ['sends', (given) => void given.send('own'), ':\ndata: own\n\ndata: x\n\n'],
+    ['closes the stream', (given) => void given.close({ retry: 5 }), ':\nretry: 5\n'],
+    ['opens the stream', (given) => void given.open(), ':\ndata: x\n\n'],
+  ])('that %s finds a stream that is open, behind its first comment', async (_, act, text) => {
+    {
+      await using server = await serveHeads(act, (given) => void given.send('x'));
+      const response = await fetch(server.url, { method: 'HEAD', headers: { Accept: 'text/event-stream' } });
+      expect([response.status, await response.text()]).toEqual([200, '']);
+    }
+    await using server = await serveHeads(act, (given) => void given.send('x'));
+    using reader = await read(server.url);
+    await until('the text', () => reader.text.length >= text.length);
+    expect(reader.text).toBe(text);
+  });
 });

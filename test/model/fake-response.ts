@@ -40,6 +40,10 @@ export class FakeResponse extends EventEmitter {
 
   removeHeader(): void {}
 
+  getHeaders(): object {
+    return {};
+  }
+
   flushHeaders(): void {
     this.headersSent = true;
   }
