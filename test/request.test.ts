@@ -1,6 +1,6 @@
 import type { IncomingMessage } from 'node:http';
 import { describe, expect, test } from 'vitest';
-import { asksForEventStream, lastEventIdOf, refusesEventStream } from '../src/request.ts';
+import { asksForEventStream, lastEventIdOf, preferredType, refusesEventStream } from '../src/request.ts';
 
 function request(headers: Record<string, string>, url = '/'): IncomingMessage {
   return { headers, url } as unknown as IncomingMessage;
@@ -31,6 +31,23 @@ describe('a request asks for an event stream when Accept names it', () => {
     'x-text/event-stream',
   ])('and not when it says %j', (accept) => {
     expect(asksForEventStream(request({ accept }))).toBe(false);
+  });
+
+  test('names it within the first 1,024 characters: what comes behind them is not looked at', () => {
+    const others = 'a/b;q=0.1,'.repeat(1_600);
+    expect(asksForEventStream(request({ accept: `text/event-stream,${others}` }))).toBe(true);
+    expect(asksForEventStream(request({ accept: `${others}text/event-stream` }))).toBe(false);
+    expect(asksForEventStream(request({ accept: `${'a/b,'.repeat(200)}text/event-stream,${others}` }))).toBe(true);
+    expect(refusesEventStream(request({ accept: `${others}text/event-stream;q=0` }))).toBe(false);
+    // Not half of a parameter.
+    const accept = `text/event-stream;a=${'x'.repeat(1_000)};q=0`;
+    expect(asksForEventStream(request({ accept: `${accept},a/b` }))).toBe(false);
+    expect(preferredType(request({ accept: `application/json,${others}` }), ['text/plain', 'application/json'])).toBe(
+      'application/json',
+    );
+    expect(preferredType(request({ accept: `${others}application/json` }), ['text/plain', 'application/json'])).toBe(
+      'text/plain',
+    );
   });
 
   test('and not when there is no Accept', () => {
