@@ -1,4 +1,5 @@
 /** Who may have a stream: a bound on all streams of a middleware, and one on those of each key. Decided before anything is written. */
+import { createHash } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { performance } from 'node:perf_hooks';
 import { SseError, shown } from './errors.ts';
@@ -48,6 +49,9 @@ export const admissionRules: Readonly<Record<keyof AdmissionOptions, OptionRule>
 };
 
 const MINUTE = 60_000;
+
+// Longer keys are kept as digests, which are longer than this: no key can be taken for the digest of another.
+const MAX_KEY_LENGTH = 64;
 
 // So many keys are remembered for `perMinute`; whoever has more of them is not bounded by any.
 const MAX_KEYS = 10_000;
@@ -101,7 +105,8 @@ export class Admission {
   #keyOf(req: IncomingMessage): Key | undefined {
     // What a framework makes of the request it has made by now.
     const key: unknown = this.#per?.key(req as RouteRequest);
-    if (key === undefined || typeof key === 'string' || typeof key === 'number') return key;
+    if (typeof key === 'string') return compact(key);
+    if (key === undefined || typeof key === 'number') return key;
     throw new SseError(
       'ERR_SSE_OPTION',
       `expected the key of \`maxStreamsPer\` to be a string, a number or undefined, got ${shown(key)}; it cannot be async`,
@@ -129,6 +134,12 @@ export class Admission {
     if (this.#begun.size > MAX_KEYS) this.#begun.delete(this.#begun.keys().next().value as Key);
     return true;
   }
+}
+
+/** The key in little memory: a long one, of a cookie or a token, as its digest, and a short one without what it was cut out of. */
+function compact(key: string): string {
+  if (key.length > MAX_KEY_LENGTH) return `sha256:${createHash('sha256').update(key).digest('hex')}`;
+  return Buffer.from(key, 'utf16le').toString('utf16le');
 }
 
 function isStreamLimit(value: unknown): boolean {

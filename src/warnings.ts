@@ -23,6 +23,9 @@ const PROXIES: readonly (readonly [header: string, name: string, idle: number])[
 // Over HTTP/1.1 a browser opens so many connections to a host.
 const CONNECTIONS_OF_A_BROWSER = 6;
 
+// No browser has a longer `User-Agent`; each is kept while its streams are watched.
+const MAX_AGENT_LENGTH = 512;
+
 // So many streams of browsers are watched at a time, so that it costs the same however many there are.
 const MAX_WATCHED = 1_000;
 
@@ -162,7 +165,9 @@ function callerOf(maker: (...args: never[]) => unknown): string {
 function browserOf(req: IncomingMessage): string | undefined {
   const { 'user-agent': agent = '', 'x-forwarded-for': forwarded, via } = req.headers;
   const isDirect = req.httpVersionMajor === 1 && forwarded === undefined && via === undefined;
-  return isDirect && agent.startsWith('Mozilla/') ? `${req.socket.remoteAddress ?? ''} ${agent}` : undefined;
+  return isDirect && agent.startsWith('Mozilla/') && agent.length <= MAX_AGENT_LENGTH
+    ? `${req.socket.remoteAddress ?? ''} ${agent}`
+    : undefined;
 }
 
 /** Without the query, which may hold what is not for a log. */

@@ -323,6 +323,24 @@ describe('maxStreamsPer', () => {
     expect([take('/9999'), take('/a')]).toEqual(['maxStreamsPer', undefined]);
   });
 
+  test.each<[string, (n: number) => string]>([
+    ['long', (n) => `${n}:${'x'.repeat(14_000)}`],
+    ['cut out of something long', (n) => `${'x'.repeat(14_000)}:${n + 1e12}`.slice(-14)],
+  ])('remembers ten thousand keys that are %s in little memory, and tells them apart', async (_, keyOf) => {
+    const admission = new Admission({ maxStreamsPer: { key: (req) => req.url, limit: 1, perMinute: 1 } });
+    const before = await liveHeap();
+    for (let n = 0; n < 10_000; n++) {
+      // Flat, as the strings are that come out of a parser.
+      const res = { req: { url: Buffer.from(keyOf(n)).toString() } };
+      if (n % 2 === 0) res.req.url = keyOf(n);
+      expect(admission.take(res as never)).toBeUndefined();
+      admission.free(res as never);
+    }
+    expect((await liveHeap()) - before).toBeLessThan(8_000_000);
+    expect(admission.take({ req: { url: keyOf(5) } } as never)).toBe('maxStreamsPer');
+    expect(admission.take({ req: { url: keyOf(10_001) } } as never)).toBeUndefined();
+  });
+
   test.each<[string, () => unknown, string]>([
     [
       'throws',
