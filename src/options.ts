@@ -41,6 +41,8 @@ export interface StreamOptions {
   stallTimeout?: number | false | undefined;
   /** Age in ms, ±10 %, at which a stream is closed so that its client connects anew. @defaultValue none */
   maxLifetime?: number | undefined;
+  /** `subscribe` calls that may be active on one stream at a time. @defaultValue `100` */
+  maxSubscriptions?: number | undefined;
   /** Extra response headers. @defaultValue none */
   headers?: Readonly<Record<string, string | number | readonly string[]>> | undefined;
 }
@@ -55,6 +57,7 @@ export interface StreamSettings {
   readonly onSlow: 'close' | 'drop';
   readonly stallTimeout: number | false;
   readonly maxLifetime: number | undefined;
+  readonly maxSubscriptions: number;
   readonly headers: readonly (readonly [string, OutgoingHttpHeader])[];
 }
 
@@ -134,6 +137,7 @@ export const streamRules: Readonly<Record<keyof StreamOptions, OptionRule>> = {
   onSlow: oneOf('close', 'drop'),
   stallTimeout: milliseconds(1, false),
   maxLifetime: milliseconds(1),
+  maxSubscriptions: integer('subscriptions', 1, Number.MAX_SAFE_INTEGER),
   headers,
 };
 
@@ -168,6 +172,7 @@ export function resolveStreamOptions(given: StreamOptions): StreamSettings {
     onSlow: given.onSlow ?? 'close',
     stallTimeout: given.stallTimeout ?? 30_000,
     maxLifetime: given.maxLifetime,
+    maxSubscriptions: given.maxSubscriptions ?? 100,
     headers: Object.entries(given.headers ?? {}).map(
       ([name, value]) => [name, typeof value === 'object' ? [...value] : value] as const,
     ),

@@ -19,7 +19,7 @@ const keyOf = (): string => 'all';
 describe('sse(options)', () => {
   test('an unknown option is refused with the names of those there are', () => {
     expect(refusal({ hartbeat: 5 })).toBe(
-      'unknown option `hartbeat` of sse(); it takes channels, heartbeat, retry, serialize, maxBuffered, onSlow, stallTimeout, maxLifetime, headers, maxStreams, maxStreamsPer, whenFull, warnings, accept',
+      'unknown option `hartbeat` of sse(); it takes channels, heartbeat, retry, serialize, maxBuffered, onSlow, stallTimeout, maxLifetime, maxSubscriptions, headers, maxStreams, maxStreamsPer, whenFull, warnings, accept',
     );
     expect(refusal({ toString: 5 })).toContain('unknown option `toString`');
   });
@@ -51,6 +51,8 @@ describe('sse(options)', () => {
     [{ serialize: 'json' }],
     [{ onSlow: 'wait' }],
     [{ maxLifetime: false }],
+    [{ maxSubscriptions: 0 }],
+    [{ maxSubscriptions: Infinity }],
     [{ headers: [] }],
     [{ headers: { 'X-A': 'a\r\nX-B: forged' } }],
     [{ headers: { 'X A': 'a' } }],
@@ -83,6 +85,7 @@ describe('sse(options)', () => {
     [{ retry: { min: 0, max: 0 } }],
     [{ headers: { 'X-A': 'a', 'X-N': 1, 'Set-Cookie': ['a=1', 'b=2'] } }],
     [{ maxBuffered: 0 }],
+    [{ maxSubscriptions: 1 }],
     [{ maxStreams: 0, whenFull: 'reject', warnings: false }],
     [{ maxStreamsPer: { key: keyOf, limit: 6 } }],
     [{ maxStreamsPer: { key: keyOf, limit: 6, perMinute: 60 } }],
@@ -101,6 +104,7 @@ test('the defaults are those that the table in the README names', () => {
     onSlow: 'close',
     stallTimeout: 30_000,
     maxLifetime: undefined,
+    maxSubscriptions: 100,
     headers: [],
   });
 });
