@@ -307,6 +307,19 @@ export abstract class Connection {
     else this.#backlog.addAll(many);
   }
 
+  /** Queues what is written from here on, until {@link release}. @internal */
+  hold(): void {
+    if (!this.isWritable() || this.#backlog !== undefined) return;
+    this.stepOut();
+    this.#guard();
+    this.#backlog = new Backlog([]);
+  }
+
+  /** Writes what has been queued, and the end if the stream has ended meanwhile. @internal */
+  release(): void {
+    if (this.#backlog !== undefined) this.resume();
+  }
+
   /** Ends the connection after what is queued and, if given, `last`. @internal */
   endFor(reason: CloseReason, last?: Buffer): void {
     if (this.readyState === 2) return;

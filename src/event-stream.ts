@@ -292,10 +292,15 @@ export class EventStream extends Connection {
   }
 
   /** Ends the stream for a reason of the library's. @internal */
-  finish(reason: CloseReason, { retry, final = false }: CloseOptions = {}): this {
+  finish(reason: CloseReason, options: CloseOptions = {}): this {
     if (this.readyState === 2) return this;
     if (this.readyState === 0 && !this.res.headersSent) this.open();
     this.follower?.flush();
+    return this.conclude(reason, options);
+  }
+
+  /** Ends the stream without what its channels owe it. @internal */
+  conclude(reason: CloseReason, { retry, final = false }: CloseOptions): this {
     const last = (retry === undefined ? '' : retryText(retry)) + (final ? END : '');
     this.endFor(reason, last === '' ? undefined : Buffer.from(last));
     return this;

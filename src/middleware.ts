@@ -185,7 +185,7 @@ export function sse(options: SseOptions = {}): SseMiddleware {
         if (typeof answer !== 'object' || answer === null) return Boolean(answer);
         throw new SseError('ERR_SSE_OPTION', 'expected the test of closeWhere() to return true or false; it cannot be async');
       });
-      for (const stream of streams) stream.finish('revoked', closeOptions);
+      roster.endAtOnce(streams, 'revoked', closeOptions);
       return streams.length;
     },
     close(shutdownOptions: ShutdownOptions = {}): Promise<Shutdown> {

@@ -2,7 +2,7 @@
 import type { ServerResponse } from 'node:http';
 import { Admission, type AdmissionOptions, type Refusal } from './admission.ts';
 import type { CloseReason } from './connection.ts';
-import type { EventStream } from './event-stream.ts';
+import type { CloseOptions, EventStream } from './event-stream.ts';
 import type { Heartbeat } from './heartbeat.ts';
 import { draw, type RetryRange } from './options.ts';
 
@@ -72,6 +72,8 @@ export class Roster implements OpenStreams {
   #sent = 0;
   #dropped = 0;
   #bytes = 0;
+  // Ended, but their last bytes are not yet written.
+  #held: readonly EventStream[] = [];
   #shutdown: Promise<Shutdown> | undefined;
   // Called when no stream is left.
   #onEmpty: (() => void) | undefined;
@@ -137,6 +139,29 @@ export class Roster implements OpenStreams {
       stats.buffered += stream.bufferedAmount;
     }
     return stats;
+  }
+
+  /**
+   * Ends these streams now: nothing that is published from here on reaches them. Writing what they are owed is the expensive
+   * part, and is spread over turns of the event loop.
+   */
+  endAtOnce(streams: readonly EventStream[], reason: CloseReason, options: CloseOptions): void {
+    // All of them before the first one ends: a listener for its end may publish.
+    for (const stream of streams) {
+      stream.hold();
+      stream.flush();
+    }
+    for (const stream of streams) stream.conclude(reason, options);
+    const isReleasing = this.#held.length > 0;
+    this.#held = this.#held.concat(streams);
+    if (!isReleasing) this.#release();
+  }
+
+  #release(): void {
+    const held = this.#held;
+    for (const stream of held.slice(0, STREAMS_PER_TURN)) stream.release();
+    this.#held = this.#held.slice(STREAMS_PER_TURN);
+    if (this.#held.length > 0) setImmediate(() => this.#release());
   }
 
   /** Ends all streams in waves, and destroys those that have not ended `within` ms. Idempotent. */

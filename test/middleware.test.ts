@@ -1,6 +1,7 @@
+import { OutgoingMessage } from 'node:http';
 import express, { type Request, type Response } from 'express';
 import request from 'supertest';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { EventStream, createChannels, sse, stream, type SseOptions } from '../src/index.ts';
 import { serveStreams } from './support/app.ts';
 import { read } from './support/reader.ts';
@@ -257,5 +258,84 @@ describe('close', () => {
     await events.close();
     expect(channels.stats().broker.state).toBe('open');
     await channels.publish('a', 1);
+  });
+});
+
+describe('closeWhere on many streams', () => {
+  /** Raw clients of streams that follow `a`. */
+  async function serveMany(count: number) {
+    const channels = createChannels();
+    const server = await serveStreams((given) => given.subscribe('a', { checkpoints: false }), { channels });
+    const texts: string[] = [];
+    const sockets = await Promise.all(
+      Array.from({ length: count }, async (_, index) => {
+        const socket = await dial(server.port, requestText('/'));
+        texts[index] = '';
+        socket.on('data', (chunk: Buffer) => (texts[index] += chunk.toString('latin1')));
+        return socket;
+      }),
+    );
+    await until('the streams', () => channels.stats().subscriptions === count);
+    return {
+      ...server,
+      channels,
+      texts,
+      areEnded: () => texts.every((text) => text.endsWith('0\r\n\r\n')),
+      async [Symbol.asyncDispose]() {
+        for (const socket of sockets) socket.destroy();
+        await server[Symbol.asyncDispose]();
+      },
+    };
+  }
+
+  test('takes effect at once, ends no more than 250 responses in a turn, and gives each what was published before', async () => {
+    await using server = await serveMany(700);
+    await server.channels.publish('a', '1');
+    await until('the first event', () => server.texts.every((text) => text.includes('data: 1\n')));
+    let ends = 0;
+    let most = 0;
+    const end = vi.spyOn(OutgoingMessage.prototype, 'end');
+    const turn = (): void => {
+      most = Math.max(most, end.mock.calls.length - ends);
+      ends = end.mock.calls.length;
+      if (ends < 700) setImmediate(turn);
+    };
+    void server.channels.publish('a', 'before');
+    expect(server.events.closeWhere(() => true, { retry: 77 })).toBe(700);
+    void server.channels.publish('a', 'after');
+    expect(server.streams.every(({ readyState, signal }) => readyState === 2 && signal.aborted)).toBe(true);
+    expect(server.events.stats()).toMatchObject({ open: 0, closed: { revoked: 700 } });
+    expect([...server.events.streams]).toEqual([]);
+    expect(server.channels.stats().subscriptions).toBe(0);
+    expect(server.streams[699]?.send('late')).toBe(false);
+    turn();
+    await until('the ends', server.areEnded);
+    end.mockRestore();
+    expect(most).toBeLessThanOrEqual(250);
+    for (const text of server.texts) expect(text).toMatch(/data: 1\n[^]*data: before\n[^]*retry: 77\n[^]*0\r\n\r\n$/);
+    for (const text of server.texts) expect(text).not.toMatch(/after|late/);
+    await until('nothing to be left', () => server.events.stats().buffered === 0);
+  });
+
+  test('gives none of them what listeners for their ends publish', async () => {
+    await using server = await serveMany(300);
+    for (const { signal } of server.streams) {
+      signal.addEventListener('abort', () => void server.channels.publish('a', 'left'));
+    }
+    expect(server.events.closeWhere(() => true)).toBe(300);
+    await until('the ends', server.areEnded);
+    expect(server.texts.filter((text) => text.includes('left'))).toEqual([]);
+    expect(server.channels.stats().published).toBe(300);
+  });
+
+  test('leaves nothing behind where the application ends responses, or readers leave, meanwhile', async () => {
+    await using server = await serveMany(600);
+    void server.channels.publish('a', 'before');
+    server.events.closeWhere(() => true);
+    server.streams[598]?.res.end();
+    server.streams[599]?.res.destroy();
+    await until('the ends', () => server.texts.filter((text) => /before[^]*0\r\n\r\n$/.test(text)).length === 599);
+    await until('nothing to be left', () => server.sockets.size === 599 && server.events.stats().buffered === 0);
+    expect(await server.events.close()).toEqual({ closed: 0, destroyed: 0 });
   });
 });
