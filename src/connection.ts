@@ -10,15 +10,15 @@ import { chunkOf, type SharedBytes } from './shared-bytes.ts';
 
 /**
  * Why a stream ended:
- * - `'client'`: the reader left, or the network between
- * - `'server'`: the handler closed it, or ended the response
+ * - `'client'`: the reader left, or the network between broke
+ * - `'server'`: this process closed it, ended the response or destroyed the connection (also by a timeout of Node's)
  * - `'final'`: closed with `final: true`, the client is told not to come back
  * - `'slow'`: more than `maxBuffered` was queued when an event was sent
  * - `'stalled'`: nothing of what was queued was taken for `stallTimeout`
  * - `'aged'`: older than `maxLifetime`
  * - `'revoked'`: ended by `closeWhere`
  * - `'shutdown'`: the middleware or the channels were closed
- * - `'error'`: something that serves this reader threw
+ * - `'error'`: something that serves this reader threw, or the response was destroyed with an error
  */
 export type CloseReason = 'client' | 'server' | 'final' | 'slow' | 'stalled' | 'aged' | 'revoked' | 'shutdown' | 'error';
 
@@ -143,7 +143,7 @@ export abstract class Connection {
   isWritable(): boolean {
     if (this.#state === 'open' && (this.res.writableEnded || this.res.destroyed)) {
       this.#forget();
-      this.#ended('server');
+      this.#endedElsewhere();
     }
     return this.#state === 'open';
   }
@@ -322,7 +322,7 @@ export abstract class Connection {
 
   /** Ends the connection after what is queued and, if given, `last`. @internal */
   endFor(reason: CloseReason, last?: Buffer): void {
-    if (this.readyState === 2) return;
+    if (this.#state !== 'idle' && !this.isWritable()) return;
     const opened = this.#state === 'open';
     if (last !== undefined) this.writeBytes(last);
     this.#ended(reason);
@@ -360,7 +360,7 @@ export abstract class Connection {
     this.res.off('close', onClose);
     waitingFor(this.res)?.delete(this);
     this.#forget();
-    this.#ended(this.res.writableEnded ? 'server' : 'client');
+    this.#endedElsewhere();
     this.gone();
   }
 
@@ -397,6 +397,15 @@ export abstract class Connection {
     if (this.readyState === 2) return;
     this.#state = reason;
     this.ended(reason);
+  }
+
+  /** The response has ended, or was destroyed, past this object. */
+  #endedElsewhere(): void {
+    if (this.readyState === 2) return;
+    const { res } = this;
+    const error = res.writableEnded ? undefined : errorOf(res);
+    if (error !== undefined) this.#tell(error);
+    this.#ended(error !== undefined ? 'error' : res.writableEnded || isEndedHere(res) ? 'server' : 'client');
   }
 
   /** Middleware may have wrapped `end`, too, and throw. */
@@ -612,4 +621,34 @@ function isGone(res: ServerResponse | Http2ServerResponse): boolean {
   if ('stream' in res) return res.stream.destroyed;
   // A pipelined response has no socket before its turn, so the end of its connection does not destroy it.
   return res.destroyed || (res.socket === null && res.req.socket.destroyed);
+}
+
+/** What carries a response. The mocks that some adapters make have little of it. */
+type Carrying = Partial<Pick<Socket, 'errored' | 'readableEnded'>> & { readonly rstCode?: number | undefined };
+
+function carrierOf(res: ServerResponse | Http2ServerResponse): Carrying {
+  if ('stream' in res) return res.stream;
+  const socket: Socket | null | undefined = res.socket ?? res.req.socket;
+  return socket ?? {};
+}
+
+// Of Node: a request that took too long, which is no error of the application's, and what the peer does to the protocol.
+const NODE_TIMEOUT = 'ERR_HTTP_REQUEST_TIMEOUT';
+const ERRORS_OF_PEER = /^(HPE_|ECONNRESET$|EPIPE$|ERR_SSL_|ERR_TLS_|ERR_HTTP2_)/;
+
+/** The application's error with which the response was destroyed, if there was one. */
+function errorOf(res: ServerResponse | Http2ServerResponse): Error | undefined {
+  const { errored } = carrierOf(res);
+  if (!errored) return undefined;
+  const { code, syscall } = errored as NodeJS.ErrnoException;
+  const isOther = syscall !== undefined || (code !== undefined && (code === NODE_TIMEOUT || ERRORS_OF_PEER.test(code)));
+  return isOther ? undefined : errored;
+}
+
+/** Whether this process has destroyed the response: neither an end nor an error has come from the peer. */
+function isEndedHere(res: ServerResponse | Http2ServerResponse): boolean {
+  const { errored, readableEnded, rstCode = 0 } = carrierOf(res);
+  if (errored) return (errored as NodeJS.ErrnoException).code === NODE_TIMEOUT;
+  // A peer resets a stream of HTTP/2 with a code, or with none after the end of what it sends.
+  return readableEnded === false && rstCode === 0;
 }
