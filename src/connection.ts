@@ -269,8 +269,8 @@ export abstract class Connection {
 
   /** Hands bytes over, in which are so many events, or queues them behind what the reader has not taken. Never throws. @internal */
   writeBytes(bytes: Buffer, events = 0): void {
-    this.#sent += events;
     if (!this.isWritable()) return;
+    this.#sent += events;
     if (this.#backlog !== undefined) this.#backlog.add(bytes);
     else if (bytes.length <= PIECE && this.#pressure <= PIECE) this.#give(bytes);
     else this.#queue([bytes]);
@@ -300,9 +300,9 @@ export abstract class Connection {
 
   /** Hands many events over, joined to pieces as the reader takes them. They are not copied before. @internal */
   writeAll(many: readonly Buffer[]): void {
-    this.#sent += many.length;
-    if (many.length === 1) this.writeBytes(many[0] as Buffer);
+    if (many.length === 1) this.writeBytes(many[0] as Buffer, 1);
     if (many.length <= 1 || !this.isWritable()) return;
+    this.#sent += many.length;
     if (this.#backlog === undefined) this.#queue(many);
     else this.#backlog.addAll(many);
   }

@@ -1,4 +1,5 @@
 /** `res.sse`: one connection's public face. */
+import { setMaxListeners } from 'node:events';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { Connection, type Account, type CloseReason } from './connection.ts';
 import { debug, diagnostics } from './diagnostics.ts';
@@ -36,8 +37,8 @@ export interface StreamHost {
   readonly subscribe: Subscribe | undefined;
   /** Whether the stream may open. Where not, the request has been answered. Asked before anything is written. */
   admits?(stream: EventStream): boolean;
-  /** The stream is open. */
-  opened(stream: EventStream): void;
+  /** The stream is open. @returns how it is to be ended at once, if it is */
+  opened(stream: EventStream): CloseOptions | void;
   /** A stream that was open has ended. */
   closed(reason: CloseReason): void;
   /** Nothing of it is left, whether or not it was ever open. */
@@ -231,10 +232,10 @@ export class EventStream extends Connection {
     // A HEAD request has been answered by now.
     if (!this.isWritable()) return this;
     heartbeat.add(this);
-    this.host.opened(this);
+    const ending = this.host.opened(this);
     debug('open %s %s', this.req.method, this.req.url);
     if (diagnostics.open.hasSubscribers) diagnostics.open.publish({ stream: this });
-    return this;
+    return ending ? this.finish('shutdown', ending) : this;
   }
 
   /**
@@ -334,10 +335,19 @@ export class EventStream extends Connection {
     const { bufferedAmount } = this;
     // What this library holds back counts as taken: the head of the response, and what waits for a further turn.
     if (bufferedAmount - this.heldBack <= maxBuffered || (events > 0 && this.sent === 0)) return true;
-    if (diagnostics.slow.hasSubscribers) diagnostics.slow.publish({ stream: this, bufferedAmount, action: onSlow });
     this.particulars.dropped += events;
+    this.tellSlow(bufferedAmount, onSlow);
     if (onSlow === 'close') this.cut('slow');
     return false;
+  }
+
+  /** A subscriber that sends finds the reader as slow as before, and is not told again for that. @internal */
+  tellSlow(bufferedAmount: number, action: 'close' | 'drop'): void {
+    const { particulars } = this;
+    if (!diagnostics.slow.hasSubscribers || particulars.isTellingSlow) return;
+    particulars.isTellingSlow = true;
+    diagnostics.slow.publish({ stream: this, bufferedAmount, action });
+    particulars.isTellingSlow = false;
   }
 
   /** Events dropped because the reader was at `maxBuffered`, for `stats()`. @internal */
@@ -436,6 +446,7 @@ function takeIds(stream: EventStream): void {
 class Particulars {
   hasOwnIds = false;
   dropped = 0;
+  isTellingSlow = false;
   waiting: (() => void)[] = [];
   /** The application has closed the stream, which waits for what it is owed. */
   isEnding = false;
@@ -443,7 +454,11 @@ class Particulars {
   #closed: { promise: Promise<CloseReason>; resolve: (reason: CloseReason) => void } | undefined;
 
   get controller(): AbortController {
-    this.#controller ??= new AbortController();
+    if (this.#controller === undefined) {
+      this.#controller = new AbortController();
+      // Each pipe and each await for this reader adds a listener: from eleven on Node 20 would warn of a leak.
+      setMaxListeners(0, this.#controller.signal);
+    }
     return this.#controller;
   }
 

@@ -235,12 +235,12 @@ class Host implements StreamHost {
     return true;
   }
 
-  opened(stream: EventStream): void {
+  opened(stream: EventStream): CloseOptions | undefined {
     for (const roster of this.rosters) roster.opened(stream);
     if (this.options.warnings !== false) this.warnings.opened(stream);
     // Its request came before the shutdown began.
     const closing = this.rosters.find((roster) => roster.closing !== undefined)?.closing;
-    if (closing !== undefined) stream.finish('shutdown', { retry: draw(closing) });
+    return closing && { retry: draw(closing) };
   }
 
   closed(reason: CloseReason): void {
@@ -255,6 +255,8 @@ class Host implements StreamHost {
   #turnAway({ req, res }: EventStream, refusal: Refusal, closing: RetryRange | undefined): void {
     for (const roster of this.rosters) roster.rejected++;
     if (diagnostics.reject.hasSubscribers) diagnostics.reject.publish({ req, reason: refusal });
+    // A subscriber may have answered.
+    if (res.headersSent) return;
     const retry = draw(closing ?? FULL_RETRY);
     // To come back on the same connection would be to come back to this process.
     if (closing !== undefined && req.httpVersionMajor === 1) res.setHeader('Connection', 'close');

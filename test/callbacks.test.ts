@@ -1,0 +1,118 @@
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { describe, expect, test } from 'vitest';
+import { type EventStream } from '../src/index.ts';
+import { serveStreams, type StreamServer } from './support/app.ts';
+import { read } from './support/reader.ts';
+import { dial, requestText } from './support/server.ts';
+import { until, within } from './support/wait.ts';
+
+/** Code of the application that is called in the middle of something, and calls back into the library. */
+
+/** Subscribes to these diagnostics channels until disposed of. */
+function listening(listeners: Record<string, (message: never) => void>): Disposable {
+  const all = Object.entries(listeners) as [string, (message: unknown) => void][];
+  for (const [name, listener] of all) subscribe(`res-sse:${name}`, listener);
+  return {
+    [Symbol.dispose]() {
+      for (const [name, listener] of all) unsubscribe(`res-sse:${name}`, listener);
+    },
+  };
+}
+
+/** Sends what no reader takes, until something happens. */
+async function sendUntil(server: StreamServer, condition: () => boolean): Promise<EventStream> {
+  const socket = await dial(server.port, requestText('/'));
+  socket.pause();
+  await until('the stream', () => server.streams.length === 1);
+  const stream = server.streams[0] as EventStream;
+  await until('the queue to be full', () => {
+    for (let count = 0; count < 50 && !condition(); count++) stream.send('x'.repeat(10_000));
+    return condition();
+  });
+  return stream;
+}
+
+describe('a diagnostics subscriber', () => {
+  test('is told of a stream that opens in a shutdown before it is told of its end', async () => {
+    const told: string[] = [];
+    using _ = listening({ open: () => told.push('open'), close: () => told.push('close') });
+    let go: (() => void) | undefined;
+    await using server = await serveStreams(async (stream) => {
+      await new Promise<void>((resolve) => {
+        go = resolve;
+      });
+      stream.open();
+    });
+    const reading = read(server.url);
+    await until('the request', () => go !== undefined);
+    await server.events.close();
+    go?.();
+    using reader = await reading;
+    await reader.end();
+    expect(told).toEqual(['open', 'close']);
+  });
+
+  test('may close a stream that has just opened: nothing is sent after that, and it is counted once', async () => {
+    using _ = listening({ open: ({ stream }: { stream: EventStream }) => stream.close({ retry: 5 }) });
+    await using server = await serveStreams((stream) => expect(stream.send('late')).toBe(false));
+    using reader = await read(server.url);
+    await reader.end();
+    expect(reader.text).toBe(':\nretry: 5\n');
+    await until('it to be gone', () => server.events.stats().bytes > 0);
+    expect(server.events.stats()).toMatchObject({ open: 0, opened: 1, sent: 0, closed: { server: 1 } });
+  });
+
+  test.each(['close', 'drop'] as const)("may send and close when a reader is slow, with onSlow '%s'", async (onSlow) => {
+    let calls = 0;
+    using _ = listening({
+      slow: ({ stream }: { stream: EventStream }) => {
+        calls++;
+        expect(stream.send('you are slow')).toBe(false);
+        expect(stream.comment('you are slow')).toBe(false);
+      },
+    });
+    await using server = await serveStreams((stream) => stream.open(), { onSlow, maxBuffered: 100_000, stallTimeout: false });
+    const stream = await sendUntil(server, () => calls > 0);
+    expect([calls, stream.readyState]).toEqual([1, onSlow === 'close' ? 2 : 1]);
+    stream.res.destroy();
+  });
+
+  test('may answer a request that is turned away', async () => {
+    using _ = listening({
+      reject: ({ req }: { req: { res: { status: (code: number) => { end: (text: string) => void } } } }) =>
+        req.res.status(429).end('too many'),
+    });
+    await using server = await serveStreams((stream) => stream.open(), { maxStreams: 0 });
+    const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
+    expect([response.status, await response.text()]).toEqual([429, 'too many']);
+  });
+});
+
+test('events that are sent where a stream has ended are not counted as sent', async () => {
+  await using server = await serveStreams((stream) => {
+    stream.send('1');
+    stream.close();
+    stream.send('2');
+    stream.writeBytes(Buffer.from(':\n'), 1);
+    stream.writeAll([Buffer.from(':\n'), Buffer.from(':\n')]);
+    stream.writeAll([Buffer.from(':\n')]);
+  });
+  using reader = await read(server.url);
+  await reader.end();
+  expect(server.events.stats().sent).toBe(1);
+});
+
+test('twenty listeners for the end of one stream are no leak that Node warns of', async () => {
+  const warnings: Error[] = [];
+  const note = (warning: Error): void => void warnings.push(warning);
+  process.on('warning', note);
+  await using server = await serveStreams((stream) => {
+    for (let count = 0; count < 20; count++) stream.signal.addEventListener('abort', () => {});
+    stream.close();
+  });
+  using reader = await read(server.url);
+  await reader.end();
+  expect(await within('its end', (server.streams[0] as EventStream).closed)).toBe('server');
+  process.off('warning', note);
+  expect(warnings.filter(({ name }) => name === 'MaxListenersExceededWarning')).toEqual([]);
+});
