@@ -171,7 +171,10 @@ export class EventStream extends Connection {
     return lastEventIdOf(this.req);
   }
 
-  /** Aborted when the stream ends, for whatever reason. Hand it to what you await for this reader. */
+  /**
+   * Aborted when the stream ends, for whatever reason. Hand it to what you await for this reader. A listener that is added after
+   * the end is not called: clean up with {@link closed}.
+   */
   get signal(): AbortSignal {
     const { controller } = this.particulars;
     if (this.readyState === 2) controller.abort();

@@ -106,9 +106,13 @@ const shutdownRules: Readonly<Record<keyof ShutdownOptions, OptionRule>> = { wit
  * @example
  * app.use(sse({ channels }));
  * app.get('/clock', (req, res) => {
- *   if (!res.sse) return res.sendStatus(406);
- *   const timer = setInterval(() => res.sse.send(new Date()), 1_000);
- *   res.sse.signal.addEventListener('abort', () => clearInterval(timer));
+ *   const stream = res.sse;
+ *   if (stream === undefined) {
+ *     res.sendStatus(406);
+ *     return;
+ *   }
+ *   const timer = setInterval(() => stream.send(new Date()), 1_000);
+ *   void stream.closed.then(() => clearInterval(timer));
  * });
  */
 export function sse(options: SseOptions = {}): SseMiddleware {

@@ -69,6 +69,8 @@ const OPEN_AFTER = 1_000;
  * What it throws before that is an ordinary error for `next`, with nothing sent; after that the stream ends with the
  * reason `'error'`, `res-sse:error` tells the error, and the client is told nothing of it.
  * An (async) iterable that the handler returns is piped, and the stream ended.
+ * The handler is not called for a client that has left meanwhile. Clean up with `stream.closed.then(...)`, which also runs where
+ * the stream has ended before; a listener for `signal` does not.
  * @throws {SseError} `ERR_SSE_NO_MIDDLEWARE`, when a request comes, without `app.use(sse())` in front
  * @example
  * app.get('/progress/:job', stream(async function* (stream, req) {
@@ -111,8 +113,10 @@ function requireStream(res: NegotiatedResponse): EventStream | undefined {
     refuse(res, 406, 'ERR_SSE_NOT_ACCEPTABLE', 'This is an event stream; send the header Accept: text/event-stream');
     return undefined;
   }
+  // Its client has left while earlier middleware was at work. What a handler registers for it would stay for ever.
+  if (res.sse.readyState === 2) return undefined;
   // Before the handler is put to work for a stream that may be one too many.
-  return res.sse.readyState !== 0 || host.admits?.(res.sse) !== false ? res.sse : undefined;
+  return res.sse.readyState === 1 || host.admits?.(res.sse) !== false ? res.sse : undefined;
 }
 
 async function run(stream: EventStream, handler: () => unknown, final: boolean, next: Next): Promise<void> {

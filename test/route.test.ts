@@ -6,7 +6,8 @@ import request from 'supertest';
 import { describe, expect, test } from 'vitest';
 import { createChannels, sse, stream, type EventStream } from '../src/index.ts';
 import { read } from './support/reader.ts';
-import { listening, serve } from './support/server.ts';
+import { serveStreams } from './support/app.ts';
+import { dial, listening, requestText, serve } from './support/server.ts';
 import { until, within } from './support/wait.ts';
 
 const ASK = { Accept: 'text/event-stream' };
@@ -271,4 +272,50 @@ test("on a bare http server stream() works with a next of one's own", async () =
   );
   using reader = await read(server.url);
   expect((await reader.next()).data).toBe('bare');
+});
+
+describe('a client that has left before its handler', () => {
+  test.each(['stream()', 'listen()'])(
+    'is not served by %s: nothing is called that would register something for it',
+    async (kind) => {
+      const app = express();
+      const channels = createChannels();
+      const events = sse({ channels });
+      const waiting: (() => void)[] = [];
+      let calls = 0;
+      const count = (): string => {
+        calls++;
+        return 'a';
+      };
+      app.use(events, (_req, _res, next) => void waiting.push(next));
+      if (kind === 'stream()') app.get('/', stream(count));
+      else
+        app.get(
+          '/',
+          channels.listen(count, () => ({ filter: () => count() === 'a' })),
+        );
+      await using server = await serve(app);
+      for (let clients = 1; clients <= 5; clients++) {
+        const socket = await dial(server.port, requestText('/'));
+        await until('the request', () => waiting.length === clients);
+        socket.destroy();
+      }
+      await until('the connections to go', () => server.sockets.size === 0);
+      for (const next of waiting) next();
+      await new Promise((resolve) => setImmediate(resolve));
+      expect([calls, events.stats().opened, channels.stats().subscriptions]).toEqual([0, 0, 0]);
+    },
+  );
+
+  test('is cleaned up after by what waits for closed, also where the stream ends with the first send', async () => {
+    let running = 0;
+    await using server = await serveStreams((given) => {
+      given.send('first');
+      running++;
+      void given.closed.then(() => running--);
+    });
+    const response = await fetch(server.url, { method: 'HEAD', headers: ASK });
+    expect([response.status, server.streams.length]).toEqual([200, 1]);
+    await until('the clean-up', () => running === 0);
+  });
 });

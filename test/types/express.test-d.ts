@@ -30,6 +30,17 @@ app.get('/raw', (_req, res) => {
   res.sse?.send('hello', { event: 1 });
 });
 
+// The example of sse() in its JSDoc.
+app.get('/example', (_req, res) => {
+  const stream = res.sse;
+  if (stream === undefined) {
+    res.sendStatus(406);
+    return;
+  }
+  const timer = setInterval(() => stream.send(new Date()), 1_000);
+  void stream.closed.then(() => clearInterval(timer));
+});
+
 // stream() hands over Express's own request and response.
 app.get(
   '/jobs/:job',
