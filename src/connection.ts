@@ -39,8 +39,12 @@ interface Carrier extends ServerResponse {
 // Connections behind another response on a pipelined socket.
 const waiting = Symbol('res-sse.waiting');
 
+// The inactivity timeout of a socket in ms, while streams keep it lifted.
+const lifted = Symbol('res-sse.lifted');
+
 interface CarrierSocket extends Socket {
   [connectionOf]?: Connection | undefined;
+  [lifted]?: number | undefined;
   [waiting]?: Set<Connection>;
 }
 
@@ -252,6 +256,7 @@ export abstract class Connection {
       this.#finish();
       return;
     }
+    liftTimeout(res);
     this.#pump();
     if (heads.has(this)) heads.set(this, this.#pressure);
   }
@@ -359,6 +364,7 @@ export abstract class Connection {
   responseClosed(): void {
     this.res.off('close', onClose);
     waitingFor(this.res)?.delete(this);
+    restoreTimeout(this.res);
     this.#forget();
     this.#endedElsewhere();
     this.gone();
@@ -599,6 +605,25 @@ function guardedEnd(this: Carrier, ...args: unknown[]): unknown {
 /** The connections that share the response's socket and have not had it yet. HTTP/2 has none: its socket may not even be asked. */
 function waitingFor({ req }: ServerResponse): Set<Connection> | undefined {
   return req.httpVersionMajor === 1 ? (req.socket as CarrierSocket)[waiting] : undefined;
+}
+
+/** A stream may be silent for longer than Node lets a connection be. HTTP/2 has one timeout for all that its session carries. */
+function liftTimeout({ req }: ServerResponse): void {
+  if (req.httpVersionMajor !== 1) return;
+  const socket = req.socket as CarrierSocket;
+  if (!socket.timeout) return;
+  socket[lifted] = socket.timeout;
+  socket.setTimeout(0);
+}
+
+/** Without a `keepAliveTimeout`, Node does not give the next request on the connection its timeout back. */
+function restoreTimeout(res: ServerResponse): void {
+  if (res.req.httpVersionMajor !== 1) return;
+  const socket = res.req.socket as CarrierSocket;
+  const timeout = socket[lifted];
+  if (timeout === undefined || (waitingFor(res)?.size ?? 0) > 0) return;
+  socket[lifted] = undefined;
+  if (socket.timeout === 0 && !socket.destroyed) socket.setTimeout(timeout);
 }
 
 /** One listener for all of them: a client decides how many there are. */

@@ -1,5 +1,6 @@
 /** Misuse that no single call shows: noticed where it does show, and told once, with the fix. */
 import type { IncomingMessage } from 'node:http';
+import type { Http2ServerResponse } from 'node:http2';
 import type { EventStream } from './event-stream.ts';
 
 /** The `code` of a warning of `sse()`. */
@@ -8,6 +9,7 @@ export type WarningCode =
   | 'RES_SSE_CREATED_PER_REQUEST'
   | 'RES_SSE_HEARTBEAT_TOO_LONG'
   | 'RES_SSE_MOUNTED_TWICE'
+  | 'RES_SSE_SERVER_TIMEOUT'
   | 'RES_SSE_SIX_STREAMS';
 
 // What proxies put on a request, and for how many ms of silence they keep a connection, unless told otherwise; the strictest first.
@@ -49,6 +51,7 @@ export class Warnings {
   opened(stream: EventStream): void {
     this.#checkBody(stream);
     this.#checkHeartbeat(stream);
+    this.#checkTimeout(stream);
     this.#watch(stream);
   }
 
@@ -86,6 +89,20 @@ export class Warnings {
       'RES_SSE_HEARTBEAT_TOO_LONG',
       `the heartbeat (${heartbeat === false ? 'none' : `${heartbeat} ms`}) comes too late for ${name} in front (header ${header}), which by default cuts connections silent for ${idle} ms`,
       'Set heartbeat to less than half of what the proxy allows; the default of 15 s suits all that are known.',
+    );
+  }
+
+  /** Over HTTP/1.1 the timeout is lifted. */
+  #checkTimeout({ host, res }: EventStream): void {
+    if (this.#told.has('RES_SSE_SERVER_TIMEOUT') || !('stream' in res)) return;
+    const { heartbeat } = host.settings;
+    // A session has what `server.setTimeout` says in the same property as a socket.
+    const { timeout = 0 } = ((res as unknown as Http2ServerResponse).stream.session ?? {}) as { timeout?: number };
+    if (timeout === 0 || (heartbeat !== false && timeout > heartbeat)) return;
+    this.#tell(
+      'RES_SSE_SERVER_TIMEOUT',
+      `the timeout of the HTTP/2 session (${timeout} ms) is not above the heartbeat (${heartbeat === false ? 'none' : `${heartbeat} ms`}): quiet streams are cut, with everything else on their session`,
+      'Set heartbeat to less than half of the timeout, or raise it with server.setTimeout().',
     );
   }
 

@@ -288,12 +288,7 @@ describe('a client that has left before its handler', () => {
         return 'a';
       };
       app.use(events, (_req, _res, next) => void waiting.push(next));
-      if (kind === 'stream()') app.get('/', stream(count));
-      else
-        app.get(
-          '/',
-          channels.listen(count, () => ({ filter: () => count() === 'a' })),
-        );
+      app.get('/', kind === 'stream()' ? stream(count) : channels.listen(count, () => ({ filter: () => count() === 'a' })));
       await using server = await serve(app);
       for (let clients = 1; clients <= 5; clients++) {
         const socket = await dial(server.port, requestText('/'));
