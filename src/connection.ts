@@ -441,7 +441,8 @@ export abstract class Connection {
 
   /** Bytes that the response or the socket holds already. */
   get #pressure(): number {
-    return (this.#socket ?? this.res).writableLength;
+    // The responses of some adapters, for Lambda for one, have no number there.
+    return (this.#socket ?? this.res).writableLength || 0;
   }
 
   /** The answer of `write` says only whether a `drain` will come; it never decides about the reader. */

@@ -126,7 +126,7 @@ export class Heartbeat {
     const blocked = connection.bufferedAmount > 0;
     const wasDue = this.#blocked.get(connection)?.isDue === true;
     // A `drain` that a wrapped response swallowed, or that a large highWaterMark left out, must hold nobody for ever.
-    if (connection.isWaiting && connection.res.writableLength <= WRITE_MARK) connection.resume();
+    if (connection.isWaiting && (connection.res.writableLength || 0) <= WRITE_MARK) connection.resume();
     // A wrapped response may have been closed by that.
     if (!this.#connections.has(connection)) return;
     if (!blocked) {

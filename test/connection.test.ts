@@ -579,3 +579,24 @@ describe('a listener for the head, as on-headers makes them,', () => {
     expect(reader.text).toBe(text);
   });
 });
+
+test.each([undefined, Number.NaN])(
+  'a response whose writableLength is %s, as of Lambda adapters, has nothing queued',
+  async (value) => {
+    await using server = await serveStreams(
+      async (given) => {
+        Object.defineProperty(given.res, 'writableLength', { value });
+        for (const each of ['1', '2', '3']) expect(given.send(each)).toBe(true);
+        expect(given.bufferedAmount).toBe(0);
+        given.send('x'.repeat(100_000));
+        await given.drained();
+        expect(given.send('4')).toBe(true);
+      },
+      { heartbeat: 50 },
+    );
+    using reader = await read(server.url);
+    expect((await reader.take(5)).map(({ data }) => data.length)).toEqual([1, 1, 1, 100_000, 1]);
+    await until('a heartbeat', () => reader.comments.length > 1);
+    expect(server.events.stats().buffered).toBe(0);
+  },
+);
