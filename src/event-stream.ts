@@ -137,6 +137,9 @@ const pipeRules = { event: valueOrFunction, id: valueOrFunction, map: aFunction 
 // So long a client is asked to stay away when something threw for it: it would most likely throw again at once.
 const ERROR_RETRY = { min: 10_000, max: 30_000 };
 
+// A registered symbol, so that two copies of the package in one process recognise each other's streams.
+const brand = Symbol.for('res-sse.EventStream');
+
 /**
  * One connection to one event source. Nothing is written before the first `send`, `comment`, `open`, `pipe` or `subscribe`,
  * so a handler can still answer the request otherwise.
@@ -144,6 +147,14 @@ const ERROR_RETRY = { min: 10_000, max: 30_000 };
  * A reader that leaves or is slow never makes anything throw; wrong use throws an `SseError` at the call.
  */
 export class EventStream extends Connection {
+  static {
+    Object.defineProperty(this.prototype, brand, { value: true });
+  }
+
+  static override [Symbol.hasInstance](value: unknown): boolean {
+    return typeof value === 'object' && value !== null && brand in value;
+  }
+
   // Made only when there is something of it: most streams have none.
   #particulars: Particulars | undefined;
 

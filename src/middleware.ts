@@ -124,7 +124,7 @@ export function sse(options: SseOptions = {}): SseMiddleware {
   const innerHosts = new WeakMap<Host, Host>();
 
   function hostBehind(outer: StreamHost | undefined): Host {
-    if (!(outer instanceof Host)) return ownHost;
+    if (!isHost(outer)) return ownHost;
     let host = innerHosts.get(outer);
     if (host === undefined) {
       const own = given(options);
@@ -200,8 +200,19 @@ export function sse(options: SseOptions = {}): SseMiddleware {
   });
 }
 
+// A registered symbol, so that the middleware of two copies of the package in one process have streams together.
+const hostBrand = Symbol.for('res-sse.Host');
+
+function isHost(host: StreamHost | undefined): host is Host {
+  return host !== undefined && hostBrand in host;
+}
+
 /** What one middleware gives its streams; an inner middleware has one for each outer. */
 class Host implements StreamHost {
+  static {
+    Object.defineProperty(this.prototype, hostBrand, { value: true });
+  }
+
   readonly options: SseOptions;
   readonly settings: StreamSettings;
   readonly heartbeat: Heartbeat;

@@ -1,0 +1,82 @@
+import express from 'express';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import * as first from '../src/index.ts';
+import { read } from './support/reader.ts';
+import { serve } from './support/server.ts';
+import { until, within } from './support/wait.ts';
+
+/** Two copies of the package in one process: of an app, and of a library that it uses. */
+
+let second: typeof first;
+
+beforeAll(async () => {
+  vi.resetModules();
+  second = await import('../src/index.ts');
+});
+
+afterAll(() => {
+  vi.resetModules();
+});
+
+const ASK = { Accept: 'text/event-stream' };
+
+describe.each([
+  ['the first copy in front', () => [first, second] as const],
+  ['the second copy in front', () => [second, first] as const],
+])('with %s', (_, copies) => {
+  /** An app with the one copy's `sse()` in front of a route with the other's, and a route with `stream()` of the other's alone. */
+  async function nested(outerOptions: first.SseOptions, innerOptions: first.SseOptions) {
+    const [outerCopy, innerCopy] = copies();
+    const app = express();
+    const channels = innerCopy.createChannels();
+    const outer = outerCopy.sse(outerOptions);
+    const inner = innerCopy.sse({ channels, ...innerOptions });
+    app.use(outer);
+    app.get(
+      '/alone',
+      innerCopy.stream((stream) => void stream.send('x')),
+    );
+    app.get('/listen', inner, channels.listen('a'));
+    return Object.assign(await serve(app), { outer, inner, channels, outerCopy, innerCopy });
+  }
+
+  test('streams of an inner sse() are in the streams, statistics and close() of the outer', async () => {
+    await using server = await nested({}, {});
+    using reader = await read(`${server.url}/listen`);
+    await until('the stream', () => server.channels.stats().subscriptions === 1);
+    expect([server.outer.streams.size, server.inner.streams.size]).toEqual([1, 1]);
+    const [stream] = [...server.outer.streams];
+    for (const { EventStream } of [first, second]) expect(stream).toBeInstanceOf(EventStream);
+    await server.channels.publish('a', '1');
+    expect((await reader.next()).data).toBe('1');
+    expect(await within('close()', server.outer.close({ within: 1_000 }))).toEqual({ closed: 1, destroyed: 0 });
+    await reader.end();
+    expect(server.inner.stats()).toMatchObject({ open: 0, closed: { shutdown: 1 } });
+  });
+
+  test('limits of both hold', async () => {
+    await using server = await nested({ maxStreams: 2 }, { maxStreams: 1 });
+    using one = await read(`${server.url}/listen`);
+    await until('the stream', () => server.outer.streams.size === 1);
+    using two = await read(`${server.url}/listen`);
+    await two.end();
+    expect(server.inner.stats().rejected).toBe(1);
+    using three = await read(`${server.url}/alone`);
+    await three.next();
+    using four = await read(`${server.url}/alone`);
+    await four.end();
+    expect(server.outer.stats()).toMatchObject({ open: 2, rejected: 2 });
+    expect(one.ended).toBe(false);
+  });
+
+  test('stream() answers 406 to who does not ask, and instanceof holds for errors and streams of both', async () => {
+    await using server = await nested({}, {});
+    expect((await fetch(`${server.url}/alone`, { headers: { Accept: 'text/html' } })).status).toBe(406);
+    const response = await fetch(`${server.url}/alone`, { headers: ASK });
+    expect(response.status).toBe(200);
+    await response.body?.cancel();
+    expect(second.sse).not.toBe(first.sse);
+    expect({}).not.toBeInstanceOf(first.EventStream);
+    expect(undefined).not.toBeInstanceOf(first.EventStream);
+  });
+});
