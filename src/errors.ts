@@ -4,6 +4,7 @@ export type SseErrorCode =
   | 'ERR_SSE_CHANNEL_NAME'
   | 'ERR_SSE_CLOSED'
   | 'ERR_SSE_COMMENT'
+  | 'ERR_SSE_CONFLICT'
   | 'ERR_SSE_CURSOR'
   | 'ERR_SSE_DATA'
   | 'ERR_SSE_EVENT'

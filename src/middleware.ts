@@ -24,7 +24,16 @@ import {
 } from './options.ts';
 import { asksForEventStream, lastEventIdOf, refusesEventStream } from './request.ts';
 import { Roster, type OpenStreams, type Shutdown, type SseStats } from './roster.ts';
-import { hostOf, negotiatedBy, refuse, type NegotiatedResponse, type Next, type RouteRequest } from './route.ts';
+import {
+  assertUnoccupied,
+  hostOf,
+  negotiatedBy,
+  refuse,
+  streamOf,
+  type NegotiatedResponse,
+  type Next,
+  type RouteRequest,
+} from './route.ts';
 import { Making, Warnings } from './warnings.ts';
 import { FINAL_MARK, retryText } from './wire.ts';
 
@@ -149,7 +158,7 @@ export function sse(options: SseOptions = {}): SseMiddleware {
     const asks = asksForEventStream(req);
     if (!asks && (host.accept === 'event-stream' || refusesEventStream(req))) {
       // An outer one may have asked less.
-      if (res.sse?.readyState === 0) res.sse = undefined;
+      if (streamOf(res)?.readyState === 0) res.sse = undefined;
       res[negotiatedBy] = host;
       next();
     } else if (asks && req.method === 'GET' && lastEventIdOf(req) === FINAL_MARK) {
@@ -163,16 +172,18 @@ export function sse(options: SseOptions = {}): SseMiddleware {
 
   /** Who did not name an event stream may not get one: then it is decided when it opens, see {@link Host.admits}. */
   function attach(res: NegotiatedResponse, host: Host, asks: boolean, next: Next): void {
-    const isNew = res.sse === undefined;
-    const stream = res.sse ?? new EventStream(res, host);
+    const earlier = streamOf(res);
+    let stream: EventStream;
     try {
+      assertUnoccupied(res);
+      stream = earlier ?? new EventStream(res, host);
       // One whose client has left would never give its place back.
       if (asks && stream.readyState === 0 && !host.takes(stream, [roster])) return;
     } catch (error) {
       next(error);
       return;
     }
-    if (isNew) res.sse = stream;
+    if (earlier === undefined) res.sse = stream;
     else if (stream.readyState === 0) stream.host = host;
     next();
   }

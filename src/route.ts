@@ -2,7 +2,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2';
 import { SseError } from './errors.ts';
-import type { EventStream, StreamHost } from './event-stream.ts';
+import { EventStream, type StreamHost } from './event-stream.ts';
 import { assertOptions, aBoolean } from './options.ts';
 import type { PipeSource } from './pipe.ts';
 import { preferredType } from './request.ts';
@@ -54,9 +54,23 @@ export interface NegotiatedResponse extends ServerResponse {
   sse?: EventStream | undefined;
 }
 
+/** The stream of this response. Something else may have put something of its own there. */
+export function streamOf({ sse }: { readonly sse?: unknown }): EventStream | undefined {
+  return sse instanceof EventStream ? sse : undefined;
+}
+
 /** The host of the `sse()` that this response has passed. */
 export function hostOf(res: NegotiatedResponse): StreamHost | undefined {
-  return res.sse?.host ?? res[negotiatedBy];
+  return streamOf(res)?.host ?? res[negotiatedBy];
+}
+
+/** @throws {SseError} `ERR_SSE_CONFLICT` where `res.sse` is something else */
+export function assertUnoccupied({ sse }: { readonly sse?: unknown }): void {
+  if (sse === undefined || sse === null || sse instanceof EventStream) return;
+  throw new SseError(
+    'ERR_SSE_CONFLICT',
+    'res.sse is not a stream of res-sse: other middleware on this route sets it, too; mount only one of them there',
+  );
 }
 
 // A generator that has nothing to say yet lets its client wait this long in ms for the head.
@@ -103,20 +117,22 @@ export function refuse(res: ServerResponse, status: number, code: string, messag
 /** The stream of a request that is to have one, or nothing where the request has its answer. */
 function requireStream(res: NegotiatedResponse): EventStream | undefined {
   const host = hostOf(res);
+  const own = streamOf(res);
   if (host === undefined) {
+    assertUnoccupied(res);
     throw new SseError(
       'ERR_SSE_NO_MIDDLEWARE',
       'nobody has looked for an event stream here; put app.use(sse()) in front of this route',
     );
   }
-  if (res.sse === undefined) {
+  if (own === undefined) {
     refuse(res, 406, 'ERR_SSE_NOT_ACCEPTABLE', 'This is an event stream; send the header Accept: text/event-stream');
     return undefined;
   }
   // Its client has left while earlier middleware was at work. What a handler registers for it would stay for ever.
-  if (res.sse.readyState === 2) return undefined;
+  if (own.readyState === 2) return undefined;
   // Before the handler is put to work for a stream that may be one too many.
-  return res.sse.readyState === 1 || host.admits?.(res.sse) !== false ? res.sse : undefined;
+  return own.readyState === 1 || host.admits?.(own) !== false ? own : undefined;
 }
 
 async function run(stream: EventStream, handler: () => unknown, final: boolean, next: Next): Promise<void> {

@@ -339,3 +339,54 @@ describe('closeWhere on many streams', () => {
     expect(await server.events.close()).toEqual({ closed: 0, destroyed: 0 });
   });
 });
+
+describe('a res.sse that is not of this library', () => {
+  /** An app in which something else has put its own `res.sse` in front of, or behind, `sse()`. */
+  function occupied(value: unknown, place: 'before' | 'after'): express.Express {
+    const app = express();
+    const occupy: express.RequestHandler = (_req, res, next) => {
+      (res as { sse?: unknown }).sse = value;
+      next();
+    };
+    if (place === 'before') app.use(occupy, sse());
+    else app.use(sse(), occupy);
+    app.get(
+      '/',
+      stream((given) => void given.send('x')),
+    );
+    app.get('/listen', createChannels().listen('a'));
+    app.get('/page', (_req, res) => void res.send('page'));
+    app.use((error: { code: string; message: string }, _req: Request, res: Response, _next: unknown) =>
+      res.status(500).json([error.code, error.message]),
+    );
+    return app;
+  }
+
+  test.each([
+    ['an object', { data() {} }],
+    ['an object with a host', { host: {}, readyState: 0 }],
+    ['a function', () => {}],
+  ])('%s, is refused with an error that names the conflict', async (_, value) => {
+    for (const place of ['before', 'after'] as const) {
+      for (const path of ['/', '/listen']) {
+        const { body } = await request(occupied(value, place)).get(path).set(ASK).expect(500);
+        expect(body).toEqual(['ERR_SSE_CONFLICT', expect.stringContaining('res.sse')]);
+      }
+    }
+  });
+
+  test('stays where no stream is asked for, and stream() and listen() answer 406', async () => {
+    const value = { data() {} };
+    await request(occupied(value, 'before')).get('/page').set('Accept', '*/*').expect(200, 'page');
+    for (const path of ['/', '/listen']) {
+      await request(occupied(value, 'before')).get(path).set('Accept', '*/*').expect(406);
+    }
+  });
+
+  test('null is none', async () => {
+    await using server = await serve(occupied(null, 'before'));
+    using reader = await read(server.url);
+    expect((await reader.next()).data).toBe('x');
+    await request(occupied(null, 'before')).get('/').set('Accept', '*/*').expect(406);
+  });
+});
