@@ -370,6 +370,12 @@ export abstract class Connection {
     this.gone();
   }
 
+  /** Ends the connection that its response has left behind. A session of HTTP/2 may carry others. @internal */
+  hangUp(): void {
+    const { req, writableFinished } = this.res;
+    if (req.httpVersionMajor === 1 && writableFinished) req.socket.destroySoon();
+  }
+
   /** An error in what carries this one stream: it ends, and nobody else hears of it. @internal */
   failed(error: unknown): void {
     this.#tell(error);

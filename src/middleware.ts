@@ -274,6 +274,8 @@ class Host implements StreamHost {
   }
 
   gone(stream: EventStream, wasOpen: boolean): void {
+    // A connection that is kept alive would hold up a `server.close()` that was called before, and bring its client back here.
+    if (wasOpen && this.rosters.some(({ closing }) => closing !== undefined)) stream.hangUp();
     for (const roster of this.rosters) roster.gone(stream, wasOpen);
     this.warnings.gone(stream);
   }

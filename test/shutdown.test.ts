@@ -282,6 +282,27 @@ describe('close()', () => {
     40_000,
   );
 
+  test('lets a server.close() that was called before it return when the streams are closed', async () => {
+    const app = express();
+    const events = sse();
+    app.use(
+      events,
+      stream((given) => given.open()),
+    );
+    const server = createHttpServer({ keepAliveTimeout: 600_000 }, app);
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const { port } = server.address() as { port: number };
+    const sockets = await Promise.all(Array.from({ length: 5 }, () => dial(port, requestText('/'))));
+    for (const socket of sockets) socket.resume();
+    await until('the streams', () => events.streams.size === 5);
+    const closed = once(server, 'close');
+    server.close();
+    expect(await events.close({ within: 100 })).toEqual({ closed: 5, destroyed: 0 });
+    await within('the server to close', closed);
+    for (const socket of sockets) socket.destroy();
+  });
+
   test('leaves no timer, and nothing that keeps the server from closing', async () => {
     const timers = (): number => process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length;
     const before = timers();
