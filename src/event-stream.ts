@@ -127,9 +127,12 @@ const valueOrFunction: OptionRule = { expected: 'a value for all items or a func
 
 const closeRules = { retry: retryTime, final: aBoolean };
 
-/** @throws {SseError} `ERR_SSE_OPTION` */
-export function assertCloseOptions(owner: string, options: CloseOptions): void {
-  assertOptions(owner, options, closeRules);
+/**
+ * @returns the options as they were checked
+ * @throws {SseError} `ERR_SSE_OPTION`
+ */
+export function assertCloseOptions(owner: string, options: CloseOptions): CloseOptions {
+  return assertOptions(owner, options, closeRules);
 }
 
 const pipeRules = { event: valueOrFunction, id: valueOrFunction, map: aFunction };
@@ -212,8 +215,7 @@ export class EventStream extends Connection {
   send(data: unknown, fields?: EventFields): boolean;
   send(data: unknown, event?: string, id?: EventId, retry?: number): boolean;
   send(data: unknown, second?: EventFields | string, id?: EventId, retry?: number): boolean {
-    const fields = typeof second === 'object' && second !== null ? second : { event: second, id, retry };
-    assertFields(fields);
+    const fields = assertFields(typeof second === 'object' && second !== null ? second : { event: second, id, retry });
     const text = dataText(data, this.host.settings.serialize);
     if (fields.id !== undefined) takeIds(this);
     return this.writeDirect(eventText(text, fields.event, fields.id, fields.retry), true);
@@ -263,8 +265,7 @@ export class EventStream extends Connection {
    * await res.sse.pipe(completion, { map: (chunk) => chunk.choices[0].delta });
    */
   async pipe<T>(source: PipeSource<T>, options: PipeOptions<T> = {}): Promise<void> {
-    assertOptions('pipe()', options, pipeRules);
-    return pipe(source, this, options);
+    return pipe(source, this, assertOptions('pipe()', options, pipeRules));
   }
 
   /** Resolves when no more than 64 KiB is queued, or the reader is gone. Never rejects. */
@@ -296,13 +297,13 @@ export class EventStream extends Connection {
    * @throws {SseError} `ERR_SSE_OPTION`
    */
   close(options: CloseOptions = {}): this {
-    assertCloseOptions('close()', options);
-    if (options.final !== true) return this.finish('server', options);
+    const checked = assertCloseOptions('close()', options);
+    if (checked.final !== true) return this.finish('server', checked);
     const settling = this.readyState === 1 ? this.follower?.settle() : undefined;
-    if (settling === undefined) return this.finish('final', options);
+    if (settling === undefined) return this.finish('final', checked);
     this.particulars.isEnding = true;
     this.particulars.controller.abort();
-    void settling.then(() => this.finish('final', options));
+    void settling.then(() => this.finish('final', checked));
     return this;
   }
 

@@ -125,10 +125,10 @@ const shutdownRules: Readonly<Record<keyof ShutdownOptions, OptionRule>> = { wit
  * });
  */
 export function sse(options: SseOptions = {}): SseMiddleware {
-  assertOptions('sse()', options, sseRules);
-  const roster = new Roster(options);
-  const making = options.warnings === false ? undefined : new Making(sse);
-  const ownHost = new Host(options, [roster], new Warnings());
+  const own = assertOptions('sse()', options, sseRules);
+  const roster = new Roster(own);
+  const making = own.warnings === false ? undefined : new Making(sse);
+  const ownHost = new Host(own, [roster], new Warnings());
   // One for each middleware in front of this one, usually none.
   const innerHosts = new WeakMap<Host, Host>();
 
@@ -136,7 +136,6 @@ export function sse(options: SseOptions = {}): SseMiddleware {
     if (!isHost(outer)) return ownHost;
     let host = innerHosts.get(outer);
     if (host === undefined) {
-      const own = given(options);
       const isSame = outer.rosters.includes(roster);
       host = isSame ? outer : new Host({ ...outer.options, ...own }, [...outer.rosters, roster], outer.warnings);
       if ((isSame || Object.keys(own).length === 0) && host.options.warnings !== false) host.warnings.mountedTwice();
@@ -192,7 +191,7 @@ export function sse(options: SseOptions = {}): SseMiddleware {
     streams: roster,
     stats: () => roster.stats(),
     closeWhere(test: (stream: EventStream & { readonly req: RouteRequest }) => boolean, closeOptions: CloseOptions = {}): number {
-      assertCloseOptions('closeWhere()', closeOptions);
+      const checked = assertCloseOptions('closeWhere()', closeOptions);
       const streams = [...roster].filter((stream) => {
         // The request is the framework's own, as a route's handler gets it.
         const answer: unknown = test(stream as EventStream & { readonly req: RouteRequest });
@@ -200,12 +199,12 @@ export function sse(options: SseOptions = {}): SseMiddleware {
         if (typeof answer !== 'object' || answer === null) return Boolean(answer);
         throw new SseError('ERR_SSE_OPTION', 'expected the test of closeWhere() to return true or false; it cannot be async');
       });
-      roster.endAtOnce(streams, 'revoked', closeOptions);
+      roster.endAtOnce(streams, 'revoked', checked);
       return streams.length;
     },
     close(shutdownOptions: ShutdownOptions = {}): Promise<Shutdown> {
-      assertOptions('close()', shutdownOptions, shutdownRules);
-      const { within = 10_000, retry = { min: 1_000, max: 5_000 } } = shutdownOptions;
+      const checked = assertOptions('close()', shutdownOptions, shutdownRules);
+      const { within = 10_000, retry = { min: 1_000, max: 5_000 } } = checked;
       return roster.shutDown(within, rangeOf(retry));
     },
   });
@@ -309,9 +308,4 @@ function sendAway(res: ServerResponse, retry: number): void {
 function refuseFor(res: ServerResponse, retry: number): void {
   res.setHeader('Retry-After', Math.ceil(retry / 1_000));
   refuse(res, 503, 'ERR_SSE_UNAVAILABLE', 'No streams are taken now; come back later.');
-}
-
-/** The options that were given a value. */
-function given(options: SseOptions): SseOptions {
-  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
 }

@@ -143,21 +143,27 @@ export const streamRules: Readonly<Record<keyof StreamOptions, OptionRule>> = {
 
 /**
  * @param owner what the options are given to, as the message names it: `sse()`
+ * @returns the options as they were checked. Each is read once, so that an accessor cannot say something else afterwards.
  * @throws {SseError} `ERR_SSE_OPTION` for an unknown key or a value out of its range; `undefined` counts as not given
  */
-export function assertOptions(owner: string, given: object, rules: Readonly<Record<string, OptionRule>>): void {
+export function assertOptions<T extends object>(owner: string, given: T, rules: Readonly<Record<string, OptionRule>>): T {
   if (!isObject(given)) {
     throw new SseError('ERR_SSE_OPTION', `expected the options of ${owner} to be an object, got ${shown(given)}`);
   }
-  for (const [name, value] of Object.entries(given)) {
-    const rule = Object.hasOwn(rules, name) ? rules[name] : undefined;
-    if (rule === undefined) {
-      throw new SseError('ERR_SSE_OPTION', `unknown option \`${name}\` of ${owner}; it takes ${Object.keys(rules).join(', ')}`);
-    }
-    if (value !== undefined && !rule.test(value)) {
+  for (const name of Object.keys(given)) {
+    if (Object.hasOwn(rules, name)) continue;
+    throw new SseError('ERR_SSE_OPTION', `unknown option \`${name}\` of ${owner}; it takes ${Object.keys(rules).join(', ')}`);
+  }
+  const checked: Record<string, unknown> = {};
+  for (const [name, rule] of Object.entries(rules)) {
+    const value = given[name];
+    if (value === undefined) continue;
+    if (!rule.test(value)) {
       throw new SseError('ERR_SSE_OPTION', `expected \`${name}\` of ${owner} to be ${rule.expected}, got ${shown(value)}`);
     }
+    checked[name] = value;
   }
+  return checked as T;
 }
 
 /** Puts every default in place. The options are asserted before. */

@@ -95,8 +95,7 @@ export function stream<Req extends IncomingMessage = RouteRequest, Res extends S
   handler: (stream: EventStream, req: Req, res: Res) => unknown,
   options: RouteOptions = {},
 ): RouteHandler<Req, Res> {
-  assertOptions('stream()', options, { final: aBoolean });
-  const { final = true } = options;
+  const { final = true } = assertOptions('stream()', options, { final: aBoolean });
   return (req, res, next) => {
     const stream = requireStream(res as NegotiatedResponse);
     if (stream !== undefined) void run(stream, () => handler(stream, req as Req, res as Res), final, next);

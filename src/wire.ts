@@ -66,10 +66,11 @@ export function dataText(data: unknown, serialize: Serialize): string {
 }
 
 /**
+ * @returns the fields as they were checked. Each is read once: an accessor could say something else the second time.
  * @throws {SseError} `ERR_SSE_FIELD` for a key that is no field, `ERR_SSE_EVENT`, `ERR_SSE_ID` or `ERR_SSE_RETRY`
  * for a value that would forge, lose or garble something on the wire
  */
-export function assertFields(fields: EventFields): void {
+export function assertFields(fields: EventFields): EventFields {
   for (const key of Object.keys(fields)) {
     if (key !== 'event' && key !== 'id' && key !== 'retry') {
       throw new SseError('ERR_SSE_FIELD', `unknown field \`${key}\`; an event has data, \`event\`, \`id\` and \`retry\``);
@@ -79,6 +80,7 @@ export function assertFields(fields: EventFields): void {
   if (event !== undefined) assertEvent(event);
   if (id !== undefined) assertId(id);
   if (retry !== undefined) assertRetry(retry);
+  return { event, id, retry };
 }
 
 /** @throws {SseError} `ERR_SSE_EVENT` */

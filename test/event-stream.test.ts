@@ -49,6 +49,34 @@ describe('send', () => {
     expect((await reader.next()).data).toBe('<[object Object]>');
   });
 
+  test('reads each field once, so that an accessor cannot forge what was checked before', async () => {
+    const reads = { event: 0, id: 0, retry: 0 };
+    const fields = {
+      get event() {
+        return reads.event++ === 0 ? 'fine' : 'a\n\ndata: forged';
+      },
+      get id() {
+        return reads.id++ === 0 ? '1' : '2\n\ndata: forged';
+      },
+      get retry() {
+        return reads.retry++ === 0 ? 5 : ('6\n\ndata: forged' as never);
+      },
+    };
+    await using server = await serveStreams((stream) => {
+      stream.send('x', fields);
+      let retries = 0;
+      stream.close({
+        get retry() {
+          return retries++ === 0 ? 7 : ('8\n\ndata: forged' as never);
+        },
+      });
+    });
+    using reader = await read(server.url);
+    await reader.end();
+    expect(reader.text).toBe(':\nevent: fine\nretry: 5\ndata: x\nid: 1\n\nretry: 7\n');
+    expect(reads).toEqual({ event: 1, id: 1, retry: 1 });
+  });
+
   test('refuses wrong use with a code, and not one byte of it is written', async () => {
     await using server = await serveStreams((stream) => {
       stream.open();

@@ -178,6 +178,24 @@ test('closeWhere ends the streams of those who lost their rights, and only those
   }
 });
 
+test('closeWhere and close() read each option once', async () => {
+  for (const end of ['closeWhere', 'close'] as const) {
+    await using server = await serveStreams((given) => given.open());
+    using reader = await read(server.url);
+    await until('the stream', () => server.events.streams.size === 1);
+    let reads = 0;
+    const options = {
+      get retry() {
+        return reads++ === 0 ? 7 : ('8\n\ndata: forged' as never);
+      },
+    };
+    if (end === 'close') await server.events.close(options);
+    else server.events.closeWhere(() => true, options);
+    await reader.end();
+    expect([reader.text, reads]).toEqual([':\nretry: 7\n', 1]);
+  }
+});
+
 test('closeWhere refuses a test that is async, which would send everybody away', async () => {
   await using server = await serveStreams((given) => given.open());
   using reader = await read(server.url);
