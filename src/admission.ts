@@ -59,13 +59,15 @@ const MAX_KEYS = 10_000;
 type Key = string | number;
 
 /**
- * The places of one middleware. A place is held for a response until nothing of that is left, whether or not its handler
- * has opened a stream, thrown, or answered otherwise.
+ * The places of one middleware. A place is held for a response while its handler is at work, and until nothing is left of its
+ * stream. Where something else has answered, it is given back as soon as another request needs it.
  */
 export class Admission {
   readonly #maxStreams: number;
   readonly #per: StreamLimit | undefined;
   readonly #places = new Map<ServerResponse, Key | undefined>();
+  // Of these, the responses whose handler is at work and has not opened a stream.
+  readonly #idle = new Set<ServerResponse>();
   readonly #counts = new Map<Key, number>();
   // Streams begun since the minute began.
   readonly #begun = new Map<Key, number>();
@@ -86,16 +88,24 @@ export class Admission {
    */
   take(res: ServerResponse): Refusal | undefined {
     if ((this.#maxStreams === Infinity && this.#per === undefined) || this.#places.has(res)) return undefined;
+    if (this.#places.size >= this.#maxStreams) this.#freeAnswered();
     if (this.#places.size >= this.#maxStreams) return 'maxStreams';
     const key = this.#keyOf(res.req);
     if (key !== undefined && !this.#takeFor(key)) return 'maxStreamsPer';
     this.#places.set(res, key);
+    this.#idle.add(res);
     return undefined;
+  }
+
+  /** The place is that of an open stream now. */
+  opened(res: ServerResponse): void {
+    this.#idle.delete(res);
   }
 
   /** Gives the place back, if the response has one. */
   free(res: ServerResponse): void {
     const key = this.#places.get(res);
+    this.#idle.delete(res);
     if (!this.#places.delete(res) || key === undefined) return;
     const left = (this.#counts.get(key) ?? 0) - 1;
     if (left > 0) this.#counts.set(key, left);
@@ -115,10 +125,16 @@ export class Admission {
 
   #takeFor(key: Key): boolean {
     const { limit, perMinute = Infinity } = this.#per as StreamLimit;
+    if ((this.#counts.get(key) ?? 0) >= limit) this.#freeAnswered();
     const open = this.#counts.get(key) ?? 0;
     if (open >= limit || !this.#begin(key, perMinute)) return false;
     this.#counts.set(key, open + 1);
     return true;
+  }
+
+  /** Gives the places of requests back that something else than a stream answers, however long that takes. */
+  #freeAnswered(): void {
+    for (const res of this.#idle) if (res.headersSent || res.writableEnded) this.free(res);
   }
 
   #begin(key: Key, perMinute: number): boolean {

@@ -96,6 +96,7 @@ export class Roster implements OpenStreams {
   }
 
   opened(stream: EventStream): void {
+    this.#admission.opened(stream.res);
     this.#opened++;
     this.#open++;
     this.#heartbeats.add(stream.host.heartbeat);

@@ -104,6 +104,35 @@ describe('one too many', () => {
   });
 });
 
+test.each(['maxStreams', 'maxStreamsPer'])(
+  'a place of %s is given back when something else answers, however long that takes',
+  async (limit) => {
+    const app = express();
+    const events = sse(limit === 'maxStreams' ? { maxStreams: 1 } : { maxStreamsPer: { key: () => 'all', limit: 1 } });
+    app.use(events);
+    // As MCP's own transport does, whose requests all name text/event-stream.
+    app.post('/mcp', (_req, res) => void res.writeHead(200, { 'Content-Type': 'text/event-stream' }).write(':\n'));
+    app.get(
+      '/',
+      stream((given) => void given.open()),
+    );
+    await using server = await serve(app);
+    const others = await Promise.all(Array.from({ length: 3 }, () => read(`${server.url}/mcp`, { method: 'POST' })));
+    using first = await read(server.url);
+    expect(first.response.headers.get('retry-after')).toBeNull();
+    await until('the stream', () => events.streams.size === 1);
+    expect(await hasRoom(server.url)).toBe(false);
+    expect(events.stats().rejected).toBe(1);
+    for (const other of others) {
+      expect([other.response.status, other.ended]).toEqual([200, false]);
+      other.close();
+    }
+    await until('their connections to go', () => server.sockets.size <= 2);
+    // Those that leave later give nothing back a second time.
+    expect(await hasRoom(server.url)).toBe(false);
+  },
+);
+
 test('a place is free again as soon as its stream has ended, whoever ended it', async () => {
   await using server = await serveStreams((given) => given.open(), { maxStreams: 1 });
   for (const end of [
