@@ -46,7 +46,12 @@ export function lastEventIdOf(req: IncomingMessage): string {
   const header = req.headers['last-event-id'];
   // Browsers send the UTF-8 bytes of the id (WHATWG HTML, 9.2.4); Node reads header bytes as latin1.
   if (typeof header === 'string') return BEYOND_ASCII.test(header) ? Buffer.from(header, 'latin1').toString() : header;
-  const url = req.url ?? '';
-  const query = url.indexOf('?');
-  return query === -1 ? '' : (new URLSearchParams(url.slice(query + 1)).get('lastEventId') ?? '');
+  // Middleware may have rewritten `url`; Express and Connect keep the original beside it.
+  const { url, originalUrl } = req as IncomingMessage & { readonly originalUrl?: unknown };
+  return queryIdOf(url) ?? queryIdOf(originalUrl) ?? '';
+}
+
+function queryIdOf(url: unknown): string | undefined {
+  const query = typeof url === 'string' ? url.indexOf('?') : -1;
+  return query === -1 ? undefined : (new URLSearchParams((url as string).slice(query + 1)).get('lastEventId') ?? undefined);
 }

@@ -86,6 +86,12 @@ describe('the last event ID', () => {
     expect(lastEventIdOf(request({ 'last-event-id': 'h' }, '/listen?lastEventId=q'))).toBe('h');
   });
 
+  test('is that of the original URL where middleware has taken the query away', () => {
+    const rewritten = Object.assign(request({}, '/'), { originalUrl: '/listen?lastEventId=q' });
+    expect(lastEventIdOf(rewritten)).toBe('q');
+    expect(lastEventIdOf(Object.assign(request({}, '/?lastEventId=own'), { originalUrl: '/listen?lastEventId=q' }))).toBe('own');
+  });
+
   test("is '' where there is neither", () => {
     expect(lastEventIdOf(request({}, '/listen'))).toBe('');
     expect(lastEventIdOf(request({}, '/listen?other=1'))).toBe('');
