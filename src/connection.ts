@@ -25,9 +25,13 @@ export type CloseReason = 'client' | 'server' | 'final' | 'slow' | 'stalled' | '
 /** Bytes queued beyond which a reader counts as behind. */
 export const WRITE_MARK = 65_536;
 
-// What Node's own `write` is: where a response has another, bytes have to go through that.
-// oxlint-disable-next-line typescript/unbound-method -- compared, never called
-const NODE_WRITE = OutgoingMessage.prototype.write;
+// Node's own `write`: where a response has another, bytes have to go through that. An agent may have put its own there before this
+// module was loaded. Its text tells them apart; if Node's changes, bytes take the longer way.
+/* oxlint-disable typescript/unbound-method -- compared, never called */
+const NODE_WRITE: unknown = /\bwrite_\(this\b/.test(Function.prototype.toString.call(OutgoingMessage.prototype.write))
+  ? OutgoingMessage.prototype.write
+  : undefined;
+/* oxlint-enable typescript/unbound-method */
 
 // Not a WeakMap: one property costs less memory for each stream, and the listeners below can be shared functions.
 const connectionOf = Symbol('res-sse.connection');

@@ -1,3 +1,4 @@
+import { OutgoingMessage } from 'node:http';
 import express from 'express';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import * as first from '../src/index.ts';
@@ -79,4 +80,33 @@ describe.each([
     expect({}).not.toBeInstanceOf(first.EventStream);
     expect(undefined).not.toBeInstanceOf(first.EventStream);
   });
+});
+
+test('an agent that has put its own write on the prototype before the import sees every write', async () => {
+  const prototype = OutgoingMessage.prototype;
+  // oxlint-disable-next-line typescript/unbound-method -- put back as it was
+  const { write } = prototype;
+  let seen = '';
+  prototype.write = function (this: OutgoingMessage, ...args: unknown[]) {
+    seen += String(args[0]);
+    return Reflect.apply(write, this, args) as boolean;
+  } as typeof write;
+  try {
+    vi.resetModules();
+    const { createChannels, sse } = await import('../src/index.ts');
+    const channels = createChannels();
+    const app = express();
+    app.use(sse({ channels }));
+    app.get('/', channels.listen('a'));
+    await using server = await serve(app);
+    using reader = await read(server.url);
+    await until('the stream', () => channels.stats().subscriptions === 1);
+    for (let count = 0; count < 22; count++) {
+      await channels.publish('a', `event ${count}`);
+      await reader.next();
+      expect(seen).toContain(`data: event ${count}\n`);
+    }
+  } finally {
+    prototype.write = write;
+  }
 });
