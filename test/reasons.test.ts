@@ -3,7 +3,7 @@ import type { Server } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import express from 'express';
 import { describe, expect, test } from 'vitest';
-import { sse, type CloseReason, type EventStream } from '../src/index.ts';
+import { sse, stream, type CloseReason, type EventStream } from '../src/index.ts';
 import { dial, listening, requestText, serve, type TestServer } from './support/server.ts';
 import { until, within } from './support/wait.ts';
 
@@ -117,4 +117,26 @@ describe('over HTTP/2 a stream ends as', () => {
     expect(await within('its end', (given as EventStream).closed)).toBe(reason);
     session.destroy();
   });
+});
+
+test('the end of a client whose request has a large body that nobody needs is noticed at once, if the handler resumes the request', async () => {
+  const app = express();
+  const events = sse({ heartbeat: false, stallTimeout: false });
+  app.use(events);
+  app.post(
+    '/',
+    stream((given, req) => {
+      req.resume();
+      given.open();
+    }),
+  );
+  await using server = await serve(app);
+  const size = 5_000_000;
+  const socket = await dial(server.port, requestText('/', { 'Content-Length': String(size) }, 'POST'));
+  socket.resume();
+  socket.write('x'.repeat(size));
+  await until('the stream', () => events.streams.size === 1);
+  const [given] = [...events.streams];
+  socket.destroy();
+  expect(await within('its end', given!.closed)).toBe('client');
 });
