@@ -3,7 +3,6 @@ import { OutgoingMessage, type OutgoingHttpHeaders, type ServerResponse } from '
 import type { Http2ServerResponse } from 'node:http2';
 import { Socket } from 'node:net';
 import { Backlog, PIECE } from './backlog.ts';
-import { diagnostics } from './diagnostics.ts';
 import { SseError } from './errors.ts';
 import type { StreamSettings } from './options.ts';
 import { chunkOf, type SharedBytes } from './shared-bytes.ts';
@@ -135,6 +134,8 @@ export abstract class Connection {
   abstract silent(): void;
   /** It is as old as `maxLifetime` says. @internal */
   abstract aged(): void;
+  /** Something threw for this reader. @internal */
+  abstract report(error: unknown): void;
 
   /** 0 idle, 1 open, 2 closed: the numbers of `EventSource.readyState` (WHATWG HTML, 9.2.2), without their connecting. */
   get readyState(): 0 | 1 | 2 {
@@ -347,7 +348,7 @@ export abstract class Connection {
       if (this.isInLine) this.res.req.socket.destroy();
       else this.res.destroy();
     } catch (error) {
-      this.#tell(error);
+      this.report(error);
     }
   }
 
@@ -382,7 +383,7 @@ export abstract class Connection {
 
   /** An error in what carries this one stream: it ends, and nobody else hears of it. @internal */
   failed(error: unknown): void {
-    this.#tell(error);
+    this.report(error);
     // A response that has ended in order sends its last bytes and closes: the application has written to it too late.
     if (this.readyState !== 2 || !this.res.writableEnded) this.cut('error');
   }
@@ -420,7 +421,7 @@ export abstract class Connection {
     if (this.readyState === 2) return;
     const { res } = this;
     const error = res.writableEnded ? undefined : errorOf(res);
-    if (error !== undefined) this.#tell(error);
+    if (error !== undefined) this.report(error);
     this.#ended(error !== undefined ? 'error' : res.writableEnded || isEndedHere(res) ? 'server' : 'client');
   }
 
@@ -431,10 +432,6 @@ export abstract class Connection {
     } catch (error) {
       this.failed(error);
     }
-  }
-
-  #tell(error: unknown): void {
-    if (diagnostics.error.hasSubscribers) diagnostics.error.publish({ stream: this, error });
   }
 
   /** Holds back what is written until the callers have returned, as Node does by itself once the head is out. */

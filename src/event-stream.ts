@@ -35,6 +35,8 @@ export interface StreamHost {
   readonly settings: StreamSettings;
   readonly heartbeat: Heartbeat;
   readonly subscribe: Subscribe | undefined;
+  /** Called for each error after a stream has opened. */
+  readonly onError?: ((error: unknown, stream: EventStream) => void) | undefined;
   /** Whether the stream may open. Where not, the request has been answered. Asked before anything is written. */
   admits?(stream: EventStream): boolean;
   /** The stream is open. @returns how it is to be ended at once, if it is */
@@ -324,9 +326,24 @@ export class EventStream extends Connection {
 
   /** Ends the stream because something threw for this reader; nobody else notices. @internal */
   fail(error: unknown): void {
-    debug('error %s: %o', this.req.url, error);
-    if (diagnostics.error.hasSubscribers) diagnostics.error.publish({ stream: this, error });
+    this.report(error);
     this.finish('error', { retry: draw(ERROR_RETRY) });
+  }
+
+  /** Tells the application of an error after the stream has opened. Its client is told nothing of it. @internal */
+  override report(error: unknown): void {
+    // What a handler awaited for a reader that has left is aborted: that is no error.
+    if (this.readyState === 2 && isAbort(error)) return;
+    debug('error %s: %o', this.req.url, error);
+    const isHeard = diagnostics.error.hasSubscribers;
+    if (isHeard) diagnostics.error.publish({ stream: this, error });
+    const { onError } = this.host;
+    try {
+      if (onError !== undefined) onError(error, this);
+      else if (!isHeard) print(this, error);
+    } catch (thrown) {
+      print(this, thrown);
+    }
   }
 
   /** @throws {SseError} `ERR_SSE_ID_TAKEN` after an id of the application's own @internal */
@@ -444,6 +461,19 @@ export class EventStream extends Connection {
     this.writeBytes(Buffer.from(text), isEvent ? 1 : 0);
     return this.readyState === 1 && !this.isBehind;
   }
+}
+
+function isAbort(error: unknown): boolean {
+  return typeof error === 'object' && error !== null && 'name' in error && error.name === 'AbortError';
+}
+
+/** As Express prints an error that nobody handles. The query may hold what is not for a log. */
+function print({ req }: EventStream, error: unknown): void {
+  if (process.env['NODE_ENV'] === 'test') return;
+  const { originalUrl = req.url } = req as IncomingMessage & { readonly originalUrl?: string };
+  const path = (originalUrl ?? '').replace(/\?.*$/, '');
+  // oxlint-disable-next-line no-console -- nobody else would hear of it
+  console.error(`res-sse: an error ended or disturbed the event stream of ${req.method ?? ''} ${path}:`, error);
 }
 
 /** @throws {SseError} `ERR_SSE_ID_TAKEN` on a stream that follows channels */

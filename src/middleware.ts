@@ -9,6 +9,7 @@ import { EventStream, assertCloseOptions, type CloseOptions, type StreamHost, ty
 import { Heartbeat } from './heartbeat.ts';
 import {
   aBoolean,
+  aFunction,
   assertOptions,
   draw,
   milliseconds,
@@ -59,6 +60,12 @@ export interface SseOptions extends StreamOptions, AdmissionOptions {
    * @defaultValue `'event-stream'`
    */
   accept?: 'event-stream' | 'any' | undefined;
+  /**
+   * Called for each error after a stream has opened: of a handler or generator of `stream()`, a filter, an `onGap`, a wrapped
+   * `res.write`, an answer begun on an open stream. Its client is told nothing of it.
+   * @defaultValue prints it by `console.error`, but not while something subscribes to `res-sse:error`, nor if `NODE_ENV` is `test`
+   */
+  onError?: ((error: unknown, stream: EventStream) => void) | undefined;
 }
 
 /** How the middleware is to be closed. */
@@ -101,6 +108,7 @@ const sseRules: Readonly<Record<keyof SseOptions, OptionRule>> = {
   ...admissionRules,
   warnings: aBoolean,
   accept: oneOf('event-stream', 'any'),
+  onError: aFunction,
 };
 
 const shutdownRules: Readonly<Record<keyof ShutdownOptions, OptionRule>> = { within: milliseconds(0), retry: retryRange };
@@ -228,6 +236,7 @@ class Host implements StreamHost {
   readonly heartbeat: Heartbeat;
   readonly accept: 'event-stream' | 'any';
   readonly subscribe: Subscribe | undefined;
+  readonly onError: SseOptions['onError'];
   /** Those of the middleware in front, and its own. */
   readonly rosters: readonly Roster[];
   /** Of the first middleware in front, so that each kind is told once. */
@@ -239,6 +248,7 @@ class Host implements StreamHost {
     this.settings = resolveStreamOptions(options);
     this.heartbeat = new Heartbeat(this.settings);
     this.accept = accept;
+    this.onError = options.onError;
     this.subscribe = channels && ((...args) => channels.subscribe(...args));
     this.rosters = rosters;
     this.warnings = warnings;

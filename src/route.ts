@@ -81,7 +81,7 @@ const OPEN_AFTER = 1_000;
  *
  * The stream opens when the handler first writes to it, and at the latest when it has returned or its promise is resolved.
  * What it throws before that is an ordinary error for `next`, with nothing sent; after that the stream ends with the
- * reason `'error'`, `res-sse:error` tells the error, and the client is told nothing of it.
+ * reason `'error'`, `onError` of `sse()` is told the error, and the client is told nothing of it.
  * An (async) iterable that the handler returns is piped, and the stream ended.
  * The handler is not called for a client that has left meanwhile. Clean up with `stream.closed.then(...)`, which also runs where
  * the stream has ended before; a listener for `signal` does not.

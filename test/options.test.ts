@@ -19,7 +19,7 @@ const keyOf = (): string => 'all';
 describe('sse(options)', () => {
   test('an unknown option is refused with the names of those there are', () => {
     expect(refusal({ hartbeat: 5 })).toBe(
-      'unknown option `hartbeat` of sse(); it takes channels, heartbeat, retry, serialize, maxBuffered, onSlow, stallTimeout, maxLifetime, maxSubscriptions, headers, maxStreams, maxStreamsPer, whenFull, warnings, accept',
+      'unknown option `hartbeat` of sse(); it takes channels, heartbeat, retry, serialize, maxBuffered, onSlow, stallTimeout, maxLifetime, maxSubscriptions, headers, maxStreams, maxStreamsPer, whenFull, warnings, accept, onError',
     );
     expect(refusal({ toString: 5 })).toContain('unknown option `toString`');
   });
@@ -72,6 +72,7 @@ describe('sse(options)', () => {
     [{ maxStreamsPer: { key: keyOf, limit: 6, perMinute: '5' } }],
     [{ whenFull: 'wait' }],
     [{ warnings: 'off' }],
+    [{ onError: true }],
   ])('%j is refused', (options) => {
     expect(refusal(options)).toMatch(/^expected /);
   });
