@@ -262,6 +262,8 @@ export abstract class Connection {
       return;
     }
     liftTimeout(res);
+    // So that its own end is noticed, too.
+    if (hasSession(res.req)) this.#guard();
     this.#pump();
     if (heads.has(this)) heads.set(this, this.#pressure);
   }
@@ -427,10 +429,14 @@ export abstract class Connection {
 
   /** Middleware may have wrapped `end`, too, and throw. */
   #finish(): void {
+    const { res } = this;
+    const session = hideSession(res);
     try {
-      this.res.end();
+      res.end();
     } catch (error) {
       this.failed(error);
+    } finally {
+      showSession(res, session);
     }
   }
 
@@ -607,7 +613,38 @@ function guardedWrite(this: Carrier, ...args: unknown[]): unknown {
 function guardedEnd(this: Carrier, ...args: unknown[]): unknown {
   const connection = this[connectionOf] as Connection;
   connection.endedByApplication();
-  return Reflect.apply(connection.original('end'), this, args);
+  const session = hideSession(this);
+  try {
+    return Reflect.apply(connection.original('end'), this, args);
+  } finally {
+    showSession(this, session);
+  }
+}
+
+// The convention of express-session, whose `end` in front of the response's own writes this into its store.
+interface Sessioned {
+  session?: unknown;
+}
+
+function hasSession(req: object): req is Sessioned {
+  const property = Object.getOwnPropertyDescriptor(req, 'session');
+  const session: unknown = property?.writable === true ? property.value : undefined;
+  return typeof session === 'object' && session !== null && 'save' in session && typeof session.save === 'function';
+}
+
+/**
+ * The session of a request that began hours ago must not be written over a newer one. While it is hidden, express-session takes
+ * the request for one without; `null` would be a wish to destroy it.
+ */
+function hideSession({ req }: { readonly req: object }): unknown {
+  if (!hasSession(req)) return undefined;
+  const { session } = req;
+  req.session = false;
+  return session;
+}
+
+function showSession({ req }: { readonly req: object }, session: unknown): void {
+  if (session !== undefined) (req as Sessioned).session = session;
 }
 
 /** The connections that share the response's socket and have not had it yet. HTTP/2 has none: its socket may not even be asked. */
