@@ -2,7 +2,7 @@
  * The event stream format: fields in, bytes out. Everything that reaches a client is validated or encoded here.
  * WHATWG HTML, 9.2.5 "Parsing an event stream" and 9.2.6 "Interpreting an event stream".
  */
-import { isAnyArrayBuffer } from 'node:util/types';
+import { isAnyArrayBuffer, isMap, isNativeError, isSet } from 'node:util/types';
 import { SseError, shown } from './errors.ts';
 
 /** What an event's `id` may be given as; on the wire it is text. */
@@ -53,6 +53,13 @@ export function dataText(data: unknown, serialize: Serialize): string {
       'an event stream carries text only; encode bytes first, for example with buffer.toString("base64")',
     );
   }
+  if (isThenable(data)) throw new SseError('ERR_SSE_DATA', 'got a promise; await it and send what it resolves with');
+  if (serialize === JSON.stringify && isEmptyAsJson(data)) {
+    throw new SseError(
+      'ERR_SSE_DATA',
+      'JSON makes {} of a Map, a Set or an Error; send a plain object or an array, or give `serialize`',
+    );
+  }
   let text: unknown;
   try {
     text = serialize(data);
@@ -63,6 +70,14 @@ export function dataText(data: unknown, serialize: Serialize): string {
     throw new SseError('ERR_SSE_DATA', `expected \`serialize\` to return a string, got ${shown(text)}`);
   }
   return text;
+}
+
+function isThenable(data: unknown): boolean {
+  return typeof data === 'object' && data !== null && 'then' in data && typeof data.then === 'function';
+}
+
+function isEmptyAsJson(data: unknown): boolean {
+  return (isMap(data) || isSet(data) || isNativeError(data)) && typeof (data as { toJSON?: unknown }).toJSON !== 'function';
 }
 
 /**

@@ -239,6 +239,28 @@ describe('refused at the call, before a byte is written', () => {
     expect(codeOf(() => encode(data))).toBe('ERR_SSE_DATA');
   });
 
+  test.each([
+    ['a promise', () => Promise.resolve('x')],
+    // oxlint-disable-next-line unicorn/no-thenable -- that is the case
+    ['another thenable', () => ({ then() {} })],
+  ])('data that is %s, whatever serialize would make of it: it says to await it', (_, make) => {
+    for (const serialize of [JSON.stringify, () => 'text']) {
+      expect(() => dataText(make(), serialize)).toThrow(
+        expect.objectContaining({ code: 'ERR_SSE_DATA', message: expect.stringMatching(/promise; await it/) }),
+      );
+    }
+  });
+
+  test.each([
+    ['a Map', new Map([['a', 1]])],
+    ['a Set', new Set([1])],
+    ['an Error', new TypeError('x')],
+  ])('data that is %s, of which JSON makes {}, but not with a serialize of its own, nor a toJSON', (_, data) => {
+    expect(codeOf(() => dataText(data, JSON.stringify))).toBe('ERR_SSE_DATA');
+    expect(dataText(data, () => 'own')).toBe('own');
+    expect(dataText(Object.assign(data, { toJSON: () => 'json' }), JSON.stringify)).toBe('"json"');
+  });
+
   test('data that serialize cannot take, with its error as the cause', () => {
     const circular: Record<string, unknown> = {};
     circular['self'] = circular;
