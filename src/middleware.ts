@@ -133,6 +133,9 @@ const shutdownRules: Readonly<Record<keyof ShutdownOptions, OptionRule>> = { wit
  * });
  */
 export function sse(options: SseOptions = {}): SseMiddleware {
+  if (typeof options === 'object' && options !== null && 'httpVersion' in options) {
+    throw new SseError('ERR_SSE_OPTION', 'sse is mounted without a call and was given a request; write app.use(sse())');
+  }
   const own = assertOptions('sse()', options, sseRules);
   const roster = new Roster(own);
   const making = own.warnings === false ? undefined : new Making(sse);

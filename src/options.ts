@@ -43,7 +43,7 @@ export interface StreamOptions {
   maxLifetime?: number | undefined;
   /** `subscribe` calls that may be active on one stream at a time. @defaultValue `100` */
   maxSubscriptions?: number | undefined;
-  /** Extra response headers. @defaultValue none */
+  /** Extra response headers; `Content-Type` may be `text/event-stream; charset=utf-8`. @defaultValue none */
   headers?: Readonly<Record<string, string | number | readonly string[]>> | undefined;
 }
 
@@ -123,8 +123,11 @@ const RESERVED_HEADERS = new Set([
   'transfer-encoding',
 ]);
 
+// The charset that an event stream has anyway. Some clients and scanners want it named.
+const CONTENT_TYPE = 'text/event-stream; charset=utf-8';
+
 const headers: OptionRule = {
-  expected: `an object of header names and values without ${[...RESERVED_HEADERS].join(', ')}`,
+  expected: `an object of header names and values without ${[...RESERVED_HEADERS].join(', ')} (but content-type may be '${CONTENT_TYPE}')`,
   test: (value) => isObject(value) && Object.entries(value).every(([name, content]) => isHeader(name, content)),
 };
 
@@ -217,6 +220,7 @@ function isRetryRange(value: unknown): value is RetryRange {
 }
 
 function isHeader(name: string, value: unknown): boolean {
+  if (name.toLowerCase() === 'content-type') return value === CONTENT_TYPE;
   if (RESERVED_HEADERS.has(name.toLowerCase())) return false;
   try {
     validateHeaderName(name);

@@ -1,7 +1,11 @@
 import { readFile } from 'node:fs/promises';
+import express from 'express';
+import request from 'supertest';
 import { describe, expect, test } from 'vitest';
 import { SseError, sse, type SseOptions } from '../src/index.ts';
 import { draw, resolveStreamOptions } from '../src/options.ts';
+import { serveStreams } from './support/app.ts';
+import { read } from './support/reader.ts';
 
 function refusal(options: unknown): string {
   try {
@@ -57,6 +61,8 @@ describe('sse(options)', () => {
     [{ headers: { 'X-A': 'a\r\nX-B: forged' } }],
     [{ headers: { 'X A': 'a' } }],
     [{ headers: { 'content-type': 'text/plain' } }],
+    [{ headers: { 'Content-Type': 'text/event-stream' } }],
+    [{ headers: { 'Content-Type': ['text/event-stream; charset=utf-8'] } }],
     [{ headers: { Connection: 'close' } }],
     [{ headers: { 'X-A': {} } }],
     [{ accept: 'all' }],
@@ -85,6 +91,7 @@ describe('sse(options)', () => {
     [{ retry: 0 }],
     [{ retry: { min: 0, max: 0 } }],
     [{ headers: { 'X-A': 'a', 'X-N': 1, 'Set-Cookie': ['a=1', 'b=2'] } }],
+    [{ headers: { 'content-type': 'text/event-stream; charset=utf-8' } }],
     [{ maxBuffered: 0 }],
     [{ maxSubscriptions: 1 }],
     [{ maxStreams: 0, whenFull: 'reject', warnings: false }],
@@ -93,6 +100,24 @@ describe('sse(options)', () => {
   ])('%j is taken', (options) => {
     expect(refusal(options)).toBe('nothing was thrown');
   });
+});
+
+test('app.use(sse), without a call, throws at the first request and says to call it', async () => {
+  const app = express();
+  app.use(sse as never);
+  app.use((error: { code: string; message: string }, _req: unknown, res: express.Response, _next: unknown) =>
+    res.status(500).json([error.code, error.message]),
+  );
+  const { body } = await request(app).get('/').expect(500);
+  expect(body).toEqual(['ERR_SSE_OPTION', expect.stringContaining('app.use(sse())')]);
+});
+
+test('headers may name the charset that an event stream has anyway', async () => {
+  const headers = { 'Content-Type': 'text/event-stream; charset=utf-8', 'X-A': 'a' };
+  await using server = await serveStreams((stream) => void stream.send('x'), { headers });
+  using reader = await read(server.url);
+  expect((await reader.next()).data).toBe('x');
+  expect(reader.response.headers.get('content-type')).toBe('text/event-stream; charset=utf-8');
 });
 
 test('the defaults are those that the table in the README names', () => {
