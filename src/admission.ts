@@ -56,6 +56,9 @@ const MAX_KEY_LENGTH = 64;
 // So many keys are remembered for `perMinute`; whoever has more of them is not bounded by any.
 const MAX_KEYS = 10_000;
 
+// Requests in a row, from the first on, whose key is undefined until that counts as a mistake.
+const UNDEFINED_KEYS = 100;
+
 type Key = string | number;
 
 /**
@@ -72,10 +75,21 @@ export class Admission {
   // Streams begun since the minute began.
   readonly #begun = new Map<Key, number>();
   readonly #now: () => number;
+  readonly #onUndefinedKeys: ((requests: number) => void) | undefined;
   #minuteEnds = 0;
+  // Requests whose key was undefined, as long as no other has come.
+  #undefinedKeys = 0;
 
-  /** @param now a clock in ms that never steps back */
-  constructor({ maxStreams = Infinity, maxStreamsPer }: AdmissionOptions, now: () => number = () => performance.now()) {
+  /**
+   * @param now a clock in ms that never steps back
+   * @param onUndefinedKeys called once, when the key has been undefined for each of that many requests
+   */
+  constructor(
+    { maxStreams = Infinity, maxStreamsPer }: AdmissionOptions,
+    now: () => number = () => performance.now(),
+    onUndefinedKeys?: (requests: number) => void,
+  ) {
+    this.#onUndefinedKeys = onUndefinedKeys;
     this.#maxStreams = maxStreams;
     this.#per = maxStreamsPer;
     this.#now = now;
@@ -115,6 +129,8 @@ export class Admission {
   #keyOf(req: IncomingMessage): Key | undefined {
     // What a framework makes of the request it has made by now.
     const key: unknown = this.#per?.key(req as RouteRequest);
+    if (key !== undefined) this.#undefinedKeys = Infinity;
+    else if (this.#per !== undefined && ++this.#undefinedKeys === UNDEFINED_KEYS) this.#onUndefinedKeys?.(UNDEFINED_KEYS);
     if (typeof key === 'string') return compact(key);
     if (key === undefined || typeof key === 'number') return key;
     throw new SseError(

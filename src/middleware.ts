@@ -35,7 +35,7 @@ import {
   type Next,
   type RouteRequest,
 } from './route.ts';
-import { Making, Warnings } from './warnings.ts';
+import { Making, Warnings, checkTimes } from './warnings.ts';
 import { FINAL_MARK, retryText } from './wire.ts';
 
 declare global {
@@ -137,9 +137,14 @@ export function sse(options: SseOptions = {}): SseMiddleware {
     throw new SseError('ERR_SSE_OPTION', 'sse is mounted without a call and was given a request; write app.use(sse())');
   }
   const own = assertOptions('sse()', options, sseRules);
-  const roster = new Roster(own);
+  const warnings = new Warnings();
+  const roster = new Roster(own, own.warnings === false ? undefined : (requests) => warnings.keysUndefined(requests));
   const making = own.warnings === false ? undefined : new Making(sse);
-  const ownHost = new Host(own, [roster], new Warnings());
+  const ownHost = new Host(own, [roster], warnings);
+  if (own.warnings !== false) {
+    const { heartbeat, stallTimeout, maxLifetime, retry } = resolveStreamOptions(own);
+    checkTimes({ heartbeat, stallTimeout, maxLifetime, retry: retry?.max });
+  }
   // One for each middleware in front of this one, usually none.
   const innerHosts = new WeakMap<Host, Host>();
 

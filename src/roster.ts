@@ -78,8 +78,8 @@ export class Roster implements OpenStreams {
   // Called when no stream is left.
   #onEmpty: (() => void) | undefined;
 
-  constructor(limits: AdmissionOptions) {
-    this.#admission = new Admission(limits);
+  constructor(limits: AdmissionOptions, onUndefinedKeys?: (requests: number) => void) {
+    this.#admission = new Admission(limits, undefined, onUndefinedKeys);
   }
 
   get size(): number {

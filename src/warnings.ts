@@ -8,9 +8,11 @@ export type WarningCode =
   | 'RES_SSE_BODY_TRANSFORMED'
   | 'RES_SSE_CREATED_PER_REQUEST'
   | 'RES_SSE_HEARTBEAT_TOO_LONG'
+  | 'RES_SSE_KEY_UNDEFINED'
   | 'RES_SSE_MOUNTED_TWICE'
   | 'RES_SSE_SERVER_TIMEOUT'
-  | 'RES_SSE_SIX_STREAMS';
+  | 'RES_SSE_SIX_STREAMS'
+  | 'RES_SSE_TIME_IN_SECONDS';
 
 // What proxies put on a request, and for how many ms of silence they keep a connection, unless told otherwise; the strictest first.
 const PROXIES: readonly (readonly [header: string, name: string, idle: number])[] = [
@@ -44,6 +46,15 @@ export class Warnings {
       'RES_SSE_MOUNTED_TWICE',
       'sse() is in front of a route twice',
       'The second changes nothing without options of its own: take it away, or give it those of the route.',
+    );
+  }
+
+  /** `maxStreamsPer.key` limits nobody. */
+  keysUndefined(requests: number): void {
+    this.#tell(
+      'RES_SSE_KEY_UNDEFINED',
+      `the \`key\` of \`maxStreamsPer\` was undefined for each of the first ${requests} requests, so nothing is limited`,
+      'Mount what sets it, the authentication for one, in front of sse(): the key is asked for before the handler of the route runs.',
     );
   }
 
@@ -161,6 +172,23 @@ export class Making {
       'RES_SSE_CREATED_PER_REQUEST',
       `sse() is called for each request (${this.#place})`,
       'Call it once and mount what it returns: limits, statistics, heartbeats and close() are of that one.',
+    );
+  }
+}
+
+// Times of each name are told once in a process, however many middlewares there are.
+const timesTold = new Set<string>();
+
+/** Tells of times in ms that were most likely meant in seconds. Tests have short times. */
+export function checkTimes(times: Readonly<Record<string, number | false | undefined>>): void {
+  if (process.env['NODE_ENV'] === 'test' || process.env['NODE_TEST_CONTEXT'] !== undefined) return;
+  for (const [name, ms] of Object.entries(times)) {
+    if (!ms || ms >= 1_000 || timesTold.has(name)) continue;
+    timesTold.add(name);
+    tell(
+      'RES_SSE_TIME_IN_SECONDS',
+      `\`${name}\` of sse() is ${ms} ms; is this in seconds?`,
+      'All times are in ms: write 15_000 for fifteen seconds. If it is meant, sse({ warnings: false }) switches warnings off.',
     );
   }
 }

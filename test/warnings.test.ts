@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import compression from 'compression';
 import express, { type Request, type Response } from 'express';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { sse, stream, type SseOptions } from '../src/index.ts';
 import { launchChromium } from './support/chromium.ts';
 import { read } from './support/reader.ts';
@@ -192,4 +192,57 @@ test('every code is in the README, and the README has no others', async () => {
   );
   const codesIn = (text = ''): string[] => [...new Set(text.match(/RES_SSE_[A-Z_]+/g))].toSorted();
   expect(codesIn(readme)).toEqual(codesIn(`${warnings}${memory}`));
+});
+
+describe('outside of tests is told once', () => {
+  beforeEach(() => {
+    vi.resetModules();
+    vi.stubEnv('NODE_ENV', 'production');
+  });
+
+  afterEach(() => vi.unstubAllEnvs());
+
+  test.each<[string, SseOptions]>([
+    ['heartbeat', { heartbeat: 15 }],
+    ['heartbeat', { heartbeat: { interval: 15, visible: true } }],
+    ['retry', { retry: 3 }],
+    ['retry', { retry: { min: 1, max: 5 } }],
+    ['maxLifetime', { maxLifetime: 60 }],
+    ['stallTimeout', { stallTimeout: 30 }],
+  ])('%s below a second, which was most likely meant in seconds: %j', async (name, options) => {
+    const { sse: fresh } = await import('../src/index.ts');
+    fresh(options);
+    fresh(options);
+    expect(await codes()).toEqual(['RES_SSE_TIME_IN_SECONDS']);
+    expect(told[0]?.message).toContain(`\`${name}\``);
+  });
+
+  test('nothing of times that may be meant, nor with warnings: false, nor in a test', async () => {
+    const { sse: fresh } = await import('../src/index.ts');
+    fresh({ heartbeat: 1_000, retry: { min: 0, max: 1_000 }, maxLifetime: 60_000, stallTimeout: false });
+    fresh({ heartbeat: false, retry: 0 });
+    fresh({ heartbeat: 15, warnings: false });
+    vi.stubEnv('NODE_ENV', 'test');
+    fresh({ heartbeat: 15 });
+    expect(await codes()).toEqual([]);
+  });
+});
+
+describe('a maxStreamsPer.key', () => {
+  async function ask(count: number, key: (n: number) => string | undefined, options: SseOptions = {}): Promise<string[]> {
+    let n = 0;
+    await using server = await serve(appWith({ maxStreamsPer: { key: () => key(n++), limit: 1_000 }, ...options }));
+    for (let asked = 0; asked < count; asked++) await openOnce(server);
+    return await codes();
+  }
+
+  test('that is undefined for each of the first 100 requests limits nothing, which is told once', async () => {
+    expect(await ask(99, () => undefined)).toEqual([]);
+    expect(await ask(205, () => undefined)).toEqual(['RES_SSE_KEY_UNDEFINED']);
+  });
+
+  test('that is undefined for some requests is as it should be', async () => {
+    expect(await ask(120, (n) => (n === 50 ? 'ann' : undefined))).toEqual([]);
+    expect(await ask(120, () => undefined, { warnings: false })).toEqual([]);
+  });
 });
