@@ -37,7 +37,10 @@ const readRules: Readonly<Record<keyof ReadOptions, OptionRule>> = {
 };
 
 // Taken at once: a test may put false timers in their place, and its waits are to end nevertheless.
-const [setTimer, clearTimer] = [startTimer, stopTimer];
+const [setTimer, clearTimer, inNextTurn] = [startTimer, stopTimer, setImmediate];
+
+// Turns of the event loop that a server in this process is given to see that its client has left.
+const TURNS_TO_LEAVE = 3;
 
 /**
  * Asks an endpoint for its events and reads them in the background from then on.
@@ -238,7 +241,12 @@ export class EventReader implements AsyncIterable<ReceivedEvent>, AsyncDisposabl
 
   async #close(): Promise<void> {
     this.#end ??= 'closed';
-    this.#reading.request.destroy();
+    const { request } = this.#reading;
+    // The end of the connection reaches the server before that is stopped: its stream ends as its client's doing.
+    request.socket?.end();
+    for (let turns = 0; turns < TURNS_TO_LEAVE && !request.destroyed; turns++)
+      await new Promise((resolve) => inNextTurn(resolve));
+    request.destroy();
     await this.#done;
     await this.#reading.served.release();
   }
