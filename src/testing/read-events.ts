@@ -42,6 +42,12 @@ const [setTimer, clearTimer, inNextTurn] = [startTimer, stopTimer, setImmediate]
 // Turns of the event loop that a server in this process is given to see that its client has left.
 const TURNS_TO_LEAVE = 3;
 
+function nextTurn(): Promise<void> {
+  return new Promise((resolve) => {
+    inNextTurn(resolve);
+  });
+}
+
 /**
  * Asks an endpoint for its events and reads them in the background from then on.
  *
@@ -244,8 +250,7 @@ export class EventReader implements AsyncIterable<ReceivedEvent>, AsyncDisposabl
     const { request } = this.#reading;
     // The end of the connection reaches the server before that is stopped: its stream ends as its client's doing.
     request.socket?.end();
-    for (let turns = 0; turns < TURNS_TO_LEAVE && !request.destroyed; turns++)
-      await new Promise((resolve) => inNextTurn(resolve));
+    for (let turns = 0; turns < TURNS_TO_LEAVE && !request.destroyed; turns++) await nextTurn();
     request.destroy();
     await this.#done;
     await this.#reading.served.release();
