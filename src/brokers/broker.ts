@@ -84,14 +84,17 @@ export interface Broker {
    * Where the log stands: as far as this node has received it, and never before what it has appended itself.
    * @param atLeast a client's cursor: the answer waits until this node has come so far, unless the log has not; then the log's
    * own head is the answer, below it
+   * @param signal ends the wait: the promise rejects at once with the signal's reason, and nothing of it stays in memory.
+   * A broker that answers at once has no use for it
    */
-  position(atLeast?: Cursor): Cursor | Promise<Cursor>;
+  position(atLeast?: Cursor, signal?: AbortSignal): Cursor | Promise<Cursor>;
   /**
    * Entries beyond the offset, of all these channels merged. What was returned at once, not in a promise, still holds for the
    * rest of the turn; an embedded broker always does.
    * @param maxBytes at most so many bytes of frames, but at least one entry
+   * @param signal ends the wait, as in `position`
    */
-  read(channels: readonly string[], after: number, maxBytes: number): Page | Promise<Page>;
+  read(channels: readonly string[], after: number, maxBytes: number, signal?: AbortSignal): Page | Promise<Page>;
   /** Forgets what the channel holds, on every node; told as a gap to whoever has not got it yet. */
   clear(channel: string): Promise<void>;
   close(): Promise<void>;

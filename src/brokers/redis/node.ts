@@ -11,6 +11,7 @@ import { entryOf, type Stamp } from './format.ts';
 import { Mirror } from './mirror.ts';
 import { Outbox } from './outbox.ts';
 import { pageOf } from './page.ts';
+import { settle } from './settle.ts';
 import { lostIn, Store, type Answer, type Breaks, type Look } from './store.ts';
 import { Waiters } from './waiters.ts';
 
@@ -80,14 +81,15 @@ export class RedisNode implements Broker, EarHost {
     this.#ear.listened.leave(channel, performance.now());
   }
 
-  position(atLeast?: Cursor): Cursor | Promise<Cursor> {
+  position(atLeast?: Cursor, signal?: AbortSignal): Cursor | Promise<Cursor> {
     if (this.#closing !== undefined) throw closed();
-    return this.#hasOwn() && this.#hasCome(atLeast) ? this.#here() : this.#positionLater(atLeast);
+    const isHere = this.#hasReached(this.#own) && (atLeast === undefined || this.#hasReached(atLeast));
+    return isHere ? this.#here() : this.#positionLater(atLeast, signal);
   }
 
-  read(channels: readonly string[], after: number, maxBytes: number): Page | Promise<Page> {
+  read(channels: readonly string[], after: number, maxBytes: number, signal?: AbortSignal): Page | Promise<Page> {
     if (this.#closing !== undefined) throw closed();
-    return this.#readHere(channels, after, maxBytes) ?? this.#readLater(channels, after, maxBytes);
+    return this.#readHere(channels, after, maxBytes) ?? this.#readLater(channels, after, maxBytes, signal);
   }
 
   async clear(channel: string): Promise<void> {
@@ -144,7 +146,10 @@ export class RedisNode implements Broker, EarHost {
   }
 
   mend(channels: readonly string[], { epoch, head, at, breaks, answers }: Look): number {
-    if (epoch !== this.#ear.spine.epoch) this.#mirror.empty();
+    if (epoch !== this.#ear.spine.epoch) {
+      this.#mirror.empty();
+      this.#waiters.forgetOffsets();
+    }
     this.#ahead = at - performance.now();
     this.#breaks = breaks;
     let entries = 0;
@@ -161,10 +166,11 @@ export class RedisNode implements Broker, EarHost {
   }
 
   progressed(): void {
-    this.#waiters.look();
+    this.#waiters.reach(this.head);
   }
 
   interrupted(): void {
+    this.#waiters.interrupt();
     this.#receiver?.interrupted();
   }
 
@@ -184,13 +190,14 @@ export class RedisNode implements Broker, EarHost {
     return { epoch, offset: this.#own.epoch === epoch ? Math.max(offset, this.#own.offset) : offset };
   }
 
-  /** Whether all that was appended here has come here. */
-  #hasOwn(): boolean {
-    return this.#ear.isOpen && this.#seen().offset === this.head;
+  /** Whether the node is open and has come so far, as far as its log goes. */
+  #hasReached(cursor: Cursor): boolean {
+    return this.#ear.isOpen && this.#offsetOf(cursor) <= this.head;
   }
 
-  #hasCome(atLeast: Cursor | undefined): boolean {
-    return atLeast === undefined || atLeast.epoch !== this.#ear.spine.epoch || atLeast.offset <= this.head;
+  /** A cursor of another log is reached at once: the caller looks anew. */
+  #offsetOf({ epoch, offset }: Cursor): number {
+    return epoch === this.#ear.spine.epoch ? offset : 0;
   }
 
   #appendedHere(epoch: string, offset: number): void {
@@ -198,13 +205,17 @@ export class RedisNode implements Broker, EarHost {
     if (epoch !== this.#ear.spine.epoch) this.#ear.mistrust(`the log is another: ${epoch}`);
   }
 
-  async #positionLater(atLeast: Cursor | undefined): Promise<Cursor> {
+  async #positionLater(atLeast: Cursor | undefined, signal: AbortSignal | undefined): Promise<Cursor> {
+    // As far as it has appended now: what it appends meanwhile must not keep the answer away.
+    const own = this.#own;
     for (;;) {
-      await this.#waiters.until(() => this.#hasOwn());
-      if (atLeast === undefined || this.#hasCome(atLeast)) return this.#here();
-      const look = await this.#ask(() => this.#lookForHead());
-      if (look?.epoch === atLeast.epoch && look.head < atLeast.offset) return { epoch: look.epoch, offset: look.head };
-      if (look?.epoch === atLeast.epoch) await this.#waiters.until(() => this.#ear.isOpen && this.#hasCome(atLeast));
+      await this.#waiters.until(this.#offsetOf(own), signal);
+      if (!this.#hasReached(own)) continue;
+      if (atLeast === undefined || this.#hasReached(atLeast)) return this.#here();
+      const look = await this.#ask(this.#lookForHead(), signal);
+      if (look?.epoch !== atLeast.epoch) continue;
+      if (look.head < atLeast.offset) return { epoch: look.epoch, offset: look.head };
+      await this.#waiters.until(this.#offsetOf(atLeast), signal);
     }
   }
 
@@ -231,20 +242,22 @@ export class RedisNode implements Broker, EarHost {
     return told(this.#mirror.read(channels, after, maxBytes), this.#here(), lostIn(this.#breaks, after));
   }
 
-  async #readLater(channels: readonly string[], after: number, maxBytes: number): Promise<Page> {
+  async #readLater(channels: readonly string[], after: number, maxBytes: number, signal: AbortSignal | undefined): Promise<Page> {
     let from = after;
     for (;;) {
-      await this.#waiters.until(() => this.#ear.isOpen);
+      await this.#waiters.until(0, signal);
+      if (!this.#ear.isOpen) continue;
       if (this.#isKnown(channels)) {
         const missing = this.#mirror.missing(channels, from);
-        if ((await this.#ask(() => Promise.all(missing.map((channel) => this.#load(channel))))) === undefined) continue;
+        const loading = Promise.all(missing.map((channel) => this.#load(channel)));
+        if ((await this.#ask(loading, signal)) === undefined) continue;
         const page = this.#readHere(channels, from, maxBytes);
         if (page !== undefined) return page;
         if (!this.#ear.isOpen) continue;
       }
       // Nobody listens to them, or it is more than a node may hold.
       const questions = channels.map((channel) => ({ channel, after: from }));
-      const look = await this.#ask(() => this.#store.look(questions, '', maxBytes, Number.MAX_SAFE_INTEGER));
+      const look = await this.#ask(this.#store.look(questions, '', maxBytes, Number.MAX_SAFE_INTEGER), signal);
       if (look === undefined) continue;
       const { epoch, head, breaks } = look;
       const { till, ...page } = pageOf(look.answers, maxBytes);
@@ -258,14 +271,15 @@ export class RedisNode implements Broker, EarHost {
     return channels.every((channel) => this.#ear.listened.get(channel)?.isKnown === true);
   }
 
-  /** An answer; `undefined` after a while where there is none. Rejects only when the broker is closed. */
-  async #ask<T>(question: () => Promise<T>): Promise<T | undefined> {
+  /** The answer; `undefined` after a while where there is none. Rejects when the broker is closed or the wait is ended. */
+  async #ask<T>(question: Promise<T>, signal: AbortSignal | undefined): Promise<T | undefined> {
     try {
-      return await question();
+      return await settle(question, { signal });
     } catch (error) {
+      signal?.throwIfAborted();
       if (this.#closing !== undefined) throw closed();
       this.report(error);
-      await this.#ear.pause(1);
+      await settle(this.#ear.pause(1), { signal });
       if (this.#closing !== undefined) throw closed();
       return undefined;
     }

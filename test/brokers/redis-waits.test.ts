@@ -1,0 +1,172 @@
+/** Calls that wait for Redis: each is answered in time or taken back, and nothing stays. */
+import { getEventListeners } from 'node:events';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { ownConnection } from '../../src/brokers/redis/client.ts';
+import { RedisNode } from '../../src/brokers/redis/node.ts';
+import { settle } from '../../src/brokers/redis/settle.ts';
+import { Waiters } from '../../src/brokers/redis/waiters.ts';
+import { startRedis } from '../support/redis-server.ts';
+import { startRelay } from '../support/relay.ts';
+import { until } from '../support/wait.ts';
+import { Node } from './contract.ts';
+
+const TIMING = { timeout: 2_000, probe: 200, linger: 60_000, wait: { min: 5, max: 100 } };
+
+function nodeAt(url: string): Node {
+  return new Node(
+    new RedisNode(
+      ownConnection(url, 1_000, () => {}),
+      'waits',
+      TIMING,
+    ),
+  );
+}
+
+/** How many of the objects are still in memory, after garbage collection. */
+async function alive(references: readonly WeakRef<object>[]): Promise<number> {
+  await nextTurn();
+  globalThis.gc?.();
+  return references.filter((reference) => reference.deref() !== undefined).length;
+}
+
+describe('a call that waits for Redis can be taken back', () => {
+  test('while Redis is away, at once, with the reason of the signal; nothing of it stays in memory', async () => {
+    await using redis = await startRedis();
+    await using relay = await startRelay(redis.port);
+    await using node = nodeAt(relay.url);
+    await node.listen('a');
+    await node.publish('a', '1');
+    const { epoch } = await node.broker.position();
+    relay.sever();
+    await until('the node to notice', () => node.broker.state === 'broken');
+    const reasons: unknown[] = [];
+    const reason = new Error('the reader has left');
+    const waits = (): WeakRef<object> => {
+      const controller = new AbortController();
+      const { signal } = controller;
+      for (const call of [
+        () => node.broker.position(undefined, signal),
+        () => node.broker.position({ epoch, offset: 99 }, signal),
+        () => node.broker.read(['a'], 0, 1_000, signal),
+        () => node.broker.read(['never', 'heard'], 0, 1_000, signal),
+      ]) {
+        Promise.resolve(call()).then(
+          () => reasons.push('answered'),
+          (error: unknown) => reasons.push(error),
+        );
+      }
+      expect(getEventListeners(signal, 'abort')).toHaveLength(4);
+      controller.abort(reason);
+      expect(getEventListeners(signal, 'abort')).toHaveLength(0);
+      return new WeakRef(signal);
+    };
+    const references = Array.from({ length: 200 }, waits);
+    await until('all to be rejected', () => reasons.length === 800);
+    expect(new Set(reasons)).toEqual(new Set([reason]));
+    await until('the signals to be collected', async () => (await alive(references)) <= 1);
+    relay.mend();
+    expect((await node.broker.position()).offset).toBe(1);
+  });
+
+  test('while Redis has been asked and does not answer', async () => {
+    await using redis = await startRedis();
+    await using relay = await startRelay(redis.port);
+    await using node = nodeAt(relay.url);
+    const { epoch } = await node.broker.position();
+    relay.stall('replies');
+    const controller = new AbortController();
+    const position = Promise.resolve(node.broker.position({ epoch, offset: 99 }, controller.signal));
+    const page = Promise.resolve(node.broker.read(['a'], 0, 1_000, controller.signal));
+    await nextTurn();
+    controller.abort(new Error('the reader has left'));
+    await expect(position).rejects.toThrow('the reader has left');
+    await expect(page).rejects.toThrow('the reader has left');
+    relay.flow();
+  });
+
+  test('before it was made', async () => {
+    await using redis = await startRedis();
+    await using node = nodeAt(redis.url);
+    const signal = AbortSignal.abort(new Error('the reader has left'));
+    await expect(Promise.resolve(node.broker.position(undefined, signal))).rejects.toThrow('the reader has left');
+  });
+});
+
+describe('calls that wait for an offset', () => {
+  test('are resolved when the node has come so far, 250 in each turn of the event loop', async () => {
+    const waiters = new Waiters();
+    let resolved = 0;
+    for (let index = 0; index < 1_000; index++) void waiters.until(index % 2, undefined).then(() => resolved++);
+    for (let turns = 1; turns <= 2; turns++) {
+      // However many headers come in one turn.
+      for (let header = 0; header < 10; header++) waiters.reach(0);
+      await Promise.resolve();
+      expect(resolved).toBe(250 * turns);
+      await nextTurn();
+    }
+    expect([resolved, waiters.size]).toEqual([500, 500]);
+    waiters.reach(1);
+    await until('the others', () => resolved === 1_000);
+  });
+
+  test('wait while the node is broken, and look anew when the log is another', async () => {
+    const waiters = new Waiters();
+    let resolved = 0;
+    waiters.reach(5);
+    waiters.interrupt();
+    void waiters.until(3, undefined).then(() => resolved++);
+    void waiters.until(8, undefined).then(() => resolved++);
+    await nextTurn();
+    expect(resolved).toBe(0);
+    waiters.forgetOffsets();
+    waiters.reach(1);
+    await nextTurn();
+    expect([resolved, waiters.size]).toEqual([2, 0]);
+  });
+
+  test('whatever order they come, are taken back and are reached in, exactly those are left that were not reached', async () => {
+    const step = fc.record({ do: fc.constantFrom('wait', 'abort', 'reach'), value: fc.nat(30) });
+    await fc.assert(
+      fc.asyncProperty(fc.array(step, { maxLength: 80 }), async (steps) => {
+        const waiters = new Waiters();
+        const waiting: { offset: number; controller: AbortController; end: string }[] = [];
+        let reached = -1;
+        for (const { do: what, value } of steps) {
+          if (what === 'wait') {
+            const one = { offset: value, controller: new AbortController(), end: '' };
+            waiting.push(one);
+            waiters.until(value, one.controller.signal).then(
+              () => (one.end ||= 'resolved'),
+              () => (one.end ||= 'rejected'),
+            );
+          } else if (what === 'abort') {
+            waiting[value % Math.max(waiting.length, 1)]?.controller.abort();
+          } else {
+            reached = Math.max(reached, value);
+            waiters.reach(reached);
+          }
+          await nextTurn();
+          for (const { offset, controller, end } of waiting) {
+            if (end === '') expect([offset > reached, controller.signal.aborted]).toEqual([true, false]);
+            else if (end === 'resolved') expect(offset).toBeLessThanOrEqual(reached);
+            else expect(controller.signal.aborted).toBe(true);
+          }
+          expect(waiters.size).toBe(waiting.filter(({ end }) => end === '').length);
+        }
+      }),
+      { numRuns: 100 },
+    );
+  });
+});
+
+describe('waiting for a promise that may be given up', () => {
+  test('leaves no listener on the signal and no timer, whichever comes first', async () => {
+    const { signal } = new AbortController();
+    expect(await settle(Promise.resolve(1), { signal, ms: 60_000 })).toBe(1);
+    await expect(settle(Promise.reject(new Error('no')), { signal, ms: 60_000 })).rejects.toThrow('no');
+    await expect(settle(new Promise(() => {}), { signal, ms: 1 })).rejects.toThrow('no answer within 1 ms');
+    expect(getEventListeners(signal, 'abort')).toHaveLength(0);
+  });
+});
