@@ -33,7 +33,7 @@ interface Subscriber extends Emitter {
 }
 
 interface Single extends Subscriber {
-  readonly options?: { readonly socket?: object };
+  readonly options?: { readonly socket?: object; readonly database?: number };
   sendCommand(args: string[], options: CommandOptions): Promise<unknown>;
   duplicate(overrides: object): Subscriber;
 }
@@ -55,6 +55,11 @@ export interface Connection {
   readonly isSharded: boolean;
   /** Whether a command may be sent again by itself when its answer got lost. */
   readonly repeats: boolean;
+  /**
+   * The number of the database that it uses.
+   * @param isAnew whether to ask again: the application may have selected another
+   */
+  database(signal?: AbortSignal, isAnew?: boolean): Promise<number>;
   /** Sends a command; an abort takes it back if it has not been written yet. */
   send(key: string, args: string[], signal: AbortSignal): Promise<unknown>;
   /** A connection of our own that will listen, not connected yet. */
@@ -66,10 +71,14 @@ export interface Connection {
 export function connectionOf(client: RedisClient, prefix: string): Connection {
   if ('slots' in client && 'nodeClient' in client) return clusterConnection(client as unknown as Cluster, prefix);
   if ('getMasterNode' in client) return sentinelConnection(client as unknown as Sentinel);
-  return singleConnection(
-    () => Promise.resolve(client as unknown as Single),
-    () => {},
-  );
+  const single = client as unknown as Single;
+  return {
+    ...singleConnection(
+      () => Promise.resolve(single),
+      () => {},
+    ),
+    database: databaseOf((args, options) => single.sendCommand(args, options), single.options?.database ?? 0),
+  };
 }
 
 /**
@@ -112,6 +121,7 @@ function singleConnection(client: () => Promise<Single>, close: () => void): Con
   return {
     isSharded: false,
     repeats: false,
+    database: async () => (await client()).options?.database ?? 0,
     send: async (_key, args, signal) => (await client()).sendCommand(args, optionsFor(signal)),
     subscriber: async () => listenerLike(await client()),
     close,
@@ -123,6 +133,8 @@ function clusterConnection(cluster: Cluster, prefix: string): Connection {
   return {
     isSharded: true,
     repeats: false,
+    // A Cluster has one.
+    database: () => Promise.resolve(0),
     send: (key, args, signal) => cluster.sendCommand(key, false, args, optionsFor(signal)),
     async subscriber() {
       const master = cluster.slots[slot]?.master;
@@ -137,9 +149,36 @@ function sentinelConnection(sentinel: Sentinel): Connection {
   return {
     isSharded: false,
     repeats: true,
+    database: databaseOf((args, options) => sentinel.sendCommand(false, args, options), 0),
     send: (_key, args, signal) => sentinel.sendCommand(false, args, optionsFor(signal)),
     subscriber: () => Promise.resolve(sentinel.duplicate()),
     close: () => {},
+  };
+}
+
+/**
+ * Asks Redis which database the application's client has selected, since the client does not say.
+ * @param given what its options say, for users who may not ask (`CLIENT INFO`)
+ */
+function databaseOf(
+  send: (args: string[], options: CommandOptions) => Promise<unknown>,
+  given: number,
+): (signal?: AbortSignal, isAnew?: boolean) => Promise<number> {
+  let known: number | undefined;
+
+  async function ask(signal: AbortSignal): Promise<number> {
+    try {
+      const digits = /\bdb=(\d+)/.exec(String(await send(['CLIENT', 'INFO'], optionsFor(signal))))?.[1];
+      return digits === undefined ? given : Number(digits);
+    } catch (error) {
+      if (/^(NOPERM|ERR) /.test(textOf(error))) return given;
+      throw error;
+    }
+  }
+
+  return async (signal = new AbortController().signal, isAnew = false) => {
+    if (known === undefined || isAnew) known = await ask(signal);
+    return known;
   };
 }
 
@@ -253,14 +292,33 @@ export function refused(message: string, cause?: unknown): SseError {
   return new SseError('ERR_SSE_BROKER', message, { cause, delivery: 'none' });
 }
 
-// Redis says what it refuses in a line that begins with a code in capitals; the others are of node-redis, of what it never sent.
-const REFUSAL = /^[A-Z]{2,} |^The client is |^The queue is full|aborted/;
+// Redis says what it refuses in a line that begins with a code in capitals.
+const REPLY = /^[A-Z]{2,} /;
+
+// Errors of node-redis about a command that it has never sent.
+const UNSENT = /^The client is |^The queue is full|aborted/;
+
+/** Whether Redis itself has answered with the error, so that the connection is well. */
+export function isReply(error: unknown): boolean {
+  const cause = error instanceof SseError && error.cause !== undefined ? error.cause : error;
+  return !isSystemError(cause) && REPLY.test(textOf(cause));
+}
 
 /** An error of a command as ours, which says whether it may have had an effect. */
 export function asBrokerError(error: unknown): SseError {
   if (error instanceof SseError) return error;
-  const text = error instanceof Error ? error.message : String(error);
-  const isSystem = typeof error === 'object' && error !== null && 'code' in error;
-  const delivery = !isSystem && REFUSAL.test(text) ? 'none' : 'unknown';
+  const text = textOf(error);
+  // The script returns what it refuses. An error that was raised inside it may have come after an effect.
+  const isRaised = text.includes('user_script');
+  const isNone = !isSystemError(error) && !isRaised && (REPLY.test(text) || UNSENT.test(text));
+  const delivery = isNone ? 'none' : 'unknown';
   return new SseError('ERR_SSE_BROKER', `Redis has not accepted it: ${text}`, { cause: error, delivery });
+}
+
+function isSystemError(error: unknown): boolean {
+  return typeof error === 'object' && error !== null && 'code' in error;
+}
+
+function textOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }

@@ -12,7 +12,7 @@ import { Line, type Connection } from './client.ts';
 import { parseArrival, parseHeader, type Arrival, type Header } from './format.ts';
 import { Listened, type Listening } from './listened.ts';
 import { Spine, type SpineHost } from './spine.ts';
-import type { Answer, Look, Store } from './store.ts';
+import type { Answer, Look, Store, Topics } from './store.ts';
 
 /** Times in ms. */
 export interface Timing {
@@ -64,6 +64,7 @@ export class Ear {
   readonly #end = new AbortController();
   // Who waits to hear a probe.
   readonly #nonces = new Map<string, () => void>();
+  #topics: Topics | undefined;
   #line: Line | undefined;
   // What has come since the log was read, until that is taken in.
   #early: Heard[] = [];
@@ -195,7 +196,8 @@ export class Ear {
     this.#line = line;
     this.listened.reset();
     await line.connect();
-    await line.subscribe([this.#store.spine]);
+    this.#topics = await this.#store.topics(undefined, true);
+    await line.subscribe([this.#topics.spine]);
     line.broken.catch((error: unknown) => {
       if (this.#line !== line) return;
       this.#hangUp();
@@ -220,7 +222,7 @@ export class Ear {
   /** Subscribes until there are none left, some at a time. */
   async #subscribe(line: Line, next: () => Listening[]): Promise<void> {
     for (let some = next().slice(0, SOME); some.length > 0; some = next().slice(0, SOME)) {
-      await line.subscribe(some.map(({ channel }) => this.#store.topic(channel)));
+      await line.subscribe(some.map(({ channel }) => (this.#topics as Topics).topic(channel)));
       for (const listening of some) listening.isSubscribed = true;
     }
   }
@@ -273,8 +275,8 @@ export class Ear {
   }
 
   #read(topic: string, text: string): Heard | undefined {
-    if (topic !== this.#store.spine) {
-      const channel = this.#store.channelOf(topic);
+    if (topic !== this.#topics?.spine) {
+      const channel = (this.#topics as Topics).channelOf(topic);
       const arrival = parseArrival(text);
       if (arrival === undefined) this.#host.report(new Error(`an event of ${channel} that cannot be read`));
       else if (arrival.stamp === undefined) this.#host.passed(channel, arrival.body);
@@ -324,7 +326,9 @@ export class Ear {
     const now = performance.now();
     const expired = this.listened.expire(now - this.#timing.linger);
     for (const { channel } of expired) this.#host.forget(channel);
-    const topics = expired.filter(({ isSubscribed }) => isSubscribed).map(({ channel }) => this.#store.topic(channel));
+    const topics = expired
+      .filter(({ isSubscribed }) => isSubscribed)
+      .map(({ channel }) => (this.#topics as Topics).topic(channel));
     if (topics.length > 0) this.#line?.unsubscribe(topics);
     if (this.isOpen && !this.#isProbing && now - this.#heardAt >= this.#timing.probe) void this.#probe();
   }

@@ -256,11 +256,10 @@ export class RedisNode implements Broker, EarHost {
         if (!this.#ear.isOpen) continue;
       }
       // Nobody listens to them, or it is more than a node may hold.
-      const questions = channels.map((channel) => ({ channel, after: from }));
-      const look = await this.#ask(this.#store.look(questions, '', maxBytes, Number.MAX_SAFE_INTEGER), signal);
+      const look = await this.#ask(this.#store.page(channels, from, maxBytes), signal);
       if (look === undefined) continue;
       const { epoch, head, breaks } = look;
-      const { till, ...page } = pageOf(look.answers, maxBytes);
+      const { till, ...page } = pageOf(look, maxBytes);
       if (page.complete || page.entries.length > 0) return told(page, { epoch, offset: head }, lostIn(breaks, after));
       // There was nothing but what cannot be read.
       from = till;

@@ -6,7 +6,7 @@
 import { SseError } from '../../errors.ts';
 import type { Publication } from '../broker.ts';
 import { refused } from './client.ts';
-import type { AppendItem, Store } from './store.ts';
+import type { Appended, AppendItem, Store } from './store.ts';
 
 // So much goes in one call: Redis does nothing else meanwhile.
 const BATCH = { items: 128, bytes: 1_048_576 };
@@ -87,7 +87,7 @@ export class Outbox {
       for (const [index, { resolve, reject }] of items.entries()) {
         const result = appended[index];
         if (result !== undefined && 'id' in result) resolve(result);
-        else reject(refused(`Redis has not accepted it: ${result?.problem ?? 'no answer'}`));
+        else reject(notAccepted(result));
       }
     } catch (error) {
       rejectAll(items, abort.signal.aborted && (error as SseError).delivery === 'none' ? late('none') : (error as SseError));
@@ -142,6 +142,12 @@ function rejectAll(items: readonly Waiting[], error: SseError): void {
 function late(delivery: 'none' | 'unknown'): SseError {
   const message = delivery === 'none' ? 'it was not sent' : 'it may have been published';
   return new SseError('ERR_SSE_BROKER', `Redis has not accepted it in time; ${message}`, { delivery });
+}
+
+function notAccepted(result: Appended | undefined): SseError {
+  const { problem = 'no answer', isUnknown = true } = result !== undefined && 'problem' in result ? result : {};
+  const message = `Redis has not accepted it: ${problem}`;
+  return new SseError('ERR_SSE_BROKER', message, { delivery: isUnknown ? 'unknown' : 'none' });
 }
 
 /** It is in the log, and the others will find it there; but nobody has been told now, and the user of Redis cannot. */

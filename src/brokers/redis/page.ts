@@ -1,16 +1,15 @@
 /** A page of the log straight from Redis. */
 import type { LogEntry } from '../../log-entry.ts';
 import type { LogRead } from '../../log.ts';
-import type { Answer } from './store.ts';
+import type { Look } from './store.ts';
 
 /**
- * The answers for several channels, merged in the order of the log, at most so many bytes of frames but one entry.
+ * The entries of several channels, merged in the order of the log, at most so many bytes of frames but one entry.
  * @returns also the offset up to which nothing is left out
  */
-export function pageOf(answers: readonly Answer[], maxBytes: number): LogRead & { readonly till: number } {
-  const cut = Math.min(...answers.map(({ isMore, last }) => (isMore ? last : Infinity)));
+export function pageOf({ answers, till: cut }: Look, maxBytes: number): LogRead & { readonly till: number } {
   const found = answers.flatMap(({ entries }) => entries.map(({ entry }) => entry));
-  const all = found.filter(({ offset }) => offset <= cut).toSorted((one, other) => one.offset - other.offset);
+  const all = found.toSorted((one, other) => one.offset - other.offset);
   const entries: LogEntry[] = [];
   let bytes = 0;
   for (const entry of all) {

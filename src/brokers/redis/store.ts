@@ -9,6 +9,7 @@ import { asBrokerError, refused, type Connection } from './client.ts';
 import { entryOf, formatBody, limitsOf } from './format.ts';
 import type { Tail } from './mirror.ts';
 import { script } from './script.ts';
+import { settle } from './settle.ts';
 
 /** What is asked of a channel. */
 export interface Question {
@@ -39,6 +40,8 @@ export interface Look {
   /** When, in ms by the clock of Redis. */
   readonly at: number;
   readonly breaks: Breaks;
+  /** Of a page: the offset up to which nothing is left out; `Infinity` if that is everywhere. */
+  readonly till: number;
   readonly answers: readonly Answer[];
 }
 
@@ -57,14 +60,47 @@ export function lostIn({ origin, jumps }: Breaks, after: number): number {
 }
 
 /** An id, or why there is none. */
-export type Appended = { readonly id: string } | { readonly problem: string };
+export type Appended = { readonly id: string } | { readonly problem: string; readonly isUnknown: boolean };
+
+/** What became of a call that appends. */
+export interface AppendResult {
+  readonly epoch: string;
+  readonly head: number;
+  /** Why it could not be said on the spine; `''` if it was. */
+  readonly unsaid: string;
+  readonly appended: readonly Appended[];
+}
 
 // Bytes of events in one answer, of one channel and of all.
 const PAGE = 1_048_576;
 const MOST = 33_554_432;
 
+// How long an answer is kept in ms, beyond `timeout`, for a command that the client sends again by itself.
+const REPEATABLE = 5_000;
+
 // So many ms until a Cluster is asked again that is moving the keys.
 const MOVING = 25;
+
+/** Names of Pub/Sub channels. */
+export class Topics {
+  readonly database: number;
+  readonly base: string;
+  readonly spine: string;
+
+  constructor(base: string, database: number) {
+    this.database = database;
+    this.base = database === 0 ? base : `${base}:${database}`;
+    this.spine = `${this.base}:spine`;
+  }
+
+  topic(channel: string): string {
+    return `${this.base}:c:${channel}`;
+  }
+
+  channelOf(topic: string): string {
+    return topic.slice(this.base.length + 3);
+  }
+}
 
 export class Store {
   readonly #connection: Connection;
@@ -72,8 +108,9 @@ export class Store {
   readonly #timeout: number;
   readonly #seen: () => Cursor;
   readonly #report: (problem: string) => void;
-  // How to give up what is asked now.
-  readonly #asked = new Set<(reason: string) => void>();
+  // What is asked now.
+  readonly #asked = new Set<AbortController>();
+  #topics: Topics | undefined;
   #isClosed = false;
   bounds: LogBounds = { maxHistory: 0, maxChannels: 0 };
 
@@ -92,19 +129,17 @@ export class Store {
   /** What is asked is not answered any more; what is being appended is. */
   close(): void {
     this.#isClosed = true;
-    for (const giveUp of this.#asked) giveUp('it is closed');
+    for (const abort of this.#asked) abort.abort(new Error('it is closed'));
   }
 
-  get spine(): string {
-    return `${this.#base}:spine`;
-  }
-
-  topic(channel: string): string {
-    return `${this.#base}:c:${channel}`;
-  }
-
-  channelOf(topic: string): string {
-    return topic.slice(this.topic('').length);
+  /**
+   * The names under which the nodes of this log hear of it. Pub/Sub knows no databases, so the number of the database is part
+   * of them; in database 0 it is left out, as it was before.
+   */
+  async topics(signal?: AbortSignal, isAnew?: boolean): Promise<Topics> {
+    const database = await this.#connection.database(signal, isAnew);
+    if (this.#topics?.database !== database) this.#topics = new Topics(this.#base, database);
+    return this.#topics;
   }
 
   /**
@@ -114,9 +149,22 @@ export class Store {
    */
   async look(questions: readonly Question[], nonce: string = '', budget: number = PAGE, most: number = MOST): Promise<Look> {
     const asked = questions.flatMap(({ channel, after, till }) => [channel, after?.toString() ?? '', till?.toString() ?? '']);
-    const keys = questions.map(({ channel }) => this.#stream(channel));
-    const answer = await this.#inTime((signal) => this.#call('look', nonce, keys, [`${budget}`, `${most}`, ...asked], signal));
-    const [epoch, head, origin, breaks, at, ...answers] = answer as [string, string, string, string, string, ...string[][]];
+    const channels = questions.map(({ channel }) => channel);
+    return this.#ask('look', channels, nonce, [`${budget}`, `${most}`, ...asked]);
+  }
+
+  /** Reads the channels' events beyond the offset, merged, so many bytes together but at least one event. */
+  async page(channels: readonly string[], after: number, maxBytes: number): Promise<Look> {
+    return this.#ask('page', channels, '', [`${maxBytes}`, `${after}`, ...channels]);
+  }
+
+  async #ask(operation: string, channels: readonly string[], nonce: string, args: readonly string[]): Promise<Look> {
+    const keys = channels.map((channel) => this.#stream(channel));
+    const answer = await this.#inTime((signal) => this.#call(operation, nonce, keys, args, signal));
+    const [epoch, head, origin, breaks, at, till, ...answers] = answer as [
+      ...[string, string, string, string, string, string],
+      ...string[][],
+    ];
     const jumps = breaks.split(' ').flatMap((jump) => {
       const [from, to] = jump.split(':');
       return to === undefined ? [] : [{ from: Number(from), to: Number(to) }];
@@ -126,29 +174,29 @@ export class Store {
       head: Number(head),
       at: Number(at),
       breaks: { origin: Number(origin), jumps },
-      answers: answers.map((text, index) => this.#answerOf(text, (questions[index] as Question).channel, epoch)),
+      till: till === '' ? Infinity : Number(till),
+      answers: answers.map((text, index) => this.#answerOf(text, channels[index] as string, epoch)),
     };
   }
 
   /**
    * Appends, in this order, at once.
-   * @returns what became of each, and why it could not be said on the spine, if it could not; rejects with an `SseError` that says whether any of it may have been published
+   * @returns what became of each; rejects with an `SseError` that says whether any of it may have been published
    */
-  async append(
-    publications: readonly AppendItem[],
-    signal: AbortSignal,
-  ): Promise<{ epoch: string; head: number; unsaid: string; appended: Appended[] }> {
+  async append(publications: readonly AppendItem[], signal: AbortSignal): Promise<AppendResult> {
     const args = publications.flatMap((publication) => publication.args);
     const keys = publications.flatMap((publication) => publication.keys);
+    // Where a command may be repeated behind our back, it must not publish twice.
+    const repeat = this.#connection.repeats ? `${this.#base}:b:${randomBytes(9).toString('base64url')}` : '';
+    if (repeat !== '') keys.push(repeat);
     try {
-      const [epoch, head, unsaid, ...results] = (await this.#call('append', '', keys, args, signal)) as [
-        string,
-        string,
-        string,
+      const ttl = `${Math.ceil(this.#timeout) + REPEATABLE}`;
+      const [epoch, head, unsaid, warning, ...results] = (await this.#call('append', repeat, keys, [ttl, ...args], signal)) as [
+        ...[string, string, string, string],
         ...string[],
       ];
-      const appended = results.map((result) => (result.startsWith('=') ? { id: result.slice(1) } : { problem: result.slice(1) }));
-      return { epoch, head: Number(head), unsaid, appended };
+      if (warning !== '') this.#report(`the bounds of the history cannot be kept: ${warning}`);
+      return { epoch, head: Number(head), unsaid, appended: results.map(appendedOf) };
     } catch (error) {
       throw asBrokerError(error);
     }
@@ -162,23 +210,19 @@ export class Store {
   }
 
   /** A publication as the script takes it. */
-  itemOf({ channel, event, data, retry, key = this.#ownKey(), history }: Publication): AppendItem {
+  itemOf({ channel, event, data, retry, key = '', history }: Publication): AppendItem {
     const body = formatBody(event, data, retry);
+    const bodyBytes = Buffer.byteLength(body);
     const keys = key === '' ? [] : [`${this.#base}:k:${channel}\n${key}`];
-    if (history === false) return { keys, args: [channel, key, body, '0', '', '', '', ''], bytes: body.length };
+    if (history === false) return { keys, args: [channel, key, body, '0', '', '', '', ''], bytes: bodyBytes };
     const { events, bytes, age, latest } = history;
     // As it will be counted where it is held, with a place like any other.
     const { size } = new LogEntry({ channel, epoch: 'epoch_of', offset: 1_000_000_000, event, data, retry });
     return {
       keys: [this.#stream(channel), ...keys],
       args: [channel, key, body, `${size}`, `${events}`, `${bytes}`, `${age === Infinity ? 0 : age}`, latest ? '1' : '0'],
-      bytes: body.length,
+      bytes: bodyBytes,
     };
-  }
-
-  /** Where a command may be repeated behind our back, it must not publish twice. */
-  #ownKey(): string {
-    return this.#connection.repeats ? `\n${randomBytes(12).toString('base64url')}` : '';
   }
 
   #answerOf(text: readonly string[], channel: string, epoch: string): Answer {
@@ -225,6 +269,7 @@ export class Store {
     const key = `${this.#base}:log`;
     const publish = this.#connection.isSharded ? 'SPUBLISH' : 'PUBLISH';
     const epoch = randomBytes(6).toString('base64url');
+    const topics = await this.topics(signal);
     const common = [
       operation,
       this.#base,
@@ -235,6 +280,7 @@ export class Store {
       nonce,
       `${maxHistory}`,
       `${maxChannels}`,
+      topics.base,
     ];
     const rest = [`${keys.length + 1}`, key, ...keys, ...common, ...args];
     const answer = await this.#run(key, rest, signal);
@@ -260,25 +306,23 @@ export class Store {
   async #inTime<T>(action: (signal: AbortSignal) => Promise<T>): Promise<T> {
     if (this.#isClosed) throw refused('it is closed');
     const abort = new AbortController();
-    let reject: ((error: Error) => void) | undefined;
-    const isOver = new Promise<never>((_, fail) => {
-      reject = fail;
-    });
-    const giveUp = (reason: string): void => {
-      abort.abort();
-      reject?.(new Error(reason));
-    };
-    const timer = setTimeout(giveUp, this.#timeout, `no answer within ${this.#timeout} ms`);
-    this.#asked.add(giveUp);
+    this.#asked.add(abort);
+    // Takes back what has not been written yet, too.
+    const timer = setTimeout(() => abort.abort(new Error(`no answer within ${this.#timeout} ms`)), this.#timeout);
     try {
-      return await Promise.race([action(abort.signal), isOver]);
+      return await settle(action(abort.signal), { signal: abort.signal });
     } catch (error) {
-      throw asBrokerError(error);
+      throw asBrokerError(abort.signal.aborted ? abort.signal.reason : error);
     } finally {
       clearTimeout(timer);
-      this.#asked.delete(giveUp);
+      this.#asked.delete(abort);
     }
   }
+}
+
+function appendedOf(result: string): Appended {
+  if (result.startsWith('=')) return { id: result.slice(1) };
+  return { problem: result.slice(1), isUnknown: result.startsWith('?') };
 }
 
 /** A publication as the script takes it. */
