@@ -9,7 +9,7 @@ import { startRelay } from '../support/relay.ts';
 import { until, within } from '../support/wait.ts';
 import { LIMITS, Node } from './contract.ts';
 
-const TIMING: Timing = { timeout: 2_000, probe: 200, linger: 60_000, wait: { min: 5, max: 100 } };
+const TIMING: Timing = { timeout: 2_000, probe: 200, linger: 60_000, wait: { min: 5, max: 100 }, inUse: 100 };
 const PREFIX = 'faults';
 const LOG = '{faults}:log';
 

@@ -83,7 +83,7 @@ class Node {
 
   constructor(log: Log, maxBytes: number) {
     this.#log = log;
-    this.mirror = new Mirror(maxBytes, () => 0);
+    this.mirror = new Mirror(maxBytes, () => 0, 0);
     this.spine = new Spine({
       expects: (channel) => this.#state.has(channel) && this.#state.get(channel) !== 'asked',
       appended: (entry, stamp) => {

@@ -12,7 +12,7 @@ import { startRelay } from '../support/relay.ts';
 import { until } from '../support/wait.ts';
 import { Node } from './contract.ts';
 
-const TIMING = { timeout: 2_000, probe: 200, linger: 60_000, wait: { min: 5, max: 100 } };
+const TIMING = { timeout: 2_000, probe: 200, linger: 60_000, wait: { min: 5, max: 100 }, inUse: 100 };
 
 function nodeAt(url: string): Node {
   return new Node(

@@ -23,6 +23,9 @@ export interface Relay extends AsyncDisposable {
   flow(): void;
   /** Cuts all connections; what is on the way is lost. */
   cut(): void;
+  /** Cuts the connection that was made last, or all of them; resolves when they are closed. */
+  closeNewest(): Promise<void>;
+  closeAll(): Promise<void>;
   /** Cuts all connections and takes none until `mend()`. */
   sever(): void;
   mend(): void;
@@ -58,7 +61,7 @@ export async function startRelay(target: number): Promise<Relay> {
     const wire = new Wire(near, connect(target, '127.0.0.1'), isDropped);
     wires.add(wire);
     wire.stalled = stalled;
-    near.on('close', () => wires.delete(wire));
+    near.on('close', () => void wires.delete(wire));
   });
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
@@ -92,6 +95,10 @@ export async function startRelay(target: number): Promise<Relay> {
     stall,
     flow: () => stall(undefined),
     cut,
+    closeNewest: async () => [...wires].at(-1)?.close(),
+    async closeAll() {
+      await Promise.all(Array.from(wires, (wire) => wire.close()));
+    },
     sever() {
       isSevered = true;
       cut();
@@ -146,6 +153,12 @@ class Wire {
   cut(): void {
     this.#near.destroy();
     this.#far.destroy();
+  }
+
+  async close(): Promise<void> {
+    const closed = once(this.#near, 'close');
+    this.cut();
+    await closed;
   }
 
   #pass(): void {

@@ -1,5 +1,6 @@
 /** The two connections to Redis: one for commands, and one line, made anew whenever it breaks, on which a node hears of events. */
 import { SseError } from '../../errors.ts';
+import { settle } from './settle.ts';
 
 /** A client of node-redis: what `createClient()`, `createCluster()` or `createSentinel()` returns. */
 export interface RedisClient {
@@ -23,7 +24,7 @@ interface Emitter {
   on(event: string, listener: (value: unknown) => void): unknown;
 }
 
-interface Subscriber extends Emitter {
+export interface Subscriber extends Emitter {
   connect(): Promise<unknown>;
   destroy(): void | Promise<void>;
   subscribe(topics: string[], listener: Listener): Promise<void>;
@@ -206,11 +207,8 @@ export class Line {
   readonly #connection: Connection;
   readonly #listener: Listener;
   readonly #timeout: number;
-  /** Rejects when it breaks. */
-  readonly broken: Promise<never>;
-  #break: (error: unknown) => void = () => {};
+  readonly #end = new AbortController();
   #client: Subscriber | undefined;
-  #isClosed = false;
 
   /** @param timeout ms that Redis has to answer */
   constructor(connection: Connection, timeout: number, listener: Listener) {
@@ -218,24 +216,24 @@ export class Line {
     this.#timeout = timeout;
     // Nothing comes from a line that is closed.
     this.#listener = (message, topic) => {
-      if (!this.#isClosed) listener(message, topic);
+      if (!this.broken.aborted) listener(message, topic);
     };
-    this.broken = new Promise((_, reject) => {
-      this.#break = reject;
-    });
-    this.broken.catch(() => {});
+  }
+
+  /** Aborted when it breaks or is closed, with the error. */
+  get broken(): AbortSignal {
+    return this.#end.signal;
   }
 
   async connect(): Promise<void> {
-    const client = await this.#connection.subscriber();
+    const client = await this.#answered(this.#connection.subscriber());
     this.#client = client;
     // For good: an 'error' without a listener would end the process.
-    client.on('error', this.#break);
-    if (this.#isClosed) {
-      this.#destroy();
-      return;
-    }
-    await this.#answered(client.connect());
+    client.on('error', (error) => this.#break(error));
+    const connecting = client.connect();
+    // A line that was closed meanwhile would stay connected.
+    connecting.then(() => this.broken.aborted && this.#destroy()).catch(() => {});
+    await this.#answered(connecting);
     for (const event of ['end', 'reconnecting', 'topology-change', 'sharded-channel-moved']) {
       client.on(event, () => this.#break(new Error(`the connection to Redis has changed: ${event}`)));
     }
@@ -251,18 +249,21 @@ export class Line {
 
   unsubscribe(topics: string[]): void {
     const client = this.#client;
-    if (client === undefined || this.#isClosed) return;
+    if (client === undefined || this.broken.aborted) return;
     const done = this.#connection.isSharded
       ? client.sUnsubscribe(topics, this.#listener)
       : client.unsubscribe(topics, this.#listener);
-    done.catch(this.#break);
+    done.catch((error: unknown) => this.#break(error));
   }
 
   close(): void {
-    if (this.#isClosed) return;
-    this.#isClosed = true;
+    if (this.broken.aborted) return;
     this.#break(new Error('the line is closed'));
     this.#destroy();
+  }
+
+  #break(error: unknown): void {
+    this.#end.abort(error instanceof Error ? error : new Error('the connection to Redis has failed', { cause: error }));
   }
 
   #destroy(): void {
@@ -274,16 +275,8 @@ export class Line {
       .catch(() => {});
   }
 
-  async #answered(answer: Promise<unknown>): Promise<void> {
-    let timer: NodeJS.Timeout | undefined;
-    const isLate = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(new Error(`Redis has not answered within ${this.#timeout} ms`)), this.#timeout);
-    });
-    try {
-      await Promise.race([answer, isLate, this.broken]);
-    } finally {
-      clearTimeout(timer);
-    }
+  #answered<T>(answer: Promise<T>): Promise<T> {
+    return settle(answer, { signal: this.broken, ms: this.#timeout, late });
   }
 }
 
@@ -321,4 +314,8 @@ function isSystemError(error: unknown): boolean {
 
 function textOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
+}
+
+function late(ms: number): Error {
+  return new Error(`Redis has not answered within ${ms} ms`);
 }

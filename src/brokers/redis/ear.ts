@@ -2,17 +2,33 @@
  * What a node hears of the log, and how it gets whole again. While it is whole, all that comes on the line is in order and
  * nothing is missing. After a hole, a broken line, a probe that is not heard or another log it reads from Redis what it has
  * missed, once for all streams, and is whole again when it has also heard itself on the line.
+ *
+ * | state      | entered when                                         | left when
+ * | ---------- | ---------------------------------------------------- | ------------------------------------------
+ * | connecting | the node is made                                     | an attempt to heal ends well: open
+ * | open       | an attempt to heal ends well                         | a hole, a broken line, a deaf probe, another log: broken
+ * | broken     | something may have been missed (`#break`)            | an attempt to heal ends well: open
+ * | closed     | `close()`                                            | never
+ *
+ * `run()` makes one attempt to heal after the other until one ends with the state `'open'`, waits until that is over, and
+ * begins again. An attempt either opens or throws: whatever ends it (its line breaks, Redis refuses or does not answer, the
+ * watchdog, `close()`) aborts `#attempt`, and so each wait within it.
+ *
+ *     attempt:  connect ─ subscribe ─┬─ look (nonce) ─ look … look ─┬─ take what came early ─ open
+ *                                    └──── too much came early ◀────┘
  */
 import { randomBytes } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
-import { setTimeout as delay } from 'node:timers/promises';
+import { setImmediate as nextTurn, setTimeout as delay } from 'node:timers/promises';
 import { debug, diagnostics } from '../../diagnostics.ts';
 import type { BrokerState } from '../broker.ts';
-import { Line, type Connection } from './client.ts';
-import { parseArrival, parseHeader, type Arrival, type Header } from './format.ts';
+import { isReply, Line, type Connection } from './client.ts';
+import { Early, type Heard } from './early.ts';
+import { parseArrival, parseHeader, type Header } from './format.ts';
 import { Listened, type Listening } from './listened.ts';
+import { settle } from './settle.ts';
 import { Spine, type SpineHost } from './spine.ts';
-import type { Answer, Look, Store, Topics } from './store.ts';
+import type { Answer, Look, Question, Store, Topics } from './store.ts';
 
 /** Times in ms. */
 export interface Timing {
@@ -24,6 +40,8 @@ export interface Timing {
   readonly linger: number;
   /** Waits between attempts, doubled each time. */
   readonly wait: { readonly min: number; readonly max: number };
+  /** A channel that was used within this time keeps its place in memory, and what does not fit is not tried again. @defaultValue `10_000` */
+  readonly inUse?: number | undefined;
 }
 
 /** What the ear asks and tells. */
@@ -32,8 +50,12 @@ export interface EarHost extends Omit<SpineHost, 'expects'> {
   newest(channel: string): number | undefined;
   /** The state of a channel that is listened to from now on. */
   learn(channel: string, answer: Answer): void;
-  /** What the log says after something may have been missed; the answers are for these channels. @returns how many events were */
-  mend(channels: readonly string[], look: Look): number;
+  /**
+   * What the log says after something may have been missed; the answers are for these channels.
+   * @param head the place up to which the log is read
+   * @returns how many events were
+   */
+  mend(channels: readonly string[], look: Look, head: number): number;
   /** A channel is not listened to any more. */
   forget(channel: string): void;
   /** An event of a channel without history. */
@@ -45,13 +67,11 @@ export interface EarHost extends Omit<SpineHost, 'expects'> {
   report(error: unknown): void;
 }
 
-// So many messages that come while a node heals; after more it begins again.
-const MOST_EARLY = 10_000;
+// Channels in one question, and in one command that subscribes.
+const CHANNELS_PER_QUESTION = 1_000;
 
-// So many channels in one question.
-const SOME = 1_000;
-
-type Heard = { readonly header: Header } | { readonly channel: string; readonly arrival: Arrival } | { readonly problem: string };
+// Early messages that are taken in one turn of the event loop.
+const EARLY_PER_TURN = 500;
 
 export class Ear {
   readonly listened: Listened = new Listened();
@@ -63,16 +83,22 @@ export class Ear {
   readonly #host: EarHost;
   readonly #end = new AbortController();
   // Who waits to hear a probe.
-  readonly #nonces = new Map<string, () => void>();
+  readonly #nonces = new Map<string, (header: Header) => void>();
   #topics: Topics | undefined;
   #line: Line | undefined;
-  // What has come since the log was read, until that is taken in.
-  #early: Heard[] = [];
+  // The attempt to heal that is under way.
+  #attempt: AbortController | undefined;
+  // What has come since the place that the attempt reads up to.
+  #early: Early | undefined;
   #heardAt = 0;
   #isProbing = false;
   #isSubscribing = false;
-  #wake: () => void = () => {};
+  #isChecking = false;
+  #mustCheck = false;
+  #wake: (() => void) | undefined;
   #timer: NodeJS.Timeout | undefined;
+  // Ticks since an attempt has last got any further.
+  #idleTicks = 0;
 
   constructor(connection: Connection, store: Store, timing: Timing, host: EarHost) {
     // As many wait as there are readers, and none of them leaks.
@@ -94,35 +120,35 @@ export class Ear {
 
   /** Listens until it is closed. */
   async run(): Promise<void> {
-    this.#timer = setInterval(() => this.#tick(), Math.min(this.#timing.probe, this.#timing.linger) / 4).unref();
+    this.#timer = setInterval(() => this.#tick(), this.#tickMs).unref();
     let failures = 0;
-    while (!this.#end.signal.aborted) {
-      const broken = new Promise<void>((resolve) => {
-        this.#wake = resolve;
-      });
+    while (!this.#isClosed) {
       try {
         await this.#heal();
         const since = performance.now();
-        await broken;
+        await this.#untilBroken();
         failures = performance.now() - since > this.#timing.wait.max ? 0 : failures + 1;
       } catch (error) {
         failures++;
-        this.#hangUp();
-        if (this.state === 'open') this.#break(error);
-        else if (!this.#end.signal.aborted) this.#host.report(error);
+        if (this.#isClosed) break;
+        // Where Redis itself has said no, the line is well.
+        if (!isReply(error)) this.#hangUp();
+        this.#host.report(error);
       }
       // The first time at once.
       if (failures > 1) await this.pause(failures - 1);
+      this.#idleTicks = 0;
     }
   }
 
   close(): void {
     this.state = 'closed';
-    this.#end.abort();
+    this.#end.abort(new Error('the broker is closed'));
+    this.#attempt?.abort(this.#end.signal.reason);
     clearInterval(this.#timer);
     this.#hangUp();
     this.listened.close();
-    this.#wake();
+    this.#wake?.();
   }
 
   /** Waits, the longer the more often it was in vain; not beyond the end. */
@@ -146,108 +172,205 @@ export class Ear {
     if (this.isOpen) this.#break(new Error(reason));
   }
 
+  get #isClosed(): boolean {
+    return this.#end.signal.aborted;
+  }
+
+  get #tickMs(): number {
+    return Math.min(this.#timing.probe, this.#timing.linger) / 4;
+  }
+
+  /** Resolves when the state is not `'open'`, at once if it is not now. */
+  async #untilBroken(): Promise<void> {
+    while (this.isOpen) {
+      await new Promise<void>((resolve) => {
+        this.#wake = resolve;
+      });
+    }
+  }
+
+  /** One attempt: ends with the state `'open'`, or rejects. */
   async #heal(): Promise<void> {
     const began = performance.now();
-    this.#early = [];
-    const line = await this.#connected();
-    await this.#subscribe(line, () => this.listened.unsubscribed());
-    const listenings = this.listened.all().filter(({ isSubscribed }) => isSubscribed);
-    const channels = listenings.map(({ channel }) => channel);
-    const questions = channels.map((channel) => ({ channel, after: this.#host.newest(channel) }));
-    const nonce = randomBytes(9).toString('base64url');
-    // Heard on the line, it shows where in what comes there the answer belongs, and that the line carries.
-    const [first] = await Promise.all([this.#store.look(questions.slice(0, SOME), nonce), this.#heard(nonce, line)]);
-    const answers = [...first.answers];
-    for (let index = SOME; index < questions.length; index += SOME) {
-      const some = questions.slice(index, index + SOME);
-      const next = await this.#store.look(some.map(({ channel, after }) => ({ channel, after, till: first.head })));
-      if (next.epoch !== first.epoch) throw new Error('the log was lost while it was read');
-      answers.push(...next.answers);
+    const attempt = new AbortController();
+    this.#attempt = attempt;
+    try {
+      const line = await this.#connected(attempt.signal);
+      const listenings = this.listened.all();
+      await this.#subscribe(
+        line,
+        listenings.filter(({ isSubscribed }) => !isSubscribed),
+        attempt.signal,
+      );
+      const events = await this.#readAll(line, listenings, attempt.signal);
+      // From here on nothing is awaited, so nothing else can come before the node is open.
+      for (const listening of listenings) {
+        // Meanwhile nobody may have wanted it any more.
+        if (this.listened.get(listening.channel) === listening) this.listened.settle(listening);
+        else if (this.listened.get(listening.channel) === undefined) this.#host.forget(listening.channel);
+      }
+      attempt.signal.throwIfAborted();
+      this.#open();
+      const ms = performance.now() - began;
+      const { epoch } = this.spine;
+      debug('heal %s: %d channels, %d events, %d ms', epoch, listenings.length, events, Math.round(ms));
+      if (diagnostics.heal.hasSubscribers) diagnostics.heal.publish({ epoch, channels: listenings.length, entries: events, ms });
+    } finally {
+      this.#attempt = undefined;
+      this.#early = undefined;
+      // Nothing of it goes on alone.
+      attempt.abort(new Error('the attempt is over'));
     }
-    // Since then it may have broken again.
-    if (this.#line !== line || this.#end.signal.aborted) return;
-    const entries = this.#host.mend(channels, { ...first, answers });
-    this.spine.begin(first.epoch, first.head);
-    for (const listening of listenings) {
-      // Meanwhile nobody may have wanted it any more.
-      if (this.listened.get(listening.channel) === listening) this.listened.settle(listening);
-      else this.#host.forget(listening.channel);
-    }
-    this.#open();
-    const ms = performance.now() - began;
-    debug('heal %s: %d channels, %d events, %d ms', first.epoch, channels.length, entries, Math.round(ms));
-    if (diagnostics.heal.hasSubscribers) diagnostics.heal.publish({ epoch: first.epoch, channels: channels.length, entries, ms });
   }
 
   #open(): void {
     this.state = 'open';
     this.#heardAt = performance.now();
-    const early = this.#early;
-    this.#early = [];
-    for (const heard of early) if (this.isOpen) this.#take(heard);
-    if (!this.isOpen) return;
+    this.#early = undefined;
     this.#host.progressed();
     void this.#subscribeMore();
   }
 
-  async #connected(): Promise<Line> {
+  /** A step of the attempt, which the end of the attempt ends. */
+  async #step<T>(step: Promise<T>, signal: AbortSignal): Promise<T> {
+    const result = await settle(step, { signal });
+    this.#idleTicks = 0;
+    return result;
+  }
+
+  async #connected(signal: AbortSignal): Promise<Line> {
     if (this.#line !== undefined) return this.#line;
-    const line = new Line(this.#connection, this.#timing.timeout, (text, topic) => this.#hear(topic, text));
+    const { timeout } = this.#timing;
+    const topics = await settle(this.#store.topics(signal, true), { signal, ms: timeout });
+    const line = new Line(this.#connection, timeout, (text, topic) => this.#hear(topic, text));
+    this.#topics = topics;
     this.#line = line;
     this.listened.reset();
-    await line.connect();
-    this.#topics = await this.#store.topics(undefined, true);
-    await line.subscribe([this.#topics.spine]);
-    line.broken.catch((error: unknown) => {
-      if (this.#line !== line) return;
-      this.#hangUp();
-      if (this.isOpen) this.#break(error);
-    });
+    line.broken.addEventListener(
+      'abort',
+      () => {
+        if (this.#line !== line) return;
+        this.#hangUp();
+        if (this.isOpen) this.#break(line.broken.reason);
+        else this.#attempt?.abort(line.broken.reason);
+      },
+      { once: true },
+    );
+    try {
+      await this.#step(line.connect(), signal);
+      await this.#step(line.subscribe([topics.spine]), signal);
+    } catch (error) {
+      // The next attempt must not take it for one that listens.
+      if (this.#line === line) this.#hangUp();
+      throw error;
+    }
     return line;
   }
 
   #hangUp(): void {
-    this.#line?.close();
+    const line = this.#line;
     this.#line = undefined;
+    line?.close();
   }
 
   #break(error: unknown): void {
     this.state = 'broken';
-    this.#early = [];
+    this.#idleTicks = 0;
     this.#host.report(error);
     this.#host.interrupted();
-    this.#wake();
+    this.#wake?.();
   }
 
-  /** Subscribes until there are none left, some at a time. */
-  async #subscribe(line: Line, next: () => Listening[]): Promise<void> {
-    for (let some = next().slice(0, SOME); some.length > 0; some = next().slice(0, SOME)) {
-      await line.subscribe(some.map(({ channel }) => (this.#topics as Topics).topic(channel)));
+  async #subscribe(line: Line, listenings: readonly Listening[], signal: AbortSignal): Promise<void> {
+    const topics = this.#topics as Topics;
+    for (let index = 0; index < listenings.length; index += CHANNELS_PER_QUESTION) {
+      const some = listenings.slice(index, index + CHANNELS_PER_QUESTION);
+      await this.#step(line.subscribe(some.map(({ channel }) => topics.topic(channel))), signal);
       for (const listening of some) listening.isSubscribed = true;
+      // Those that nobody wants any more would stay subscribed to.
+      const gone = some.filter(({ channel }) => this.listened.get(channel) === undefined);
+      if (gone.length > 0) line.unsubscribe(gone.map(({ channel }) => topics.topic(channel)));
+    }
+  }
+
+  /**
+   * Reads what these channels hold beyond what is known here, and then takes what came on the line meanwhile. Where that was
+   * too much to keep, the channels in which something happened are read once more, and so on: each round is shorter.
+   * @returns how many events were read
+   */
+  async #readAll(line: Line, listenings: readonly Listening[], signal: AbortSignal): Promise<number> {
+    let events = 0;
+    let channels: readonly string[] = listenings.map(({ channel }) => channel);
+    for (;;) {
+      const { early, read } = await this.#readUp(line, channels, signal);
+      events += read;
+      await this.#takeEarly(early, signal);
+      if (early.changed === undefined) return events;
+      channels = [...early.changed];
+      debug('heal: %d channels once more', channels.length);
+    }
+  }
+
+  /** Reads up to where the log stands now. */
+  async #readUp(line: Line, channels: readonly string[], signal: AbortSignal): Promise<{ early: Early; read: number }> {
+    const questionsFrom = (index: number, till: number | undefined): Question[] =>
+      channels
+        .slice(index, index + CHANNELS_PER_QUESTION)
+        .map((channel) => ({ channel, after: this.#host.newest(channel), till }));
+    const nonce = randomBytes(9).toString('base64url');
+    // Heard on the line, it shows where in what comes there the answer belongs, and that the line carries.
+    const heard = this.#heard(nonce, line, (header) => {
+      // What came before is in the answer.
+      this.#early = new Early(header.epoch, header.head, (channel) => this.spine.expects(channel));
+    });
+    const [first] = await this.#step(Promise.all([this.#store.look(questionsFrom(0, undefined), nonce), heard]), signal);
+    const { epoch, head } = first;
+    const early = this.#early as Early;
+    let read = 0;
+    for (let index = 0, look = first; ;) {
+      const some = channels.slice(index, index + CHANNELS_PER_QUESTION);
+      read += this.#host.mend(some, look, head);
+      index += CHANNELS_PER_QUESTION;
+      if (index >= channels.length) break;
+      look = await this.#step(this.#store.look(questionsFrom(index, head)), signal);
+      if (look.epoch !== epoch) throw new Error('the log was lost while it was read');
+    }
+    if (early.changed === undefined) this.spine.begin(epoch, head);
+    return { early, read };
+  }
+
+  /** Takes what has come since, as long as it is all there. */
+  async #takeEarly(early: Early, signal: AbortSignal): Promise<void> {
+    for (;;) {
+      for (let count = 0; count < EARLY_PER_TURN && early.changed === undefined; count++) {
+        const heard = early.take();
+        if (heard === undefined) return;
+        const problem = this.#take(heard);
+        if (problem !== undefined) throw new Error(problem);
+      }
+      if (early.problem !== undefined) throw new Error(early.problem);
+      if (early.changed !== undefined) return;
+      await this.#step(nextTurn(), signal);
     }
   }
 
   /** Subscribes to what has been asked for since. */
   async #subscribeMore(): Promise<void> {
-    if (this.#isSubscribing || !this.isOpen) return;
+    if (this.#isSubscribing || !this.isOpen || !this.listened.hasUnknown) return;
     this.#isSubscribing = true;
     const line = this.#line as Line;
     const isSame = (): boolean => this.isOpen && this.#line === line;
+    let refusals = 0;
     try {
-      for (let some = this.listened.unknown(); some.length > 0 && isSame(); some = this.listened.unknown()) {
-        const asked = some.slice(0, SOME);
-        await this.#subscribe(line, () => asked.filter(({ isSubscribed }) => !isSubscribed));
-        const { epoch, answers } = await this.#store.look(asked.map(({ channel }) => ({ channel, after: undefined })));
-        if (!isSame()) break;
-        if (epoch !== this.spine.epoch) {
-          this.mistrust(`the log is another: ${epoch} instead of ${this.spine.epoch}`);
-          break;
-        }
-        for (const [index, listening] of asked.entries()) {
-          // Healing may have been faster, or nobody wants it any more.
-          if (listening.isKnown || this.listened.get(listening.channel) !== listening) continue;
-          this.#host.learn(listening.channel, answers[index] as Answer);
-          this.listened.settle(listening);
+      while (isSame() && this.listened.hasUnknown) {
+        try {
+          await this.#learnSome(line, isSame);
+          refusals = 0;
+        } catch (error) {
+          // Where Redis itself has said no, the others are still heard.
+          if (!isReply(error)) throw error;
+          this.#host.report(error);
+          await this.pause(++refusals);
         }
       }
     } catch (error) {
@@ -259,24 +382,48 @@ export class Ear {
       this.#isSubscribing = false;
     }
     // Asked for while it was stuck on a line that is no more.
-    if (this.isOpen && this.listened.unknown().length > 0) void this.#subscribeMore();
+    if (this.isOpen) void this.#subscribeMore();
+  }
+
+  async #learnSome(line: Line, isSame: () => boolean): Promise<void> {
+    const some = this.listened.unknown(CHANNELS_PER_QUESTION);
+    await this.#subscribe(
+      line,
+      some.filter(({ isSubscribed }) => !isSubscribed),
+      line.broken,
+    );
+    const questions = some.map(({ channel }) => ({ channel, after: undefined }));
+    const { epoch, answers } = await settle(this.#store.look(questions), { signal: line.broken });
+    if (!isSame()) return;
+    if (epoch !== this.spine.epoch) {
+      this.mistrust(`the log is another: ${epoch} instead of ${this.spine.epoch}`);
+      return;
+    }
+    for (const [index, listening] of some.entries()) {
+      // Healing may have been faster, or nobody wants it any more.
+      if (listening.isKnown || this.listened.get(listening.channel) !== listening) continue;
+      this.#host.learn(listening.channel, answers[index] as Answer);
+      this.listened.settle(listening);
+    }
   }
 
   #hear(topic: string, text: string): void {
     this.#heardAt = performance.now();
     const heard = this.#read(topic, text);
     if (heard === undefined) return;
-    if (this.isOpen) {
-      this.#take(heard);
-    } else if (this.#early.push(heard) > MOST_EARLY) {
-      this.#host.report(new Error('more comes than can be taken in while the node heals'));
-      this.#hangUp();
+    if (!this.isOpen) {
+      this.#early?.add(heard);
+      return;
     }
+    const problem = this.#take(heard);
+    if (problem !== undefined) this.#break(new Error(problem));
+    else if ('header' in heard) this.#host.progressed();
   }
 
   #read(topic: string, text: string): Heard | undefined {
-    if (topic !== this.#topics?.spine) {
-      const channel = (this.#topics as Topics).channelOf(topic);
+    const topics = this.#topics as Topics;
+    if (topic !== topics.spine) {
+      const channel = topics.channelOf(topic);
       const arrival = parseArrival(text);
       if (arrival === undefined) this.#host.report(new Error(`an event of ${channel} that cannot be read`));
       else if (arrival.stamp === undefined) this.#host.passed(channel, arrival.body);
@@ -285,39 +432,62 @@ export class Ear {
     }
     const header = parseHeader(text);
     if (header === undefined) return { problem: 'a header that cannot be read' };
-    const hear = this.#nonces.get(header.nonce);
-    if (hear !== undefined) {
-      hear();
-      // What came before is in the answer; if the node heals.
-      this.#early = [];
-    }
+    this.#nonces.get(header.nonce)?.(header);
     return { header };
   }
 
-  #take(heard: Heard): void {
+  /** @returns what is wrong with it */
+  #take(heard: Heard): string | undefined {
+    if ('problem' in heard) return heard.problem;
     if ('arrival' in heard) {
       const problem = this.spine.arrive(heard.channel, heard.arrival);
       if (problem !== undefined) this.#host.report(new Error(problem));
-      return;
+      return undefined;
     }
-    const problem = 'problem' in heard ? heard.problem : this.spine.hear(heard.header);
-    if (problem === undefined) this.#host.progressed();
-    else this.#break(new Error(problem));
+    if (heard.header.epoch === this.spine.epoch) return this.spine.hear(heard.header);
+    void this.#checkLog(heard.header.epoch);
+    return undefined;
+  }
+
+  /** A header of another log has come: either ours was lost, or somebody else uses the same names. */
+  async #checkLog(other: string): Promise<void> {
+    this.#mustCheck = true;
+    if (this.#isChecking) return;
+    this.#isChecking = true;
+    try {
+      for (let times = 1; this.#mustCheck && !this.#isClosed; times++) {
+        this.#mustCheck = false;
+        const { epoch } = await this.#store.look([]);
+        if (epoch === this.spine.epoch) {
+          this.#host.report(
+            new Error(`a message of another log, ${other}, was passed over; does another registry use this prefix?`),
+          );
+        } else {
+          this.mistrust(`the log is another: ${epoch} instead of ${this.spine.epoch}`);
+          return;
+        }
+        // One look in a while, however many come.
+        await this.pause(times);
+      }
+    } catch (error) {
+      // The next probe shows it.
+      if (!this.#isClosed) this.#host.report(error);
+    } finally {
+      this.#isChecking = false;
+    }
   }
 
   /** Resolves when the probe is heard. */
-  async #heard(nonce: string, line: Line): Promise<void> {
-    let timer: NodeJS.Timeout | undefined;
-    const isDeaf = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(new Error('the connection to Redis is up, but nothing comes')), this.#timing.timeout);
-    });
+  async #heard(nonce: string, line: Line, onHeard?: (header: Header) => void): Promise<void> {
     const heard = new Promise<void>((resolve) => {
-      this.#nonces.set(nonce, resolve);
+      this.#nonces.set(nonce, (header) => {
+        onHeard?.(header);
+        resolve();
+      });
     });
     try {
-      await Promise.race([heard, isDeaf, line.broken]);
+      await settle(heard, { signal: line.broken, ms: this.#timing.timeout, late: deaf });
     } finally {
-      clearTimeout(timer);
       this.#nonces.delete(nonce);
     }
   }
@@ -326,27 +496,48 @@ export class Ear {
     const now = performance.now();
     const expired = this.listened.expire(now - this.#timing.linger);
     for (const { channel } of expired) this.#host.forget(channel);
-    const topics = expired
-      .filter(({ isSubscribed }) => isSubscribed)
-      .map(({ channel }) => (this.#topics as Topics).topic(channel));
+    const topics = expired.flatMap(({ channel, isSubscribed }) => {
+      return isSubscribed && this.#topics !== undefined ? [this.#topics.topic(channel)] : [];
+    });
     if (topics.length > 0) this.#line?.unsubscribe(topics);
-    if (this.isOpen && !this.#isProbing && now - this.#heardAt >= this.#timing.probe) void this.#probe();
+    if (!this.isOpen) this.#watch();
+    else if (!this.#isProbing && now - this.#heardAt >= this.#timing.probe) void this.#probe();
+  }
+
+  /**
+   * Each step of an attempt and each pause between two has its time, so a state other than `'open'` in which nothing goes on
+   * is a mistake of ours. It is told, and begun anew. Ticks are counted, not ms: the process may have been stopped.
+   */
+  #watch(): void {
+    const { timeout, wait } = this.#timing;
+    if (++this.#idleTicks <= Math.ceil((2 * timeout + wait.max) / this.#tickMs) + 2) return;
+    this.#idleTicks = 0;
+    const error = new Error(`the node was '${this.state}' and nothing went on; it connects anew`);
+    this.#host.report(error);
+    this.#hangUp();
+    this.#attempt?.abort(error);
+    this.#wake?.();
   }
 
   /** Whether what is said on the spine comes here: a line may be up and deaf, or have lost the last that was said. */
   async #probe(): Promise<void> {
     const line = this.#line as Line;
     this.#isProbing = true;
-    try {
-      const nonce = randomBytes(9).toString('base64url');
-      await Promise.all([this.#store.look([], nonce), this.#heard(nonce, line)]);
-    } catch (error) {
-      if (this.#line === line && this.isOpen) {
-        this.#hangUp();
-        this.#break(error);
-      }
-    } finally {
-      this.#isProbing = false;
+    const nonce = randomBytes(9).toString('base64url');
+    const [looked, heard] = await Promise.allSettled([this.#store.look([], nonce), this.#heard(nonce, line)]);
+    this.#isProbing = false;
+    if (this.#line !== line || !this.isOpen || heard.status === 'fulfilled') return;
+    if (looked.status === 'rejected' && isReply(looked.reason)) {
+      // Redis has said no, so there was nothing to hear.
+      this.#host.report(looked.reason);
+      this.#heardAt = performance.now();
+      return;
     }
+    this.#hangUp();
+    this.#break(looked.status === 'rejected' ? looked.reason : heard.reason);
   }
+}
+
+function deaf(): Error {
+  return new Error('the connection to Redis is up, but nothing comes');
 }

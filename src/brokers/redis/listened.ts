@@ -10,7 +10,7 @@ export interface Listening {
   readonly resolve: () => void;
 }
 
-// So many are listened to that nobody follows.
+// Channels that are listened to although nobody follows them.
 const MOST_IDLE = 1_000;
 
 export class Listened {
@@ -70,12 +70,18 @@ export class Listened {
     for (const listening of this.#channels.values()) listening.isSubscribed = false;
   }
 
-  unsubscribed(): Listening[] {
-    return [...this.#channels.values()].filter(({ isSubscribed }) => !isSubscribed);
+  get hasUnknown(): boolean {
+    return this.#unknown.size > 0;
   }
 
-  unknown(): Listening[] {
-    return [...this.#unknown];
+  /** Some of the channels whose tails are not known. */
+  unknown(most: number): Listening[] {
+    const some: Listening[] = [];
+    for (const listening of this.#unknown) {
+      if (some.length === most) break;
+      some.push(listening);
+    }
+    return some;
   }
 
   settle(listening: Listening): void {

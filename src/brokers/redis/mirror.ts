@@ -12,25 +12,46 @@ export interface Tail {
   readonly limits: HistoryLimits;
 }
 
+/** A place in a channel: events up to `till` belong before what is held of it, as long as this is the same run. */
+export interface Edge {
+  readonly run: object;
+  readonly from: number;
+  readonly till: number;
+}
+
 interface Mirrored {
+  readonly channel: string;
   /** Whole beyond `log.gone`; what is older may still be in Redis. */
   readonly log: ChannelLog;
   /** Offset of the newest event that is lost for good. */
   lost: number;
+  /** When it was last read or added to, in ms. */
+  usedAt: number;
 }
 
+// Reading a channel again within this time in ms does not change the order in which channels give way.
+const SAME_USE = 1_000;
+
 export class Mirror {
+  /** The log that it mirrors. */
+  epoch = '';
   readonly #maxBytes: number;
   readonly #now: () => number;
-  // In the order of the last event: those that have been quiet longest give way first.
+  readonly #inUse: number;
   readonly #channels = new Map<string, Mirrored>();
+  // Those that hold something, the least recently used first: they give way first.
+  readonly #holding = new Map<string, Mirrored>();
   #events = 0;
   #bytes = 0;
 
-  /** @param now the clock of Redis, in ms */
-  constructor(maxBytes: number, now: () => number) {
+  /**
+   * @param now the clock of Redis, in ms
+   * @param inUse a channel that was used within this time in ms does not give way to older events of another
+   */
+  constructor(maxBytes: number, now: () => number, inUse: number) {
     this.#maxBytes = maxBytes;
     this.#now = now;
+    this.#inUse = inUse;
   }
 
   get held(): { events: number; bytes: number } {
@@ -44,7 +65,7 @@ export class Mirror {
   }
 
   /** What the answer to a question for older events must fit: they are those up to `till`, as long as this is the same run. */
-  edge(channel: string): { readonly run: object; readonly from: number; readonly till: number } | undefined {
+  edge(channel: string): Edge | undefined {
     const mirrored = this.#channels.get(channel);
     return mirrored === undefined ? undefined : { run: mirrored.log, from: mirrored.lost, till: mirrored.log.gone };
   }
@@ -80,7 +101,7 @@ export class Mirror {
       return;
     }
     this.#lose(known, tail.trimmed);
-    for (const { entry, at } of entries) if (entry.offset > tail.trimmed) this.#push(channel, entry, at, tail.limits);
+    for (const { entry, at } of entries) if (entry.offset > tail.trimmed) this.#push(known, entry, at, tail.limits);
     this.#shrink();
   }
 
@@ -95,13 +116,32 @@ export class Mirror {
     }
     // Between the one before it and itself there is nothing.
     if (known.log.events === 0) known.log.gone = previous;
-    this.#push(channel, entry, at, limits);
+    this.#push(known, entry, at, limits);
     this.#lose(known, trimmed);
     this.#shrink();
   }
 
+  /**
+   * Lets go of what has not been used for a while, so that there is room for so many bytes of these channels.
+   * @returns `false` where there is not enough of that; then nothing is let go of
+   */
+  makeRoom(bytes: number, channels: ReadonlySet<string>): boolean {
+    let over = this.#bytes + bytes - this.#maxBytes;
+    const before = performance.now() - this.#inUse;
+    const giving: Mirrored[] = [];
+    for (const [channel, known] of this.#holding) {
+      if (over <= 0 || known.usedAt > before) break;
+      if (channels.has(channel)) continue;
+      giving.push(known);
+      over -= known.log.bytes;
+    }
+    if (over > 0) return false;
+    for (const known of giving) while (known.log.events > 0) this.#shift(known);
+    return true;
+  }
+
   /** Takes in older events, up to the edge that was asked for; what has come or gone meanwhile decides. */
-  prepend(channel: string, edge: { run: object; till: number }, tail: Tail, entries: readonly Kept[]): void {
+  prepend(channel: string, edge: Edge, tail: Tail, entries: readonly Kept[]): void {
     const known = this.#channels.get(channel);
     if (known === undefined || known.log !== edge.run || known.log.gone !== edge.till) return;
     const { log } = known;
@@ -110,7 +150,9 @@ export class Mirror {
     log.prepend(entries, Math.min(Math.max(known.lost, tail.trimmed), log.gone));
     this.#events += log.events - before.events;
     this.#bytes += log.bytes - before.bytes;
+    this.#use(known);
     this.#lose(known, tail.trimmed);
+    this.#shrink();
   }
 
   /** What the channel held up to the offset is to be forgotten. */
@@ -123,12 +165,16 @@ export class Mirror {
     const known = this.#channels.get(channel);
     if (known === undefined) return;
     this.#channels.delete(channel);
+    this.#holding.delete(channel);
     this.#events -= known.log.events;
     this.#bytes -= known.log.bytes;
   }
 
-  empty(): void {
+  /** Begins with another log. */
+  begin(epoch: string): void {
+    this.epoch = epoch;
     this.#channels.clear();
+    this.#holding.clear();
     this.#events = 0;
     this.#bytes = 0;
   }
@@ -146,38 +192,47 @@ export class Mirror {
   /** As {@link missing} has said that all of it is here. */
   read(channels: readonly string[], after: number, maxBytes: number): LogRead {
     const known = channels.map((channel) => this.#channels.get(channel) as Mirrored);
+    const now = performance.now();
+    for (const one of known) if (now - one.usedAt > SAME_USE) this.#use(one);
     const logs = known.map(({ log }) => log);
     return { ...merged(logs, after, maxBytes), trimmed: known.map(({ log, lost }) => (log.skips ? 0 : lost)) };
   }
 
   #begin(channel: string, { trimmed, limits }: Tail, gone: number): Mirrored {
-    const mirrored: Mirrored = { log: new ChannelLog(boundsOf(limits), gone), lost: trimmed };
+    const mirrored: Mirrored = { channel, log: new ChannelLog(boundsOf(limits), gone), lost: trimmed, usedAt: performance.now() };
     this.#channels.set(channel, mirrored);
     return mirrored;
   }
 
-  #push(channel: string, entry: LogEntry, at: number, limits: HistoryLimits): void {
-    const known = this.#channels.get(channel) as Mirrored;
+  #push(known: Mirrored, entry: LogEntry, at: number, limits: HistoryLimits): void {
     const { log } = known;
-    this.#channels.delete(channel);
-    this.#channels.set(channel, known);
     setLimits(log, limits);
     log.push(entry, at);
     this.#events++;
     this.#bytes += entry.size;
+    this.#use(known);
+  }
+
+  /** Puts it at the end of the order in which channels give way. */
+  #use(known: Mirrored): void {
+    known.usedAt = performance.now();
+    this.#holding.delete(known.channel);
+    if (known.log.events > 0) this.#holding.set(known.channel, known);
   }
 
   /** Keeps the bound over all channels: what is let go of here is still in Redis. */
   #shrink(): void {
-    for (const { log } of this.#channels.values()) {
-      if (this.#bytes <= this.#maxBytes) break;
-      while (this.#bytes > this.#maxBytes && log.events > 0) this.#shift(log);
+    while (this.#bytes > this.#maxBytes) {
+      const [known] = this.#holding.values();
+      if (known === undefined) break;
+      this.#shift(known);
     }
   }
 
-  #shift(log: ChannelLog): void {
-    this.#bytes -= log.shift();
+  #shift(known: Mirrored): void {
+    this.#bytes -= known.log.shift();
     this.#events--;
+    if (known.log.events === 0) this.#holding.delete(known.channel);
   }
 
   /** What is too old is lost, here and in Redis, whoever notices first. */
@@ -185,7 +240,7 @@ export class Mirror {
     const { log } = known;
     const now = this.#now();
     while (log.isOver(now)) {
-      this.#shift(log);
+      this.#shift(known);
       this.#lose(known, log.gone);
     }
   }
@@ -194,7 +249,7 @@ export class Mirror {
   #lose(known: Mirrored, trimmed: number): void {
     const { log } = known;
     known.lost = Math.max(known.lost, trimmed);
-    while (log.events > 0 && (log.at(log.after(0)) as LogEntry).offset <= known.lost) this.#shift(log);
+    while (log.events > 0 && (log.at(log.after(0)) as LogEntry).offset <= known.lost) this.#shift(known);
   }
 }
 

@@ -8,7 +8,7 @@ import { closed, servesAnother } from '../errors.ts';
 import type { Connection } from './client.ts';
 import { Ear, type EarHost, type Timing } from './ear.ts';
 import { entryOf, type Stamp } from './format.ts';
-import { Mirror } from './mirror.ts';
+import { Mirror, type Edge } from './mirror.ts';
 import { Outbox } from './outbox.ts';
 import { pageOf } from './page.ts';
 import { settle } from './settle.ts';
@@ -21,10 +21,18 @@ export class RedisNode implements Broker, EarHost {
   readonly #outbox: Outbox;
   readonly #ear: Ear;
   readonly #waiters = new Waiters();
+  // The log of which they wait for an offset.
+  #waitersEpoch = '';
+  readonly #inUse: number;
   // Older events that are being read into the mirror, by channel.
   readonly #loading = new Map<string, Promise<void>>();
-  #mirror = new Mirror(0, () => 0);
-  #maxHistory = 0;
+  // Bytes of them.
+  #loadingBytes = 0;
+  // Until when sets of channels are not tried again that did not fit into the mirror.
+  readonly #tooLarge = new Map<string, number>();
+  // Pages that are being read from Redis, for all who ask for the same.
+  readonly #pages = new Map<string, Promise<Look>>();
+  #mirror = new Mirror(0, () => 0, 0);
   #receiver: Receiver | undefined;
   #breaks: Breaks = { origin: 0, jumps: [] };
   // How far the log has come by what was appended here.
@@ -36,11 +44,13 @@ export class RedisNode implements Broker, EarHost {
   // One question for the head is on its way; whoever comes later has the next one answered with the others.
   #asking: Promise<Look> | undefined;
   #askingNext: Promise<Look> | undefined;
+  #pausing: Promise<void> | undefined;
   #running: Promise<void> | undefined;
   #closing: Promise<void> | undefined;
 
   constructor(connection: Connection, prefix: string, timing: Timing) {
-    const { timeout } = timing;
+    const { timeout, inUse = 10_000 } = timing;
+    this.#inUse = inUse;
     this.#connection = connection;
     const report = (problem: string): void => this.report(new Error(problem));
     this.#store = new Store(connection, prefix, timeout, () => this.#seen(), report);
@@ -63,9 +73,8 @@ export class RedisNode implements Broker, EarHost {
   open(receiver: Receiver, bounds: LogBounds): void {
     if (this.#receiver !== undefined) throw servesAnother();
     this.#receiver = receiver;
-    this.#maxHistory = bounds.maxHistory;
     this.#store.bounds = bounds;
-    this.#mirror = new Mirror(bounds.maxHistory, () => performance.now() + this.#ahead);
+    this.#mirror = new Mirror(bounds.maxHistory, () => performance.now() + this.#ahead, this.#inUse);
     this.#running = this.#ear.run();
   }
 
@@ -97,7 +106,7 @@ export class RedisNode implements Broker, EarHost {
     // What was published before is cleared, too.
     await this.#outbox.settled();
     const { epoch, offset, trimmed } = await this.#store.clear(channel);
-    if (epoch === this.#ear.spine.epoch) this.#mirror.clear(channel, trimmed);
+    if (epoch === this.#mirror.epoch) this.#mirror.clear(channel, trimmed);
     this.#appendedHere(epoch, offset);
   }
 
@@ -114,7 +123,7 @@ export class RedisNode implements Broker, EarHost {
     this.#store.close();
     this.#connection.close();
     await this.#running;
-    this.#mirror.empty();
+    this.#mirror.begin('');
   }
 
   // What the ear asks and tells.
@@ -126,6 +135,8 @@ export class RedisNode implements Broker, EarHost {
   appended(entry: LogEntry, stamp: Stamp): void {
     const { channel } = entry;
     if (this.#ear.listened.get(channel) === undefined) return;
+    // One that has waited says nothing about the clock.
+    if (this.#ear.isOpen) this.#setClock(stamp.at);
     this.#mirror.push(entry, stamp);
     if (this.#ear.listened.isWanted(channel)) this.#receiver?.receive(entry);
   }
@@ -145,12 +156,9 @@ export class RedisNode implements Broker, EarHost {
     this.#mirror.learn(channel, answer, this.head);
   }
 
-  mend(channels: readonly string[], { epoch, head, at, breaks, answers }: Look): number {
-    if (epoch !== this.#ear.spine.epoch) {
-      this.#mirror.empty();
-      this.#waiters.forgetOffsets();
-    }
-    this.#ahead = at - performance.now();
+  mend(channels: readonly string[], { epoch, at, breaks, answers }: Look, head: number): number {
+    if (epoch !== this.#mirror.epoch) this.#mirror.begin(epoch);
+    this.#setClock(at);
     this.#breaks = breaks;
     let entries = 0;
     for (const [index, channel] of channels.entries()) {
@@ -166,6 +174,9 @@ export class RedisNode implements Broker, EarHost {
   }
 
   progressed(): void {
+    const { epoch } = this.#ear.spine;
+    if (epoch !== this.#waitersEpoch) this.#waiters.forgetOffsets();
+    this.#waitersEpoch = epoch;
     this.#waiters.reach(this.head);
   }
 
@@ -176,6 +187,11 @@ export class RedisNode implements Broker, EarHost {
 
   report(error: unknown): void {
     if (diagnostics.error.hasSubscribers) diagnostics.error.publish({ broker: this, error });
+  }
+
+  /** The clock of Redis, which may be set back. */
+  #setClock(at: number): void {
+    this.#ahead = at - performance.now();
   }
 
   // Where it is.
@@ -221,7 +237,7 @@ export class RedisNode implements Broker, EarHost {
 
   #lookForHead(): Promise<Look> {
     if (this.#asking === undefined) {
-      this.#asking = this.#store.look([]).finally(() => {
+      this.#asking = this.#shared(this.#store.look([])).finally(() => {
         this.#asking = undefined;
       });
       return this.#asking;
@@ -249,14 +265,13 @@ export class RedisNode implements Broker, EarHost {
       if (!this.#ear.isOpen) continue;
       if (this.#isKnown(channels)) {
         const missing = this.#mirror.missing(channels, from);
-        const loading = Promise.all(missing.map((channel) => this.#load(channel)));
-        if ((await this.#ask(loading, signal)) === undefined) continue;
+        if (missing.length > 0 && (await this.#ask(this.#load(missing), signal)) === undefined) continue;
         const page = this.#readHere(channels, from, maxBytes);
         if (page !== undefined) return page;
         if (!this.#ear.isOpen) continue;
       }
       // Nobody listens to them, or it is more than a node may hold.
-      const look = await this.#ask(this.#store.page(channels, from, maxBytes), signal);
+      const look = await this.#ask(this.#page(channels, from, maxBytes), signal);
       if (look === undefined) continue;
       const { epoch, head, breaks } = look;
       const { till, ...page } = pageOf(look, maxBytes);
@@ -274,42 +289,124 @@ export class RedisNode implements Broker, EarHost {
   async #ask<T>(question: Promise<T>, signal: AbortSignal | undefined): Promise<T | undefined> {
     try {
       return await settle(question, { signal });
-    } catch (error) {
+    } catch {
       signal?.throwIfAborted();
       if (this.#closing !== undefined) throw closed();
-      this.report(error);
-      await settle(this.#ear.pause(1), { signal });
+      // One wait for all, however many ask.
+      this.#pausing ??= this.#ear.pause(1).finally(() => {
+        this.#pausing = undefined;
+      });
+      await settle(this.#pausing, { signal });
       if (this.#closing !== undefined) throw closed();
       return undefined;
     }
   }
 
-  /** Reads what Redis keeps of a channel beyond what is here, once for all who ask. */
-  #load(channel: string): Promise<void> {
-    const known = this.#loading.get(channel);
-    if (known !== undefined) return known;
-    const loading = this.#loadNow(channel).finally(() => this.#loading.delete(channel));
-    this.#loading.set(channel, loading);
-    return loading;
+  /** A question that many may wait for: what is wrong with it is told once. */
+  #shared<T>(question: Promise<T>): Promise<T> {
+    question.catch((error: unknown) => {
+      if (this.#closing === undefined) this.report(error);
+    });
+    return question;
   }
 
-  async #loadNow(channel: string): Promise<void> {
-    const edge = this.#mirror.edge(channel);
-    if (edge === undefined) return;
-    const entries: Kept[] = [];
-    for (let after = edge.from; ;) {
-      const look = await this.#store.look([{ channel, after, till: edge.till }]);
-      const answer = look.answers[0] as Answer;
-      // More than may be held here.
-      if (answer.bytes + this.#mirror.held.bytes > this.#maxHistory) return;
-      for (const kept of answer.entries) entries.push(kept);
-      if (!answer.isMore) {
-        if (look.epoch === this.#ear.spine.epoch) this.#mirror.prepend(channel, edge, answer, entries);
-        return;
-      }
-      after = answer.last;
+  /** A page straight from Redis, once for all who ask for it at the same time. */
+  #page(channels: readonly string[], after: number, maxBytes: number): Promise<Look> {
+    const name = [after, maxBytes, ...channels].join('\n');
+    const known = this.#pages.get(name);
+    if (known !== undefined) return known;
+    const page = this.#shared(this.#store.page(channels, after, maxBytes)).finally(() => this.#pages.delete(name));
+    this.#pages.set(name, page);
+    return page;
+  }
+
+  /** Reads what Redis keeps of channels beyond what is here, once for all who ask. What does not fit is left there. */
+  async #load(channels: readonly string[]): Promise<true> {
+    const fresh = channels.filter((channel) => !this.#loading.has(channel));
+    const name = fresh.join('\n');
+    if (fresh.length > 0 && (this.#tooLarge.get(name) ?? 0) <= performance.now()) {
+      const loading = this.#shared(this.#loadNow(fresh, name)).finally(() => {
+        for (const channel of fresh) this.#loading.delete(channel);
+      });
+      for (const channel of fresh) this.#loading.set(channel, loading);
+    }
+    const loading = new Set<Promise<void>>();
+    for (const channel of channels) {
+      const one = this.#loading.get(channel);
+      if (one !== undefined) loading.add(one);
+    }
+    await Promise.all(loading);
+    return true;
+  }
+
+  /** @param name of the set of channels */
+  async #loadNow(channels: readonly string[], name: string): Promise<void> {
+    // Sizes first: what does not fit is not read.
+    const { epoch, answers } = await this.#store.look(channels.map((channel) => ({ channel, after: undefined })));
+    if (epoch !== this.#mirror.epoch) return;
+    const bytes = answers.reduce((sum, answer) => sum + answer.bytes, 0);
+    if (!this.#mirror.makeRoom(bytes + this.#loadingBytes, new Set([...channels, ...this.#loading.keys()]))) {
+      this.#noteTooLarge(name);
+      return;
+    }
+    this.#loadingBytes += bytes;
+    try {
+      await this.#loadAll(channels.map((channel, index) => ({ channel, bytes: (answers[index] as Answer).bytes })));
+    } finally {
+      this.#loadingBytes -= bytes;
     }
   }
+
+  async #loadAll(channels: readonly { readonly channel: string; readonly bytes: number }[]): Promise<void> {
+    let waiting: Load[] = channels.flatMap(({ channel, bytes }) => {
+      const edge = this.#mirror.edge(channel);
+      return edge === undefined ? [] : [{ channel, bytes, edge, after: edge.from, entries: [] }];
+    });
+    while (waiting.length > 0) {
+      const some = waiting.slice(0, countWithin(waiting, BYTES_PER_LOAD));
+      const look = await this.#store.look(some.map(({ channel, edge, after }) => ({ channel, after, till: edge.till })));
+      if (look.epoch !== this.#mirror.epoch) return;
+      const unfinished: Load[] = [];
+      for (const [index, load] of some.entries()) {
+        const answer = look.answers[index] as Answer;
+        for (const kept of answer.entries) load.entries.push(kept);
+        if (!answer.isMore) this.#mirror.prepend(load.channel, load.edge, answer, load.entries);
+        else unfinished.push({ ...load, after: Math.max(load.after, answer.last) });
+      }
+      waiting = [...unfinished, ...waiting.slice(some.length)];
+    }
+  }
+
+  #noteTooLarge(name: string): void {
+    const now = performance.now();
+    for (const [other, until] of this.#tooLarge) {
+      if (until > now && this.#tooLarge.size < MOST_TOO_LARGE) break;
+      this.#tooLarge.delete(other);
+    }
+    this.#tooLarge.set(name, now + this.#inUse);
+  }
+}
+
+// Bytes of events that one question for older ones may bring.
+const BYTES_PER_LOAD = 4_194_304;
+
+// Sets of channels that are remembered.
+const MOST_TOO_LARGE = 1_000;
+
+/** Older events of a channel, while they are read. */
+interface Load {
+  readonly channel: string;
+  readonly bytes: number;
+  readonly edge: Edge;
+  readonly after: number;
+  readonly entries: Kept[];
+}
+
+/** How many of the channels make about so many bytes; at least one. */
+function countWithin(channels: readonly Load[], most: number): number {
+  let bytes = 0;
+  const count = channels.findIndex((load) => (bytes += load.bytes) > most);
+  return count === -1 ? channels.length : Math.max(count, 1);
 }
 
 function told(read: Omit<Page, 'position'>, position: Cursor, lost: number): Page {

@@ -31,6 +31,11 @@ export class Spine {
     this.#host = host;
   }
 
+  /** Whether events of the channel must come here. */
+  expects(channel: string): boolean {
+    return this.#host.expects(channel);
+  }
+
   /** All up to this place has been read. */
   begin(epoch: string, head: number): void {
     this.epoch = epoch;

@@ -1,0 +1,411 @@
+/**
+ * However often and wherever a node is interrupted while it heals, it heals: whenever Redis has been reachable for a while, the
+ * node is open and every reader has everything.
+ *
+ * `RES_SSE_HEALING_MS` lets the random part run longer, `RES_SSE_SEED` repeats one.
+ */
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import fc from 'fast-check';
+import { createSentinel } from 'redis';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { connectionOf, ownConnection, type Connection, type RedisClient } from '../../src/brokers/redis/client.ts';
+import type { Timing } from '../../src/brokers/redis/ear.ts';
+import { RedisNode } from '../../src/brokers/redis/node.ts';
+import { startRedisCluster } from '../support/redis-cluster.ts';
+import { ReaderNode } from '../support/redis-readers.ts';
+import { startRedisSentinel } from '../support/redis-sentinel.ts';
+import { startRedis, type RedisServer } from '../support/redis-server.ts';
+import { Steps, type Phase } from '../support/redis-steps.ts';
+import { startRelay, type Relay } from '../support/relay.ts';
+import { until } from '../support/wait.ts';
+
+const RUN_MS = Number(process.env['RES_SSE_HEALING_MS'] ?? 20_000);
+const SEED = Number(process.env['RES_SSE_SEED'] ?? Date.now());
+
+const TIMING: Timing = { timeout: 1_000, probe: 300, linger: 60_000, wait: { min: 5, max: 100 } };
+
+// Nothing that is published is lost by the bounds.
+const HISTORY = { events: 1_000_000, bytes: 67_108_864, age: Infinity, latest: false };
+
+let redis: RedisServer;
+let prefixes = 0;
+
+beforeAll(async () => {
+  redis = await startRedis();
+});
+
+afterAll(async () => {
+  await redis[Symbol.asyncDispose]();
+});
+
+function nodeOn(connection: Connection, prefix: string, timing: Partial<Timing> = {}): ReaderNode {
+  return new ReaderNode(new RedisNode(connection, prefix, { ...TIMING, ...timing }));
+}
+
+const own = (url: string): Connection => ownConnection(url, 1_000, () => {});
+
+/** Channels `c0`, `c1`, … */
+function channels(count: number, from: number = 0): string[] {
+  return Array.from({ length: count }, (_, index) => `c${from + index}`);
+}
+
+/** A node that is interrupted and one that publishes, and a record of what was published. */
+class Site implements AsyncDisposable {
+  readonly relay: Relay;
+  readonly steps = new Steps();
+  readonly here: ReaderNode;
+  readonly there: ReaderNode;
+  readonly published: { channel: string; data: string }[] = [];
+
+  constructor(relay: Relay, timing?: Partial<Timing>) {
+    const prefix = `healing-${++prefixes}`;
+    this.relay = relay;
+    this.here = nodeOn(this.steps.connection(own(relay.url)), prefix, timing);
+    this.there = nodeOn(own(redis.url), prefix);
+  }
+
+  /** Publishes so many events, one after the other on these channels. */
+  async publish(names: readonly string[], count: number): Promise<void> {
+    await Promise.all(
+      Array.from({ length: count }, (_, index) => {
+        const channel = names[index % names.length] as string;
+        const data = `${this.published.length}`;
+        this.published.push({ channel, data });
+        return this.there.publish(channel, data, { history: HISTORY });
+      }),
+    );
+  }
+
+  /** Resolves when the node is open and every reader has as much as was published on its channels since it started. */
+  async isWhole(what: string): Promise<void> {
+    const isWhole = (): boolean =>
+      this.here.broker.state === 'open' &&
+      this.here.readers.every((reader) => reader.delivered.length >= this.#due(reader).length);
+    try {
+      await until('it', isWhole, 8_000);
+    } catch (cause) {
+      const counts = this.here.readers.map((reader) => [reader.delivered.length, this.#due(reader).length, reader.isLive]);
+      throw new Error(`${what}: the node is ${this.here.broker.state}, readers have ${JSON.stringify(counts)}`, { cause });
+    }
+  }
+
+  /** What each reader was given. */
+  get delivered(): { data: string[]; gaps: number }[] {
+    return this.here.readers.map(({ delivered, gaps }) => ({ data: delivered, gaps }));
+  }
+
+  /** What each reader is due. */
+  get due(): { data: string[]; gaps: number }[] {
+    return this.here.readers.map((reader) => ({ data: this.#due(reader), gaps: 0 }));
+  }
+
+  #due(reader: { follows(channel: string): boolean }): string[] {
+    return this.published.filter(({ channel }) => reader.follows(channel)).map(({ data }) => data);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.steps.watch(() => {});
+    await this.here[Symbol.asyncDispose]();
+    await this.there[Symbol.asyncDispose]();
+    await this.relay[Symbol.asyncDispose]();
+  }
+}
+
+async function makeSite(timing?: Partial<Timing>): Promise<Site> {
+  return new Site(await startRelay(redis.port), timing);
+}
+
+const KINDS = {
+  // What node-redis has made for listening is the newest.
+  'the line': (relay: Relay) => relay.closeNewest(),
+  'both connections': (relay: Relay) => relay.closeAll(),
+};
+
+/** Cuts, and resolves when the node may have been told. */
+async function cut(site: Site, kind: keyof typeof KINDS): Promise<void> {
+  await KINDS[kind](site.relay);
+  for (let turn = 0; turn < 5; turn++) await nextTurn();
+}
+
+describe('a node heals although it is interrupted again, twice, at whatever step', () => {
+  test.each(
+    (['connecting', 'broken'] as const).flatMap((state) =>
+      (Object.keys(KINDS) as (keyof typeof KINDS)[]).map((kind) => [state, kind] as const),
+    ),
+  )("while it is '%s', by the end of %s", { timeout: 120_000 }, async (state, kind) => {
+    // More than one question can ask for.
+    const names = channels(1_200);
+    let steps = Infinity;
+    for (let step = 0; step < steps; step++) {
+      for (const phase of ['before', 'during', 'after'] as const) {
+        await using site = await makeSite();
+        const { here } = site;
+        let left = 2;
+        const interrupt = async (index: number, now: Phase): Promise<void> => {
+          if (index !== step || now !== phase || left === 0) return;
+          left--;
+          // The next attempt is interrupted at the same step.
+          site.steps.watch(interrupt);
+          await cut(site, kind);
+          await site.publish(['c0', 'c1199'], 2);
+        };
+        if (state === 'broken') {
+          for (const name of names) void here.listen(name);
+          await here.follow('c0', 'c1199');
+          await until('the node to be open', () => here.broker.state === 'open');
+          await site.publish(['c0'], 1);
+          site.steps.watch(interrupt);
+          await cut(site, kind);
+          await until('the node to notice', () => here.interruptions > 0);
+        } else {
+          for (const name of names) void here.listen(name);
+          site.steps.watch(interrupt);
+          // Its start is where the log stands when the node has healed.
+          await here.follow('c0', 'c1199');
+          // All before that are none of its business.
+          site.published.length = 0;
+        }
+        await site.publish(['c0', 'c1199'], 4);
+        await site.isWhole(`interrupted ${phase} step ${step} (${site.steps.made.join(', ')})`);
+        expect(site.delivered).toEqual(site.due);
+        if (left > 0) steps = step;
+      }
+    }
+    // Connecting, subscribing in three commands, two questions.
+    expect(steps).toBeGreaterThanOrEqual(6);
+  });
+});
+
+test('a node heals while more comes than it can keep, and asks once more only for the channels that had events', async () => {
+  // The second question is kept back for as long as it takes.
+  await using site = await makeSite({ timeout: 15_000 });
+  const { here, there, steps } = site;
+  const names = channels(2_500);
+  for (const name of names) void here.listen(name);
+  await here.follow('c0', 'c1', 'c2');
+  await until('the node to be open', () => here.broker.state === 'open');
+  let floods = 0;
+  steps.watch(async (index, phase) => {
+    // The second question: what comes from here on is not in the answer to the first.
+    if (steps.made[index] !== 'send 1001' || phase !== 'before' || ++floods !== 2) return;
+    for (let times = 0; times < 12; times++) await site.publish(['c0', 'c1', 'c2'], 1_000);
+    await there.publish('c0', 'the last', { history: false });
+    await until('the node to have heard of it', () => here.passed.length === 1);
+  });
+  await cut(site, 'the line');
+  await until('the node to notice', () => here.interruptions > 0);
+  await site.isWhole('flooded');
+  expect(site.delivered).toEqual(site.due);
+  expect(steps.made.filter((name) => name === 'send 1001' || name === 'send 501')).toHaveLength(3);
+  expect(here.interruptions).toBe(1);
+});
+
+test('a state that should not last is told, and left', async () => {
+  const errors: string[] = [];
+  const note = (message: unknown): void => void errors.push(String((message as { error: unknown }).error));
+  subscribe('res-sse:error', note);
+  await using relay = await startRelay(redis.port);
+  const inner = own(relay.url);
+  // A promise of node-redis that never settles, and against which there is no time-out.
+  let isStuck = true;
+  await using node = nodeOn(
+    {
+      ...inner,
+      database: () => (isStuck ? new Promise(() => {}) : inner.database()),
+      subscriber: () => (isStuck ? new Promise(() => {}) : inner.subscriber()),
+    },
+    `healing-${++prefixes}`,
+    { timeout: 50, probe: 20 },
+  );
+  await until('the node to say so', () =>
+    errors.some((error) => error.includes('no answer') || error.includes('nothing went on')),
+  );
+  isStuck = false;
+  await until('the node to be open', () => node.broker.state === 'open');
+  unsubscribe('res-sse:error', note);
+});
+
+// At random: what is published, how the node is interrupted, and at which of its steps.
+const action = fc.oneof(
+  { weight: 4, arbitrary: fc.record({ do: fc.constant('publish' as const), count: fc.integer({ min: 1, max: 400 }) }) },
+  {
+    weight: 4,
+    arbitrary: fc.record({
+      do: fc.constant('break' as const),
+      step: fc.nat(9),
+      phase: fc.constantFrom<Phase>('before', 'during', 'after'),
+      kind: fc.constantFrom<keyof typeof KINDS>('the line', 'both connections'),
+      isAwaited: fc.boolean(),
+    }),
+  },
+  { weight: 2, arbitrary: fc.record({ do: fc.constant('burst' as const), count: fc.integer({ min: 2, max: 8 }) }) },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      do: fc.constant('refuse' as const),
+      step: fc.nat(9),
+      error: fc.constantFrom(
+        'LOADING Redis is loading the dataset in memory',
+        'BUSY Redis is busy',
+        'Socket closed unexpectedly',
+      ),
+    }),
+  },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('slow' as const), turns: fc.integer({ min: 1, max: 200 }) }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('listen' as const), count: fc.integer({ min: 1, max: 1_500 }) }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('flood' as const), step: fc.nat(9) }) },
+);
+
+type Action = typeof action extends fc.Arbitrary<infer T> ? T : never;
+
+async function play(site: Site, actions: readonly Action[], names: readonly string[]): Promise<void> {
+  const admin = await redis.client();
+  const pending: { one: Action; from: number }[] = [];
+  let turns = 0;
+  site.steps.watch(async (index, phase) => {
+    for (let turn = 0; turn < turns; turn++) await nextTurn();
+    const at = pending.findIndex(
+      ({ one, from }) =>
+        'step' in one && from + one.step <= index && (one.do === 'break' ? one.phase === phase : phase === 'before'),
+    );
+    const next = at === -1 ? undefined : pending.splice(at, 1)[0]?.one;
+    if (next?.do === 'break') {
+      if (next.isAwaited) await cut(site, next.kind);
+      else void KINDS[next.kind](site.relay);
+    } else if (next?.do === 'flood') {
+      for (let times = 0; times < 5; times++) await site.publish(names, 2_500);
+    } else if (next?.do === 'refuse') {
+      throw new Error(next.error);
+    }
+  });
+  let listened = 0;
+  for (const one of actions) {
+    if (one.do === 'publish') await site.publish(names, one.count);
+    else if (one.do === 'slow') turns = one.turns;
+    else if (one.do === 'burst') {
+      for (let times = 0; times < one.count; times++) {
+        await admin.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
+        await nextTurn();
+      }
+    } else if (one.do === 'listen') {
+      for (const name of channels(one.count, 1_000 + listened)) void site.here.listen(name);
+      listened += one.count;
+    } else {
+      pending.push({ one, from: site.steps.made.length });
+      // Something has to begin for it to be interrupted.
+      if (site.here.broker.state === 'open') await admin.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
+      if (one.do === 'break' && one.isAwaited) await until('it to be open', () => site.here.broker.state === 'open');
+    }
+    await nextTurn();
+  }
+  await site.publish(names, 10);
+  await until(
+    'the node to be open, or interrupted as often as it should',
+    () => pending.length === 0 || site.here.broker.state === 'open',
+  );
+  pending.length = 0;
+  turns = 0;
+  admin.destroy();
+}
+
+test(
+  'whatever interrupts a node, in whatever order, it heals and every reader has everything',
+  { timeout: RUN_MS + 60_000 },
+  async () => {
+    const deadline = performance.now() + RUN_MS;
+    await fc.assert(
+      fc.asyncProperty(fc.array(action, { minLength: 3, maxLength: 25 }), async (actions) => {
+        // A run that has begun is not cut short: it may be one that would not end.
+        if (performance.now() > deadline) return;
+        await using site = await makeSite();
+        const names = channels(40);
+        await site.here.follow(...names.slice(0, 20));
+        await site.here.follow(...names.slice(10));
+        await site.here.follow('c0');
+        await play(site, actions, names);
+        await site.isWhole('at random');
+        expect(site.delivered).toEqual(site.due);
+      }),
+      { numRuns: 5_000, seed: SEED, endOnFailure: true },
+    );
+  },
+);
+
+/** Publishes once, with a key, until it is accepted. */
+async function publishSurely(node: ReaderNode, data: string): Promise<void> {
+  await until(
+    `${data} to be published`,
+    async () => {
+      try {
+        await node.publish('c0', data, { key: data });
+        return true;
+      } catch {
+        return false;
+      }
+    },
+    20_000,
+  );
+}
+
+describe('the same', () => {
+  async function interruptAtRandom(
+    client: () => Promise<RedisClient & { destroy(): unknown }>,
+    kill: () => Promise<unknown>,
+  ): Promise<{ delivered: string[]; published: number }> {
+    const prefix = `res-sse`;
+    const [one, other] = [await client(), await client()];
+    const steps = new Steps();
+    await using here = nodeOn(steps.connection(connectionOf(one, prefix)), prefix);
+    await using there = nodeOn(connectionOf(other, prefix), prefix);
+    const names = channels(1_200);
+    for (const name of names) void here.listen(name);
+    const reader = await here.follow('c0', 'c1199');
+    await until('the node to be open', () => here.broker.state === 'open');
+    let published = 0;
+    for (let step = 0; step < 8; step++) {
+      let left = 2;
+      const interrupt = async (index: number): Promise<void> => {
+        if (index !== step || left-- <= 0) return;
+        steps.watch(interrupt);
+        await kill();
+      };
+      steps.watch(interrupt);
+      await kill();
+      for (let times = 0; times < 10; times++) await publishSurely(there, `${published++}`);
+      await until('the node to be open', () => here.broker.state === 'open', 20_000);
+      await until('the events', () => reader.delivered.length === published);
+    }
+    if (here.interruptions === 0) throw new Error('nothing was interrupted');
+    await here.broker.close();
+    await there.broker.close();
+    one.destroy();
+    other.destroy();
+    return { delivered: reader.delivered, published };
+  }
+
+  test('on a Cluster', { timeout: 60_000 }, async () => {
+    await using cluster = await startRedisCluster('{res-sse}:log');
+    const admins = await Promise.all(cluster.masters.map((master) => master.client()));
+    const { delivered, published } = await interruptAtRandom(
+      () => cluster.client(),
+      () => Promise.all(admins.map((admin) => admin.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']))),
+    );
+    expect(delivered).toEqual(Array.from({ length: published }, (_, index) => `${index}`));
+  });
+
+  test('behind Sentinel', { timeout: 60_000 }, async () => {
+    await using sentinel = await startRedisSentinel();
+    const admin = await sentinel.primary.client();
+    const { delivered, published } = await interruptAtRandom(
+      async () => {
+        const client = createSentinel({ name: sentinel.name, sentinelRootNodes: sentinel.rootNodes });
+        client.on('error', () => {});
+        await client.connect();
+        return client;
+      },
+      () => admin.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']),
+    );
+    expect(delivered).toEqual(Array.from({ length: published }, (_, index) => `${index}`));
+  });
+});
