@@ -161,7 +161,8 @@ local function trim(channel)
       length, bytes = length - 1, math.max(bytes - (tonumber(field(entry, 's') or '') or 0), 0)
       trimmed, from = math.max(trimmed, offset), '(' .. entry[1]
     end
-    count = math.min(count * 2, countFor(channel, 65536, 100))
+    -- A publish seldom deletes more than one.
+    count = #ids < 2 and 1 or math.min(count * 2, countFor(channel, 65536, 100))
   end
   if #ids > 0 then
     local deleted = redis.pcall('XDEL', channel.stream, unpack(ids))
@@ -303,7 +304,9 @@ local function keep(name, remembered, body, size, events, limit, age, latest)
   if isNew then
     channel = { name = name, stream = stream, newest = floor, trimmed = floor, bytes = 0, length = 0 }
     -- What is there is of a log that is gone.
-    if redis.pcall('XLEN', stream) ~= 0 then redis.pcall('UNLINK', stream) end
+    local stale = redis.pcall('XLEN', stream)
+    if refusal(stale) and not string.find(stale.err, 'WRONGTYPE', 1, true) then return nil, stale.err end
+    if stale ~= 0 then redis.pcall('UNLINK', stream) end
   elseif channel.problem then
     return nil, channel.problem
   end
