@@ -185,13 +185,13 @@ describe('nothing is told of', () => {
 });
 
 test('every code is in the README, and the README has no others', async () => {
-  const [readme, warnings, memory] = await Promise.all(
-    ['../README.md', '../src/warnings.ts', '../src/brokers/memory.ts'].map((path) =>
+  const [readme, warnings, memory, redis] = await Promise.all(
+    ['../README.md', '../src/warnings.ts', '../src/brokers/memory.ts', '../src/brokers/redis/node.ts'].map((path) =>
       readFile(new URL(path, import.meta.url), 'utf8'),
     ),
   );
   const codesIn = (text = ''): string[] => [...new Set(text.match(/RES_SSE_[A-Z_]+/g))].toSorted();
-  expect(codesIn(readme)).toEqual(codesIn(`${warnings}${memory}`));
+  expect(codesIn(readme)).toEqual(codesIn(`${warnings}${memory}${redis}`));
 });
 
 describe('outside of tests is told once', () => {

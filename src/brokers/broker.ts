@@ -85,7 +85,8 @@ export interface Broker {
    * @param atLeast a client's cursor: the answer waits until this node has come so far, unless the log has not; then the log's
    * own head is the answer, below it
    * @param signal ends the wait: the promise rejects at once with the signal's reason, and nothing of it stays in memory.
-   * A broker that answers at once has no use for it
+   * Without one it rejects with `ERR_SSE_BROKER` where the log cannot be reached for some seconds. A broker that answers at
+   * once has no use for it
    */
   position(atLeast?: Cursor, signal?: AbortSignal): Cursor | Promise<Cursor>;
   /**

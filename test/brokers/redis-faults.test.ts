@@ -16,6 +16,8 @@ const LOG = '{faults}:log';
 /** A node, and one reader on it that follows channel `a` as a stream does. */
 class Place extends Node {
   readonly delivered: string[] = [];
+  // It waits for as long as it takes.
+  readonly #signal = new AbortController().signal;
   gaps = 0;
   #cursor = 0;
   #epoch = '';
@@ -39,7 +41,7 @@ class Place extends Node {
 
   async follow(): Promise<this> {
     await this.listen('a');
-    const { epoch, offset } = await this.broker.position();
+    const { epoch, offset } = await this.broker.position(undefined, this.#signal);
     this.#epoch = epoch;
     this.#cursor = offset;
     this.#go();
@@ -77,7 +79,7 @@ class Place extends Node {
   async #read(): Promise<void> {
     while (!this.#isLive) {
       const { interruptions } = this;
-      const asked = this.broker.read(['a'], this.#cursor, 64);
+      const asked = this.broker.read(['a'], this.#cursor, 64, this.#signal);
       const page = await asked;
       if (page.position.epoch !== this.#epoch) {
         this.#epoch = page.position.epoch;

@@ -3,6 +3,7 @@ import { getEventListeners } from 'node:events';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import type { SseError } from '../../src/index.ts';
 import { ownConnection } from '../../src/brokers/redis/client.ts';
 import { RedisNode } from '../../src/brokers/redis/node.ts';
 import { settle } from '../../src/brokers/redis/settle.ts';
@@ -91,6 +92,57 @@ describe('a call that waits for Redis can be taken back', () => {
     await using node = nodeAt(redis.url);
     const signal = AbortSignal.abort(new Error('the reader has left'));
     await expect(Promise.resolve(node.broker.position(undefined, signal))).rejects.toThrow('the reader has left');
+  });
+});
+
+describe('a Redis that is not there', () => {
+  const PORT = 1;
+
+  async function rejection(promise: PromiseLike<unknown>): Promise<unknown> {
+    return Promise.resolve(promise).then(
+      () => 'answered',
+      (error: unknown) => error,
+    );
+  }
+
+  test('without a signal, position and read reject in time; so does publish; each names the address and the cause', async () => {
+    await using node = new Node(
+      new RedisNode(
+        ownConnection(`redis://127.0.0.1:${PORT}`, 1_000, () => {}),
+        'waits',
+        { ...TIMING, timeout: 300 },
+      ),
+    );
+    const errors = await Promise.all([
+      rejection(Promise.resolve(node.broker.position())),
+      rejection(Promise.resolve(node.broker.read(['a'], 0, 1_000))),
+      rejection(node.publish('a', '1')),
+    ]);
+    for (const error of errors) {
+      expect(error).toMatchObject({ code: 'ERR_SSE_BROKER', cause: { code: 'ECONNREFUSED' } });
+      expect((error as Error).message).toContain('127.0.0.1:1 ');
+    }
+    expect((errors[2] as SseError).delivery).toBe('none');
+    expect((errors[0] as SseError).delivery).toBeUndefined();
+  });
+
+  test('is warned of once, with the address and the reason', async () => {
+    const warnings: string[] = [];
+    const note = (warning: Error & { code?: string }): void => void warnings.push(`${warning.code}: ${warning.message}`);
+    process.on('warning', note);
+    await using node = new Node(
+      new RedisNode(
+        ownConnection(`redis://127.0.0.1:${PORT}`, 1_000, () => {}),
+        'waits',
+        { ...TIMING, unreachable: 300 },
+      ),
+    );
+    await until('the warning', () => warnings.length > 0);
+    expect(node.broker.state).toBe('connecting');
+    expect(warnings).toEqual([
+      'RES_SSE_BROKER_UNREACHABLE: Redis at 127.0.0.1:1 has not been reached for 0.3 s: connect ECONNREFUSED 127.0.0.1:1',
+    ]);
+    process.off('warning', note);
   });
 });
 

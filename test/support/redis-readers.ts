@@ -24,7 +24,7 @@ class Reader {
 
   async start(): Promise<void> {
     await Promise.all(this.#channels.map((channel) => this.#node.listen(channel)));
-    const { epoch, offset } = await this.#node.broker.position();
+    const { epoch, offset } = await this.#node.broker.position(undefined, this.#node.signal);
     this.#epoch = epoch;
     this.#cursor = offset;
     this.catchUp();
@@ -57,7 +57,7 @@ class Reader {
   async #read(): Promise<void> {
     while (!this.isLive) {
       const { interruptions, broker } = this.#node;
-      const asked = broker.read(this.#channels, this.#cursor, PAGE);
+      const asked = broker.read(this.#channels, this.#cursor, PAGE, this.#node.signal);
       const page = await asked;
       if (page.position.epoch !== this.#epoch) {
         this.#epoch = page.position.epoch;
@@ -85,6 +85,8 @@ export class ReaderNode extends Node {
   readonly readers: Reader[] = [];
   /** Data of the events without history that came. */
   readonly passed: string[] = [];
+  // Its readers wait for as long as it takes.
+  readonly signal: AbortSignal = new AbortController().signal;
 
   constructor(broker: Broker) {
     super(broker, { maxHistory: 67_108_864, maxChannels: 100_000 });

@@ -33,8 +33,14 @@ export interface Subscriber extends Emitter {
   sUnsubscribe(topics: string[], listener: Listener): Promise<void>;
 }
 
+interface SocketOptions {
+  readonly host?: string | undefined;
+  readonly port?: number | string | undefined;
+  readonly path?: string | undefined;
+}
+
 interface Single extends Subscriber {
-  readonly options?: { readonly socket?: object; readonly database?: number };
+  readonly options?: { readonly socket?: SocketOptions; readonly database?: number };
   sendCommand(args: string[], options: CommandOptions): Promise<unknown>;
   duplicate(overrides: object): Subscriber;
 }
@@ -52,6 +58,8 @@ interface Sentinel {
 
 /** How Redis is reached. */
 export interface Connection {
+  /** Where Redis is, for people. */
+  readonly address: string;
   /** Whether it is a Cluster, where all that belongs together is in one shard. */
   readonly isSharded: boolean;
   /** Whether a command may be sent again by itself when its answer got lost. */
@@ -75,6 +83,7 @@ export function connectionOf(client: RedisClient, prefix: string): Connection {
   const single = client as unknown as Single;
   return {
     ...singleConnection(
+      addressOf(single.options?.socket ?? {}),
       () => Promise.resolve(single),
       () => {},
     ),
@@ -110,7 +119,9 @@ export function ownConnection(url: string, heartbeat: number, report: (error: un
     return client as unknown as Single & { destroy(): void };
   }
 
+  const { hostname: host, port } = new URL(url);
   return singleConnection(
+    addressOf({ host, port }),
     () => (made ??= make()),
     () => {
       made?.then((client) => client.destroy()).catch(() => {});
@@ -118,8 +129,14 @@ export function ownConnection(url: string, heartbeat: number, report: (error: un
   );
 }
 
-function singleConnection(client: () => Promise<Single>, close: () => void): Connection {
+/** Where node-redis connects to with these options. */
+function addressOf({ host, port, path }: SocketOptions): string {
+  return path ?? `${host === undefined || host === '' ? 'localhost' : host}:${port === undefined || port === '' ? 6_379 : port}`;
+}
+
+function singleConnection(address: string, client: () => Promise<Single>, close: () => void): Connection {
   return {
+    address,
     isSharded: false,
     repeats: false,
     database: async () => (await client()).options?.database ?? 0,
@@ -132,6 +149,7 @@ function singleConnection(client: () => Promise<Single>, close: () => void): Con
 function clusterConnection(cluster: Cluster, prefix: string): Connection {
   const slot = slotOf(prefix);
   return {
+    address: 'the nodes of the Cluster',
     isSharded: true,
     repeats: false,
     // A Cluster has one.
@@ -148,6 +166,7 @@ function clusterConnection(cluster: Cluster, prefix: string): Connection {
 
 function sentinelConnection(sentinel: Sentinel): Connection {
   return {
+    address: 'the primary that Sentinel names',
     isSharded: false,
     repeats: true,
     database: databaseOf((args, options) => sentinel.sendCommand(false, args, options), 0),

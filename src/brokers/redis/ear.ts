@@ -42,6 +42,8 @@ export interface Timing {
   readonly wait: { readonly min: number; readonly max: number };
   /** A channel that was used within this time keeps its place in memory, and what does not fit is not tried again. @defaultValue `10_000` */
   readonly inUse?: number | undefined;
+  /** Time without a connection after which somebody is warned. @defaultValue `5_000` */
+  readonly unreachable?: number | undefined;
 }
 
 /** What the ear asks and tells. */
@@ -64,6 +66,8 @@ export interface EarHost extends Omit<SpineHost, 'expects'> {
   progressed(): void;
   /** Something may be missing. */
   interrupted(): void;
+  /** The state has not been `'open'` for so long. */
+  unreachable(ms: number): void;
   report(error: unknown): void;
 }
 
@@ -97,6 +101,8 @@ export class Ear {
   #mustCheck = false;
   #wake: (() => void) | undefined;
   #timer: NodeJS.Timeout | undefined;
+  // Since when the state is not 'open'.
+  #brokenAt = performance.now();
   // Ticks since an attempt has last got any further.
   #idleTicks = 0;
 
@@ -275,6 +281,7 @@ export class Ear {
 
   #break(error: unknown): void {
     this.state = 'broken';
+    this.#brokenAt = performance.now();
     this.#idleTicks = 0;
     this.#host.report(error);
     this.#host.interrupted();
@@ -509,7 +516,8 @@ export class Ear {
    * is a mistake of ours. It is told, and begun anew. Ticks are counted, not ms: the process may have been stopped.
    */
   #watch(): void {
-    const { timeout, wait } = this.#timing;
+    const { timeout, wait, unreachable = 5_000 } = this.#timing;
+    if (performance.now() - this.#brokenAt >= unreachable) this.#host.unreachable(unreachable);
     if (++this.#idleTicks <= Math.ceil((2 * timeout + wait.max) / this.#tickMs) + 2) return;
     this.#idleTicks = 0;
     const error = new Error(`the node was '${this.state}' and nothing went on; it connects anew`);

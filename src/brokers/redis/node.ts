@@ -1,6 +1,7 @@
 /** One node of a registry whose log is in Redis. */
 import type { Cursor } from '../../cursor.ts';
 import { diagnostics } from '../../diagnostics.ts';
+import { SseError } from '../../errors.ts';
 import type { Kept } from '../../log.ts';
 import type { LogEntry } from '../../log-entry.ts';
 import type { Broker, BrokerState, LogBounds, Page, Publication, Receiver } from '../broker.ts';
@@ -23,7 +24,11 @@ export class RedisNode implements Broker, EarHost {
   readonly #waiters = new Waiters();
   // The log of which they wait for an offset.
   #waitersEpoch = '';
+  readonly #timeout: number;
   readonly #inUse: number;
+  // Why Redis could not be reached when that was last tried.
+  #lastFailure: unknown;
+  #isUnreachableTold = false;
   // Older events that are being read into the mirror, by channel.
   readonly #loading = new Map<string, Promise<void>>();
   // Bytes of them.
@@ -54,7 +59,13 @@ export class RedisNode implements Broker, EarHost {
     this.#connection = connection;
     const report = (problem: string): void => this.report(new Error(problem));
     this.#store = new Store(connection, prefix, timeout, () => this.#seen(), report);
-    this.#outbox = new Outbox(this.#store, timeout, (epoch, head) => this.#appendedHere(epoch, head));
+    this.#timeout = timeout;
+    this.#outbox = new Outbox(
+      this.#store,
+      timeout,
+      (epoch, head) => this.#appendedHere(epoch, head),
+      (problem, delivery) => this.#unanswered(`has not accepted it ${problem}`, delivery),
+    );
     this.#ear = new Ear(connection, this.#store, timing, this);
   }
 
@@ -93,12 +104,15 @@ export class RedisNode implements Broker, EarHost {
   position(atLeast?: Cursor, signal?: AbortSignal): Cursor | Promise<Cursor> {
     if (this.#closing !== undefined) throw closed();
     const isHere = this.#hasReached(this.#own) && (atLeast === undefined || this.#hasReached(atLeast));
-    return isHere ? this.#here() : this.#positionLater(atLeast, signal);
+    return isHere ? this.#here() : this.#inTime(signal, (limit) => this.#positionLater(atLeast, limit));
   }
 
   read(channels: readonly string[], after: number, maxBytes: number, signal?: AbortSignal): Page | Promise<Page> {
     if (this.#closing !== undefined) throw closed();
-    return this.#readHere(channels, after, maxBytes) ?? this.#readLater(channels, after, maxBytes, signal);
+    return (
+      this.#readHere(channels, after, maxBytes) ??
+      this.#inTime(signal, (limit) => this.#readLater(channels, after, maxBytes, limit))
+    );
   }
 
   async clear(channel: string): Promise<void> {
@@ -174,6 +188,7 @@ export class RedisNode implements Broker, EarHost {
   }
 
   progressed(): void {
+    this.#lastFailure = undefined;
     const { epoch } = this.#ear.spine;
     if (epoch !== this.#waitersEpoch) this.#waiters.forgetOffsets();
     this.#waitersEpoch = epoch;
@@ -185,13 +200,48 @@ export class RedisNode implements Broker, EarHost {
     this.#receiver?.interrupted();
   }
 
+  /** Without a connection for so long that somebody should know. */
+  unreachable(ms: number): void {
+    if (this.#isUnreachableTold) return;
+    this.#isUnreachableTold = true;
+    const reason = this.#lastFailure instanceof Error ? `: ${this.#lastFailure.message}` : '';
+    process.emitWarning(`Redis at ${this.#connection.address} has not been reached for ${ms / 1_000} s${reason}`, {
+      code: 'RES_SSE_BROKER_UNREACHABLE',
+      detail:
+        'Streams stay open and wait, and publishes reject. Check the address that redisBroker() has, and whether Redis runs.',
+    });
+  }
+
   report(error: unknown): void {
+    // The connections that are made while it is away say why it is.
+    if (!this.#ear.isOpen) this.#lastFailure = error instanceof SseError ? (error.cause ?? error) : error;
     if (diagnostics.error.hasSubscribers) diagnostics.error.publish({ broker: this, error });
   }
 
   /** The clock of Redis, which may be set back. */
   #setClock(at: number): void {
     this.#ahead = at - performance.now();
+  }
+
+  /** @param problem what Redis has not done, and what that means */
+  #unanswered(problem: string, delivery?: 'none' | 'unknown'): SseError {
+    const { address } = this.#connection;
+    const options = delivery === undefined ? { cause: this.#lastFailure } : { cause: this.#lastFailure, delivery };
+    return new SseError('ERR_SSE_BROKER', `Redis at ${address} ${problem}`, options);
+  }
+
+  /** Bounds a wait that has no signal to end it. */
+  async #inTime<T>(signal: AbortSignal | undefined, wait: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    if (signal !== undefined) return wait(signal);
+    const limit = new AbortController();
+    const timer = setTimeout(() => {
+      limit.abort(this.#unanswered(`has not answered within ${this.#timeout} ms; try again when it is back`));
+    }, this.#timeout);
+    try {
+      return await wait(limit.signal);
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   // Where it is.
@@ -221,7 +271,7 @@ export class RedisNode implements Broker, EarHost {
     if (epoch !== this.#ear.spine.epoch) this.#ear.mistrust(`the log is another: ${epoch}`);
   }
 
-  async #positionLater(atLeast: Cursor | undefined, signal: AbortSignal | undefined): Promise<Cursor> {
+  async #positionLater(atLeast: Cursor | undefined, signal: AbortSignal): Promise<Cursor> {
     // As far as it has appended now: what it appends meanwhile must not keep the answer away.
     const own = this.#own;
     for (;;) {
@@ -258,7 +308,7 @@ export class RedisNode implements Broker, EarHost {
     return told(this.#mirror.read(channels, after, maxBytes), this.#here(), lostIn(this.#breaks, after));
   }
 
-  async #readLater(channels: readonly string[], after: number, maxBytes: number, signal: AbortSignal | undefined): Promise<Page> {
+  async #readLater(channels: readonly string[], after: number, maxBytes: number, signal: AbortSignal): Promise<Page> {
     let from = after;
     for (;;) {
       await this.#waiters.until(0, signal);
@@ -286,11 +336,11 @@ export class RedisNode implements Broker, EarHost {
   }
 
   /** The answer; `undefined` after a while where there is none. Rejects when the broker is closed or the wait is ended. */
-  async #ask<T>(question: Promise<T>, signal: AbortSignal | undefined): Promise<T | undefined> {
+  async #ask<T>(question: Promise<T>, signal: AbortSignal): Promise<T | undefined> {
     try {
       return await settle(question, { signal });
     } catch {
-      signal?.throwIfAborted();
+      signal.throwIfAborted();
       if (this.#closing !== undefined) throw closed();
       // One wait for all, however many ask.
       this.#pausing ??= this.#ear.pause(1).finally(() => {

@@ -24,6 +24,7 @@ export class Outbox {
   readonly #store: Store;
   readonly #timeout: number;
   readonly #onAppended: (epoch: string, head: number) => void;
+  readonly #unanswered: (problem: string, delivery: 'none' | 'unknown') => SseError;
   #waiting: Waiting[] = [];
   #bytes = 0;
   #isSending = false;
@@ -33,11 +34,18 @@ export class Outbox {
   /**
    * @param timeout ms after which a publish rejects
    * @param onAppended how far the log has come by what was appended here
+   * @param unanswered makes the error of a publish that Redis has not answered
    */
-  constructor(store: Store, timeout: number, onAppended: (epoch: string, head: number) => void) {
+  constructor(
+    store: Store,
+    timeout: number,
+    onAppended: (epoch: string, head: number) => void,
+    unanswered: (problem: string, delivery: 'none' | 'unknown') => SseError,
+  ) {
     this.#store = store;
     this.#timeout = timeout;
     this.#onAppended = onAppended;
+    this.#unanswered = unanswered;
   }
 
   add(publication: Publication): Promise<{ id: string }> {
@@ -76,7 +84,7 @@ export class Outbox {
       () => {
         // What has not been written yet is taken back, and says so at once; of the rest nobody can tell.
         abort.abort();
-        setImmediate(() => rejectAll(items, late('unknown')));
+        setImmediate(() => rejectAll(items, this.#late('unknown')));
       },
       Math.max(first.deadline - performance.now(), 1),
     );
@@ -90,10 +98,17 @@ export class Outbox {
         else reject(notAccepted(result));
       }
     } catch (error) {
-      rejectAll(items, abort.signal.aborted && (error as SseError).delivery === 'none' ? late('none') : (error as SseError));
+      rejectAll(
+        items,
+        abort.signal.aborted && (error as SseError).delivery === 'none' ? this.#late('none') : (error as SseError),
+      );
     } finally {
       clearTimeout(timer);
     }
+  }
+
+  #late(delivery: 'none' | 'unknown'): SseError {
+    return this.#unanswered(`in time; ${delivery === 'none' ? 'it was not sent' : 'it may have been published'}`, delivery);
   }
 
   /** How many of those that wait go next. */
@@ -128,7 +143,7 @@ export class Outbox {
         this.#timer = undefined;
         const now = performance.now();
         const isFresh = this.#waiting.findIndex(({ deadline }) => deadline > now);
-        rejectAll(this.#take(isFresh === -1 ? this.#waiting.length : isFresh), late('none'));
+        rejectAll(this.#take(isFresh === -1 ? this.#waiting.length : isFresh), this.#late('none'));
       },
       Math.max(first.deadline - performance.now(), 1),
     );
@@ -137,11 +152,6 @@ export class Outbox {
 
 function rejectAll(items: readonly Waiting[], error: SseError): void {
   for (const { reject } of items) reject(error);
-}
-
-function late(delivery: 'none' | 'unknown'): SseError {
-  const message = delivery === 'none' ? 'it was not sent' : 'it may have been published';
-  return new SseError('ERR_SSE_BROKER', `Redis has not accepted it in time; ${message}`, { delivery });
 }
 
 function notAccepted(result: Appended | undefined): SseError {
