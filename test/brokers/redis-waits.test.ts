@@ -15,10 +15,10 @@ import { Node } from './contract.ts';
 
 const TIMING = { timeout: 2_000, probe: 200, linger: 60_000, wait: { min: 5, max: 100 }, inUse: 100 };
 
-function nodeAt(url: string): Node {
+function nodeAt(url: string, heartbeat: number = 1_000): Node {
   return new Node(
     new RedisNode(
-      ownConnection(url, 1_000, () => {}),
+      ownConnection(url, heartbeat, () => {}),
       'waits',
       TIMING,
     ),
@@ -93,6 +93,23 @@ describe('a call that waits for Redis can be taken back', () => {
     const signal = AbortSignal.abort(new Error('the reader has left'));
     await expect(Promise.resolve(node.broker.position(undefined, signal))).rejects.toThrow('the reader has left');
   });
+});
+
+test('a connection that has broken leaves no timer behind, and neither does the node', async () => {
+  const timers = (): number => process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length;
+  await using redis = await startRedis();
+  await using relay = await startRelay(redis.port);
+  const before = timers();
+  {
+    // node-redis sets a timer for the next.
+    await using node = nodeAt(relay.url, 60_000);
+    for (let times = 1; times <= 5; times++) {
+      await until('the node to be open', () => node.broker.state === 'open');
+      relay.cut();
+      await until('the node to notice', () => node.interruptions === times);
+    }
+  }
+  await until('the timers to be cleared', () => timers() <= before, 3_000);
 });
 
 describe('a Redis that is not there', () => {

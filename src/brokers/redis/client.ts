@@ -276,7 +276,7 @@ export class Line {
   }
 
   close(): void {
-    if (this.broken.aborted) return;
+    // Also one that has broken by itself: its client still has timers.
     this.#break(new Error('the line is closed'));
     this.#destroy();
   }
