@@ -10,8 +10,9 @@ import fc from 'fast-check';
 import { createSentinel } from 'redis';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { connectionOf, ownConnection, type Connection, type RedisClient } from '../../src/brokers/redis/client.ts';
-import type { Timing } from '../../src/brokers/redis/ear.ts';
+import { Ear, type Timing } from '../../src/brokers/redis/ear.ts';
 import { RedisNode } from '../../src/brokers/redis/node.ts';
+import { Store } from '../../src/brokers/redis/store.ts';
 import { startRedisCluster } from '../support/redis-cluster.ts';
 import { ReaderNode } from '../support/redis-readers.ts';
 import { startRedisSentinel } from '../support/redis-sentinel.ts';
@@ -201,7 +202,7 @@ test('a node heals while more comes than it can keep, and asks once more only fo
   expect(here.interruptions).toBe(1);
 });
 
-test('a state that should not last is told, and left', async () => {
+test('a promise of node-redis that never settles is given up', async () => {
   const errors: string[] = [];
   const note = (message: unknown): void => void errors.push(String((message as { error: unknown }).error));
   subscribe('res-sse:error', note);
@@ -224,6 +225,44 @@ test('a state that should not last is told, and left', async () => {
   isStuck = false;
   await until('the node to be open', () => node.broker.state === 'open');
   unsubscribe('res-sse:error', note);
+});
+
+test('a state in which nothing goes on is told, and left: the watchdog', async () => {
+  const errors: string[] = [];
+  const timing = { ...TIMING, timeout: 50, probe: 20 };
+  const connection = own(redis.url);
+  const store = new Store(
+    connection,
+    `healing-${++prefixes}`,
+    50,
+    () => ({ epoch: '', offset: 0 }),
+    () => {},
+  );
+  store.bounds = { maxHistory: 1_000, maxChannels: 10 };
+  const nothing = (): void => {};
+  const ear = new Ear(connection, store, timing, {
+    newest: () => undefined,
+    learn: nothing,
+    mend: () => 0,
+    forget: nothing,
+    passed: nothing,
+    appended: nothing,
+    cleared: nothing,
+    progressed: nothing,
+    interrupted: nothing,
+    unreachable: nothing,
+    report: (error) => void errors.push(String(error)),
+  });
+  const running = ear.run();
+  await until('it to be open', () => ear.isOpen);
+  // As no code of ours should.
+  ear.state = 'broken';
+  await until('it to be open again', () => ear.isOpen);
+  expect(errors).toEqual([expect.stringContaining('nothing went on')]);
+  ear.close();
+  store.close();
+  connection.close();
+  await running;
 });
 
 // At random: what is published, how the node is interrupted, and at which of its steps.

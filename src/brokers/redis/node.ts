@@ -226,7 +226,10 @@ export class RedisNode implements Broker, EarHost {
   /** @param problem what Redis has not done, and what that means */
   #unanswered(problem: string, delivery?: 'none' | 'unknown'): SseError {
     const { address } = this.#connection;
-    const options = delivery === undefined ? { cause: this.#lastFailure } : { cause: this.#lastFailure, delivery };
+    const options = {
+      ...(this.#lastFailure === undefined ? {} : { cause: this.#lastFailure }),
+      ...(delivery === undefined ? {} : { delivery }),
+    };
     return new SseError('ERR_SSE_BROKER', `Redis at ${address} ${problem}`, options);
   }
 
@@ -441,7 +444,7 @@ export class RedisNode implements Broker, EarHost {
 const BYTES_PER_LOAD = 4_194_304;
 
 // Sets of channels that are remembered.
-const MOST_TOO_LARGE = 1_000;
+const MOST_TOO_LARGE = 100;
 
 /** Older events of a channel, while they are read. */
 interface Load {
