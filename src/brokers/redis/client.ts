@@ -24,7 +24,7 @@ interface Emitter {
   on(event: string, listener: (value: unknown) => void): unknown;
 }
 
-export interface Subscriber extends Emitter {
+interface Subscriber extends Emitter {
   connect(): Promise<unknown>;
   destroy(): void | Promise<void>;
   subscribe(topics: string[], listener: Listener): Promise<void>;

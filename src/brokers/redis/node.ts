@@ -177,6 +177,8 @@ export class RedisNode implements Broker, EarHost {
     let entries = 0;
     for (const [index, channel] of channels.entries()) {
       const answer = answers[index] as Answer;
+      // What is here may be what the log has lost, although it has gone on since.
+      if (lostIn(breaks, this.#mirror.newest(channel) ?? head) > 0) this.#mirror.forget(channel);
       this.#mirror.mend(channel, answer, answer.entries, !answer.isMore, head);
       entries += answer.entries.length;
     }
