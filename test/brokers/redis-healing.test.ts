@@ -63,7 +63,8 @@ class Site implements AsyncDisposable {
     const prefix = `healing-${++prefixes}`;
     this.relay = relay;
     this.here = nodeOn(this.steps.connection(own(relay.url)), prefix, timing);
-    this.there = nodeOn(own(redis.url), prefix);
+    // However slow the machine is, what is published is accepted.
+    this.there = nodeOn(own(redis.url), prefix, { timeout: 30_000 });
   }
 
   /** Publishes so many events, one after the other on these channels. */
