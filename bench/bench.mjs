@@ -20,6 +20,12 @@ const HELP = `npm run bench -- [options]
   --json file     every single result, too
   --no-pin        leave it to the kernel where server and client run
 
+  For --only scale, which is the scaling table instead of the one of the other scenarios:
+  --dist folder   measures this build, another checkout's \`dist\`, instead of this one's
+  --cases a,b     only these cases, by the names in the table
+  --sizes 100,500 other sizes for whatever is run
+  --cut 60        seconds after which a case is cut
+
 ${scenarios.map(({ name, title, isExtra }) => `  ${(isExtra ? `${name} *` : name).padEnd(15)} ${title}`).join('\n')}
 `;
 
@@ -32,12 +38,14 @@ const { values: flags } = parseArgs({
     servers: { type: 'string' },
     json: { type: 'string' },
     pin: { type: 'boolean', default: true },
+    ...Object.fromEntries(['dist', 'cases', 'sizes', 'cut'].map((name) => [name, { type: 'string' }])),
     help: { type: 'boolean', default: false },
     ...Object.fromEntries(NUMBERS.map((name) => [name, { type: 'string' }])),
   },
 });
 
 if (flags.help) process.stdout.write(HELP);
+else if (flags.only === 'scale') await scale();
 else await main();
 
 async function main() {
@@ -56,6 +64,13 @@ async function main() {
   }
   if (flags.json !== undefined) writeFileSync(flags.json, JSON.stringify({ node: process.version, flags, raw }, undefined, 2));
   process.exit(rows.some(({ failed }) => failed > 0) ? 1 : 0);
+}
+
+/** The scaling table, which has columns of its own. */
+async function scale() {
+  // Loads the built package, which the other scenarios leave to their servers.
+  const { scalingTable } = await import('./scale/table.mjs');
+  process.stdout.write(`${await scalingTable(flags)}\n`);
 }
 
 /** The scenarios that are asked for, with the numbers that are. */

@@ -18,11 +18,15 @@ const agent = new http.Agent({ keepAlive: true });
 
 /** The machine as one benchmark uses it. */
 export class Bench {
-  #client = compileClient();
+  #client;
   #cpus;
 
-  /** @param {boolean} pinned whether server and client get a CPU each, where there are two */
-  constructor(pinned) {
+  /**
+   * @param {boolean} pinned whether server and client get a CPU each, where there are two
+   * @param {string} [client] the load client, if it has been compiled already
+   */
+  constructor(pinned, client = compileClient()) {
+    this.#client = client;
     this.#cpus = pinned ? twoCpus() : undefined;
   }
 
@@ -42,13 +46,15 @@ export class Bench {
   /**
    * Connects so many streams to a server.
    * @param {Server} server
-   * @param {{ path?: string, n: number, groups?: number, lastEventId?: string, events?: number, reads?: boolean }} streams
-   *   `events`: how many each has to get before it counts as connected; `reads`: whether anything behind the head is read
+   * @param {{ path?: string, n: number, groups?: number, lastEventId?: string, events?: number, reads?: boolean, together?: boolean }} streams
+   *   `events`: how many each has to get before it counts as connected; `reads`: whether anything behind the head is read;
+   *   `together`: thousands connect at once
    */
-  async connect(server, { path = '/listen', n, groups = 0, lastEventId, events = 0, reads = true }) {
+  async connect(server, { path = '/listen', n, groups = 0, lastEventId, events = 0, reads = true, together = false }) {
     const options = ['-p', server.port, '-u', path, '-n', n, '-g', groups, '-e', events].map(String);
     if (lastEventId !== undefined) options.push('-H', `Last-Event-ID: ${lastEventId}`);
     if (!reads) options.push('-z');
+    if (together) options.push('-w', '4000');
     // Spinning, it costs the server no interrupts; on one CPU it would take the server's time.
     if (this.#cpus === undefined || !reads) options.push('-S');
     const child = this.#spawn([this.#client, ...options], this.#cpus?.client, {});

@@ -1,0 +1,69 @@
+/** Many streams that end in one call. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { CHANNEL, Stage, until } from './stage.mjs';
+
+const SIZES = [100, 1_000, 10_000];
+const FAKE_SIZES = [10_000, 100_000];
+
+/** @type {import('./cases.mjs').Case[]} */
+export const closing = [
+  {
+    name: 'e17b',
+    title: 'E17: closeWhere() of N streams, each publishes "left" when it is aborted',
+    item: 'stream',
+    sizes: SIZES,
+    fakeSizes: FAKE_SIZES,
+    prepare: (n, isFake) => closeWhere(n, isFake, true),
+  },
+  {
+    name: 'close-where',
+    title: 'Low: closeWhere(() => true) with N streams',
+    item: 'stream',
+    sizes: SIZES,
+    fakeSizes: FAKE_SIZES,
+    prepare: (n, isFake) => closeWhere(n, isFake, false),
+  },
+  {
+    name: 'close',
+    title: 'Low: channels.close() with N streams',
+    item: 'stream',
+    sizes: SIZES,
+    fakeSizes: FAKE_SIZES,
+    prepare: closeRegistry,
+  },
+];
+
+async function closeWhere(n, isFake, announces) {
+  let came = 0;
+  const stage = new Stage({
+    async handler(stream, channels) {
+      const user = ++came;
+      if (announces) stream.signal.addEventListener('abort', () => void channels.publish(CHANNEL, { user }, { event: 'left' }));
+      await channels.subscribe(stream, CHANNEL);
+    },
+  });
+  await stage.readers(n, isFake);
+  return {
+    async act() {
+      stage.events.closeWhere(() => true);
+      await allEnded(stage);
+    },
+  };
+}
+
+async function closeRegistry(n, isFake) {
+  const stage = new Stage();
+  await stage.readers(n, isFake);
+  return {
+    async act() {
+      await stage.channels.close();
+      await allEnded(stage);
+    },
+  };
+}
+
+async function allEnded(stage) {
+  await until(() => stage.events.stats().open === 0);
+  // What they were told last goes to the kernel.
+  await sleep(100);
+}

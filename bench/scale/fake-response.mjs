@@ -1,0 +1,50 @@
+/** The least of a `ServerResponse` that the library uses, with a reader that takes every byte at once and keeps none. */
+import { EventEmitter } from 'node:events';
+import process from 'node:process';
+
+export class FakeResponse extends EventEmitter {
+  socket = {};
+  statusCode = 200;
+  headersSent = false;
+  writableEnded = false;
+  destroyed = false;
+  writableLength = 0;
+  /** Bytes that the reader has taken. */
+  taken = 0;
+
+  constructor(headers) {
+    super();
+    this.req = { method: 'GET', url: '/', headers: { accept: 'text/event-stream', ...headers }, socket: {} };
+  }
+
+  setHeader() {
+    return this;
+  }
+
+  removeHeader() {}
+
+  flushHeaders() {
+    this.headersSent = true;
+  }
+
+  cork() {}
+
+  uncork() {}
+
+  write(bytes) {
+    this.headersSent = true;
+    this.taken += bytes.length;
+    return true;
+  }
+
+  end() {
+    this.writableEnded = true;
+    this.destroy();
+  }
+
+  destroy() {
+    if (this.destroyed) return;
+    this.destroyed = true;
+    process.nextTick(() => this.emit('close'));
+  }
+}

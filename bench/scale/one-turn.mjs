@@ -1,0 +1,61 @@
+/** Loops in one turn of the event loop, and many calls on one stream. */
+import { CHANNEL, inBatches, LONG, Stage } from './stage.mjs';
+
+/** @type {import('./cases.mjs').Case[]} */
+export const oneTurn = [
+  {
+    name: 'e17a',
+    title: 'E17: for (…) { await channels.publish(…); stream.comment(); } N times',
+    item: 'publish',
+    fakeSizes: [100, 1_000, 10_000],
+    prepare: publishAndComment,
+  },
+  {
+    name: 'e22',
+    title: 'E22: N subscribe() calls on one stream, each to a channel of its own',
+    item: 'subscribe',
+    fakeSizes: [100, 400, 1_600],
+    prepare: manySubscriptions,
+  },
+];
+
+async function publishAndComment(n) {
+  const stage = new Stage();
+  let stream;
+  await stage.fake((opened) => {
+    stream = opened;
+    return stage.channels.subscribe(opened, CHANNEL);
+  });
+  return {
+    async act() {
+      for (let done = 0; done < n; done++) {
+        await stage.channels.publish(CHANNEL, 'x');
+        stream.comment();
+      }
+    },
+  };
+}
+
+async function manySubscriptions(n) {
+  const stage = stageWithSubscriptions(n);
+  let stream;
+  await stage.fake((opened) => {
+    stream = opened;
+  });
+  const subscribe = (at) => stage.channels.subscribe(stream, `channel-${at}`);
+  // The first opens the stream.
+  await subscribe(n);
+  return {
+    act: () => inBatches(n - 1, n, subscribe),
+  };
+}
+
+/** Where the bound is an option, it is raised to the size; a build without the option has no bound. */
+function stageWithSubscriptions(maxSubscriptions) {
+  try {
+    return new Stage({ registry: LONG, streams: { maxSubscriptions } });
+  } catch (error) {
+    if (error.code !== 'ERR_SSE_OPTION') throw error;
+    return new Stage({ registry: LONG });
+  }
+}

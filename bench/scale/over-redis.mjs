@@ -1,0 +1,213 @@
+/** What a node asks of Redis, and what Redis spends on it. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { payload } from '../servers/control.mjs';
+import { megabytes, verdict } from './fan-out.mjs';
+import { CHANNEL, inBatches, LONG, redisStage, Stage, until } from './stage.mjs';
+
+/** @type {import('./cases.mjs').Case[]} */
+export const overRedis = [
+  {
+    name: 'e9',
+    title: 'E9: maxChannels is N and reached, N / 2 new channels are published to',
+    item: 'new channel',
+    sizes: [1_000, 10_000, 20_000],
+    prepare: sweep,
+  },
+  {
+    name: 'e10a',
+    title:
+      'E10: N + 10 other rooms of 1 MB were followed before; one client with an unknown id on N rooms of 1 MB, until it has all, at most 20 s',
+    item: 'room',
+    fakeSizes: [15, 30, 60],
+    prepare: coldRooms,
+  },
+  {
+    name: 'e10b',
+    title: 'E10: N clients with an unknown id on one room that the full cache does not hold',
+    item: 'client',
+    fakeSizes: [20, 200],
+    prepare: coldReaders,
+  },
+  {
+    name: 'mirror',
+    title: 'Low: N channels followed whose events have left the full cache, 1,000 events to one more channel',
+    item: 'event',
+    fakeSizes: [100, 1_000, 10_000, 100_000],
+    prepare: emptiedChannels,
+  },
+  {
+    name: 'interrupt',
+    title: 'Low: N live streams, CLIENT KILL TYPE pubsub, until an event reaches all of them',
+    item: 'stream',
+    sizes: [100, 1_000, 10_000],
+    fakeSizes: [10_000, 100_000],
+    prepare: interruption,
+  },
+];
+
+const ROOM_EVENT = 1_000;
+const ROOM_EVENTS = 1_000;
+
+/** What Redis has done since `begin()`. */
+class RedisMeter {
+  #redis;
+  #before;
+
+  constructor(redis) {
+    this.#redis = redis;
+  }
+
+  async begin() {
+    await this.#redis.client.sendCommand(['CONFIG', 'SET', 'slowlog-log-slower-than', '1000']);
+    await this.#redis.client.sendCommand(['SLOWLOG', 'RESET']);
+    this.#before = await this.#totals();
+  }
+
+  async end() {
+    const after = await this.#totals();
+    const slow = await this.#redis.client.sendCommand(['SLOWLOG', 'GET', '-1']);
+    const longestMs = Math.max(0, ...slow.map(([, , us]) => us)) / 1e3;
+    const since = Object.fromEntries(Object.entries(after).map(([name, value]) => [name, value - this.#before[name]]));
+    return { ...since, longestMs };
+  }
+
+  async #totals() {
+    const cpu = await this.#redis.info('cpu');
+    const { total_net_output_bytes: sent } = await this.#redis.info('stats');
+    const { cmdstat_evalsha: scripts = '' } = await this.#redis.info('commandstats');
+    return {
+      cpuMs: (Number(cpu.used_cpu_user) + Number(cpu.used_cpu_sys)) * 1e3,
+      bytes: Number(sent),
+      calls: Number(/calls=(\d+)/.exec(scripts)?.[1] ?? 0),
+    };
+  }
+}
+
+async function sweep(n) {
+  const { redis, registry } = await redisStage();
+  const stage = new Stage({ registry: registry({ ...LONG, maxChannels: n }) });
+  const publish = (at) => stage.channels.publish(`room:${at}`, 'x');
+  await inBatches(n, 100, publish);
+  const meter = new RedisMeter(redis);
+  await meter.begin();
+  const fresh = n / 2;
+  let done;
+  let refused = 0;
+  return {
+    items: fresh,
+    async act() {
+      await inBatches(fresh, 100, (at) => publish(n + at).catch(() => refused++));
+      done = await meter.end();
+    },
+    note: () =>
+      `Redis: CPU ${Math.round(done.cpuMs)} ms, longest command ${done.longestMs.toFixed(1)} ms${refused > 0 ? `; ${refused} publishes refused` : ''}`,
+  };
+}
+
+/** Fills the cache of the node with rooms that nobody follows any more, and publishes to others. */
+async function fullCache(stage, publisher, before, rooms) {
+  const fill = (name) => inBatches(ROOM_EVENTS, 100, () => publisher.publish(name, payload(ROOM_EVENT)));
+  const old = [];
+  for (let at = 0; at < before; at++) {
+    old.push(await stage.fake((stream) => stage.channels.subscribe(stream, `old:${at}`)));
+    await fill(`old:${at}`);
+  }
+  const names = Array.from({ length: rooms }, (unused, at) => `room:${at}`);
+  for (const name of names) await fill(name);
+  return { names, old };
+}
+
+async function coldRooms(n) {
+  const { redis, registry, elsewhere } = await redisStage();
+  const stage = new Stage({ registry: registry({}) });
+  const publisher = elsewhere({});
+  const { names, old } = await fullCache(stage, publisher, n + 10, n);
+  for (const res of old) res.destroy();
+  const { events } = await heldIn(redis, names);
+  const meter = new RedisMeter(redis);
+  await meter.begin();
+  let done;
+  let taken;
+  return {
+    async act() {
+      const cold = (stream) => stage.channels.subscribe(stream, names);
+      const res = await stage.fake(cold, { 'last-event-id': 'x' });
+      const deadline = performance.now() + 20_000;
+      await until(() => performance.now() > deadline || stage.channels.stats().behind === 0, 20);
+      done = await meter.end();
+      ({ taken } = res);
+    },
+    note: () => readText(done, taken, `the log holds ${events} events of them`),
+  };
+}
+
+async function coldReaders(n) {
+  const { redis, registry, elsewhere } = await redisStage();
+  const stage = new Stage({ registry: registry({ maxHistory: 8_388_608 }) });
+  const publisher = elsewhere({});
+  const { names } = await fullCache(stage, publisher, 10, 1);
+  const cold = (stream) => stage.channels.subscribe(stream, names);
+  const meter = new RedisMeter(redis);
+  await meter.begin();
+  let done;
+  let taken = 0;
+  return {
+    async act() {
+      const readers = await Promise.all(Array.from({ length: n }, () => stage.fake(cold, { 'last-event-id': 'x' })));
+      const deadline = performance.now() + 20_000;
+      await until(() => performance.now() > deadline || stage.channels.stats().behind === 0, 20);
+      done = await meter.end();
+      for (const reader of readers) taken += reader.taken;
+    },
+    note: () => readText(done, taken, `${n} clients`),
+  };
+}
+
+async function heldIn(redis, names) {
+  const lengths = await Promise.all(names.map((name) => redis.client.sendCommand(['XLEN', `{res-sse}:s:${name}`])));
+  return { events: lengths.reduce((sum, length) => sum + length, 0) };
+}
+
+function readText({ bytes, calls }, taken, more) {
+  const ratio = taken === 0 ? '∞' : (bytes / taken).toFixed(1);
+  return `${megabytes(bytes)} read from Redis, ${megabytes(taken)} delivered (${ratio} ×), ${calls} script calls; ${more}`;
+}
+
+async function emptiedChannels(n) {
+  const { registry, elsewhere } = await redisStage();
+  const names = Array.from({ length: n }, (unused, at) => `quiet:${at}`);
+  // The bound of the cache is the node's own; the one of the log is the publisher's.
+  const stage = new Stage({ registry: registry({ maxHistory: 65_536, maxChannels: 10_000_000 }) });
+  const publisher = elsewhere({ ...LONG, maxChannels: 10_000_000 });
+  for (let at = 0; at < n; at += 100) await stage.fake((stream) => stage.channels.subscribe(stream, names.slice(at, at + 100)));
+  const loud = await stage.fake((stream) => stage.channels.subscribe(stream, 'loud'));
+  await inBatches(n, 100, (at) => publisher.publish(names[at], payload(200)));
+  const publishLoud = async (events) => {
+    const before = loud.taken;
+    await inBatches(events, 10, () => publisher.publish('loud', payload(200)));
+    await until(() => loud.taken >= before + events * 200, 1);
+  };
+  // Every other channel is empty in the cache by now.
+  await publishLoud(400);
+  const events = 1_000;
+  return { items: events, act: () => publishLoud(events) };
+}
+
+async function interruption(n, isFake) {
+  const { redis, registry, elsewhere } = await redisStage();
+  const stage = new Stage({ registry: registry() });
+  const publisher = elsewhere();
+  const readers = await stage.readers(n, isFake);
+  await until(() => stage.channels.stats().behind === 0);
+  const counted = await readers.expect(1, 200);
+  let result;
+  return {
+    async act() {
+      await redis.client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
+      await sleep(20);
+      await publisher.publish(CHANNEL, payload(200));
+      result = await counted();
+    },
+    note: () => verdict(result, stage),
+  };
+}
