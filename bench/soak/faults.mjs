@@ -1,0 +1,90 @@
+/** What happens to Redis, at random. */
+import { setTimeout as sleep } from 'node:timers/promises';
+
+export class Faults {
+  /** How often each has happened. */
+  counts = {};
+  #redis;
+  #every;
+  #isStopped = false;
+  #running;
+
+  /** @param {import('../redis.mjs').RedisServer} redis @param {number} every ms from one to the next, on average */
+  constructor(redis, every) {
+    this.#redis = redis;
+    this.#every = every;
+  }
+
+  start() {
+    this.#isStopped = false;
+    this.#running = this.#run();
+  }
+
+  /** Resolves when Redis is as it was. */
+  async stop() {
+    this.#isStopped = true;
+    await this.#running;
+  }
+
+  async #run() {
+    let until = this.#next();
+    while (!this.#isStopped) {
+      await sleep(200);
+      if (performance.now() < until) continue;
+      const [name, run] = this.#draw();
+      this.counts[name] = (this.counts[name] ?? 0) + 1;
+      await run();
+      until = this.#next();
+    }
+  }
+
+  #next() {
+    return performance.now() + this.#every * (0.5 + Math.random());
+  }
+
+  #draw() {
+    let drawn = Math.random() * KINDS.reduce((sum, { weight }) => sum + weight, 0);
+    const { name, run } = KINDS.find(({ weight }) => (drawn -= weight) < 0);
+    return [name, () => run(this.#redis)];
+  }
+}
+
+const KINDS = [
+  { name: 'Pub/Sub killed', weight: 3, run: killPubSub },
+  { name: 'Pub/Sub killed again and again', weight: 2, run: killPubSubOften },
+  { name: 'commands paused', weight: 3, run: pauseCommands },
+  { name: 'all connections killed', weight: 2, run: killAll },
+  { name: 'restarted', weight: 1, run: (redis) => restart(redis, 'SIGTERM') },
+  { name: 'crashed', weight: 1, run: (redis) => restart(redis, 'SIGKILL') },
+];
+
+async function killPubSub({ client }) {
+  await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
+}
+
+/** Also while the nodes heal. */
+async function killPubSubOften(redis) {
+  const kills = 8 + Math.floor(Math.random() * 30);
+  for (let kill = 0; kill < kills; kill++) {
+    await killPubSub(redis);
+    await sleep(Math.random() * 60);
+  }
+}
+
+async function pauseCommands({ client }) {
+  const ms = 300 + Math.floor(Math.random() * 4_000);
+  await client.sendCommand(['CLIENT', 'PAUSE', String(ms), 'ALL']);
+  await sleep(ms);
+}
+
+async function killAll({ client }) {
+  await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
+  await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'normal']);
+}
+
+/** Its log is on disk with each write, so nothing that was accepted is lost. */
+async function restart(redis, signal) {
+  await redis.stop(signal);
+  await sleep(Math.random() * 3_000);
+  await redis.launch();
+}

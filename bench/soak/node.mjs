@@ -1,0 +1,76 @@
+/** One node of the soak: a server with a registry over Redis. Its parent publishes and asks through IPC, so that sockets are clients'. */
+import http from 'node:http';
+import process from 'node:process';
+import { subscribe } from 'node:diagnostics_channel';
+import { createChannels, redisBroker, sse } from '../library.mjs';
+import { LIMITS, PREFIX } from './settings.mjs';
+
+const { SOAK_REDIS } = process.env;
+
+const channels = createChannels({ broker: redisBroker({ url: SOAK_REDIS, prefix: PREFIX, timeout: 2_000 }), ...LIMITS });
+const events = sse({ channels, heartbeat: 5_000, warnings: false });
+
+const warnings = [];
+process.on('warning', ({ name, message }) => warnings.push(`${name}: ${message}`));
+let errors = 0;
+let lastError = '';
+subscribe('res-sse:error', ({ error }) => {
+  errors++;
+  lastError = String(error);
+});
+
+const listen = channels.listen(({ url }) => new URL(url, 'http://localhost').pathname.split('/').at(-1).split(','));
+const server = http.createServer((req, res) => {
+  const fail = (error) => {
+    process.stderr.write(`${error?.stack}\n`);
+    res.destroy();
+  };
+  events(req, res, (error) => (error === undefined ? listen(req, res, fail) : fail(error)));
+});
+server.listen(0, '127.0.0.1', () => process.send({ port: server.address().port }));
+
+const answers = {
+  publish: ({ items }) => Promise.all(items.map(publishOne)),
+  state,
+};
+
+process.on('message', (question) => void answer(question));
+process.on('disconnect', () => process.exit());
+
+async function answer({ id, kind, ...question }) {
+  process.send({ id, answer: await answers[kind](question) });
+}
+
+async function publishOne({ channel, data, key }) {
+  try {
+    return await channels.publish(channel, data, { key });
+  } catch (error) {
+    return { error: String(error), delivery: error.delivery };
+  }
+}
+
+/** What the node holds, after a garbage collection. */
+function state() {
+  globalThis.gc();
+  globalThis.gc();
+  const { heapUsed, external, rss } = process.memoryUsage();
+  const streams = events.stats();
+  return {
+    heapUsed,
+    external,
+    rss,
+    streams,
+    registry: channels.stats(),
+    resources: countOf(process.getActiveResourcesInfo()),
+    listeners: process.eventNames().reduce((sum, name) => sum + process.listenerCount(name), 0),
+    warnings,
+    errors,
+    lastError,
+  };
+}
+
+function countOf(names) {
+  const counts = {};
+  for (const name of names.toSorted()) counts[name] = (counts[name] ?? 0) + 1;
+  return counts;
+}
