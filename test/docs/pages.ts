@@ -54,7 +54,9 @@ export async function pageOf(path: string): Promise<Page> {
 const FENCED = /^( *)```(.*)\n([^]*?)^\1```$/gm;
 
 async function markdownIn(folder: string): Promise<string[]> {
-  const entries = await readdir(join(root, folder), { recursive: folder !== '.' }).catch(() => []);
+  // The dependencies of the benchmark hold a link back to the root, so a recursive listing of its folder would not end.
+  const isFlat = folder === '.' || folder === 'bench';
+  const entries = await readdir(join(root, folder), { recursive: !isFlat }).catch(() => []);
   return entries.filter((entry) => entry.endsWith('.md')).map((entry) => join(folder, entry));
 }
 
