@@ -1,8 +1,9 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import type { ServerResponse } from 'node:http';
 import { expect, test } from 'vitest';
 import { createChannels, type Channels, type EventStream, type Subscription } from '../../src/index.ts';
-import { serveStreams } from '../support/app.ts';
-import { read } from '../support/reader.ts';
+import { serveStreams, type StreamServer } from '../support/app.ts';
+import { read, type Reader } from '../support/reader.ts';
 import { until, within } from '../support/wait.ts';
 
 /** What callbacks do that they should not have to think about: each of these once lost, repeated or crashed something. */
@@ -334,4 +335,208 @@ test('a channel that is left while catching up and entered again begins where it
   using reader = await read(server.url);
   const events = await reader.take(402);
   expect(data(events).filter((each) => each.startsWith('y'))).toEqual(['y2', 'y3']);
+});
+
+/** Puts a `write` in front of the response's own, as middleware does. @param before called with the text of each write */
+function wrapWrite(res: ServerResponse, before: (text: string) => void): void {
+  // oxlint-disable-next-line typescript/unbound-method -- called with the response as `this`
+  const { write } = res;
+  res.write = function wrapped(this: ServerResponse, ...args: Parameters<typeof write>): boolean {
+    before(String(args[0]));
+    return Reflect.apply(write, this, args);
+  } as typeof write;
+}
+
+/** A function that publishes when it is called for the first time, and does nothing later. */
+function publishesOnce(channels: Channels, name: string, text: string): () => void {
+  let isDone = false;
+  return () => {
+    if (isDone) return;
+    isDone = true;
+    void channels.publish(name, text);
+  };
+}
+
+const reentrantPublishers: [who: string, install: (stream: EventStream, publish: () => void) => () => void][] = [
+  ['its filter', () => () => {}],
+  [
+    'a wrapped res.write',
+    (stream, publish) => {
+      wrapWrite(stream.res, (text) => text.includes('data: 4') && publish());
+      return () => {};
+    },
+  ],
+  [
+    'a res-sse:gap subscriber',
+    (_stream, publish) => {
+      subscribe('res-sse:gap', publish);
+      return () => void unsubscribe('res-sse:gap', publish);
+    },
+  ],
+];
+
+test.each(reentrantPublishers)('an event that %s publishes while the stream catches up is delivered', async (who, install) => {
+  const channels = createChannels({ history: { events: 2 } });
+  const [first] = await publishAll(channels, 'a', '1', '2', '3', '4');
+  const publish = publishesOnce(channels, 'a', 'inside');
+  let uninstall = (): void => {};
+  await using server = await serveStreams(
+    (stream) => {
+      uninstall = install(stream, publish);
+      const filter = (event: { data: string }): boolean => (event.data === '4' && publish(), true);
+      return stream.subscribe('a', who === 'its filter' ? { filter } : {});
+    },
+    { channels },
+  );
+  using reader = await read(server.url, { headers: { 'Last-Event-ID': first as string } });
+  await until('the stream to be live', () => channels.stats().subscriptions === 1 && channels.stats().behind === 0);
+  uninstall();
+  await publishAll(channels, 'a', 'after');
+  await until('the last event', () => data(reader.events).includes('after'));
+  expect(data(reader.events.filter(({ event }) => event !== 'sse:gap'))).toEqual(['3', '4', 'inside', 'after']);
+});
+
+test.each<[string, (stream: EventStream, subscription: Subscription) => unknown]>([
+  ['another subscription ends', (_stream, subscription) => subscription.unsubscribe()],
+  ['another subscription begins', (stream) => stream.subscribe('c')],
+])('an event that a filter of a live stream publishes is delivered when %s in the same turn', async (_, act) => {
+  const channels = createChannels();
+  const publish = publishesOnce(channels, 'a', 'inside');
+  let other: Subscription | undefined;
+  await using server = await serveStreams(
+    async (stream) => {
+      await stream.subscribe('a', { filter: (event) => (event.data === 'trigger' && publish(), true) });
+      other = await stream.subscribe('b');
+    },
+    { channels },
+  );
+  using reader = await read(server.url);
+  await until('the subscriptions', () => other !== undefined && channels.stats().behind === 0);
+  void channels.publish('a', 'trigger');
+  void act(server.streams[0] as EventStream, other as Subscription);
+  await publishAll(channels, 'a', 'after');
+  await until('the last event', () => data(reader.events).includes('after'));
+  expect(data(reader.events)).toEqual(['trigger', 'inside', 'after']);
+});
+
+test('an event that a filter publishes in the turn of a heartbeat is delivered, and no checkpoint vouches for it before', async () => {
+  const channels = createChannels();
+  const inside = publishesOnce(channels, 'a', 'inside');
+  // The stream that is opened last is looked at first: writing its checkpoint publishes what the other one's filter answers.
+  const trigger = publishesOnce(channels, 'a', 'trigger');
+  let isArmed = false;
+  await using server = await serveStreams(
+    (stream, req) => {
+      if (req.query['last'] === undefined) {
+        return stream.subscribe('a', { filter: (event) => (event.data === 'trigger' && inside(), true) });
+      }
+      wrapWrite(stream.res, (text) => isArmed && text.includes('sse:checkpoint') && trigger());
+      return stream.subscribe('b');
+    },
+    { channels, heartbeat: 50 },
+  );
+  using reader = await read(server.url);
+  using last = await read(`${server.url}?last`);
+  await until('the subscriptions', () => channels.stats().subscriptions === 2);
+  isArmed = true;
+  await publishAll(channels, 'elsewhere', 'something that moves the head');
+  await until('the heartbeat', () => last.checkpoints.length > 1 && reader.events.length > 0);
+  await publishAll(channels, 'a', 'after');
+  await until('the last event', () => data(reader.events).includes('after'));
+  expect(data(reader.events)).toEqual(['trigger', 'inside', 'after']);
+  expectIdsToGrow(reader);
+});
+
+/** The ids of events and checkpoints together, as they were written. */
+function expectIdsToGrow({ text }: Reader): void {
+  const offsets = [...text.matchAll(/^id: .*\.(\d+)$/gm)].map(([, offset]) => Number(offset));
+  expect(offsets).toEqual(offsets.toSorted((one, other) => one - other));
+}
+
+const CROWD = 600;
+
+/** A crowd of streams that follow `a` with a filter of their own, which publishes are given to in slices. */
+async function gather(server: StreamServer, channels: Channels): Promise<Reader[]> {
+  const readers = await Promise.all(Array.from({ length: CROWD }, () => read(server.url)));
+  await until('the crowd', () => channels.stats().subscriptions === CROWD && channels.stats().behind === 0);
+  return readers;
+}
+
+/** Publishes two events in each of so many turns, while the crowd is still given those of the turn before. */
+async function publishInTurns(channels: Channels, turns: number): Promise<string[]> {
+  const all: string[] = [];
+  for (let turn = 0; turn < turns; turn++) {
+    for (const each of [`${2 * turn}`, `${2 * turn + 1}`]) {
+      all.push(each);
+      void channels.publish('a', each);
+    }
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  return all;
+}
+
+test('in a crowd of 600 a filter that comments on its stream does not change the order of the events', async () => {
+  const channels = createChannels();
+  await using server = await serveStreams((stream) => stream.subscribe('a', { filter: () => (stream.comment('seen'), true) }), {
+    channels,
+  });
+  const readers = await gather(server, channels);
+  const published = await publishInTurns(channels, 4);
+  for (const reader of readers) {
+    await until('all events', () => reader.events.length >= published.length);
+    expect(data(reader.events)).toEqual(published);
+    reader.close();
+  }
+});
+
+test('in a crowd of 600 what a filter sends in place of an event comes in the order of the events', async () => {
+  const channels = createChannels();
+  await using server = await serveStreams(
+    (stream) =>
+      stream.subscribe('a', {
+        filter: (event) => (Number(event.data) % 2 === 0 ? true : (stream.send(`${event.data}, redacted`), false)),
+      }),
+    { channels },
+  );
+  const readers = await gather(server, channels);
+  const published = await publishInTurns(channels, 4);
+  for (const reader of readers) {
+    await until('all events', () => reader.events.length >= published.length);
+    const [passed, redacted] = [false, true].map((isRedacted) =>
+      data(reader.events).filter((each) => each.endsWith('redacted') === isRedacted),
+    );
+    expect(passed).toEqual(published.filter((each) => Number(each) % 2 === 0));
+    expect(redacted).toEqual(published.filter((each) => Number(each) % 2 === 1).map((each) => `${each}, redacted`));
+    // It takes the place of an event of its own turn, so nothing of a later turn comes before it.
+    const turns = data(reader.events).map((each) => Math.floor(Number.parseInt(each, 10) / 2));
+    expect(turns).toEqual(turns.toSorted((one, other) => one - other));
+    reader.close();
+  }
+});
+
+test('a filter that subscribes in the middle of a page steps the ids back only with a checkpoint', async () => {
+  const channels = createChannels();
+  const [first] = await publishAll(channels, 'invites', 'i0');
+  const [before] = await publishAll(channels, 'room', 'r1', 'r2');
+  await publishAll(channels, 'invites', 'invited', 'i4');
+  await publishAll(channels, 'room', 'r5');
+  await using server = await serveStreams(
+    (stream) =>
+      stream.subscribe('invites', {
+        filter: (event) => {
+          if (event.data === 'invited') void stream.subscribe('room', { since: before as string, resume: false });
+          return true;
+        },
+      }),
+    { channels },
+  );
+  using reader = await read(server.url, { headers: { 'Last-Event-ID': first as string } });
+  await until('all events', () => ['invited', 'i4', 'r2', 'r5'].every((each) => data(reader.events).includes(each)));
+  expect(data(reader.events)).toEqual(['invited', 'i4', 'r2', 'r5']);
+  // Each part begins with an event or a checkpoint that may step back, and in it the ids grow.
+  const written = [...reader.text.matchAll(/^(event: sse:checkpoint\n)?data: .*\nid: .*\.(\d+)$/gm)];
+  for (const [index, [, checkpoint, offset]] of written.entries()) {
+    const previous = Number(written[index - 1]?.[2] ?? 0);
+    if (checkpoint === undefined) expect(Number(offset)).toBeGreaterThan(previous);
+  }
 });
