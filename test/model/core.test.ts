@@ -1,10 +1,21 @@
 import { describe, test } from 'vitest';
 import { useClock } from './clock.ts';
+import { burstSchedules } from './draw-bursts.ts';
+import { crowdedSchedules } from './draw-crowd.ts';
+import { schedules } from './draw.ts';
 import { fakes } from './fakes.ts';
 import { expectKept } from './runs.ts';
-import { crowdedSchedules, schedules } from './schedule.ts';
+import { WorkMeter } from './work.ts';
+import type { WorldOptions } from './world.ts';
 
 const clock = useClock();
+
+function optionsOf(isDistant: boolean): () => Omit<WorldOptions, 'tally'> {
+  return () => {
+    const work = new WorkMeter();
+    return { transport: fakes(work), isDistant, clock, work };
+  };
+}
 
 describe.each([
   ['the broker in this process', false],
@@ -15,10 +26,12 @@ describe.each([
     [30, 4_000],
     [60, 3_000],
   ])('in schedules of up to %i commands', { timeout: 300_000 }, (length, times) =>
-    expectKept(`${where}, up to ${length} commands`, schedules(length), times, () => ({ transport: fakes(), isDistant, clock })),
+    expectKept(`${where}, up to ${length} commands`, schedules(length), times, optionsOf(isDistant)),
   );
-});
 
-test('in a crowd every promise is kept', { timeout: 300_000 }, () =>
-  expectKept('in a crowd', crowdedSchedules(25), 200, () => ({ transport: fakes(), isDistant: false, clock })),
-);
+  test('in a crowd', { timeout: 300_000 }, () =>
+    expectKept(`${where}, in a crowd`, crowdedSchedules(25), 100, optionsOf(isDistant)),
+  );
+
+  test('in bursts', { timeout: 300_000 }, () => expectKept(`${where}, in bursts`, burstSchedules(16), 150, optionsOf(isDistant)));
+});

@@ -11,7 +11,7 @@ const LONGEST_DELAY = 6;
 class Line {
   readonly #random: () => number;
   readonly #longest: number;
-  #messages: { due: number; arrive: () => void }[] = [];
+  #messages: { due: number; arrive: () => void; canBeLost: boolean }[] = [];
   #now = 0;
 
   constructor(random: () => number) {
@@ -23,9 +23,14 @@ class Line {
     return this.#messages.length === 0;
   }
 
-  send(arrive: () => void): void {
+  /** Loses what is on its way and can be lost. */
+  lose(): void {
+    this.#messages = this.#messages.filter(({ canBeLost }) => !canBeLost);
+  }
+
+  send(arrive: () => void, canBeLost = false): void {
     const due = Math.max(this.#messages.at(-1)?.due ?? 0, this.#now + 1 + Math.floor(this.#random() * this.#longest));
-    this.#messages.push({ due, arrive });
+    this.#messages.push({ due, arrive, canBeLost });
   }
 
   tick(): void {
@@ -80,6 +85,12 @@ export class DistantBroker implements Broker {
     this.#answers.tick();
   }
 
+  /** The connection breaks and is there again: entries that were on their way are lost, and only the log has them. */
+  interrupt(): void {
+    this.#received.lose();
+    this.#receiver?.interrupted();
+  }
+
   open(receiver: Receiver, bounds: LogBounds): void {
     this.#receiver = receiver;
     const relay: Receiver = {
@@ -131,7 +142,7 @@ export class DistantBroker implements Broker {
     this.#received.send(() => {
       if (entry.epoch !== undefined) this.arrived = entry.offset;
       this.#receiver?.receive(entry);
-    });
+    }, true);
   }
 
   #ask<T>(question: () => T | Promise<T>): Promise<T> {

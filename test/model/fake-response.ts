@@ -17,16 +17,28 @@ export class FakeResponse extends EventEmitter {
   /** What the reader has not taken and never will: it left before. */
   untaken: Buffer[] = [];
   readonly #onBytes: (bytes: Buffer) => void;
+  readonly #onWrite: (bytes: Buffer) => void;
   /** Whether the reader takes whatever comes at once, as a kernel does whose buffers are empty. */
   eager: boolean;
   #needsDrain = false;
   #closing = false;
 
-  constructor(req: object, eager: boolean, onBytes: (bytes: Buffer) => void) {
+  /**
+   * @param onBytes bytes have come to the reader
+   * @param onWrite bytes were written
+   */
+  constructor(req: object, eager: boolean, onBytes: (bytes: Buffer) => void, onWrite: (bytes: Buffer) => void) {
     super();
     this.req = req;
     this.eager = eager;
     this.#onBytes = onBytes;
+    this.#onWrite = onWrite;
+  }
+
+  getHeader(): undefined {}
+
+  getHeaderNames(): string[] {
+    return [];
   }
 
   /** As the library sees it. */
@@ -56,6 +68,7 @@ export class FakeResponse extends EventEmitter {
   write(bytes: Buffer): boolean {
     if (this.writableEnded || this.destroyed) throw new Error('written to after its end');
     this.headersSent = true;
+    this.#onWrite(bytes);
     if (this.eager && this.untaken.length === 0) {
       this.#onBytes(bytes);
       return true;

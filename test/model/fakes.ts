@@ -2,13 +2,14 @@
 import type { EventStream } from '../../src/index.ts';
 import { FakeResponse } from './fake-response.ts';
 import type { Link, Wire } from './link.ts';
+import type { WorkMeter } from './work.ts';
 import type { Transport } from './world.ts';
 
 /** @returns clients for one schedule */
-export function fakes(): Transport {
+export function fakes(work: WorkMeter): Transport {
   const readers = new Set<FakeReader>();
   return {
-    connect({ events }, lastEventId, eager, opened) {
+    connect({ events }, lastEventId, eager, opened, wrap) {
       const req = {
         method: 'GET',
         url: '/',
@@ -17,7 +18,16 @@ export function fakes(): Transport {
       };
       const early: Buffer[] = [];
       let link: Link | undefined;
-      const res = new FakeResponse(req, eager, (bytes) => void (link === undefined ? early.push(bytes) : link.take(bytes)));
+      const res = new FakeResponse(
+        req,
+        eager,
+        (bytes) => void (link === undefined ? early.push(bytes) : link.take(bytes)),
+        (bytes) => work.wrote(res, bytes.length),
+      );
+      if (wrap !== undefined) {
+        const write = res.write.bind(res);
+        res.write = (bytes) => wrap(link, () => write(bytes));
+      }
       events(req as never, res.asResponse, () => {
         link = opened((res as unknown as { sse: EventStream }).sse);
         for (const bytes of early) link.take(bytes);
@@ -31,7 +41,9 @@ export function fakes(): Transport {
       });
     },
     settle() {
-      for (const reader of readers) reader.read();
+      work.reading(() => {
+        for (const reader of readers) reader.read();
+      });
     },
   };
 }

@@ -17,16 +17,35 @@ export interface Hold {
   readonly numberAtCall: number;
   headAtStart: number | undefined;
   lossAtCall: Loss;
+  /**
+   * Whether it was made by a filter or in the middle of a write, or whether user code has done something else in the middle of it.
+   * Then it has its place when the events that were being given have been written, or what was done has been: it is not known when,
+   * as with a broker elsewhere.
+   */
+  isInside: boolean;
+  /** Whether what user code has published in the middle of the call may have changed where it begins. */
+  isStartUnsure: boolean;
 }
 
 /** What happened beside the bytes, and behind which of them. */
 export type Mark = { at: number | undefined } & (
   | { what: 'called'; hold: Hold; live: boolean; owedFrom: number }
   | { what: 'started'; hold: Hold; recovered: boolean }
+  | { what: 'leaving'; hold: Hold }
   | { what: 'left'; hold: Hold; live: boolean; head: number; n: number }
-  | { what: 'asked'; by: FollowOptions; channels: readonly string[]; cursor: string; loss: Loss | undefined; head: number }
+  | {
+      what: 'asked';
+      by: FollowOptions;
+      channels: readonly string[];
+      cursor: string;
+      loss: Loss | undefined;
+      /** Where the log was when it was read, at least, and where it is. */
+      least: number;
+      head: number;
+    }
   | { what: 'answered'; channels: readonly string[]; cursor: string | undefined }
   | { what: 'ended'; live: boolean; head: number }
+  | { what: 'finishing'; head: number }
 );
 
 /** An event that was sent directly. */
@@ -35,6 +54,8 @@ export interface Direct {
   live: boolean;
   /** The offset up to which everything had come to this node. */
   readonly head: number;
+  /** Whether it was sent by a filter or in the middle of a write: then it may come before what was written earlier. */
+  readonly isInside: boolean;
 }
 
 /** All that is known of one connection when it is over. */
@@ -75,6 +96,8 @@ interface Owed {
   /** A subscription of now may begin anywhere up to here. */
   fuzzyUpTo: number;
   armedAt: number;
+  /** Whether two subscriptions name it that are under way or are being ended from inside, and it may begin with either of them. */
+  isLoose: boolean;
 }
 
 /** @throws {Violation} */
@@ -108,7 +131,14 @@ class Ledger {
   #stepsBack = 0;
   // Events of this turn that were owed when a later subscription came may be written before it takes its place.
   #grace: { hold: Hold; from: number; before: Hold[] | undefined } | undefined;
-  #direct = 0;
+  // Direct events that have come, and the place of the newest that was not sent from inside.
+  readonly #sentBefore = new Set<number>();
+  #direct = -1;
+  // Those that are ending from inside: they may have a say or not.
+  readonly #leaving = new Set<Hold>();
+  #hasEnded = false;
+  // Set once the stream was closed for good.
+  #finalHead: number | undefined;
   #asked = false;
   readonly #askedFor = new Set<Owed>();
   // Whose onGap was asked since an event with a place in the log was delivered.
@@ -126,15 +156,19 @@ class Ledger {
     this.#note(`— ${mark.what}`, 'hold' in mark ? { channels: mark.hold.options.channels, start: mark.hold.start } : mark);
     if (mark.what === 'called') this.#called(mark, index);
     else if (mark.what === 'started') this.#started(mark.hold, mark.recovered, index);
+    else if (mark.what === 'leaving') this.#leave(mark.hold);
     else if (mark.what === 'left') this.#unfollow(mark);
     else if (mark.what === 'asked') this.#ask(mark);
     else if (mark.what === 'answered') this.#answer(mark.channels, mark.cursor);
-    else if (mark.live) this.#expectAll(mark.head, 'the end of the stream', 'ends the stream');
+    else if (mark.what === 'finishing') this.#finalHead = mark.head;
+    else this.#close(mark);
   }
 
   item(item: ParsedEvent, index: number): void {
     this.#note(item.type, item.data.length > 200 ? `${item.data.slice(0, 12)}…` : item.data, item.lastEventId);
+    if (this.#hasEnded) this.#violation(`${item.type} came after the end of the stream`);
     if (item.type === 'direct') this.#sent(item);
+    else if (item.type === 'sse:end') this.#finalEnd();
     else if (item.type === 'sse:gap') this.#gapEvent(item, index);
     else if (item.type === 'sse:checkpoint') this.#checkpoint(item);
     else this.#event(item, index);
@@ -157,8 +191,8 @@ class Ledger {
       if (hold.headAtStart === undefined) this.#violation(`subscribe to ${hold.options.channels.join()} has never resolved`);
     }
     this.#expectAll(truth.head, 'everything has come to rest');
-    if (!hasDropped && this.#direct < directs.length) {
-      this.#violation(`of ${directs.length} direct events ${this.#direct} have arrived`);
+    if (!hasDropped && this.#sentBefore.size < directs.length) {
+      this.#violation(`of ${directs.length} direct events ${this.#sentBefore.size} have arrived`);
     }
     if (this.#owesCheckpoint && this.#owed.size > 0) this.#violation('no checkpoint was written after a gap');
   }
@@ -168,6 +202,7 @@ class Ledger {
   #called({ hold, live, owedFrom }: Mark & { what: 'called' }, index: number): void {
     const { isDistant, truth } = this.#account;
     const before = [...this.#holds];
+    const isFuzzy = hold.isStartUnsure || (hold.start === 'now' && (isDistant || hold.isInside));
     if (!hold.options.checkpoints) this.#beginsWithCheckpoint = false;
     for (const other of this.#holds) this.#disturbed.add(other);
     // Within an onGap a subscription does not wait for its start, or the one would wait for the other.
@@ -177,11 +212,16 @@ class Ledger {
     const isLater = this.#gaps.size > 0 || this.#lastOffset >= 0 || this.#owed.size > 0;
     for (const channel of hold.options.channels) {
       if (channel === 'x') {
-        this.#liveOnly ??= isDistant ? { must: Infinity, may: 0 } : { must: hold.numberAtCall, may: hold.numberAtCall };
+        this.#liveOnly ??=
+          isDistant || hold.isInside ? { must: Infinity, may: 0 } : { must: hold.numberAtCall, may: hold.numberAtCall };
         continue;
       }
-      if (this.#owed.has(channel)) continue;
       const have = typeof hold.start === 'number' ? hold.start : hold.start === 'now' ? hold.headAtCall : 0;
+      const known = this.#owed.get(channel);
+      if (known !== undefined) {
+        if (hold.isInside && !known.armed) this.#mix(channel, known, hold, have);
+        continue;
+      }
       const isWhole = hold.start === 'whole';
       this.#owed.set(channel, {
         hold,
@@ -192,16 +232,27 @@ class Ledger {
         // The log is read for the first time before it resolves, or, within an onGap, after that.
         told: isWhole ? lostIn(channel, this.#asked ? truth.now : truth.lossAt(hold.headAtStart ?? truth.head).most) : 0,
         toldOfFloor: 0,
-        foreign: hold.start === 'foreign',
-        armed: !isDistant,
+        foreign: hold.start === 'foreign' && !hold.isStartUnsure,
+        armed: !isDistant && !hold.isInside,
         begun: false,
-        fuzzyUpTo: hold.start === 'now' && isDistant ? (hold.headAtStart ?? Infinity) : -1,
+        fuzzyUpTo: isFuzzy ? (hold.headAtStart ?? Infinity) : -1,
         armedAt: index,
+        isLoose: hold.isStartUnsure,
       });
     }
     if (!isLater) return;
     this.#stepsBack++;
-    if (!isDistant) this.#grace = { hold, from: owedFrom, before: live ? before : undefined };
+    if (!isDistant && !hold.isInside) this.#grace = { hold, from: owedFrom, before: live ? before : undefined };
+  }
+
+  /** Two subscriptions that are under way name the channel: it begins where the one does or where the other does. */
+  #mix(channel: ChannelName, owed: Owed, { start, headAtStart = Infinity }: Hold, have: number): void {
+    owed.have = Math.min(owed.have, have);
+    owed.next = this.#account.truth.of(channel).findIndex((event) => event.offset > owed.have);
+    owed.fuzzyUpTo = Math.max(headAtStart, owed.hold.headAtStart ?? Infinity);
+    owed.foreign &&= start === 'foreign';
+    owed.armed = false;
+    owed.isLoose = true;
   }
 
   #started(hold: Hold, recovered: boolean, index: number): void {
@@ -214,7 +265,8 @@ class Ledger {
     const isAlone = [...this.#owed].every(([channel, owed]) => owed.hold === hold || !hold.options.channels.includes(channel));
     const isUnexplained = !recovered && !this.#gaps.has(hold) && isAlone && !this.#disturbed.has(hold);
     if (isUnexplained) this.#violation('recovered is false, but no gap was told');
-    for (const owed of this.#owed.values()) {
+    for (const [channel, owed] of this.#owed) {
+      owed.isLoose &&= this.#holds.some((other) => other.options.channels.includes(channel) && !this.#begun.has(other));
       if (owed.hold !== hold || owed.armed) continue;
       owed.armed = true;
       owed.armedAt = index;
@@ -223,6 +275,22 @@ class Ledger {
       const untold = [...this.#owed].find(([, owed]) => owed.hold === hold && owed.foreign);
       if (untold !== undefined) this.#violation(`subscribe resolved before the gap of ${untold[0]} was told`);
     }
+  }
+
+  /** A subscription is ended from inside: events that are being given may still come, and none is owed. */
+  #leave(hold: Hold): void {
+    this.#leaving.add(hold);
+    const others = this.#holds.filter((other) => !this.#leaving.has(other));
+    for (const [channel, owed] of this.#owed) {
+      const heirs = others.filter(({ options }) => options.channels.includes(channel));
+      owed.isLoose ||= owed.hold === hold && heirs.some((heir) => !this.#begun.has(heir));
+      if (heirs.length === 0 || owed.isLoose) owed.next = -1;
+    }
+  }
+
+  #close({ live, head }: Mark & { what: 'ended' }): void {
+    if (live) this.#expectAll(head, 'the end of the stream', 'ends the stream');
+    this.#hasEnded = true;
   }
 
   #unfollow({ hold, live, head, n }: Mark & { what: 'left' }): void {
@@ -242,6 +310,7 @@ class Ledger {
     }
     for (const channel of gone) this.#owed.delete(channel);
     this.#holds.splice(this.#holds.indexOf(hold), 1);
+    this.#leaving.delete(hold);
     // The client need not know where it is in what it does not follow any more.
     if (this.#owed.size === 0) this.#owesCheckpoint = false;
     this.#grace = undefined;
@@ -252,7 +321,8 @@ class Ledger {
   /** Another subscription has the channel, too; from now on it alone. It may not have its place yet. */
   #passOn(channel: ChannelName, owed: Owed): void {
     const heir = this.#holds.find((hold) => hold.options.channels.includes(channel))!;
-    if (!this.#account.isDistant || this.#begun.has(heir)) {
+    const isPlaced = !this.#account.isDistant && !heir.isInside && !owed.isLoose;
+    if (isPlaced || this.#begun.has(heir)) {
       owed.hold = heir;
       return;
     }
@@ -268,12 +338,13 @@ class Ledger {
       armed: false,
       begun: false,
       fuzzyUpTo: heir.headAtStart ?? Infinity,
+      isLoose: false,
     });
   }
 
   // What was told.
 
-  #ask({ by, channels, cursor, loss, head }: Mark & { what: 'asked' }): void {
+  #ask({ by, channels, cursor, loss, least, head }: Mark & { what: 'asked' }): void {
     if (this.#asked) this.#violation('onGap was called while it was being asked');
     const offset = this.#offsetOf(cursor);
     const around = this.#account.truth.lossAt(offset);
@@ -283,7 +354,9 @@ class Ledger {
     // Each channel is asked about once; the log may be at the same place when something more is cleared.
     const isSame = this.#gap?.cursor === cursor && !channels.some((channel) => this.#gap?.told.has(channel));
     if (!isSame) {
-      if (!this.#account.isDistant && offset !== head) this.#violation(`gap.cursor is ${offset} where the head is ${head}`);
+      if (!this.#account.isDistant && (offset < least || offset > head)) {
+        this.#violation(`gap.cursor is ${offset} where the head is ${head}`);
+      }
       this.#gap = { cursor, told: new Set() };
     }
     this.#tell(channels, loss === undefined || isSame ? around : { least: loss, most: loss });
@@ -315,7 +388,8 @@ class Ledger {
     const offset = this.#offsetOf(cursor);
     const owed = channels.map((channel) => this.#owed.get(channel as ChannelName));
     // One announcement may be of two losses, of which one has no cursor of ours.
-    if (after === '' ? ![...this.#owed.values()].some((one) => one.hold.start === 'foreign') : owed.some((one) => one?.foreign)) {
+    const mayBeForeign = [...this.#owed.values()].some((one) => one.isLoose || one.hold.start === 'foreign');
+    if (after === '' ? !mayBeForeign : owed.some((one) => one?.foreign)) {
       this.#violation(`a gap after "${after}"`);
     }
     if (after !== '' && this.#offsetOf(after) < this.#lastOffset && this.#stepsBack === 0) {
@@ -337,7 +411,7 @@ class Ledger {
       if (!owed.foreign && !isLost && isFloor) owed.toldOfFloor = least.trimmed[channel] ?? 0;
       // Elsewhere, a subscription that has inherited the channel may begin with a gap of its own.
       const isInherited = !owed.armed && owed.hold.start === 'foreign';
-      if (!owed.foreign && !isLost && !isFloor && !isInherited) {
+      if (!owed.foreign && !isLost && !isFloor && !isInherited && !owed.isLoose) {
         this.#violation(`a gap in ${channel}, which has lost nothing beyond ${known}`);
       }
       if (!owed.armed) owed.armedAt = index;
@@ -365,6 +439,7 @@ class Ledger {
     // One that steps back comes of a subscription in the middle of it.
     if (!this.#asked && offset >= this.#lastOffset) this.#gap = undefined;
     this.#grace = undefined;
+    if (offset < this.#lastOffset && this.#stepsBack-- > 0) this.#lastOffset = offset;
     this.#reach(offset);
     this.#moveTo(cursor, offset);
   }
@@ -389,7 +464,7 @@ class Ledger {
     if (!isOwedOfTurn) this.#grace = undefined;
     if (this.#verdict(event, this.#grace?.before) !== 'passes') this.#violation(`${describe(event)} came past the filter`);
     if (this.#lastId === '' && this.#beginsWithCheckpoint) this.#violation('an event came before the first checkpoint');
-    if (event.offset <= owed.have) {
+    if (event.offset <= owed.have && !owed.isLoose) {
       this.#violation(`${describe(event)} came twice or out of order: the stream has everything up to ${owed.have}`);
     }
     if (!owed.armed) owed.armedAt = index;
@@ -414,14 +489,35 @@ class Ledger {
 
   #sent({ data, lastEventId }: ParsedEvent): void {
     this.#expectSameId(lastEventId);
-    const direct = this.#account.directs.find(({ k }) => k === Number(data));
-    if (direct === undefined) this.#violation(`nobody has sent ${data}`);
-    const place = this.#account.directs.indexOf(direct);
-    if (place < this.#direct || (place > this.#direct && !this.#account.hasDropped)) {
-      this.#violation(`direct event ${place} came where ${this.#direct} was expected`);
+    const { directs, hasDropped } = this.#account;
+    const k = Number.parseInt(data, 10);
+    const direct = directs.find((one) => one.k === k);
+    if (direct === undefined) this.#violation(`nobody has sent ${data.slice(0, 40)}`);
+    if (this.#sentBefore.has(k)) this.#violation(`direct event ${k} came twice`);
+    this.#sentBefore.add(k);
+    if (direct.isInside) return;
+    const place = directs.indexOf(direct);
+    const between = directs.slice(this.#direct + 1, Math.max(0, place)).filter(({ isInside }) => !isInside);
+    if (place < this.#direct || (between.length > 0 && !hasDropped)) {
+      this.#violation(`direct event ${place} came where ${directs.indexOf(between[0] ?? direct)} was expected`);
     }
-    this.#direct = place + 1;
-    if (direct.live) this.#expectAll(direct.head, `direct event ${data}`);
+    this.#direct = place;
+    if (direct.live) this.#expectAll(direct.head, `direct event ${k}`);
+  }
+
+  /** The client does not come back: it has been given what was published before the stream was closed for good. */
+  #finalEnd(): void {
+    if (this.#finalHead === undefined) this.#violation('sse:end came to a stream that was not closed for good');
+    this.#hasEnded = true;
+    if (this.#account.hasDropped) return;
+    for (const [channel, owed] of this.#owed) {
+      // Where a subscription of now that is under way begins is not known.
+      if (!owed.armed && typeof owed.hold.start !== 'number') continue;
+      const missing = this.#missing(channel, owed, this.#finalHead);
+      if (missing !== undefined && this.#verdict(missing) !== 'ends the stream') {
+        this.#violation(`${describe(missing)} was owed before sse:end`);
+      }
+    }
   }
 
   // The id rule.
@@ -449,7 +545,7 @@ class Ledger {
       if (
         this.#verdict(
           event,
-          this.#holds.filter((hold) => hold === owed.origin || event.offset > this.#placeOf(hold)),
+          this.#holds.filter((hold) => !this.#leaving.has(hold) && (hold === owed.origin || event.offset > this.#placeOf(hold))),
         ) === 'is kept away'
       ) {
         continue;
@@ -484,23 +580,21 @@ class Ledger {
       (event) =>
         this.#verdict(
           event,
-          this.#holds.filter((hold) => event.n >= hold.numberAtCall),
+          this.#holds.filter((hold) => !this.#leaving.has(hold) && !hold.isInside && event.n >= hold.numberAtCall),
         ) === 'passes',
     );
     if (missing !== undefined) this.#violation(`${describe(missing)} of the channel without history was lost`);
   }
 
   #moveTo(id: string, offset: number): void {
-    if (offset < this.#lastOffset && this.#stepsBack-- <= 0) {
-      this.#violation(`the ids step back from ${this.#lastOffset} to ${offset}`);
-    }
+    if (offset < this.#lastOffset) this.#violation(`the ids step back from ${this.#lastOffset} to ${offset}`);
     this.#lastOffset = offset;
     this.#lastId = id;
   }
 
   /** The offset beyond which another subscription on a channel that is followed already has a say. */
   #placeOf(hold: Hold): number {
-    return this.#account.isDistant ? (hold.headAtStart ?? Infinity) : hold.headAtCall;
+    return this.#account.isDistant || hold.isInside ? (hold.headAtStart ?? Infinity) : hold.headAtCall;
   }
 
   /** One subscription that lets it through is enough; where one of them ends the stream, it is not asked again. */

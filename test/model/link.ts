@@ -17,6 +17,8 @@ export interface Wire {
   drop(): void;
   /** Whether the client has got all that was written. */
   readonly isEmpty: boolean;
+  /** Whether the newest event went to the socket directly, where that can be seen. */
+  readonly isDirect?: boolean;
 }
 
 export interface Following {
@@ -28,6 +30,8 @@ export interface Following {
 export class Link {
   /** Whether what comes is read: of a crowd nobody wants to know. */
   isRead = true;
+  /** How many channels a member of a crowd follows. */
+  followed = 0;
   readonly registry: Registry;
   readonly stream: EventStream;
   readonly parser = new StrictParser();
@@ -41,10 +45,18 @@ export class Link {
   wire!: Wire;
   /** Whether the client is still there. */
   isOpen = true;
+  /** Whether somebody has put a `write` in front of the response's own. */
+  isWrapped = false;
   /** Whether its reader was once slow. */
   wasSlow = false;
   /** Whether a filter or an `onGap` misbehaves, so that the stream may end for it. */
   mayFail = false;
+  /** What must end the stream with an error, once it has happened. */
+  mustFail: string | undefined;
+  /** Whether the application has closed the stream for good, and it is given the rest. */
+  isFinishing = false;
+  /** More than 0 while user code runs in the middle of events that are just being filtered or written. */
+  inside = 0;
   received = Infinity;
   #bytes = 0;
   // Marks whose place in the stream has not been reached, each with its place.

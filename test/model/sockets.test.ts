@@ -7,7 +7,7 @@ import { dial, listening, type TestServer } from '../support/server.ts';
 import { useClock } from './clock.ts';
 import type { Link, Wire } from './link.ts';
 import { expectKept } from './runs.ts';
-import { schedules } from './schedule.ts';
+import { schedules } from './draw.ts';
 import type { Transport } from './world.ts';
 
 const clock = useClock();

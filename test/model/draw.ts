@@ -1,0 +1,171 @@
+/** Schedules of whatever may happen. */
+import fc from 'fast-check';
+import {
+  CLIENTS,
+  type Act,
+  type ActKind,
+  type Bounds,
+  type Brings,
+  type ChannelName,
+  type Command,
+  type FilterKind,
+  type FollowOptions,
+  type Observer,
+  type OnGapKind,
+  type Schedule,
+  type Size,
+  type Wrap,
+} from './schedule.ts';
+
+const channel = fc.constantFrom<ChannelName>('a', 'a', 'a', 'b', 'b', 'c', 'n', 'x');
+export const client = fc.nat({ max: CLIENTS - 1 });
+const size = fc.constantFrom<Size>('small', 'small', 'small', 'small', 'middle', 'large');
+
+const ACTS = ['publishes', 'publishes', 'sends', 'comments', 'sends to others', 'unsubscribes', 'subscribes', 'closes'] as const;
+
+/** @param from one of how many filters acts */
+export function acts(from: number): fc.Arbitrary<Act | undefined> {
+  const act = fc.record({ kind: fc.constantFrom<ActKind>(...ACTS), at: fc.nat({ max: 4 }) });
+  return fc.oneof({ weight: from - 1, arbitrary: fc.constant(undefined) }, { weight: 1, arbitrary: act });
+}
+
+/** @param from one of how many responses has a `write` put in front of its own */
+export function wraps(from: number): fc.Arbitrary<Wrap | undefined> {
+  const wrap = fc.record({
+    kind: fc.constantFrom<Wrap['kind']>('publishes', 'publishes', 'sends', 'comments', 'sends to others', 'subscribes', 'closes'),
+    at: fc.nat({ max: 6 }),
+    when: fc.constantFrom<Wrap['when']>('before', 'after'),
+  });
+  return fc.oneof({ weight: from - 1, arbitrary: fc.constant(undefined) }, { weight: 1, arbitrary: wrap });
+}
+
+const observer: fc.Arbitrary<Observer> = fc.record({
+  of: fc.constantFrom<Observer['of']>('open', 'gap', 'gap', 'slow', 'close'),
+  kind: fc.constantFrom<Observer['kind']>('publishes', 'publishes', 'sends', 'sends to others'),
+});
+
+export const observers: fc.Arbitrary<Observer[]> = fc.oneof(
+  { weight: 3, arbitrary: fc.constant<Observer[]>([]) },
+  { weight: 1, arbitrary: fc.array(observer, { minLength: 1, maxLength: 2 }) },
+);
+
+const follow: fc.Arbitrary<FollowOptions> = fc.record({
+  channels: fc.uniqueArray(channel, { minLength: 1, maxLength: 3 }),
+  since: fc.constantFrom('now', 'now', 'start', 'cursor', 'garbage'),
+  back: fc.nat({ max: 12 }),
+  resume: fc.constantFrom(true, true, true, true, false),
+  filter: fc.constantFrom<FilterKind>('none', 'none', 'none', 'none', 'even', 'even', 'throws', 'promises'),
+  onGap: fc.constantFrom<OnGapKind>(
+    'none',
+    'none',
+    'none',
+    'cursor',
+    'cursor',
+    'nothing',
+    'slow cursor',
+    'slow cursor',
+    'slow nothing',
+    'throws',
+    'other cursor',
+    'beyond',
+  ),
+  checkpoints: fc.constantFrom(true, true, true, false),
+  act: acts(5),
+});
+
+const command: fc.Arbitrary<Command> = fc.oneof(
+  {
+    weight: 12,
+    arbitrary: fc.record({
+      do: fc.constant('publish' as const),
+      channels: fc.array(channel, { minLength: 1, maxLength: 4 }),
+      size,
+      named: fc.boolean(),
+      key: fc.constantFrom(undefined, undefined, undefined, 1, 2),
+    }),
+  },
+  {
+    weight: 6,
+    arbitrary: fc.record({
+      do: fc.constant('connect' as const),
+      client,
+      brings: fc.constantFrom<Brings>(
+        'last',
+        'last',
+        'last',
+        'last',
+        'last',
+        'nothing',
+        'garbage',
+        'other log',
+        'beyond',
+        'older',
+      ),
+      back: fc.nat({ max: 12 }),
+      eager: fc.boolean(),
+      follow,
+      wrap: wraps(6),
+    }),
+  },
+  { weight: 3, arbitrary: fc.record({ do: fc.constant('follow' as const), client, follow }) },
+  { weight: 2, arbitrary: fc.record({ do: fc.constant('unfollow' as const), client, which: fc.nat({ max: 3 }) }) },
+  { weight: 2, arbitrary: fc.record({ do: fc.constantFrom('pause' as const, 'pause' as const, 'go on' as const), client }) },
+  {
+    weight: 4,
+    arbitrary: fc.record({
+      do: fc.constantFrom(
+        'drop' as const,
+        'end' as const,
+        'end for good' as const,
+        'send' as const,
+        'send' as const,
+        'snapshot' as const,
+        'comment' as const,
+        'beat' as const,
+        'beat' as const,
+        'answer' as const,
+      ),
+      client,
+    }),
+  },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('sip' as const), client, writes: fc.integer({ min: 1, max: 4 }) }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('clear' as const), channel }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('wait' as const), ms: fc.constantFrom(1, 600, 1_100, 400_000) }) },
+  { weight: 8, arbitrary: fc.record({ do: fc.constant('turn' as const), times: fc.constantFrom(1, 1, 1, 2, 5) }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      do: fc.constantFrom(
+        'microtasks' as const,
+        'microtasks' as const,
+        'microtasks' as const,
+        'interrupt' as const,
+        'interrupt' as const,
+        'restart' as const,
+      ),
+    }),
+  },
+);
+
+const bounds: fc.Arbitrary<Bounds> = fc.record({
+  history: fc.oneof(
+    fc.record({ events: fc.integer({ min: 1, max: 6 }) }),
+    fc.record({ bytes: fc.constantFrom(900, 1_800, 3_000, 60_000) }),
+    fc.record({ events: fc.constantFrom(4, 1_000), age: fc.constantFrom(500, 1_000) }),
+    fc.constant({}),
+  ),
+  maxHistory: fc.constantFrom(undefined, undefined, 2_000, 4_000, 150_000),
+  maxChannels: fc.constantFrom(undefined, undefined, 1, 2, 3),
+});
+
+/** @param length how many commands at most */
+export function schedules(length: number): fc.Arbitrary<Schedule> {
+  return fc.record({
+    bounds,
+    presence: fc.constantFrom(false, false, true),
+    observers,
+    ending: fc.constantFrom<Schedule['ending']>('clients', 'clients', 'clients', 'registry'),
+    seed: fc.nat(),
+    commands: fc.array(command, { minLength: 3, maxLength: length, size: 'max' }),
+  });
+}
