@@ -417,7 +417,9 @@ export class World {
   async #probe(): Promise<void> {
     for (let probe = 0; probe < 2; probe++) {
       this.#application.publishTo('a', 'small', false);
-      for (let turn = 0; turn < 3 || !this.#isQuiet(); turn++) await this.#turn();
+      if (await this.#comeToQuiet()) continue;
+      this.#scene.fault('the streams do not come to rest after one event more');
+      return;
     }
     checkDirect(this.#scene);
   }
@@ -430,7 +432,7 @@ export class World {
       acts = userCode.acts;
       for (const link of this.#scene.open) link.stream.due();
       for (let turn = 0; turn < 3 || registry.distant?.isQuiet === false; turn++) await this.#turn();
-      while (!this.#scene.open.every((link) => link.wire.isEmpty)) await this.#turn();
+      for (let turn = 0; turn < PATIENCE && !this.#scene.open.every((link) => link.wire.isEmpty); turn++) await this.#turn();
     }
   }
 
