@@ -22,9 +22,9 @@ describe.each([
   ['a broker elsewhere', true],
 ])('with %s every promise is kept', (where, isDistant) => {
   test.each([
-    [12, 6_000],
-    [30, 4_000],
-    [60, 3_000],
+    [12, 3_500],
+    [30, 2_200],
+    [60, 1_700],
   ])('in schedules of up to %i commands', { timeout: 300_000 }, (length, times) =>
     expectKept(`${where}, up to ${length} commands`, schedules(length), times, optionsOf(isDistant)),
   );
