@@ -1,14 +1,22 @@
 /**
- * The live streams that follow the same set of channels: one frame is right for all of them. Most have no say in it, and are *in
- * step*: their cursor and their counts are kept here, once for all, and to give them a frame touches nothing of theirs but the
- * socket. At tens of thousands of streams what is touched has to come from memory, and that is what it costs.
+ * The live streams that follow the same set of channels: one frame is right for all of them.
+ *
+ * Most of them take every frame whole. They are *in step*: their cursor and their counts are kept here, once for all, and a
+ * frame touches nothing of theirs but the socket. At tens of thousands of streams each object that is touched has to come
+ * from memory, which is what a delivery costs.
+ *
+ * ```text
+ * members   m0   m1   m2   m3   m4   m5        sockets[i]: the socket of m(i) while it is in step, else undefined
+ *           └── waiting ──┘└── done ───┘       done: has been given the current frame, or has come since
+ *                         ▲ #waiting           the current frame is given from the end of `waiting` to its beginning
+ * ```
  */
 import type { Socket } from 'node:net';
 import { PIECE } from './backlog.ts';
 import { clock } from './clock.ts';
 import { WRITE_MARK, type Account } from './connection.ts';
-import { Frame, fitting } from './frame.ts';
-import type { LogEntry } from './log-entry.ts';
+import type { Feed } from './feed.ts';
+import type { Frame } from './frame.ts';
 import { Slots, type Slotted } from './slots.ts';
 
 /** What all that are in step have been given together. */
@@ -19,38 +27,79 @@ export interface Pace extends Account {
 
 /** A live stream, as its audience sees it. */
 export interface Member extends Slotted {
+  /** Offset up to which it has been given everything, while it is not in step. */
+  readonly position: number;
   /**
-   * Takes what of the frame is beyond its cursor. Never throws.
+   * Takes what of the frame is beyond its position. Never throws.
    * @returns its socket, if it has taken all and the next frames may be written there without asking it
    */
   take(frame: Frame): Socket | undefined;
+  /** Entries up to the offset were dropped before it was given them. Never throws. */
+  miss(upTo: number, events: number): void;
+  /** It is not to be given what is pending, or anything any more: it leaves, and reads the log. Never throws. */
+  fallBehind(): void;
+  /** Its socket has thrown: the stream ends. Never throws. */
+  fail(error: unknown): void;
   /** From here on what it is given is on the audience's account. */
   steppedIn(pace: Pace): void;
   /** From here on it is for itself. */
   steppedOut(pace: Pace): void;
 }
 
-// Beyond it the counts are begun anew: V8 keeps an integer of more than 31 bits in an object of its own, for each stream.
-const MOST_BYTES = 2 ** 30;
+/** Audiences between two interruptions. Afterwards they are retired: their streams have to read the log. */
+export interface Generation {
+  readonly isRetired: boolean;
+}
 
-/** Its members from `#waiting` on have had the frame underway, or have come since. */
+// Beyond it the counts are begun anew: V8 keeps an integer of more than 31 bits in an object of its own, for each stream.
+const MAX_COUNTED_BYTES = 2 ** 30;
+
 export class Audience extends Slots<Member> {
   readonly channels: readonly string[];
+  readonly feeds: readonly Feed[];
+  readonly #generation: Generation;
   // Beside each member that is in step its socket.
   readonly #sockets: (Socket | undefined)[] = [];
-  // How many have not had the frame underway.
+  // How many members have not been given the current frame.
   #waiting = 0;
-  #pace: Pace = { cursor: 0, bytes: 0, events: 0, at: 0 };
-  // With the frame underway.
-  #paceAfter = this.#pace;
-  // The frame that not every member has been given yet, and what has been published since.
-  #underway: Frame | undefined;
-  #pending: LogEntry[] = [];
-  #frame: Frame | undefined;
+  #pace: Pace;
+  // With the current frame.
+  #paceAfter: Pace;
+  // The frame that not every member has been given yet.
+  #current: Frame | undefined;
+  // How many entries were dropped, where the members are told of that instead of being given a frame.
+  #dropped: number | undefined;
 
-  constructor(channels: readonly string[]) {
+  /** @param position offset up to which nothing is to be given to the members */
+  constructor(channels: readonly string[], feeds: readonly Feed[], position: number, generation: Generation) {
     super();
     this.channels = channels;
+    this.feeds = feeds;
+    this.#pace = { cursor: position, bytes: 0, events: 0, at: 0 };
+    this.#paceAfter = this.#pace;
+    this.#generation = generation;
+  }
+
+  get isRetired(): boolean {
+    return this.#generation.isRetired;
+  }
+
+  /** Offset up to which its members have been given everything, or are being given it. */
+  get position(): number {
+    return this.#paceAfter.cursor;
+  }
+
+  /** Offset of the newest entry that was published in its channels. */
+  get newest(): number {
+    return Math.max(...this.feeds.map(({ newest }) => newest));
+  }
+
+  /** What was dropped beyond the position: up to which offset, and how many entries. */
+  droppedAfter(position: number): { readonly upTo: number; readonly events: number } | undefined {
+    const feeds = this.feeds.filter(({ dropped }) => dropped > position);
+    if (feeds.length === 0) return undefined;
+    const upTo = Math.max(...feeds.map(({ dropped }) => dropped));
+    return { upTo, events: feeds.reduce((sum, { droppedCount }) => sum + droppedCount, 0) };
   }
 
   override add(member: Member): void {
@@ -86,7 +135,7 @@ export class Audience extends Slots<Member> {
     return slot < this.#waiting ? this.#pace : this.#paceAfter;
   }
 
-  /** Whoever wants to do something else with a member takes it out first; it comes back with the next frame that it takes whole. */
+  /** Takes a member out of step, before anything else is done with it. The next frame that it takes whole brings it back. */
   stepOut(member: Member): void {
     const pace = this.paceOf(member);
     if (pace === undefined) return;
@@ -94,86 +143,79 @@ export class Audience extends Slots<Member> {
     member.steppedOut(pace);
   }
 
-  /** @returns whether it is the first that waits */
-  push(entry: LogEntry): boolean {
-    this.#frame = undefined;
-    return this.#pending.push(entry) === 1;
+  /** The frame that the member has still to be given, if there is one. */
+  frameFor(member: Member): Frame | undefined {
+    return member.slot < this.#waiting && this.has(member) ? this.#current : undefined;
   }
 
-  /** Offset of the newest entry that came. */
-  get newest(): number {
-    return this.#pending.at(-1)?.offset ?? this.#underway?.last ?? 0;
+  /** The frame is for all members from now on. */
+  begin(frame: Frame): void {
+    this.#start(frame.last, frame.bytes.length, frame.entries.length);
+    this.#current = frame;
   }
 
-  /** Gives one member all that is owed, before its turn. */
-  flush(member: Member): void {
-    this.stepOut(member);
-    // One that falls behind on a frame leaves, and gets the rest from the log.
-    if (this.#underway !== undefined && this.has(member)) member.take(this.#underway);
-    if (this.#pending.length === 0 || !this.has(member)) return;
-    // A copy: the frame must not grow when more is published.
-    this.#frame ??= new Frame([...this.#pending]);
-    member.take(this.#frame);
+  /** Entries up to the offset were dropped: the members are told, instead of being given them. */
+  beginDropped(upTo: number, events: number): void {
+    this.#start(upTo, 0, 0);
+    this.#dropped = events;
   }
 
-  /**
-   * What has been published is for all members from now on; no more than one write may hold.
-   * @returns `false` while another frame is underway, or where nothing waits
-   */
-  begin(): boolean {
-    if (this.#underway !== undefined || this.#pending.length === 0) return false;
-    const count = fitting(this.#pending, WRITE_MARK);
-    const isAll = count === this.#pending.length;
-    const known = isAll ? this.#frame : undefined;
-    const frame = known ?? new Frame(isAll ? this.#pending : this.#pending.slice(0, count));
-    this.#pending = isAll ? [] : this.#pending.slice(count);
-    this.#frame = undefined;
-    this.#underway = frame;
-    if (this.#pace.bytes > MOST_BYTES) this.#countAnew();
+  #start(cursor: number, addedBytes: number, addedEvents: number): void {
+    if (this.#pace.bytes > MAX_COUNTED_BYTES) this.#countAnew();
     this.#waiting = this.members.length;
     const { bytes, events } = this.#pace;
-    this.#paceAfter = {
-      cursor: frame.last,
-      bytes: bytes + frame.bytes.length,
-      events: events + frame.entries.length,
-      at: clock(),
-    };
-    return true;
+    this.#paceAfter = { cursor, bytes: bytes + addedBytes, events: events + addedEvents, at: clock() };
   }
 
   /**
-   * Gives the frame underway to so many members more.
+   * Gives the current frame to so many members more.
    * @returns how many of that number are left when all have had it
    */
   give(most: number): number {
-    const frame = this.#underway as Frame;
-    // One that is not all new, or larger than one write may be, is a matter for each.
-    const isForAll = frame.first > this.#pace.cursor && frame.bytes.length <= WRITE_MARK;
+    const frame = this.#current;
+    // A frame that is not all new, or larger than one write may be, is a matter for each member.
+    const isForAll = frame !== undefined && frame.first > this.#pace.cursor && frame.bytes.length <= WRITE_MARK;
     let left = most;
-    // Backwards: those that come meanwhile are behind those that wait.
+    // Backwards: members that come meanwhile are behind those that wait.
     for (; left > 0 && this.#waiting > 0; left--) {
       const slot = this.#waiting - 1;
       const socket = this.#sockets[slot];
       if (isForAll && socket?.writable === true && socket.writableLength <= PIECE) {
         this.#waiting = slot;
-        socket.write(frame.chunk);
+        try {
+          socket.write(frame.chunk);
+        } catch (error) {
+          this.#failAt(slot, error);
+        }
       } else {
-        this.#offer(this.members[slot] as Member, frame);
+        this.#offer(this.members[slot] as Member);
+        // A callback may have had the frame abandoned.
+        if (!this.isGiving) return left;
       }
     }
     if (this.#waiting === 0) this.#finish();
     return left;
   }
 
-  /** Whether a frame is underway. */
-  get isGiving(): boolean {
-    return this.#underway !== undefined;
+  /** An agent has put a `write` of its own on the socket of the member there, and it has thrown. */
+  #failAt(slot: number, error: unknown): void {
+    const member = this.members[slot];
+    if (member === undefined) return;
+    this.stepOut(member);
+    member.fail(error);
   }
 
-  #offer(member: Member, frame: Frame): void {
+  /** Whether not every member has been given the current frame. */
+  get isGiving(): boolean {
+    return this.#current !== undefined || this.#dropped !== undefined;
+  }
+
+  #offer(member: Member): void {
     this.stepOut(member);
     this.#waiting--;
-    const socket = member.take(frame);
+    if (this.#dropped !== undefined) member.miss(this.#paceAfter.cursor, this.#dropped);
+    if (this.#current === undefined) return;
+    const socket = member.take(this.#current);
     if (socket === undefined || !this.has(member)) return;
     this.#sockets[member.slot] = socket;
     member.steppedIn(this.#paceAfter);
@@ -184,10 +226,16 @@ export class Audience extends Slots<Member> {
     this.#pace = { ...this.#pace, bytes: 0, events: 0 };
   }
 
-  /** Every member has been given the frame underway. */
+  /** Every member has been given the current frame. */
   #finish(): void {
-    for (const entry of this.#underway?.entries ?? []) entry.rest();
-    this.#underway = undefined;
+    this.abandon();
     this.#pace = this.#paceAfter;
+  }
+
+  /** The members that still wait for the current frame will not be given it. */
+  abandon(): void {
+    for (const entry of this.#current?.entries ?? []) entry.rest();
+    this.#current = undefined;
+    this.#dropped = undefined;
   }
 }

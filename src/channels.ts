@@ -1,9 +1,12 @@
 /** The channel registry: what is published, who follows it. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import { outsideRequests } from './async-context.ts';
 import type { Broker, BrokerState, Receiver } from './brokers/broker.ts';
 import { closed } from './brokers/errors.ts';
 import { memoryBroker } from './brokers/memory.ts';
+import { CatchUpQueue } from './catch-up-queue.ts';
 import { formatCursor } from './cursor.ts';
+import { Deliveries } from './deliveries.ts';
 import { diagnostics } from './diagnostics.ts';
 import { SseError, shown } from './errors.ts';
 import type { EventStream, SubscribeOptions, Subscription } from './event-stream.ts';
@@ -13,23 +16,28 @@ import { History, historyRules, type HistoryOptions } from './history.ts';
 import type { LogEntry } from './log-entry.ts';
 import { aBoolean, aFunction, assertOptions, draw, integer, type OptionRule } from './options.ts';
 import { refuse, stream as streamRoute, type RouteHandler, type RouteRequest, type RouteResponse } from './route.ts';
+import type { AnySchema, ChannelName, EventData, EventName, SchemaOf } from './schema.ts';
 import { ended } from './subscription.ts';
-import { assertEvent, assertRetry, dataText, type Serialize } from './wire.ts';
+import { checkTimes } from './warnings.ts';
+import { assertEvent, assertRetry, dataText, eventBytes, type Serialize } from './wire.ts';
 
-/** Channel names, the event names of each, and the data of each event. */
-export type AnySchema = Record<string, Record<string, unknown>>;
+/** The event of a call that names none; any where that is an error, which {@link NamedEvent} then explains. */
+type DefaultEvent<S, N extends ChannelName<S>> = 'message' extends EventName<S, N> ? 'message' : EventName<S, N>;
 
-/** An interface will do as a schema, which no index signature would accept. */
-export type SchemaOf<S> = { [N in keyof S]: object };
+/** Options of a call that names its event. Only a channel with an event `message` may leave the name out. */
+type NamedEvent<S, N extends ChannelName<S>, E extends string> = 'message' extends EventName<S, N> ? unknown : { event: E };
 
-/** The names that may be published to. */
-export type ChannelName<S> = keyof S & string;
-
-/** The names of a channel's events. */
-export type EventName<S, N extends ChannelName<S>> = keyof S[N] & string;
-
-/** The data of a channel's event. */
-export type EventData<S, N extends ChannelName<S>, E> = E extends keyof S[N] ? S[N][E] : never;
+/**
+ * The `this` of a `publish` without options, which publishes a `message`. On a channel that has no such event it is a sentence that
+ * no registry is, so that the compiler's error contains the fix.
+ */
+type HasMessage<S, N extends ChannelName<S>> = [N] extends [never]
+  ? unknown
+  : N extends ChannelName<S>
+    ? 'message' extends EventName<S, N>
+      ? unknown
+      : `channel ${N} has no event message; pass { event: '${EventName<S, N>}' }`
+    : never;
 
 /** What is published besides the data. */
 export interface PublishOptions<E extends string = string> {
@@ -39,7 +47,7 @@ export interface PublishOptions<E extends string = string> {
   retry?: number | undefined;
   /**
    * Makes a retry safe: within five minutes the same key publishes once in this channel, and later calls resolve with the first
-   * id. A non-empty string of at most 256 UTF-8 bytes.
+   * id. A non-empty string of at most 256 UTF-8 bytes. `memoryBroker()` remembers the newest 100,000 keys of that time.
    */
   key?: string | undefined;
 }
@@ -60,6 +68,11 @@ export interface ChannelsOptions {
   maxHistory?: number | undefined;
   /** Channels of which something is known; those without subscribers are forgotten first. @defaultValue `10_000` */
   maxChannels?: number | undefined;
+  /**
+   * Bytes that one event may have at most, as it goes over the wire; `publish` refuses a larger one with `ERR_SSE_DATA`.
+   * @defaultValue `1_048_576`
+   */
+  maxEvent?: number | undefined;
   /** Makes text of data that is not a string. @defaultValue `JSON.stringify` */
   serialize?: Serialize | undefined;
 }
@@ -87,11 +100,11 @@ export interface Channel<S extends SchemaOf<S>, N extends ChannelName<S>> {
   /** How many streams follow it on this node. */
   readonly size: number;
   /** @see Channels.publish */
-  publish<E extends EventName<S, N>>(
+  publish(this: HasMessage<S, N>, data: EventData<S, N, 'message'>): Promise<{ id: string }>;
+  publish<E extends EventName<S, N> = DefaultEvent<S, N>>(
     data: EventData<S, N, E>,
-    options: PublishOptions<E> & { event: E },
+    options: (PublishOptions<E> & NamedEvent<S, N, E>) | undefined,
   ): Promise<{ id: string }>;
-  publish(data: EventData<S, N, 'message'>, options?: PublishOptions<'message'>): Promise<{ id: string }>;
   /** @see Channels.subscribe */
   subscribe(stream: EventStream, options?: SubscribeOptions): Promise<Subscription>;
 }
@@ -106,21 +119,26 @@ export type ListenNames<Req, Name extends string = string> =
 export interface Channels<S extends SchemaOf<S> = AnySchema> {
   /**
    * Publishes an event to every stream that follows the channel. It is encoded once, whatever the number of readers.
+   * Without options the event is a `message`.
+   * @param name a non-empty string of at most 256 UTF-8 bytes without control characters
+   * @param data a string goes as it is, anything else through `serialize`
+   * @returns a promise of the event's id; rejects with an `SseError` for what cannot be published, before anybody got any of it
+   * @example
+   * await channels.publish('news', 'The pond is open');
+   */
+  publish<N extends ChannelName<S>>(this: HasMessage<S, N>, name: N, data: EventData<S, N, 'message'>): Promise<{ id: string }>;
+  /**
+   * Publishes an event to every stream that follows the channel, with a name, a reconnection time or a key.
    * @param name a non-empty string of at most 256 UTF-8 bytes without control characters
    * @param data a string goes as it is, anything else through `serialize`
    * @returns a promise of the event's id; rejects with an `SseError` for what cannot be published, before anybody got any of it
    * @example
    * await channels.publish('haiku', { text, author }, { event: 'text' });
    */
-  publish<N extends ChannelName<S>, E extends EventName<S, N>>(
+  publish<N extends ChannelName<S>, E extends EventName<S, N> = DefaultEvent<S, N>>(
     name: N,
     data: EventData<S, N, E>,
-    options: PublishOptions<E> & { event: E },
-  ): Promise<{ id: string }>;
-  publish<N extends ChannelName<S>>(
-    name: N,
-    data: EventData<S, N, 'message'>,
-    options?: PublishOptions<'message'>,
+    options: (PublishOptions<E> & NamedEvent<S, N, E>) | undefined,
   ): Promise<{ id: string }>;
 
   /**
@@ -135,8 +153,8 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
   ): Promise<Subscription>;
 
   /**
-   * The id of the newest event now, for a page and its stream to meet: read it *before* the page's data, store data *before*
-   * publishing it, and connect with `?lastEventId=` and the cursor that was rendered into the page.
+   * The id of the newest event that this node knows of, for a page and its stream to meet: read it *before* the page's data, store
+   * data *before* publishing it, and connect with `?lastEventId=` and the cursor that was rendered into the page.
    */
   cursor(): Promise<string>;
 
@@ -153,7 +171,12 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
    * app.get('/events/:room', channels.listen((req) => canRead(req.user, req.params.room) ? req.params.room : null));
    */
   listen<Req extends IncomingMessage = RouteRequest, Res extends ServerResponse = RouteResponse>(
-    names: ListenNames<Req, ChannelName<S>>,
+    names:
+      | ChannelName<S>
+      | readonly ChannelName<S>[]
+      | ((
+          req: Req,
+        ) => ChannelName<S> | readonly ChannelName<S>[] | null | Promise<ChannelName<S> | readonly ChannelName<S>[] | null>),
     options?: SubscribeOptions | ((req: Req) => SubscribeOptions | Promise<SubscribeOptions>),
   ): RouteHandler<Req, Res>;
 
@@ -172,12 +195,13 @@ const channelsRules: Readonly<Record<keyof ChannelsOptions, OptionRule>> = {
   ...historyRules,
   maxHistory: integer('bytes', 0, Number.MAX_SAFE_INTEGER),
   maxChannels: integer('channels', 1, Number.MAX_SAFE_INTEGER),
+  maxEvent: integer('bytes', 1, Number.MAX_SAFE_INTEGER),
   serialize: aFunction,
 };
 
 const publishRules: Readonly<Record<keyof PublishOptions, OptionRule>> = {
   event: { expected: 'a string', test: (value) => typeof value === 'string' },
-  retry: { expected: 'a non-negative integer of ms', test: (value) => typeof value === 'number' },
+  retry: { expected: 'a whole number of ms from 0 to 2147483647', test: (value) => typeof value === 'number' },
   key: {
     expected: 'a non-empty string of at most 256 UTF-8 bytes',
     test: (value) => typeof value === 'string' && value !== '' && Buffer.byteLength(value) <= 256,
@@ -198,6 +222,9 @@ const MAX_NAMES = 100;
 // What the clients of a registry that closes are told to wait, so that they do not all return at once.
 const CLOSE_RETRY = { min: 1_000, max: 5_000 };
 
+// So many streams begin or end before other work gets its turn.
+const STREAMS_PER_TURN = 250;
+
 /**
  * Makes a channel registry. Pass it to `sse({ channels })`, so that `res.sse.subscribe` follows its channels.
  * @throws {SseError} `ERR_SSE_OPTION`
@@ -205,24 +232,29 @@ const CLOSE_RETRY = { min: 1_000, max: 5_000 };
  * const channels = createChannels<{ haiku: { text: Haiku } }>();
  */
 export function createChannels<S extends SchemaOf<S> = AnySchema>(options: ChannelsOptions = {}): Channels<S> {
-  assertOptions('createChannels()', options, channelsRules);
-  return new ChannelRegistry(options) as Channels as unknown as Channels<S>;
+  return new ChannelRegistry(assertOptions('createChannels()', options, channelsRules)) as Channels as unknown as Channels<S>;
 }
 
 interface Followed {
   /** How many streams follow the channel. */
   streams: number;
-  /** The offset of the newest entry that came here. */
+  /** The offset of the newest entry that came here since the interruption of this number. */
   newest: number;
-  /** What the first of them still waits for. */
-  listening: Promise<void> | undefined;
+  newestSince: number;
+  readonly hasHistory: boolean;
+  /** Called when the broker listens to the channel, or cannot; `undefined` from then on. */
+  waiting: Set<(error?: Error) => void> | undefined;
 }
 
 class ChannelRegistry implements Channels, FollowerHost, Receiver {
   readonly fanOut: FanOut = new FanOut();
+  readonly liveOnly: FanOut = new FanOut(undefined, false);
+  readonly catchUps: CatchUpQueue = new CatchUpQueue();
+  readonly deliveries: Deliveries = new Deliveries();
   readonly broker: Broker;
   readonly #serialize: Serialize;
   readonly #history: History;
+  readonly #maxEvent: number;
   readonly #followed = new Map<string, Followed>();
   // Those that are not live: whoever is, is found with its audience.
   readonly #apart = new Set<StreamFollower>();
@@ -232,21 +264,23 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   #subscriptions = 0;
   #closing: Promise<void> | undefined;
 
-  constructor({ broker = memoryBroker(), serialize = JSON.stringify, ...options }: ChannelsOptions) {
-    const { maxHistory = 67_108_864, maxChannels = 10_000 } = options;
+  constructor({ broker = memoryBroker(), serialize = JSON.stringify, maxEvent = 1_048_576, ...options }: ChannelsOptions) {
+    const { maxHistory = 67_108_864, maxChannels = 10_000, history } = options;
+    if (typeof history === 'object') checkTimes('the history of createChannels()', { age: history.age });
     this.broker = broker;
     this.#serialize = serialize;
+    this.#maxEvent = maxEvent;
     this.#history = new History(options);
-    broker.open(this, { maxHistory, maxChannels });
+    outsideRequests(() => broker.open(this, { maxHistory, maxChannels }));
   }
 
   async publish(name: string, data: unknown, options: PublishOptions = {}): Promise<{ id: string }> {
     assertName(name);
-    assertOptions('publish()', options, publishRules);
-    const { event, retry, key } = options;
+    const { event, retry, key } = assertOptions('publish()', options, publishRules);
     if (event !== undefined) assertEvent(event);
     if (retry !== undefined) assertRetry(retry);
     const text = dataText(data, this.#serialize);
+    this.#assertSize(text, event);
     this.#assertOpen();
     const { id } = await this.broker.append({ channel: name, event, data: text, retry, key, history: this.#history.of(name) });
     this.#published++;
@@ -259,15 +293,13 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   }
 
   async #follow(stream: EventStream, channels: readonly string[], options: SubscribeOptions): Promise<Subscription> {
-    assertOptions('subscribe()', options, subscribeRules);
+    const checked = assertOptions('subscribe()', options, subscribeRules);
     this.#assertOpen();
-    if (stream.readyState === 2) return ended(channels);
-    // Wrong use is told before the stream opens, and a HEAD request has its answer by then.
+    if (stream.isOver) return ended(channels);
+    // Wrong use is told before the stream opens.
     const follower = this.#followerOf(stream);
     stream.follower = follower;
-    if (stream.open().readyState === 2) return ended(channels);
-    if (!follower.isLive) this.remember(follower);
-    return follower.add(channels, options);
+    return follower.add(channels, checked);
   }
 
   async cursor(): Promise<string> {
@@ -319,7 +351,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
 
   stats(): ChannelsStats {
     let behind = 0;
-    for (const follower of this.#apart) if (follower.isBehind) behind++;
+    for (const follower of this.#apart) if (follower.isWaiting) behind++;
     return {
       channels: this.#followed.size,
       subscriptions: this.#subscriptions,
@@ -332,7 +364,14 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   }
 
   close(): Promise<void> {
-    this.#closing ??= this.#close();
+    if (this.#closing === undefined) {
+      // Set before a stream ends: a callback may close the registry again.
+      let settle!: (closed: Promise<void>) => void;
+      this.#closing = new Promise((resolve) => {
+        settle = resolve;
+      });
+      settle(this.#close());
+    }
     return this.#closing;
   }
 
@@ -343,18 +382,21 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   }
 
   receive(entry: LogEntry): void {
-    if (entry.epoch !== undefined) {
-      const followed = this.#followed.get(entry.channel);
-      if (followed !== undefined) followed.newest = entry.offset;
+    if (entry.epoch === undefined) {
+      this.liveOnly.push(entry);
+      return;
+    }
+    const followed = this.#followed.get(entry.channel);
+    if (followed !== undefined) {
+      followed.newest = entry.offset;
+      followed.newestSince = this.interruptions;
     }
     this.fanOut.push(entry);
   }
 
   interrupted(): void {
     this.interruptions++;
-    // It may be another log's from here on.
-    for (const followed of this.#followed.values()) followed.newest = 0;
-    for (const follower of this.#followers()) follower.interrupt();
+    this.fanOut.retireAll();
   }
 
   // What a follower asks and tells.
@@ -364,32 +406,65 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   }
 
   hasHistory(channel: string): boolean {
-    return this.#history.of(channel) !== false;
+    return this.#followed.get(channel)?.hasHistory === true;
   }
 
   newestSeen(channels: readonly string[]): number {
-    return Math.max(...channels.map((channel) => this.#followed.get(channel)?.newest ?? 0));
+    // What came before an interruption may be of another log.
+    return Math.max(...channels.map((channel) => this.#newestOf(this.#followed.get(channel))));
+  }
+
+  #newestOf(followed: Followed | undefined): number {
+    return followed?.newestSince === this.interruptions ? followed.newest : 0;
   }
 
   countGap(): void {
     this.#gaps++;
   }
 
-  retain(channel: string): Promise<void> | undefined {
+  willHaveHistory(channel: string): boolean {
+    return this.#followed.get(channel)?.hasHistory ?? this.#history.of(channel) !== false;
+  }
+
+  retain(channel: string, hasHistory: boolean): void {
     this.#subscriptions++;
-    const followed = this.#followed.get(channel);
-    if (followed !== undefined) {
-      followed.streams++;
-      return followed.listening;
-    }
-    const fresh: Followed = { streams: 1, newest: 0, listening: undefined };
-    this.#followed.set(channel, fresh);
-    fresh.listening = this.broker.listen(channel);
-    const listened = (): void => {
-      fresh.listening = undefined;
+    const known = this.#followed.get(channel);
+    if (known === undefined) this.#listen(channel, hasHistory);
+    else known.streams++;
+  }
+
+  #listen(channel: string, hasHistory: boolean): void {
+    const followed: Followed = { streams: 1, newest: 0, newestSince: 0, hasHistory, waiting: undefined };
+    this.#followed.set(channel, followed);
+    const listening = this.broker.listen(channel);
+    if (listening === undefined) return;
+    this.catchUps.hasWaited = true;
+    const waiting = new Set<(error?: Error) => void>();
+    followed.waiting = waiting;
+    const onListening = (error?: Error): void => {
+      followed.waiting = undefined;
+      callInSlices(waiting, error);
     };
-    fresh.listening?.then(listened, listened);
-    return fresh.listening;
+    listening.then(() => onListening(), onListening);
+  }
+
+  whenListening(channels: readonly string[], signal: AbortSignal | undefined): Promise<void> | undefined {
+    const waits = channels.flatMap((channel) => this.#followed.get(channel)?.waiting ?? []);
+    if (waits.length === 0) return undefined;
+    return new Promise((resolve, reject) => {
+      let left = waits.length;
+      const onListening = (error?: Error): void => {
+        if (error !== undefined) reject(error);
+        else if (--left === 0) resolve();
+      };
+      for (const waiting of waits) waiting.add(onListening);
+      // A stream that ends leaves nothing behind with a broker that cannot be reached.
+      const onAbort = (): void => {
+        for (const waiting of waits) waiting.delete(onListening);
+        resolve();
+      };
+      signal?.addEventListener('abort', onAbort, { once: true });
+    });
   }
 
   release(channel: string): void {
@@ -409,21 +484,35 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   }
 
   async #close(): Promise<void> {
-    // Again, because whoever hears of the end of one may make another follow something.
+    // Again, because a callback that hears of the end of one stream may make another follow something.
     for (let open = this.#openStreams(); open.length > 0; open = this.#openStreams()) {
-      for (const stream of open) stream.finish('shutdown', { retry: draw(CLOSE_RETRY) });
+      for (const [index, stream] of open.entries()) {
+        if (index > 0 && index % STREAMS_PER_TURN === 0) await nextTurn();
+        try {
+          stream.finish('shutdown', { retry: draw(CLOSE_RETRY) });
+        } catch (error) {
+          // A listener for the head of a stream that was still to open threw.
+          stream.failed(error);
+        }
+      }
     }
     await this.broker.close();
   }
 
-  /** All that follow something, as they are now. */
-  #followers(): StreamFollower[] {
+  /** The streams that follow something, as they are now. */
+  #openStreams(): EventStream[] {
     const live = this.fanOut.members.filter((member) => member instanceof StreamFollower);
-    return [...live, ...this.#apart];
+    return [...live, ...this.#apart].flatMap(({ stream }) => (stream.readyState === 2 ? [] : [stream]));
   }
 
-  #openStreams(): EventStream[] {
-    return this.#followers().flatMap(({ stream }) => (stream.readyState === 2 ? [] : [stream]));
+  /** @throws {SseError} `ERR_SSE_DATA` for more than every node and every client can be expected to take */
+  #assertSize(text: string, event: string | undefined): void {
+    const bytes = eventBytes(text, event);
+    if (bytes <= this.#maxEvent) return;
+    throw new SseError(
+      'ERR_SSE_DATA',
+      `expected an event of at most ${this.#maxEvent} bytes, got ${bytes}; publish where the data can be fetched, or raise \`maxEvent\` of createChannels()`,
+    );
   }
 
   #assertOpen(): void {
@@ -443,6 +532,25 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     stream.assertFollows();
     return new StreamFollower(this, stream);
   }
+}
+
+/** Calls them, a number in each turn of the event loop; those that are deleted meanwhile are not called. */
+function callInSlices(waiting: Set<(error?: Error) => void>, error: Error | undefined): void {
+  let left = STREAMS_PER_TURN;
+  for (const call of waiting) {
+    if (left-- === 0) {
+      setImmediate(callInSlices, waiting, error);
+      return;
+    }
+    waiting.delete(call);
+    call(error);
+  }
+}
+
+function nextTurn(): Promise<void> {
+  return new Promise((resolve) => {
+    setImmediate(resolve);
+  });
 }
 
 function assertName(name: string): void {

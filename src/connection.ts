@@ -45,6 +45,8 @@ const waiting = Symbol('res-sse.waiting');
 // The inactivity timeout of a socket in ms, while streams keep it lifted.
 const lifted = Symbol('res-sse.lifted');
 
+const NOTHING = Buffer.alloc(0);
+
 interface CarrierSocket extends Socket {
   [connectionOf]?: Connection | undefined;
   [lifted]?: number | undefined;
@@ -53,6 +55,10 @@ interface CarrierSocket extends Socket {
 
 // Of those that open in this turn: how many bytes of head wait with what else is written in it.
 const heads = new Map<Connection, number>();
+
+// Connections that are giving bytes to their response. A wrapped `write` that sends gets in here once more, and its bytes have to wait:
+// between pieces of an event they would garble it.
+const giving = new Set<Connection>();
 
 interface Wrapped {
   readonly write: ServerResponse['write'] | undefined;
@@ -172,6 +178,7 @@ export abstract class Connection {
     return this.account?.at ?? this.#silentSince;
   }
 
+  /** @internal */
   set silentSince(time: number) {
     this.#silentSince = time;
   }
@@ -284,8 +291,12 @@ export abstract class Connection {
     if (!this.isWritable()) return;
     this.#sent += events;
     if (this.#backlog !== undefined) this.#backlog.add(bytes);
-    else if (bytes.length <= PIECE && this.#pressure <= PIECE) this.#give(bytes);
-    else this.#queue([bytes]);
+    else if (bytes.length > PIECE || this.#pressure > PIECE || giving.has(this)) this.#queue([bytes]);
+    else {
+      this.#give(bytes);
+      // What a wrapped `write` has sent meanwhile.
+      this.#pump();
+    }
   }
 
   /**
@@ -305,7 +316,12 @@ export abstract class Connection {
       this.#sent += events;
       this.#given += length;
       this.#silentSince = 0;
-      socket.write(shared.chunk);
+      try {
+        socket.write(shared.chunk);
+      } catch (error) {
+        // An agent may have put a `write` of its own on the socket.
+        this.failed(error);
+      }
     }
     return true;
   }
@@ -362,7 +378,10 @@ export abstract class Connection {
   /** The response takes bytes again: gives it the queue, and tells when the reader has caught up. @internal */
   resume(): void {
     this.#pump();
-    if (this.isBehind) return;
+    if (this.isBehind) {
+      if (this.#listening) this.#expectDrain();
+      return;
+    }
     if (this.#backlog === undefined) this.#unlisten();
     this.caughtUp();
   }
@@ -462,8 +481,10 @@ export abstract class Connection {
   #give(bytes: Buffer): boolean {
     this.#given += bytes.length;
     this.#silentSince = 0;
-    if (this.#socket) return !this.#socket.writable || this.#socket.write(chunkOf(bytes));
+    const isOutermost = !giving.has(this);
+    giving.add(this);
     try {
+      if (this.#socket) return !this.#socket.writable || this.#socket.write(chunkOf(bytes));
       const isOurs = this.#guarded !== undefined;
       const answer: unknown = isOurs ? Reflect.apply(this.original('write'), this.res, [bytes]) : this.res.write(bytes);
       // Some wrappers answer nothing; only a false promises a `drain`.
@@ -471,6 +492,8 @@ export abstract class Connection {
     } catch (error) {
       this.failed(error);
       return true;
+    } finally {
+      if (isOutermost) giving.delete(this);
     }
   }
 
@@ -478,7 +501,8 @@ export abstract class Connection {
     this.stepOut();
     this.#guard();
     this.#backlog = new Backlog(many);
-    this.#pump();
+    // Behind what is being given; the call that gives it goes on with the queue.
+    if (!giving.has(this)) this.#pump();
   }
 
   /** Gives the response what waits as long as it takes more, in shares of a turn of the event loop. */
@@ -489,7 +513,7 @@ export abstract class Connection {
         this.#defer(waits);
         return;
       }
-      if (this.#give(waits.take())) continue;
+      if (this.#give(waits.take()) && this.#pressure <= WRITE_MARK) continue;
       this.#listen();
       break;
     }
@@ -570,6 +594,17 @@ export abstract class Connection {
       (this.#socket as CarrierSocket)[connectionOf] = this;
       this.#socket.on('drain', onSocketDrain);
     }
+    this.#expectDrain();
+  }
+
+  /** With a `highWaterMark` above the write mark no `drain` may come: then the callback of an empty write tells. */
+  #expectDrain(): void {
+    const { socket, req } = this.res;
+    if (req.httpVersionMajor !== 1 || !socket || (this.#socket ?? this.res).writableNeedDrain) return;
+    if (!(socket instanceof Socket) || !socket.writable || socket.writableLength === 0) return;
+    socket.write(NOTHING, () => {
+      if (this.#listening) this.resume();
+    });
   }
 
   #unlisten(): void {

@@ -9,6 +9,7 @@ import type { ChannelEvent } from './log-entry.ts';
 import { aBoolean, aFunction, assertOptions, draw, retryTime, type OptionRule, type StreamSettings } from './options.ts';
 import { pipe, type PipeOptions, type PipeSource } from './pipe.ts';
 import { lastEventIdOf } from './request.ts';
+import type { AnySchema, ChannelName, SchemaOf } from './schema.ts';
 import {
   END,
   HEARTBEAT,
@@ -112,8 +113,11 @@ export interface Follower {
   readonly account: Account | undefined;
   /** The stream is to be given nothing together with others, for now. */
   stepOut(): void;
-  /** Writes what this turn of the event loop has published and the stream has not been given yet. */
-  flush(): void;
+  /**
+   * Writes what was published and the stream has not been given yet: at most 64 KiB, after which it reads the rest from the log.
+   * @param isAll writes all of it, because there will be no later. @defaultValue `false`
+   */
+  flush(isAll?: boolean): void;
   /** Tells the client where it is, if that is ahead of what it knows. @returns whether it did */
   checkpoint(): boolean;
   /**
@@ -121,6 +125,8 @@ export interface Follower {
    * @returns `undefined` where it has been already
    */
   settle(): Promise<void> | undefined;
+  /** Whether it waits for the start of a subscription, or reads what the stream is owed. */
+  readonly isWaiting: boolean;
   /** The stream has ended. */
   stop(): void;
 }
@@ -150,8 +156,13 @@ const brand = Symbol.for('res-sse.EventStream');
  * so a handler can still answer the request otherwise.
  *
  * A reader that leaves or is slow never makes anything throw; wrong use throws an `SseError` at the call.
+ * @typeParam S the schema of the channels that `subscribe` follows; every stream may be given this type
+ * @example
+ * app.get('/listen', stream(async (stream: EventStream<Schema>) => {
+ *   await stream.subscribe('haiku');
+ * }));
  */
-export class EventStream extends Connection {
+export class EventStream<S extends SchemaOf<S> = AnySchema> extends Connection {
   static {
     Object.defineProperty(this.prototype, brand, { value: true });
   }
@@ -272,7 +283,7 @@ export class EventStream extends Connection {
 
   /** Resolves when no more than 64 KiB is queued, or the reader is gone. Never rejects. */
   drained(): Promise<void> {
-    if (this.readyState === 2 || !this.isBehind) return Promise.resolve();
+    if (this.readyState !== 1 || !this.isBehind) return Promise.resolve();
     this.awaitDrain();
     const { waiting } = this.particulars;
     return new Promise((resolve) => {
@@ -286,7 +297,7 @@ export class EventStream extends Connection {
    * @param names 1 to 100; one that is named twice counts once
    * @returns a promise that rejects with an `SseError` for wrong use, `ERR_SSE_NO_CHANNELS` without `sse({ channels })`
    */
-  async subscribe(names: string | readonly string[], options?: SubscribeOptions): Promise<Subscription> {
+  async subscribe(names: ChannelName<S> | readonly ChannelName<S>[], options?: SubscribeOptions): Promise<Subscription> {
     if (this.host.subscribe === undefined) {
       throw new SseError('ERR_SSE_NO_CHANNELS', 'this stream has no channels to follow; pass sse({ channels })');
     }
@@ -301,25 +312,35 @@ export class EventStream extends Connection {
   close(options: CloseOptions = {}): this {
     const checked = assertCloseOptions('close()', options);
     if (checked.final !== true) return this.finish('server', checked);
-    const settling = this.readyState === 1 ? this.follower?.settle() : undefined;
+    const settling = this.readyState === 2 ? undefined : this.follower?.settle();
     if (settling === undefined) return this.finish('final', checked);
     this.particulars.isEnding = true;
     this.particulars.controller.abort();
-    void settling.then(() => this.finish('final', checked));
+    settling
+      .then(() => void this.finish('final', checked))
+      // A listener for the head of a stream that was still to open threw.
+      .catch((error: unknown) => this.failed(error));
     return this;
+  }
+
+  /** Whether the stream has ended, or is being ended and gives nothing more. @internal */
+  get isOver(): boolean {
+    return this.readyState === 2 || this.#particulars?.isEnding === true;
   }
 
   /** Ends the stream for a reason of the library's. @internal */
   finish(reason: CloseReason, options: CloseOptions = {}): this {
     if (this.readyState === 2) return this;
     if (this.readyState === 0 && !this.res.headersSent) this.open();
-    this.follower?.flush();
+    this.follower?.flush(reason === 'server' || reason === 'final');
     return this.conclude(reason, options);
   }
 
   /** Ends the stream without what its channels owe it. @internal */
   conclude(reason: CloseReason, { retry, final = false }: CloseOptions): this {
     const last = (retry === undefined ? '' : retryText(retry)) + (final ? END : '');
+    // A wrapped `write` that gets the last bytes may call back: nothing comes after them.
+    if (last !== '') this.particulars.isEnding = true;
     this.endFor(reason, last === '' ? undefined : Buffer.from(last));
     return this;
   }
@@ -363,14 +384,20 @@ export class EventStream extends Connection {
 
   /** Whether so many events more, or a comment, may be queued for this reader; carries out `onSlow` if not. @internal */
   admits(events: number): boolean {
-    const { maxBuffered, onSlow } = this.host.settings;
-    const { bufferedAmount } = this;
+    const { maxBuffered } = this.host.settings;
     // What this library holds back counts as taken: the head of the response, and what waits for a further turn.
-    if (bufferedAmount - this.heldBack <= maxBuffered || (events > 0 && this.sent === 0)) return true;
+    if (this.bufferedAmount - this.heldBack <= maxBuffered || (events > 0 && this.sent === 0)) return true;
+    this.loseEvents(events);
+    return false;
+  }
+
+  /** The reader is not given so many events: carries out `onSlow`. @internal */
+  loseEvents(events: number): void {
+    const { onSlow } = this.host.settings;
+    const { bufferedAmount } = this;
     this.particulars.dropped += events;
     this.tellSlow(bufferedAmount, onSlow);
     if (onSlow === 'close') this.cut('slow');
-    return false;
   }
 
   /** A subscriber that sends finds the reader as slow as before, and is not told again for that. @internal */
@@ -453,8 +480,7 @@ export class EventStream extends Connection {
 
   /** @internal */
   writeDirect(text: string, isEvent: boolean): boolean {
-    this.open();
-    if (!this.isWritable() || this.#particulars?.isEnding === true) return false;
+    if (this.#particulars?.isEnding === true || !this.open().isWritable()) return false;
     // What the channels owe this reader was published before this call, so it goes first.
     this.follower?.flush();
     if (!this.admits(isEvent ? 1 : 0)) return false;

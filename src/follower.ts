@@ -2,43 +2,52 @@
  * A stream that follows channels. It is a cursor into their log, in one of two states: *behind*, it reads the log in pages at
  * the reader's pace; *live*, it is given what each turn of the event loop publishes. A stream is behind when it begins,
  * when it resumes and when it is slow, and it is always the same thing.
+ *
+ * ```text
+ * subscribe() ──► waits for the broker's position ──► behind ──► live
+ *                                                        ▲         │ slow, interrupted, another subscription,
+ *                                                        └─────────┘ or more pending than it may be given at once
+ * ```
  */
 import type { Socket } from 'node:net';
-import { Arrears } from './arrears.ts';
 import type { Audience, Member, Pace } from './audience.ts';
-import type { Broker, Page } from './brokers/broker.ts';
-import { WRITE_MARK } from './connection.ts';
-import { formatCursor, parseCursor, type Cursor } from './cursor.ts';
+import type { Cursor } from './cursor.ts';
+import { formatCursor } from './cursor.ts';
+import { CatchUp, type CatchUpHost, type CatchUpOwner } from './catch-up.ts';
+import { WHATEVER_IS_HELD } from './channel-starts.ts';
 import { diagnostics } from './diagnostics.ts';
-import { SseError, shown } from './errors.ts';
+import { SseError } from './errors.ts';
 import type { EventStream, Follower, Gap, SubscribeOptions, Subscription } from './event-stream.ts';
 import type { FanOut } from './fan-out.ts';
-import { Frame } from './frame.ts';
+import type { Frame } from './frame.ts';
 import { LiveOnly, type LiveOnlyOwner } from './live-only.ts';
 import type { LogEntry } from './log-entry.ts';
 import { startOf, wishedStart, type Start } from './start.ts';
-import { GapCounts, Hold, StreamSubscription, channelsOf, ended, type Holder } from './subscription.ts';
-import { checkpointText, gapText } from './wire.ts';
+import { GapCounts, Hold, StreamSubscription, channelsOf, ended, placedChannelsOf, type Holder } from './subscription.ts';
+import { checkpointText } from './wire.ts';
 
-// Bytes of one page from the log: about what a reader may have queued before it counts as behind.
-const PAGE = WRITE_MARK;
+// A stream whose start is not known within this time, in ms, opens all the same: the broker is away.
+const OPEN_AFTER = 1_000;
 
 /** What a follower needs from the registry. */
-export interface FollowerHost {
+export interface FollowerHost extends CatchUpHost {
+  /** The live streams of channels with history. */
   readonly fanOut: FanOut;
-  readonly broker: Broker;
+  /** The streams of channels without history. */
+  readonly liveOnly: FanOut;
   /** Whether the channel keeps a history; without one it is live only. */
   hasHistory(channel: string): boolean;
-  /** The offset of the newest entry that this node has received of these channels. */
-  newestSeen(channels: readonly string[]): number;
-  /** The offset up to which this node has received all that there is. */
-  readonly head: number;
-  /** How often this node may have missed something. */
-  readonly interruptions: number;
-  /** A stream follows the channel now. What is published is received at once where nothing is returned. */
-  retain(channel: string): Promise<void> | undefined;
+  /** Whether a channel that is going to be followed keeps a history. Asks the application, which may throw or call back. */
+  willHaveHistory(channel: string): boolean;
+  /** A stream follows the channel now. */
+  retain(channel: string, hasHistory: boolean): void;
   /** A stream does not follow the channel any more. */
   release(channel: string): void;
+  /**
+   * Resolves when what is published in these channels is received, or the signal is aborted.
+   * @returns `undefined` where it is received already
+   */
+  whenListening(channels: readonly string[], signal: AbortSignal | undefined): Promise<void> | undefined;
   /** The stream follows something and is not live: no audience knows of it. */
   remember(follower: StreamFollower): void;
   /** The stream is live, or follows nothing any more. */
@@ -47,8 +56,8 @@ export interface FollowerHost {
   countGap(): void;
 }
 
-/** What a stream follows, and how. Replaced with each change, never changed: live streams that are alike share it. */
-interface Terms {
+/** What a stream follows, and how. Immutable, copied on every change: live streams with the same subscriptions share it. */
+interface SharedState {
   readonly host: FollowerHost;
   readonly holds: readonly Hold[];
   /** Those with history; a new array with each change, by which a page that was asked for before is known. */
@@ -64,30 +73,32 @@ interface Terms {
 }
 
 /** Whether they are the same, but for whether they are of a live stream. */
-function isAlike(one: Terms, other: Terms): boolean {
+function isAlike(one: SharedState, other: SharedState): boolean {
   if (one.epoch !== other.epoch || one.holds.length !== other.holds.length) return false;
   return one.holds.every((hold, index) => hold.isLike(other.holds[index] as Hold));
 }
 
-/** What a stream has only while it is not simply live, or if it has a filter, has lost something or follows what has no history. */
-class Affairs {
-  /** What it is owed, while behind. */
-  arrears: Arrears | undefined;
+/** What a stream has only while it is not simply live, or if it has lost something or follows what has no history. */
+class RareState {
+  catchUp: CatchUp | undefined;
   /** Its place among those that follow channels without history. */
   liveOnly: LiveOnly | undefined;
   gaps: GapCounts | undefined;
-  /** Somebody is reading the log, or in the middle of a frame, and will go on when what he calls has returned. */
-  isBusy = false;
+  /** The stream gets all that is pending, because there will be no later. */
   isLeaving = false;
+  /** Entries that the filters have let through and that are not written yet. */
+  passed: LogEntry[] | undefined;
+  /** What callbacks have asked for in the middle of a delivery. */
+  deferred: (() => void)[] | undefined;
 
-  get isNone(): boolean {
+  get isEmpty(): boolean {
     const hasGaps = this.gaps !== undefined && !this.gaps.isEmpty;
-    return this.arrears === undefined && this.liveOnly === undefined && !hasGaps && !this.isBusy && !this.isLeaving;
+    return this.catchUp === undefined && this.liveOnly === undefined && !hasGaps && !this.isLeaving && !this.deferred;
   }
 }
 
 /** All that one stream follows. It has one cursor, however often `subscribe` was called. */
-export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
+export class StreamFollower implements Follower, Member, Holder, CatchUpOwner, LiveOnlyOwner {
   // Of a live stream this is all, and there are tens of thousands of them. Methods are `private`, not `#`: a class with such
   // methods marks each of its objects, 8 B for each stream.
   slot = -1;
@@ -96,25 +107,37 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   #cursor = 0;
   // The offset of the last id that was written.
   #written = -1;
-  #terms: Terms;
-  #affairs: Affairs | undefined;
+  #state: SharedState;
+  #rare: RareState | undefined;
 
   constructor(host: FollowerHost, stream: EventStream) {
-    this.#terms = { host, holds: [], channels: [], epoch: '', audience: undefined, isFiltered: false, isAsked: false };
+    this.#state = { host, holds: [], channels: [], epoch: '', audience: undefined, isFiltered: false, isAsked: false };
     this.stream = stream;
   }
 
   get host(): FollowerHost {
-    return this.#terms.host;
+    return this.#state.host;
+  }
+
+  get holds(): readonly Hold[] {
+    return this.#state.holds;
+  }
+
+  get channels(): readonly string[] {
+    return this.#state.channels;
+  }
+
+  get epoch(): string {
+    return this.#state.epoch;
   }
 
   get isFiltered(): boolean {
-    return this.#terms.isFiltered;
+    return this.#state.isFiltered;
   }
 
   /** Whether it is given what is published. */
   get isLive(): boolean {
-    return this.#terms.audience !== undefined;
+    return this.#state.audience?.isRetired === false;
   }
 
   /** Whether it reads from the log now, and is not given what is published. */
@@ -122,35 +145,61 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     return !this.isLive && this.channels.length > 0;
   }
 
+  /** Whether it waits for its start, or reads from the log. */
+  get isWaiting(): boolean {
+    return this.isBehind || this.holds.some(({ isPlaced }) => !isPlaced);
+  }
+
+  get position(): number {
+    return this.account?.cursor ?? this.#cursor;
+  }
+
   /** Where the stream is, as an id. */
   get cursor(): string {
-    return this.epoch === '' ? '' : formatCursor(this.epoch, this.account?.cursor ?? this.#cursor);
+    return this.epoch === '' ? '' : formatCursor(this.epoch, this.position);
   }
+
+  get hasWritten(): boolean {
+    return this.#written !== -1;
+  }
+
+  // Subscriptions.
 
   /** Follows these channels, too. Resolves when the start is known and a gap has been told. */
   async add(channels: readonly string[], options: SubscribeOptions): Promise<Subscription> {
-    // What was published before is none of its business.
-    this.flush();
-    if (this.stream.readyState === 2) return ended(channels);
+    // What is being written now is none of its business, nor what was published before.
+    if (this.host.deliveries.has(this.stream)) await this.delivered();
+    // The application's own code comes first, before anything is changed.
+    const histories = new Map(channels.map((channel) => [channel, this.host.willHaveHistory(channel)]));
+    this.flush(true);
+    if (this.stream.isOver) return ended(channels);
+    this.assertFewSubscriptions();
     const hold = new Hold(channels, options);
     const subscription = new StreamSubscription(this, hold);
-    hold.join(channels.filter((channel) => this.hasPlaced(channel)));
+    const placed = placedChannelsOf(this.holds);
+    hold.join(channels.filter((channel) => placed.has(channel)));
     const earlier = this.holds.at(-1);
-    // Within an `onGap` the stream waits for the application, so the application must not wait for the stream.
-    const mustNotWait = this.#affairs?.arrears?.isTelling === true;
-    const fresh = channels.filter((channel) => !this.follows(channel));
+    // Called from inside `onGap`: waiting for the start here would deadlock.
+    const mustNotWait = this.#rare?.catchUp?.isAsking === true;
+    const followed = new Set(channelsOf(this.holds));
+    const fresh = channels.filter((channel) => !followed.has(channel));
+    // Before the log is asked where it stands, so that nothing that is published from then on is unseen.
+    for (const channel of fresh) this.host.retain(channel, histories.get(channel) === true);
     this.hold(this.holds.concat(hold));
+    if (!this.isLive) this.host.remember(this);
     try {
-      // Listen first, so that nothing published from here on is unseen.
-      const listening = fresh.map((channel) => this.host.retain(channel)).filter((ready) => ready !== undefined);
-      if (listening.length > 0) await Promise.all(listening);
-      const asked = this.host.broker.position(wishedStart(this.stream.lastEventId, options));
+      const located = this.locate(hold, fresh);
       // No await where none is needed: with the memory broker the stream is live when this call returns.
-      const position = asked instanceof Promise ? await asked : asked;
+      const position = located instanceof Promise ? await located : located;
+      // Thousands of streams may have waited for the same answer.
+      if (located instanceof Promise) await this.host.catchUps.turn();
       // Each in its turn, whichever answer comes first.
       if (earlier !== undefined && !earlier.isPlaced && this.holds.includes(earlier)) await earlier.placed();
+      if (!this.holds.includes(hold) || this.stream.open().readyState === 2) return ended(channels);
       this.begin(hold, position);
     } catch (error) {
+      // The stream has ended meanwhile, which is no error.
+      if (!this.holds.includes(hold)) return ended(channels);
       this.remove(hold);
       throw error;
     }
@@ -158,47 +207,155 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     return subscription;
   }
 
+  /** Where the log stands, once this node listens to the channels. */
+  private locate(hold: Hold, fresh: readonly string[]): Cursor | Promise<Cursor> {
+    // A broker in this process answers at once: nothing has to be taken back, and a signal costs several µs.
+    const signal = this.host.catchUps.hasWaited ? hold.signal : undefined;
+    const listening = this.host.whenListening(fresh, signal);
+    const ask = (): Cursor | Promise<Cursor> =>
+      this.host.broker.position(wishedStart(this.stream.lastEventId, hold.options), signal);
+    const position = listening === undefined ? ask() : listening.then(ask);
+    return position instanceof Promise ? this.openMeanwhile(position) : position;
+  }
+
+  /** Opens the stream if the broker does not answer soon. Clients that get an error instead would not come back. */
+  private openMeanwhile(position: Promise<Cursor>): Promise<Cursor> {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => {
+        try {
+          // Something else may have answered meanwhile, such as a timeout middleware.
+          if (!this.stream.res.headersSent) this.stream.open();
+        } catch (error) {
+          // A listener for the head threw.
+          reject(error instanceof Error ? error : new Error(String(error), { cause: error }));
+        }
+      }, OPEN_AFTER);
+      position.finally(() => clearTimeout(timer)).then(resolve, reject);
+    });
+  }
+
   gapsOf(channels: readonly string[]): number {
-    return this.#affairs?.gaps?.of(channels) ?? 0;
+    return this.#rare?.gaps?.of(channels) ?? 0;
   }
 
   remove(hold: Hold): void {
-    this.own.isLeaving = true;
-    this.flush();
-    this.own.isLeaving = false;
+    if (this.host.deliveries.has(this.stream)) {
+      this.defer(() => this.remove(hold));
+      return;
+    }
+    const head = this.head;
+    this.flush(true);
     // Gone already, or a filter has just ended the stream.
     const index = this.holds.findIndex((other) => other.isLike(hold));
     if (index === -1) return;
     this.hold(this.holds.toSpliced(index, 1));
-    this.#affairs?.gaps?.keepOnly(this.holds);
-    for (const channel of hold.channels) if (!this.follows(channel)) this.host.release(channel);
+    this.#rare?.gaps?.keepOnly(this.holds);
+    const followed = new Set(channelsOf(this.holds));
+    for (const channel of hold.channels) if (!followed.has(channel)) this.host.release(channel);
     hold.begin();
-    this.regroup();
+    this.#rare?.catchUp?.onEnded(hold);
+    this.regroup(head);
     if (this.holds.length === 0) this.host.forget(this);
-    this.advance();
+    this.advance(true);
+    if (this.#rare?.catchUp?.isIdle === true) this.#rare.catchUp = undefined;
     this.tidy();
   }
+
+  /** Gives a new subscription its place: where the client left off, or where the application says. */
+  private begin(hold: Hold, position: Cursor): void {
+    const head = this.head;
+    this.flush(true);
+    // Meanwhile the stream may have ended, or the application may have thought better of it.
+    if (!this.holds.includes(hold)) return;
+    const before = this.channels;
+    hold.place();
+    for (const other of this.holds) if (!other.isPlaced) other.join(hold.channels);
+    this.regroup(head);
+    const known = new Set(before);
+    const added = this.channels.filter((channel) => !known.has(channel));
+    if (added.length === 0) {
+      hold.begin();
+    } else {
+      this.place(before, added, position, startOf(this.stream.lastEventId, hold.options, position));
+      if (before.length === 0 && hold.options.checkpoints !== false) this.catchUp.owesCheckpoint = true;
+    }
+    this.advance(true);
+    this.runDeferred();
+  }
+
+  private place(before: readonly string[], added: readonly string[], position: Cursor, start: Start): void {
+    const { catchUp } = this;
+    const { starts } = catchUp;
+    if (before.length === 0) {
+      if (this.epoch !== position.epoch) this.#written = -1;
+      this.change({ epoch: position.epoch });
+      this.#cursor = start.offset;
+    } else if (start.offset < this.#cursor) {
+      // The new channels have to catch up with the cursor: it steps back, once, for them only.
+      for (const channel of before) starts.startAt(channel, this.#cursor);
+      this.#cursor = start.offset;
+    } else {
+      for (const channel of added) starts.startAt(channel, start.offset);
+    }
+    if (catchUp.isAsking) catchUp.addedMeanwhile = [...(catchUp.addedMeanwhile ?? []), ...added];
+    if (start.isForeign) starts.addForeign(added);
+    // All that the history holds is not a gap, whatever it held before.
+    if (start.isWhole) for (const channel of added) starts.startAt(channel, WHATEVER_IS_HELD);
+    if (this.#written <= this.#cursor) return;
+    // The client is told at once that ids step back, or it would come back with one beyond what it has of the new channels.
+    catchUp.hasSteppedBack = true;
+    this.writeCheckpoint(this.#cursor);
+  }
+
+  /** @throws {SseError} `ERR_SSE_OPTION` */
+  private assertFewSubscriptions(): void {
+    const { maxSubscriptions } = this.stream.host.settings;
+    if (this.holds.length < maxSubscriptions) return;
+    throw new SseError(
+      'ERR_SSE_OPTION',
+      `this stream has ${maxSubscriptions} subscriptions; name several channels in one call of subscribe(), unsubscribe from what is not needed any more, or raise \`maxSubscriptions\` of sse()`,
+    );
+  }
+
+  // What an audience gives.
 
   take(frame: Frame): Socket | undefined {
     const from = this.#cursor;
     if (frame.last <= from) return undefined;
-    if (frame.first <= from || this.#terms.isFiltered) {
+    if (frame.first <= from || this.isFiltered) {
       this.takePart(frame, from);
       return undefined;
     }
-    if (!this.stream.share(frame, frame.entries.length)) {
-      this.fallBehind(frame, from);
-      return undefined;
-    }
+    const written = this.#written;
+    // Before anything is written: a wrapped `res.write` may call back.
     this.#cursor = frame.last;
     this.#written = frame.last;
-    if (this.#terms.isAsked) this.noteDelivery();
+    const { deliveries } = this.host;
+    deliveries.begin(this.stream);
+    let isTaken: boolean;
+    try {
+      isTaken = this.stream.share(frame, frame.entries.length);
+    } finally {
+      deliveries.end();
+    }
+    if (!isTaken) {
+      this.#cursor = from;
+      this.#written = written;
+      this.fallBehindOn(frame, from);
+      return undefined;
+    }
+    if (this.#state.isAsked) this.noteDelivery();
+    if (this.#rare?.deferred !== undefined) {
+      // A change that was deferred may move the stream.
+      this.runDeferred();
+      return undefined;
+    }
     // What the other place writes is not on this one's account.
-    return this.#affairs?.liveOnly === undefined ? this.stream.direct : undefined;
+    return this.#rare?.liveOnly === undefined ? this.stream.direct : undefined;
   }
 
   get account(): Pace | undefined {
-    return this.#terms.audience?.paceOf(this);
+    return this.#state.audience?.paceOf(this);
   }
 
   steppedIn(pace: Pace): void {
@@ -212,56 +369,129 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   }
 
   stepOut(): void {
-    this.#terms.audience?.stepOut(this);
+    this.#state.audience?.stepOut(this);
   }
 
-  flush(): void {
-    this.#terms.audience?.flush(this);
-    this.#affairs?.liveOnly?.flush();
+  miss(upTo: number): void {
+    if (this.#cursor < upTo) this.fallBehind();
   }
 
-  /** Something may be missing of what comes: from here on only the log is believed. */
-  interrupt(): void {
-    // What came before is whole.
-    this.flush();
+  fallBehind(): void {
     this.leave();
-    this.advance();
+    // Not now: the application may be in the middle of a `send`.
+    this.advance(false);
   }
 
-  checkpoint(): boolean {
-    const arrears = this.#affairs?.arrears;
-    if (arrears?.isTelling === true || arrears?.hasForeign === true) return false;
-    if (this.channels.length === 0 || this.epoch === '') return false;
-    if (!this.holds.some((hold) => hold.options.checkpoints !== false)) return false;
-    this.flush();
-    this.moveToHead();
-    if (this.#cursor <= this.#written) return false;
-    this.writeCheckpoint(this.#cursor);
-    return true;
+  flush(isAll = false): void {
+    if (this.host.deliveries.has(this.stream)) {
+      this.flushPassed();
+      return;
+    }
+    const { audience } = this.#state;
+    if (audience?.isRetired === true) this.fallBehind();
+    else if (audience !== undefined && isAll) this.flushAll(audience);
+    else if (audience !== undefined) this.host.fanOut.flush(audience, this, false);
+    this.#rare?.liveOnly?.flush();
   }
 
-  settle(): Promise<void> | undefined {
-    this.flush();
-    const { broker } = this.host;
-    // Of a log that cannot be reached nothing comes.
-    if (broker.state !== 'open' || this.stream.readyState !== 1) return undefined;
-    const position = broker.position();
-    if (!(position instanceof Promise) && !this.isBehind) return undefined;
-    return Promise.resolve(position).then(
-      () => this.caughtUp(),
-      () => {},
-    );
+  /**
+   * In the middle of a delivery, what is pending would come before what is being written. But what a filter sends comes after
+   * what it has let through.
+   */
+  private flushPassed(): void {
+    if (this.#rare === undefined) return;
+    this.writePassed();
+    this.#rare.catchUp?.writePassed();
+    this.#rare.liveOnly?.writePassed();
   }
 
-  stop(): void {
-    this.leave();
-    this.#affairs?.liveOnly?.leave();
-    const holds = this.holds;
-    this.hold([]);
-    this.change({ channels: [] });
-    for (const channel of channelsOf(holds)) this.host.release(channel);
-    for (const hold of holds) hold.begin();
+  private flushAll(audience: Audience): void {
+    this.rare.isLeaving = true;
+    this.host.fanOut.flush(audience, this, true);
+    this.rare.isLeaving = false;
+    this.tidy();
+  }
+
+  /** Takes what of the frame is beyond the offset and wanted. */
+  private takePart(frame: Frame, from: number): void {
+    if (this.stream.isBehind && this.#rare?.isLeaving !== true) {
+      this.fallBehindOn(frame, from);
+      return;
+    }
+    // Before the filters are called: they may call back.
+    this.#cursor = frame.last;
+    const { deliveries } = this.host;
+    deliveries.begin(this.stream);
+    try {
+      const { rare } = this;
+      for (const entry of frame.entries) if (entry.offset > from && this.lets(entry)) (rare.passed ??= []).push(entry);
+      this.writePassed();
+    } catch (error) {
+      this.fail(error);
+    } finally {
+      deliveries.end();
+    }
+    this.onDelivered();
+  }
+
+  /** Writes the entries that the filters have let through by now. */
+  private writePassed(): void {
+    const passed = this.#rare?.passed;
+    if (passed === undefined) return;
+    this.rare.passed = undefined;
+    const { bytes, last } = this.host.fanOut.joined(passed);
+    this.onWriting(last);
+    this.stream.writeBytes(bytes, passed.length);
+  }
+
+  /** A slow reader costs a cursor, not a queue: it leaves the live ones, having been given all before this frame. */
+  private fallBehindOn(frame: Frame, from: number): void {
+    if (this.#rare?.isLeaving === true) {
+      // There will be no later: what was published before it leaves is written however much is queued.
+      this.takePart(frame, from);
+      return;
+    }
+    this.#cursor = Math.max(this.#cursor, frame.first - 1);
+    this.fallBehind();
+  }
+
+  // What a stream that is behind tells.
+
+  moveTo(offset: number): void {
+    this.#cursor = offset;
+  }
+
+  beginAnew(epoch: string): void {
+    this.change({ epoch });
+    this.#cursor = 0;
+    this.#written = -1;
+  }
+
+  onWriting(offset: number): void {
+    this.#written = offset;
+    this.noteDelivery();
+  }
+
+  onGap(gap: Gap): void {
+    const holds = this.holds.filter((hold) => gap.channels.some((channel) => hold.hasPlaced(channel)));
+    (this.rare.gaps ??= new GapCounts()).add(holds);
+    this.host.countGap();
+    if (diagnostics.gap.hasSubscribers) diagnostics.gap.publish({ stream: this.stream, ...gap });
+  }
+
+  join(): void {
+    const { catchUp } = this;
+    this.rare.catchUp = undefined;
+    const audience = this.host.fanOut.join(this.channels, this);
     this.host.forget(this);
+    const neighbour = audience.members.at(-2);
+    if (neighbour instanceof StreamFollower && isAlike(this.#state, neighbour.#state)) this.#state = neighbour.#state;
+    else this.change({ audience, channels: audience.channels });
+    this.tidy();
+    // Until the client knows that it has caught up it would have everything since the step back again.
+    if (catchUp.hasSteppedBack && this.#cursor > this.#written) this.writeCheckpoint(this.#cursor);
+    catchUp.onJoined();
+    this.runDeferred();
   }
 
   /** Whether a subscription wants the entry: every one on its channel has a say, and one that lets it through is enough. */
@@ -272,77 +502,153 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
   /** Something threw for this reader: its stream ends, before anything that it should not see. */
   fail(error: unknown): void {
     this.leave();
-    this.#affairs?.liveOnly?.leave();
+    this.#rare?.liveOnly?.leave();
     this.stream.fail(error);
   }
 
-  /** Gives a new subscription its place: where the client left off, or where the application says. */
-  private begin(hold: Hold, position: Cursor): void {
+  // What the stream asks and tells.
+
+  checkpoint(): boolean {
+    const { catchUp } = this.#rare ?? {};
+    if (catchUp?.isAsking === true || catchUp?.starts.hasForeign === true) return false;
+    if (this.channels.length === 0 || this.epoch === '' || this.host.deliveries.has(this.stream)) return false;
+    if (!this.holds.some((hold) => hold.options.checkpoints !== false)) return false;
+    const written = this.account?.cursor ?? this.#written;
+    const cursor = Math.max(this.position, this.head ?? 0);
+    if (cursor <= written) return false;
+    this.stepOut();
+    this.#cursor = cursor;
+    this.writeCheckpoint(cursor);
+    this.runDeferred();
+    return true;
+  }
+
+  settle(): Promise<void> | undefined {
+    // What a filter is being shown was published before, too.
+    if (this.host.deliveries.has(this.stream)) return this.delivered().then(() => this.settle());
     this.flush();
-    // Meanwhile the stream may have ended, or the application may have thought better of it.
-    if (!this.holds.includes(hold)) return;
-    const before = this.channels;
-    hold.place();
-    for (const other of this.holds) if (!other.isPlaced) other.join(hold.channels);
-    this.regroup();
-    const added = this.channels.filter((channel) => !before.includes(channel));
-    if (added.length === 0) {
-      hold.begin();
-    } else {
-      this.place(before, added, position, startOf(this.stream.lastEventId, hold.options, position));
-      if (before.length === 0 && hold.options.checkpoints !== false) this.owed.owesCheckpoint = true;
+    const { broker } = this.host;
+    // The broker is unreachable, so there is nothing to wait for.
+    if (broker.state !== 'open' || this.stream.readyState === 2) return undefined;
+    const position = broker.position();
+    if (!(position instanceof Promise) && !this.isWaiting) return undefined;
+    return Promise.resolve(position).then(
+      ({ offset }) => this.reached(offset),
+      () => {},
+    );
+  }
+
+  stop(): void {
+    this.leave();
+    this.#rare?.liveOnly?.leave();
+    this.#rare?.catchUp?.stop();
+    const { holds } = this;
+    this.hold([]);
+    this.change({ channels: [] });
+    for (const channel of channelsOf(holds)) this.host.release(channel);
+    for (const hold of holds) hold.begin();
+    this.host.forget(this);
+    // Gaps that were told remain counted for those who hold a subscription.
+    if (this.#rare !== undefined) this.#rare.catchUp = undefined;
+    const deferred = this.#rare?.deferred;
+    if (this.#rare !== undefined) this.#rare.deferred = undefined;
+    for (const change of deferred ?? []) change();
+    this.tidy();
+  }
+
+  writeCheckpoint(offset: number): void {
+    this.#written = offset;
+    const { deliveries } = this.host;
+    deliveries.begin(this.stream);
+    try {
+      this.stream.writeOwn(checkpointText(formatCursor(this.epoch, offset)));
+    } finally {
+      deliveries.end();
     }
-    this.advance();
   }
 
-  private place(before: readonly string[], added: readonly string[], position: Cursor, start: Start): void {
-    const arrears = this.owed;
-    if (before.length === 0) {
-      if (this.epoch !== position.epoch) this.#written = -1;
-      this.change({ epoch: position.epoch });
-      this.#cursor = start.offset;
-    } else if (start.offset < this.#cursor) {
-      // The new channels have to catch up with the cursor: it steps back, once, for them only.
-      for (const channel of before) arrears.startAt(channel, this.#cursor);
-      this.#cursor = start.offset;
-    } else {
-      for (const channel of added) arrears.startAt(channel, start.offset);
-    }
-    if (arrears.isTelling) arrears.addedMeanwhile.push(...added);
-    if (start.isForeign) arrears.addForeign(added);
-    // All that the history holds is not a gap, whatever it held before.
-    if (start.isWhole) for (const channel of added) arrears.startAt(channel, -1);
-    if (this.#written <= this.#cursor) return;
-    // The client is told at once that ids step back, or it would come back with one beyond what it has of the new channels.
-    arrears.steppedBack = true;
-    this.writeCheckpoint(this.#cursor);
+  onDelivered(): void {
+    this.runDeferred();
+    this.advance(false);
+    this.tidy();
   }
 
-  private get owed(): Arrears {
-    const affairs = this.own;
-    affairs.arrears ??= new Arrears();
-    return affairs.arrears;
+  private runDeferred(): void {
+    const deferred = this.#rare?.deferred;
+    if (deferred === undefined || this.host.deliveries.has(this.stream)) return;
+    this.rare.deferred = undefined;
+    for (const change of deferred) change();
   }
 
-  private get own(): Affairs {
-    this.#affairs ??= new Affairs();
-    return this.#affairs;
+  /** Resolves when what is being written has been written. */
+  private delivered(): Promise<void> {
+    return new Promise((resolve) => {
+      this.defer(resolve);
+    });
+  }
+
+  private defer(change: () => void): void {
+    (this.rare.deferred ??= []).push(change);
+  }
+
+  /** Resolves when the stream has been given everything up to the offset. */
+  private async reached(offset: number): Promise<void> {
+    await Promise.all(this.holds.map((hold) => hold.placed()));
+    this.flush();
+    if (this.isBehind && this.#cursor < offset) await this.catchUp.reached(offset);
+  }
+
+  /**
+   * The offset up to which the stream has been given everything if nothing is pending for it: the head of the log, however quiet
+   * its channels are. To be read before a flush, because a filter may publish.
+   * @returns `undefined` where something is pending, or the stream is not live
+   */
+  private get head(): number | undefined {
+    const { audience } = this.#state;
+    if (audience === undefined || audience.isRetired || this.host.fanOut.hasPending(audience, this)) return undefined;
+    return this.host.head;
+  }
+
+  /** Sorts out which channels are followed, after a change. The stream leaves the live ones until it has caught up. */
+  private regroup(head: number | undefined): void {
+    if (this.isLive && head !== undefined) this.#cursor = Math.max(this.#cursor, head);
+    const placed = placedChannelsOf(this.holds);
+    const channels = channelsOf(this.holds).filter((channel) => placed.has(channel));
+    const liveOnly = channels.filter((channel) => !this.host.hasHistory(channel));
+    this.leave();
+    const { rare } = this;
+    rare.liveOnly?.leave();
+    const withHistory = new Set(channels);
+    for (const channel of liveOnly) withHistory.delete(channel);
+    this.change({ channels: [...withHistory] });
+    rare.catchUp?.keepOnly(withHistory);
+    if (liveOnly.length === 0) rare.liveOnly = undefined;
+    else (rare.liveOnly ??= new LiveOnly(this)).join(liveOnly);
+  }
+
+  /** Catches up with the log, if there is something to catch up with. */
+  private advance(isNow: boolean): void {
+    if (this.isBehind) this.catchUp.start(isNow);
+  }
+
+  private leave(): void {
+    const { audience } = this.#state;
+    if (audience === undefined) return;
+    this.host.fanOut.leave(audience, this);
+    this.change({ audience: undefined });
+    this.host.remember(this);
+  }
+
+  private get catchUp(): CatchUp {
+    return (this.rare.catchUp ??= new CatchUp(this));
+  }
+
+  private get rare(): RareState {
+    return (this.#rare ??= new RareState());
   }
 
   private tidy(): void {
-    if (this.#affairs?.isNone === true) this.#affairs = undefined;
-  }
-
-  private get holds(): readonly Hold[] {
-    return this.#terms.holds;
-  }
-
-  private get channels(): readonly string[] {
-    return this.#terms.channels;
-  }
-
-  private get epoch(): string {
-    return this.#terms.epoch;
+    if (this.#rare?.isEmpty === true) this.#rare = undefined;
   }
 
   private hold(holds: readonly Hold[]): void {
@@ -353,292 +659,12 @@ export class StreamFollower implements Follower, Member, Holder, LiveOnlyOwner {
     });
   }
 
-  private change(changes: Partial<Terms>): void {
-    this.#terms = { ...this.#terms, ...changes };
+  private change(changes: Partial<SharedState>): void {
+    this.#state = { ...this.#state, ...changes };
   }
 
-  /** Sorts out which channels are followed, after a change. The stream leaves the live ones until it has caught up. */
-  private regroup(): void {
-    this.moveToHead();
-    const channels = channelsOf(this.holds).filter((channel) => this.hasPlaced(channel));
-    this.leave();
-    const affairs = this.own;
-    affairs.liveOnly?.leave();
-    const liveOnly = channels.filter((channel) => !this.host.hasHistory(channel));
-    this.change({
-      channels: channels.filter((channel) => !liveOnly.includes(channel)),
-    });
-    affairs.arrears?.keepOnly(this.channels);
-    if (liveOnly.length === 0) affairs.liveOnly = undefined;
-    else (affairs.liveOnly ??= new LiveOnly(this)).join(liveOnly);
-  }
-
-  /** A live stream that has been given all it is owed is at the head, however quiet its channels are. */
-  private moveToHead(): void {
-    if (this.isLive) this.#cursor = Math.max(this.#cursor, this.host.head);
-  }
-
-  /** Catches up with the log, if there is something to catch up with and nobody is at it. */
-  private advance(): void {
-    if (this.isBehind && this.#affairs?.isBusy !== true) void this.catchUp();
-  }
-
-  private async catchUp(): Promise<void> {
-    const affairs = this.own;
-    affairs.isBusy = true;
-    try {
-      while (this.isBehind) {
-        if (this.stream.isBehind) {
-          await this.stream.drained();
-          continue;
-        }
-        const channels = this.channels;
-        const { interruptions } = this.host;
-        const asked = this.host.broker.read(channels, this.#cursor, PAGE);
-        const isNow = !(asked instanceof Promise);
-        const page = isNow ? asked : await asked;
-        // Another set of channels by now, or none.
-        if (channels !== this.channels) continue;
-        if (page.position.epoch !== this.epoch) {
-          this.beginAnew(page.position.epoch);
-          continue;
-        }
-        const telling = this.tellGap(page);
-        if (telling !== undefined) {
-          await telling;
-          continue;
-        }
-        this.deliverPage(page);
-        // A filter has changed what is followed, or ended the stream.
-        if (channels !== this.channels) continue;
-        for (const hold of this.holds) if (hold.isPlaced) hold.begin();
-        // Read in this turn, or nothing of these channels has come or been missed since: there is nothing in between.
-        const isProven = isNow || (interruptions === this.host.interruptions && this.host.newestSeen(channels) <= this.#cursor);
-        if (page.complete && isProven) this.join();
-        else await nextTurn();
-      }
-    } catch (error) {
-      this.fail(error);
-    } finally {
-      affairs.isBusy = false;
-      this.tidy();
-    }
-  }
-
-  /** The log was lost, and another has begun: nothing that this stream knows of the old one means anything. */
-  private beginAnew(epoch: string): void {
-    this.change({ epoch });
-    this.#cursor = 0;
-    this.#written = -1;
-    this.owed.beginAnew(this.channels);
-  }
-
-  /**
-   * Tells what the page shows to be lost.
-   * @returns a promise where the application is asked, after which the log has to be read again
-   */
-  private tellGap({ trimmed, position }: Page): Promise<void> | undefined {
-    const arrears = this.owed;
-    const lost = arrears.lostOf(this.channels, trimmed, this.#cursor);
-    if (lost.length === 0) return undefined;
-    const after = arrears.hasForeign ? '' : this.cursor;
-    const gap: Gap = {
-      channels: lost,
-      lastEventId: this.#written === -1 ? this.stream.lastEventId : after,
-      cursor: formatCursor(position.epoch, position.offset),
-    };
-    arrears.clearForeign();
-    arrears.owesCheckpoint = true;
-    this.countGap(gap);
-    const questions = this.questionsFor(lost);
-    const untold = lost.filter((channel) => !questions.some(({ channels }) => channels.includes(channel)));
-    this.writeGap(untold, after, gap.cursor);
-    return questions.length > 0 ? this.ask(questions, gap, after) : undefined;
-  }
-
-  private writeGap(channels: readonly string[], after: string, cursor: string): void {
-    if (channels.length > 0) this.stream.writeOwn(gapText(channels, after, cursor));
-  }
-
-  /** Which subscription is asked for which of the channels; each channel is answered for once. */
-  private questionsFor(lost: readonly string[]): Question[] {
-    const questions: Question[] = [];
-    let rest = lost;
-    for (const hold of this.holds) {
-      // Asked again before anything was delivered, a slow handler on a busy channel would never come to an end.
-      if (hold.options.onGap === undefined || hold.wasAsked) continue;
-      const channels = rest.filter((channel) => hold.hasPlaced(channel));
-      if (channels.length === 0) continue;
-      questions.push({ hold, channels });
-      rest = rest.filter((channel) => !channels.includes(channel));
-    }
-    return questions;
-  }
-
-  private countGap(gap: Gap): void {
-    const holds = this.holds.filter((hold) => gap.channels.some((channel) => hold.hasPlaced(channel)));
-    for (const hold of holds) hold.lose();
-    (this.own.gaps ??= new GapCounts()).add(holds);
-    this.host.countGap();
-    if (diagnostics.gap.hasSubscribers) diagnostics.gap.publish({ stream: this.stream, ...gap });
-  }
-
-  private async ask(questions: readonly Question[], gap: Gap, after: string): Promise<void> {
-    const arrears = this.owed;
-    arrears.isTelling = true;
-    try {
-      for (const { hold, channels } of questions) {
-        if (!this.holds.includes(hold)) {
-          // It has ended while another was asked; others may follow its channels.
-          const followed = channels.filter((channel) => this.channels.includes(channel));
-          this.writeGap(followed, after, gap.cursor);
-          continue;
-        }
-        hold.wasAsked = true;
-        arrears.addedMeanwhile = [];
-        const answer = await hold.options.onGap?.(this.stream, { ...gap, channels });
-        if (answer !== undefined) this.goOnFrom(answer, hold, channels);
-      }
-    } finally {
-      arrears.isTelling = false;
-    }
-  }
-
-  /**
-   * The answer speaks of what was lost; channels that lost nothing are owed what comes before it, and so are those that were
-   * subscribed to anew while the application was thinking.
-   * @throws {SseError} `ERR_SSE_CURSOR` for what is no place to go on from, unless the subscription has ended meanwhile
-   */
-  private goOnFrom(answer: unknown, hold: Hold, asked: readonly string[]): void {
-    const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
-    if (cursor === undefined || cursor.epoch !== this.epoch || cursor.offset < this.#cursor) {
-      if (!this.holds.includes(hold)) return;
-      throw new SseError(
-        'ERR_SSE_CURSOR',
-        `expected onGap to return nothing or a cursor to go on from, as gap.cursor, got ${shown(answer)}`,
-      );
-    }
-    const arrears = this.owed;
-    const channels = asked.filter((channel) => this.channels.includes(channel) && !arrears.addedMeanwhile.includes(channel));
-    if (this.channels.length === channels.length) this.#cursor = cursor.offset;
-    else for (const channel of channels) arrears.startAt(channel, cursor.offset);
-  }
-
-  private deliverPage({ entries, complete, position }: Page): void {
-    const from = this.#cursor;
-    const arrears = this.owed;
-    // Before the filters are called: they may call us again.
-    this.#cursor = Math.max(from, complete ? position.offset : (entries.at(-1) as LogEntry).offset);
-    const due = entries.filter((entry) => arrears.isOwed(entry) && this.lets(entry));
-    for (const entry of entries) entry.rest();
-    if (arrears.owesCheckpoint) {
-      arrears.owesCheckpoint = false;
-      // Below it nothing is owed any more, and nothing at or below it is still to come.
-      this.writeCheckpoint(Math.max(from, entries[0] === undefined ? position.offset : entries[0].offset - 1));
-    }
-    if (due.length === 0) return;
-    this.#written = (due.at(-1) as LogEntry).offset;
-    this.noteDelivery();
-    // Streams that come back together are mostly owed the same.
-    const frame = this.host.fanOut.joined(due);
-    if (frame === undefined || !this.stream.share(frame, due.length)) this.stream.writeAll(due.map((entry) => entry.frame));
-  }
-
-  /** Takes what of the frame is beyond the offset and wanted. */
-  private takePart(frame: Frame, from: number): void {
-    const affairs = this.own;
-    if (this.stream.isBehind && !affairs.isLeaving) {
-      this.fallBehind(frame, from);
-      return;
-    }
-    // Before the filters are called: they may call us again. Nor may that begin to read the log before this is written.
-    this.#cursor = frame.last;
-    const wasBusy = affairs.isBusy;
-    affairs.isBusy = true;
-    try {
-      const entries = frame.entries.filter((entry) => entry.offset > from && this.lets(entry));
-      if (entries.length > 0) {
-        const due = new Frame(entries);
-        this.#written = due.last;
-        this.noteDelivery();
-        this.stream.writeBytes(due.bytes, entries.length);
-      }
-    } catch (error) {
-      this.fail(error);
-    } finally {
-      affairs.isBusy = wasBusy;
-    }
-    this.advance();
-    // One with a filter needs them again with the next frame.
-    if (!this.isFiltered) this.tidy();
-  }
-
-  /** A slow reader costs a cursor, not a queue: it leaves the live ones, having been given all before this frame. */
-  private fallBehind(frame: Frame, from: number): void {
-    if (this.#affairs?.isLeaving === true) {
-      // There will be no later: what was published before it leaves is written however much is queued.
-      this.takePart(frame, from);
-      return;
-    }
-    this.#cursor = Math.max(this.#cursor, frame.first - 1);
-    this.leave();
-    this.advance();
-  }
-
-  private writeCheckpoint(offset: number): void {
-    this.#written = offset;
-    this.stream.writeOwn(checkpointText(formatCursor(this.epoch, offset)));
-  }
-
-  private join(): void {
-    const { arrears } = this.own;
-    const steppedBack = arrears?.steppedBack === true;
-    this.own.arrears = undefined;
-    const audience = this.host.fanOut.join(this.channels, this);
-    this.host.forget(this);
-    const neighbour = audience.members.at(-2);
-    if (neighbour instanceof StreamFollower && isAlike(this.#terms, neighbour.#terms)) this.#terms = neighbour.#terms;
-    else this.change({ audience, channels: audience.channels });
-    // Until the client knows that it has caught up it would have everything since the step back again.
-    if (steppedBack && this.#cursor > this.#written) this.writeCheckpoint(this.#cursor);
-    for (const resolve of arrears?.waiting ?? []) resolve();
-  }
-
-  /** Whoever loses something from here on is asked again. */
+  /** A subscription that loses something from here on is asked again. */
   private noteDelivery(): void {
     for (const hold of this.holds) hold.wasAsked = false;
   }
-
-  private async caughtUp(): Promise<void> {
-    if (this.isBehind) await new Promise<void>((resolve) => void this.owed.waiting.push(resolve));
-  }
-
-  private leave(): void {
-    const { audience } = this.#terms;
-    if (audience === undefined) return;
-    this.host.fanOut.leave(audience, this);
-    this.change({ audience: undefined });
-    this.host.remember(this);
-  }
-
-  /** Whether the channel has its place in the stream. */
-  private hasPlaced(channel: string): boolean {
-    return this.holds.some((hold) => hold.hasPlaced(channel));
-  }
-
-  private follows(channel: string): boolean {
-    return this.holds.some((hold) => hold.channels.includes(channel));
-  }
-}
-
-/** What a subscription is asked to answer for. */
-interface Question {
-  readonly hold: Hold;
-  readonly channels: readonly string[];
-}
-
-function nextTurn(): Promise<void> {
-  return new Promise((resolve) => {
-    setImmediate(resolve);
-  });
 }

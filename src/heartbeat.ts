@@ -1,4 +1,5 @@
 /** One timer for all streams of a middleware: keeps silent ones alive, cuts dead ones off, retires old ones. */
+import { outsideRequests } from './async-context.ts';
 import { clock } from './clock.ts';
 import { WRITE_MARK, type Connection } from './connection.ts';
 import type { StreamSettings } from './options.ts';
@@ -62,7 +63,7 @@ export class Heartbeat {
     if (this.#timer !== undefined) return;
     this.#dueAt = now + this.#dueEvery;
     this.#tickedAt = now;
-    this.#timer = setInterval(() => this.#begin(), this.#tick).unref();
+    this.#timer = outsideRequests(() => setInterval(() => this.#begin(), this.#tick).unref());
   }
 
   /** Those that it looks after. */

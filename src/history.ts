@@ -69,8 +69,8 @@ export class History {
 
 function resolve(owner: string, given: HistoryOptions | false): HistoryLimits | false {
   if (given === false) return false;
-  assertOptions(owner, given, limitRules);
-  const { latest = false, age = Infinity, bytes = 1_048_576, events = latest ? 1 : 1_000 } = given;
+  const checked = assertOptions(owner, given, limitRules);
+  const { latest = false, age = Infinity, bytes = 1_048_576, events = latest ? 1 : 1_000 } = checked;
   if (latest && events !== 1) {
     throw new SseError('ERR_SSE_OPTION', `a newest-only channel holds one event, got \`events\` ${shown(events)} in ${owner}`);
   }

@@ -9,19 +9,7 @@ export { stream } from './route.ts';
 
 export type { Broker, BrokerState, LogBounds, Page, Publication, Receiver } from './brokers/broker.ts';
 export type { AdmissionOptions, StreamLimit } from './admission.ts';
-export type {
-  AnySchema,
-  Channel,
-  ChannelName,
-  Channels,
-  ChannelsOptions,
-  ChannelsStats,
-  EventData,
-  EventName,
-  ListenNames,
-  PublishOptions,
-  SchemaOf,
-} from './channels.ts';
+export type { Channel, Channels, ChannelsOptions, ChannelsStats, ListenNames, PublishOptions } from './channels.ts';
 export type { CloseReason } from './connection.ts';
 export type { Cursor } from './cursor.ts';
 export type { SseErrorCode } from './errors.ts';
@@ -34,5 +22,6 @@ export type { RetryRange, StreamOptions } from './options.ts';
 export type { PipeOptions, PipeSource } from './pipe.ts';
 export type { OpenStreams, Shutdown, SseStats } from './roster.ts';
 export type { Next, RouteHandler, RouteOptions, RouteRequest, RouteResponse } from './route.ts';
+export type { AnySchema, ChannelName, EventData, EventName, SchemaOf } from './schema.ts';
 export type { EventText, Jsonified, JsonText, OwnEvents, TypedEventSource, TypedMessageEvent } from './typed-event-source.ts';
 export type { EventFields, EventId, Serialize } from './wire.ts';

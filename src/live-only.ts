@@ -1,25 +1,30 @@
 /** A stream's place among those that follow channels without history. They have no cursor: what is not written now is gone. */
 import type { Audience, Member } from './audience.ts';
+import type { Deliveries } from './deliveries.ts';
 import type { EventStream } from './event-stream.ts';
 import type { FanOut } from './fan-out.ts';
-import { Frame } from './frame.ts';
+import type { Frame } from './frame.ts';
 import type { LogEntry } from './log-entry.ts';
 
 /** Whose place it is. */
 export interface LiveOnlyOwner {
-  readonly host: { readonly fanOut: FanOut };
+  readonly host: { readonly liveOnly: FanOut; readonly deliveries: Deliveries };
   readonly stream: EventStream;
   /** Whether a subscription has a filter. */
   readonly isFiltered: boolean;
   /** Whether a subscription wants the entry. */
   lets(entry: LogEntry): boolean;
+  /** The stream has been given events. */
+  onDelivered(): void;
   fail(error: unknown): void;
 }
 
 export class LiveOnly implements Member {
   readonly #owner: LiveOnlyOwner;
   slot = -1;
-  #taken = 0;
+  position = 0;
+  // Entries that the filters have let through and that are not written yet.
+  #passed: LogEntry[] | undefined;
   #audience: Audience | undefined;
 
   constructor(owner: LiveOnlyOwner) {
@@ -27,46 +32,75 @@ export class LiveOnly implements Member {
   }
 
   join(channels: readonly string[]): void {
-    this.#audience = this.#owner.host.fanOut.join(channels, this);
+    this.#audience = this.#owner.host.liveOnly.join(channels, this);
     // What was published before is not for it.
-    this.#taken = Math.max(this.#taken, this.#audience.newest);
+    this.position = Math.max(this.position, this.#audience.newest);
   }
 
   leave(): void {
     if (this.#audience === undefined) return;
-    this.#owner.host.fanOut.leave(this.#audience, this);
+    this.#owner.host.liveOnly.leave(this.#audience, this);
     this.#audience = undefined;
   }
 
+  /** Writes all that was published before; there is no log from which the stream could get the rest. */
   flush(): void {
-    this.#audience?.flush(this);
+    if (this.#audience !== undefined) this.#owner.host.liveOnly.flush(this.#audience, this, true);
   }
 
   /** Never in step: how much may be queued for its reader is a matter of its own. */
   take(frame: Frame): undefined {
-    const from = this.#taken;
+    const from = this.position;
     if (frame.last <= from) return;
-    this.#taken = frame.last;
-    const { stream } = this.#owner;
+    // Before anything is written: a filter or a wrapped `res.write` may call back.
+    this.position = frame.last;
+    const { stream, host } = this.#owner;
+    host.deliveries.begin(stream);
     try {
-      const due = this.#dueOf(frame, from);
-      if (due === undefined) return;
-      const { length } = due.entries;
-      if (stream.admits(length) && !stream.share(due, length)) stream.writeBytes(due.bytes, length);
+      if (frame.first > from && !this.#owner.isFiltered) this.#write(frame);
+      else this.#filter(frame, from);
     } catch (error) {
       this.#owner.fail(error);
+    } finally {
+      host.deliveries.end();
     }
+    this.#owner.onDelivered();
+  }
+
+  miss(upTo: number, events: number): void {
+    if (this.position >= upTo) return;
+    this.position = upTo;
+    this.#owner.stream.loseEvents(events);
+  }
+
+  fallBehind(): void {
+    this.leave();
+  }
+
+  fail(error: unknown): void {
+    this.#owner.fail(error);
   }
 
   steppedIn(): void {}
 
   steppedOut(): void {}
 
-  /** What of the frame is beyond the offset and wanted: most often the frame itself. */
-  #dueOf(frame: Frame, from: number): Frame | undefined {
-    if (!this.#owner.isFiltered && frame.first > from) return frame;
-    const entries = frame.entries.filter((entry) => entry.offset > from && this.#owner.lets(entry));
-    if (entries.length === 0) return undefined;
-    return entries.length === frame.entries.length ? frame : new Frame(entries);
+  #write(due: Frame): void {
+    const { stream } = this.#owner;
+    const { length } = due.entries;
+    if (stream.admits(length) && !stream.share(due, length)) stream.writeBytes(due.bytes, length);
+  }
+
+  #filter(frame: Frame, from: number): void {
+    for (const entry of frame.entries) if (entry.offset > from && this.#owner.lets(entry)) (this.#passed ??= []).push(entry);
+    this.writePassed();
+  }
+
+  /** Writes the entries that the filters have let through by now. */
+  writePassed(): void {
+    const passed = this.#passed;
+    if (passed === undefined) return;
+    this.#passed = undefined;
+    this.#write(this.#owner.host.liveOnly.joined(passed));
   }
 }

@@ -1,4 +1,5 @@
 /** One published event: encoded once, parsed once for all filters, and kept as the bytes that go over the wire. */
+import { inspect } from 'node:util';
 import { formatCursor } from './cursor.ts';
 import { dataOfEvent, eventText } from './wire.ts';
 
@@ -70,6 +71,17 @@ export class LogEntry implements ChannelEvent {
     const view = this.#viewed();
     view.parsed ??= { value: parseJson(view.data) };
     return view.parsed.value;
+  }
+
+  /** The members of a {@link ChannelEvent}, for `JSON.stringify` and `console.log`: they are getters, which neither would show. */
+  toJSON(): { channel: string; id: string; event: string; data: string } {
+    const { channel, id, event, data } = this;
+    return { channel, id, event, data };
+  }
+
+  /** @internal */
+  [inspect.custom](): { channel: string; id: string; event: string; data: string } {
+    return this.toJSON();
   }
 
   /** Forgets what filters have looked at. */

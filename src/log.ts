@@ -27,8 +27,17 @@ export interface Kept {
   readonly at: number;
 }
 
+/** Entries of one channel in the order of their offsets, without a hole. */
+export interface EntryRun {
+  /** Offset of the newest entry. */
+  readonly newest: number;
+  /** Index of the first entry beyond the offset. */
+  after(offset: number): number;
+  at(index: number): LogEntry | undefined;
+}
+
 /** What is kept of one channel: a run of entries without a hole, up to its newest. */
-export class ChannelLog {
+export class ChannelLog implements EntryRun {
   limits: HistoryLimits;
   bytes = 0;
   newest = 0;
@@ -125,6 +134,8 @@ export class Log {
   #bytes = 0;
   // The newest offset of any channel that was forgotten: of an unknown channel nothing better is known.
   #floor = 0;
+  /** Channels that were forgotten although they held events. */
+  forgotten = 0;
 
   /**
    * @param follows whether a channel has subscribers
@@ -153,10 +164,7 @@ export class Log {
     this.#bytes += entry.size;
     this.#trim(log);
     while (this.#idle.size + this.#followed.size > this.#maxChannels) this.#forgetOldest();
-    for (const leastRecent of this.#holding) {
-      while (this.#bytes > this.#maxBytes && leastRecent.events > 0) this.#shift(leastRecent);
-      if (this.#bytes <= this.#maxBytes) break;
-    }
+    if (this.#bytes > this.#maxBytes) this.#shrink();
   }
 
   /** A channel has got its first subscriber, or lost its last. */
@@ -199,6 +207,14 @@ export class Log {
     while (log.isOver(now)) this.#shift(log);
   }
 
+  /** Lets go of the oldest events of the channels that were published to least recently. */
+  #shrink(): void {
+    for (const leastRecent of this.#holding) {
+      while (this.#bytes > this.#maxBytes && leastRecent.events > 0) this.#shift(leastRecent);
+      if (this.#bytes <= this.#maxBytes) break;
+    }
+  }
+
   #shift(log: ChannelLog): void {
     this.#bytes -= log.shift();
     this.#events--;
@@ -208,25 +224,29 @@ export class Log {
   #forgetOldest(): void {
     const logs = this.#idle.size > 0 ? this.#idle : this.#followed;
     const [channel, log] = logs.entries().next().value as [string, ChannelLog];
+    if (log.events > 0) this.forgotten++;
     this.clear(channel);
     this.#floor = Math.max(this.#floor, log.newest);
     logs.delete(channel);
   }
 }
 
-/** What the logs hold beyond the offset, in the order of the offsets. */
+/**
+ * The entries of all runs beyond the offset, in the order of their offsets.
+ * @param maxBytes at most so many bytes of frames, but at least one entry
+ */
 export function merged(
-  logs: readonly (ChannelLog | undefined)[],
+  runs: readonly (EntryRun | undefined)[],
   after: number,
   maxBytes: number,
 ): { entries: LogEntry[]; complete: boolean } {
-  const heads = logs.flatMap((log) => (log === undefined || log.newest <= after ? [] : [{ log, index: log.after(after) }]));
+  const heads = runs.flatMap((run) => (run === undefined || run.newest <= after ? [] : [{ run, index: run.after(after) }]));
   const entries: LogEntry[] = [];
   let bytes = 0;
   for (;;) {
     const next = oldest(heads);
     if (next === undefined) return { entries, complete: true };
-    const entry = next.log.at(next.index) as LogEntry;
+    const entry = next.run.at(next.index) as LogEntry;
     if (entries.length > 0 && bytes + entry.frame.length > maxBytes) return { entries, complete: false };
     entries.push(entry);
     bytes += entry.frame.length;
@@ -235,7 +255,7 @@ export function merged(
 }
 
 interface Head {
-  readonly log: ChannelLog;
+  readonly run: EntryRun;
   index: number;
 }
 
@@ -244,7 +264,7 @@ function oldest(heads: readonly Head[]): Head | undefined {
   let found: Head | undefined;
   let lowest = Infinity;
   for (const head of heads) {
-    const offset = head.log.at(head.index)?.offset;
+    const offset = head.run.at(head.index)?.offset;
     if (offset !== undefined && offset < lowest) {
       lowest = offset;
       found = head;

@@ -143,7 +143,7 @@ export function sse(options: SseOptions = {}): SseMiddleware {
   const ownHost = new Host(own, [roster], warnings);
   if (own.warnings !== false) {
     const { heartbeat, stallTimeout, maxLifetime, retry } = resolveStreamOptions(own);
-    checkTimes({ heartbeat, stallTimeout, maxLifetime, retry: retry?.max });
+    checkTimes('sse()', { heartbeat, stallTimeout, maxLifetime, retry: retry?.max });
   }
   // One for each middleware in front of this one, usually none.
   const innerHosts = new WeakMap<Host, Host>();

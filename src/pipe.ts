@@ -1,6 +1,7 @@
 /** Any source of items to one reader: pulls at the reader's pace, and lets go of the source when the reader leaves. */
 import type { Readable } from 'node:stream';
 import type { ReadableStream } from 'node:stream/web';
+import { inThisContext } from './async-context.ts';
 import { SseError, shown } from './errors.ts';
 import type { EventFields, EventId } from './wire.ts';
 
@@ -39,10 +40,11 @@ export async function pipe<T>(source: PipeSource<T>, sink: Sink, options: PipeOp
     return;
   }
   let wake: ((left: undefined) => void) | undefined;
-  function leave(): void {
+  // The reader may be ended by another request; the source is let go of in the context of this call.
+  const leave = inThisContext((): void => {
     tap.release();
     wake?.(undefined);
-  }
+  });
   signal.addEventListener('abort', leave, { once: true });
   try {
     for (let index = 0; ; index++) {

@@ -74,6 +74,7 @@ export class Roster implements OpenStreams {
   #bytes = 0;
   // Ended, but their last bytes are not yet written.
   #held: readonly EventStream[] = [];
+  #isReleasing = false;
   #shutdown: Promise<Shutdown> | undefined;
   // Called when no stream is left.
   #onEmpty: (() => void) | undefined;
@@ -153,16 +154,18 @@ export class Roster implements OpenStreams {
       stream.flush();
     }
     for (const stream of streams) stream.conclude(reason, options);
-    const isReleasing = this.#held.length > 0;
     this.#held = this.#held.concat(streams);
-    if (!isReleasing) this.#release();
+    if (!this.#isReleasing) this.#release();
   }
 
+  /** Writes the last bytes of some streams. The application's code may be called, and end others. */
   #release(): void {
-    const held = this.#held;
-    for (const stream of held.slice(0, STREAMS_PER_TURN)) stream.release();
+    this.#isReleasing = true;
+    const some = this.#held.slice(0, STREAMS_PER_TURN);
     this.#held = this.#held.slice(STREAMS_PER_TURN);
+    for (const stream of some) stream.release();
     if (this.#held.length > 0) setImmediate(() => this.#release());
+    else this.#isReleasing = false;
   }
 
   /** Ends all streams in waves, and destroys those that have not ended `within` ms. Idempotent. */

@@ -138,7 +138,8 @@ async function run(stream: EventStream, handler: () => unknown, final: boolean, 
   try {
     const result = await handler();
     if (isPipeSource(result)) await pipeAndClose(stream, result, final);
-    else if (stream.readyState === 0 && !stream.res.headersSent) stream.open();
+    // A subscription opens the stream when its start is known.
+    else if (stream.readyState === 0 && !stream.res.headersSent && stream.follower?.isWaiting !== true) stream.open();
   } catch (error) {
     if (stream.readyState === 0) next(error);
     else stream.fail(error);

@@ -1,4 +1,5 @@
 /** What one call of `subscribe` agreed on, and what its caller has of it. */
+import { inThisContext } from './async-context.ts';
 import { SseError, shown } from './errors.ts';
 import type { SubscribeOptions, Subscription } from './event-stream.ts';
 import { keyOf } from './fan-out.ts';
@@ -26,8 +27,14 @@ export class Hold {
   constructor(channels: readonly string[], options: SubscribeOptions) {
     this.channels = channels;
     const { since, resume, filter, onGap, checkpoints } = options;
-    // A copy: what was agreed on does not change with the caller's object.
-    this.options = { since, resume, filter, onGap, checkpoints };
+    // A copy: what was agreed on does not change with the caller's object. Functions run in the context of the subscriber.
+    this.options = {
+      since,
+      resume,
+      filter: filter && inThisContext(filter),
+      onGap: onGap && inThisContext(onGap),
+      checkpoints,
+    };
   }
 
   /** Whether a stream that has the one might as well have the other. */
@@ -50,16 +57,29 @@ export class Hold {
     return this.channels.includes(channel) && (this.isPlaced || this.#start?.joined.includes(channel) === true);
   }
 
+  /** Its channels that have their place in the stream. */
+  get placedChannels(): readonly string[] {
+    return this.isPlaced ? this.channels : (this.#start?.joined ?? []);
+  }
+
+  /** Aborted if the subscription ends before it has its place: what waits for a broker elsewhere waits no more. */
+  get signal(): AbortSignal {
+    const abort = this.#start?.abort ?? new AbortController();
+    if (this.#start === undefined) abort.abort();
+    else this.#start.abort = abort;
+    return abort.signal;
+  }
+
   /** Whether its start is known and the gap told, or the subscription has ended. */
   get hasBegun(): boolean {
     return this.#start === undefined;
   }
 
-  /** Resolves when its channels have their place, or the subscription has ended. For the one that comes next. */
+  /** Resolves when its channels have their place, or the subscription has ended. */
   placed(): Promise<void> {
     return new Promise((resolve) => {
       if (this.#start === undefined || this.#start.isPlaced) resolve();
-      else this.#start.onPlaced = resolve;
+      else this.#start.onPlaced = [...this.#start.onPlaced, resolve];
     });
   }
 
@@ -73,20 +93,24 @@ export class Hold {
 
   /** The stream follows these already: those it has go on where they are, whoever else leaves. */
   join(channels: readonly string[]): void {
-    if (this.#start !== undefined) this.#start.joined = [...this.#start.joined, ...channels];
+    if (this.#start === undefined) return;
+    this.#start.joined = [...this.#start.joined, ...channels.filter((channel) => this.channels.includes(channel))];
   }
 
   place(): void {
     if (this.#start === undefined) return;
     this.#start.isPlaced = true;
-    this.#start.onPlaced?.();
+    this.#start.abort = undefined;
+    for (const resolve of this.#start.onPlaced) resolve();
   }
 
   begin(): void {
     const start = this.#start;
     this.#start = undefined;
-    start?.onPlaced?.();
-    start?.onBegun?.();
+    if (start?.isPlaced === false) start.abort?.abort();
+    if (start === undefined) return;
+    for (const resolve of start.onPlaced) resolve();
+    start.onBegun?.();
   }
 
   /** A gap of its channels is told. */
@@ -104,11 +128,14 @@ export class Hold {
   }
 }
 
+const NOBODY: readonly (() => void)[] = [];
+
 /** A subscription that has not begun yet, and who waits for it. */
 class Beginning {
   isPlaced = false;
+  abort: AbortController | undefined;
   joined: readonly string[] = [];
-  onPlaced: (() => void) | undefined;
+  onPlaced: readonly (() => void)[] = NOBODY;
   onBegun: (() => void) | undefined;
 }
 
@@ -178,6 +205,11 @@ export class GapCounts {
 /** A subscription on a stream that has ended. */
 export function ended(channels: readonly string[]): Subscription {
   return { channels, recovered: false, gaps: 0, cursor: '', unsubscribe: () => {} };
+}
+
+/** The channels of the holds that have their place in the stream. */
+export function placedChannelsOf(holds: readonly Hold[]): ReadonlySet<string> {
+  return new Set(holds.flatMap(({ placedChannels }) => placedChannels));
 }
 
 /** The channels of the holds, each once. */

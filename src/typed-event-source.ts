@@ -1,5 +1,5 @@
 /** What a page knows of its events, by the schema of the channels that it follows. Types only. */
-import type { ChannelName, SchemaOf } from './channels.ts';
+import type { ChannelName, EventData, EventName, SchemaOf } from './schema.ts';
 
 declare const json: unique symbol;
 
@@ -39,15 +39,13 @@ export interface OwnEvents {
 }
 
 /** The names of the events of one channel or several. */
-export type ReceivedName<S, N extends ChannelName<S>> = N extends ChannelName<S> ? keyof S[N] & string : never;
+export type ReceivedName<S, N extends ChannelName<S>> = N extends ChannelName<S> ? EventName<S, N> : never;
 
 /** The data of an event of one channel or several. */
 export type ReceivedData<S, N extends ChannelName<S>, E> = E extends keyof OwnEvents
   ? OwnEvents[E]
   : N extends ChannelName<S>
-    ? E extends keyof S[N]
-      ? S[N][E]
-      : never
+    ? EventData<S, N, E>
     : never;
 
 type Listener<Ev> = ((event: Ev) => void) | { handleEvent(event: Ev): void };

@@ -130,7 +130,7 @@ export class Warnings {
     this.#tell(
       'RES_SSE_SIX_STREAMS',
       'one browser has six event streams open over HTTP/1.1, all the connections that it makes to a host; whatever else its pages ask for waits',
-      'Serve HTTP/2, follow all channels of a page on one stream, or share a stream between tabs with a SharedWorker or BroadcastChannel.',
+      'Serve HTTP/2 by a proxy in front (Express does not run on node:http2), follow all channels of a page on one stream, or share a stream between tabs with a SharedWorker or BroadcastChannel.',
     );
   }
 
@@ -180,14 +180,14 @@ export class Making {
 const timesTold = new Set<string>();
 
 /** Tells of times in ms that were most likely meant in seconds. Tests have short times. */
-export function checkTimes(times: Readonly<Record<string, number | false | undefined>>): void {
+export function checkTimes(owner: string, times: Readonly<Record<string, number | false | undefined>>): void {
   if (process.env['NODE_ENV'] === 'test' || process.env['NODE_TEST_CONTEXT'] !== undefined) return;
   for (const [name, ms] of Object.entries(times)) {
     if (!ms || ms >= 1_000 || timesTold.has(name)) continue;
     timesTold.add(name);
     tell(
       'RES_SSE_TIME_IN_SECONDS',
-      `\`${name}\` of sse() is ${ms} ms; is this in seconds?`,
+      `\`${name}\` of ${owner} is ${ms} ms; is this in seconds?`,
       'All times are in ms: write 15_000 for fifteen seconds. If it is meant, sse({ warnings: false }) switches warnings off.',
     );
   }

@@ -147,6 +147,17 @@ export function eventText(data: string, event?: string, id?: EventId, retry?: nu
   return `${text}data: ${data.replace(LINE_BREAK, '\ndata: ')}${end}`;
 }
 
+/** Bytes of what {@link eventText} writes of these, without the id and the reconnection time. */
+export function eventBytes(data: string, event?: string): number {
+  const named = event === undefined || event === '' ? 0 : Buffer.byteLength(event) + 'event: \n'.length;
+  const bytes = named + Buffer.byteLength(data) + 'data: \n\n'.length;
+  if (!data.includes('\n') && !data.includes('\r')) return bytes;
+  // Each line break becomes LF and the name of the field once more.
+  let added = 0;
+  for (const [lineBreak] of data.matchAll(LINE_BREAK)) added += '\ndata: '.length - lineBreak.length;
+  return bytes + added;
+}
+
 /** The data of an event as {@link eventText} wrote it, with LF for every line end. */
 export function dataOfEvent(text: string): string {
   const lines = text.split('\n').filter((line) => line.startsWith('data: '));

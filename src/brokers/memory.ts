@@ -3,7 +3,7 @@ import cluster from 'node:cluster';
 import { randomBytes } from 'node:crypto';
 import { performance } from 'node:perf_hooks';
 import type { Cursor } from '../cursor.ts';
-import { Log } from '../log.ts';
+import { Log, type HistoryLimits } from '../log.ts';
 import { LogEntry } from '../log-entry.ts';
 import type { Broker, BrokerState, LogBounds, Page, Publication, Receiver } from './broker.ts';
 import { closed, servesAnother } from './errors.ts';
@@ -20,7 +20,7 @@ export function memoryBroker(): Broker {
   if (cluster.isWorker) {
     process.emitWarning('memoryBroker() in a cluster worker reaches only the streams of that worker', {
       code: 'RES_SSE_MEMORY_BROKER_IN_CLUSTER',
-      detail: 'Give createChannels() a broker that all workers share.',
+      detail: 'Give createChannels() a broker that all workers share, such as redisBroker() of res-sse/redis.',
     });
   }
   return new MemoryBroker();
@@ -36,6 +36,7 @@ class MemoryBroker implements Broker {
   // Events without history have an order of their own.
   #liveOnly = 0;
   #closed = false;
+  #isForgettingTold = false;
 
   get state(): BrokerState {
     return this.#closed ? 'closed' : 'open';
@@ -71,7 +72,7 @@ class MemoryBroker implements Broker {
       offset: history === false ? ++this.#liveOnly : ++this.#offset,
     });
     if (key !== undefined) this.#remember(channel, key, entry.id);
-    if (history !== false) this.#log?.append(entry, history);
+    if (history !== false) this.#keep(entry, history);
     if (this.#receiver?.follows(channel) === true) this.#receiver.receive(entry);
     return Promise.resolve({ id: entry.id });
   }
@@ -103,6 +104,19 @@ class MemoryBroker implements Broker {
     this.#log = undefined;
     this.#keys.clear();
     return Promise.resolve();
+  }
+
+  #keep(entry: LogEntry, history: HistoryLimits): void {
+    this.#log?.append(entry, history);
+    if (this.#isForgettingTold || this.#log?.forgotten === 0) return;
+    this.#isForgettingTold = true;
+    process.emitWarning(
+      'more channels than maxChannels are in use: the history of some is forgotten, and their readers are told a gap',
+      {
+        code: 'RES_SSE_MAX_CHANNELS',
+        detail: 'Raise maxChannels of createChannels(), or give channels that need no history history: false by historyFor.',
+      },
+    );
   }
 
   #idOf(channel: string, key: string): string | undefined {

@@ -47,8 +47,7 @@ const PROBE = 10_000;
  * const channels = createChannels({ broker: redisBroker({ url: process.env.REDIS_URL }) });
  */
 export function redisBroker(options: RedisBrokerOptions): Broker {
-  assertOptions('redisBroker()', options, rules);
-  const { client, url, prefix = 'res-sse', timeout = 5_000 } = options;
+  const { client, url, prefix = 'res-sse', timeout = 5_000 } = assertOptions('redisBroker()', options, rules);
   const timing = { timeout, probe: PROBE, linger: 10_000, wait: { min: 50, max: 10_000 } };
   if (client !== undefined && url === undefined) return new RedisNode(connectionOf(client, prefix), prefix, timing);
   if (url === undefined || client !== undefined) {

@@ -1,9 +1,10 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import type { ServerResponse } from 'node:http';
-import { expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { createChannels, type Channels, type EventStream, type Subscription } from '../../src/index.ts';
 import { serveStreams, type StreamServer } from '../support/app.ts';
 import { read, type Reader } from '../support/reader.ts';
+import { dial, requestText } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 
 /** What callbacks do that they should not have to think about: each of these once lost, repeated or crashed something. */
@@ -16,6 +17,14 @@ async function publishAll(channels: Channels, name: string, ...all: string[]): P
   const ids: string[] = [];
   for (const each of all) ids.push((await channels.publish(name, each)).id);
   return ids;
+}
+
+async function untilCollected(refs: readonly WeakRef<object>[]): Promise<void> {
+  await until('the garbage to be collected', async () => {
+    await new Promise((resolve) => setImmediate(resolve));
+    globalThis.gc?.();
+    return refs.every((ref) => ref.deref() === undefined);
+  });
 }
 
 test('a filter that throws while unsubscribe flushes takes nothing from another reader of its channel', async () => {
@@ -181,11 +190,66 @@ test('a stream that ends in the middle of a page is let go of', async () => {
     refs.push(new WeakRef(server.streams.pop() as EventStream));
   }
   await until('the sockets to go', () => server.sockets.size === 0);
-  await until('the garbage to be collected', async () => {
-    await new Promise((resolve) => setImmediate(resolve));
-    globalThis.gc?.();
-    return refs.every((ref) => ref.deref() === undefined);
-  });
+  await untilCollected(refs);
+});
+
+test.each<[string, (stream: EventStream, subscription: Subscription, publish: () => void) => void]>([
+  ['unsubscribe', (_stream, subscription, publish) => (publish(), subscription.unsubscribe())],
+  ['close', (stream, _subscription, publish) => (publish(), stream.close())],
+  ['closing for good', (stream, _subscription, publish) => (publish(), stream.close({ final: true }))],
+  ['an event of its own, and its end', (stream, _subscription, publish) => (publish(), stream.send('own'), stream.close())],
+])('what a filter has parsed is let go of when the last stream of a channel is given it by %s', async (_, act) => {
+  if (globalThis.gc === undefined) throw new Error('run node with --expose-gc, as vitest.config.ts does');
+  for (const history of [undefined, false] as const) {
+    const channels = createChannels({ history });
+    const kept: Promise<unknown>[] = [];
+    const refs: WeakRef<object>[] = [];
+    let subscription: Subscription | undefined;
+    await using server = await serveStreams(
+      async (stream) => {
+        subscription = await stream.subscribe('a', {
+          filter: (event) => (refs.push(new WeakRef(event.json() as object)), true),
+        });
+      },
+      { channels },
+    );
+    using reader = await read(server.url);
+    await until('the subscription', () => subscription !== undefined);
+    act(server.streams[0] as EventStream, subscription as Subscription, () => {
+      for (let count = 0; count < 5; count++) kept.push(channels.publish('a', { count }));
+    });
+    await Promise.all(kept);
+    await until('the filter', () => refs.length === 5);
+    expect(channels.stats().history.events).toBe(history === false ? 0 : 5);
+    await untilCollected(refs);
+    reader.close();
+  }
+});
+
+test('what a filter has parsed is let go of when it throws in the middle of a page', async () => {
+  const channels = createChannels();
+  for (let count = 0; count < 5; count++) await channels.publish('a', { count });
+  const refs: WeakRef<object>[] = [];
+  await using server = await serveStreams(
+    (stream) =>
+      stream.subscribe('a', {
+        since: 'start',
+        filter: (event) => {
+          refs.push(new WeakRef(event.json() as object));
+          if (refs.length === 3) throw new Error('boom');
+          return true;
+        },
+      }),
+    { channels },
+  );
+  await fetch(server.url, { headers: { Accept: 'text/event-stream' } }).then(
+    (response) => response.text(),
+    () => '',
+  );
+  await until('the filter', () => refs.length === 3);
+  expect(channels.stats().history.events).toBe(5);
+  await untilCollected(refs);
+  expect(server.errors.splice(0).length).toBeGreaterThan(0);
 });
 
 test('an onGap that awaits another subscription of its stream does not wait for itself', async () => {
@@ -243,6 +307,82 @@ test('an onGap is not called for a subscription that has ended while another was
   await publishAll(channels, 'b', 'still here');
   expect((await reader.next()).data).toBe('still here');
   expect(asked).toEqual(['a', 'b']);
+});
+
+describe('an onGap that is still at work when its subscription ends', () => {
+  interface Asked {
+    resolve: (cursor?: string) => void;
+    reject: (error: Error) => void;
+    cursor: string;
+  }
+
+  /** A stream whose subscription to `x` is being asked about a gap. */
+  async function serveAsked(others: string[]) {
+    const channels = createChannels({ history: { events: 2 } });
+    let asked: Asked | undefined;
+    let subscription: Subscription | undefined;
+    const server = await serveStreams(
+      async (stream) => {
+        subscription = await stream.subscribe('x', {
+          onGap: (_stream, { cursor }) =>
+            new Promise<string | undefined>((resolve, reject) => {
+              asked = { resolve, reject, cursor };
+            }),
+        });
+        for (const other of others) await stream.subscribe(other);
+      },
+      { channels },
+    );
+    const reader = await read(server.url);
+    await until('the subscriptions', () => channels.stats().subscriptions === 1 + others.length);
+    // More than waits for a stream, so that it has to read the log, which has not kept it either.
+    for (let count = 0; count < 60; count++) void channels.publish('x', 'x'.repeat(300_000));
+    await until('onGap', () => asked !== undefined);
+    return {
+      channels,
+      reader,
+      stream: server.streams[0] as EventStream,
+      asked: asked as unknown as Asked,
+      subscription: subscription as Subscription,
+      received: () => data(reader.events.filter(({ event }) => event !== 'sse:gap')),
+      async [Symbol.asyncDispose]() {
+        reader.close();
+        await server[Symbol.asyncDispose]();
+      },
+    };
+  }
+
+  const ENDS: [string, (asked: Asked) => void][] = [
+    ['rejects', ({ reject }) => reject(new Error('nobody wants to know any more'))],
+    ['hangs', () => {}],
+    ['answers', ({ resolve, cursor }) => resolve(cursor)],
+  ];
+
+  test.each(ENDS)('and then %s leaves the stream open, and what else it follows is delivered', async (_, end) => {
+    await using gap = await serveAsked(['y']);
+    gap.subscription.unsubscribe();
+    end(gap.asked);
+    await publishAll(gap.channels, 'y', 'y1', 'y2');
+    await until('the events', () => gap.received().length === 2);
+    await until('the stream to be live', () => gap.channels.stats().behind === 0);
+    await publishAll(gap.channels, 'y', 'y3');
+    await until('the next event', () => gap.received().length === 3);
+    expect(gap.received()).toEqual(['y1', 'y2', 'y3']);
+    expect(gap.stream.readyState).toBe(1);
+  });
+
+  test.each(ENDS)('and then %s does not hold up the next subscription of its stream', async (_, end) => {
+    await using gap = await serveAsked([]);
+    gap.subscription.unsubscribe();
+    await within('the next subscription', gap.stream.subscribe('y'));
+    await publishAll(gap.channels, 'y', 'y1');
+    await until('its event', () => gap.received().length === 1);
+    end(gap.asked);
+    await publishAll(gap.channels, 'y', 'y2');
+    await until('the next event', () => gap.received().length === 2);
+    expect(gap.received()).toEqual(['y1', 'y2']);
+    expect([gap.stream.readyState, gap.channels.stats().behind]).toEqual([1, 0]);
+  });
 });
 
 test('an onGap that answers for what was lost leaves what was not lost to be delivered', async () => {
@@ -539,4 +679,45 @@ test('a filter that subscribes in the middle of a page steps the ids back only w
     const previous = Number(written[index - 1]?.[2] ?? 0);
     if (checkpoint === undefined) expect(Number(offset)).toBeGreaterThan(previous);
   }
+});
+
+test('close({ final: true }) in a filter comes behind the event that is being filtered and those published before the call', async () => {
+  const channels = createChannels();
+  await using server = await serveStreams(
+    (stream) =>
+      stream.subscribe('a', {
+        filter: ({ event }) => {
+          if (event === 'done') stream.close({ final: true });
+          return true;
+        },
+      }),
+    { channels },
+  );
+  using reader = await read(server.url);
+  await until('the subscription', () => channels.stats().subscriptions === 1);
+  void channels.publish('a', 'one');
+  void channels.publish('a', 'result', { event: 'done' });
+  void channels.publish('a', 'two');
+  await reader.end();
+  expect(reader.events.map((each) => each.event ?? each.data)).toEqual(['one', 'done', 'two', 'sse:end']);
+});
+
+test('close({ final: true }) of a stream that is behind ends it when its last subscription ends meanwhile', async () => {
+  const channels = createChannels({ history: { events: 10_000, bytes: 67_108_864 } });
+  let subscription: Subscription | undefined;
+  await using server = await serveStreams(
+    async (stream) => {
+      subscription = await stream.subscribe('a', { since: 'start' });
+    },
+    { channels },
+  );
+  await publishAll(channels, 'a', ...Array.from({ length: 200 }, () => 'x'.repeat(100_000)));
+  const socket = await dial(server.port, requestText('/'));
+  socket.pause();
+  await until('the reader to be behind', () => channels.stats().behind === 1 && subscription !== undefined);
+  const stream = server.streams[0] as EventStream;
+  stream.close({ final: true });
+  subscription?.unsubscribe();
+  socket.resume();
+  expect(await within('the end', stream.closed)).toBe('final');
 });

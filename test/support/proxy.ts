@@ -30,7 +30,7 @@ const DOCUMENT = new URL('../../docs/proxies.md', import.meta.url);
  * A configuration of docs/proxies.md: the code block whose first line is, for one, "```nginx gzip".
  * @throws {Error} where there is none of that name
  */
-export function documented(program: 'nginx' | 'haproxy', name: string): string {
+export function documented(program: 'nginx' | 'haproxy' | 'http', name: string): string {
   const block = new RegExp(`^\`\`\`${program} ${name}\\n([^]*?)^\`\`\`$`, 'm').exec(readFileSync(DOCUMENT, 'utf8'))?.[1];
   if (block === undefined) throw new Error(`docs/proxies.md has no configuration of ${program} called ${name}`);
   return block;
@@ -64,7 +64,8 @@ export async function startHaproxy(name: string, options: ProxyOptions): Promise
   return launch('haproxy', documented('haproxy', name), options, (dir, sections) => {
     const file =
       options.idle === undefined ? sections : sections.replaceAll(/(timeout (?:client|server)) +\S+/g, `$1 ${options.idle}s`);
-    writeFileSync(join(dir, 'haproxy.cfg'), file);
+    writeFileSync(join(dir, 'haproxy.cfg'), file.replaceAll('/etc/haproxy/', `${dir}/`));
+    if (file.includes('again.http')) writeFileSync(join(dir, 'again.http'), documented('http', 'again'));
     const args = ['-f', join(dir, 'haproxy.cfg')];
     return { command: onSystemPath('haproxy'), args: ['-db', ...args], check: ['-c', ...args] };
   });

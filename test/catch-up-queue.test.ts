@@ -1,0 +1,233 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { describe, expect, test } from 'vitest';
+import { CatchUpQueue, type CatchUpJob } from '../src/catch-up-queue.ts';
+import { until } from './support/wait.ts';
+
+const MAX_STEPS = 100;
+const MAX_BYTES = 4_194_304;
+const MAX_READS = 64;
+
+/** Counts turns of the event loop: each begins after the queue's own work of the one before. */
+class Turns {
+  now = 0;
+  #isOver = false;
+
+  constructor() {
+    const count = (): void => {
+      this.now++;
+      if (!this.#isOver) setImmediate(count);
+    };
+    setImmediate(count);
+  }
+
+  stop(): void {
+    this.#isOver = true;
+  }
+}
+
+/** What was done in each turn. */
+function perTurn(turns: readonly number[]): number[] {
+  const counts = new Map<number, number>();
+  for (const turn of turns) counts.set(turn, (counts.get(turn) ?? 0) + 1);
+  return [...counts.values()];
+}
+
+function jobs(count: number, step: (index: number, job: CatchUpJob) => void): CatchUpJob[] {
+  return Array.from({ length: count }, (_, index) => {
+    const job = { step: () => step(index, job) };
+    return job;
+  });
+}
+
+test('a step is done in a later turn, or with isNow in this one', async () => {
+  const queue = new CatchUpQueue();
+  const done: string[] = [];
+  queue.add({ step: () => done.push('later') }, false);
+  queue.add({ step: () => done.push('now') }, true);
+  expect(done).toEqual(['now']);
+  await nextTurn();
+  await nextTurn();
+  expect(done).toEqual(['now', 'later']);
+});
+
+describe('one turn does', () => {
+  test.each([true, false])('at most 100 steps, in the order in which the streams came (isNow: %s)', async (isNow) => {
+    const queue = new CatchUpQueue();
+    const turns = new Turns();
+    const done: number[] = [];
+    const at: number[] = [];
+    for (const job of jobs(1_000, (index) => void (done.push(index), at.push(turns.now)))) queue.add(job, isNow);
+    expect(done.length).toBe(isNow ? MAX_STEPS : 0);
+    await until('all steps', () => done.length === 1_000);
+    turns.stop();
+    expect(Math.max(...perTurn(at))).toBeLessThanOrEqual(MAX_STEPS);
+    expect(done).toEqual(Array.from({ length: 1_000 }, (_, index) => index));
+  });
+
+  test('at most 4 MiB of what steps have read, and the step that goes beyond is the last', async () => {
+    const queue = new CatchUpQueue();
+    const turns = new Turns();
+    const at: number[] = [];
+    const bytes = 1_048_576;
+    const all = jobs(50, () => {
+      at.push(turns.now);
+      queue.spend(bytes);
+    });
+    for (const job of all) queue.add(job, true);
+    await until('all steps', () => at.length === all.length);
+    turns.stop();
+    expect(Math.max(...perTurn(at))).toBeLessThanOrEqual(MAX_BYTES / bytes);
+  });
+
+  test('one step of each stream: one that is added again by its own step has its next in the next turn', async () => {
+    const queue = new CatchUpQueue();
+    const turns = new Turns();
+    const done: { index: number; turn: number }[] = [];
+    const all = jobs(5, (index, job) => {
+      done.push({ index, turn: turns.now });
+      if (done.length <= 20) queue.add(job, false);
+    });
+    for (const job of all) queue.add(job, false);
+    await until('the steps', () => done.length > 20);
+    turns.stop();
+    const keys = done.map(({ index, turn }) => `${index} in ${turn}`);
+    expect(new Set(keys).size).toBe(keys.length);
+    // Each is as far as the others.
+    const counts = perTurn(done.map(({ index }) => index));
+    expect(Math.max(...counts) - Math.min(...counts)).toBeLessThanOrEqual(1);
+  });
+
+  test('as much as any other, although the one before did all it could', async () => {
+    const queue = new CatchUpQueue();
+    const done: string[] = [];
+    for (const job of jobs(MAX_STEPS, () => done.push('first'))) queue.add(job, true);
+    queue.add({ step: () => done.push('second') }, true);
+    expect(done).toHaveLength(MAX_STEPS);
+    await until('the second', () => done.includes('second'));
+    await nextTurn();
+    await nextTurn();
+    queue.add({ step: () => done.push('third') }, true);
+    expect(done.at(-1)).toBe('third');
+  });
+});
+
+describe('pages of a broker elsewhere', () => {
+  test('are read or in hand 64 at a time; when one was used the next is asked for', async () => {
+    const queue = new CatchUpQueue();
+    const reading: (() => void)[] = [];
+    let inHand = 0;
+    let most = 0;
+    let used = 0;
+    const all = jobs(500, () => {
+      queue.beginRead();
+      most = Math.max(most, ++inHand);
+      reading.push(() => {
+        // The page has come; it is used in a later step, which comes before those that would read.
+        queue.add(
+          {
+            step: () => {
+              inHand--;
+              used++;
+              queue.endRead();
+            },
+          },
+          false,
+          true,
+        );
+      });
+    });
+    for (const job of all) queue.add(job, true);
+    for (let turn = 0; turn < 5; turn++) await nextTurn();
+    expect([inHand, reading.length]).toEqual([MAX_READS, MAX_READS]);
+    await until('all pages', () => {
+      for (const come of reading.splice(0, 10)) come();
+      return used === all.length;
+    });
+    expect(most).toBe(MAX_READS);
+  });
+
+  test('that are not needed any more make room', async () => {
+    const queue = new CatchUpQueue();
+    let ended = 0;
+    const all = jobs(200, () => {
+      queue.beginRead();
+      setImmediate(() => {
+        ended++;
+        queue.endRead();
+      });
+    });
+    for (const job of all) queue.add(job, false);
+    await until('all of them', () => ended === all.length);
+  });
+});
+
+describe('a stream that has ended', () => {
+  test('does no step any more, and is not kept in memory', async () => {
+    if (globalThis.gc === undefined) throw new Error('run node with --expose-gc, as vitest.config.ts does');
+    const queue = new CatchUpQueue();
+    // No turn has anything left, so that all wait.
+    for (const job of jobs(MAX_STEPS, () => queue.spend(MAX_BYTES))) queue.add(job, true);
+    let steps = 0;
+    const refs = jobs(50, () => steps++).map((job) => {
+      queue.add(job, true);
+      queue.delete(job);
+      return new WeakRef(job);
+    });
+    await until('the garbage to be collected', async () => {
+      await nextTurn();
+      globalThis.gc?.();
+      return refs.every((ref) => ref.deref() === undefined);
+    });
+    expect(steps).toBe(0);
+  });
+
+  test('in the step of another does no step any more', async () => {
+    const queue = new CatchUpQueue();
+    const done: string[] = [];
+    const second = { step: () => done.push('second') };
+    queue.add({ step: () => (done.push('first'), queue.delete(second)) }, false);
+    queue.add(second, false);
+    queue.add({ step: () => done.push('third') }, false);
+    await until('the third', () => done.includes('third'));
+    expect(done).toEqual(['first', 'third']);
+  });
+});
+
+describe('turn()', () => {
+  test('lets at most 100 callers go on in one turn, in the order of the calls', async () => {
+    const queue = new CatchUpQueue();
+    const turns = new Turns();
+    const done: number[] = [];
+    const at: number[] = [];
+    for (let index = 0; index < 1_000; index++) void queue.turn().then(() => (done.push(index), at.push(turns.now)));
+    await until('all', () => done.length === 1_000);
+    turns.stop();
+    expect(Math.max(...perTurn(at))).toBeLessThanOrEqual(MAX_STEPS);
+    expect(done).toEqual(Array.from({ length: 1_000 }, (_, index) => index));
+  });
+
+  test('and steps share what one turn may do, and neither keeps the other from coming to an end', async () => {
+    const queue = new CatchUpQueue();
+    const turns = new Turns();
+    const at: number[] = [];
+    let left = 2_000;
+    const note = (): void => {
+      left--;
+      at.push(turns.now);
+    };
+    for (const job of jobs(1_000, note)) queue.add(job, false);
+    for (let index = 0; index < 1_000; index++) void queue.turn().then(note);
+    await until('all', () => left === 0);
+    turns.stop();
+    expect(Math.max(...perTurn(at))).toBeLessThanOrEqual(MAX_STEPS);
+  });
+});
+
+test('a queue with nothing to do schedules nothing', async () => {
+  const queue = new CatchUpQueue();
+  queue.add({ step: () => {} }, true);
+  await until('it to be at rest', async () => {
+    await nextTurn();
+    return process.getActiveResourcesInfo().filter((name) => name === 'Immediate').length === 0;
+  });
+});

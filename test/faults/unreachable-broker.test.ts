@@ -1,0 +1,319 @@
+import type { Socket } from 'node:net';
+import express, { type NextFunction, type Request, type Response } from 'express';
+import { describe, expect, test } from 'vitest';
+import {
+  createChannels,
+  memoryBroker,
+  sse,
+  type Broker,
+  type Channels,
+  type EventStream,
+  type Subscription,
+} from '../../src/index.ts';
+import { redisBroker } from '../../src/brokers/redis.ts';
+import { DistantBroker } from '../model/distant-broker.ts';
+import { randomFrom } from '../model/random.ts';
+import { serveStreams, type StreamServer } from '../support/app.ts';
+import { TurnMeter, connectFake } from '../support/crowd.ts';
+import { liveHeap } from '../support/heap.ts';
+import { read } from '../support/reader.ts';
+import { startRedis, type RedisServer } from '../support/redis-server.ts';
+import { dial, requestText, serve } from '../support/server.ts';
+import { until, within } from '../support/wait.ts';
+
+/** A broker elsewhere answers late, or never: streams open all the same, start in slices, and leave nothing behind. */
+
+/** A log elsewhere that listens and says where it stands only when the test lets it. */
+function heldBroker(): { broker: Broker; asked: () => number; answer: (error?: Error) => void } {
+  const log = memoryBroker();
+  let waiting: ((error?: Error) => void)[] = [];
+  let isAnswering = false;
+  function held<T>(action: () => T, signal?: AbortSignal): Promise<T> {
+    if (isAnswering) return Promise.resolve(action());
+    return new Promise((resolve, reject) => {
+      signal?.addEventListener('abort', () => reject(signal.reason as Error));
+      waiting.push((error) => (error === undefined ? resolve(action()) : reject(error)));
+    });
+  }
+  const broker: Broker = {
+    get state() {
+      return isAnswering ? ('open' as const) : ('connecting' as const);
+    },
+    get head() {
+      return log.head;
+    },
+    get held() {
+      return log.held;
+    },
+    open: (receiver, bounds) => log.open(receiver, bounds),
+    append: (publication) => log.append(publication),
+    position: (_atLeast, signal) => held(() => log.position() as never, signal),
+    read: (names, after, maxBytes) => log.read(names, after, maxBytes),
+    clear: (channel) => log.clear(channel),
+    listen: (channel) => held(() => void log.listen(channel)),
+    unlisten: (channel) => log.unlisten(channel),
+    close: () => log.close(),
+  };
+  return {
+    broker,
+    asked: () => waiting.length,
+    answer(error) {
+      isAnswering = error === undefined;
+      const settling = waiting;
+      waiting = [];
+      for (const settle of settling) settle(error);
+    },
+  };
+}
+
+interface Outcomes {
+  subscriptions: Subscription[];
+  errors: unknown[];
+}
+
+/** Streams that follow channel `a` of a Redis, and how their subscriptions went. */
+async function serveRedis(redis: RedisServer): Promise<StreamServer & Outcomes & { channels: Channels }> {
+  const channels = createChannels({ broker: redisBroker({ url: redis.url, timeout: 300 }), history: { events: 10_000 } });
+  const outcomes = { subscriptions: [] as Subscription[], errors: [] as unknown[] };
+  const server = await serveStreams(
+    (stream) => {
+      void stream.subscribe('a').then(
+        (subscription) => outcomes.subscriptions.push(subscription),
+        (error: unknown) => outcomes.errors.push(error),
+      );
+    },
+    { channels },
+  );
+  return Object.assign(server, { channels, subscriptions: outcomes.subscriptions, errors: outcomes.errors });
+}
+
+/** Connects, waits until the stream is there and its client is told so if `isOpen`, and leaves. */
+async function comeAndGo(server: StreamServer, headers: Record<string, string>, isOpen: boolean): Promise<WeakRef<EventStream>> {
+  const count = server.streams.length;
+  const socket = await dial(server.port, requestText('/', { Connection: 'close', ...headers }));
+  await until('the stream', () => server.streams.length > count);
+  const stream = server.streams.pop() as EventStream;
+  if (isOpen) await until('the head', () => stream.readyState === 1);
+  socket.destroy();
+  await stream.closed;
+  return new WeakRef(stream);
+}
+
+async function expectCollected(refs: readonly WeakRef<object>[]): Promise<void> {
+  await until('the garbage to be collected', async () => {
+    await liveHeap();
+    return refs.every((ref) => ref.deref() === undefined);
+  });
+}
+
+test('a stream that cannot open after a second without an answer, because another answer has begun, harms nobody', async () => {
+  const { broker } = heldBroker();
+  const channels = createChannels({ broker });
+  const app = express();
+  app.use(sse({ channels }));
+  let looks = 0;
+  app.get(
+    '/',
+    (_req, res, next) => {
+      setTimeout(() => {
+        res.writeHead(503).write('busy');
+        // From here on only the timer of the subscription looks.
+        Object.defineProperty(res, 'headersSent', { get: () => ++looks > 0 });
+      }, 100);
+      next();
+    },
+    channels.listen('a'),
+  );
+  await using server = await serve(app);
+  const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
+  expect(response.status).toBe(503);
+  await until('the timer', () => looks > 0);
+  await response.body?.cancel();
+  await until('the subscription to end', () => channels.stats().subscriptions === 0);
+});
+
+test('a stream that cannot open after a second without an answer, because a listener for its head throws, is an error for next', async () => {
+  const { broker } = heldBroker();
+  const channels = createChannels({ broker });
+  const app = express();
+  app.use(sse({ channels }));
+  app.get(
+    '/',
+    (_req, res, next) => {
+      res.writeHead = () => {
+        // The answer to the error is not to fail, too.
+        delete (res as Partial<Response>).writeHead;
+        throw new Error('a listener that throws');
+      };
+      next();
+    },
+    channels.listen('a'),
+  );
+  app.use((error: Error, _req: Request, res: Response, _next: NextFunction) => void res.status(500).end(error.message));
+  await using server = await serve(app);
+  const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
+  expect([response.status, await response.text()]).toEqual([500, 'a listener that throws']);
+  expect(channels.stats().subscriptions).toBe(0);
+});
+
+describe('while Redis is away', () => {
+  test.each<[string, (redis: RedisServer) => unknown]>([
+    ['was killed', (redis) => redis.kill9()],
+    ['does not answer', (redis) => redis.pause()],
+  ])(
+    'and %s, a client that leaves is not kept in memory, its subscription has ended at once, and close() is clean',
+    async (_, stop) => {
+      await using redis = await startRedis();
+      await using server = await serveRedis(redis);
+      const { channels, subscriptions, errors } = server;
+      const { id } = await channels.publish('a', 'one');
+      await channels.publish('a', 'two');
+      await stop(redis);
+      const refs: WeakRef<EventStream>[] = [];
+      for (let index = 0; index < 20; index++) {
+        const headers: Record<string, string> = index % 2 === 0 ? {} : { 'Last-Event-ID': id };
+        // Some of them have been told that the stream is open.
+        refs.push(await comeAndGo(server, headers, index % 10 === 0));
+      }
+      await until('the subscriptions to end', () => subscriptions.length === refs.length);
+      expect(subscriptions[0]).toMatchObject({ channels: ['a'], recovered: false, gaps: 0, cursor: '' });
+      expect(errors).toEqual([]);
+      expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0, behind: 0 });
+      subscriptions.length = 0;
+      await expectCollected(refs);
+      redis.resume();
+      await within('close', channels.close());
+      expect([subscriptions, errors]).toEqual([[], []]);
+    },
+    60_000,
+  );
+
+  test('100 streams that were live and leave meanwhile are not kept in memory, and the others go on afterwards', async () => {
+    await using redis = await startRedis({ appendonly: true });
+    await using server = await serveRedis(redis);
+    const { channels, subscriptions, errors } = server;
+    using stays = await read(server.url);
+    const sockets: Socket[] = [];
+    for (let index = 0; index < 100; index++) {
+      sockets.push(await dial(server.port, requestText('/', { Connection: 'close' })));
+    }
+    await until('all to be live', () => subscriptions.length === 101 && channels.stats().behind === 0);
+    await redis.kill9();
+    await until('all to wait for Redis', () => channels.stats().behind === 101, 20_000);
+    const refs = server.streams.splice(1).map((stream) => new WeakRef(stream));
+    for (const socket of sockets) socket.destroy();
+    await until('the streams to end', () => server.events.streams.size === 1);
+    expect(channels.stats()).toMatchObject({ channels: 1, subscriptions: 1, behind: 1, broker: { state: 'broken' } });
+    subscriptions.length = 0;
+    await expectCollected(refs);
+    await redis.restart();
+    await until('Redis to be back', () => channels.stats().broker.state === 'open', 20_000);
+    await channels.publish('a', 'afterwards');
+    expect((await stays.next()).data).toBe('afterwards');
+    expect(errors).toEqual([]);
+    await within('close', channels.close());
+  }, 60_000);
+});
+
+test('thousands of streams that have waited for the broker begin in slices when it answers', async () => {
+  const { broker, asked, answer } = heldBroker();
+  const channels = createChannels({ broker });
+  const events = sse({ channels, heartbeat: false });
+  using meter = new TurnMeter();
+  const crowd = Array.from({ length: 3_000 }, () => connectFake(events));
+  const subscriptions = crowd.map(async ({ stream }) => {
+    await stream.subscribe('a');
+    meter.add(1);
+  });
+  await until('all to wait', () => asked() > 0 && channels.stats().subscriptions === crowd.length);
+  answer();
+  await Promise.all(subscriptions);
+  expect(meter.total).toBe(crowd.length);
+  // 100 are let on in one turn of the queue, and a stream that has been let on has at least one step to do.
+  expect(meter.most).toBeLessThanOrEqual(400);
+  await until('all to be live', () => channels.stats().behind === 0);
+  await events.close({ within: 0 });
+});
+
+describe('a stream opens', () => {
+  test('when it is subscribed: a client that has seen the status line receives all that is published from then on', async () => {
+    for (let round = 0; round < 30; round++) {
+      const broker = new DistantBroker(randomFrom(round));
+      const ticking = setInterval(() => broker.tick(), 1);
+      const channels = createChannels({ broker });
+      await using server = await serveStreams((stream) => stream.subscribe(['a', 'b'], { since: 'now' }), { channels });
+      using reader = await read(server.url);
+      for (const each of ['1', '2', '3']) void channels.publish(each === '2' ? 'b' : 'a', each);
+      expect((await reader.take(3)).map(({ data }) => data)).toEqual(['1', '2', '3']);
+      clearInterval(ticking);
+      reader.close();
+    }
+  });
+
+  test('when it is subscribed, also if another node publishes, over a real Redis', async () => {
+    await using redis = await startRedis();
+    const node = (): Channels => createChannels({ broker: redisBroker({ url: redis.url }) });
+    const [here, there] = [node(), node()];
+    await using server = await serveStreams((stream, req) => stream.subscribe(req.query['follow'] as string), { channels: here });
+    await there.publish('warm', 'up');
+    for (let round = 0; round < 30; round++) {
+      // A channel that nobody has listened to before.
+      using reader = await read(`${server.url}?follow=room-${round}`);
+      await there.publish(`room-${round}`, 'hello');
+      expect((await reader.next()).data).toBe('hello');
+    }
+    await Promise.all([here.close(), there.close()]);
+  });
+
+  test('after a second without an answer all the same, and begins at the head at the time of the answer', async () => {
+    const { broker, asked, answer } = heldBroker();
+    const channels = createChannels({ broker });
+    const subscriptions: Subscription[] = [];
+    await using server = await serveStreams(async (stream) => void subscriptions.push(await stream.subscribe('a')), { channels });
+    using reader = await read(server.url);
+    expect([reader.response.status, asked(), subscriptions.length]).toEqual([200, 1, 0]);
+    expect(server.streams[0]?.readyState).toBe(1);
+    await channels.publish('a', 'before the answer');
+    const { id } = await channels.publish('a', 'the head');
+    answer();
+    await until('the subscription', () => subscriptions.length === 1);
+    expect(subscriptions[0]).toMatchObject({ cursor: id, recovered: true, gaps: 0 });
+    await channels.publish('a', 'after');
+    expect((await reader.next()).data).toBe('after');
+  });
+
+  test('for a HEAD request too, which is answered with the head and follows nothing', async () => {
+    const { broker, asked, answer } = heldBroker();
+    const channels = createChannels({ broker });
+    await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
+    const head = fetch(server.url, { method: 'HEAD', headers: { Accept: 'text/event-stream' } });
+    await until('the question', () => asked() === 1);
+    answer();
+    const response = await within('the head', head);
+    expect([response.status, response.headers.get('content-type')]).toEqual([200, 'text/event-stream']);
+    expect(await response.text()).toBe('');
+    await until('it to follow nothing', () => channels.stats().subscriptions === 0);
+    expect(channels.stats()).toMatchObject({ channels: 0, behind: 0 });
+  });
+
+  test('not at all if the broker refuses: the error is an ordinary one for next', async () => {
+    const { broker, asked, answer } = heldBroker();
+    const channels = createChannels({ broker });
+    const app = express();
+    const errors: unknown[] = [];
+    app.use(sse({ channels }));
+    app.get('/', channels.listen('a') as never);
+    app.use((error: Error, _req: express.Request, res: express.Response, _next: express.NextFunction) => {
+      errors.push(error);
+      res.status(503).json({ error: error.message });
+    });
+    await using server = await serve(app);
+    const asking = fetch(server.url, { headers: { Accept: 'text/event-stream' } });
+    await until('the question', () => asked() === 1);
+    answer(new Error('no permission'));
+    const response = await within('the answer', asking);
+    expect([response.status, await response.json()]).toEqual([503, { error: 'no permission' }]);
+    expect(errors).toEqual([new Error('no permission')]);
+    expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0, behind: 0 });
+  });
+});

@@ -1,0 +1,47 @@
+/** Thousands of streams without sockets: what is tried is how much work the library does in one turn of the event loop. */
+import type { EventStream, SseMiddleware } from '../../src/index.ts';
+import { FakeResponse } from '../model/fake-response.ts';
+
+/** A stream whose reader takes every byte at once. */
+export interface CrowdStream {
+  readonly stream: EventStream;
+  readonly res: FakeResponse;
+}
+
+/** @param onBytes what each write hands over */
+export function connectFake(events: SseMiddleware, onBytes: (bytes: Buffer) => void = () => {}, lastEventId = ''): CrowdStream {
+  const headers = { accept: 'text/event-stream', ...(lastEventId === '' ? {} : { 'last-event-id': lastEventId }) };
+  const res = new FakeResponse({ method: 'GET', url: '/', headers, socket: {} }, true, onBytes);
+  let stream: EventStream | undefined;
+  events(res.req as never, res.asResponse, () => {
+    stream = (res as unknown as { sse: EventStream }).sse;
+  });
+  return { stream: stream as EventStream, res };
+}
+
+/** Adds up what is done in each turn of the event loop. */
+export class TurnMeter implements Disposable {
+  /** The most that was added in one turn. */
+  most = 0;
+  total = 0;
+  #now = 0;
+  #next: NodeJS.Immediate;
+
+  constructor() {
+    const count = (): void => {
+      this.#now = 0;
+      this.#next = setImmediate(count);
+    };
+    this.#next = setImmediate(count);
+  }
+
+  add(amount: number): void {
+    this.total += amount;
+    this.#now += amount;
+    this.most = Math.max(this.most, this.#now);
+  }
+
+  [Symbol.dispose](): void {
+    clearImmediate(this.#next);
+  }
+}
