@@ -28,8 +28,31 @@ test('a key is forgotten after five minutes', async () => {
   clock.mockRestore();
 });
 
-test('in a cluster worker it warns that it reaches only that worker', () => {
+test('in a cluster worker it warns that it reaches only that worker, and names the broker to use', () => {
   const program = new URL('../support/cluster-warning.mjs', import.meta.url).pathname;
   const output = execFileSync(process.execPath, [program], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] });
-  expect(output).toBe('RES_SSE_MEMORY_BROKER_IN_CLUSTER\n');
+  expect(output).toBe(
+    'RES_SSE_MEMORY_BROKER_IN_CLUSTER\nGive createChannels() a broker that all workers share, such as redisBroker() of res-sse/redis.\n',
+  );
+});
+
+test('it warns once when a channel that held events is forgotten for maxChannels', async () => {
+  const warnings: string[] = [];
+  const note = (warning: Error & { code?: string }): void => void warnings.push(warning.code ?? warning.message);
+  // What other tests have caused is told by then.
+  await new Promise((resolve) => setImmediate(resolve));
+  process.on('warning', note);
+  try {
+    const channels = createChannels({ maxChannels: 2 });
+    await channels.publish('a', 1);
+    await channels.publish('b', 1);
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(warnings).toEqual([]);
+    await channels.publish('c', 1);
+    await channels.publish('d', 1);
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(warnings).toEqual(['RES_SSE_MAX_CHANNELS']);
+  } finally {
+    process.off('warning', note);
+  }
 });

@@ -191,7 +191,7 @@ test('a node heals while more comes than it can keep, and asks once more only fo
   steps.watch(async (index, phase) => {
     // The second question: what comes from here on is not in the answer to the first.
     if (steps.made[index] !== 'send 1001' || phase !== 'before' || ++floods !== 2) return;
-    for (let times = 0; times < 12; times++) await site.publish(['c0', 'c1', 'c2'], 1_000);
+    for (let times = 0; times < 42; times++) await site.publish(['c0', 'c1', 'c2'], 1_000);
     await there.publish('c0', 'the last', { history: false });
     await until('the node to have heard of it', () => here.passed.length === 1);
   });
@@ -201,6 +201,37 @@ test('a node heals while more comes than it can keep, and asks once more only fo
   expect(site.delivered).toEqual(site.due);
   expect(steps.made.filter((name) => name === 'send 1001' || name === 'send 501')).toHaveLength(3);
   expect(here.interruptions).toBe(1);
+});
+
+test('an event that comes while a node asks once more for what was too much to keep is not lost', async () => {
+  await using site = await makeSite({ timeout: 15_000 });
+  const { here, there, steps } = site;
+  for (const name of channels(1_500)) void here.listen(name);
+  await here.follow('c0', 'quiet');
+  await until('the node to be open', () => here.broker.state === 'open');
+  let questions = 0;
+  let isQuietDue = false;
+  steps.watch(async (index, phase) => {
+    if (phase !== 'before' || !steps.made[index]?.startsWith('send ')) return;
+    questions++;
+    if (questions === 2) {
+      // More than is kept comes behind the answer to the first question.
+      for (let times = 0; times < 42; times++) await site.publish(['c0'], 1_000);
+      isQuietDue = true;
+    } else if (isQuietDue) {
+      // The node is about to ask where the log stands, for its second round.
+      isQuietDue = false;
+      await site.publish(['quiet'], 1);
+      await there.publish('c0', 'the last', { history: false });
+      await until('the node to have heard of it', () => here.passed.length === 1);
+    }
+  });
+  await cut(site, 'the line');
+  await until('the node to notice', () => here.interruptions > 0);
+  await site.isWhole('asking once more');
+  await until('the quiet channel to be due', () => !isQuietDue && questions > 2);
+  expect(site.delivered).toEqual(site.due);
+  expect(site.published.some(({ channel }) => channel === 'quiet')).toBe(true);
 });
 
 test('a promise of node-redis that never settles is given up', async () => {

@@ -1,5 +1,7 @@
 /** The haiku chat on three nodes, as `npm run demo:cluster` starts it. */
+import { once } from 'node:events';
 import { existsSync, readFileSync } from 'node:fs';
+import { createServer, type AddressInfo } from 'node:net';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test, vi } from 'vitest';
 import { items, lines, open } from '../demo/visitor.ts';
@@ -8,6 +10,7 @@ import { launchChromium } from '../support/chromium.ts';
 import { read, type Reader } from '../support/reader.ts';
 import { startRedis } from '../support/redis-server.ts';
 import { Resources } from '../support/resources.ts';
+import { within } from '../support/wait.ts';
 import { until } from './scene.ts';
 
 vi.setConfig({ testTimeout: 120_000 });
@@ -35,6 +38,27 @@ async function speak(url: string, text: string): Promise<number> {
 const textsOf = (reader: Reader) => reader.events.map(({ data }) => JSON.parse(data).text);
 
 describe('the haiku chat on three nodes', () => {
+  test('says what is wrong and ends with exit code 1 where PORT is taken or no port, and leaves no node and no Redis', async () => {
+    await using resources = new Resources();
+    const other = createServer().listen(0);
+    resources.defer(() => other.close());
+    await once(other, 'listening');
+    const { port } = other.address() as AddressInfo;
+    const cases = [
+      [`${port}`, `Port ${port} is taken; set PORT to another one.\n`],
+      ['four', 'PORT is "four", which is not a port; set it to a number from 0 to 65535.\n'],
+    ] as const;
+    for (const [PORT, sentence] of cases) {
+      const demo = resources.use(start(process.execPath, ['--import', 'tsx', START], { PORT, REDIS_URL: '' }));
+      await within(`its end with PORT=${PORT}`, demo.ended, 60_000);
+      expect(demo.output).toContain(sentence);
+      expect(demo.process.exitCode).toBe(1);
+      expect([...demo.output.matchAll(/^Node \d is process/gm)].length).toBe(
+        [...demo.output.matchAll(/^Node \d has ended/gm)].length,
+      );
+    }
+  });
+
   test('lets who is on one node hear who speaks on another, and shows the same page on all', async () => {
     await using resources = new Resources();
     const { url } = await startDemo(resources);

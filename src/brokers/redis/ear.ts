@@ -74,6 +74,9 @@ export interface EarHost extends Omit<SpineHost, 'expects'> {
 // Channels in one question, and in one command that subscribes.
 const CHANNELS_PER_QUESTION = 1_000;
 
+// So many questions are on their way at a time while a node heals.
+const QUESTIONS_AT_A_TIME = 4;
+
 // Early messages that are taken in one turn of the event loop.
 const EARLY_PER_TURN = 500;
 
@@ -307,20 +310,24 @@ export class Ear {
    */
   async #readAll(line: Line, listenings: readonly Listening[], signal: AbortSignal): Promise<number> {
     let events = 0;
-    let channels: readonly string[] = listenings.map(({ channel }) => channel);
+    let toRead: readonly string[] | Early = listenings.map(({ channel }) => channel);
     for (;;) {
-      const { early, read } = await this.#readUp(line, channels, signal);
+      const { early, read } = await this.#readUp(line, toRead, signal);
       events += read;
       await this.#takeEarly(early, signal);
       if (early.changed === undefined) return events;
-      channels = [...early.changed];
-      debug('heal: %d channels once more', channels.length);
+      debug('heal: %d channels and more once more', early.changed.size);
+      toRead = early;
     }
   }
 
-  /** Reads up to where the log stands now. */
-  async #readUp(line: Line, channels: readonly string[], signal: AbortSignal): Promise<{ early: Early; read: number }> {
-    const questionsFrom = (index: number, till: number | undefined): Question[] =>
+  /**
+   * Reads up to where the log stands now.
+   * @param toRead the channels, or the messages of the round before, which name them: they go on naming channels until this round
+   * knows its place in the log, so they are asked for them only then
+   */
+  async #readUp(line: Line, toRead: readonly string[] | Early, signal: AbortSignal): Promise<{ early: Early; read: number }> {
+    const questions = (channels: readonly string[], index: number, till: number | undefined): Question[] =>
       channels
         .slice(index, index + CHANNELS_PER_QUESTION)
         .map((channel) => ({ channel, after: this.#host.newest(channel), till }));
@@ -330,17 +337,28 @@ export class Ear {
       // What came before is in the answer.
       this.#early = new Early(header.epoch, header.head, (channel) => this.spine.expects(channel));
     });
-    const [first] = await this.#step(Promise.all([this.#store.look(questionsFrom(0, undefined), nonce), heard]), signal);
+    const known = toRead instanceof Early ? [] : toRead;
+    const [first] = await this.#step(Promise.all([this.#store.look(questions(known, 0, undefined), nonce), heard]), signal);
     const { epoch, head } = first;
     const early = this.#early as Early;
-    let read = 0;
-    for (let index = 0, look = first; ;) {
-      const some = channels.slice(index, index + CHANNELS_PER_QUESTION);
-      read += this.#host.mend(some, look, head);
-      index += CHANNELS_PER_QUESTION;
-      if (index >= channels.length) break;
-      look = await this.#step(this.#store.look(questionsFrom(index, head)), signal);
-      if (look.epoch !== epoch) throw new Error('the log was lost while it was read');
+    if (toRead instanceof Early && toRead.problem !== undefined) throw new Error(toRead.problem);
+    // What the rounds before have read is of another log.
+    if (toRead instanceof Early && toRead.epoch !== epoch) throw new Error('the log was lost while it was read');
+    const channels = toRead instanceof Early ? [...(toRead.changed ?? [])] : toRead;
+    let read = this.#host.mend(channels.slice(0, first.answers.length), first, head);
+    for (let next = first.answers.length; next < channels.length; next += QUESTIONS_AT_A_TIME * CHANNELS_PER_QUESTION) {
+      // Several at a time: while a round lasts, what is published adds to the next one.
+      const starts = Array.from({ length: QUESTIONS_AT_A_TIME }, (_, index) => next + index * CHANNELS_PER_QUESTION);
+      const asked = starts.filter((start) => start < channels.length);
+      const looks = await this.#step(
+        Promise.all(asked.map((start) => this.#store.look(questions(channels, start, head)))),
+        signal,
+      );
+      for (const [index, look] of looks.entries()) {
+        if (look.epoch !== epoch) throw new Error('the log was lost while it was read');
+        const start = asked[index] as number;
+        read += this.#host.mend(channels.slice(start, start + CHANNELS_PER_QUESTION), look, head);
+      }
     }
     if (early.changed === undefined) this.spine.begin(epoch, head);
     return { early, read };

@@ -8,7 +8,7 @@ export type Heard =
   | { readonly problem: string };
 
 // What is kept of them.
-const MAX_MESSAGES = 10_000;
+const MAX_MESSAGES = 40_000;
 const MAX_CHARACTERS = 16_777_216;
 
 /**
@@ -18,7 +18,8 @@ const MAX_CHARACTERS = 16_777_216;
  */
 export class Early {
   readonly #follows: (channel: string) => boolean;
-  readonly #epoch: string;
+  /** The log's name. */
+  readonly epoch: string;
   #messages: Heard[] = [];
   // Those before it have been taken.
   #first = 0;
@@ -32,7 +33,7 @@ export class Early {
    * @param follows whether events of the channel must be heard
    */
   constructor(epoch: string, head: number, follows: (channel: string) => boolean) {
-    this.#epoch = epoch;
+    this.epoch = epoch;
     this.#head = head;
     this.#follows = follows;
   }
@@ -74,7 +75,7 @@ export class Early {
     }
     this.#messages[this.#first++] = undefined as unknown as Heard;
     this.#characters -= charactersOf(heard);
-    if (this.#changed === undefined && 'header' in heard && heard.header.epoch === this.#epoch) {
+    if (this.#changed === undefined && 'header' in heard && heard.header.epoch === this.epoch) {
       this.#head = Math.max(this.#head, heard.header.head);
     }
     return heard;
@@ -89,7 +90,7 @@ export class Early {
     if ('arrival' in heard) return;
     const { epoch, previous, head, changes } = heard.header;
     // Another log is noticed when this one is read once more.
-    if (epoch !== this.#epoch) return;
+    if (epoch !== this.epoch) return;
     if (head > this.#head || previous >= this.#head) {
       if (previous !== this.#head) this.#problem ??= `the log is at ${previous}, and what was heard of it at ${this.#head}`;
       this.#head = head;
