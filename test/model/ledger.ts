@@ -141,6 +141,7 @@ class Ledger {
   #finalHead: number | undefined;
   #asked = false;
   readonly #askedFor = new Set<Owed>();
+  #askedBy: object | undefined;
   // Whose onGap was asked since an event with a place in the log was delivered.
   readonly #askedBefore = new Set<FollowOptions>();
   #gap: { cursor: string; told: Set<string> } | undefined;
@@ -294,6 +295,11 @@ class Ledger {
   }
 
   #unfollow({ hold, live, head, n }: Mark & { what: 'left' }): void {
+    // The answer of a subscription that has ended is not waited for.
+    if (this.#askedBy === hold.options) {
+      this.#asked = false;
+      this.#askedFor.clear();
+    }
     const gone = hold.options.channels.filter(
       (channel) => !this.#holds.some((other) => other !== hold && other.options.channels.includes(channel)),
     );
@@ -367,6 +373,7 @@ class Ledger {
       if (owed !== undefined) this.#askedFor.add(owed);
     }
     this.#asked = true;
+    this.#askedBy = by;
     this.#owesCheckpoint = true;
   }
 

@@ -38,6 +38,7 @@ export function openRegistry(
     historyFor: (name) => (name === 'x' ? false : name === 'n' ? NEWEST : undefined),
     maxHistory: maxHistory === undefined ? undefined : maxHistory * scale,
     maxChannels,
+    maxEvent: 1_048_576 * scale,
   });
   const { events: number, age, bytes } = history;
   // A few events are never too many bytes.

@@ -44,7 +44,7 @@ export class WorkMeter {
   readonly #streams = new Set<object>();
   #bytes = 0;
   // What is under way, innermost last: the application's calls, each with the bytes that it has written, and calls of `subscribe`.
-  readonly #calls: { bytes: number; isSubscribe: boolean }[] = [];
+  readonly #calls: { bytes: number; most: number; isSubscribe: boolean }[] = [];
   /** How many fan-outs have many streams. */
   fanOuts = 1;
   #isReading = false;
@@ -63,7 +63,7 @@ export class WorkMeter {
 
   /** Carries out a `subscribe`. The pages that the stream begins with are part of what the library may write in this turn. */
   subscribe<T>(call: () => T): T {
-    this.#calls.push({ bytes: 0, isSubscribe: true });
+    this.#calls.push({ bytes: 0, most: 0, isSubscribe: true });
     try {
       return call();
     } finally {
@@ -73,15 +73,18 @@ export class WorkMeter {
 
   /** Carries out another call of the application. What it writes is its own, and bounded by itself. */
   call(what: string, most: number, call: () => void): void {
-    const entry = { bytes: 0, isSubscribe: false };
+    const entry = { bytes: 0, most, isSubscribe: false };
     this.#calls.push(entry);
     try {
       call();
     } finally {
       this.#calls.pop();
-      if (entry.bytes > most) {
-        this.excesses.push(`${what} has written ${entry.bytes} bytes in one call, expected at most ${most}`);
+      if (entry.bytes > entry.most) {
+        this.excesses.push(`${what} has written ${entry.bytes} bytes in one call, expected at most ${entry.most}`);
       }
+      // What is sent from inside a wrapped `write` is written when that has returned, by the call around it.
+      const outer = this.#calls.at(-1);
+      if (outer !== undefined) outer.most += most;
     }
   }
 
