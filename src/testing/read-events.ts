@@ -4,7 +4,7 @@ import { request as httpsRequest } from 'node:https';
 import { clearTimeout as stopTimer, setTimeout as startTimer } from 'node:timers';
 import { aBoolean, assertOptions, milliseconds, type OptionRule } from '../options.ts';
 import { EventStreamParser, type ReceivedEvent } from './parser.ts';
-import { serve, type ReadTarget, type Served } from './target.ts';
+import { serve, unref, type ReadTarget, type Served } from './target.ts';
 
 /** How an endpoint is asked. */
 export interface ReadOptions {
@@ -54,8 +54,8 @@ function nextTurn(): Promise<void> {
  * An Express or Connect app, any other request listener, or a server that is not listening is served on a free port of
  * 127.0.0.1 until the reader is closed. An answer that is no event stream is an answer, too: see `status`, `headers` and `text`.
  * @param target a URL, an app, a request listener or a `node:http` server
- * @returns a promise of the reader, with the head of the answer; it rejects where none came in time, and with an `SseError` for an
- * option that is unknown or out of range
+ * @returns a promise of the reader, with the head of the answer; it rejects where none came in time, and with an `SseError` for a
+ * target that cannot be read and an option that is unknown or out of range
  * @example
  * const reader = await readEvents(app, { path: '/listen' });
  * await channels.publish('haiku', { text }, { event: 'text' });
@@ -100,6 +100,9 @@ export class EventReader implements AsyncIterable<ReceivedEvent>, AsyncDisposabl
   readonly #waiting: ReceivedEvent[] = [];
   readonly #wanting: ((event: ReceivedEvent | undefined) => void)[] = [];
   readonly #done: Promise<'complete' | 'cut'>;
+  // The connection does not keep the process alive, or a reader that is not closed would keep `node --test` running. This timer does,
+  // for as long after each call as a wait takes, so that a test may wait for what the server does meanwhile.
+  readonly #keepAlive: NodeJS.Timeout;
   #count = 0;
   #last: ReceivedEvent | undefined;
   #handedOut = 0;
@@ -120,6 +123,7 @@ export class EventReader implements AsyncIterable<ReceivedEvent>, AsyncDisposabl
     const { response, options } = reading;
     const comments: string[] = [];
     this.#reading = reading;
+    this.#keepAlive = setTimer(() => {}, reading.timeout);
     this.status = response.statusCode ?? 0;
     this.headers = response.headers;
     this.comments = comments;
@@ -207,6 +211,7 @@ export class EventReader implements AsyncIterable<ReceivedEvent>, AsyncDisposabl
    * @returns a promise of how it ended, `'complete'` or `'cut'` off; rejects when it has not ended in time
    */
   async end(): Promise<'complete' | 'cut'> {
+    this.#keepAlive.refresh();
     const end = await waitFor<'complete' | 'cut'>(this.#reading.timeout, (resolve) => void this.#done.then(resolve));
     if (end === undefined) throw this.#failure('the end');
     return end;
@@ -214,12 +219,14 @@ export class EventReader implements AsyncIterable<ReceivedEvent>, AsyncDisposabl
 
   /** Reads no more, as a slow client does: what the server writes stays with the kernel, which takes a few MB, and then with the server. */
   pause(): this {
+    this.#keepAlive.refresh();
     this.#reading.response.pause();
     return this;
   }
 
   /** Reads again. */
   resume(): this {
+    this.#keepAlive.refresh();
     this.#reading.response.resume();
     return this;
   }
@@ -246,6 +253,7 @@ export class EventReader implements AsyncIterable<ReceivedEvent>, AsyncDisposabl
   }
 
   async #close(): Promise<void> {
+    this.#keepAlive.refresh();
     this.#end ??= 'closed';
     const { request } = this.#reading;
     // The end of the connection reaches the server before that is stopped: its stream ends as its client's doing.
@@ -254,6 +262,7 @@ export class EventReader implements AsyncIterable<ReceivedEvent>, AsyncDisposabl
     request.destroy();
     await this.#done;
     await this.#reading.served.release();
+    clearTimer(this.#keepAlive);
   }
 
   #receive(event: ReceivedEvent): void {
@@ -267,6 +276,7 @@ export class EventReader implements AsyncIterable<ReceivedEvent>, AsyncDisposabl
 
   /** The next event, or `undefined` when it has not come in time or cannot come. */
   async #take(): Promise<ReceivedEvent | undefined> {
+    this.#keepAlive.refresh();
     let event = this.#waiting.shift();
     if (event === undefined && this.#end === undefined) {
       event = await waitFor(this.#reading.timeout, (resolve) => {
@@ -301,6 +311,7 @@ export class EventReader implements AsyncIterable<ReceivedEvent>, AsyncDisposabl
 function send(url: URL, { headers, lastEventId, method, body }: ReadOptions): { request: ClientRequest; name: string } {
   const verb = method ?? (body === undefined ? 'GET' : 'POST');
   const request = (url.protocol === 'https:' ? httpsRequest : httpRequest)(url, { method: verb, agent: false });
+  request.on('socket', unref);
   request.setHeader('Accept', 'text/event-stream');
   // As browsers send it: the UTF-8 bytes (WHATWG HTML, 9.2.4).
   if (lastEventId) request.setHeader('Last-Event-ID', Buffer.from(lastEventId).toString('latin1'));

@@ -120,6 +120,6 @@ test('the kit imports nothing but Node and this package', async () => {
   const directory = join(root, 'src/testing');
   for (const file of await readdir(directory)) {
     const imports = (await readFile(join(directory, file), 'utf8')).matchAll(/ from '([^']+)'/g);
-    for (const [, from = ''] of imports) expect(from).toMatch(/^(node:|\.\/|\.\.\/(index|options)\.ts$)/);
+    for (const [, from = ''] of imports) expect(from).toMatch(/^(node:|\.\/|\.\.\/(errors|index|options)\.ts$)/);
   }
 });

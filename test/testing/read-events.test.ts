@@ -2,11 +2,16 @@ import connect from 'connect';
 import express from 'express';
 import express4 from 'express4';
 import fastify from 'fastify';
+import { execFile } from 'node:child_process';
 import { createServer, type IncomingMessage, type RequestListener } from 'node:http';
+import { createServer as createHttpsServer } from 'node:https';
+import type { AddressInfo } from 'node:net';
 import { setImmediate as turn } from 'node:timers/promises';
+import { promisify } from 'node:util';
 import { describe, expect, test, vi } from 'vitest';
 import { createChannels, sse, stream, type EventStream, type SseOptions } from '../../src/index.ts';
-import { readEvents } from '../../src/testing/index.ts';
+import { readEvents, type EventReader } from '../../src/testing/index.ts';
+import { read } from '../support/reader.ts';
 import { serve } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 
@@ -168,6 +173,27 @@ describe('readEvents', () => {
     expect(await within('the reason', (given as EventStream).closed, 2_000)).toBe('client');
     await using another = await readEvents(new URL(server.url), { path: '/?again' });
     expect(another.status).toBe(200);
+  });
+
+  test('the app that is served for a reader notices that it has left, and is not ended under it', async () => {
+    let given: EventStream | undefined;
+    const app = appOf((stream) => {
+      given = stream.open();
+    });
+    for (const leave of [(reader: EventReader) => reader, (reader: EventReader) => reader.pause()]) {
+      await leave(await readEvents(app)).close();
+      expect(await within('the reason', (given as EventStream).closed)).toBe('client');
+    }
+  });
+
+  test('another client of the server that a reader has started does not keep it from closing', async () => {
+    const server = createServer(appOf((stream) => stream.open()));
+    const reader = await readEvents(server);
+    const { port } = server.address() as AddressInfo;
+    const other = await read(`http://127.0.0.1:${port}`);
+    await within('the reader to close', reader.close());
+    await other.end();
+    expect(server.listening).toBe(false);
   });
 });
 
@@ -334,6 +360,67 @@ test('an option that is unknown or out of range is refused', async () => {
       message: expect.stringContaining(`\`${name}\``) as string,
     });
   }
+});
+
+describe('a target that cannot be read is refused at once, with the fix:', () => {
+  const app = express();
+  class Feed {
+    readonly app = app;
+    readonly events = sse();
+  }
+  const fastifyApp = fastify();
+  test.each<[string, unknown, string]>([
+    ['an object with the app in it', new Feed(), 'got an object with the properties app, events; pass its `app`'],
+    ['an object with the server in it', fastifyApp, 'pass its `server`'],
+    ['an object that makes a listener', new Koa(), 'pass what its `callback()` returns'],
+    ['an object that is nothing of that', {}, 'got an object without properties'],
+    ['a promise of an app', Promise.resolve(app), 'got a promise; await it'],
+    ['an https server', createHttpsServer(), 'got a server of another kind; let it listen, and pass its URL'],
+    ['nothing', undefined, 'got undefined'],
+    ['a path', '/listen?x=1', 'got the path "/listen?x=1"; pass the app, and { path: "/listen?x=1" }'],
+    ['a host without a protocol', 'localhost:4444/listen', 'got "localhost:4444/listen"; write "http://localhost:4444/listen"'],
+    ['a word', 'listen', 'got "listen"; write "http://listen"'],
+    ['a URL of another protocol', new URL('ws://localhost/listen'), 'got "ws://localhost/listen"'],
+  ])('%s', async (_, target, fix) => {
+    await expect(readEvents(target as string, { timeout: 600_000 })).rejects.toMatchObject({
+      name: 'SseError',
+      code: 'ERR_SSE_OPTION',
+      message: expect.stringMatching(/^expected the target of readEvents\(\) to be /) as string,
+    });
+    await expect(readEvents(target as string)).rejects.toThrow(fix);
+  });
+
+  test('a path that is none', async () => {
+    await expect(readEvents('http://127.0.0.1:1', { path: 'http://' })).rejects.toMatchObject({ code: 'ERR_SSE_OPTION' });
+    await expect(readEvents(app, { path: 'http://' })).rejects.toMatchObject({ code: 'ERR_SSE_OPTION' });
+  });
+});
+
+describe('under node --test', () => {
+  const program = new URL('../support/unclosed-reader.mjs', import.meta.url).pathname;
+
+  async function resultOf(name: string): Promise<string> {
+    const { NODE_TEST_CONTEXT: _, ...env } = process.env;
+    const args = ['--test', '--test-reporter', 'tap', '--test-name-pattern', `^${name}$`, program];
+    const { stdout } = await within(
+      `the end of "${name}"`,
+      promisify(execFile)(process.execPath, args, { env, timeout: 15_000 }),
+      20_000,
+    );
+    return stdout;
+  }
+
+  test('a reader that is not closed does not keep the process alive', async () => {
+    expect(await resultOf('leaves a reader open')).toMatch(/^# pass 1$/m);
+  });
+
+  test('a test that waits for what its reader makes the server do is not ended before', async () => {
+    expect(await resultOf('waits for the server')).toMatch(/^# pass 1$/m);
+  });
+
+  test('a server that a reader has started keeps the process alive when it is started again elsewhere', async () => {
+    expect(await resultOf('serves again')).toMatch(/^# pass 1$/m);
+  });
 });
 
 test('heartbeats are among the comments', async () => {
