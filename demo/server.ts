@@ -1,10 +1,15 @@
 /** Serves the haiku chat on port 4444, or `PORT`, until SIGTERM or SIGINT. */
 import type { AddressInfo } from 'node:net';
 import { createDemo } from './app.ts';
+import { explainPort, portFromEnvironment } from './port.ts';
 
+const port = portFromEnvironment();
 const { app, events, channels } = createDemo();
-const server = app.listen(Number(process.env['PORT'] || 4444), (error?: Error) => {
-  if (error !== undefined) throw error;
+const server = app.listen(port, (error?: Error) => {
+  if (error !== undefined) {
+    explainPort(port, error);
+    return;
+  }
   console.log(`Haiku are spoken on http://localhost:${(server.address() as AddressInfo).port}`);
 });
 

@@ -5,6 +5,7 @@
 import { fork, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import type { AddressInfo } from 'node:net';
+import { explainPort, portFromEnvironment } from '../port.ts';
 import { createProxy } from './proxy.ts';
 import { startRedis } from './redis.ts';
 
@@ -15,6 +16,7 @@ let end = (): void => process.exit(1);
 process.on('SIGTERM', () => end());
 process.on('SIGINT', () => end());
 
+const publicPort = portFromEnvironment();
 const { REDIS_URL: given } = process.env;
 const redis = given ? undefined : await startRedis();
 const nodes = Array.from({ length: NODES }, () =>
@@ -25,7 +27,12 @@ for (const [index, node] of nodes.entries()) {
   console.log(`Node ${index + 1} is process ${node.pid}, on http://localhost:${ports[index]}`);
   node.once('exit', () => console.log(`Node ${index + 1} has ended`));
 }
-const proxy = createProxy(ports).listen(Number(process.env['PORT'] || 4444), () => {
+const proxy = createProxy(ports);
+proxy.once('error', (error) => {
+  explainPort(publicPort, error);
+  end();
+});
+proxy.listen(publicPort, () => {
   console.log(`Haiku are spoken on http://localhost:${(proxy.address() as AddressInfo).port}`);
 });
 

@@ -1,6 +1,7 @@
 /** The haiku chat's promises to any client: statuses, sentences, streams, and a good end. */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
+import { createServer, type AddressInfo } from 'node:net';
 import request from 'supertest';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { createDemo } from '../../demo/app.ts';
@@ -276,6 +277,23 @@ describe('demo/server.ts', () => {
     await using speaker = run('curl', ['-sS', '-w', ' %{http_code}', '-d', '{"text":"snow"}', `${demo.url}/speak`]);
     expect(await exitOf(speaker)).toBe(0);
     expect(speaker.output).toBe('Send JSON, with the header Content-Type: application/json. 415');
+  });
+
+  it.each([
+    ['taken', undefined, /^Port (\d+) is taken; set PORT to another one\.\n$/],
+    ['a word', 'four', /^PORT is "four", which is not a port; set it to a number from 0 to 65535\.\n$/],
+    ['a fraction', '44.5', /^PORT is "44\.5", which is not a port; /],
+    ['too large', '65536', /^PORT is "65536", which is not a port; /],
+    ['negative', '-1', /^PORT is "-1", which is not a port; /],
+  ])('says what is wrong and ends with exit code 1 where PORT is %s', async (_what, port, sentence) => {
+    // On all addresses, as the demo does.
+    const other = createServer().listen(0);
+    await once(other, 'listening');
+    const taken = (other.address() as AddressInfo).port;
+    await using program = run('node_modules/.bin/tsx', ['demo/server.ts'], { PORT: port ?? `${taken}` });
+    expect(await exitOf(program)).toBe(1);
+    expect(program.output).toMatch(sentence);
+    other.close();
   });
 
   it.each(['SIGTERM', 'SIGINT'] as const)(
