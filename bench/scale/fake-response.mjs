@@ -23,6 +23,16 @@ export class FakeResponse extends EventEmitter {
 
   removeHeader() {}
 
+  getHeader() {}
+
+  getHeaders() {
+    return {};
+  }
+
+  getHeaderNames() {
+    return [];
+  }
+
   flushHeaders() {
     this.headersSent = true;
   }
