@@ -1,5 +1,15 @@
 /** What a schema of channels promises. Compiled, never run. */
-import { createChannels, sse, type Channel, type Channels, type EventStream } from '../../src/index.ts';
+import {
+  createChannels,
+  sse,
+  stream as streamRoute,
+  type Channel,
+  type Channels,
+  type EventData,
+  type EventName,
+  type EventStream,
+  type PublishOptions,
+} from '../../src/index.ts';
 import { holds, type Equal } from './equal.ts';
 
 interface Haiku {
@@ -19,6 +29,7 @@ interface Schema {
 }
 
 declare const stream: EventStream;
+declare const data: any; // oxlint-disable-line typescript/no-explicit-any -- as a request's body is
 const channels = createChannels<Schema>();
 holds<Equal<typeof channels, Channels<Schema>>>();
 
@@ -57,8 +68,19 @@ await channels.publish('news', { headline: 'frog jumps in' });
 await channels.publish('haiku', { text: 'old pond' });
 // @ts-expect-error -- the same with other options
 await channels.publish('haiku', { text: 'old pond' }, { retry: 1_000 });
+// @ts-expect-error -- the same with data of any type
+await channels.publish('haiku', data);
 // @ts-expect-error -- no such option
 await channels.publish('news', 'hello', { id: '1' });
+
+// Options and names that are decided elsewhere.
+declare const retrying: PublishOptions<'message'> | undefined;
+await channels.publish('news', 'hello', retrying);
+// @ts-expect-error -- haiku has no message
+await channels.publish('haiku', { text: 'old pond' }, retrying);
+export function tell<E extends EventName<Schema, 'haiku'>>(event: E, told: EventData<Schema, 'haiku', E>): Promise<object> {
+  return channels.publish('haiku', told, { event });
+}
 
 const haiku = channels.channel('haiku');
 holds<Equal<typeof haiku.name, 'haiku'>>();
@@ -73,6 +95,8 @@ await room.publish({ to: 'me' });
 await haiku.publish({ author: 'Bashō' }, { event: 'text' });
 // @ts-expect-error -- the event must be named
 await haiku.publish({ text: 'old pond' });
+// @ts-expect-error -- the same with data of any type
+await haiku.publish(data);
 // @ts-expect-error -- no such channel
 channels.channel('hiaku');
 
@@ -84,6 +108,22 @@ await channels.subscribe(stream, 'hiaku');
 await channels.subscribe(stream, ['haiku', 'hiaku']);
 // @ts-expect-error -- a filter cannot be async
 await channels.subscribe(stream, 'haiku', { filter: async () => true });
+
+// A stream of any schema is a stream.
+streamRoute(async (given: EventStream<Schema>) => {
+  await given.subscribe('haiku');
+  await given.subscribe(['haiku', `room:${given.lastEventId}`], { checkpoints: false });
+  // @ts-expect-error -- no such channel
+  await given.subscribe('hiaku');
+  // @ts-expect-error -- no such channel among them
+  await given.subscribe(['haiku', 'hiaku']);
+  await channels.subscribe(given, 'haiku');
+  holds<Equal<typeof given.closed, typeof stream.closed>>();
+});
+const typed: EventStream<Schema> = stream;
+const plain: EventStream = typed;
+await plain.subscribe('anything');
+await stream.subscribe(['anything', stream.lastEventId]);
 
 channels.listen('haiku');
 channels.listen(['haiku', 'room:1']);
