@@ -1,6 +1,6 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { describe, expect, test } from 'vitest';
-import { type EventStream } from '../src/index.ts';
+import { createChannels, type EventStream } from '../src/index.ts';
 import { serveStreams, type StreamServer } from './support/app.ts';
 import { read } from './support/reader.ts';
 import { dial, requestText } from './support/server.ts';
@@ -115,4 +115,70 @@ test('twenty listeners for the end of one stream are no leak that Node warns of'
   expect(await within('its end', (server.streams[0] as EventStream).closed)).toBe('server');
   process.off('warning', note);
   expect(warnings.filter(({ name }) => name === 'MaxListenersExceededWarning')).toEqual([]);
+});
+
+describe('a wrapped write that sends while bytes are being written', () => {
+  const SENDS: [string, (stream: EventStream) => void, (body: string) => boolean][] = [
+    ['a comment', (stream) => stream.comment('inside'), (body) => body.includes(': inside\n')],
+    ['an event', (stream) => stream.send('inside'), (body) => body.includes('data: inside\n')],
+    [
+      'a large event',
+      (stream) => stream.send('inside'.repeat(10_000)),
+      (body) => body.includes(`data: ${'inside'.repeat(10_000)}\n`),
+    ],
+  ];
+  const WRITES: [string, (stream: EventStream, publish: (text: string) => void) => void, RegExp][] = [
+    ['a heartbeat', (stream) => stream.silent(), /:\n/],
+    ['an event', (stream) => stream.send('outside'), /data: outside\n\n/],
+    ['a large event', (stream) => stream.send('o'.repeat(100_000)), /data: o{100000}\n\n/],
+    ['a published event', (_stream, publish) => publish('outside'), /data: outside\nid: [^\n]*\n\n/],
+    ['a large published event', (_stream, publish) => publish('o'.repeat(100_000)), /data: o{100000}\nid: [^\n]*\n\n/],
+  ];
+  const cases = WRITES.flatMap(([what, write, whole]) =>
+    SENDS.flatMap(([sent, send, isIn]) =>
+      ['before', 'after'].map((when) => ({ title: `${sent} ${when} it passes on ${what}`, when, write, whole, send, isIn })),
+    ),
+  );
+
+  test.each(cases.map((given) => [given.title, given] as const))(
+    'garbles nothing with %s: that comes behind',
+    async (_, given) => {
+      const channels = createChannels();
+      let armed: EventStream | undefined;
+      let sent = 0;
+      await using server = await serveStreams(
+        async (stream) => {
+          const write = stream.res.write.bind(stream.res) as (...args: unknown[]) => boolean;
+          const sendInside = (): void => {
+            if (armed === undefined || sent >= 3) return;
+            sent++;
+            given.send(armed);
+          };
+          stream.res.write = ((...args: unknown[]) => {
+            if (given.when === 'before') sendInside();
+            const answer = write(...args);
+            if (given.when === 'after') sendInside();
+            return answer;
+          }) as typeof stream.res.write;
+          await stream.subscribe('a', { checkpoints: false });
+        },
+        { channels, heartbeat: false, maxBuffered: 10_000_000 },
+      );
+      using reader = await read(server.url);
+      await until('the stream to be open', () => channels.stats().subscriptions === 1 && reader.text !== '');
+      const before = reader.text.length;
+      const [stream] = server.streams as [EventStream];
+      armed = stream;
+      given.write(stream, (text) => void channels.publish('a', text));
+      await until('both', () => sent === 3);
+      armed = undefined;
+      stream.close();
+      await reader.end();
+      const body = reader.text.slice(before);
+      const whole = given.whole.exec(body);
+      expect(whole?.index).toBe(0);
+      expect(given.isIn(body.slice(whole?.[0].length))).toBe(true);
+      expect(body.replace(given.whole, '').replaceAll(/data: (inside)+\n\n|: inside\n/g, '')).toBe('');
+    },
+  );
 });

@@ -237,6 +237,33 @@ describe('subscribe', () => {
     expect(first.events).toHaveLength(1);
   });
 
+  test('that historyFor throws for rejects, and takes no channel from another stream', async () => {
+    const channels = createChannels({
+      historyFor: (name) => {
+        if (name === 'bad') throw new Error('no such room');
+        return undefined;
+      },
+    });
+    await using server = await serveStreams(
+      async (given, req) => {
+        const following = given.subscribe([req.query['follow'] as string].flat());
+        if (req.query['may'] === undefined) await following;
+        else await following.catch((error: unknown) => given.send(String(error), 'refused'));
+      },
+      { channels },
+    );
+    using other = await read(`${server.url}?follow=a`);
+    await until('the other', () => channels.stats().subscriptions === 1);
+    for (const names of ['follow=bad&follow=a', 'follow=b&follow=bad&follow=a']) {
+      using refused = await read(`${server.url}?may&${names}`);
+      expect(await refused.next()).toMatchObject({ event: 'refused', data: 'Error: no such room' });
+      expect(channels.names()).toEqual(['a']);
+      expect(channels.stats()).toMatchObject({ channels: 1, subscriptions: 1, behind: 0 });
+    }
+    await channels.publish('a', 'still followed');
+    expect((await other.next()).data).toBe('still followed');
+  });
+
   test('a second one adds its channels, and an event of a channel followed twice comes once', async () => {
     const channels = createChannels();
     await using server = await serveStreams(
@@ -425,6 +452,19 @@ test('a slow reader of a channel without history is closed at maxBuffered, and t
   socket.destroy();
 });
 
+test("of several channels without history, what one drops with onSlow 'drop' takes no event from another", async () => {
+  const channels = createChannels({ history: false });
+  await using server = await serveStreams((given) => given.subscribe(['big', 'small']), { channels, onSlow: 'drop' });
+  using reader = await read(server.url);
+  await until('the subscriptions', () => channels.stats().subscriptions === 2);
+  for (let count = 0; count < 5; count++) void channels.publish('small', `small ${count}`);
+  for (let count = 0; count < 20; count++) void channels.publish('big', 'z'.repeat(1_000_000));
+  const small = (): string[] => reader.events.map((event) => event.data).filter((each) => !each.startsWith('z'));
+  await until('the small ones', () => small().length === 5);
+  expect(small()).toEqual(['small 0', 'small 1', 'small 2', 'small 3', 'small 4']);
+  await until('each large one to be there or counted', () => reader.events.length - 5 + server.events.stats().dropped === 20);
+});
+
 describe('a channel handle', () => {
   test('publishes to and subscribes to its channel', async () => {
     const channels = createChannels();
@@ -537,8 +577,29 @@ describe('listen', () => {
   });
 });
 
+describe('an event larger than maxEvent', () => {
+  test('is refused before anybody gets it, and the next one is delivered', async () => {
+    const channels = createChannels({ maxEvent: 100 });
+    await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
+    using reader = await read(server.url);
+    await until('the subscription', () => channels.stats().subscriptions === 1);
+    await expect(channels.publish('a', 'x'.repeat(100))).rejects.toMatchObject({ code: 'ERR_SSE_DATA', delivery: undefined });
+    // Each line has the name of its field.
+    await expect(channels.publish('a', '\n'.repeat(15))).rejects.toMatchObject({ code: 'ERR_SSE_DATA' });
+    await channels.publish('a', 'x'.repeat(100 - 'data: \n\n'.length));
+    expect((await reader.next()).data).toHaveLength(92);
+    expect(channels.stats().published).toBe(1);
+  });
+
+  test('has more than 1 MiB unless told otherwise', async () => {
+    const channels = createChannels();
+    await channels.publish('a', 'x'.repeat(1_000_000));
+    await expect(channels.publish('a', 'x'.repeat(1_048_576))).rejects.toMatchObject({ code: 'ERR_SSE_DATA' });
+  });
+});
+
 describe('close of the registry', () => {
-  test('ends a stream, too, that follows something only while the others end', async () => {
+  test('refuses a stream that asks to follow something while the others end', async () => {
     const channels = createChannels();
     const waiting: EventStream[] = [];
     await using server = await serveStreams(
@@ -551,10 +612,27 @@ describe('close of the registry', () => {
     using first = await read(server.url);
     using second = await read(server.url);
     await until('both', () => server.streams[1]?.readyState === 1);
-    server.streams[1]?.signal.addEventListener('abort', () => void waiting[0]?.subscribe('a'));
+    let refused: unknown;
+    server.streams[1]?.signal.addEventListener('abort', () => {
+      waiting[0]?.subscribe('a').catch((error: unknown) => (refused = error));
+    });
     await channels.close();
-    await Promise.all([first.end(), second.end()]);
-    expect(channels.stats().subscriptions).toBe(0);
+    await second.end();
+    expect(refused).toMatchObject({ code: 'ERR_SSE_CLOSED' });
+    expect([first.ended, channels.stats().subscriptions]).toEqual([false, 0]);
+  });
+
+  test('that is called again by a stream which it ends is one close', async () => {
+    const channels = createChannels();
+    await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
+    using first = await read(server.url);
+    using second = await read(server.url);
+    await until('both', () => channels.stats().subscriptions === 2);
+    const closings = new Set<Promise<void>>();
+    for (const { signal } of server.streams) signal.addEventListener('abort', () => void closings.add(channels.close()));
+    closings.add(channels.close());
+    await Promise.all([...closings, first.end(), second.end()]);
+    expect(closings.size).toBe(1);
   });
 
   test('ends the streams that follow its channels, with a reconnection time, after what they are owed', async () => {
@@ -673,6 +751,53 @@ describe('a broker that takes its time to listen', () => {
     expect(error).toEqual(new Error('no broker'));
     expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0 });
     expect(reader.ended).toBe(false);
+  });
+});
+
+describe('a historyFor', () => {
+  test('that closes the stream which subscribes leaves no subscription behind', async () => {
+    let closing: EventStream | undefined;
+    const channels = createChannels({
+      historyFor: () => {
+        closing?.close();
+        return undefined;
+      },
+    });
+    let returned = false;
+    await using server = await serveStreams(
+      async (given) => {
+        closing = given.send('hi') ? given : undefined;
+        await given.subscribe(['a', 'b']);
+        returned = true;
+      },
+      { channels },
+    );
+    using reader = await read(server.url);
+    await reader.end();
+    await until('the handler', () => returned);
+    await until('the stream to be gone', () => (server.streams[0] as EventStream).res.closed);
+    expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0, behind: 0 });
+  });
+
+  test('that throws rejects subscribe, and a handler that swallows this has an open stream all the same', async () => {
+    const channels = createChannels({
+      historyFor: (name) => {
+        if (name === 'bad') throw new Error('no such room');
+        return undefined;
+      },
+    });
+    const swallowed: unknown[] = [];
+    await using server = await serveStreams(
+      (given) => given.subscribe('bad').catch((error: unknown) => void swallowed.push(error)),
+      { channels },
+    );
+    using reader = await read(server.url);
+    expect([reader.response.status, swallowed]).toEqual([200, [new Error('no such room')]]);
+    const [given] = server.streams as [EventStream];
+    await given.subscribe('good');
+    await channels.publish('good', 'hello');
+    expect((await reader.next()).data).toBe('hello');
+    expect(channels.stats()).toMatchObject({ channels: 1, subscriptions: 1 });
   });
 });
 

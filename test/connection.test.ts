@@ -1,7 +1,7 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { createServer, type ServerResponse } from 'node:http';
 import express, { type Response } from 'express';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { sse, stream, type EventStream } from '../src/index.ts';
 import { serveStreams } from './support/app.ts';
 import { read } from './support/reader.ts';
@@ -266,6 +266,32 @@ test('a server whose highWaterMark is above the write mark leaves nobody waiting
   await within('drained()', stream.drained());
   expect((await reader.next()).data).toHaveLength(200_000);
 });
+
+test('with a highWaterMark above the write mark drained() resolves without any timer of the library, however often it is awaited', async () => {
+  vi.useFakeTimers({ toFake: ['setTimeout', 'setInterval'] });
+  onTestFinished(() => void vi.useRealTimers());
+  const events = sse({ heartbeat: false, stallTimeout: false });
+  let waits = 0;
+  async function sendAll(stream: EventStream): Promise<void> {
+    for (let count = 0; count < 900; count++) {
+      stream.send(KB);
+      if (stream.bufferedAmount <= 65_536) continue;
+      waits++;
+      await stream.drained();
+      expect(stream.bufferedAmount).toBeLessThanOrEqual(65_536);
+    }
+    stream.close();
+  }
+  await using server = await listening(
+    createServer({ highWaterMark: 1_048_576 }, (req, res) =>
+      events(req, res, () => void sendAll((res as { sse?: EventStream }).sse as EventStream)),
+    ),
+  );
+  using reader = await read(server.url);
+  await reader.end();
+  expect(reader.events).toHaveLength(900);
+  expect(waits).toBeGreaterThan(1);
+}, 10_000);
 
 test('an end or a destroy of a wrapped response that throws harms nobody', async () => {
   const events = sse({ heartbeat: 20, maxLifetime: 300 });

@@ -6,7 +6,7 @@ import { describe, expect, test, vi } from 'vitest';
 import { createChannels, sse, type Channels, type EventStream, type SseOptions } from '../src/index.ts';
 import { dial, listening, requestText, type TestServer } from './support/server.ts';
 import { StrictParser } from './support/strict-parser.ts';
-import { until } from './support/wait.ts';
+import { until, within } from './support/wait.ts';
 
 /**
  * Channel events go straight to the socket, past `res.write`, where nobody can tell the difference. Each test is a row of the
@@ -494,5 +494,71 @@ describe('streams in step, which are given what is published past their own obje
       await until('the event', () => clients[0].parser().lastEventId === id);
       expect(subscription.cursor).toBe(id);
     }
+  });
+});
+
+describe('a socket whose write an agent has replaced, and which throws, ends its own stream and harms no other', () => {
+  /** Three streams on the direct way, and a raw client of each; from now on the socket of the second throws. */
+  async function serveThrowing() {
+    const server = await serveDirect();
+    const clients = [await connectTo(server), await connectTo(server), await connectTo(server)] as const;
+    await until('the streams', () => server.streams.length === 3);
+    for (const each of ['1', '2']) await publish(server, each);
+    await until('two events each', () => clients.every((client) => data(client.parser()).length === 2));
+    const bad = server.streams.find(({ req }) => req.socket.remotePort === clients[1].socket.localPort) as EventStream;
+    bad.req.socket.write = () => {
+      throw new Error('the agent');
+    };
+    const uncaught: unknown[] = [];
+    const note = (error: unknown): void => void uncaught.push(error);
+    process.on('uncaughtException', note);
+    return {
+      server,
+      clients,
+      bad,
+      async others(): Promise<string[][]> {
+        await publish(server, '3');
+        await publish(server, '4');
+        const others = [clients[0], clients[2]];
+        await until('the others', () => others.every((client) => data(client.parser()).at(-1) === '4'));
+        return others.map((client) => data(client.parser()));
+      },
+      uncaught,
+      async [Symbol.asyncDispose]() {
+        process.off('uncaughtException', note);
+        for (const { socket } of clients) socket.destroy();
+        await server[Symbol.asyncDispose]();
+      },
+    };
+  }
+
+  test('with what is published', async () => {
+    await using throwing = await serveThrowing();
+    const { server, clients, bad, uncaught } = throwing;
+    expect(await throwing.others()).toEqual([
+      ['1', '2', '3', '4'],
+      ['1', '2', '3', '4'],
+    ]);
+    expect(await within('its end', bad.closed)).toBe('error');
+    expect(data(clients[1].parser())).toEqual(['1', '2']);
+    expect(server.channels.stats().subscriptions).toBe(2);
+    expect(uncaught).toEqual([]);
+  });
+
+  test.each<[string, (stream: EventStream) => unknown]>([
+    ['an event', (stream) => stream.send('own')],
+    ['a comment', (stream) => stream.comment('own')],
+    ['a large event', (stream) => stream.send('x'.repeat(200_000))],
+  ])('with %s of its own', async (_, send) => {
+    await using throwing = await serveThrowing();
+    const { server, bad, uncaught } = throwing;
+    expect(() => send(bad)).not.toThrow();
+    expect(await within('its end', bad.closed)).toBe('error');
+    expect(await throwing.others()).toEqual([
+      ['1', '2', '3', '4'],
+      ['1', '2', '3', '4'],
+    ]);
+    expect(server.channels.stats().subscriptions).toBe(2);
+    expect(uncaught).toEqual([]);
   });
 });

@@ -341,6 +341,27 @@ describe('a disconnect', () => {
   });
 });
 
+test('drained() of a stream that is not open resolves, also behind another response on a pipelined connection', async () => {
+  let resolved = 0;
+  await using server = await serveStreams(async (stream) => {
+    if (server.streams.length === 1) {
+      stream.send('first');
+      return;
+    }
+    await stream.drained();
+    resolved++;
+    stream.send('second');
+  });
+  const socket = await dial(server.port, requestText('/') + requestText('/'));
+  let text = '';
+  socket.on('data', (chunk) => (text += chunk.toString()));
+  await until('both streams', () => server.streams.length === 2);
+  await until('drained()', () => resolved === 1);
+  (server.streams[0] as EventStream).close();
+  await until('the second', () => text.includes('data: second'));
+  socket.destroy();
+});
+
 describe('close', () => {
   test('ends the stream after what was sent, once, with the reason server', async () => {
     await using server = await serveStreams((stream) => {

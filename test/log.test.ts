@@ -1,3 +1,4 @@
+import { inspect } from 'node:util';
 import fc from 'fast-check';
 import { beforeEach, describe, expect, test } from 'vitest';
 import { Log, type HistoryLimits } from '../src/log.ts';
@@ -236,4 +237,17 @@ test('whatever is published, memory is bounded, the sums are right and trimmed t
     ),
     { numRuns: 1_000 },
   );
+});
+
+test('an event prints its channel, id, event and data in console.log and JSON.stringify', () => {
+  const event = new LogEntry({ channel: 'a', epoch: 'e', offset: 7, event: 'text', data: '{"n":1}' });
+  const shown = { channel: 'a', id: 'e.7', event: 'text', data: '{"n":1}' };
+  expect(JSON.parse(JSON.stringify(event))).toEqual(shown);
+  expect(inspect(event)).toBe(inspect(shown));
+  expect(JSON.parse(JSON.stringify(new LogEntry({ channel: 'a', epoch: undefined, offset: 1, data: 'x' })))).toEqual({
+    channel: 'a',
+    id: '',
+    event: 'message',
+    data: 'x',
+  });
 });

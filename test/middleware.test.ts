@@ -346,6 +346,31 @@ describe('closeWhere on many streams', () => {
     expect(server.channels.stats().published).toBe(300);
   });
 
+  test('called from a wrapped end while other streams are being ended ends its own, too, and gives their places back', async () => {
+    let nested: number | undefined;
+    await using server = await serveStreams(
+      (given, req) => {
+        const end = given.res.end.bind(given.res) as (...args: unknown[]) => Response;
+        given.res.end = ((...args: unknown[]) => {
+          const ended = end(...args);
+          if (req.url === '/?a') nested ??= server.events.closeWhere((other) => other.req.url === '/?b');
+          return ended;
+        }) as typeof given.res.end;
+        given.open();
+      },
+      { maxStreams: 6 },
+    );
+    const readers = await Promise.all(['a', 'a', 'a', 'b', 'b', 'b'].map((group) => read(`${server.url}?${group}`)));
+    expect(server.events.closeWhere(({ req }) => req.url === '/?a')).toBe(3);
+    for (const reader of readers) await reader.end();
+    expect(nested).toBe(3);
+    expect(server.events.stats()).toMatchObject({ open: 0, closed: { revoked: 6 } });
+    await until('nothing to be left', () => server.streams.every(({ res }) => res.closed));
+    const next = await Promise.all(Array.from({ length: 6 }, () => read(`${server.url}?c`)));
+    expect(next.map(({ response }) => response.status)).toEqual([200, 200, 200, 200, 200, 200]);
+    expect(await server.events.close()).toEqual({ closed: 6, destroyed: 0 });
+  });
+
   test('leaves nothing behind where the application ends responses, or readers leave, meanwhile', async () => {
     await using server = await serveMany(600);
     void server.channels.publish('a', 'before');

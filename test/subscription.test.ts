@@ -1,4 +1,5 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import type { Socket } from 'node:net';
 import { describe, expect, test } from 'vitest';
 import {
   createChannels,
@@ -156,6 +157,31 @@ describe('clients that come back together', () => {
       reader.close();
     }
     await publish(server.channels, 'a', 'five');
+  });
+
+  test('go on to share the bytes of what is published, however much they had missed', async () => {
+    await using server = await serveChannels();
+    const [first] = await publish(server.channels, 'a', 'one', ...Array.from({ length: 60 }, () => 'x'.repeat(1_000)));
+    const readers = await Promise.all(Array.from({ length: 10 }, () => resume(server.url, first as string)));
+    await Promise.all(readers.map((reader) => reader.take(60)));
+    await until('all to be live', () => server.channels.stats().behind === 0);
+    await until('nothing to be queued', () => server.streams.every((stream) => stream.bufferedAmount === 0));
+    const chunks: unknown[] = [];
+    for (const socket of server.sockets) {
+      const write = socket.write.bind(socket);
+      socket.write = ((...args: Parameters<Socket['write']>) => {
+        chunks.push(args[0]);
+        return write(...args);
+      }) as Socket['write'];
+    }
+    await publish(server.channels, 'a', 'live');
+    for (const reader of readers) {
+      expect((await reader.next()).data).toBe('live');
+      reader.close();
+    }
+    // Straight to the socket, as one chunk that was framed once.
+    expect(chunks).toHaveLength(readers.length);
+    expect(new Set(chunks).size).toBe(1);
   });
 
   test('get what has been published since, too', async () => {
@@ -434,6 +460,7 @@ describe('onGap', () => {
     ['a cursor of another log', () => 'other.5'],
     ['garbage', () => 'garbage'],
     ['a number', () => 5],
+    ['a cursor beyond the head', (gap) => gap.cursor.replace(/\d+$/, (offset) => `${Number(offset) + 1}`)],
     ["a cursor below the stream's own", (gap) => `${gap.cursor.split('.')[0] as string}.0`],
     [
       'a throw',
@@ -454,6 +481,26 @@ describe('onGap', () => {
     expect(server.errors.splice(0)).toHaveLength(1);
     await publish(server.channels, 'a', 'still here');
     expect((await bystander.next()).data).toBe('still here');
+  });
+
+  test('that answers with a cursor beyond the head says so with ERR_SSE_CURSOR, and up to the head a later one is taken', async () => {
+    const answers: ((gap: Gap, newer: string) => string)[] = [
+      (_gap, newer) => newer,
+      (_gap, newer) => newer.replace(/\d+$/, (offset) => `${Number(offset) + 1}`),
+    ];
+    await using server = await serveGaps(async (_stream, gap, { channels }) => {
+      const [newer] = await publish(channels, 'a', 'part of the snapshot');
+      return answers.shift()?.(gap, newer as string);
+    });
+    const [oldest] = server.ids as [string];
+    using taken = await resume(server.url, oldest);
+    await until('the subscription', () => server.subscriptions.length === 1);
+    await publish(server.channels, 'a', 'after it');
+    expect((await taken.next()).data).toBe('after it');
+    using refused = await resume(server.url, oldest);
+    await refused.end();
+    expect(await (server.streams[1] as EventStream).closed).toBe('error');
+    expect(server.errors.splice(0)).toEqual([expect.objectContaining({ code: 'ERR_SSE_CURSOR' })]);
   });
 
   test('is called once in a row: what a slow handler loses meanwhile is told by an sse:gap', async () => {
@@ -795,6 +842,60 @@ describe('a second subscribe on a stream', () => {
       [true, 0],
       [false, 1],
     ]);
+  });
+});
+
+describe('a stream with as many subscriptions as maxSubscriptions says', () => {
+  test.each<[string, SseOptions, number]>([
+    ['100 by default', {}, 100],
+    ['3', { maxSubscriptions: 3 }, 3],
+  ])(
+    '(%s) is refused another with ERR_SSE_OPTION, and goes on undisturbed; one that ends makes room',
+    async (_, options, most) => {
+      const channels = createChannels();
+      await using server = await serveStreams((stream) => stream.subscribe('a'), { channels, ...options });
+      using reader = await read(server.url);
+      await until('the first', () => channels.stats().subscriptions === 1);
+      const [stream] = server.streams as [EventStream];
+      const subscriptions: Subscription[] = [];
+      for (let count = 1; count < most; count++) subscriptions.push(await stream.subscribe(['a', `own-${count}`]));
+      const before = channels.stats();
+      const names = channels.names();
+      for (const refused of ['a', 'b', ['c', 'own-1']]) {
+        await expect(stream.subscribe(refused)).rejects.toMatchObject({
+          code: 'ERR_SSE_OPTION',
+          message: expect.stringContaining('maxSubscriptions'),
+        });
+      }
+      expect(channels.stats()).toEqual(before);
+      expect(channels.names()).toEqual(names);
+      await publish(channels, 'a', 'to all');
+      await publish(channels, 'b', 'to nobody');
+      await publish(channels, 'own-1', 'to one');
+      expect(data(await reader.take(2))).toEqual(['to all', 'to one']);
+      subscriptions.at(-1)?.unsubscribe();
+      await stream.subscribe('b');
+      await expect(stream.subscribe('c')).rejects.toMatchObject({ code: 'ERR_SSE_OPTION' });
+      await publish(channels, 'b', 'to it now');
+      expect((await reader.next()).data).toBe('to it now');
+    },
+  );
+
+  test('counts those that wait for their start', async () => {
+    const channels = createChannels();
+    const outcomes: string[] = [];
+    await using server = await serveStreams(
+      async (stream) => {
+        const all = Array.from({ length: 5 }, (_, index) => stream.subscribe(`${index}`, { since: 'start' }));
+        for (const { status } of await Promise.allSettled(all)) outcomes.push(status);
+      },
+      { channels, maxSubscriptions: 3 },
+    );
+    using reader = await read(server.url);
+    await until('all', () => outcomes.length === 5);
+    expect(outcomes).toEqual(['fulfilled', 'fulfilled', 'fulfilled', 'rejected', 'rejected']);
+    expect(channels.names().toSorted()).toEqual(['0', '1', '2']);
+    expect(reader.ended).toBe(false);
   });
 });
 

@@ -217,6 +217,16 @@ describe('outside of tests is told once', () => {
     expect(told[0]?.message).toContain(`\`${name}\``);
   });
 
+  test('the age of a history below a second', async () => {
+    const { createChannels: fresh } = await import('../src/index.ts');
+    fresh({ history: { age: 3_600 } });
+    expect(await codes()).toEqual([]);
+    fresh({ history: { age: 600 } });
+    fresh({ history: { age: 600 } });
+    expect(await codes()).toEqual(['RES_SSE_TIME_IN_SECONDS']);
+    expect(told[0]?.message).toContain('`age` of the history');
+  });
+
   test('nothing of times that may be meant, nor with warnings: false, nor in a test', async () => {
     const { sse: fresh } = await import('../src/index.ts');
     fresh({ heartbeat: 1_000, retry: { min: 0, max: 1_000 }, maxLifetime: 60_000, stallTimeout: false });

@@ -10,6 +10,7 @@ import {
   assertFields,
   commentText,
   dataText,
+  eventBytes,
   eventText,
   retryText,
   type EventFields,
@@ -335,4 +336,12 @@ describe("the library's own frames", () => {
       { type: 'sse:ping', data: '{}', lastEventId: FINAL_MARK },
     ]);
   });
+});
+
+test('the size of an event is told without encoding it', () => {
+  fc.assert(
+    fc.property(nasty, fc.option(eventName, { nil: undefined }), (data, event) => {
+      expect(eventBytes(data, event)).toBe(Buffer.byteLength(eventText(data, event)));
+    }),
+  );
 });
