@@ -33,7 +33,6 @@ export function createExample(): Example {
   // A session that ends by itself, or on another node, is noticed when its stream is made anew.
   const events = sse({ channels, maxLifetime: 15 * 60_000 });
   const app = express();
-  // `resave` would write a session back when its stream ends, and so undo a logout.
   app.use(
     session({ secret: randomBytes(32).toString('hex'), resave: false, saveUninitialized: false, cookie: { sameSite: 'lax' } }),
   );

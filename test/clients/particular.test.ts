@@ -7,6 +7,7 @@ import { createChannels, sse, type EventStream } from '../../src/index.ts';
 import { serveStreams } from '../support/app.ts';
 import { serve } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
+import { filesIn, pageOf } from './blocks.ts';
 import { CLIENTS, closeBrowser, openPage, type Client } from './clients.ts';
 
 afterAll(closeBrowser);
@@ -53,6 +54,65 @@ test.each(inPages)(
   },
 );
 
+describe('an EventSource in Chromium', () => {
+  /** Follows `/` in a page whose service worker is this, and stops and starts the server. */
+  async function restartBehind(worker: string): Promise<{ readyState: number; got: string[] }> {
+    const channels = createChannels();
+    await using server = await serveStreams((stream) => stream.subscribe('a'), { channels, retry: 50 });
+    server.app.get('/worker.js', (_req, res) => void res.type('text/javascript').send(worker));
+    const page = await openPage(server);
+    await page.evaluate(`
+      navigator.serviceWorker.register('/worker.js').then(() => navigator.serviceWorker.ready)
+    `);
+    // From the next load on the page is the worker's.
+    await page.reload();
+    await until('the worker', () => page.evaluate<boolean>('navigator.serviceWorker.controller !== null'));
+    await page.evaluate(`
+      window.got = [];
+      window.failures = 0;
+      window.source = new EventSource('/');
+      source.onmessage = ({ data }) => got.push(data);
+      source.onerror = () => failures++;
+    `);
+    await until('the subscription', () => channels.stats().subscriptions === 1);
+    await channels.publish('a', 'before');
+    await until('it', async () => page.evaluate<boolean>('got.length === 1'));
+    server.server.close();
+    for (const socket of server.sockets) socket.resetAndDestroy();
+    await until('it to fail', () => page.evaluate<boolean>('failures >= 2 || source.readyState === 2'));
+    await channels.publish('a', 'meanwhile');
+    server.server.listen(server.port, '127.0.0.1');
+    await until('a decision', () => page.evaluate<boolean>('source.readyState === 2 || got.length === 2'));
+    const result = await page.evaluate<{ readyState: number; got: string[] }>('({ readyState: source.readyState, got })');
+    await page.close();
+    return result;
+  }
+
+  test('gives up when the server restarts behind a service worker that answers for it', async () => {
+    const worker = `addEventListener('fetch', (event) => event.respondWith(fetch(event.request)));`;
+    expect(await restartBehind(worker)).toEqual({ readyState: 2, got: ['before'] });
+  });
+
+  test('and comes back with the service worker of the docs', async () => {
+    const worker = filesIn(await pageOf('clients.md'))['service-worker.js'] as string;
+    expect(await restartBehind(worker)).toEqual({ readyState: 1, got: ['before', 'meanwhile'] });
+  });
+
+  test('comes back to where it was redirected', async () => {
+    const asked: string[] = [];
+    await using server = await serveStreams((stream) => void stream.send('x'), { retry: 20 });
+    server.server.on('request', ({ url }) => asked.push(url as string));
+    server.app.get('/first', (_req, res) => res.redirect(307, '/?ticket=1'));
+    const page = await openPage(server);
+    await page.evaluate(`window.source = new EventSource('/first')`);
+    await until('the stream', () => server.streams.length === 1);
+    server.streams[0]?.close();
+    await until('it again', () => server.streams.length === 2);
+    expect(asked.filter((url) => url === '/first' || url.startsWith('/?'))).toEqual(['/first', '/?ticket=1', '/?ticket=1']);
+    await page.close();
+  });
+});
+
 describe('@microsoft/fetch-event-source', () => {
   test('loses an empty first line, and a BOM that begins a line', async () => {
     expect(await dataSeenBy('@microsoft/fetch-event-source', ['\nsecond', '\uFEFFtext'])).toEqual(['second', 'text']);
@@ -90,6 +150,39 @@ describe('@microsoft/fetch-event-source', () => {
     for (const socket of server.sockets) socket.resetAndDestroy();
     await until('it to come back', () => seen.length === 2);
     expect(seen).toEqual(['', 'whole']);
+    await page.close();
+  });
+
+  test('loses an event whose connection breaks before its very last byte', async () => {
+    const seen: string[] = [];
+    await using server = await serveStreams(
+      (stream) => {
+        seen.push(stream.lastEventId);
+        if (seen.length > 1) return;
+        const { res } = stream.open();
+        res.write('data: cut\nid: cut\n');
+      },
+      { retry: 20 },
+    );
+    const page = await openPage(server);
+    await page.evaluate(`
+      window.got = [];
+      window.bytes = 0;
+      const { prototype } = ReadableStreamDefaultReader;
+      const { read } = prototype;
+      prototype.read = async function () {
+        const piece = await read.call(this);
+        bytes += piece.value?.length ?? 0;
+        return piece;
+      };
+      void import('@microsoft/fetch-event-source').then(({ fetchEventSource }) =>
+        fetchEventSource('/', { onmessage: ({ data }) => void got.push(data) }));
+    `);
+    await until('all but the last byte', () => page.evaluate<boolean>('bytes >= 20'));
+    for (const socket of server.sockets) socket.resetAndDestroy();
+    await until('it to come back', () => seen.length === 2);
+    expect(seen).toEqual(['', 'cut']);
+    expect(await page.evaluate('got')).toEqual([]);
     await page.close();
   });
 

@@ -86,7 +86,7 @@ test('an EventSource that was cut off gets the result, and does not come back an
     source.close();
   }
   expect(seen).toEqual(['{"percent":10}', 'ready']);
-  expect(server.example.events.stats()).toMatchObject({ open: 0, opened: 2, closed: { client: 1, final: 1 } });
+  expect(server.example.events.stats()).toMatchObject({ open: 0, opened: 2, closed: { server: 1, final: 1 } });
 });
 
 test('a job that fails says so, without a word about the cause', async () => {

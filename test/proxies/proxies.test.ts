@@ -1,11 +1,13 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
+import type { Page } from 'playwright-core';
 import { describe, expect, test } from 'vitest';
 import { createChannels, type Channels, type EventStream, type SseOptions } from '../../src/index.ts';
 import { serveStreams, type StreamServer } from '../support/app.ts';
 import { launchChromium } from '../support/chromium.ts';
 import { startHaproxy, startNginx, type Proxy, type ProxyOptions } from '../support/proxy.ts';
 import { readThrough } from '../support/proxy-reader.ts';
+import { Resources } from '../support/resources.ts';
 import { dial, requestText } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 
@@ -173,6 +175,70 @@ describe.each([
     console.log(`${name}: a reader that never reads is behind after ${published / 1e6} MB, which lie in the sockets' buffers`);
     socket.destroy();
     await until('the end', () => at.server.events.streams.size === 0);
+  });
+});
+
+describe('while the application restarts', () => {
+  /** A page with an EventSource behind the proxy, and the application stopped since. */
+  async function stopped(resources: Resources, launch: Launch): Promise<Site & { page: Page }> {
+    const at = resources.use(await site(launch, { retry: 50 }));
+    at.server.app.get('/page', (_, res) => void res.send('<!doctype html><title>reader</title>'));
+    const browser = resources.use(await launchChromium());
+    const page = await browser.newPage();
+    await page.goto(`${at.proxy.url}/page`);
+    await page.evaluate(`
+      window.got = [];
+      window.source = new EventSource('/');
+      source.onmessage = ({ data }) => got.push(data);
+      window.opened = 0;
+      source.onopen = () => opened++;
+    `);
+    await until('the stream', () => at.channels.stats().subscriptions === 1);
+    await at.channels.publish('a', 'before');
+    await until('the event', async () => page.evaluate<boolean>('got.length === 1'));
+    at.server.server.close();
+    for (const socket of at.server.sockets) socket.resetAndDestroy();
+    return Object.assign(at, { page });
+  }
+
+  test.each([
+    ['nginx', nginx('restart'), 502],
+    ['HAProxy', haproxy('restart'), 503],
+  ])('%s sends an EventSource round until the application is back, and nothing is lost', async (_, launch, status) => {
+    await using resources = new Resources();
+    const { server, channels, proxy, page } = await stopped(resources, launch);
+    await channels.publish('a', 'meanwhile');
+    await until('two answers of the proxy', async () => page.evaluate<boolean>('opened >= 3'), 20_000);
+    // Who has not asked for a stream is told the truth.
+    expect((await fetch(proxy.url)).status).toBe(status);
+    server.server.listen(server.port, '127.0.0.1');
+    await until('the stream again', () => channels.stats().subscriptions === 1);
+    await channels.publish('a', 'after');
+    await until('it', async () => page.evaluate<boolean>('got.at(-1) === "after"'));
+    expect(await page.evaluate('got')).toEqual(['before', 'meanwhile', 'after']);
+  });
+
+  test.each([
+    ['nginx', nginx('default')],
+    ['HAProxy', haproxy('default')],
+  ])('%s as it comes makes an EventSource give up', async (_, launch) => {
+    await using resources = new Resources();
+    const { page } = await stopped(resources, launch);
+    await until('its end', async () => page.evaluate<boolean>('source.readyState === 2'), 20_000);
+  });
+
+  test.each([
+    ['nginx', nginx('restart')],
+    ['HAProxy', haproxy('restart')],
+  ])('%s passes a 503 of the application on', async (_, launch) => {
+    await using at = await site(launch, { maxStreams: 1, whenFull: 'reject' });
+    using first = await readThrough(at.proxy);
+    const second = await fetch(at.proxy.url, { headers: { accept: 'text/event-stream' } });
+    expect([first.ended, second.status, await second.text()]).toEqual([
+      false,
+      503,
+      'No streams are taken now; come back later.\n',
+    ]);
   });
 });
 
