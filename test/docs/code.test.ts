@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, readdir, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
@@ -101,6 +101,16 @@ describe('a block of code', () => {
       expect(await found(language === 'ts' ? 'tsconfig.ts.json' : 'tsconfig.json')).toEqual([]);
     },
   );
+
+  test('cleans up when `closed` resolves, not in an abort listener, which a stream that has ended never calls', async () => {
+    const src = (await readdir(join(root, 'src'), { recursive: true })).filter((path) => path.endsWith('.ts'));
+    const comments = await Promise.all(
+      src.map(async (path) => (await readFile(join(root, 'src', path), 'utf8')).match(/^ *\*.*$/gm)?.join('\n') ?? ''),
+    );
+    for (const text of [...sources.map((source) => source.text), ...comments]) {
+      expect(text).not.toMatch(/(stream|sse)\??\.signal\.addEventListener/);
+    }
+  });
 
   const runnable = sources.filter(({ block }) => block.words.includes('run')).map((source) => [source.path, source] as const);
 

@@ -110,5 +110,5 @@ test(
 
 test('the configuration of nginx is the one that is tried', () => {
   const block = page.blocks.find(({ language }) => language === 'nginx');
-  expect(block?.text.replace('3000', '4444')).toBe(documented('nginx', 'default'));
+  expect(block?.text.replace('3000', '4444')).toBe(documented('nginx', 'restart'));
 });

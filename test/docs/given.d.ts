@@ -1,5 +1,5 @@
 /** What fragments of code in the pages take for given: the app around them, and what is the reader's own. Types only. */
-import type { Express, Request } from 'express';
+import type { Express, Request as ExpressRequest } from 'express';
 import type { Channels, SseMiddleware } from 'res-sse';
 
 interface User {
@@ -44,7 +44,7 @@ declare global {
   const users: { remove(id: string): Promise<void>; mayRead(id: string | undefined): Promise<boolean> };
   const token: string;
   const logger: Record<'debug' | 'info' | 'warn' | 'error', (...details: unknown[]) => void>;
-  function authenticate(req: Request): Promise<User | undefined>;
+  function authenticate(req: ExpressRequest): Promise<User | undefined>;
   function canRead(user: User | undefined, room: string | undefined): boolean;
   function mayRead(...what: unknown[]): boolean;
   function renderPage(data: object): Promise<string>;
@@ -55,6 +55,11 @@ declare global {
   const llm: {
     complete(prompt: string, options: { signal: AbortSignal }): AsyncIterable<string>;
   };
+
+  // A service worker's.
+  interface Window {
+    addEventListener(type: 'fetch', listener: (event: { request: Request; respondWith(answer: unknown): void }) => void): void;
+  }
 
   // jest's, which has them without an import.
   function afterEach(after: () => unknown): void;
