@@ -28,7 +28,7 @@ import { parseArrival, parseHeader, type Header } from './format.ts';
 import { Listened, type Listening } from './listened.ts';
 import { settle } from './settle.ts';
 import { Spine, type SpineHost } from './spine.ts';
-import type { Answer, Look, Question, Store, Topics } from './store.ts';
+import { MAX_ANSWER_BYTES, type Answer, type Look, type Question, type Store, type Topics } from './store.ts';
 
 /** Times in ms. */
 export interface Timing {
@@ -76,6 +76,9 @@ const CHANNELS_PER_QUESTION = 1_000;
 
 // So many questions are on their way at a time while a node heals.
 const QUESTIONS_AT_A_TIME = 4;
+
+// Bytes of events in the answer to one of them: together no more than one answer may have, because they share a connection and a time.
+const ANSWER_BYTES = MAX_ANSWER_BYTES / QUESTIONS_AT_A_TIME;
 
 // Early messages that are taken in one turn of the event loop.
 const EARLY_PER_TURN = 500;
@@ -351,7 +354,7 @@ export class Ear {
       const starts = Array.from({ length: QUESTIONS_AT_A_TIME }, (_, index) => next + index * CHANNELS_PER_QUESTION);
       const asked = starts.filter((start) => start < channels.length);
       const looks = await this.#step(
-        Promise.all(asked.map((start) => this.#store.look(questions(channels, start, head)))),
+        Promise.all(asked.map((start) => this.#store.look(questions(channels, start, head), '', ANSWER_BYTES))),
         signal,
       );
       for (const [index, look] of looks.entries()) {

@@ -171,7 +171,11 @@ export class RedisNode implements Broker, EarHost {
   }
 
   mend(channels: readonly string[], { epoch, at, breaks, answers }: Look, head: number): number {
-    if (epoch !== this.#mirror.epoch) this.#mirror.begin(epoch);
+    if (epoch !== this.#mirror.epoch) {
+      // An attempt that failed may have passed on events of the log before, whose offsets prove nothing about this one.
+      if (this.#mirror.epoch !== '') this.#receiver?.interrupted();
+      this.#mirror.begin(epoch);
+    }
     this.#setClock(at);
     this.#breaks = breaks;
     let entries = 0;
@@ -326,9 +330,15 @@ export class RedisNode implements Broker, EarHost {
         if (!this.#ear.isOpen) continue;
       }
       // Nobody listens to them, or it is more than a node may hold.
+      const known = this.#ear.spine.epoch;
       const look = await this.#ask(this.#page(channels, from, maxBytes), signal);
       if (look === undefined) continue;
       const { epoch, head, breaks } = look;
+      if (epoch !== this.#ear.spine.epoch) {
+        // A stream must not go on in a log whose events this node does not hear yet.
+        if (known === this.#ear.spine.epoch) this.#ear.mistrust(`the log is another: ${epoch} instead of ${known}`);
+        continue;
+      }
       const { till, ...page } = pageOf(look, maxBytes);
       if (page.complete || page.entries.length > 0) return told(page, { epoch, offset: head }, lostIn(breaks, after));
       // There was nothing but what cannot be read.

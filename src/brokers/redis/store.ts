@@ -73,7 +73,8 @@ export interface AppendResult {
 
 // Bytes of events in one answer, of one channel and of all.
 const PAGE = 1_048_576;
-const MOST = 33_554_432;
+/** Bytes of events in one answer. */
+export const MAX_ANSWER_BYTES = 33_554_432;
 
 // How long an answer is kept in ms, beyond `timeout`, for a command that the client sends again by itself.
 const REPEATABLE = 5_000;
@@ -147,7 +148,12 @@ export class Store {
    * @param nonce is said on the spine then
    * @param budget bytes of events of each channel, of which one is always read
    */
-  async look(questions: readonly Question[], nonce: string = '', budget: number = PAGE, most: number = MOST): Promise<Look> {
+  async look(
+    questions: readonly Question[],
+    nonce: string = '',
+    most: number = MAX_ANSWER_BYTES,
+    budget: number = PAGE,
+  ): Promise<Look> {
     const asked = questions.flatMap(({ channel, after, till }) => [channel, after?.toString() ?? '', till?.toString() ?? '']);
     const channels = questions.map(({ channel }) => channel);
     return this.#ask('look', channels, nonce, [`${budget}`, `${most}`, ...asked]);
