@@ -189,13 +189,14 @@ export class CatchUp implements CatchUpJob {
 
   #next(): void {
     const { host, stream, isBehind, channels, position } = this.#owner;
+    // A page in hand is used now or dropped: while it is kept it takes the place of another read.
+    const reading = this.#takeReading();
     // A delivery that is under way begins anew when it has ended.
     if (!isBehind || host.deliveries.has(stream)) return;
     if (stream.isBehind) {
       this.#drain();
       return;
     }
-    const reading = this.#takeReading();
     if (reading?.channels === channels) {
       this.#take(reading);
       return;
@@ -321,15 +322,15 @@ export class CatchUp implements CatchUpJob {
       for (const { hold, channels } of questions) {
         if (!owner.holds.includes(hold)) {
           // It has ended while another was asked; others may follow its channels.
-          const followed = channels.filter((channel) => owner.channels.includes(channel));
-          this.#writeGap(followed, after, gap.cursor);
+          this.#writeGap(this.#stillFollowed(channels), after, gap.cursor);
           continue;
         }
         hold.wasAsked = true;
         this.#lose(channels);
         this.addedMeanwhile = [];
         const answer = await this.#answerOf(hold, { ...gap, channels });
-        if (answer !== undefined) this.#goOnFrom(answer, hold, channels, gap);
+        if (!owner.holds.includes(hold)) this.#writeGap(this.#stillFollowed(channels), after, gap.cursor);
+        else if (answer !== undefined) this.#goOnFrom(answer, channels, gap);
       }
     } catch (error) {
       this.#phase = 'idle';
@@ -337,6 +338,10 @@ export class CatchUp implements CatchUpJob {
       return;
     }
     this.#again(true);
+  }
+
+  #stillFollowed(channels: readonly string[]): readonly string[] {
+    return channels.filter((channel) => this.#owner.channels.includes(channel));
   }
 
   /** What `onGap` answers; `undefined` as soon as the subscription has ended, because its answer does not matter then. */
@@ -357,15 +362,16 @@ export class CatchUp implements CatchUpJob {
   /**
    * The answer speaks of what was lost; channels that lost nothing are owed what comes before it, and so are those that were
    * subscribed to anew while the application was thinking.
-   * @throws {SseError} `ERR_SSE_CURSOR` for what is no place to go on from, unless the subscription has ended meanwhile
+   * @throws {SseError} `ERR_SSE_CURSOR` for what is no place to go on from, unless the stream is being closed
    */
-  #goOnFrom(answer: unknown, hold: Hold, asked: readonly string[], gap: Gap): void {
+  #goOnFrom(answer: unknown, asked: readonly string[], gap: Gap): void {
     const owner = this.#owner;
     const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
     // Beyond the head, events that are still to be published would be passed over.
     const newest = Math.max(parseCursor(gap.cursor)?.offset ?? 0, owner.host.head);
     if (cursor === undefined || cursor.epoch !== owner.epoch || cursor.offset < owner.position || cursor.offset > newest) {
-      if (!owner.holds.includes(hold)) return;
+      // The handler has closed the stream, perhaps by an expression whose value it returns.
+      if (owner.stream.isOver && typeof answer !== 'string') return;
       throw new SseError(
         'ERR_SSE_CURSOR',
         `expected onGap to return nothing or a cursor to go on from, such as gap.cursor, got ${shown(answer)}`,

@@ -528,8 +528,8 @@ export class StreamFollower implements Follower, Member, Holder, CatchUpOwner, L
     if (this.host.deliveries.has(this.stream)) return this.delivered().then(() => this.settle());
     this.flush();
     const { broker } = this.host;
-    // The broker is unreachable, so there is nothing to wait for.
-    if (broker.state !== 'open' || this.stream.readyState === 2) return undefined;
+    // A broker that is away for a moment still has what the stream is owed. After its timeout it is not waited for.
+    if (broker.state === 'closed' || this.stream.readyState === 2) return undefined;
     const position = broker.position();
     if (!(position instanceof Promise) && !this.isWaiting) return undefined;
     return Promise.resolve(position).then(
