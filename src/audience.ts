@@ -185,7 +185,8 @@ export class Audience extends Slots<Member> {
         try {
           socket.write(frame.chunk);
         } catch (error) {
-          this.#failAt(slot, error);
+          // Unless that has ended the stream before, and another is in its place.
+          if (this.#sockets[slot] === socket) this.#failAt(slot, error);
         }
       } else {
         this.#offer(this.members[slot] as Member);

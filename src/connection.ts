@@ -354,7 +354,10 @@ export abstract class Connection {
     const opened = this.#state === 'open';
     if (last !== undefined) this.writeBytes(last);
     this.#ended(reason);
-    if (opened && this.#backlog === undefined) this.#finish();
+    if (!opened || this.#backlog !== undefined) return;
+    // Closed from a wrapped `write`: the end comes behind what that passes on.
+    if (giving.has(this)) this.#backlog = new Backlog([]);
+    else this.#finish();
   }
 
   /** Ends the connection now and drops what is queued. @internal */
@@ -519,7 +522,13 @@ export abstract class Connection {
     }
     if (this.#backlog === undefined || !this.#backlog.isEmpty) return;
     this.#backlog = undefined;
-    if (this.readyState === 2) this.#finish();
+    if (this.readyState === 2) {
+      this.#finish();
+    } else if (this.#listening && !this.isBehind) {
+      // A wrapped `write` may have begun to wait while all of it was taken: no `drain` will come.
+      this.#unlisten();
+      this.caughtUp();
+    }
   }
 
   #defer(waits: Backlog): void {
