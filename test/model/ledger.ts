@@ -142,6 +142,9 @@ class Ledger {
   #asked = false;
   readonly #askedFor = new Set<Owed>();
   #askedBy: object | undefined;
+  #askedChannels: readonly string[] = [];
+  // Channels whose loss is told once more, because the subscription that was asked about it has ended.
+  readonly #toldAgain = new Set<string>();
   // Whose onGap was asked since an event with a place in the log was delivered.
   readonly #askedBefore = new Set<FollowOptions>();
   #gap: { cursor: string; told: Set<string> } | undefined;
@@ -296,9 +299,10 @@ class Ledger {
 
   #unfollow({ hold, live, head, n }: Mark & { what: 'left' }): void {
     // The answer of a subscription that has ended is not waited for.
-    if (this.#askedBy === hold.options) {
+    if (this.#asked && this.#askedBy === hold.options) {
       this.#asked = false;
       this.#askedFor.clear();
+      for (const channel of this.#askedChannels) this.#toldAgain.add(channel);
     }
     const gone = hold.options.channels.filter(
       (channel) => !this.#holds.some((other) => other !== hold && other.options.channels.includes(channel)),
@@ -374,6 +378,7 @@ class Ledger {
     }
     this.#asked = true;
     this.#askedBy = by;
+    this.#askedChannels = channels;
     this.#owesCheckpoint = true;
   }
 
@@ -418,7 +423,8 @@ class Ledger {
       if (!owed.foreign && !isLost && isFloor) owed.toldOfFloor = least.trimmed[channel] ?? 0;
       // Elsewhere, a subscription that has inherited the channel may begin with a gap of its own.
       const isInherited = !owed.armed && owed.hold.start === 'foreign';
-      if (!owed.foreign && !isLost && !isFloor && !isInherited && !owed.isLoose) {
+      const isToldAgain = this.#toldAgain.delete(channel);
+      if (!owed.foreign && !isLost && !isFloor && !isInherited && !owed.isLoose && !isToldAgain) {
         this.#violation(`a gap in ${channel}, which has lost nothing beyond ${known}`);
       }
       if (!owed.armed) owed.armedAt = index;

@@ -68,6 +68,9 @@ export class WorkMeter {
       return call();
     } finally {
       this.#calls.pop();
+      // From inside a wrapped `write`, what it has written comes with the call around it.
+      const outer = this.#calls.at(-1);
+      if (outer !== undefined) outer.most += MAX_PENDING;
     }
   }
 

@@ -359,7 +359,7 @@ export class World {
     const areActing = this.#schedule.presence || this.#application.userCode.acts > acts;
     for (const [index, link] of slow.entries()) {
       link.wasSlow = true;
-      if (!areActing && isStill(link) && link.stream.bufferedAmount > queued[index]! + FRAMING) {
+      if (!areActing && !link.isFinishing && isStill(link) && link.stream.bufferedAmount > queued[index]! + FRAMING) {
         this.#scene.fault('the queue of a reader who does not read grows');
       }
     }
