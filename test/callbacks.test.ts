@@ -182,3 +182,24 @@ describe('a wrapped write that sends while bytes are being written', () => {
     },
   );
 });
+
+test('close() in a wrapped write comes behind the event that is being written', async () => {
+  await using server = await serveStreams(() => {});
+  server.app.get(
+    '/wrapped',
+    (_req, res, next) => {
+      const write = res.write.bind(res) as (bytes: Buffer) => boolean;
+      res.write = ((bytes: Buffer) => {
+        if (bytes.toString().includes('last')) res.sse?.close();
+        return write(bytes);
+      }) as typeof res.write;
+      next();
+    },
+    (_req, res) => void res.sse?.send('last'),
+  );
+  // Behind sse(), which is in front of every route of the app.
+  using reader = await read(`${server.url}/wrapped`);
+  await reader.end();
+  expect(reader.events.map(({ data }) => data)).toEqual(['last']);
+  expect(server.events.stats().closed).toEqual({ server: 1 });
+});

@@ -721,3 +721,29 @@ test('close({ final: true }) of a stream that is behind ends it when its last su
   socket.resume();
   expect(await within('the end', stream.closed)).toBe('final');
 });
+
+test('a subscription that ends while its onGap is being answered leaves the gap to the other one on its channel', async () => {
+  const channels = createChannels({ history: { events: 1 } });
+  const subscriptions: Subscription[] = [];
+  await using server = await serveStreams(
+    async (stream) => {
+      subscriptions.push(
+        await stream.subscribe('a', {
+          onGap: () => {
+            subscriptions[0]?.unsubscribe();
+            return new Promise<undefined>(() => {});
+          },
+        }),
+      );
+      subscriptions.push(await stream.subscribe('a'));
+    },
+    { channels },
+  );
+  using reader = await read(server.url);
+  await until('both subscriptions', () => subscriptions.length === 2);
+  // More than a flush gives, so the stream reads the rest from the log, which has lost it.
+  for (const text of ['1', '2', '3']) void channels.publish('a', text.repeat(40_000));
+  server.streams[0]?.send('now');
+  await until('the newest', () => reader.events.some((event) => event.data.startsWith('3')));
+  expect(reader.events.map((event) => event.event ?? event.data[0])).toEqual(['1', 'n', 'sse:gap', '3']);
+});

@@ -156,6 +156,50 @@ test('a stream that cannot open after a second without an answer, because a list
   expect(channels.stats().subscriptions).toBe(0);
 });
 
+test('readers that are slow when their page comes do not keep other streams from reading', async () => {
+  const log = memoryBroker();
+  let isHeld = true;
+  const pages: (() => void)[] = [];
+  const broker: Broker = {
+    state: 'open',
+    get head() {
+      return log.head;
+    },
+    get held() {
+      return log.held;
+    },
+    open: (receiver, bounds) => log.open(receiver, bounds),
+    append: (publication) => log.append(publication),
+    position: () => log.position(),
+    read: (names, after, maxBytes) =>
+      new Promise((resolve) => {
+        const answer = (): void => resolve(log.read(names, after, maxBytes));
+        if (isHeld) pages.push(answer);
+        else setImmediate(answer);
+      }),
+    clear: (channel) => log.clear(channel),
+    listen: (channel) => Promise.resolve(log.listen(channel)),
+    unlisten: (channel) => log.unlisten(channel),
+    close: () => log.close(),
+  };
+  const channels = createChannels({ broker });
+  await using server = await serveStreams((stream) => void stream.subscribe('a', { since: 'start' }), {
+    channels,
+    maxBuffered: 100_000_000,
+  });
+  await channels.publish('a', 'x'.repeat(60_000));
+  const slow = await Promise.all(Array.from({ length: 64 }, () => dial(server.port, requestText('/'))));
+  for (const socket of slow) socket.pause();
+  await until('as many reads as there may be at a time', () => pages.length === 64);
+  // More than the kernel takes.
+  for (const stream of server.streams) stream.send('y'.repeat(8_000_000));
+  isHeld = false;
+  for (const answer of pages.splice(0)) answer();
+  using other = await read(server.url);
+  expect((await other.next()).data).toHaveLength(60_000);
+  for (const socket of slow) socket.destroy();
+});
+
 describe('while Redis is away', () => {
   test.each<[string, (redis: RedisServer) => unknown]>([
     ['was killed', (redis) => redis.kill9()],
@@ -316,4 +360,22 @@ describe('a stream opens', () => {
     expect(errors).toEqual([new Error('no permission')]);
     expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0, behind: 0 });
   });
+});
+
+test('close({ final: true }) while a node heals comes behind what was published before the call', async () => {
+  await using redis = await startRedis();
+  await using server = await serveRedis(redis);
+  const { channels } = server;
+  using reader = await read(server.url);
+  await until('the subscription', () => server.subscriptions.length === 1);
+  await channels.publish('a', 'one');
+  await reader.next();
+  const client = await redis.client();
+  await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
+  // As soon as the node has noticed: it heals within some ms.
+  while (channels.stats().broker.state === 'open') await new Promise((resolve) => setImmediate(resolve));
+  await channels.publish('a', 'last');
+  (server.streams[0] as EventStream).close({ final: true });
+  await reader.end();
+  expect(reader.events.map(({ event, data }) => event ?? data)).toEqual(['one', 'last', 'sse:end']);
 });
