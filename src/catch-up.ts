@@ -340,8 +340,11 @@ export class CatchUp implements CatchUpJob {
     this.#again(true);
   }
 
+  /** Those that another subscription has followed all the time. */
   #stillFollowed(channels: readonly string[]): readonly string[] {
-    return channels.filter((channel) => this.#owner.channels.includes(channel));
+    return channels.filter(
+      (channel) => this.#owner.channels.includes(channel) && this.addedMeanwhile?.includes(channel) !== true,
+    );
   }
 
   /** What `onGap` answers; `undefined` as soon as the subscription has ended, because its answer does not matter then. */

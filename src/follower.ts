@@ -530,10 +530,11 @@ export class StreamFollower implements Follower, Member, Holder, CatchUpOwner, L
     const { broker } = this.host;
     // A broker that is away for a moment still has what the stream is owed. After its timeout it is not waited for.
     if (broker.state === 'closed' || this.stream.readyState === 2) return undefined;
+    if (this.channels.length === 0 && !this.isWaiting) return undefined;
     const position = broker.position();
     if (!(position instanceof Promise) && !this.isWaiting) return undefined;
     return Promise.resolve(position).then(
-      ({ offset }) => this.reached(offset),
+      (reached) => this.reached(reached),
       () => {},
     );
   }
@@ -591,11 +592,12 @@ export class StreamFollower implements Follower, Member, Holder, CatchUpOwner, L
     (this.rare.deferred ??= []).push(change);
   }
 
-  /** Resolves when the stream has been given everything up to the offset. */
-  private async reached(offset: number): Promise<void> {
+  /** Resolves when the stream has been given everything up to the position. */
+  private async reached({ epoch, offset }: Cursor): Promise<void> {
     await Promise.all(this.holds.map((hold) => hold.placed()));
     this.flush();
-    if (this.isBehind && this.#cursor < offset) await this.catchUp.reached(offset);
+    // While it was waited for, another log may have begun.
+    if (this.isBehind && (this.epoch !== epoch || this.#cursor < offset)) await this.catchUp.reached(offset);
   }
 
   /**
