@@ -185,8 +185,8 @@ export class Audience extends Slots<Member> {
         try {
           socket.write(frame.chunk);
         } catch (error) {
-          // Unless that has ended the stream before, and another is in its place.
-          if (this.#sockets[slot] === socket) this.#failAt(slot, error);
+          // The member may have moved meanwhile, or its stream may have ended.
+          this.#failAt(this.#sockets.indexOf(socket), error);
         }
       } else {
         this.#offer(this.members[slot] as Member);
