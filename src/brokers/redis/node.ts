@@ -287,7 +287,9 @@ export class RedisNode implements Broker, EarHost {
       await this.#waiters.until(this.#offsetOf(own), signal);
       if (!this.#hasReached(own)) continue;
       if (atLeast === undefined || this.#hasReached(atLeast)) return this.#here();
+      const known = this.#ear.spine.epoch;
       const look = await this.#ask(this.#lookForHead(), signal);
+      if (look !== undefined) this.#mistrustAnother(look.epoch, known);
       if (look?.epoch !== atLeast.epoch) continue;
       if (look.head < atLeast.offset) return { epoch: look.epoch, offset: look.head };
       await this.#waiters.until(this.#offsetOf(atLeast), signal);
@@ -336,7 +338,7 @@ export class RedisNode implements Broker, EarHost {
       const { epoch, head, breaks } = look;
       if (epoch !== this.#ear.spine.epoch) {
         // A stream must not go on in a log whose events this node does not hear yet.
-        if (known === this.#ear.spine.epoch) this.#ear.mistrust(`the log is another: ${epoch} instead of ${known}`);
+        this.#mistrustAnother(epoch, known);
         continue;
       }
       const { till, ...page } = pageOf(look, maxBytes);
@@ -344,6 +346,12 @@ export class RedisNode implements Broker, EarHost {
       // There was nothing but what cannot be read.
       from = till;
     }
+  }
+
+  /** An answer is of another log than this node has known, before and after it was asked for. */
+  #mistrustAnother(epoch: string, known: string): void {
+    if (epoch === known || known !== this.#ear.spine.epoch) return;
+    this.#ear.mistrust(`the log is another: ${epoch} instead of ${known}`);
   }
 
   #isKnown(channels: readonly string[]): boolean {
