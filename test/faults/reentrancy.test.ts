@@ -747,3 +747,29 @@ test('a subscription that ends while its onGap is being answered leaves the gap 
   await until('the newest', () => reader.events.some((event) => event.data.startsWith('3')));
   expect(reader.events.map((event) => event.event ?? event.data[0])).toEqual(['1', 'n', 'sse:gap', '3']);
 });
+
+test('an onGap that subscribes its channel anew is told no gap of what was before the new subscription', async () => {
+  const channels = createChannels({ history: { events: 1 } });
+  let first: Subscription | undefined;
+  let second: Subscription | undefined;
+  await using server = await serveStreams(
+    async (stream) => {
+      first = await stream.subscribe('a', {
+        onGap: async () => {
+          first?.unsubscribe();
+          second = await stream.subscribe('a', { resume: false });
+        },
+      });
+    },
+    { channels },
+  );
+  using reader = await read(server.url);
+  await until('the subscription', () => first !== undefined);
+  for (const text of ['1', '2', '3']) void channels.publish('a', text.repeat(40_000));
+  server.streams[0]?.send('now');
+  await until('the new subscription', () => second !== undefined);
+  await channels.publish('a', '4');
+  await until('the newest', () => reader.events.some(({ data: text }) => text === '4'));
+  expect(reader.events.map((event) => event.event ?? event.data[0])).toEqual(['1', 'n', '4']);
+  expect(second).toMatchObject({ recovered: true, gaps: 0 });
+});
