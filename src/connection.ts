@@ -610,7 +610,8 @@ export abstract class Connection {
   #expectDrain(): void {
     const { socket, req } = this.res;
     if (req.httpVersionMajor !== 1 || !socket || (this.#socket ?? this.res).writableNeedDrain) return;
-    if (!(socket instanceof Socket) || !socket.writable || socket.writableLength === 0) return;
+    // Node 26 keeps what one tick writes in the response until the tick ends: the socket alone still reads 0 then.
+    if (!(socket instanceof Socket) || !socket.writable || this.res.writableLength === 0) return;
     socket.write(NOTHING, () => {
       if (this.#listening) this.resume();
     });
