@@ -4,6 +4,7 @@ import type { Server } from 'node:http';
 import type { Socket } from 'node:net';
 import { describe, expect, test, vi } from 'vitest';
 import { createChannels, sse, type Channels, type EventStream, type SseOptions } from '../src/index.ts';
+import { chunksWrittenTo } from './support/chunks.ts';
 import { dial, listening, requestText, type TestServer } from './support/server.ts';
 import { StrictParser } from './support/strict-parser.ts';
 import { until, within } from './support/wait.ts';
@@ -353,14 +354,7 @@ test.each<[string, (server: DirectServer) => void]>([
   await until('both streams', () => server.streams.length === 2);
   begin(server);
   await until('the first bytes', () => server.streams.every((stream) => stream.bufferedAmount === 0));
-  const chunks: unknown[] = [];
-  for (const socket of server.sockets) {
-    const write = socket.write.bind(socket);
-    socket.write = ((...args: Parameters<Socket['write']>) => {
-      chunks.push(args[0]);
-      return write(...args);
-    }) as Socket['write'];
-  }
+  const chunks = chunksWrittenTo(server.sockets);
   await publish(server, '1');
   await until('the event', () => clients.every((client) => client.parser().events.at(-1)?.data === '1'));
   expect(chunks).toHaveLength(2);

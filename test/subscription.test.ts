@@ -12,6 +12,7 @@ import {
   type Subscription,
 } from '../src/index.ts';
 import { serveStreams, type StreamServer } from './support/app.ts';
+import { chunksWrittenTo } from './support/chunks.ts';
 import { read, type Reader } from './support/reader.ts';
 import { dial, packetsOf, requestText } from './support/server.ts';
 import { StrictParser } from './support/strict-parser.ts';
@@ -166,14 +167,7 @@ describe('clients that come back together', () => {
     await Promise.all(readers.map((reader) => reader.take(60)));
     await until('all to be live', () => server.channels.stats().behind === 0);
     await until('nothing to be queued', () => server.streams.every((stream) => stream.bufferedAmount === 0));
-    const chunks: unknown[] = [];
-    for (const socket of server.sockets) {
-      const write = socket.write.bind(socket);
-      socket.write = ((...args: Parameters<Socket['write']>) => {
-        chunks.push(args[0]);
-        return write(...args);
-      }) as Socket['write'];
-    }
+    const chunks = chunksWrittenTo(server.sockets);
     await publish(server.channels, 'a', 'live');
     for (const reader of readers) {
       expect((await reader.next()).data).toBe('live');
@@ -669,9 +663,7 @@ test('a newest-only channel skips a reader that lags to the newest event, and th
 
 describe('a slow reader', () => {
   /** A raw reader that has stopped reading, on a stream that follows `a` and has fallen behind. */
-  async function fallBehind(
-    server: ChannelServer,
-  ): Promise<{ socket: import('node:net').Socket; parser: StrictParser; published: number }> {
+  async function fallBehind(server: ChannelServer): Promise<{ socket: Socket; parser: StrictParser; published: number }> {
     const socket = await dial(server.port, requestText('/').replace('HTTP/1.1', 'HTTP/1.0'));
     socket.pause();
     const parser = new StrictParser();
