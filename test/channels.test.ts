@@ -13,6 +13,7 @@ import {
   type EventStream,
 } from '../src/index.ts';
 import { serveStreams, type StreamServer } from './support/app.ts';
+import { brokerWith } from './support/broker-with.ts';
 import { read } from './support/reader.ts';
 import { dial, requestText } from './support/server.ts';
 import { until, within } from './support/wait.ts';
@@ -688,21 +689,7 @@ describe('a broker that takes its time to listen', () => {
     const listened: string[] = [];
     const unlistened: string[] = [];
     const memory = memoryBroker();
-    const broker: Broker = {
-      get state() {
-        return memory.state;
-      },
-      get head() {
-        return memory.head;
-      },
-      get held() {
-        return memory.held;
-      },
-      open: (receiver, bounds) => memory.open(receiver, bounds),
-      append: (publication) => memory.append(publication),
-      position: () => memory.position(),
-      read: (names, after, maxBytes) => memory.read(names, after, maxBytes),
-      clear: (channel) => memory.clear(channel),
+    const broker = brokerWith(memory, {
       listen: (channel) => {
         listened.push(channel);
         return new Promise<void>((resolve, reject) =>
@@ -713,8 +700,7 @@ describe('a broker that takes its time to listen', () => {
         unlistened.push(channel);
         memory.unlisten(channel);
       },
-      close: () => memory.close(),
-    };
+    });
     return { broker, listened, unlistened, answer: (error) => waiting.splice(0).forEach((settle) => settle(error)) };
   }
 

@@ -1,7 +1,8 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { expect, test, vi } from 'vitest';
-import { createChannels, memoryBroker, sse, type Broker, type EventStream } from '../../src/index.ts';
+import { createChannels, memoryBroker, sse, type EventStream } from '../../src/index.ts';
 import { serveStreams } from '../support/app.ts';
+import { brokerWith } from '../support/broker-with.ts';
 import { TurnMeter, connectFake } from '../support/crowd.ts';
 import { read } from '../support/reader.ts';
 import { until, within } from '../support/wait.ts';
@@ -159,14 +160,7 @@ test('2,000 streams that come back together to a broker elsewhere have at most 6
   const log = memoryBroker();
   let reading = 0;
   let mostReading = 0;
-  const broker: Broker = {
-    state: 'open',
-    get head() {
-      return log.head;
-    },
-    held: { events: 0, bytes: 0 },
-    open: (receiver, bounds) => log.open(receiver, bounds),
-    append: (publication) => log.append(publication),
+  const broker = brokerWith(log, {
     position: async (atLeast) => log.position(atLeast),
     read: async (names, after, maxBytes) => {
       mostReading = Math.max(mostReading, ++reading);
@@ -174,11 +168,8 @@ test('2,000 streams that come back together to a broker elsewhere have at most 6
       reading--;
       return log.read(names, after, maxBytes);
     },
-    clear: (channel) => log.clear(channel),
     listen: async (channel) => log.listen(channel),
-    unlisten: (channel) => log.unlisten(channel),
-    close: () => log.close(),
-  };
+  });
   const channels = createChannels({ broker });
   const events = sse({ channels, heartbeat: false });
   const { id } = await channels.publish('a', 'seen');

@@ -14,6 +14,7 @@ import { redisBroker } from '../../src/brokers/redis.ts';
 import { DistantBroker } from '../model/distant-broker.ts';
 import { randomFrom } from '../model/random.ts';
 import { serveStreams, type StreamServer } from '../support/app.ts';
+import { brokerWith } from '../support/broker-with.ts';
 import { TurnMeter, connectFake } from '../support/crowd.ts';
 import { liveHeap } from '../support/heap.ts';
 import { read } from '../support/reader.ts';
@@ -35,25 +36,13 @@ function heldBroker(): { broker: Broker; asked: () => number; answer: (error?: E
       waiting.push((error) => (error === undefined ? resolve(action()) : reject(error)));
     });
   }
-  const broker: Broker = {
+  const broker = brokerWith(log, {
     get state() {
       return isAnswering ? ('open' as const) : ('connecting' as const);
     },
-    get head() {
-      return log.head;
-    },
-    get held() {
-      return log.held;
-    },
-    open: (receiver, bounds) => log.open(receiver, bounds),
-    append: (publication) => log.append(publication),
     position: (_atLeast, signal) => held(() => log.position() as never, signal),
-    read: (names, after, maxBytes) => log.read(names, after, maxBytes),
-    clear: (channel) => log.clear(channel),
     listen: (channel) => held(() => void log.listen(channel)),
-    unlisten: (channel) => log.unlisten(channel),
-    close: () => log.close(),
-  };
+  });
   return {
     broker,
     asked: () => waiting.length,
@@ -160,28 +149,15 @@ test('readers that are slow when their page comes do not keep other streams from
   const log = memoryBroker();
   let isHeld = true;
   const pages: (() => void)[] = [];
-  const broker: Broker = {
-    state: 'open',
-    get head() {
-      return log.head;
-    },
-    get held() {
-      return log.held;
-    },
-    open: (receiver, bounds) => log.open(receiver, bounds),
-    append: (publication) => log.append(publication),
-    position: () => log.position(),
+  const broker = brokerWith(log, {
     read: (names, after, maxBytes) =>
       new Promise((resolve) => {
         const answer = (): void => resolve(log.read(names, after, maxBytes));
         if (isHeld) pages.push(answer);
         else setImmediate(answer);
       }),
-    clear: (channel) => log.clear(channel),
     listen: (channel) => Promise.resolve(log.listen(channel)),
-    unlisten: (channel) => log.unlisten(channel),
-    close: () => log.close(),
-  };
+  });
   const channels = createChannels({ broker });
   await using server = await serveStreams((stream) => void stream.subscribe('a', { since: 'start' }), {
     channels,

@@ -1,0 +1,12 @@
+import type { Broker } from '../../src/index.ts';
+
+/** A broker with the given members; all others are those of `inner`. */
+export function brokerWith(inner: Broker, members: Partial<Broker>): Broker {
+  return new Proxy(inner, {
+    get(_, name) {
+      if (Object.hasOwn(members, name)) return Reflect.get(members, name);
+      const member: unknown = Reflect.get(inner, name);
+      return typeof member === 'function' ? (member.bind(inner) as unknown) : member;
+    },
+  });
+}
