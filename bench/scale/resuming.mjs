@@ -1,6 +1,10 @@
 /** Streams that come back together and are all owed the same. */
+import { once } from 'node:events';
+import http from 'node:http';
+import process from 'node:process';
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
-import { payload } from '../servers/control.mjs';
+import { Bench } from '../processes.mjs';
+import { LISTEN, payload } from '../servers/control.mjs';
 import { closedText, verdict } from './fan-out.mjs';
 import { CHANNEL, inBatches, LONG, redisStage, Stage, until } from './stage.mjs';
 
@@ -16,6 +20,14 @@ export const resuming = [
   comingBack({ name: 'e8a', kb: 60, sizes: SIZES, fakeSizes: FAKE_SIZES }),
   comingBack({ name: 'e8a-10kb', kb: 10, sizes: SIZES, fakeSizes: FAKE_SIZES }),
   comingBack({ name: 'e8a-1mb', kb: 1_000, sizes: [100, 1_000, 4_000] }),
+  connecting({ name: 'e8a-connect', kb: 60 }),
+  {
+    name: 'node-connect',
+    title: 'Beside e8a-connect: N clients connect at once to a plain node:http server that writes 60 KB to each',
+    item: 'stream',
+    sizes: SIZES,
+    prepare: (n) => connectToNode(n, 60),
+  },
   healing({ name: 'e8b', kb: 60 }),
   healing({ name: 'e8b-10kb', kb: 10 }),
 ];
@@ -23,9 +35,19 @@ export const resuming = [
 function comingBack({ kb, ...sizes }) {
   return {
     ...sizes,
-    title: `E8: N clients connect with an id, each is owed ${kb} KB, memory broker`,
+    title: `E8: N clients have connected with an id and subscribe, each is owed ${kb} KB, memory broker`,
     item: 'stream',
     prepare: (n, isFake) => (isFake ? comeBackWithoutSockets(n, kb) : comeBack(n, kb)),
+  };
+}
+
+function connecting({ name, kb }) {
+  return {
+    name,
+    title: `E8: the same with the connects: N clients connect at once with an id, each is owed ${kb} KB, memory broker`,
+    item: 'stream',
+    sizes: SIZES,
+    prepare: (n) => connectAndComeBack(n, kb),
   };
 }
 
@@ -40,11 +62,29 @@ function healing({ name, kb }) {
   };
 }
 
+/** The connects are not measured: the streams are open before they subscribe. */
 async function comeBack(n, kb) {
+  const streams = [];
+  const stage = new Stage({ handler: (stream) => streams.push(stream.open()) });
+  const lastEventId = await fillLog(stage, kb);
+  const client = await stage.connect(n, { lastEventId });
+  const counted = await client.expect(kb);
+  let result;
+  return {
+    async act() {
+      await inBatches(n, REQUESTS_PER_TURN, async (index) => {
+        await stage.channels.subscribe(streams[index], CHANNEL);
+        await nextTurn();
+      });
+      result = await counted();
+    },
+    note: () => verdict(result, stage),
+  };
+}
+
+async function connectAndComeBack(n, kb) {
   const stage = new Stage();
-  await stage.channels.publish(CHANNEL, payload(EVENT));
-  const lastEventId = await stage.channels.cursor();
-  await stage.burst(kb, EVENT);
+  const lastEventId = await fillLog(stage, kb);
   // The server is there before the clients are.
   await (await stage.connect(1)).stop();
   return {
@@ -53,11 +93,28 @@ async function comeBack(n, kb) {
   };
 }
 
-async function comeBackWithoutSockets(n, kb) {
-  const stage = new Stage();
+async function connectToNode(n, kb) {
+  const server = http.createServer((req, res) => {
+    res.writeHead(200, { 'Content-Type': 'text/event-stream' });
+    for (let sent = 0; sent < kb; sent++) res.write(`data: ${payload(EVENT)}\n\n`);
+  });
+  server.listen(LISTEN);
+  await once(server, 'listening');
+  const bench = new Bench(false, process.env.SCALE_CLIENT);
+  return { act: () => bench.connect(server.address(), { n, events: kb, together: true }) };
+}
+
+/** @returns {Promise<string>} the id before the events that are owed */
+async function fillLog(stage, kb) {
   await stage.channels.publish(CHANNEL, payload(EVENT));
   const lastEventId = await stage.channels.cursor();
   await stage.burst(kb, EVENT);
+  return lastEventId;
+}
+
+async function comeBackWithoutSockets(n, kb) {
+  const stage = new Stage();
+  const lastEventId = await fillLog(stage, kb);
   return {
     async act() {
       const streams = [];
