@@ -5,7 +5,7 @@ import { connect as dialRaw, type Socket } from 'node:net';
 import { EventSource } from 'eventsource';
 import express, { type Request, type Response as ExpressResponse } from 'express';
 import { describe, expect, test } from 'vitest';
-import { Admission } from '../src/admission.ts';
+import { Admission } from '../src/http/admission.ts';
 import { sse, stream, type EventStream, type SseOptions } from '../src/index.ts';
 import { serveStreams } from './support/app.ts';
 import { read } from './support/reader.ts';

@@ -128,7 +128,7 @@ describe('a wrapped write that sends while bytes are being written', () => {
     ],
   ];
   const WRITES: [string, (stream: EventStream, publish: (text: string) => void) => void, RegExp][] = [
-    ['a heartbeat', (stream) => stream.silent(), /:\n/],
+    ['a heartbeat', (stream) => stream.onIdle(), /:\n/],
     ['an event', (stream) => stream.send('outside'), /data: outside\n\n/],
     ['a large event', (stream) => stream.send('o'.repeat(100_000)), /data: o{100000}\n\n/],
     ['a published event', (_stream, publish) => publish('outside'), /data: outside\nid: [^\n]*\n\n/],

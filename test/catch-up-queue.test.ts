@@ -1,6 +1,6 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
-import { CatchUpQueue, type CatchUpJob } from '../src/catch-up-queue.ts';
+import { CatchUpQueue, type CatchUpJob } from '../src/channels/catch-up-queue.ts';
 import { until } from './support/wait.ts';
 
 const MAX_STEPS = 100;

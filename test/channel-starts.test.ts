@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
-import { ChannelStarts, WHATEVER_IS_HELD } from '../src/channel-starts.ts';
-import { LogEntry } from '../src/log-entry.ts';
+import { ChannelStarts, WHATEVER_IS_HELD } from '../src/channels/channel-starts.ts';
+import { LogEntry } from '../src/log/log-entry.ts';
 
 function entry(channel: string, offset: number): LogEntry {
   return new LogEntry({ channel, epoch: 'e', offset, data: '' });

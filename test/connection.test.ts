@@ -357,8 +357,8 @@ describe('a large event to a reader that takes everything at once', () => {
         stream.send('x'.repeat(SIZE));
         stream.send('after');
         const turn = (): void => {
-          most = Math.max(most, stream.given - before);
-          before = stream.given;
+          most = Math.max(most, stream.bytesWritten - before);
+          before = stream.bytesWritten;
           if (stream.bufferedAmount > 0) setImmediate(turn);
         };
         turn();
@@ -411,7 +411,7 @@ describe('a large event to a reader that takes everything at once', () => {
         setImmediate(() => {
           amounts = [stream.bufferedAmount, stream.readyState];
           while (stream.readyState === 1) stream.send(KB);
-          amounts = [...amounts, stream.sent * KB.length];
+          amounts = [...amounts, stream.eventsWritten * KB.length];
         });
       });
     });

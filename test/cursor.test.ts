@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { formatCursor, parseCursor } from '../src/cursor.ts';
+import { formatCursor, parseCursor } from '../src/protocol/cursor.ts';
 
 const epoch = fc.stringMatching(/^[A-Za-z0-9_-]{1,40}$/);
 

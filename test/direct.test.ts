@@ -410,9 +410,13 @@ describe('streams in step, which are given what is published past their own obje
     await publish(server, '3');
     await publish(server, '4', '5');
     await until('all', () => clients.every((client) => data(client.parser()).length === 5));
-    for (const [index, { sent, given, delivered }] of streams.entries()) {
+    for (const [index, { eventsWritten, bytesWritten, bytesFlushed }] of streams.entries()) {
       const { length } = clients[index]!.body();
-      expect({ sent, given, delivered }).toEqual({ sent: 5, given: length, delivered: length });
+      expect({ sent: eventsWritten, given: bytesWritten, delivered: bytesFlushed }).toEqual({
+        sent: 5,
+        given: length,
+        delivered: length,
+      });
     }
     expect(channels.stats().behind).toBe(0);
   });

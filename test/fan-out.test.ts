@@ -1,10 +1,10 @@
 import type { Socket } from 'node:net';
 import fc from 'fast-check';
 import { describe, expect, test, vi } from 'vitest';
-import { Audience, type Member, type Pace } from '../src/audience.ts';
-import { FanOut } from '../src/fan-out.ts';
-import type { Frame } from '../src/frame.ts';
-import { LogEntry } from '../src/log-entry.ts';
+import { Audience, type Member, type GroupProgress } from '../src/channels/audience.ts';
+import { FanOut } from '../src/channels/fan-out.ts';
+import type { Frame } from '../src/channels/frame.ts';
+import { LogEntry } from '../src/log/log-entry.ts';
 
 const WRITE_MARK = 65_536;
 const SLICE = 250;
@@ -26,7 +26,7 @@ interface Loss {
 
 /** A stream that keeps account of itself as a real one does, and notes what comes to it by whichever way. */
 class FakeMember implements Member {
-  slot = -1;
+  listIndex = -1;
   readonly channels: readonly string[];
   readonly fanOut: FanOut;
   /** A stream without history: it cannot fall behind, because there is no log to read. */
@@ -85,7 +85,7 @@ class FakeMember implements Member {
 
   /** Up to which offset it has everything, whoever keeps the account. */
   get cursor(): number {
-    return this.audience?.paceOf(this)?.cursor ?? this.position;
+    return this.audience?.progressOf(this)?.cursor ?? this.position;
   }
 
   join(position: number): void {
@@ -154,13 +154,13 @@ class FakeMember implements Member {
     throw error;
   }
 
-  steppedIn({ bytes, events }: Pace): void {
+  onAttached({ bytes, events }: GroupProgress): void {
     this.inStep = true;
     this.bytes -= bytes;
     this.events -= events;
   }
 
-  steppedOut({ bytes, events, cursor }: Pace): void {
+  onDetached({ bytes, events, cursor }: GroupProgress): void {
     this.inStep = false;
     this.bytes += bytes;
     this.events += events;
@@ -269,7 +269,7 @@ class World {
       if (received.length !== due.length || received.some((offset, index) => offset !== due[index])) {
         throw new Error(`at ${cursor} it has ${received.join()} instead of ${due.join()}`);
       }
-      const pace = audience?.paceOf(member);
+      const pace = audience?.progressOf(member);
       const { deliveriesAtRetirement: before } = member;
       // A flush that is under way goes on: what it gives was published before.
       const given = member.deliveries - member.flushed;
@@ -279,7 +279,9 @@ class World {
       if (member.events + (pace?.events ?? 0) !== member.delivered) throw new Error('events that are not those delivered');
     }
     for (const { members } of new Set(this.members.flatMap(({ audience: each }) => each ?? []))) {
-      if (members.some(({ slot }, index) => slot !== index)) throw new Error('a member in a place that it does not know');
+      if (members.some(({ listIndex }, index) => listIndex !== index)) {
+        throw new Error('a member in a place that it does not know');
+      }
     }
   }
 }
@@ -427,7 +429,7 @@ function doTo(world: World, member: FakeMember, deed: Deed): void {
       return;
     }
     case 'step out': {
-      member.audience?.stepOut(member);
+      member.audience?.detach(member);
       return;
     }
     case 'block':
@@ -442,13 +444,13 @@ function doTo(world: World, member: FakeMember, deed: Deed): void {
     case 'plain':
     case 'fussy': {
       member.isPlain = deed === 'plain';
-      if (!member.isPlain) member.audience?.stepOut(member);
+      if (!member.isPlain) member.audience?.detach(member);
       return;
     }
     case 'slow':
     case 'fast': {
       member.isSlow = deed === 'slow';
-      if (member.isSlow) member.audience?.stepOut(member);
+      if (member.isSlow) member.audience?.detach(member);
       return;
     }
     case 'rejoin': {
@@ -500,7 +502,7 @@ describe('a member in step', () => {
       world.publish('a');
       world.rest();
     };
-    const pace = (): number | undefined => member.audience?.paceOf(member)?.cursor;
+    const pace = (): number | undefined => member.audience?.progressOf(member)?.cursor;
     expect([pace(), member.inStep]).toEqual([undefined, false]);
     publishAndGive();
     expect([pace(), member.inStep]).toEqual([1, true]);
@@ -529,9 +531,9 @@ describe('a member in step', () => {
     fanOut.join(['a'], late);
     for (let count = 0; count < 3; count++) give(Buffer.alloc(100));
     // In step: what is on the audience's account is taken off its own.
-    expect(audience.paceOf(late)).toBeDefined();
+    expect(audience.progressOf(late)).toBeDefined();
     expect(Math.abs(late.bytes)).toBeLessThan(2 ** 31);
-    for (const member of [early, late]) audience.stepOut(member);
+    for (const member of [early, late]) audience.detach(member);
     expect([early.bytes, late.bytes]).toEqual([20 * 2 ** 27 + 300, 300]);
   });
 });
@@ -539,7 +541,7 @@ describe('a member in step', () => {
 /** Keeps count as a stream does, and of nothing else. */
 function countingMember(): Member & { bytes: number; position: number } {
   return {
-    slot: -1,
+    listIndex: -1,
     bytes: 0,
     position: 0,
     take({ bytes, last }) {
@@ -550,10 +552,10 @@ function countingMember(): Member & { bytes: number; position: number } {
     miss: () => {},
     fail: () => {},
     fallBehind: () => {},
-    steppedIn({ bytes }) {
+    onAttached({ bytes }) {
       this.bytes -= bytes;
     },
-    steppedOut({ bytes, cursor }) {
+    onDetached({ bytes, cursor }) {
       this.bytes += bytes;
       this.position = cursor;
     },
@@ -650,7 +652,7 @@ describe('what is published together', () => {
     expect(member.received).toEqual(Array.from({ length: 40 }, (_, index) => index + 1));
     world.join(['b']);
     member.isPlain = false;
-    member.audience?.stepOut(member);
+    member.audience?.detach(member);
     for (let count = 0; count < 40; count++) world.publish('b', 10_000);
     world.rest();
     expect(member.frames.length).toBeGreaterThan(5);

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
-import { Feed } from '../src/feed.ts';
-import { LogEntry } from '../src/log-entry.ts';
+import { Feed } from '../src/channels/feed.ts';
+import { LogEntry } from '../src/log/log-entry.ts';
 
 function entry(offset: number, size = 10): LogEntry {
   return new LogEntry({ channel: 'a', epoch: 'e', offset, data: 'x'.repeat(size) });

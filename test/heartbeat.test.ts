@@ -3,9 +3,9 @@ import type { Socket } from 'node:net';
 import { performance } from 'node:perf_hooks';
 import { describe, expect, test, vi } from 'vitest';
 import { createChannels, type EventStream } from '../src/index.ts';
-import type { Connection } from '../src/connection.ts';
-import { Heartbeat } from '../src/heartbeat.ts';
-import { resolveStreamOptions } from '../src/options.ts';
+import type { ResponseWriter } from '../src/stream/response-writer.ts';
+import { StreamMonitor } from '../src/stream/stream-monitor.ts';
+import { resolveStreamOptions } from '../src/stream/stream-options.ts';
 import { serveStreams } from './support/app.ts';
 import { start } from './support/child.ts';
 import { read } from './support/reader.ts';
@@ -137,16 +137,16 @@ test('a stream is closed at maxLifetime, give or take a tenth, so that its clien
 });
 
 test('what is due while something is queued is done as soon as nothing is, not a heartbeat later', async () => {
-  const heartbeat = new Heartbeat(resolveStreamOptions({ heartbeat: 400 }));
+  const heartbeat = new StreamMonitor(resolveStreamOptions({ heartbeat: 400 }));
   const [free, blocked] = [standIn(), standIn()];
   blocked.bufferedAmount = 1;
-  for (const each of [free, blocked]) heartbeat.add(each as unknown as Connection);
-  await until('what is due', () => free.dues === 1);
-  expect(blocked.dues).toBe(0);
+  for (const each of [free, blocked]) heartbeat.add(each as unknown as ResponseWriter);
+  await until('what is due', () => free.ticks === 1);
+  expect(blocked.ticks).toBe(0);
   blocked.bufferedAmount = 0;
-  await until('it for the other', () => blocked.dues === 1);
-  expect(free.dues).toBe(1);
-  for (const each of [free, blocked]) heartbeat.delete(each as unknown as Connection);
+  await until('it for the other', () => blocked.ticks === 1);
+  expect(free.ticks).toBe(1);
+  for (const each of [free, blocked]) heartbeat.delete(each as unknown as ResponseWriter);
 });
 
 describe('stallTimeout counts time in which the process ran:', () => {
@@ -165,13 +165,17 @@ describe('stallTimeout counts time in which the process ran:', () => {
     for (const socket of sockets) readSlowly(socket);
     await until('the streams', () => server.streams.length === 10);
     for (let pauses = 0; pauses < 3; pauses++) {
-      const pieces = server.streams.map(({ delivered }) => delivered);
-      await until('some progress', () => server.streams.some(({ delivered }, index) => delivered > (pieces[index] as number)));
+      const pieces = server.streams.map(({ bytesFlushed }) => bytesFlushed);
+      await until('some progress', () =>
+        server.streams.some(({ bytesFlushed }, index) => bytesFlushed > (pieces[index] as number)),
+      );
       const begun = performance.now();
       while (performance.now() - begun < 1.5 * stallTimeout);
     }
-    const before = server.streams.map(({ delivered }) => delivered);
-    await until('progress of all', () => server.streams.every(({ delivered }, index) => delivered > (before[index] as number)));
+    const before = server.streams.map(({ bytesFlushed }) => bytesFlushed);
+    await until('progress of all', () =>
+      server.streams.every(({ bytesFlushed }, index) => bytesFlushed > (before[index] as number)),
+    );
     expect(server.events.stats().closed).toEqual({});
     for (const socket of sockets) socket.destroy();
   }, 30_000);
@@ -210,29 +214,29 @@ describe('stallTimeout counts time in which the process ran:', () => {
 
 test('a sweep over many streams goes on in the next turn, not with the next tick', async () => {
   const unrefs = vi.spyOn(Object.getPrototypeOf(setImmediate(() => {})) as NodeJS.Immediate, 'unref');
-  const heartbeat = new Heartbeat(resolveStreamOptions({ heartbeat: 400 }));
+  const heartbeat = new StreamMonitor(resolveStreamOptions({ heartbeat: 400 }));
   const many = Array.from({ length: 2_000 }, standIn);
-  for (const each of many) heartbeat.add(each as unknown as Connection);
-  await until('what is due', () => many.every(({ dues }) => dues === 1));
+  for (const each of many) heartbeat.add(each as unknown as ResponseWriter);
+  await until('what is due', () => many.every(({ ticks }) => ticks === 1));
   // The loop waits in its poll phase, and does not go on, where it has only immediates that are unref'd.
   expect(unrefs).not.toHaveBeenCalled();
-  for (const each of many) heartbeat.delete(each as unknown as Connection);
+  for (const each of many) heartbeat.delete(each as unknown as ResponseWriter);
   vi.restoreAllMocks();
 });
 
 /** What a heartbeat sees of a connection: a kernel that takes bytes at a given moment cannot be had. */
 function standIn() {
   return {
-    slot: -1,
-    silentSince: 0,
+    listIndex: -1,
+    idleSince: 0,
     readyState: 1,
     bufferedAmount: 0,
-    delivered: 0,
-    isWaiting: false,
-    dues: 0,
-    due() {
-      this.dues++;
+    bytesFlushed: 0,
+    isAwaitingDrain: false,
+    ticks: 0,
+    onTick() {
+      this.ticks++;
     },
-    silent() {},
+    onIdle() {},
   };
 }

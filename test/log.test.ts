@@ -1,8 +1,8 @@
 import { inspect } from 'node:util';
 import fc from 'fast-check';
 import { beforeEach, describe, expect, test } from 'vitest';
-import { Log, type HistoryLimits } from '../src/log.ts';
-import { LogEntry } from '../src/log-entry.ts';
+import { Log, type HistoryLimits } from '../src/log/log.ts';
+import { LogEntry } from '../src/log/log-entry.ts';
 
 const LIMITS: HistoryLimits = { events: 1_000, bytes: 1_000_000, age: Infinity, latest: false };
 const ALL = Number.MAX_SAFE_INTEGER;

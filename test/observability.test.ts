@@ -9,7 +9,7 @@ import {
 import type { Request } from 'express';
 import * as prometheus from 'prom-client';
 import { afterEach, describe, expect, test, vi } from 'vitest';
-import { diagnostics } from '../src/diagnostics.ts';
+import { diagnostics } from '../src/common/diagnostics.ts';
 import { createChannels, type EventStream, type SseOptions } from '../src/index.ts';
 import { serveStreams } from './support/app.ts';
 import { start } from './support/child.ts';

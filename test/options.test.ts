@@ -3,7 +3,8 @@ import express from 'express';
 import request from 'supertest';
 import { describe, expect, test } from 'vitest';
 import { SseError, sse, type SseOptions } from '../src/index.ts';
-import { draw, resolveStreamOptions } from '../src/options.ts';
+import { drawRetry } from '../src/common/retry-range.ts';
+import { resolveStreamOptions } from '../src/stream/stream-options.ts';
 import { serveStreams } from './support/app.ts';
 import { read } from './support/reader.ts';
 
@@ -143,6 +144,6 @@ test('the table in the README names the options that there are, in their order',
 });
 
 test('a retry range is drawn from evenly, both ends included', () => {
-  const drawn = new Set(Array.from({ length: 1_000 }, () => draw({ min: 3, max: 6 })));
+  const drawn = new Set(Array.from({ length: 1_000 }, () => drawRetry({ min: 3, max: 6 })));
   expect([...drawn].toSorted()).toEqual([3, 4, 5, 6]);
 });

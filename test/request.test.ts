@@ -1,6 +1,6 @@
 import type { IncomingMessage } from 'node:http';
 import { describe, expect, test } from 'vitest';
-import { asksForEventStream, lastEventIdOf, preferredType, refusesEventStream } from '../src/request.ts';
+import { asksForEventStream, lastEventIdOf, preferredType, refusesEventStream } from '../src/protocol/request-headers.ts';
 
 function request(headers: Record<string, string>, url = '/'): IncomingMessage {
   return { headers, url } as unknown as IncomingMessage;

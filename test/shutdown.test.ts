@@ -7,10 +7,10 @@ import { EventSource } from 'eventsource';
 import express from 'express';
 import { describe, expect, test } from 'vitest';
 import { EventStream, createChannels, sse, stream, type Broker, type SseMiddleware } from '../src/index.ts';
-import { type StreamHost } from '../src/event-stream.ts';
-import { Heartbeat } from '../src/heartbeat.ts';
-import { resolveStreamOptions } from '../src/options.ts';
-import { Roster } from '../src/roster.ts';
+import { type StreamHost } from '../src/stream/event-stream.ts';
+import { StreamMonitor } from '../src/stream/stream-monitor.ts';
+import { resolveStreamOptions } from '../src/stream/stream-options.ts';
+import { StreamTracker } from '../src/http/stream-tracker.ts';
 import { FakeResponse } from './model/fake-response.ts';
 import { serveStreams } from './support/app.ts';
 import { start } from './support/child.ts';
@@ -248,8 +248,8 @@ describe('close()', () => {
   ])(
     'ends no more than 250 streams in one turn of the event loop %s',
     async (_, time) => {
-      const roster = new Roster({});
-      const heartbeat = new Heartbeat(resolveStreamOptions({}));
+      const roster = new StreamTracker({});
+      const heartbeat = new StreamMonitor(resolveStreamOptions({}));
       const host: StreamHost = {
         settings: resolveStreamOptions({}),
         heartbeat,

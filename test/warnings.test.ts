@@ -186,7 +186,7 @@ describe('nothing is told of', () => {
 
 test('every code is in the README, and the README has no others', async () => {
   const [readme, warnings, memory, redis] = await Promise.all(
-    ['../README.md', '../src/warnings.ts', '../src/brokers/memory.ts', '../src/brokers/redis/node.ts'].map((path) =>
+    ['../README.md', '../src/http/warnings.ts', '../src/brokers/memory.ts', '../src/brokers/redis/redis-broker.ts'].map((path) =>
       readFile(new URL(path, import.meta.url), 'utf8'),
     ),
   );

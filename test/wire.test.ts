@@ -1,7 +1,7 @@
 import { createParser, type EventSourceMessage } from 'eventsource-parser';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { SseError } from '../src/errors.ts';
+import { SseError } from '../src/common/errors.ts';
 import {
   END,
   FINAL_MARK,
@@ -14,7 +14,7 @@ import {
   eventText,
   retryText,
   type EventFields,
-} from '../src/wire.ts';
+} from '../src/protocol/event-stream-format.ts';
 import { codeOf } from './support/code-of.ts';
 import { StrictParser } from './support/strict-parser.ts';
 

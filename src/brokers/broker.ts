@@ -1,7 +1,7 @@
 /** Where published events get their order and are kept, and how nodes hear of each other. Types only. */
-import type { Cursor } from '../cursor.ts';
-import type { HistoryLimits, LogRead } from '../log.ts';
-import type { LogEntry } from '../log-entry.ts';
+import type { Cursor } from '../protocol/cursor.ts';
+import type { HistoryLimits, LogRead } from '../log/log.ts';
+import type { LogEntry } from '../log/log-entry.ts';
 
 /** What is published, validated and as text. */
 export interface Publication {

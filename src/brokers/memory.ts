@@ -2,11 +2,11 @@
 import cluster from 'node:cluster';
 import { randomBytes } from 'node:crypto';
 import { performance } from 'node:perf_hooks';
-import type { Cursor } from '../cursor.ts';
-import { Log, type HistoryLimits } from '../log.ts';
-import { LogEntry } from '../log-entry.ts';
+import type { Cursor } from '../protocol/cursor.ts';
+import { Log, type HistoryLimits } from '../log/log.ts';
+import { LogEntry } from '../log/log-entry.ts';
 import type { Broker, BrokerState, LogBounds, Page, Publication, Receiver } from './broker.ts';
-import { closed, servesAnother } from './errors.ts';
+import { closedError, otherRegistryError } from './errors.ts';
 
 // So long a key is remembered, in ms, and so many of them at most; the oldest are forgotten first.
 const KEY_MEMORY = 300_000;
@@ -51,7 +51,7 @@ class MemoryBroker implements Broker {
   }
 
   open(receiver: Receiver, { maxHistory, maxChannels }: LogBounds): void {
-    if (this.#receiver !== undefined) throw servesAnother();
+    if (this.#receiver !== undefined) throw otherRegistryError();
     this.#receiver = receiver;
     this.#log = new Log(
       maxHistory,
@@ -63,7 +63,7 @@ class MemoryBroker implements Broker {
 
   append(publication: Publication): Promise<{ id: string }> {
     const { channel, key, history } = publication;
-    if (this.#closed) return Promise.reject(closed());
+    if (this.#closed) return Promise.reject(closedError());
     const known = key === undefined ? undefined : this.#idOf(channel, key);
     if (known !== undefined) return Promise.resolve({ id: known });
     const entry = new LogEntry({
@@ -90,7 +90,7 @@ class MemoryBroker implements Broker {
   }
 
   read(channels: readonly string[], after: number, maxBytes: number): Page {
-    if (this.#closed || this.#log === undefined) throw closed();
+    if (this.#closed || this.#log === undefined) throw closedError();
     return { ...this.#log.read(channels, after, maxBytes), position: this.position() };
   }
 

@@ -1,11 +1,11 @@
 /** A broker for many nodes: the log is in Redis, and every node hears of it. */
-import { SseError } from '../errors.ts';
-import { assertOptions, milliseconds, type OptionRule } from '../options.ts';
+import { SseError } from '../common/errors.ts';
+import { assertOptions, millisecondsRule, type OptionRule } from '../common/options.ts';
 import type { Broker } from './broker.ts';
-import { connectionOf, ownConnection, type RedisClient } from './redis/client.ts';
-import { RedisNode } from './redis/node.ts';
+import { connectionOf, ownConnection, type RedisClient } from './redis/redis-connection.ts';
+import { RedisBroker } from './redis/redis-broker.ts';
 
-export type { RedisClient } from './redis/client.ts';
+export type { RedisClient } from './redis/redis-connection.ts';
 
 /** The options of `redisBroker()`: a `client` or a `url`. */
 export interface RedisBrokerOptions {
@@ -33,7 +33,7 @@ const rules: Readonly<Record<keyof RedisBrokerOptions, OptionRule>> = {
     expected: 'a non-empty string of at most 64 UTF-8 bytes without braces and control characters',
     test: (value) => typeof value === 'string' && /^[^{}\p{Cc}\p{Cs}]+$/u.test(value) && Buffer.byteLength(value) <= 64,
   },
-  timeout: milliseconds(1),
+  timeout: millisecondsRule(1),
 };
 
 const PROBE = 10_000;
@@ -49,11 +49,11 @@ const PROBE = 10_000;
 export function redisBroker(options: RedisBrokerOptions): Broker {
   const { client, url, prefix = 'res-sse', timeout = 5_000 } = assertOptions('redisBroker()', options, rules);
   const timing = { timeout, probe: PROBE, linger: 10_000, wait: { min: 50, max: 10_000 } };
-  if (client !== undefined && url === undefined) return new RedisNode(connectionOf(client, prefix), prefix, timing);
+  if (client !== undefined && url === undefined) return new RedisBroker(connectionOf(client, prefix), prefix, timing);
   if (url === undefined || client !== undefined) {
     throw new SseError('ERR_SSE_OPTION', 'redisBroker() needs either a `client` or a `url`');
   }
-  const node: RedisNode = new RedisNode(
+  const node: RedisBroker = new RedisBroker(
     ownConnection(url, PROBE, (error) => node.report(error)),
     prefix,
     timing,

@@ -2,7 +2,7 @@
 import { request as httpRequest, type ClientRequest, type IncomingHttpHeaders, type IncomingMessage } from 'node:http';
 import { request as httpsRequest } from 'node:https';
 import { clearTimeout as stopTimer, setTimeout as startTimer } from 'node:timers';
-import { aBoolean, assertOptions, milliseconds, type OptionRule } from '../options.ts';
+import { booleanRule, assertOptions, millisecondsRule, type OptionRule } from '../common/options.ts';
 import { EventStreamParser, type ReceivedEvent } from './parser.ts';
 import { serve, unref, type ReadTarget, type Served } from './target.ts';
 
@@ -32,8 +32,8 @@ const readRules: Readonly<Record<keyof ReadOptions, OptionRule>> = {
   lastEventId: aString,
   method: aString,
   body: { expected: 'anything', test: () => true },
-  timeout: milliseconds(1),
-  checkpoints: aBoolean,
+  timeout: millisecondsRule(1),
+  checkpoints: booleanRule,
 };
 
 // Taken at once: a test may put false timers in their place, and its waits are to end nevertheless.

@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { Server, createServer, type RequestListener } from 'node:http';
 import { Server as NetServer, type AddressInfo, type Socket } from 'node:net';
 import { clearTimeout as stopTimer, setTimeout as startTimer } from 'node:timers';
-import { SseError, shown } from '../errors.ts';
+import { SseError, describeValue } from '../common/errors.ts';
 
 /**
  * A URL; an Express or Connect app or another request listener; or a server of `node:http`, which is started on a free port of
@@ -59,14 +59,14 @@ function urlOf(target: string | URL): URL {
 
 function resolve(path: string, base: URL): URL {
   if (URL.canParse(path, base.href)) return new URL(path, base);
-  throw new SseError('ERR_SSE_OPTION', `expected \`path\` of readEvents() to be a path and query, got ${shown(path)}`);
+  throw new SseError('ERR_SSE_OPTION', `expected \`path\` of readEvents() to be a path and query, got ${describeValue(path)}`);
 }
 
 function serverOf(target: Server | RequestListener): Server {
   if (target instanceof Server) return target;
   if (typeof target === 'function') return createServer(target);
   const given: unknown = target;
-  if (typeof given !== 'object' || given === null) throw wrongTarget(shown(given));
+  if (typeof given !== 'object' || given === null) throw wrongTarget(describeValue(given));
   if (given instanceof NetServer) throw wrongTarget('a server of another kind; let it listen, and pass its URL');
   const names = Object.keys(given);
   const properties =

@@ -1,9 +1,9 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { LogEntry, SseError } from '../../src/index.ts';
-import { ownConnection } from '../../src/brokers/redis/client.ts';
-import type { Timing } from '../../src/brokers/redis/ear.ts';
-import { RedisNode } from '../../src/brokers/redis/node.ts';
+import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
+import type { Timing } from '../../src/brokers/redis/log-subscription.ts';
+import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
 import { startRedis, type RedisClient, type RedisOptions, type RedisServer } from '../support/redis-server.ts';
 import { startRelay } from '../support/relay.ts';
 import { until, within } from '../support/wait.ts';
@@ -27,7 +27,7 @@ class Place extends Node {
 
   constructor(url: string, timing: Partial<Timing> = {}) {
     super(
-      new RedisNode(
+      new RedisBroker(
         ownConnection(url, 1_000, () => {}),
         PREFIX,
         { ...TIMING, ...timing },
@@ -512,7 +512,7 @@ describe('limits', () => {
   test('over all channels together Redis holds no more than maxHistory and maxChannels', async () => {
     await using redis = await startRedis();
     await using node = new Node(
-      new RedisNode(
+      new RedisBroker(
         ownConnection(redis.url, 1_000, () => {}),
         PREFIX,
         TIMING,

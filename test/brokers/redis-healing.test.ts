@@ -9,10 +9,10 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import fc from 'fast-check';
 import { createSentinel } from 'redis';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { connectionOf, ownConnection, type Connection, type RedisClient } from '../../src/brokers/redis/client.ts';
-import { Ear, type Timing } from '../../src/brokers/redis/ear.ts';
-import { RedisNode } from '../../src/brokers/redis/node.ts';
-import { Store } from '../../src/brokers/redis/store.ts';
+import { connectionOf, ownConnection, type RedisConnection, type RedisClient } from '../../src/brokers/redis/redis-connection.ts';
+import { LogSubscription, type Timing } from '../../src/brokers/redis/log-subscription.ts';
+import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
+import { LogClient } from '../../src/brokers/redis/log-client.ts';
 import { startRedisCluster } from '../support/redis-cluster.ts';
 import { ReaderNode } from '../support/redis-readers.ts';
 import { startRedisSentinel } from '../support/redis-sentinel.ts';
@@ -40,11 +40,11 @@ afterAll(async () => {
   await redis[Symbol.asyncDispose]();
 });
 
-function nodeOn(connection: Connection, prefix: string, timing: Partial<Timing> = {}): ReaderNode {
-  return new ReaderNode(new RedisNode(connection, prefix, { ...TIMING, ...timing }));
+function nodeOn(connection: RedisConnection, prefix: string, timing: Partial<Timing> = {}): ReaderNode {
+  return new ReaderNode(new RedisBroker(connection, prefix, { ...TIMING, ...timing }));
 }
 
-const own = (url: string): Connection => ownConnection(url, 1_000, () => {});
+const own = (url: string): RedisConnection => ownConnection(url, 1_000, () => {});
 
 /** Channels `c0`, `c1`, … */
 function channels(count: number, from: number = 0): string[] {
@@ -263,7 +263,7 @@ test('a state in which nothing goes on is told, and left: the watchdog', async (
   const errors: string[] = [];
   const timing = { ...TIMING, timeout: 50, probe: 20 };
   const connection = own(redis.url);
-  const store = new Store(
+  const store = new LogClient(
     connection,
     `healing-${++prefixes}`,
     50,
@@ -272,7 +272,7 @@ test('a state in which nothing goes on is told, and left: the watchdog', async (
   );
   store.bounds = { maxHistory: 1_000, maxChannels: 10 };
   const nothing = (): void => {};
-  const ear = new Ear(connection, store, timing, {
+  const ear = new LogSubscription(connection, store, timing, {
     newest: () => undefined,
     learn: nothing,
     mend: () => 0,

@@ -2,8 +2,8 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { HistoryLimits, SseError } from '../../src/index.ts';
-import { ownConnection, type Connection } from '../../src/brokers/redis/client.ts';
-import { RedisNode } from '../../src/brokers/redis/node.ts';
+import { ownConnection, type RedisConnection } from '../../src/brokers/redis/redis-connection.ts';
+import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
 import { redisBroker } from '../../src/brokers/redis.ts';
 import type { LogBounds } from '../../src/brokers/broker.ts';
 import { startRedis, type RedisClient } from '../support/redis-server.ts';
@@ -12,8 +12,8 @@ import { LIMITS, Node } from './contract.ts';
 
 const TIMING = { timeout: 2_000, probe: 200, linger: 60_000, wait: { min: 5, max: 100 }, inUse: 100 };
 
-function nodeOn(connection: Connection, bounds?: Partial<LogBounds>): Node {
-  return new Node(new RedisNode(connection, 'limits', TIMING), bounds);
+function nodeOn(connection: RedisConnection, bounds?: Partial<LogBounds>): Node {
+  return new Node(new RedisBroker(connection, 'limits', TIMING), bounds);
 }
 
 function nodeAt(url: string, bounds?: Partial<LogBounds>): Node {

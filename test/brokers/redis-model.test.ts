@@ -2,9 +2,9 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import type { HistoryLimits, LogEntry } from '../../src/index.ts';
-import { entryOf, formatBody, parseArrival, parseHeader } from '../../src/brokers/redis/format.ts';
-import { Mirror, type Tail } from '../../src/brokers/redis/mirror.ts';
-import { Spine } from '../../src/brokers/redis/spine.ts';
+import { entryOf, formatBody, parseArrival, parseHeader } from '../../src/brokers/redis/message-format.ts';
+import { LogCache, type Tail } from '../../src/brokers/redis/log-cache.ts';
+import { SequenceTracker } from '../../src/brokers/redis/sequence-tracker.ts';
 
 const EPOCH = 'epoch';
 // `c` is not listened to.
@@ -70,8 +70,8 @@ class Log {
 /** A node that listens to `a` and `b`, now and then. */
 class Node {
   readonly received: number[] = [];
-  readonly mirror: Mirror;
-  readonly spine: Spine;
+  readonly mirror: LogCache;
+  readonly spine: SequenceTracker;
   readonly #log: Log;
   isWhole = false;
   // Those that are listened to: asked for, answered on the line, and with a tail that is known.
@@ -83,8 +83,8 @@ class Node {
 
   constructor(log: Log, maxBytes: number) {
     this.#log = log;
-    this.mirror = new Mirror(maxBytes, () => 0, 0);
-    this.spine = new Spine({
+    this.mirror = new LogCache(maxBytes, () => 0, 0);
+    this.spine = new SequenceTracker({
       expects: (channel) => this.#state.has(channel) && this.#state.get(channel) !== 'asked',
       appended: (entry, stamp) => {
         if (!this.#state.has(entry.channel)) return;

@@ -4,10 +4,10 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import type { SseError } from '../../src/index.ts';
-import { ownConnection } from '../../src/brokers/redis/client.ts';
-import { RedisNode } from '../../src/brokers/redis/node.ts';
-import { settle } from '../../src/brokers/redis/settle.ts';
-import { Waiters } from '../../src/brokers/redis/waiters.ts';
+import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
+import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
+import { withLimits } from '../../src/common/async.ts';
+import { ConditionQueue } from '../../src/brokers/redis/condition-queue.ts';
 import { startRedis } from '../support/redis-server.ts';
 import { startRelay } from '../support/relay.ts';
 import { until } from '../support/wait.ts';
@@ -17,7 +17,7 @@ const TIMING = { timeout: 2_000, probe: 200, linger: 60_000, wait: { min: 5, max
 
 function nodeAt(url: string, heartbeat: number = 1_000): Node {
   return new Node(
-    new RedisNode(
+    new RedisBroker(
       ownConnection(url, heartbeat, () => {}),
       'waits',
       TIMING,
@@ -124,7 +124,7 @@ describe('a Redis that is not there', () => {
 
   test('without a signal, position and read reject in time; so does publish; each names the address and the cause', async () => {
     await using node = new Node(
-      new RedisNode(
+      new RedisBroker(
         ownConnection(`redis://127.0.0.1:${PORT}`, 1_000, () => {}),
         'waits',
         { ...TIMING, timeout: 300 },
@@ -148,7 +148,7 @@ describe('a Redis that is not there', () => {
     const note = (warning: Error & { code?: string }): void => void warnings.push(`${warning.code}: ${warning.message}`);
     process.on('warning', note);
     await using node = new Node(
-      new RedisNode(
+      new RedisBroker(
         ownConnection(`redis://127.0.0.1:${PORT}`, 1_000, () => {}),
         'waits',
         { ...TIMING, unreachable: 300 },
@@ -165,7 +165,7 @@ describe('a Redis that is not there', () => {
 
 describe('calls that wait for an offset', () => {
   test('are resolved when the node has come so far, 250 in each turn of the event loop', async () => {
-    const waiters = new Waiters();
+    const waiters = new ConditionQueue();
     let resolved = 0;
     for (let index = 0; index < 1_000; index++) void waiters.until(index % 2, undefined).then(() => resolved++);
     for (let turns = 1; turns <= 2; turns++) {
@@ -181,7 +181,7 @@ describe('calls that wait for an offset', () => {
   });
 
   test('wait while the node is broken, and look anew when the log is another', async () => {
-    const waiters = new Waiters();
+    const waiters = new ConditionQueue();
     let resolved = 0;
     waiters.reach(5);
     waiters.interrupt();
@@ -199,7 +199,7 @@ describe('calls that wait for an offset', () => {
     const step = fc.record({ do: fc.constantFrom('wait', 'abort', 'reach'), value: fc.nat(30) });
     await fc.assert(
       fc.asyncProperty(fc.array(step, { maxLength: 80 }), async (steps) => {
-        const waiters = new Waiters();
+        const waiters = new ConditionQueue();
         const waiting: { offset: number; controller: AbortController; end: string }[] = [];
         let reached = -1;
         for (const { do: what, value } of steps) {
@@ -233,9 +233,9 @@ describe('calls that wait for an offset', () => {
 describe('waiting for a promise that may be given up', () => {
   test('leaves no listener on the signal and no timer, whichever comes first', async () => {
     const { signal } = new AbortController();
-    expect(await settle(Promise.resolve(1), { signal, ms: 60_000 })).toBe(1);
-    await expect(settle(Promise.reject(new Error('no')), { signal, ms: 60_000 })).rejects.toThrow('no');
-    await expect(settle(new Promise(() => {}), { signal, ms: 1 })).rejects.toThrow('no answer within 1 ms');
+    expect(await withLimits(Promise.resolve(1), { signal, ms: 60_000 })).toBe(1);
+    await expect(withLimits(Promise.reject(new Error('no')), { signal, ms: 60_000 })).rejects.toThrow('no');
+    await expect(withLimits(new Promise(() => {}), { signal, ms: 1 })).rejects.toThrow('no answer within 1 ms');
     expect(getEventListeners(signal, 'abort')).toHaveLength(0);
   });
 });

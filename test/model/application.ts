@@ -1,6 +1,6 @@
 /** The application of a schedule: what it does in commands, and what its filters, its `onGap` and its other user code do. */
 import type { EventStream, Gap, Subscription } from '../../src/index.ts';
-import type { ChannelEvent } from '../../src/log-entry.ts';
+import type { ChannelEvent } from '../../src/log/log-entry.ts';
 import type { Direct, Hold } from './ledger.ts';
 import type { Following, Link } from './link.ts';
 import type { ChannelName, Crowd, FollowOptions, Size } from './schedule.ts';

@@ -1,8 +1,8 @@
 /** A broker somewhere else: a log that is asked and answers over lines which take their time, each in order. */
 import { memoryBroker, type Broker } from '../../src/index.ts';
 import type { BrokerState, LogBounds, Page, Publication, Receiver } from '../../src/brokers/broker.ts';
-import type { Cursor } from '../../src/cursor.ts';
-import type { LogEntry } from '../../src/log-entry.ts';
+import type { Cursor } from '../../src/protocol/cursor.ts';
+import type { LogEntry } from '../../src/log/log-entry.ts';
 
 // No message is longer on its way than so many ticks, unless one before it on the same line is. Some lines are faster than others.
 const LONGEST_DELAY = 6;

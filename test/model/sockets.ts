@@ -47,7 +47,7 @@ class RawClient implements Wire {
 
   get isEmpty(): boolean {
     const { stream } = this.#link;
-    return stream.bufferedAmount === 0 && this.#link.taken === stream.given;
+    return stream.bufferedAmount === 0 && this.#link.taken === stream.bytesWritten;
   }
 
   get isPaused(): boolean {

@@ -242,8 +242,8 @@ export class World {
       case 'beat': {
         // As the heartbeat does: never into a blocked stream.
         if (link.stream.bufferedAmount > 0) return;
-        this.#scene.work.call('a checkpoint', CALL_BYTES.heartbeat, () => link.stream.due());
-        if (link.stream.readyState === 1) this.#scene.work.call('a heartbeat', CALL_BYTES.heartbeat, () => link.stream.silent());
+        this.#scene.work.call('a checkpoint', CALL_BYTES.heartbeat, () => link.stream.onTick());
+        if (link.stream.readyState === 1) this.#scene.work.call('a heartbeat', CALL_BYTES.heartbeat, () => link.stream.onIdle());
         return;
       }
       case 'pause': {
@@ -433,7 +433,7 @@ export class World {
     const { userCode } = this.#application;
     for (let acts = -1; acts < userCode.acts;) {
       acts = userCode.acts;
-      for (const link of this.#scene.open) link.stream.due();
+      for (const link of this.#scene.open) link.stream.onTick();
       for (let turn = 0; turn < 3 || registry.distant?.isQuiet === false; turn++) await this.#turn();
       for (let turn = 0; turn < PATIENCE && !this.#scene.open.every((link) => link.wire.isEmpty); turn++) await this.#turn();
     }

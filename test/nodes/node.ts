@@ -4,8 +4,8 @@ import type { AddressInfo } from 'node:net';
 import express from 'express';
 import { createCluster, createSentinel } from 'redis';
 import { redisBroker } from '../../src/brokers/redis.ts';
-import { ownConnection } from '../../src/brokers/redis/client.ts';
-import { RedisNode } from '../../src/brokers/redis/node.ts';
+import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
+import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
 import { createChannels, sse, SseError, type Broker } from '../../src/index.ts';
 import type { NodeConfig, NodeStats, Published, ToPublish } from './nodes.ts';
 
@@ -79,7 +79,7 @@ async function brokerOf(): Promise<Broker> {
 /** One that looks for silence sooner than others. */
 function impatientBroker(url: string, probe: number): Broker {
   const connection = ownConnection(url, probe, () => {});
-  return new RedisNode(connection, prefix, { timeout, probe, linger: probe, wait: { min: 50, max: 1_000 } });
+  return new RedisBroker(connection, prefix, { timeout, probe, linger: probe, wait: { min: 50, max: 1_000 } });
 }
 
 function namesOf(req: express.Request): string[] {

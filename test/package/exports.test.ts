@@ -83,7 +83,7 @@ describe('the built package', () => {
 
 describe('every code', () => {
   async function declared(): Promise<string[]> {
-    const [union] = /export type SseErrorCode =[^;]+;/.exec(await read('src/errors.ts')) ?? [];
+    const [union] = /export type SseErrorCode =[^;]+;/.exec(await read('src/common/errors.ts')) ?? [];
     const codes = codesIn(union ?? '');
     expect(codes).toContain('ERR_SSE_OPTION');
     return codes;

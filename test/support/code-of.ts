@@ -1,4 +1,4 @@
-import { SseError } from '../../src/errors.ts';
+import { SseError } from '../../src/common/errors.ts';
 
 /** The code of the `SseError` that the action throws; another error is thrown on. */
 export function codeOf(action: () => unknown): string {

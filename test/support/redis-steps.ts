@@ -1,10 +1,10 @@
 /** A connection to Redis whose steps a test counts, and at any of which it breaks the line. */
-import type { Connection } from '../../src/brokers/redis/client.ts';
+import type { RedisConnection } from '../../src/brokers/redis/redis-connection.ts';
 
 /** Before a step is made, while its answer is on its way, or when it has come and nobody has been told. */
 export type Phase = 'before' | 'during' | 'after';
 
-type Subscriber = Awaited<ReturnType<Connection['subscriber']>>;
+type Subscriber = Awaited<ReturnType<RedisConnection['subscriber']>>;
 
 /** Everything that a node asks of Redis goes through here, and each of it is a step. */
 export class Steps {
@@ -18,7 +18,7 @@ export class Steps {
     this.#onStep = onStep;
   }
 
-  connection(inner: Connection): Connection {
+  connection(inner: RedisConnection): RedisConnection {
     return {
       ...inner,
       // The number of keys tells what is asked: the log, and one for each channel.
