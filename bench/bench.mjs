@@ -38,7 +38,9 @@ const { values: flags } = parseArgs({
     servers: { type: 'string' },
     json: { type: 'string' },
     pin: { type: 'boolean', default: true },
-    ...Object.fromEntries(['dist', 'cases', 'sizes', 'cut'].map((name) => [name, { type: 'string' }])),
+    ...Object.fromEntries(
+      ['dist', 'cases', 'sizes', 'cut'].map((name) => [name, { type: 'string' }]),
+    ),
     help: { type: 'boolean', default: false },
     ...Object.fromEntries(NUMBERS.map((name) => [name, { type: 'string' }])),
   },
@@ -54,7 +56,9 @@ async function main() {
   const rows = [];
   const raw = [];
   // Also when somebody has had enough: what was measured by then counts.
-  process.once('exit', () => process.stdout.write(`${machineText(bench, begun)}\n\n${tableOf(rows)}\n`));
+  process.once('exit', () =>
+    process.stdout.write(`${machineText(bench, begun)}\n\n${tableOf(rows)}\n`),
+  );
   for (const scenario of chosen()) {
     process.stderr.write(`${scenario.name}: ${scenario.title}\n`);
     const reps = Math.max(1, Math.ceil(Number(flags.reps) * (scenario.share ?? 1)));
@@ -62,7 +66,9 @@ async function main() {
     rows.push(...rowsOf(scenario, results));
     raw.push({ scenario: scenario.name, results: Object.fromEntries(results) });
   }
-  if (flags.json !== undefined) writeFileSync(flags.json, JSON.stringify({ node: process.version, flags, raw }, undefined, 2));
+  if (flags.json !== undefined) {
+    writeFileSync(flags.json, JSON.stringify({ node: process.version, flags, raw }, undefined, 2));
+  }
   process.exit(rows.some(({ failed }) => failed > 0) ? 1 : 0);
 }
 
@@ -77,11 +83,20 @@ async function scale() {
 function chosen() {
   const names = flags.only?.split(',');
   const unknown = names?.find((name) => !scenarios.some((scenario) => scenario.name === name));
-  if (unknown !== undefined) throw new Error(`There is no scenario ${unknown}; --help names them all.`);
-  const numbers = Object.fromEntries(NUMBERS.flatMap((name) => (flags[name] === undefined ? [] : [[name, Number(flags[name])]])));
+  if (unknown !== undefined) {
+    throw new Error(`There is no scenario ${unknown}; --help names them all.`);
+  }
+  const numbers = Object.fromEntries(
+    NUMBERS.flatMap((name) => (flags[name] === undefined ? [] : [[name, Number(flags[name])]])),
+  );
   return scenarios
     .filter(({ name, isExtra }) => names?.includes(name) ?? (flags.all || !isExtra))
-    .map((scenario) => Object.assign(scenario, numbers, { title: titleOf(scenario, numbers), variants: variantsOf(scenario) }));
+    .map((scenario) =>
+      Object.assign(scenario, numbers, {
+        title: titleOf(scenario, numbers),
+        variants: variantsOf(scenario),
+      }),
+    );
 }
 
 function titleOf({ title }, numbers) {
@@ -91,7 +106,9 @@ function titleOf({ title }, numbers) {
 
 function variantsOf({ variants }) {
   const wanted = flags.servers?.split(',');
-  return wanted === undefined ? variants : variants.filter(({ name }) => wanted.some((beginning) => name.startsWith(beginning)));
+  return wanted === undefined
+    ? variants
+    : variants.filter(({ name }) => wanted.some((beginning) => name.startsWith(beginning)));
 }
 
 function machineText(bench, begun) {

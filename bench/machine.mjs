@@ -10,13 +10,21 @@ import process from 'node:process';
  * @returns {string} its path in a directory that is removed when this process ends
  */
 export function compileClient() {
-  if (process.platform !== 'linux') throw new Error('The benchmark needs Linux: it reads CPU time and memory from /proc.');
+  if (process.platform !== 'linux') {
+    throw new Error('The benchmark needs Linux: it reads CPU time and memory from /proc.');
+  }
   const directory = mkdtempSync(join(tmpdir(), 'res-sse-bench-'));
   process.on('exit', () => rmSync(directory, { recursive: true, force: true }));
   const out = join(directory, 'client');
-  const { error, status } = spawnSync('cc', ['-O2', '-o', out, join(import.meta.dirname, 'client.c')], { stdio: 'inherit' });
+  const { error, status } = spawnSync(
+    'cc',
+    ['-O2', '-o', out, join(import.meta.dirname, 'client.c')],
+    { stdio: 'inherit' },
+  );
   if (error !== undefined) {
-    throw new Error('The benchmark needs a C compiler as `cc`; on Debian or Ubuntu: apt-get install gcc libc6-dev');
+    throw new Error(
+      'The benchmark needs a C compiler as `cc`; on Debian or Ubuntu: apt-get install gcc libc6-dev',
+    );
   }
   if (status !== 0) throw new Error('cc could not compile client.c');
   return out;
@@ -25,7 +33,9 @@ export function compileClient() {
 /** The CPU for the server and the one for the client; `undefined` where there are no two, or no `taskset`. */
 export function twoCpus() {
   if (spawnSync('taskset', ['--version']).status !== 0) return undefined;
-  const [, allowed] = /^Cpus_allowed_list:\s*(\S+)$/m.exec(readFileSync('/proc/self/status', 'utf8')) ?? ['', ''];
+  const [, allowed] = /^Cpus_allowed_list:\s*(\S+)$/m.exec(
+    readFileSync('/proc/self/status', 'utf8'),
+  ) ?? ['', ''];
   const cpus = allowed.split(',').flatMap((range) => {
     const [first, last = first] = range.split('-').map(Number);
     return Array.from({ length: last - first + 1 }, (unused, at) => first + at);
@@ -62,6 +72,7 @@ export function cpuBetween(before, after) {
 
 /** Bytes of memory that a process really occupies. */
 export function residentBytes(pid) {
-  const [, kilobytes] = /^Rss:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8')) ?? [];
+  const [, kilobytes] =
+    /^Rss:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8')) ?? [];
   return Number(kilobytes) * 1024;
 }

@@ -23,7 +23,9 @@ const TOP = 76;
 const { raw } = JSON.parse(readFileSync(process.argv[2], 'utf8'));
 const groups = GROUPS.flatMap(([name, ...lines]) => {
   const found = raw.find(({ scenario }) => scenario === name);
-  return found === undefined ? [] : [{ lines, bars: SERVERS.map((server) => [server, typical(found.results[server])]) }];
+  return found === undefined
+    ? []
+    : [{ lines, bars: SERVERS.map((server) => [server, typical(found.results[server])]) }];
 });
 const longest = Math.max(...groups.flatMap(({ bars }) => bars.map(([, value]) => value)));
 const unit = (WIDTH - LEFT - 60) / longest;
@@ -64,7 +66,8 @@ function legend(server, at) {
 function drawn({ lines, bars }, at) {
   const y = TOP + at * (SERVERS.length * BAR + GAP);
   const label = lines.map(
-    (line, row) => `<text class="${row === 0 ? '' : 'small'}" x="0" y="${y + 22 + row * 17}">${line}</text>`,
+    (line, row) =>
+      `<text class="${row === 0 ? '' : 'small'}" x="0" y="${y + 22 + row * 17}">${line}</text>`,
   );
   const rows = bars.map(([, value], row) => {
     const length = Math.max(1, value * unit);

@@ -32,7 +32,9 @@ export class Bench {
 
   /** In words, for the report. */
   get pinning() {
-    return this.#cpus === undefined ? 'not pinned' : `server on CPU ${this.#cpus.server}, client on CPU ${this.#cpus.client}`;
+    return this.#cpus === undefined
+      ? 'not pinned'
+      : `server on CPU ${this.#cpus.server}, client on CPU ${this.#cpus.client}`;
   }
 
   /** @param {{ file: string, env?: Record<string, string>, args?: readonly string[] }} variant */
@@ -50,8 +52,13 @@ export class Bench {
    *   `events`: how many each has to get before it counts as connected; `reads`: whether anything behind the head is read;
    *   `together`: thousands connect at once
    */
-  async connect(server, { path = '/listen', n, groups = 0, lastEventId, events = 0, reads = true, together = false }) {
-    const options = ['-p', server.port, '-u', path, '-n', n, '-g', groups, '-e', events].map(String);
+  async connect(
+    server,
+    { path = '/listen', n, groups = 0, lastEventId, events = 0, reads = true, together = false },
+  ) {
+    const options = ['-p', server.port, '-u', path, '-n', n, '-g', groups, '-e', events].map(
+      String,
+    );
     if (lastEventId !== undefined) options.push('-H', `Last-Event-ID: ${lastEventId}`);
     if (!reads) options.push('-z');
     if (together) options.push('-w', '4000');
@@ -65,8 +72,11 @@ export class Bench {
 
   #spawn(command, cpu, env) {
     // taskset becomes the command: its process id is the command's.
-    const [file, ...args] = cpu === undefined ? command : ['taskset', '-c', String(cpu), ...command];
-    return new Child(spawn(file, args, { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, ...env } }));
+    const [file, ...args] =
+      cpu === undefined ? command : ['taskset', '-c', String(cpu), ...command];
+    return new Child(
+      spawn(file, args, { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, ...env } }),
+    );
   }
 }
 
@@ -131,7 +141,9 @@ class Server {
         res.setEncoding('utf8').on('data', (part) => {
           text += part;
         });
-        res.on('end', () => (res.statusCode === 200 ? resolve(JSON.parse(text)) : reject(new Error(text))));
+        res.on('end', () =>
+          res.statusCode === 200 ? resolve(JSON.parse(text)) : reject(new Error(text)),
+        );
       });
       request.on('error', reject);
     });
@@ -166,7 +178,10 @@ class Client {
     await this.#child.next();
     return async () => {
       const { min_per_conn: min, max_per_conn: max, ...result } = await this.#child.next();
-      return { ...result, ok: result.done === 1 && result.closed === 0 && min === events && max === events };
+      return {
+        ...result,
+        ok: result.done === 1 && result.closed === 0 && min === events && max === events,
+      };
     };
   }
 

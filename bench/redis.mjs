@@ -26,7 +26,9 @@ export class RedisServer {
   constructor(port, options) {
     this.port = port;
     this.#options = options;
-    if ('appendonly' in options) this.#directory = mkdtempSync(join(tmpdir(), 'res-sse-bench-redis-'));
+    if ('appendonly' in options) {
+      this.#directory = mkdtempSync(join(tmpdir(), 'res-sse-bench-redis-'));
+    }
   }
 
   get url() {
@@ -39,7 +41,13 @@ export class RedisServer {
 
   /** Starts the process, again after `stop()`, on the same port and with the files it had. */
   async launch() {
-    const given = { port: this.port, bind: '127.0.0.1', dir: this.#directory ?? tmpdir(), save: '', ...this.#options };
+    const given = {
+      port: this.port,
+      bind: '127.0.0.1',
+      dir: this.#directory ?? tmpdir(),
+      save: '',
+      ...this.#options,
+    };
     const args = Object.entries(given).flatMap(([name, value]) => [`--${name}`, String(value)]);
     const child = spawn('redis-server', args, { stdio: 'ignore' });
     const failed = once(child, 'error').then(([cause]) => {
@@ -73,14 +81,18 @@ export class RedisServer {
   /** Ends the server and the client. */
   async close() {
     this.client?.destroy();
-    if (this.#child.exitCode === null && this.#child.signalCode === null) await this.stop('SIGKILL');
+    if (this.#child.exitCode === null && this.#child.signalCode === null) {
+      await this.stop('SIGKILL');
+    }
     this.remove();
   }
 
   /** @returns {Promise<Record<string, string>>} a section of INFO by field */
   async info(section) {
     const text = await this.client.info(section);
-    return Object.fromEntries([...text.matchAll(/^(\w+):(.*?)\r?$/gm)].map(([, name, value]) => [name, value]));
+    return Object.fromEntries(
+      [...text.matchAll(/^(\w+):(.*?)\r?$/gm)].map(([, name, value]) => [name, value]),
+    );
   }
 
   async #answers() {
@@ -92,7 +104,9 @@ export class RedisServer {
         await probe.connect();
         if ((await probe.ping()) === 'PONG') return;
       } catch (error) {
-        if (performance.now() > deadline) throw new Error('redis-server has not started', { cause: error });
+        if (performance.now() > deadline) {
+          throw new Error('redis-server has not started', { cause: error });
+        }
       } finally {
         if (probe.isOpen) probe.destroy();
       }

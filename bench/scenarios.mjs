@@ -62,8 +62,22 @@ const AT_10000 = { n: 10_000, rate: 4 };
 /** @type {readonly Scenario[]} */
 export const scenarios = [
   fanOut({ name: '100', title: '100 streams, 200 B', ...AT_100, size: 200, events: 1_000 }),
-  fanOut({ name: '100-ten', title: '100 streams, 200 B, ten per turn', ...AT_100, size: 200, burst: 10, events: 1_000 }),
-  fanOut({ name: '100-2kb', title: '100 streams, 2 KB', ...AT_100, size: 2_048, events: 1_000, isExtra: true }),
+  fanOut({
+    name: '100-ten',
+    title: '100 streams, 200 B, ten per turn',
+    ...AT_100,
+    size: 200,
+    burst: 10,
+    events: 1_000,
+  }),
+  fanOut({
+    name: '100-2kb',
+    title: '100 streams, 2 KB',
+    ...AT_100,
+    size: 2_048,
+    events: 1_000,
+    isExtra: true,
+  }),
   fanOut({
     name: '100-2kb-ten',
     title: '100 streams, 2 KB, ten per turn',
@@ -73,13 +87,55 @@ export const scenarios = [
     events: 1_000,
     isExtra: true,
   }),
-  fanOut({ name: '1k', title: '1,000 streams, 200 B', ...AT_1000, size: 200, events: 100, variants: WITH_SOCKETS }),
-  fanOut({ name: '1k-ten', title: '1,000 streams, 200 B, ten per turn', ...AT_1000, size: 200, burst: 10, events: 100 }),
+  fanOut({
+    name: '1k',
+    title: '1,000 streams, 200 B',
+    ...AT_1000,
+    size: 200,
+    events: 100,
+    variants: WITH_SOCKETS,
+  }),
+  fanOut({
+    name: '1k-ten',
+    title: '1,000 streams, 200 B, ten per turn',
+    ...AT_1000,
+    size: 200,
+    burst: 10,
+    events: 100,
+  }),
   fanOut({ name: '1k-2kb', title: '1,000 streams, 2 KB', ...AT_1000, size: 2_048, events: 100 }),
-  fanOut({ name: '1k-2kb-ten', title: '1,000 streams, 2 KB, ten per turn', ...AT_1000, size: 2_048, burst: 10, events: 100 }),
-  fanOut({ name: '10k', title: '10,000 streams, 200 B', ...AT_10000, size: 200, events: 10, variants: WITH_SOCKETS }),
-  fanOut({ name: '10k-ten', title: '10,000 streams, 200 B, ten per turn', ...AT_10000, size: 200, burst: 10, events: 20 }),
-  fanOut({ name: '10k-2kb', title: '10,000 streams, 2 KB', ...AT_10000, size: 2_048, events: 10, isExtra: true }),
+  fanOut({
+    name: '1k-2kb-ten',
+    title: '1,000 streams, 2 KB, ten per turn',
+    ...AT_1000,
+    size: 2_048,
+    burst: 10,
+    events: 100,
+  }),
+  fanOut({
+    name: '10k',
+    title: '10,000 streams, 200 B',
+    ...AT_10000,
+    size: 200,
+    events: 10,
+    variants: WITH_SOCKETS,
+  }),
+  fanOut({
+    name: '10k-ten',
+    title: '10,000 streams, 200 B, ten per turn',
+    ...AT_10000,
+    size: 200,
+    burst: 10,
+    events: 20,
+  }),
+  fanOut({
+    name: '10k-2kb',
+    title: '10,000 streams, 2 KB',
+    ...AT_10000,
+    size: 2_048,
+    events: 10,
+    isExtra: true,
+  }),
   fanOut({
     name: '10k-2kb-ten',
     title: '10,000 streams, 2 KB, ten per turn',
@@ -198,7 +254,9 @@ async function runFanOut(bench, scenario, reps) {
     const server = await bench.startServer(variant);
     stages.set(variant, { server, client: await bench.connect(server, { ...variant, n }) });
   }
-  const results = await inTurns(variants, reps, 1, (variant) => publishOnce(stages.get(variant), scenario));
+  const results = await inTurns(variants, reps, 1, (variant) =>
+    publishOnce(stages.get(variant), scenario),
+  );
   await stopAll([...stages.values()]);
   return results;
 }
@@ -215,7 +273,15 @@ async function publishOnce({ server, client }, { events, n, size, burst, rate, m
   const deliveries = events * n;
   const { stallMs } = watches ? await server.ask('/stall') : {};
   const perSecond = deliveries / (receivedMs / 1e3);
-  return { ok, cpuUs: us / deliveries, userUs: userUs / deliveries, perSecond, p50Ms: p50Us / 1e3, p99Ms: p99Us / 1e3, stallMs };
+  return {
+    ok,
+    cpuUs: us / deliveries,
+    userUs: userUs / deliveries,
+    perSecond,
+    p50Ms: p50Us / 1e3,
+    p99Ms: p99Us / 1e3,
+    stallMs,
+  };
 }
 
 /** Whoever never reads must cost the others nothing, and the server little. */
@@ -249,16 +315,23 @@ async function runConnects(bench, { variants, n }, reps) {
   const servers = new Map();
   for (const variant of variants) servers.set(variant, await bench.startServer(variant));
   // The first thousand streams find code that nothing has optimised yet.
-  const results = await inTurns(variants, reps, 3, (variant) => connectOnce(bench, servers.get(variant), variant, n));
+  const results = await inTurns(variants, reps, 3, (variant) =>
+    connectOnce(bench, servers.get(variant), variant, n),
+  );
   await stopAll([...servers.values()].map((server) => ({ server })));
   return results;
 }
 
 async function connectOnce(bench, server, { path, resumes = 0 }, n) {
   const { cursor: lastEventId } = await server.ask('/cursor');
-  if (resumes > 0) await server.ask('/publish', { events: resumes, size: 200, burst: resumes, rate: 1_000 });
+  if (resumes > 0) {
+    await server.ask('/publish', { events: resumes, size: 200, burst: resumes, rate: 1_000 });
+  }
   const before = server.cpu;
-  const client = await bench.connect(server, resumes === 0 ? { path, n } : { path, n, lastEventId, events: resumes });
+  const client = await bench.connect(
+    server,
+    resumes === 0 ? { path, n } : { path, n, lastEventId, events: resumes },
+  );
   const { us, userUs } = cpuBetween(before, server.cpu);
   await client.stop();
   await server.empty();
@@ -274,7 +347,11 @@ async function runMemory(bench, { variants, n }, reps) {
     await sleep(1_000);
     const after = await memoryOf(server);
     await stopAll([{ server, client }]);
-    return { ok: true, heapBytes: (after.heap - before.heap) / n, residentBytes: (after.resident - before.resident) / n };
+    return {
+      ok: true,
+      heapBytes: (after.heap - before.heap) / n,
+      residentBytes: (after.resident - before.resident) / n,
+    };
   });
 }
 

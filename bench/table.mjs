@@ -44,7 +44,9 @@ export function rowsOf({ title, measures }, results) {
 export function tableOf(rows) {
   const lines = rows.map((row) => COLUMNS.map(([, cell]) => cell(row)));
   const rule = COLUMNS.map((column, at) => (at < 3 ? '---' : '---:'));
-  return [COLUMNS.map(([title]) => title), rule, ...lines].map((cells) => `| ${cells.join(' | ')} |`).join('\n');
+  return [COLUMNS.map(([title]) => title), rule, ...lines]
+    .map((cells) => `| ${cells.join(' | ')} |`)
+    .join('\n');
 }
 
 /** Of each pair of neighbouring runs, since what else the machine does changes from minute to minute. */

@@ -3,7 +3,14 @@ import { randomUUID } from 'node:crypto';
 import { setInterval as every } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import express, { type Express, type NextFunction, type Request, type Response } from 'express';
-import { createChannels, sse, stream, type Broker, type Channels, type SseMiddleware } from 'res-sse';
+import {
+  createChannels,
+  sse,
+  stream,
+  type Broker,
+  type Channels,
+  type SseMiddleware,
+} from 'res-sse';
 import { ClientError, haikuOf, type Haiku } from './haiku.ts';
 import { pageOf } from './page.ts';
 import { MemoryStore, type HaikuStore } from './store.ts';
@@ -76,16 +83,24 @@ export function createDemo(store: HaikuStore = new MemoryStore(), broker?: Broke
     '/time',
     stream(async (stream) => {
       stream.send(now(), 'time');
-      await stream.pipe(every(5_000, undefined, { signal: stream.signal }), { event: 'time', map: now });
+      await stream.pipe(every(5_000, undefined, { signal: stream.signal }), {
+        event: 'time',
+        map: now,
+      });
     }),
   );
-  app.post('/speak', requireJson, express.json({ limit: MAX_BODY, inflate: false }), async (req, res) => {
-    const haiku = { id: randomUUID(), ...haikuOf(req.body), at: new Date().toISOString() };
-    // Kept first: a page that is made in between gets it by the stream.
-    await store.add(haiku);
-    await channels.publish('haiku', haiku, { event: 'text' });
-    answer(res, 202, 'Received text message.');
-  });
+  app.post(
+    '/speak',
+    requireJson,
+    express.json({ limit: MAX_BODY, inflate: false }),
+    async (req, res) => {
+      const haiku = { id: randomUUID(), ...haikuOf(req.body), at: new Date().toISOString() };
+      // Kept first: a page that is made in between gets it by the stream.
+      await store.add(haiku);
+      await channels.publish('haiku', haiku, { event: 'text' });
+      answer(res, 202, 'Received text message.');
+    },
+  );
   app.use((_req, res) => answer(res, 404, 'There is nothing here.'));
   app.use(answerError);
   return { app, events, channels };
@@ -122,8 +137,9 @@ function answerError(error: unknown, _req: Request, res: Response, next: NextFun
   } else {
     // The parser's errors have a status; of their messages, which quote the body, nothing goes out.
     const { status } = Object(error) as { status?: unknown };
-    if (status === 413) answer(res, 413, 'That is too large; a haiku has up to three lines and 300 characters.');
-    else if (status === 415) answer(res, 415, 'Send JSON in UTF-8, not compressed.');
+    if (status === 413) {
+      answer(res, 413, 'That is too large; a haiku has up to three lines and 300 characters.');
+    } else if (status === 415) answer(res, 415, 'Send JSON in UTF-8, not compressed.');
     else if (status === 400) answer(res, 400, 'That is not JSON; send {"text": "…"}.');
     else failed(error, res);
   }

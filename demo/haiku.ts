@@ -36,9 +36,13 @@ const VISIBLE = /[\p{L}\p{N}\p{P}\p{S}]/u;
  * @throws {ClientError} 400 for anything else
  */
 export function haikuOf(body: unknown): Omit<Haiku, 'id' | 'at'> {
-  if (typeof body !== 'object' || body === null || Array.isArray(body)) throw bad('Send an object: {"text": "…"}.');
+  if (typeof body !== 'object' || body === null || Array.isArray(body)) {
+    throw bad('Send an object: {"text": "…"}.');
+  }
   const { text, author, ...others } = body as Record<string, unknown>;
-  if (Object.keys(others).length > 0) throw bad('Send "text" and, if you like, "author", and nothing else.');
+  if (Object.keys(others).length > 0) {
+    throw bad('Send "text" and, if you like, "author", and nothing else.');
+  }
   const spoken = textOf(text);
   const name = author === undefined ? '' : authorOf(author);
   return name === '' ? { text: spoken } : { text: spoken, author: name };
@@ -58,7 +62,9 @@ function textOf(value: unknown): string {
 function authorOf(value: unknown): string {
   if (typeof value !== 'string') throw bad('An "author" is a string.');
   const author = value.trim();
-  if (LINE_BREAK.test(author) || CONTROL.test(author)) throw bad('An "author" is one line without control characters.');
+  if (LINE_BREAK.test(author) || CONTROL.test(author)) {
+    throw bad('An "author" is one line without control characters.');
+  }
   if (length(author) > MAX_AUTHOR) throw bad('An "author" has up to 60 characters.');
   return author;
 }

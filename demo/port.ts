@@ -5,7 +5,9 @@ export function portFromEnvironment(): number {
   const { PORT } = process.env;
   const port = Number(PORT || 4444);
   if (!Number.isInteger(port) || port < 0 || port > 65_535) {
-    console.error(`PORT is ${JSON.stringify(PORT)}, which is not a port; set it to a number from 0 to 65535.`);
+    console.error(
+      `PORT is ${JSON.stringify(PORT)}, which is not a port; set it to a number from 0 to 65535.`,
+    );
     process.exit(1);
   }
   return port;

@@ -7,9 +7,23 @@ export { LogEntry } from './log/log-entry.ts';
 export { sse } from './http/middleware.ts';
 export { stream } from './http/route.ts';
 
-export type { Broker, BrokerState, LogBounds, Page, Publication, Receiver } from './brokers/broker.ts';
+export type {
+  Broker,
+  BrokerState,
+  LogBounds,
+  Page,
+  Publication,
+  Receiver,
+} from './brokers/broker.ts';
 export type { AdmissionOptions, StreamLimit } from './http/admission.ts';
-export type { Channel, Channels, ChannelsOptions, ChannelsStats, ListenNames, PublishOptions } from './channels/channels.ts';
+export type {
+  Channel,
+  Channels,
+  ChannelsOptions,
+  ChannelsStats,
+  ListenNames,
+  PublishOptions,
+} from './channels/channels.ts';
 export type { CloseReason } from './stream/response-writer.ts';
 export type { Cursor } from './protocol/cursor.ts';
 export type { SseErrorCode } from './common/errors.ts';
@@ -22,7 +36,13 @@ export type { RetryRange } from './common/retry-range.ts';
 export type { StreamOptions } from './stream/stream-options.ts';
 export type { PipeOptions, PipeSource } from './stream/pipe.ts';
 export type { OpenStreams, Shutdown, SseStats } from './http/stream-tracker.ts';
-export type { Next, RouteHandler, RouteOptions, RouteRequest, RouteResponse } from './http/route.ts';
+export type {
+  Next,
+  RouteHandler,
+  RouteOptions,
+  RouteRequest,
+  RouteResponse,
+} from './http/route.ts';
 export type { AnySchema, ChannelName, EventData, EventName, SchemaOf } from './common/schema.ts';
 export type {
   EventText,

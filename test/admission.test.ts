@@ -15,7 +15,10 @@ import { until, within } from './support/wait.ts';
 
 const ASK = { Accept: 'text/event-stream' };
 
-const byUser = { key: (req: { query: Request['query'] }) => req.query['user'] as string | undefined, limit: 2 };
+const byUser = {
+  key: (req: { query: Request['query'] }) => req.query['user'] as string | undefined,
+  limit: 2,
+};
 
 /** Whether one more stream would be taken; it is not kept. */
 async function hasRoom(url: string): Promise<boolean> {
@@ -53,7 +56,11 @@ describe('one too many', () => {
 
   test.each<[string, RequestInit, SseOptions]>([
     ['a POST', { method: 'POST', headers: ASK }, {}],
-    ["who gets a stream by accept: 'any'", { headers: { Accept: 'application/json' } }, { accept: 'any' }],
+    [
+      "who gets a stream by accept: 'any'",
+      { headers: { Accept: 'application/json' } },
+      { accept: 'any' },
+    ],
     ["everybody with whenFull: 'reject'", { headers: ASK }, { whenFull: 'reject' }],
   ])('is 503 with Retry-After for %s', async (_, init, options) => {
     await using server = await serveStreams((given) => given.open(), { maxStreams: 0, ...options });
@@ -85,7 +92,10 @@ describe('one too many', () => {
       told.push([req.url, reason]);
     };
     subscribe('res-sse:reject', note);
-    await using server = await serveStreams((given) => given.open(), { maxStreams: 3, maxStreamsPer: byUser });
+    await using server = await serveStreams((given) => given.open(), {
+      maxStreams: 3,
+      maxStreamsPer: byUser,
+    });
     using a = await read(`${server.url}/?user=ann`);
     using b = await read(`${server.url}/?user=ann`);
     using c = await read(`${server.url}/?user=ann`);
@@ -108,16 +118,25 @@ test.each(['maxStreams', 'maxStreamsPer'])(
   'a place of %s is given back when something else answers, however long that takes',
   async (limit) => {
     const app = express();
-    const events = sse(limit === 'maxStreams' ? { maxStreams: 1 } : { maxStreamsPer: { key: () => 'all', limit: 1 } });
+    const events = sse(
+      limit === 'maxStreams'
+        ? { maxStreams: 1 }
+        : { maxStreamsPer: { key: () => 'all', limit: 1 } },
+    );
     app.use(events);
     // As MCP's own transport does, whose requests all name text/event-stream.
-    app.post('/mcp', (_req, res) => void res.writeHead(200, { 'Content-Type': 'text/event-stream' }).write(':\n'));
+    app.post(
+      '/mcp',
+      (_req, res) => void res.writeHead(200, { 'Content-Type': 'text/event-stream' }).write(':\n'),
+    );
     app.get(
       '/',
       stream((given) => void given.open()),
     );
     await using server = await serve(app);
-    const others = await Promise.all(Array.from({ length: 3 }, () => read(`${server.url}/mcp`, { method: 'POST' })));
+    const others = await Promise.all(
+      Array.from({ length: 3 }, () => read(`${server.url}/mcp`, { method: 'POST' })),
+    );
     using first = await read(server.url);
     expect(first.response.headers.get('retry-after')).toBeNull();
     await until('the stream', () => events.streams.size === 1);
@@ -172,7 +191,10 @@ describe('a place is not lost', () => {
   let arrived = false;
 
   test.each<[string, Story]>([
-    ['when the handler answers something else', { handler: (_req, res) => res.status(401).json({ no: true }) }],
+    [
+      'when the handler answers something else',
+      { handler: (_req, res) => res.status(401).json({ no: true }) },
+    ],
     ['when the handler throws', { handler: () => Promise.reject(new Error('for the test')) }],
     [
       'when the handler ends the response after opening',
@@ -192,7 +214,10 @@ describe('a place is not lost', () => {
         },
       },
     ],
-    ['when the client leaves before the handler opens', { handler: () => new Promise(() => {}), client: leaves }],
+    [
+      'when the client leaves before the handler opens',
+      { handler: () => new Promise(() => {}), client: leaves },
+    ],
     [
       'when the client leaves before the handler opens, and it opens then',
       {
@@ -295,14 +320,19 @@ describe('a place is not lost', () => {
       { maxStreams: 20, maxStreamsPer: { key: () => 'all', limit: 20 } },
     );
     for (let round = 0; round < 5; round++) {
-      const sockets = await Promise.all(Array.from({ length: 100 }, () => dial(server.port, requestText('/'))));
+      const sockets = await Promise.all(
+        Array.from({ length: 100 }, () => dial(server.port, requestText('/'))),
+      );
       await Promise.all(sockets.map((socket) => once(socket, 'data')));
       expect(server.events.streams.size).toBe(20);
       for (const [index, socket] of sockets.entries()) {
         if (index % 2 === 0) socket.destroy();
         else socket.resetAndDestroy();
       }
-      await until('all to leave', () => server.events.streams.size === 0 && server.sockets.size === 0);
+      await until(
+        'all to leave',
+        () => server.events.streams.size === 0 && server.sockets.size === 0,
+      );
     }
     expect(most).toBe(20);
     expect(server.events.stats()).toMatchObject({ opened: 100, rejected: 400 });
@@ -312,7 +342,9 @@ describe('a place is not lost', () => {
 describe('maxStreamsPer', () => {
   test('counts each key for itself, and does not limit who has none', async () => {
     await using server = await serveStreams((given) => given.open(), { maxStreamsPer: byUser });
-    const readers = await Promise.all(['ann', 'ann', 'bob'].map((user) => read(`${server.url}/?user=${user}`)));
+    const readers = await Promise.all(
+      ['ann', 'ann', 'bob'].map((user) => read(`${server.url}/?user=${user}`)),
+    );
     const without = await Promise.all(Array.from({ length: 5 }, () => read(server.url)));
     await until('the streams', () => server.events.streams.size === 8);
     expect(await hasRoom(`${server.url}/?user=ann`)).toBe(false);
@@ -336,7 +368,10 @@ describe('maxStreamsPer', () => {
 
   test('forgets what was begun when the minute is over, and remembers ten thousand keys at most', () => {
     const clock = { now: 0 };
-    const admission = new Admission({ maxStreamsPer: { key: (req) => req.url, limit: 1, perMinute: 1 } }, () => clock.now);
+    const admission = new Admission(
+      { maxStreamsPer: { key: (req) => req.url, limit: 1, perMinute: 1 } },
+      () => clock.now,
+    );
     const take = (url: string): unknown => {
       const res = { req: { url } } as never;
       const refusal = admission.take(res);
@@ -355,20 +390,25 @@ describe('maxStreamsPer', () => {
   test.each<[string, (n: number) => string]>([
     ['long', (n) => `${n}:${'x'.repeat(14_000)}`],
     ['cut out of something long', (n) => `${'x'.repeat(14_000)}:${n + 1e12}`.slice(-14)],
-  ])('remembers ten thousand keys that are %s in little memory, and tells them apart', async (_, keyOf) => {
-    const admission = new Admission({ maxStreamsPer: { key: (req) => req.url, limit: 1, perMinute: 1 } });
-    const before = await liveHeap();
-    for (let n = 0; n < 10_000; n++) {
-      // Flat, as the strings are that come out of a parser.
-      const res = { req: { url: Buffer.from(keyOf(n)).toString() } };
-      if (n % 2 === 0) res.req.url = keyOf(n);
-      expect(admission.take(res as never)).toBeUndefined();
-      admission.free(res as never);
-    }
-    expect((await liveHeap()) - before).toBeLessThan(8_000_000);
-    expect(admission.take({ req: { url: keyOf(5) } } as never)).toBe('maxStreamsPer');
-    expect(admission.take({ req: { url: keyOf(10_001) } } as never)).toBeUndefined();
-  });
+  ])(
+    'remembers ten thousand keys that are %s in little memory, and tells them apart',
+    async (_, keyOf) => {
+      const admission = new Admission({
+        maxStreamsPer: { key: (req) => req.url, limit: 1, perMinute: 1 },
+      });
+      const before = await liveHeap();
+      for (let n = 0; n < 10_000; n++) {
+        // Flat, as the strings are that come out of a parser.
+        const res = { req: { url: Buffer.from(keyOf(n)).toString() } };
+        if (n % 2 === 0) res.req.url = keyOf(n);
+        expect(admission.take(res as never)).toBeUndefined();
+        admission.free(res as never);
+      }
+      expect((await liveHeap()) - before).toBeLessThan(8_000_000);
+      expect(admission.take({ req: { url: keyOf(5) } } as never)).toBe('maxStreamsPer');
+      expect(admission.take({ req: { url: keyOf(10_001) } } as never)).toBeUndefined();
+    },
+  );
 
   test.each<[string, () => unknown, string]>([
     [
@@ -379,22 +419,34 @@ describe('maxStreamsPer', () => {
       'no session',
     ],
     ['is async', () => Promise.resolve('ann'), 'it cannot be async'],
-  ])('hands the error to next where its key function %s, and no place is lost', async (_, key, message) => {
-    const app = express();
-    const events = sse({
-      maxStreams: 1,
-      maxStreamsPer: { key: ((req: Request) => (req.url === '/' ? 'ok' : key())) as () => string, limit: 1 },
-    });
-    app.use(events);
-    app.use(stream((given) => given.open()));
-    app.use((error: Error, _req: Request, res: ExpressResponse, _next: unknown) => void res.status(500).send(error.message));
-    await using server = await serve(app);
-    for (let n = 0; n < 3; n++) {
-      const response = await fetch(`${server.url}/bad`, { headers: ASK });
-      expect([response.status, await response.text()]).toEqual([500, expect.stringContaining(message)]);
-    }
-    expect(await hasRoom(server.url)).toBe(true);
-  });
+  ])(
+    'hands the error to next where its key function %s, and no place is lost',
+    async (_, key, message) => {
+      const app = express();
+      const events = sse({
+        maxStreams: 1,
+        maxStreamsPer: {
+          key: ((req: Request) => (req.url === '/' ? 'ok' : key())) as () => string,
+          limit: 1,
+        },
+      });
+      app.use(events);
+      app.use(stream((given) => given.open()));
+      app.use(
+        (error: Error, _req: Request, res: ExpressResponse, _next: unknown) =>
+          void res.status(500).send(error.message),
+      );
+      await using server = await serve(app);
+      for (let n = 0; n < 3; n++) {
+        const response = await fetch(`${server.url}/bad`, { headers: ASK });
+        expect([response.status, await response.text()]).toEqual([
+          500,
+          expect.stringContaining(message),
+        ]);
+      }
+      expect(await hasRoom(server.url)).toBe(true);
+    },
+  );
 });
 
 describe('the limits of an inner sse() come on top of those of the outer', () => {
@@ -446,7 +498,8 @@ describe('the limits of an inner sse() come on top of those of the outer', () =>
 
 test('a final mark is answered 204 when all is full, and in a shutdown', async () => {
   await using server = await serveStreams((given) => given.open(), { maxStreams: 0 });
-  const ask = (): Promise<Response> => fetch(server.url, { headers: { ...ASK, 'Last-Event-ID': 'sse:end' } });
+  const ask = (): Promise<Response> =>
+    fetch(server.url, { headers: { ...ASK, 'Last-Event-ID': 'sse:end' } });
   expect((await ask()).status).toBe(204);
   await server.events.close();
   expect((await ask()).status).toBe(204);
@@ -466,7 +519,9 @@ describe("with accept: 'any'", () => {
     );
     await using server = await serve(app);
     const waiting = new AbortController();
-    const abandoned = fetch(`${server.url}/wait`, { method: 'POST', signal: waiting.signal }).catch(() => {});
+    const abandoned = fetch(`${server.url}/wait`, { method: 'POST', signal: waiting.signal }).catch(
+      () => {},
+    );
     await until('the request', () => server.sockets.size === 1);
     using reader = await read(server.url);
     await until('the stream', () => events.streams.size === 1);
@@ -483,13 +538,21 @@ describe("with accept: 'any'", () => {
     const answers: unknown[] = [];
     app.use(events);
     app.use((_req, res) => {
-      answers.push(res.sse?.send('x'), res.sse?.send('y'), res.sse?.readyState, res.sse?.signal.aborted);
+      answers.push(
+        res.sse?.send('x'),
+        res.sse?.send('y'),
+        res.sse?.readyState,
+        res.sse?.signal.aborted,
+      );
     });
     await using server = await serve(app);
     using reader = await read(server.url, { headers: { Accept: 'application/json' } });
     expect((await reader.take(2)).map(({ data }) => data)).toEqual(['x', 'y']);
     const refused = await fetch(server.url, { headers: { Accept: 'application/json' } });
-    expect([refused.status, await refused.json()]).toEqual([503, { code: 'ERR_SSE_UNAVAILABLE', message: expect.any(String) }]);
+    expect([refused.status, await refused.json()]).toEqual([
+      503,
+      { code: 'ERR_SSE_UNAVAILABLE', message: expect.any(String) },
+    ]);
     expect(answers).toEqual([true, true, 1, false, false, false, 2, true]);
     reader.close();
     await until('room', async () => {
@@ -522,7 +585,10 @@ test('on a bare server an error of the key function goes to next, too', async ()
 });
 
 test('two hundred pipelined requests behind a stream hold places while their connection lives, and none after', async () => {
-  await using server = await serveStreams((given) => given.open(), { maxStreams: 100, heartbeat: 50 });
+  await using server = await serveStreams((given) => given.open(), {
+    maxStreams: 100,
+    heartbeat: 50,
+  });
   const socket: Socket = dialRaw(server.port, '127.0.0.1');
   socket.on('error', () => {});
   await once(socket, 'connect');
@@ -539,29 +605,39 @@ test('two hundred pipelined requests behind a stream hold places while their con
 test.each<[string, (req: Request, res: ExpressResponse) => unknown]>([
   ['opens its stream', (_req, res) => res.sse?.open()],
   ['answers 401', (_req, res) => res.status(401).end()],
-])('pipelined requests whose connection ends before their handler %s give their places back', async (_, handler) => {
-  const app = express();
-  const events = sse({ maxStreams: 5 });
-  const waiting: (() => void)[] = [];
-  app.use((req, _res, next) => void (req.headers['x-wait'] === undefined ? next() : waiting.push(next)));
-  app.get('/slow', () => {});
-  app.use(events);
-  app.get('/', handler);
-  await using server = await serve(app);
-  for (let count = 0; count < 5; count++) {
-    const headers = { 'X-Wait': '1' };
-    const socket = await dial(server.port, requestText('/slow', headers) + requestText('/', headers));
-    await until('both requests', () => waiting.length === 2);
-    socket.destroy();
-    await until('the end of their connection', () => server.sockets.size === 0);
-    for (const next of waiting.splice(0)) next();
-  }
-  expect(events.stats()).toMatchObject({ open: 0, rejected: 0 });
-  const response = await fetch(server.url, { headers: ASK });
-  expect([events.stats().rejected, response.headers.get('retry-after')]).toEqual([0, null]);
-  await response.body?.cancel();
-  expect(await within('close()', events.close({ within: 1_000 }))).toMatchObject({ destroyed: 0 });
-});
+])(
+  'pipelined requests whose connection ends before their handler %s give their places back',
+  async (_, handler) => {
+    const app = express();
+    const events = sse({ maxStreams: 5 });
+    const waiting: (() => void)[] = [];
+    app.use(
+      (req, _res, next) => void (req.headers['x-wait'] === undefined ? next() : waiting.push(next)),
+    );
+    app.get('/slow', () => {});
+    app.use(events);
+    app.get('/', handler);
+    await using server = await serve(app);
+    for (let count = 0; count < 5; count++) {
+      const headers = { 'X-Wait': '1' };
+      const socket = await dial(
+        server.port,
+        requestText('/slow', headers) + requestText('/', headers),
+      );
+      await until('both requests', () => waiting.length === 2);
+      socket.destroy();
+      await until('the end of their connection', () => server.sockets.size === 0);
+      for (const next of waiting.splice(0)) next();
+    }
+    expect(events.stats()).toMatchObject({ open: 0, rejected: 0 });
+    const response = await fetch(server.url, { headers: ASK });
+    expect([events.stats().rejected, response.headers.get('retry-after')]).toEqual([0, null]);
+    await response.body?.cancel();
+    expect(await within('close()', events.close({ within: 1_000 }))).toMatchObject({
+      destroyed: 0,
+    });
+  },
+);
 
 test('after 1,000 cycles through limits, inner and outer, taken and refused, the heap is what it was and every place is free', async () => {
   const app = express();
@@ -579,14 +655,20 @@ test('after 1,000 cycles through limits, inner and outer, taken and refused, the
       given.open();
     }),
   );
-  app.use((_error: unknown, _req: Request, res: ExpressResponse, _next: unknown) => void res.status(500).end());
+  app.use(
+    (_error: unknown, _req: Request, res: ExpressResponse, _next: unknown) =>
+      void res.status(500).end(),
+  );
   await using server = await serve(app);
 
   async function cycles(count: number): Promise<void> {
     for (let done = 0; done < count; done += 50) {
       const sockets = await Promise.all(
         Array.from({ length: 50 }, async (_, n) => {
-          const socket = await dial(server.port, requestText(`/?user=${(done + n) % 17}&kind=${n % 5}`));
+          const socket = await dial(
+            server.port,
+            requestText(`/?user=${(done + n) % 17}&kind=${n % 5}`),
+          );
           await new Promise((resolve) => socket.once('data', resolve).once('close', resolve));
           return socket;
         }),
@@ -607,7 +689,9 @@ test('after 1,000 cycles through limits, inner and outer, taken and refused, the
   expect(opened).toBeGreaterThan(1_000);
   expect(closed).toEqual({ client: opened });
   // Thirty at once, as ever.
-  const readers = await Promise.all(Array.from({ length: 30 }, (_, n) => read(`${server.url}/?user=last-${n}`)));
+  const readers = await Promise.all(
+    Array.from({ length: 30 }, (_, n) => read(`${server.url}/?user=last-${n}`)),
+  );
   await until('all', () => inner.streams.size === 30);
   expect(await hasRoom(`${server.url}/?user=one-more`)).toBe(false);
   for (const reader of readers) reader.close();

@@ -20,7 +20,10 @@ function user(): string | undefined {
 
 /** Streams whose requests have a store of their own, named by the query. */
 function serveUsers(handler: (stream: EventStream) => unknown, channels?: Channels) {
-  return serveStreams((stream, req) => requests.run({ user: req.query['user'] as string }, () => handler(stream)), { channels });
+  return serveStreams(
+    (stream, req) => requests.run({ user: req.query['user'] as string }, () => handler(stream)),
+    { channels },
+  );
 }
 
 test('a filter runs in the context of the request that subscribed, whoever publishes', async () => {
@@ -96,10 +99,13 @@ test('a source is let go of in the context of the request that piped it, whoever
 
 test('what the library does by itself runs in the context of no request', async () => {
   const seen: (string | undefined)[] = [];
-  await using server = await serveStreams((stream) => requests.run({ user: 'ada' }, () => stream.open()), {
-    maxLifetime: 50,
-    heartbeat: 20,
-  });
+  await using server = await serveStreams(
+    (stream) => requests.run({ user: 'ada' }, () => stream.open()),
+    {
+      maxLifetime: 50,
+      heartbeat: 20,
+    },
+  );
   function note(message: unknown): void {
     if (server.streams.includes((message as { stream: EventStream }).stream)) seen.push(user());
   }

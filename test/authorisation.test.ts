@@ -18,7 +18,11 @@ test('a user who logs out has no stream any more, in whatever tab, and an EventS
   const app = express();
   const channels = createChannels();
   const events = sse({ channels });
-  await runSnippet(page.get('session'), {}, { app, channels, events, session, secret: 'for this test' });
+  await runSnippet(
+    page.get('session'),
+    {},
+    { app, channels, events, session, secret: 'for this test' },
+  );
   app.post('/login', (req, res) => {
     Object.assign(req.session, { user: 'ann' });
     res.sendStatus(204);
@@ -29,7 +33,9 @@ test('a user who logs out has no stream any more, in whatever tab, and an EventS
     return headers.get('set-cookie')?.split(';')[0] ?? '';
   };
   const [ann, other] = await Promise.all([login(), login()]);
-  expect((await fetch(`${server.url}/events`, { headers: { Accept: 'text/event-stream' } })).status).toBe(403);
+  expect(
+    (await fetch(`${server.url}/events`, { headers: { Accept: 'text/event-stream' } })).status,
+  ).toBe(403);
 
   let requests = 0;
   const source = new EventSource(`${server.url}/events`, {
@@ -46,7 +52,9 @@ test('a user who logs out has no stream any more, in whatever tab, and an EventS
       if (source.readyState === EventSource.CLOSED) resolve();
     });
   });
-  expect((await fetch(`${server.url}/logout`, { method: 'POST', headers: { Cookie: ann } })).status).toBe(204);
+  expect(
+    (await fetch(`${server.url}/logout`, { method: 'POST', headers: { Cookie: ann } })).status,
+  ).toBe(204);
   await tab.end();
   expect(tab.events.at(-1)?.event).toBe('sse:end');
   await closed;
@@ -68,13 +76,17 @@ async function tokenFor(user: string, seconds: number): Promise<string> {
     .sign(secret);
 }
 
-const bearing = (token: string, more = {}) => ({ headers: { Authorization: `Bearer ${token}`, ...more } });
+const bearing = (token: string, more = {}) => ({
+  headers: { Authorization: `Bearer ${token}`, ...more },
+});
 
 test('a stream ends when its token expires, and its client goes on with a new one and has missed nothing', async () => {
   const app = express();
   const channels = createChannels();
   const events = sse({ channels });
-  const { sweep } = await runSnippet(page.get('jwt'), { jose }, { app, channels, events, secret }, ['sweep']);
+  const { sweep } = await runSnippet(page.get('jwt'), { jose }, { app, channels, events, secret }, [
+    'sweep',
+  ]);
   await using server = await serve(app);
   const url = `${server.url}/events`;
   using short = await read(url, bearing(await tokenFor('ann', 2)));
@@ -84,7 +96,10 @@ test('a stream ends when its token expires, and its client goes on with a new on
   await short.end();
   expect(events.stats().closed).toEqual({ revoked: 1 });
   await channels.publish('news', 'meanwhile');
-  const [expired, none] = await Promise.all([read(url, bearing(await tokenFor('ann', -1))), read(url)]);
+  const [expired, none] = await Promise.all([
+    read(url, bearing(await tokenFor('ann', -1))),
+    read(url),
+  ]);
   expect([expired.response.status, none.response.status]).toEqual([401, 401]);
   using again = await read(url, bearing(await tokenFor('ann', 60), { 'Last-Event-ID': id }));
   expect((await again.next()).data).toBe('meanwhile');
@@ -104,7 +119,11 @@ describe('a user who is removed', () => {
     const app = express();
     const channels = createChannels({ broker: redisBroker({ url }) });
     const events = sse({ channels });
-    const authenticate = (req: Request & { auth?: object }, _res: unknown, next: () => void): void => {
+    const authenticate = (
+      req: Request & { auth?: object },
+      _res: unknown,
+      next: () => void,
+    ): void => {
       req.auth = { sub: req.query['user'] as string };
       next();
     };
@@ -147,7 +166,9 @@ describe('a user who is removed', () => {
     await using first = await startNode(redis.url, users);
     await using second = await startNode(redis.url, users);
     const readers = await Promise.all(
-      [first, second].flatMap(({ url }) => ['ann', 'ann', 'bob'].map((user) => read(`${url}/events?user=${user}`))),
+      [first, second].flatMap(({ url }) =>
+        ['ann', 'ann', 'bob'].map((user) => read(`${url}/events?user=${user}`)),
+      ),
     );
     await until('them to follow', () => readers.every((reader) => reader.checkpoints.length > 0));
     await first.channels.publish('news', 'for all');
@@ -159,13 +180,17 @@ describe('a user who is removed', () => {
       const isAnn = index % 3 !== 2;
       if (isAnn) await reader.end();
       else await reader.take(3);
-      expect(reader.events.map(({ data }) => data)).toEqual(isAnn ? ['for all'] : ['for all', ...forBob]);
+      expect(reader.events.map(({ data }) => data)).toEqual(
+        isAnn ? ['for all'] : ['for all', ...forBob],
+      );
       // The client comes back soon, and is told that it may not.
       expect(reader.retries).toEqual(isAnn ? [1_000] : []);
       expect(reader.text).not.toMatch(/look again|rights/);
       reader.close();
     }
-    const back = await fetch(`${second.url}/events?user=ann`, { headers: { Accept: 'text/event-stream' } });
+    const back = await fetch(`${second.url}/events?user=ann`, {
+      headers: { Accept: 'text/event-stream' },
+    });
     expect(back.status).toBe(403);
   });
 
@@ -214,7 +239,9 @@ describe('a user who is removed', () => {
     await using node = await startNode(redis.url, users);
     using ann = await read(`${node.url}/events?user=ann`);
     using bob = await read(`${node.url}/events?user=bob`);
-    await until('them to follow', () => [ann, bob].every((reader) => reader.checkpoints.length > 0));
+    await until('them to follow', () =>
+      [ann, bob].every((reader) => reader.checkpoints.length > 0),
+    );
     await users.remove('ann');
     await (await redis.client()).flushAll();
     await node.channels.publish('news', 'in another log').catch(() => {});

@@ -53,34 +53,51 @@ describe('a diagnostics subscriber', () => {
   });
 
   test('may close a stream that has just opened: nothing is sent after that, and it is counted once', async () => {
-    using _ = listening({ open: ({ stream }: { stream: EventStream }) => stream.close({ retry: 5 }) });
+    using _ = listening({
+      open: ({ stream }: { stream: EventStream }) => stream.close({ retry: 5 }),
+    });
     await using server = await serveStreams((stream) => expect(stream.send('late')).toBe(false));
     using reader = await read(server.url);
     await reader.end();
     expect(reader.text).toBe(':\nretry: 5\n');
     await until('it to be gone', () => server.events.stats().bytes > 0);
-    expect(server.events.stats()).toMatchObject({ open: 0, opened: 1, sent: 0, closed: { server: 1 } });
+    expect(server.events.stats()).toMatchObject({
+      open: 0,
+      opened: 1,
+      sent: 0,
+      closed: { server: 1 },
+    });
   });
 
-  test.each(['close', 'drop'] as const)("may send and close when a reader is slow, with onSlow '%s'", async (onSlow) => {
-    let calls = 0;
-    using _ = listening({
-      slow: ({ stream }: { stream: EventStream }) => {
-        calls++;
-        expect(stream.send('you are slow')).toBe(false);
-        expect(stream.comment('you are slow')).toBe(false);
-      },
-    });
-    await using server = await serveStreams((stream) => stream.open(), { onSlow, maxBuffered: 100_000, stallTimeout: false });
-    const stream = await sendUntil(server, () => calls > 0);
-    expect([calls, stream.readyState]).toEqual([1, onSlow === 'close' ? 2 : 1]);
-    stream.res.destroy();
-  });
+  test.each(['close', 'drop'] as const)(
+    "may send and close when a reader is slow, with onSlow '%s'",
+    async (onSlow) => {
+      let calls = 0;
+      using _ = listening({
+        slow: ({ stream }: { stream: EventStream }) => {
+          calls++;
+          expect(stream.send('you are slow')).toBe(false);
+          expect(stream.comment('you are slow')).toBe(false);
+        },
+      });
+      await using server = await serveStreams((stream) => stream.open(), {
+        onSlow,
+        maxBuffered: 100_000,
+        stallTimeout: false,
+      });
+      const stream = await sendUntil(server, () => calls > 0);
+      expect([calls, stream.readyState]).toEqual([1, onSlow === 'close' ? 2 : 1]);
+      stream.res.destroy();
+    },
+  );
 
   test('may answer a request that is turned away', async () => {
     using _ = listening({
-      reject: ({ req }: { req: { res: { status: (code: number) => { end: (text: string) => void } } } }) =>
-        req.res.status(429).end('too many'),
+      reject: ({
+        req,
+      }: {
+        req: { res: { status: (code: number) => { end: (text: string) => void } } };
+      }) => req.res.status(429).end('too many'),
     });
     await using server = await serveStreams((stream) => stream.open(), { maxStreams: 0 });
     const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
@@ -127,16 +144,32 @@ describe('a wrapped write that sends while bytes are being written', () => {
       (body) => body.includes(`data: ${'inside'.repeat(10_000)}\n`),
     ],
   ];
-  const WRITES: [string, (stream: EventStream, publish: (text: string) => void) => void, RegExp][] = [
-    ['a heartbeat', (stream) => stream.onIdle(), /:\n/],
-    ['an event', (stream) => stream.send('outside'), /data: outside\n\n/],
-    ['a large event', (stream) => stream.send('o'.repeat(100_000)), /data: o{100000}\n\n/],
-    ['a published event', (_stream, publish) => publish('outside'), /data: outside\nid: [^\n]*\n\n/],
-    ['a large published event', (_stream, publish) => publish('o'.repeat(100_000)), /data: o{100000}\nid: [^\n]*\n\n/],
-  ];
+  const WRITES: [string, (stream: EventStream, publish: (text: string) => void) => void, RegExp][] =
+    [
+      ['a heartbeat', (stream) => stream.onIdle(), /:\n/],
+      ['an event', (stream) => stream.send('outside'), /data: outside\n\n/],
+      ['a large event', (stream) => stream.send('o'.repeat(100_000)), /data: o{100000}\n\n/],
+      [
+        'a published event',
+        (_stream, publish) => publish('outside'),
+        /data: outside\nid: [^\n]*\n\n/,
+      ],
+      [
+        'a large published event',
+        (_stream, publish) => publish('o'.repeat(100_000)),
+        /data: o{100000}\nid: [^\n]*\n\n/,
+      ],
+    ];
   const cases = WRITES.flatMap(([what, write, whole]) =>
     SENDS.flatMap(([sent, send, isIn]) =>
-      ['before', 'after'].map((when) => ({ title: `${sent} ${when} it passes on ${what}`, when, write, whole, send, isIn })),
+      ['before', 'after'].map((when) => ({
+        title: `${sent} ${when} it passes on ${what}`,
+        when,
+        write,
+        whole,
+        send,
+        isIn,
+      })),
     ),
   );
 
@@ -165,7 +198,10 @@ describe('a wrapped write that sends while bytes are being written', () => {
         { channels, heartbeat: false, maxBuffered: 10_000_000 },
       );
       using reader = await read(server.url);
-      await until('the stream to be open', () => channels.stats().subscriptions === 1 && reader.text !== '');
+      await until(
+        'the stream to be open',
+        () => channels.stats().subscriptions === 1 && reader.text !== '',
+      );
       const before = reader.text.length;
       const [stream] = server.streams as [EventStream];
       armed = stream;
@@ -178,7 +214,9 @@ describe('a wrapped write that sends while bytes are being written', () => {
       const whole = given.whole.exec(body);
       expect(whole?.index).toBe(0);
       expect(given.isIn(body.slice(whole?.[0].length))).toBe(true);
-      expect(body.replace(given.whole, '').replaceAll(/data: (inside)+\n\n|: inside\n/g, '')).toBe('');
+      expect(body.replace(given.whole, '').replaceAll(/data: (inside)+\n\n|: inside\n/g, '')).toBe(
+        '',
+      );
     },
   );
 });

@@ -51,18 +51,23 @@ test('a step is done in a later turn, or with isNow in this one', async () => {
 });
 
 describe('one turn does', () => {
-  test.each([true, false])('at most 100 steps, in the order in which the streams came (isNow: %s)', async (isNow) => {
-    const queue = new CatchUpQueue();
-    const turns = new Turns();
-    const done: number[] = [];
-    const at: number[] = [];
-    for (const job of jobs(1_000, (index) => void (done.push(index), at.push(turns.now)))) queue.add(job, isNow);
-    expect(done.length).toBe(isNow ? MAX_STEPS : 0);
-    await until('all steps', () => done.length === 1_000);
-    turns.stop();
-    expect(Math.max(...perTurn(at))).toBeLessThanOrEqual(MAX_STEPS);
-    expect(done).toEqual(Array.from({ length: 1_000 }, (_, index) => index));
-  });
+  test.each([true, false])(
+    'at most 100 steps, in the order in which the streams came (isNow: %s)',
+    async (isNow) => {
+      const queue = new CatchUpQueue();
+      const turns = new Turns();
+      const done: number[] = [];
+      const at: number[] = [];
+      for (const job of jobs(1_000, (index) => void (done.push(index), at.push(turns.now)))) {
+        queue.add(job, isNow);
+      }
+      expect(done.length).toBe(isNow ? MAX_STEPS : 0);
+      await until('all steps', () => done.length === 1_000);
+      turns.stop();
+      expect(Math.max(...perTurn(at))).toBeLessThanOrEqual(MAX_STEPS);
+      expect(done).toEqual(Array.from({ length: 1_000 }, (_, index) => index));
+    },
+  );
 
   test('at most 4 MiB of what steps have read, and the step that goes beyond is the last', async () => {
     const queue = new CatchUpQueue();
@@ -163,7 +168,9 @@ describe('pages of a broker elsewhere', () => {
 
 describe('a stream that has ended', () => {
   test('does no step any more, and is not kept in memory', async () => {
-    if (globalThis.gc === undefined) throw new Error('run node with --expose-gc, as vitest.config.ts does');
+    if (globalThis.gc === undefined) {
+      throw new Error('run node with --expose-gc, as vitest.config.ts does');
+    }
     const queue = new CatchUpQueue();
     // No turn has anything left, so that all wait.
     for (const job of jobs(MAX_STEPS, () => queue.spend(MAX_BYTES))) queue.add(job, true);
@@ -199,7 +206,9 @@ describe('turn()', () => {
     const turns = new Turns();
     const done: number[] = [];
     const at: number[] = [];
-    for (let index = 0; index < 1_000; index++) void queue.turn().then(() => (done.push(index), at.push(turns.now)));
+    for (let index = 0; index < 1_000; index++) {
+      void queue.turn().then(() => (done.push(index), at.push(turns.now)));
+    }
     await until('all', () => done.length === 1_000);
     turns.stop();
     expect(Math.max(...perTurn(at))).toBeLessThanOrEqual(MAX_STEPS);

@@ -36,15 +36,18 @@ describe('a channel has lost something exactly if more is gone than the stream h
     { cursor: 0, start: WHATEVER_IS_HELD, trimmed: 0, isLost: false },
     { cursor: 0, start: WHATEVER_IS_HELD, trimmed: 9, isLost: false },
     { cursor: 5, start: WHATEVER_IS_HELD, trimmed: 9, isLost: false },
-  ])('cursor $cursor, start $start, trimmed $trimmed: $isLost', ({ cursor, start, trimmed, isLost }) => {
-    const starts = new ChannelStarts();
-    if (start !== undefined) starts.startAt('a', start);
-    expect(starts.lostOf(['a'], [trimmed], cursor)).toEqual(isLost ? ['a'] : []);
-    // Told once: the same page again shows nothing new, unless more has gone.
-    expect(starts.lostOf(['a'], [trimmed], cursor)).toEqual([]);
-    const more = Math.max(trimmed, cursor, start ?? 0) + 1;
-    expect(starts.lostOf(['a'], [more], cursor)).toEqual(['a']);
-  });
+  ])(
+    'cursor $cursor, start $start, trimmed $trimmed: $isLost',
+    ({ cursor, start, trimmed, isLost }) => {
+      const starts = new ChannelStarts();
+      if (start !== undefined) starts.startAt('a', start);
+      expect(starts.lostOf(['a'], [trimmed], cursor)).toEqual(isLost ? ['a'] : []);
+      // Told once: the same page again shows nothing new, unless more has gone.
+      expect(starts.lostOf(['a'], [trimmed], cursor)).toEqual([]);
+      const more = Math.max(trimmed, cursor, start ?? 0) + 1;
+      expect(starts.lostOf(['a'], [more], cursor)).toEqual(['a']);
+    },
+  );
 
   test('and each channel is judged by itself', () => {
     const starts = new ChannelStarts();
@@ -72,7 +75,11 @@ describe('an event is owed', () => {
   test('of a channel whose loss was told: only what came after the loss', () => {
     const starts = new ChannelStarts();
     starts.lostOf(['a', 'b'], [7, 0], 5);
-    expect([6, 7, 8].map((offset) => starts.isOwed(entry('a', offset)))).toEqual([false, false, true]);
+    expect([6, 7, 8].map((offset) => starts.isOwed(entry('a', offset)))).toEqual([
+      false,
+      false,
+      true,
+    ]);
     expect(starts.isOwed(entry('b', 6))).toBe(true);
   });
 });
@@ -82,7 +89,11 @@ describe('a start', () => {
     const starts = new ChannelStarts();
     starts.startAt('a', 8);
     starts.startAt('a', 3);
-    expect([3, 8, 9].map((offset) => starts.isOwed(entry('a', offset)))).toEqual([false, false, true]);
+    expect([3, 8, 9].map((offset) => starts.isOwed(entry('a', offset)))).toEqual([
+      false,
+      false,
+      true,
+    ]);
     starts.startAt('a', WHATEVER_IS_HELD);
     expect(starts.isOwed(entry('a', 1))).toBe(true);
     // What was not held when it was looked at is not owed any more.

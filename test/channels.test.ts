@@ -21,8 +21,13 @@ import { until, within } from './support/wait.ts';
 const ASK = { Accept: 'text/event-stream' };
 
 /** Streams that follow what the query names: `/?follow=a&follow=b`. */
-async function serveChannels(channels: Channels = createChannels()): Promise<StreamServer & { channels: Channels }> {
-  const server = await serveStreams((given, req) => given.subscribe([req.query['follow'] as string].flat()), { channels });
+async function serveChannels(
+  channels: Channels = createChannels(),
+): Promise<StreamServer & { channels: Channels }> {
+  const server = await serveStreams(
+    (given, req) => given.subscribe([req.query['follow'] as string].flat()),
+    { channels },
+  );
   return Object.assign(server, { channels });
 }
 
@@ -60,7 +65,10 @@ describe('publish', () => {
     const ids: string[] = [];
     for (const name of ['a', 'b', 'a']) ids.push((await channels.publish(name, 1)).id);
     for (const id of ids) expect(id).toMatch(/^[A-Za-z0-9._-]{1,127}$/);
-    const [epochs, offsets] = [ids.map((id) => id.split('.')[0]), ids.map((id) => Number(id.split('.')[1]))];
+    const [epochs, offsets] = [
+      ids.map((id) => id.split('.')[0]),
+      ids.map((id) => Number(id.split('.')[1])),
+    ];
     expect(new Set(epochs).size).toBe(1);
     expect(offsets).toEqual([...offsets].toSorted((x, y) => x - y));
     expect(new Set(offsets).size).toBe(3);
@@ -77,7 +85,9 @@ describe('publish', () => {
         },
       }),
     );
-    const readers = await Promise.all(Array.from({ length: 30 }, () => read(`${server.url}?follow=a`)));
+    const readers = await Promise.all(
+      Array.from({ length: 30 }, () => read(`${server.url}?follow=a`)),
+    );
     await until('the streams', () => server.channels.stats().subscriptions === 30);
     await server.channels.publish('a', { n: 1 });
     for (const reader of readers) {
@@ -91,23 +101,63 @@ describe('publish', () => {
     await using server = await serveChannels();
     using reader = await read(`${server.url}?follow=a&follow=b`);
     await until('the stream', () => server.channels.stats().subscriptions === 2);
-    for (let index = 0; index < 100; index++) void server.channels.publish(index % 3 === 0 ? 'a' : 'b', `${index}`);
-    expect((await reader.take(100)).map((event) => event.data)).toEqual(Array.from({ length: 100 }, (_, index) => `${index}`));
+    for (let index = 0; index < 100; index++) {
+      void server.channels.publish(index % 3 === 0 ? 'a' : 'b', `${index}`);
+    }
+    expect((await reader.take(100)).map((event) => event.data)).toEqual(
+      Array.from({ length: 100 }, (_, index) => `${index}`),
+    );
   });
 
   test.each<[string, () => Promise<unknown>, string]>([
     ['an empty name', () => createChannels().publish('', 1), 'ERR_SSE_CHANNEL_NAME'],
-    ['a name that is no string', () => createChannels().publish(7 as never, 1), 'ERR_SSE_CHANNEL_NAME'],
-    ['a name with a control character', () => createChannels().publish('a\u0000b', 1), 'ERR_SSE_CHANNEL_NAME'],
-    ['a name with a lone surrogate', () => createChannels().publish('a\uD800', 1), 'ERR_SSE_CHANNEL_NAME'],
-    ['a name of 257 bytes', () => createChannels().publish(`${'é'.repeat(128)}x`, 1), 'ERR_SSE_CHANNEL_NAME'],
+    [
+      'a name that is no string',
+      () => createChannels().publish(7 as never, 1),
+      'ERR_SSE_CHANNEL_NAME',
+    ],
+    [
+      'a name with a control character',
+      () => createChannels().publish('a\u0000b', 1),
+      'ERR_SSE_CHANNEL_NAME',
+    ],
+    [
+      'a name with a lone surrogate',
+      () => createChannels().publish('a\uD800', 1),
+      'ERR_SSE_CHANNEL_NAME',
+    ],
+    [
+      'a name of 257 bytes',
+      () => createChannels().publish(`${'é'.repeat(128)}x`, 1),
+      'ERR_SSE_CHANNEL_NAME',
+    ],
     ['no data', () => createChannels().publish('a', undefined), 'ERR_SSE_DATA'],
     ['data that serialize cannot take', () => createChannels().publish('a', 1n), 'ERR_SSE_DATA'],
-    ['an event name with a line end', () => createChannels().publish('a', 1, { event: 'x\ry' }), 'ERR_SSE_EVENT'],
-    ["an event name of the library's", () => createChannels().publish('a', 1, { event: 'sse:gap' }), 'ERR_SSE_EVENT'],
-    ['a retry that is none', () => createChannels().publish('a', 1, { retry: -5 }), 'ERR_SSE_RETRY'],
-    ['a retry beyond what a timer takes', () => createChannels().publish('a', 1, { retry: 2 ** 31 }), 'ERR_SSE_RETRY'],
-    ['an option that is none', () => createChannels().publish('a', 1, { id: 5 } as object), 'ERR_SSE_OPTION'],
+    [
+      'an event name with a line end',
+      () => createChannels().publish('a', 1, { event: 'x\ry' }),
+      'ERR_SSE_EVENT',
+    ],
+    [
+      "an event name of the library's",
+      () => createChannels().publish('a', 1, { event: 'sse:gap' }),
+      'ERR_SSE_EVENT',
+    ],
+    [
+      'a retry that is none',
+      () => createChannels().publish('a', 1, { retry: -5 }),
+      'ERR_SSE_RETRY',
+    ],
+    [
+      'a retry beyond what a timer takes',
+      () => createChannels().publish('a', 1, { retry: 2 ** 31 }),
+      'ERR_SSE_RETRY',
+    ],
+    [
+      'an option that is none',
+      () => createChannels().publish('a', 1, { id: 5 } as object),
+      'ERR_SSE_OPTION',
+    ],
   ])('rejects %s, and nobody gets anything', async (_, publish, code) => {
     expect(await rejection(publish())).toBe(code);
   });
@@ -142,7 +192,11 @@ describe('subscribe', () => {
     expect(subscription).toMatchObject({ channels: ['a', 'b'] });
     expect(reader.ended).toBe(false);
     expect(channels.names().toSorted()).toEqual(['a', 'b']);
-    expect([channels.channel('a').size, channels.channel('b').size, channels.channel('c').size]).toEqual([1, 1, 0]);
+    expect([
+      channels.channel('a').size,
+      channels.channel('b').size,
+      channels.channel('c').size,
+    ]).toEqual([1, 1, 0]);
   });
 
   test('gets what is published in the same turn after it, and nothing from before it', async () => {
@@ -191,7 +245,9 @@ describe('subscribe', () => {
     await using server = await serveChannels();
     using reader = await read(`${server.url}?follow=a`);
     await until('the stream', () => server.channels.stats().subscriptions === 1);
-    expect(await rejection(others.subscribe(server.streams[0] as EventStream, 'a'))).toBe('ERR_SSE_OTHER_REGISTRY');
+    expect(await rejection(others.subscribe(server.streams[0] as EventStream, 'a'))).toBe(
+      'ERR_SSE_OTHER_REGISTRY',
+    );
     await server.channels.publish('a', 'still here');
     expect((await reader.next()).data).toBe('still here');
     expect(others.stats()).toMatchObject({ channels: 0, subscriptions: 0 });
@@ -204,7 +260,9 @@ describe('subscribe', () => {
     ['no list', undefined, 'ERR_SSE_CHANNEL_NAME'],
   ])('to %s is refused before the stream opens', async (_, names, code) => {
     const channels = createChannels();
-    await using server = await serveStreams((given) => given.subscribe(names as string), { channels });
+    await using server = await serveStreams((given) => given.subscribe(names as string), {
+      channels,
+    });
     using reader = await read(server.url);
     expect(reader.response.status).toBe(500);
     expect(server.errors.splice(0)).toEqual([expect.objectContaining({ code })]);
@@ -298,7 +356,11 @@ describe('subscribe', () => {
       { channels },
     );
     using reader = await read(server.url);
-    expect((await reader.take(3)).map((event) => event.data)).toEqual(['before', 'still followed', 'direct']);
+    expect((await reader.take(3)).map((event) => event.data)).toEqual([
+      'before',
+      'still followed',
+      'direct',
+    ]);
   });
 });
 
@@ -362,7 +424,9 @@ describe('a filter', () => {
           },
         });
         const ids: string[] = [];
-        for (const n of [1, 2, 3]) ids.push((await channels.publish('a', { n }, { event: 'tick' })).id);
+        for (const n of [1, 2, 3]) {
+          ids.push((await channels.publish('a', { n }, { event: 'tick' })).id);
+        }
         ids.push((await channels.publish('a', 'no { JSON')).id);
         await new Promise((resolve) => setImmediate(resolve));
         expect(seen).toEqual([
@@ -375,7 +439,11 @@ describe('a filter', () => {
       { channels },
     );
     using reader = await read(server.url);
-    expect((await reader.take(3)).map((event) => event.data)).toEqual(['{"n":1}', '{"n":3}', 'no { JSON']);
+    expect((await reader.take(3)).map((event) => event.data)).toEqual([
+      '{"n":1}',
+      '{"n":3}',
+      'no { JSON',
+    ]);
   });
 
   test.each<[string, () => unknown]>([
@@ -388,24 +456,28 @@ describe('a filter', () => {
     ['answers with a promise', async () => true],
     ['answers with nothing', () => undefined],
     ['answers 1', () => 1],
-  ])('that %s fails closed: the stream ends with error, and nobody else notices', async (_, filter) => {
-    const channels = createChannels();
-    await using server = await serveStreams(
-      (given, req) => given.subscribe('a', 'bad' in req.query ? { filter: filter as () => boolean } : {}),
-      { channels },
-    );
-    using before = await read(server.url);
-    using bad = await read(`${server.url}?bad`);
-    using after = await read(server.url);
-    await until('the streams', () => channels.stats().subscriptions === 3);
-    await channels.publish('a', 'secret');
-    await bad.end();
-    expect(bad.text).not.toContain('secret');
-    expect(await (server.streams[1] as EventStream).closed).toBe('error');
-    for (const reader of [before, after]) expect((await reader.next()).data).toBe('secret');
-    expect(server.errors.splice(0)).toHaveLength(1);
-    expect(channels.stats().subscriptions).toBe(2);
-  });
+  ])(
+    'that %s fails closed: the stream ends with error, and nobody else notices',
+    async (_, filter) => {
+      const channels = createChannels();
+      await using server = await serveStreams(
+        (given, req) =>
+          given.subscribe('a', 'bad' in req.query ? { filter: filter as () => boolean } : {}),
+        { channels },
+      );
+      using before = await read(server.url);
+      using bad = await read(`${server.url}?bad`);
+      using after = await read(server.url);
+      await until('the streams', () => channels.stats().subscriptions === 3);
+      await channels.publish('a', 'secret');
+      await bad.end();
+      expect(bad.text).not.toContain('secret');
+      expect(await (server.streams[1] as EventStream).closed).toBe('error');
+      for (const reader of [before, after]) expect((await reader.next()).data).toBe('secret');
+      expect(server.errors.splice(0)).toHaveLength(1);
+      expect(channels.stats().subscriptions).toBe(2);
+    },
+  );
 
   test('of another subscription on the same stream does not hide what this one wants', async () => {
     const channels = createChannels();
@@ -441,7 +513,9 @@ test('a slow reader of a channel without history is closed at maxBuffered, and t
   await until(
     'the slow one to be closed',
     async () => {
-      for (let count = 0; count < 20; count++) await channels.publish('a', `${published++}:${'x'.repeat(10_000)}`);
+      for (let count = 0; count < 20; count++) {
+        await channels.publish('a', `${published++}:${'x'.repeat(10_000)}`);
+      }
       await new Promise((resolve) => setImmediate(resolve));
       return slow.readyState === 2;
     },
@@ -449,21 +523,30 @@ test('a slow reader of a channel without history is closed at maxBuffered, and t
   );
   expect(await slow.closed).toBe('slow');
   const events = await reader.take(published);
-  expect(events.map((event) => Number.parseInt(event.data, 10))).toEqual(Array.from({ length: published }, (_, index) => index));
+  expect(events.map((event) => Number.parseInt(event.data, 10))).toEqual(
+    Array.from({ length: published }, (_, index) => index),
+  );
   socket.destroy();
 });
 
 test("of several channels without history, what one drops with onSlow 'drop' takes no event from another", async () => {
   const channels = createChannels({ history: false });
-  await using server = await serveStreams((given) => given.subscribe(['big', 'small']), { channels, onSlow: 'drop' });
+  await using server = await serveStreams((given) => given.subscribe(['big', 'small']), {
+    channels,
+    onSlow: 'drop',
+  });
   using reader = await read(server.url);
   await until('the subscriptions', () => channels.stats().subscriptions === 2);
   for (let count = 0; count < 5; count++) void channels.publish('small', `small ${count}`);
   for (let count = 0; count < 20; count++) void channels.publish('big', 'z'.repeat(1_000_000));
-  const small = (): string[] => reader.events.map((event) => event.data).filter((each) => !each.startsWith('z'));
+  const small = (): string[] =>
+    reader.events.map((event) => event.data).filter((each) => !each.startsWith('z'));
   await until('the small ones', () => small().length === 5);
   expect(small()).toEqual(['small 0', 'small 1', 'small 2', 'small 3', 'small 4']);
-  await until('each large one to be there or counted', () => reader.events.length - 5 + server.events.stats().dropped === 20);
+  await until(
+    'each large one to be there or counted',
+    () => reader.events.length - 5 + server.events.stats().dropped === 20,
+  );
 });
 
 describe('a channel handle', () => {
@@ -481,7 +564,9 @@ describe('a channel handle', () => {
   });
 
   test('of a bad name is refused', () => {
-    expect(() => createChannels().channel('')).toThrow(expect.objectContaining({ code: 'ERR_SSE_CHANNEL_NAME' }));
+    expect(() => createChannels().channel('')).toThrow(
+      expect.objectContaining({ code: 'ERR_SSE_CHANNEL_NAME' }),
+    );
   });
 });
 
@@ -490,8 +575,9 @@ describe('listen', () => {
     const made = express();
     made.use(sse({ channels }));
     made.get('/events/:room', route);
-    made.use((error: Error, _req: express.Request, res: express.Response, _next: express.NextFunction) =>
-      res.status(500).json({ error: error.message }),
+    made.use(
+      (error: Error, _req: express.Request, res: express.Response, _next: express.NextFunction) =>
+        res.status(500).json({ error: error.message }),
     );
     return made;
   }
@@ -533,7 +619,9 @@ describe('listen', () => {
     const channels = createChannels();
     const made = app(
       channels,
-      channels.listen((req) => ((req as express.Request).params['room'] === 'open' ? 'open' : null)) as express.RequestHandler,
+      channels.listen((req) =>
+        (req as express.Request).params['room'] === 'open' ? 'open' : null,
+      ) as express.RequestHandler,
     );
     await request(made).get('/events/open').expect(406);
     const response = await request(made).get('/events/closed').set(ASK).expect(403);
@@ -571,7 +659,9 @@ describe('listen', () => {
   });
 
   test('refuses wrong use where the route is made', () => {
-    expect(() => createChannels().listen('')).toThrow(expect.objectContaining({ code: 'ERR_SSE_CHANNEL_NAME' }));
+    expect(() => createChannels().listen('')).toThrow(
+      expect.objectContaining({ code: 'ERR_SSE_CHANNEL_NAME' }),
+    );
     expect(() => createChannels().listen('a', { filtre: () => true } as object)).toThrow(
       expect.objectContaining({ code: 'ERR_SSE_OPTION' }),
     );
@@ -584,9 +674,14 @@ describe('an event larger than maxEvent', () => {
     await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
     using reader = await read(server.url);
     await until('the subscription', () => channels.stats().subscriptions === 1);
-    await expect(channels.publish('a', 'x'.repeat(100))).rejects.toMatchObject({ code: 'ERR_SSE_DATA', delivery: undefined });
+    await expect(channels.publish('a', 'x'.repeat(100))).rejects.toMatchObject({
+      code: 'ERR_SSE_DATA',
+      delivery: undefined,
+    });
     // Each line has the name of its field.
-    await expect(channels.publish('a', '\n'.repeat(15))).rejects.toMatchObject({ code: 'ERR_SSE_DATA' });
+    await expect(channels.publish('a', '\n'.repeat(15))).rejects.toMatchObject({
+      code: 'ERR_SSE_DATA',
+    });
     await channels.publish('a', 'x'.repeat(100 - 'data: \n\n'.length));
     expect((await reader.next()).data).toHaveLength(92);
     expect(channels.stats().published).toBe(1);
@@ -595,7 +690,9 @@ describe('an event larger than maxEvent', () => {
   test('has more than 1 MiB unless told otherwise', async () => {
     const channels = createChannels();
     await channels.publish('a', 'x'.repeat(1_000_000));
-    await expect(channels.publish('a', 'x'.repeat(1_048_576))).rejects.toMatchObject({ code: 'ERR_SSE_DATA' });
+    await expect(channels.publish('a', 'x'.repeat(1_048_576))).rejects.toMatchObject({
+      code: 'ERR_SSE_DATA',
+    });
   });
 });
 
@@ -630,7 +727,9 @@ describe('close of the registry', () => {
     using second = await read(server.url);
     await until('both', () => channels.stats().subscriptions === 2);
     const closings = new Set<Promise<void>>();
-    for (const { signal } of server.streams) signal.addEventListener('abort', () => void closings.add(channels.close()));
+    for (const { signal } of server.streams) {
+      signal.addEventListener('abort', () => void closings.add(channels.close()));
+    }
     closings.add(channels.close());
     await Promise.all([...closings, first.end(), second.end()]);
     expect(closings.size).toBe(1);
@@ -638,9 +737,12 @@ describe('close of the registry', () => {
 
   test('ends the streams that follow its channels, with a reconnection time, after what they are owed', async () => {
     const channels = createChannels();
-    await using server = await serveStreams((given, req) => ('follow' in req.query ? given.subscribe('a') : given.open()), {
-      channels,
-    });
+    await using server = await serveStreams(
+      (given, req) => ('follow' in req.query ? given.subscribe('a') : given.open()),
+      {
+        channels,
+      },
+    );
     using follower = await read(`${server.url}?follow`);
     using other = await read(server.url);
     await until('both', () => server.events.streams.size === 2);
@@ -663,7 +765,9 @@ describe('close of the registry', () => {
       broker: { state: 'closed' },
     });
     expect(await rejection(channels.publish('a', 1))).toBe('ERR_SSE_CLOSED');
-    expect(await rejection(channels.subscribe(server.streams[1] as EventStream, 'a'))).toBe('ERR_SSE_CLOSED');
+    expect(await rejection(channels.subscribe(server.streams[1] as EventStream, 'a'))).toBe(
+      'ERR_SSE_CLOSED',
+    );
   });
 });
 
@@ -680,11 +784,18 @@ test('two registries in one process never meet', async () => {
 test('a broker serves one registry', () => {
   const broker = memoryBroker();
   createChannels({ broker });
-  expect(() => createChannels({ broker })).toThrow(expect.objectContaining({ code: 'ERR_SSE_OTHER_REGISTRY' }));
+  expect(() => createChannels({ broker })).toThrow(
+    expect.objectContaining({ code: 'ERR_SSE_OTHER_REGISTRY' }),
+  );
 });
 
 describe('a broker that takes its time to listen', () => {
-  function slowBroker(): { broker: Broker; listened: string[]; unlistened: string[]; answer: (error?: Error) => void } {
+  function slowBroker(): {
+    broker: Broker;
+    listened: string[];
+    unlistened: string[];
+    answer: (error?: Error) => void;
+  } {
     const waiting: ((error?: Error) => void)[] = [];
     const listened: string[] = [];
     const unlistened: string[] = [];
@@ -693,7 +804,9 @@ describe('a broker that takes its time to listen', () => {
       listen: (channel) => {
         listened.push(channel);
         return new Promise<void>((resolve, reject) =>
-          waiting.push((error) => (error === undefined ? resolve(void memory.listen(channel)) : reject(error))),
+          waiting.push((error) =>
+            error === undefined ? resolve(void memory.listen(channel)) : reject(error),
+          ),
         );
       },
       unlisten: (channel) => {
@@ -701,14 +814,22 @@ describe('a broker that takes its time to listen', () => {
         memory.unlisten(channel);
       },
     });
-    return { broker, listened, unlistened, answer: (error) => waiting.splice(0).forEach((settle) => settle(error)) };
+    return {
+      broker,
+      listened,
+      unlistened,
+      answer: (error) => waiting.splice(0).forEach((settle) => settle(error)),
+    };
   }
 
   test('is asked once for a channel, and a stream that ends meanwhile leaves nothing behind', async () => {
     const { broker, listened, unlistened, answer } = slowBroker();
     const channels = createChannels({ broker });
     let settled = 0;
-    await using server = await serveStreams((given) => void given.subscribe(['a', 'b']).then(() => settled++), { channels });
+    await using server = await serveStreams(
+      (given) => void given.subscribe(['a', 'b']).then(() => settled++),
+      { channels },
+    );
     const reader = await read(server.url);
     await until('the subscription', () => listened.length === 2);
     reader.close();
@@ -727,9 +848,12 @@ describe('a broker that takes its time to listen', () => {
     const { broker, listened, answer } = slowBroker();
     const channels = createChannels({ broker });
     let error: unknown;
-    await using server = await serveStreams((given) => void given.subscribe('a').catch((reason: unknown) => (error = reason)), {
-      channels,
-    });
+    await using server = await serveStreams(
+      (given) => void given.subscribe('a').catch((reason: unknown) => (error = reason)),
+      {
+        channels,
+      },
+    );
     using reader = await read(server.url);
     await until('the subscription', () => listened.length === 1);
     answer(new Error('no broker'));

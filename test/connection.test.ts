@@ -35,7 +35,10 @@ async function blocked(
 
 describe('a reader that stops reading', () => {
   test('is closed at maxBuffered, and its memory is let go of at once', async () => {
-    await using server = await serveStreams((stream) => stream.open(), { maxBuffered: 100_000, stallTimeout: false });
+    await using server = await serveStreams((stream) => stream.open(), {
+      maxBuffered: 100_000,
+      stallTimeout: false,
+    });
     const socket = await dial(server.port, requestText('/'));
     socket.pause();
     await until('the stream', () => server.streams.length === 1);
@@ -53,12 +56,20 @@ describe('a reader that stops reading', () => {
     expect(most).toBeGreaterThan(100_000);
     expect(most).toBeLessThan(100_000 + 2 * KB.length);
     await until('the queue to be gone', () => stream.bufferedAmount === 0);
-    expect(server.events.stats()).toMatchObject({ open: 0, closed: { slow: 1 }, dropped: 1, buffered: 0 });
+    expect(server.events.stats()).toMatchObject({
+      open: 0,
+      closed: { slow: 1 },
+      dropped: 1,
+      buffered: 0,
+    });
     socket.destroy();
   });
 
   test("with onSlow 'drop' loses events, which are counted, and gets the next ones when it reads again", async () => {
-    await using server = await serveStreams((stream) => stream.open(), { onSlow: 'drop', stallTimeout: false });
+    await using server = await serveStreams((stream) => stream.open(), {
+      onSlow: 'drop',
+      stallTimeout: false,
+    });
     const slow: unknown[] = [];
     const note = (message: unknown): void => void slow.push(message);
     subscribe('res-sse:slow', note);
@@ -85,7 +96,10 @@ describe('a reader that stops reading', () => {
   });
 
   test('and takes nothing for stallTimeout is cut off', async () => {
-    await using server = await serveStreams((stream) => stream.open(), { stallTimeout: 300, heartbeat: false });
+    await using server = await serveStreams((stream) => stream.open(), {
+      stallTimeout: 300,
+      heartbeat: false,
+    });
     const { stream, socket } = await blocked(server);
     expect(await within('the close reason', stream.closed)).toBe('stalled');
     await until('the socket to be gone', () => server.sockets.size === 0);
@@ -103,7 +117,10 @@ describe('a reader that stops reading', () => {
 });
 
 test('a large event that makes progress all the time is not taken for a stall', async () => {
-  await using server = await serveStreams((stream) => stream.open(), { stallTimeout: 2_000, heartbeat: 100 });
+  await using server = await serveStreams((stream) => stream.open(), {
+    stallTimeout: 2_000,
+    heartbeat: 100,
+  });
   const { stream, socket } = await blocked(server);
   let received = 0;
   socket.on('data', (chunk) => {
@@ -122,13 +139,17 @@ test('a large event that makes progress all the time is not taken for a stall', 
 
 test('one event, however large, fits an empty queue and arrives whole', async () => {
   const data = 'é'.repeat(4_000_000);
-  await using server = await serveStreams((stream) => expect(stream.send(data)).toBe(false), { maxBuffered: 0 });
+  await using server = await serveStreams((stream) => expect(stream.send(data)).toBe(false), {
+    maxBuffered: 0,
+  });
   using reader = await read(server.url);
   expect((await reader.next()).data === data).toBe(true);
 });
 
 test('the first comment fits beside the head, which no reader has been slow to take', async () => {
-  await using server = await serveStreams((stream) => expect(stream.comment('hello')).toBe(true), { maxBuffered: 0 });
+  await using server = await serveStreams((stream) => expect(stream.comment('hello')).toBe(true), {
+    maxBuffered: 0,
+  });
   using reader = await read(server.url);
   await until('it', () => reader.text === ':\n: hello\n');
 });
@@ -160,7 +181,9 @@ test('what is sent while a large event is on its way comes after it, in order', 
   using reader = await read(server.url);
   const events = await reader.take(1_003);
   expect(events[0]?.data).toHaveLength(3_000_000);
-  expect(events.slice(1, 1_001).map((event) => event.data)).toEqual(Array.from({ length: 1_000 }, (_, index) => `${index}`));
+  expect(events.slice(1, 1_001).map((event) => event.data)).toEqual(
+    Array.from({ length: 1_000 }, (_, index) => `${index}`),
+  );
   expect(events[1_001]?.data).toHaveLength(300_000);
   expect(events[1_002]?.data).toBe('last');
 });
@@ -181,7 +204,10 @@ test('send says false beyond the write mark of 64 KiB, whatever write answers, a
 });
 
 test('a stream behind another on a pipelined connection waits its turn, and ends with the connection', async () => {
-  await using server = await serveStreams((stream) => stream.send(`stream ${server.streams.length}`), { stallTimeout: false });
+  await using server = await serveStreams(
+    (stream) => stream.send(`stream ${server.streams.length}`),
+    { stallTimeout: false },
+  );
   const socket = await dial(server.port, requestText('/') + requestText('/'));
   let text = '';
   socket.on('data', (chunk) => (text += chunk.toString()));
@@ -195,8 +221,12 @@ test('a stream behind another on a pipelined connection waits its turn, and ends
   const other = await dial(server.port, requestText('/') + requestText('/'));
   await until('two more streams', () => server.streams.length === 4);
   other.destroy();
-  expect(await within('the end of the third', (server.streams[2] as EventStream).closed)).toBe('client');
-  expect(await within('the end of the fourth', (server.streams[3] as EventStream).closed)).toBe('client');
+  expect(await within('the end of the third', (server.streams[2] as EventStream).closed)).toBe(
+    'client',
+  );
+  expect(await within('the end of the fourth', (server.streams[3] as EventStream).closed)).toBe(
+    'client',
+  );
   socket.destroy();
   await until('all of them to be gone', () => server.events.streams.size === 0);
 });
@@ -212,11 +242,16 @@ test('HTTP/1.0 gets a stream that ends with the connection', async () => {
   await until('the end', () => socket.readableEnded);
   const [head, body] = text.split('\r\n\r\n') as [string, string];
   expect(head).not.toMatch(/transfer-encoding/i);
-  expect(new StrictParser().feed(Buffer.from(body)).events.map((event) => event.data)).toEqual(['a']);
+  expect(new StrictParser().feed(Buffer.from(body)).events.map((event) => event.data)).toEqual([
+    'a',
+  ]);
 });
 
 test('comments before the first event are bounded by maxBuffered, too', async () => {
-  await using server = await serveStreams((stream) => stream.open(), { maxBuffered: 100_000, stallTimeout: false });
+  await using server = await serveStreams((stream) => stream.open(), {
+    maxBuffered: 100_000,
+    stallTimeout: false,
+  });
   const socket = await dial(server.port, requestText('/'));
   socket.pause();
   await until('the stream', () => server.streams.length === 1);
@@ -231,7 +266,9 @@ test('comments before the first event are bounded by maxBuffered, too', async ()
 });
 
 test('small events that are queued weigh what they count', async () => {
-  if (globalThis.gc === undefined) throw new Error('run node with --expose-gc, as vitest.config.ts does');
+  if (globalThis.gc === undefined) {
+    throw new Error('run node with --expose-gc, as vitest.config.ts does');
+  }
   await using server = await serveStreams((stream) => stream.open(), {
     maxBuffered: 20_000_000,
     onSlow: 'drop',
@@ -256,7 +293,11 @@ test('a server whose highWaterMark is above the write mark leaves nobody waiting
   const streams: EventStream[] = [];
   await using server = await listening(
     createServer({ highWaterMark: 1_048_576 }, (req, res) =>
-      events(req, res, () => void streams.push((res as { sse?: EventStream }).sse?.open() as EventStream)),
+      events(
+        req,
+        res,
+        () => void streams.push((res as { sse?: EventStream }).sse?.open() as EventStream),
+      ),
     ),
   );
   using reader = await read(server.url);
@@ -321,7 +362,10 @@ test('an end or a destroy of a wrapped response that throws harms nobody', async
 
 test('pipelined requests on one connection leave no listener behind', async () => {
   await using server = await serveStreams((stream) => stream.close({ final: true }));
-  const socket = await dial(server.port, Array.from({ length: 200 }, () => requestText('/')).join(''));
+  const socket = await dial(
+    server.port,
+    Array.from({ length: 200 }, () => requestText('/')).join(''),
+  );
   let text = '';
   socket.on('data', (chunk) => (text += chunk.toString()));
   await until('all answers', () => text.split('sse:end\n').length - 1 >= 200);
@@ -375,19 +419,22 @@ describe('a large event to a reader that takes everything at once', () => {
     ['is closed', (stream) => void stream.close()],
     ['is ended by the application', (stream) => void stream.res.end()],
     ['is closed by closeWhere', (stream) => void stream.finish('revoked')],
-  ])('arrives whole, with what was sent after it, where the stream %s in the same turn', async (_, end) => {
-    await using server = await serveStreams(
-      (stream) => {
-        stream.send('x'.repeat(5_000_000));
-        stream.send('last');
-        end(stream);
-      },
-      { maxBuffered: 2 * SIZE },
-    );
-    using reader = await read(server.url);
-    await reader.end();
-    expect(reader.events.map(({ data }) => data.length)).toEqual([5_000_000, 4]);
-  });
+  ])(
+    'arrives whole, with what was sent after it, where the stream %s in the same turn',
+    async (_, end) => {
+      await using server = await serveStreams(
+        (stream) => {
+          stream.send('x'.repeat(5_000_000));
+          stream.send('last');
+          end(stream);
+        },
+        { maxBuffered: 2 * SIZE },
+      );
+      using reader = await read(server.url);
+      await reader.end();
+      expect(reader.events.map(({ data }) => data.length)).toEqual([5_000_000, 4]);
+    },
+  );
 
   test('leaves nothing behind where the stream is cut meanwhile', async () => {
     await using server = await serveStreams((stream) => {
@@ -444,22 +491,25 @@ test.each<[string, (stream: EventStream) => void]>([
   ['ends the response', (stream) => void stream.res.end()],
   ['writes to the response', (stream) => void stream.res.write('data: late\n\n')],
   ['writes to the response and ends it', (stream) => void stream.res.end('data: late\n\n')],
-])('what is queued when a stream is closed arrives, and its end, where the application %s then', async (_, act) => {
-  await using server = await serveStreams(
-    (stream) => {
-      stream.send('x'.repeat(3_000_000));
-      stream.send('last');
-      stream.close();
-      act(stream);
-    },
-    { maxBuffered: 10_000_000 },
-  );
-  using reader = await read(server.url);
-  await reader.end();
-  expect(reader.events.slice(0, 2).map((event) => event.data.length)).toEqual([3_000_000, 4]);
-  expect(server.events.stats().closed).toEqual({ server: 1 });
-  server.errors.splice(0);
-});
+])(
+  'what is queued when a stream is closed arrives, and its end, where the application %s then',
+  async (_, act) => {
+    await using server = await serveStreams(
+      (stream) => {
+        stream.send('x'.repeat(3_000_000));
+        stream.send('last');
+        stream.close();
+        act(stream);
+      },
+      { maxBuffered: 10_000_000 },
+    );
+    using reader = await read(server.url);
+    await reader.end();
+    expect(reader.events.slice(0, 2).map((event) => event.data.length)).toEqual([3_000_000, 4]);
+    expect(server.events.stats().closed).toEqual({ server: 1 });
+    server.errors.splice(0);
+  },
+);
 
 test('a wrapped write that sends, closes or ends in the middle of a large event loses and repeats nothing', async () => {
   for (const [act, expected] of [
@@ -476,7 +526,9 @@ test('a wrapped write that sends, closes or ends in the middle of a large event 
         let writesAfterLast: number | undefined;
         res.write = ((...args: Parameters<typeof write>) => {
           const answer = write(...args);
-          if (writesAfterLast !== undefined && ++writesAfterLast === 2) act((res as { sse?: EventStream }).sse as EventStream);
+          if (writesAfterLast !== undefined && ++writesAfterLast === 2) {
+            act((res as { sse?: EventStream }).sse as EventStream);
+          }
           return answer;
         }) as typeof res.write;
         events(req, res, () => {
@@ -495,7 +547,8 @@ test('a wrapped write that sends, closes or ends in the middle of a large event 
 
 test('an error of a wrapped response ends its stream, is told on res-sse:error, and harms nobody', async () => {
   const failures: unknown[] = [];
-  const note = (message: unknown): void => void failures.push((message as { error: unknown }).error);
+  const note = (message: unknown): void =>
+    void failures.push((message as { error: unknown }).error);
   subscribe('res-sse:error', note);
   const events = sse();
   let stream: EventStream | undefined;
@@ -540,7 +593,10 @@ describe('a listener for the head, as on-headers makes them,', () => {
     };
   }
 
-  async function serveHeads(listener: (stream: EventStream) => void, open: (stream: EventStream) => unknown) {
+  async function serveHeads(
+    listener: (stream: EventStream) => void,
+    open: (stream: EventStream) => unknown,
+  ) {
     const app = express();
     const events = sse({ maxStreams: 1 });
     const streams: EventStream[] = [];
@@ -557,7 +613,10 @@ describe('a listener for the head, as on-headers makes them,', () => {
         return open(given);
       }),
     );
-    app.use((error: Error, _req: unknown, res: Response, _next: unknown) => void res.status(500).end(error.message));
+    app.use(
+      (error: Error, _req: unknown, res: Response, _next: unknown) =>
+        void res.status(500).end(error.message),
+    );
     return Object.assign(await serve(app), { events, streams });
   }
 
@@ -574,22 +633,32 @@ describe('a listener for the head, as on-headers makes them,', () => {
         yield 1;
       },
     ],
-  ])('that throws is an ordinary error of a handler that %s on %s, and the place is free again', async (_, method, open) => {
-    await using server = await serveHeads(() => {
-      throw new Error('no head today');
-    }, open);
-    for (let count = 0; count < 2; count++) {
-      const response = await fetch(server.url, { method, headers: { Accept: 'text/event-stream' } });
-      expect([response.status, response.headers.get('content-type'), await response.text()]).toEqual([
-        500,
-        'text/x-before',
-        method === 'HEAD' ? '' : 'no head today',
-      ]);
-      for (const name of ['cache-control', 'x-accel-buffering']) expect(response.headers.get(name)).toBeNull();
-    }
-    expect(server.events.stats()).toMatchObject({ open: 0, opened: 0, rejected: 0 });
-    for (const given of server.streams) expect(await within('its end', given.closed)).toBe('server');
-  });
+  ])(
+    'that throws is an ordinary error of a handler that %s on %s, and the place is free again',
+    async (_, method, open) => {
+      await using server = await serveHeads(() => {
+        throw new Error('no head today');
+      }, open);
+      for (let count = 0; count < 2; count++) {
+        const response = await fetch(server.url, {
+          method,
+          headers: { Accept: 'text/event-stream' },
+        });
+        expect([
+          response.status,
+          response.headers.get('content-type'),
+          await response.text(),
+        ]).toEqual([500, 'text/x-before', method === 'HEAD' ? '' : 'no head today']);
+        for (const name of ['cache-control', 'x-accel-buffering']) {
+          expect(response.headers.get(name)).toBeNull();
+        }
+      }
+      expect(server.events.stats()).toMatchObject({ open: 0, opened: 0, rejected: 0 });
+      for (const given of server.streams) {
+        expect(await within('its end', given.closed)).toBe('server');
+      }
+    },
+  );
 
   test.each<[string, (stream: EventStream) => void, string]>([
     ['sends', (given) => void given.send('own'), ':\ndata: own\n\ndata: x\n\n'],
@@ -598,7 +667,10 @@ describe('a listener for the head, as on-headers makes them,', () => {
   ])('that %s finds a stream that is open, behind its first comment', async (_, act, text) => {
     {
       await using server = await serveHeads(act, (given) => void given.send('x'));
-      const response = await fetch(server.url, { method: 'HEAD', headers: { Accept: 'text/event-stream' } });
+      const response = await fetch(server.url, {
+        method: 'HEAD',
+        headers: { Accept: 'text/event-stream' },
+      });
       expect([response.status, await response.text()]).toEqual([200, '']);
     }
     await using server = await serveHeads(act, (given) => void given.send('x'));

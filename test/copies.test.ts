@@ -50,7 +50,10 @@ describe.each([
     for (const { EventStream } of [first, second]) expect(stream).toBeInstanceOf(EventStream);
     await server.channels.publish('a', '1');
     expect((await reader.next()).data).toBe('1');
-    expect(await within('close()', server.outer.close({ within: 1_000 }))).toEqual({ closed: 1, destroyed: 0 });
+    expect(await within('close()', server.outer.close({ within: 1_000 }))).toEqual({
+      closed: 1,
+      destroyed: 0,
+    });
     await reader.end();
     expect(server.inner.stats()).toMatchObject({ open: 0, closed: { shutdown: 1 } });
   });
@@ -72,7 +75,9 @@ describe.each([
 
   test('stream() answers 406 to who does not ask, and instanceof holds for errors and streams of both', async () => {
     await using server = await nested({}, {});
-    expect((await fetch(`${server.url}/alone`, { headers: { Accept: 'text/html' } })).status).toBe(406);
+    expect((await fetch(`${server.url}/alone`, { headers: { Accept: 'text/html' } })).status).toBe(
+      406,
+    );
     const response = await fetch(`${server.url}/alone`, { headers: ASK });
     expect(response.status).toBe(200);
     await response.body?.cancel();

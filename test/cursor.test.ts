@@ -19,11 +19,15 @@ test('whatever else the network sends is no cursor, and never throws', () => {
     fc.property(
       fc.oneof(
         fc.string({ unit: 'binary' }),
-        fc.array(fc.constantFrom('a', '.', '-', '0', '9', '+', 'e', ' ', '\n')).map((all) => all.join('')),
+        fc
+          .array(fc.constantFrom('a', '.', '-', '0', '9', '+', 'e', ' ', '\n'))
+          .map((all) => all.join('')),
       ),
       (text) => {
         const cursor = parseCursor(text);
-        expect(cursor === undefined || formatCursor(cursor.epoch, cursor.offset) === text).toBe(true);
+        expect(cursor === undefined || formatCursor(cursor.epoch, cursor.offset) === text).toBe(
+          true,
+        );
       },
     ),
     { numRuns: 5_000 },

@@ -3,7 +3,13 @@ import http2 from 'node:http2';
 import type { Server } from 'node:http';
 import type { Socket } from 'node:net';
 import { describe, expect, test, vi } from 'vitest';
-import { createChannels, sse, type Channels, type EventStream, type SseOptions } from '../src/index.ts';
+import {
+  createChannels,
+  sse,
+  type Channels,
+  type EventStream,
+  type SseOptions,
+} from '../src/index.ts';
 import { chunksWrittenTo } from './support/chunks.ts';
 import { dial, listening, requestText, type TestServer } from './support/server.ts';
 import { StrictParser } from './support/strict-parser.ts';
@@ -49,7 +55,13 @@ async function serveDirect(
 async function connectTo(
   server: TestServer,
   request = requestText('/'),
-): Promise<{ socket: Socket; text: () => string; body: () => string; rest: () => string; parser: () => StrictParser }> {
+): Promise<{
+  socket: Socket;
+  text: () => string;
+  body: () => string;
+  rest: () => string;
+  parser: () => StrictParser;
+}> {
   const socket = await dial(server.port, request);
   let text = '';
   socket.on('data', (chunk: Buffer) => (text += chunk.toString('latin1')));
@@ -80,14 +92,19 @@ async function connectTo(
 }
 
 /** Whether an event that is published now goes to the socket already framed. */
-async function goesDirect(server: DirectServer, client: { parser: () => StrictParser }): Promise<boolean> {
+async function goesDirect(
+  server: DirectServer,
+  client: { parser: () => StrictParser },
+): Promise<boolean> {
   const before = client.parser().events.length;
   const [socket] = [...server.sockets] as [Socket];
   const write = vi.spyOn(socket, 'write');
   await server.channels.publish('a', 'probe');
   await until('the event', () => client.parser().events.length > before);
   const framed = write.mock.calls.some(
-    ([chunk]) => Buffer.isBuffer(chunk) && /^[0-9a-f]+\r\n[^]*data: probe\nid: .*\n\n\r\n$/.test(chunk.toString()),
+    ([chunk]) =>
+      Buffer.isBuffer(chunk) &&
+      /^[0-9a-f]+\r\n[^]*data: probe\nid: .*\n\n\r\n$/.test(chunk.toString()),
   );
   write.mockRestore();
   return framed;
@@ -190,7 +207,11 @@ test('HTTP/2, whose socket says that it is one, does not', async () => {
   const events = sse({ channels });
   const raw = http2.createServer() as unknown as Server;
   raw.on('request', (req, res) =>
-    events(req, res, () => void (res as ServerResponse & { sse?: EventStream }).sse?.subscribe('a')),
+    events(
+      req,
+      res,
+      () => void (res as ServerResponse & { sse?: EventStream }).sse?.subscribe('a'),
+    ),
   );
   await using server = await listening(raw);
   const session = http2.connect(server.url);
@@ -203,7 +224,10 @@ test('HTTP/2, whose socket says that it is one, does not', async () => {
     await channels.publish('a', `${index}`);
     await new Promise((resolve) => setImmediate(resolve));
   }
-  await until('the events', () => parser.events.filter((event) => event.type === 'message').length === 3);
+  await until(
+    'the events',
+    () => parser.events.filter((event) => event.type === 'message').length === 3,
+  );
   session.destroy();
 });
 
@@ -331,7 +355,10 @@ test('a slow reader on the direct way drains by its socket, and comes back', asy
   const [stream] = server.streams as [EventStream];
   let published = 0;
   await until('it to be behind', async () => {
-    await publish(server, ...Array.from({ length: 20 }, () => `${published++}:${'x'.repeat(10_000)}`));
+    await publish(
+      server,
+      ...Array.from({ length: 20 }, () => `${published++}:${'x'.repeat(10_000)}`),
+    );
     return server.channels.stats().behind === 1;
   });
   const drained = stream.drained();
@@ -343,24 +370,35 @@ test('a slow reader on the direct way drains by its socket, and comes back', asy
 });
 
 test.each<[string, (server: DirectServer) => void]>([
-  ['a first event of 40 KB', ({ streams }) => streams.forEach((stream) => void stream.send('x'.repeat(40_000)))],
+  [
+    'a first event of 40 KB',
+    ({ streams }) => streams.forEach((stream) => void stream.send('x'.repeat(40_000))),
+  ],
   [
     'a resume of more than 16 KB',
-    ({ streams }) => streams.forEach((stream) => stream.writeAll(Array.from({ length: 50 }, () => KB))),
+    ({ streams }) =>
+      streams.forEach((stream) => stream.writeAll(Array.from({ length: 50 }, () => KB))),
   ],
-])('streams that began with %s are given one shared buffer each, once they have drained', async (_, begin) => {
-  await using server = await serveDirect();
-  const clients = [await connectTo(server), await connectTo(server)] as const;
-  await until('both streams', () => server.streams.length === 2);
-  begin(server);
-  await until('the first bytes', () => server.streams.every((stream) => stream.bufferedAmount === 0));
-  const chunks = chunksWrittenTo(server.sockets);
-  await publish(server, '1');
-  await until('the event', () => clients.every((client) => client.parser().events.at(-1)?.data === '1'));
-  expect(chunks).toHaveLength(2);
-  expect(chunks[0]).toBe(chunks[1]);
-  for (const { socket } of clients) socket.destroy();
-});
+])(
+  'streams that began with %s are given one shared buffer each, once they have drained',
+  async (_, begin) => {
+    await using server = await serveDirect();
+    const clients = [await connectTo(server), await connectTo(server)] as const;
+    await until('both streams', () => server.streams.length === 2);
+    begin(server);
+    await until('the first bytes', () =>
+      server.streams.every((stream) => stream.bufferedAmount === 0),
+    );
+    const chunks = chunksWrittenTo(server.sockets);
+    await publish(server, '1');
+    await until('the event', () =>
+      clients.every((client) => client.parser().events.at(-1)?.data === '1'),
+    );
+    expect(chunks).toHaveLength(2);
+    expect(chunks[0]).toBe(chunks[1]);
+    for (const { socket } of clients) socket.destroy();
+  },
+);
 
 test('a wrapped response is written to by its wrapper after a large event, too', async () => {
   const written: string[] = [];
@@ -389,7 +427,9 @@ describe('streams in step, which are given what is published past their own obje
     await until('both streams', () => server.streams.length === 2);
     await publish(server, '1');
     await publish(server, '2');
-    await until('two events each', () => clients.every((client) => data(client.parser()).length === 2));
+    await until('two events each', () =>
+      clients.every((client) => data(client.parser()).length === 2),
+    );
     return {
       server,
       clients,
@@ -433,7 +473,10 @@ describe('streams in step, which are given what is published past their own obje
     void server.channels.publish('a', '4');
     res.end('data: end\n\n');
     await publish(server, '5');
-    await until('the end', () => clients[0].text().endsWith('0\r\n\r\n') && data(clients[1].parser()).length === 5);
+    await until(
+      'the end',
+      () => clients[0].text().endsWith('0\r\n\r\n') && data(clients[1].parser()).length === 5,
+    );
     expect(data(clients[0].parser())).toEqual(['1', '2', 'own', '3', '4', 'end']);
     expect(data(clients[1].parser())).toEqual(['1', '2', '3', '4', '5']);
   });
@@ -465,7 +508,9 @@ describe('streams in step, which are given what is published past their own obje
   });
 
   test('are not, while they follow channels without history, too: what is written for those is not silence', async () => {
-    const channels = createChannels({ historyFor: (name) => (name === 'live' ? false : undefined) });
+    const channels = createChannels({
+      historyFor: (name) => (name === 'live' ? false : undefined),
+    });
     await using server = await serveDirect(() => {}, { heartbeat: 200, channels });
     const client = await connectTo(server);
     await until('the stream', () => server.streams.length === 1);
@@ -499,11 +544,19 @@ describe('a socket whose write an agent has replaced, and which throws, ends its
   /** Three streams on the direct way, and a raw client of each; from now on the socket of the second throws. */
   async function serveThrowing() {
     const server = await serveDirect();
-    const clients = [await connectTo(server), await connectTo(server), await connectTo(server)] as const;
+    const clients = [
+      await connectTo(server),
+      await connectTo(server),
+      await connectTo(server),
+    ] as const;
     await until('the streams', () => server.streams.length === 3);
     for (const each of ['1', '2']) await publish(server, each);
-    await until('two events each', () => clients.every((client) => data(client.parser()).length === 2));
-    const bad = server.streams.find(({ req }) => req.socket.remotePort === clients[1].socket.localPort) as EventStream;
+    await until('two events each', () =>
+      clients.every((client) => data(client.parser()).length === 2),
+    );
+    const bad = server.streams.find(
+      ({ req }) => req.socket.remotePort === clients[1].socket.localPort,
+    ) as EventStream;
     bad.req.socket.write = () => {
       throw new Error('the agent');
     };
@@ -518,7 +571,9 @@ describe('a socket whose write an agent has replaced, and which throws, ends its
         await publish(server, '3');
         await publish(server, '4');
         const others = [clients[0], clients[2]];
-        await until('the others', () => others.every((client) => data(client.parser()).at(-1) === '4'));
+        await until('the others', () =>
+          others.every((client) => data(client.parser()).at(-1) === '4'),
+        );
         return others.map((client) => data(client.parser()));
       },
       uncaught,

@@ -25,7 +25,10 @@ const sources: [string, (given: EventStream, res: express.Response) => unknown][
   ],
   ['a filter', (given) => given.subscribe('a', { since: 'start', filter: thrower })],
   ['an onGap', (given) => given.subscribe('a', { since: 'elsewhere.1', onGap: thrower })],
-  ['an async onGap', (given) => given.subscribe('a', { since: 'elsewhere.1', onGap: () => Promise.reject(BOOM) })],
+  [
+    'an async onGap',
+    (given) => given.subscribe('a', { since: 'elsewhere.1', onGap: () => Promise.reject(BOOM) }),
+  ],
   [
     'a wrapped write',
     async (given, res) => {
@@ -39,7 +42,10 @@ const sources: [string, (given: EventStream, res: express.Response) => unknown][
 ];
 
 /** An app whose route does this, behind `sse()`. */
-async function serveFailing(handler: (given: EventStream, res: express.Response) => unknown, options: SseOptions = {}) {
+async function serveFailing(
+  handler: (given: EventStream, res: express.Response) => unknown,
+  options: SseOptions = {},
+) {
   const channels = createChannels();
   await channels.publish('a', 'before');
   const app = express();
@@ -70,7 +76,9 @@ afterEach(() => {
 describe('an error after a stream has opened', () => {
   test.each(sources)('of %s is given to onError, once, with its stream', async (_, handler) => {
     const told: unknown[] = [];
-    await using server = await serveFailing(handler, { onError: (...args) => void told.push(args) });
+    await using server = await serveFailing(handler, {
+      onError: (...args) => void told.push(args),
+    });
     using reader = await read(`${server.url}/failing?secret=1`);
     await reader.end();
     await until('it', () => told.length > 0);
@@ -80,14 +88,17 @@ describe('an error after a stream has opened', () => {
     expect(printed).not.toHaveBeenCalled();
   });
 
-  test.each(sources)('of %s is printed with its stack, method and route where there is no onError', async (_, handler) => {
-    vi.stubEnv('NODE_ENV', 'production');
-    await using server = await serveFailing(handler);
-    using reader = await read(`${server.url}/failing?secret=1`);
-    await reader.end();
-    await until('it', () => printed.mock.calls.length > 0);
-    expect(printed.mock.calls).toEqual([[expect.stringMatching(/GET \/failing(?!\?)/), BOOM]]);
-  });
+  test.each(sources)(
+    'of %s is printed with its stack, method and route where there is no onError',
+    async (_, handler) => {
+      vi.stubEnv('NODE_ENV', 'production');
+      await using server = await serveFailing(handler);
+      using reader = await read(`${server.url}/failing?secret=1`);
+      await reader.end();
+      await until('it', () => printed.mock.calls.length > 0);
+      expect(printed.mock.calls).toEqual([[expect.stringMatching(/GET \/failing(?!\?)/), BOOM]]);
+    },
+  );
 
   test('that is an answer begun on it is one, too', async () => {
     const told: unknown[] = [];
@@ -99,12 +110,17 @@ describe('an error after a stream has opened', () => {
     ];
     for (const [index, answer] of answers.entries()) {
       const options = { onError: (error: unknown) => void told.push(error) };
-      await using server = await serveFailing((given, res) => (given.send('x'), answer(res)), options);
+      await using server = await serveFailing(
+        (given, res) => (given.send('x'), answer(res)),
+        options,
+      );
       using reader = await read(`${server.url}/failing`);
       await reader.end();
       await until('it', () => told.length > index);
     }
-    expect(told).toEqual(answers.map(() => expect.objectContaining({ code: 'ERR_HTTP_HEADERS_SENT' })));
+    expect(told).toEqual(
+      answers.map(() => expect.objectContaining({ code: 'ERR_HTTP_HEADERS_SENT' })),
+    );
   });
 
   test('is not printed in tests, nor where somebody subscribes to res-sse:error', async () => {
@@ -163,6 +179,8 @@ describe('an error after a stream has opened', () => {
 test('an error before the stream has opened goes to next, and nowhere else', async () => {
   const told: unknown[] = [];
   await using server = await serveFailing(thrower, { onError: (error) => void told.push(error) });
-  expect((await fetch(`${server.url}/failing`, { headers: { Accept: 'text/event-stream' } })).status).toBe(500);
+  expect(
+    (await fetch(`${server.url}/failing`, { headers: { Accept: 'text/event-stream' } })).status,
+  ).toBe(500);
   expect(told).toEqual([]);
 });

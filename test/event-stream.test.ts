@@ -10,7 +10,9 @@ import { until, within } from './support/wait.ts';
 
 test('a stream has no method that a response has: who mistakes one for the other is told at once', async () => {
   await using server = await serveStreams((stream) => {
-    for (const name of ['write', 'end', 'destroy', 'setHeader', 'flushHeaders']) expect(name in stream).toBe(false);
+    for (const name of ['write', 'end', 'destroy', 'setHeader', 'flushHeaders']) {
+      expect(name in stream).toBe(false);
+    }
     stream.send('x');
   });
   using reader = await read(server.url);
@@ -44,7 +46,9 @@ describe('send', () => {
   });
 
   test('goes through the serialize of the options', async () => {
-    await using server = await serveStreams((stream) => stream.send({ a: 1 }), { serialize: (data) => `<${String(data)}>` });
+    await using server = await serveStreams((stream) => stream.send({ a: 1 }), {
+      serialize: (data) => `<${String(data)}>`,
+    });
     using reader = await read(server.url);
     expect((await reader.next()).data).toBe('<[object Object]>');
   });
@@ -135,7 +139,9 @@ describe('send', () => {
     using reader = await read(server.url);
     await reader.end();
     expect(reader.events.map((event) => event.data)).toEqual(['x']);
-    expect(await within('the close reason', (server.streams[0] as EventStream).closed)).toBe('server');
+    expect(await within('the close reason', (server.streams[0] as EventStream).closed)).toBe(
+      'server',
+    );
   });
 
   test('after the response has begun as something else throws ERR_SSE_HEADERS_SENT', async () => {
@@ -179,7 +185,11 @@ describe('open', () => {
     });
     const packets = packetsOf(server);
     using reader = await read(server.url);
-    expect(await reader.take(3)).toMatchObject([{ data: '2' }, { data: 'three' }, { data: 'later' }]);
+    expect(await reader.take(3)).toMatchObject([
+      { data: '2' },
+      { data: 'three' },
+      { data: 'later' },
+    ]);
     expect(reader.text).toMatch(/^:\n: one\ndata: 2\n\n/);
     expect(packets.map((parts) => parts.join('').match(/HTTP|one|data: .*/g))).toEqual([
       ['HTTP', 'one', 'data: 2', 'data: three'],
@@ -208,7 +218,8 @@ describe('open', () => {
 
   test('and a destroy in its turn harm nobody', async () => {
     await using server = await serveStreams(
-      (stream) => void (server.streams.length === 1 ? stream.open().res.destroy() : stream.send('x')),
+      (stream) =>
+        void (server.streams.length === 1 ? stream.open().res.destroy() : stream.send('x')),
     );
     await expect(read(server.url)).rejects.toThrow('fetch failed');
     using reader = await read(server.url);
@@ -216,7 +227,9 @@ describe('open', () => {
   });
 
   test('sends the reconnection time, for each client another of the range', async () => {
-    await using server = await serveStreams((stream) => stream.close(), { retry: { min: 1_000, max: 1_000_000 } });
+    await using server = await serveStreams((stream) => stream.close(), {
+      retry: { min: 1_000, max: 1_000_000 },
+    });
     const retries = new Set<number>();
     for (let client = 0; client < 5; client++) {
       using reader = await read(server.url);
@@ -307,10 +320,14 @@ describe('a disconnect', () => {
     const events = sse();
     let entered = false;
     let state = -1;
-    await using server = await serve((req: never, res: import('node:http').ServerResponse & { sse?: EventStream }) => {
-      entered = true;
-      res.on('close', () => setImmediate(() => events(req, res, () => (state = res.sse?.readyState ?? -2))));
-    });
+    await using server = await serve(
+      (req: never, res: import('node:http').ServerResponse & { sse?: EventStream }) => {
+        entered = true;
+        res.on('close', () =>
+          setImmediate(() => events(req, res, () => (state = res.sse?.readyState ?? -2))),
+        );
+      },
+    );
     const socket = await dial(server.port, requestText('/'));
     await until('the request', () => entered);
     socket.resetAndDestroy();

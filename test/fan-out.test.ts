@@ -14,7 +14,9 @@ const MAX_FEED_BYTES = 16_777_216;
 const LARGE = Buffer.alloc(9_000_000);
 
 function entryOf(channel: string, offset: number, size: number): LogEntry {
-  if (size < LARGE.length) return new LogEntry({ channel, epoch: 'e', offset, data: 'x'.repeat(size) });
+  if (size < LARGE.length) {
+    return new LogEntry({ channel, epoch: 'e', offset, data: 'x'.repeat(size) });
+  }
   return { channel, epoch: 'e', offset, frame: LARGE, rest: () => {} } as unknown as LogEntry;
 }
 
@@ -58,12 +60,18 @@ class FakeMember implements Member {
   audience: Audience | undefined;
   /** What the application's code does in the middle of the next frame. */
   meddle: (() => void) | undefined;
-  readonly socket: { writable: boolean; writableLength: number; write: (chunk: Buffer) => boolean } = {
+  readonly socket: {
+    writable: boolean;
+    writableLength: number;
+    write: (chunk: Buffer) => boolean;
+  } = {
     writable: true,
     writableLength: 0,
     write: (chunk: Buffer): boolean => {
       if (!this.inStep) throw new Error('written to past a member that is not in step');
-      if (!this.socket.writable || this.socket.writableLength > 16_384) throw new Error('written to a socket that is not ready');
+      if (!this.socket.writable || this.socket.writableLength > 16_384) {
+        throw new Error('written to a socket that is not ready');
+      }
       if (chunk.length > WRITE_MARK + 64) throw new Error('more than one write may hold');
       const text = chunk.toString();
       const body = text.slice(text.indexOf('\r\n') + 2, -2);
@@ -119,7 +127,9 @@ class FakeMember implements Member {
       return undefined;
     }
     const length = due.reduce((sum, entry) => sum + entry.frame.length, 0);
-    if (due.length === frame.entries.length && length !== frame.bytes.length) throw new Error('a frame that is not its entries');
+    if (due.length === frame.entries.length && length !== frame.bytes.length) {
+      throw new Error('a frame that is not its entries');
+    }
     this.frames.push(frame);
     this.position = frame.last;
     this.bytes += length;
@@ -133,7 +143,9 @@ class FakeMember implements Member {
     this.meddle = undefined;
     meddle?.();
     this.isTaking = false;
-    return this.isPlain && due.length === frame.entries.length ? (this.socket as unknown as Socket) : undefined;
+    return this.isPlain && due.length === frame.entries.length
+      ? (this.socket as unknown as Socket)
+      : undefined;
   }
 
   miss(upTo: number): void {
@@ -238,7 +250,9 @@ class World {
   retireAll(): void {
     this.fanOut.retireAll();
     for (const member of this.members) {
-      if (member.audience?.isRetired === true) member.deliveriesAtRetirement ??= member.deliveries - member.flushed;
+      if (member.audience?.isRetired === true) {
+        member.deliveriesAtRetirement ??= member.deliveries - member.flushed;
+      }
     }
   }
 
@@ -262,21 +276,34 @@ class World {
   /** Each has exactly what is at or below its cursor, and its account says so. */
   audit(): void {
     const feeds = new Set(this.members.flatMap(({ audience }) => audience?.feeds ?? []));
-    for (const feed of feeds) if (feed.bytes > MAX_FEED_BYTES && feed.events > 1) throw new Error('a feed beyond its bound');
+    for (const feed of feeds) {
+      if (feed.bytes > MAX_FEED_BYTES && feed.events > 1) {
+        throw new Error('a feed beyond its bound');
+      }
+    }
     for (const member of this.members) {
       const { cursor, received, audience } = member;
       const due = this.offsetsOf(member, cursor);
-      if (received.length !== due.length || received.some((offset, index) => offset !== due[index])) {
+      if (
+        received.length !== due.length ||
+        received.some((offset, index) => offset !== due[index])
+      ) {
         throw new Error(`at ${cursor} it has ${received.join()} instead of ${due.join()}`);
       }
       const pace = audience?.progressOf(member);
       const { deliveriesAtRetirement: before } = member;
       // A flush that is under way goes on: what it gives was published before.
       const given = member.deliveries - member.flushed;
-      if (before !== undefined && given > before) throw new Error('given something by a retired audience');
+      if (before !== undefined && given > before) {
+        throw new Error('given something by a retired audience');
+      }
       if (member.inStep !== (pace !== undefined)) throw new Error('in step for one side only');
-      if (member.bytes + (pace?.bytes ?? 0) !== member.written) throw new Error('bytes that are not those written');
-      if (member.events + (pace?.events ?? 0) !== member.delivered) throw new Error('events that are not those delivered');
+      if (member.bytes + (pace?.bytes ?? 0) !== member.written) {
+        throw new Error('bytes that are not those written');
+      }
+      if (member.events + (pace?.events ?? 0) !== member.delivered) {
+        throw new Error('events that are not those delivered');
+      }
     }
     for (const { members } of new Set(this.members.flatMap(({ audience: each }) => each ?? []))) {
       if (members.some(({ listIndex }, index) => listIndex !== index)) {
@@ -330,7 +357,12 @@ interface Publish {
 type Step =
   | Publish
   | { readonly do: 'turn' | 'retire' }
-  | { readonly do: 'join'; readonly set: number; readonly isLiveOnly: boolean; readonly times: number }
+  | {
+      readonly do: 'join';
+      readonly set: number;
+      readonly isLiveOnly: boolean;
+      readonly times: number;
+    }
   | { readonly do: 'deed'; readonly deed: Deed; readonly which: number }
   | { readonly do: 'meddle'; readonly which: number; readonly step: Step };
 
@@ -367,7 +399,12 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
       arbitrary: fc.record({
         do: fc.constant('meddle' as const),
         which: fc.nat(1_000),
-        step: fc.oneof(publishing, doing, joining, fc.record({ do: fc.constant('retire' as const) })),
+        step: fc.oneof(
+          publishing,
+          doing,
+          joining,
+          fc.record({ do: fc.constant('retire' as const) }),
+        ),
       }),
     },
   ),
@@ -390,7 +427,9 @@ function carryOut(world: World, step: Step): void {
       return;
     }
     case 'join': {
-      for (let count = 0; count < step.times; count++) world.join(SETS[step.set] as string[], step.isLiveOnly);
+      for (let count = 0; count < step.times; count++) {
+        world.join(SETS[step.set] as string[], step.isLiveOnly);
+      }
       return;
     }
     case 'deed': {
@@ -425,7 +464,9 @@ function doTo(world: World, member: FakeMember, deed: Deed): void {
       const due = world.offsetsOf(member).at(-1) ?? 0;
       member.flush(deed === 'flush all');
       const isLive = member.audience?.isRetired === false;
-      if (isLive && deed === 'flush all' && member.position < due) throw new Error('something is owed after a flush of all');
+      if (isLive && deed === 'flush all' && member.position < due) {
+        throw new Error('something is owed after a flush of all');
+      }
       return;
     }
     case 'step out': {
@@ -587,8 +628,11 @@ describe('an entry', () => {
     const world = new World();
     for (let index = 0; index < 5_000; index++) world.join(['all', `own-${index}`]);
     const { prototype } = Audience;
-    const spies = Object.entries(Object.getOwnPropertyDescriptors(prototype)).map(([name, descriptor]) =>
-      'value' in descriptor ? vi.spyOn(prototype, name as 'begin') : vi.spyOn(prototype, name as 'position', 'get'),
+    const spies = Object.entries(Object.getOwnPropertyDescriptors(prototype)).map(
+      ([name, descriptor]) =>
+        'value' in descriptor
+          ? vi.spyOn(prototype, name as 'begin')
+          : vi.spyOn(prototype, name as 'position', 'get'),
     );
     world.publish('all');
     const calls = spies.map((spy) => spy.mock.calls.length);
@@ -625,7 +669,9 @@ describe('one turn', () => {
     }
     looks.mockRestore();
     expect(Math.max(...looked)).toBeLessThanOrEqual(250);
-    expect(world.members.every(({ received }) => received.length === 1 && received[0] === 1)).toBe(true);
+    expect(world.members.every(({ received }) => received.length === 1 && received[0] === 1)).toBe(
+      true,
+    );
     // All of them were given the same bytes.
     expect(new Set(world.members.map(({ frames }) => frames[0])).size).toBe(1);
     expect(world.members[0]?.audience?.feeds.map(({ bytes }) => bytes)).toEqual([0, 0]);
@@ -636,7 +682,8 @@ describe('one turn', () => {
     for (let count = 0; count < 600; count++) world.join([count % 2 === 0 ? 'a' : 'b']);
     world.fanOut.retireAll();
     const left: number[] = [];
-    const present = (): number => world.members.filter(({ audience }) => audience !== undefined).length;
+    const present = (): number =>
+      world.members.filter(({ audience }) => audience !== undefined).length;
     for (let before = present(); world.turn(); before = present()) left.push(before - present());
     expect(Math.max(...left)).toBeLessThanOrEqual(250);
     expect(present()).toBe(0);
@@ -761,25 +808,33 @@ describe('beyond its bound', () => {
   test.each<[string, (member: FakeMember) => void]>([
     ['in its turn', () => {}],
     ['by a flush', (member) => member.flush(true)],
-  ])('a channel without history takes nothing from another that the same stream follows, which is given %s', (_, act) => {
-    const world = new World(false);
-    const member = world.join(['big', 'small'], true);
-    const other = world.join(['small'], true);
-    for (let count = 0; count < 5; count++) world.publish('small');
-    for (let count = 0; count < 2; count++) world.publish('big', LARGE.length);
-    world.publish('small');
-    act(member);
-    world.rest();
-    expect(member.received).toEqual([1, 2, 3, 4, 5, 8]);
-    expect(member.losses).toEqual([{ from: 5, to: 7 }]);
-    expect(other.received).toEqual([1, 2, 3, 4, 5, 8]);
-    expect(member.audience?.feeds.map(({ bytes }) => bytes)).toEqual([0, 0]);
-  });
+  ])(
+    'a channel without history takes nothing from another that the same stream follows, which is given %s',
+    (_, act) => {
+      const world = new World(false);
+      const member = world.join(['big', 'small'], true);
+      const other = world.join(['small'], true);
+      for (let count = 0; count < 5; count++) world.publish('small');
+      for (let count = 0; count < 2; count++) world.publish('big', LARGE.length);
+      world.publish('small');
+      act(member);
+      world.rest();
+      expect(member.received).toEqual([1, 2, 3, 4, 5, 8]);
+      expect(member.losses).toEqual([{ from: 5, to: 7 }]);
+      expect(other.received).toEqual([1, 2, 3, 4, 5, 8]);
+      expect(member.audience?.feeds.map(({ bytes }) => bytes)).toEqual([0, 0]);
+    },
+  );
 
   test('a single event goes to those who are there, however large it is', () => {
     const world = new World();
     const member = world.join(['a']);
-    world.fanOut.push({ channel: 'a', offset: 1, frame: Buffer.alloc(17_000_000), rest: () => {} } as unknown as LogEntry);
+    world.fanOut.push({
+      channel: 'a',
+      offset: 1,
+      frame: Buffer.alloc(17_000_000),
+      rest: () => {},
+    } as unknown as LogEntry);
     world.rest();
     expect(member.received).toEqual([1]);
   });
@@ -788,18 +843,28 @@ describe('beyond its bound', () => {
     const world = new World();
     const members = Array.from({ length: 20 }, (_, index) => world.join([`${index}`]));
     for (let count = 0; count < 2; count++) {
-      for (const [index] of members.entries()) world.fanOut.push(entryOf(`${index}`, ++world.head, 4_000_000));
+      for (const [index] of members.entries()) {
+        world.fanOut.push(entryOf(`${index}`, ++world.head, 4_000_000));
+      }
     }
-    const pending = members.reduce((sum, { audience }) => sum + (audience?.feeds[0]?.bytes ?? 0), 0);
+    const pending = members.reduce(
+      (sum, { audience }) => sum + (audience?.feeds[0]?.bytes ?? 0),
+      0,
+    );
     expect(pending).toBeLessThanOrEqual(67_108_864 + 4_000_100);
     world.rest();
-    for (const { received, audience } of members) expect(audience === undefined || received.length === 2).toBe(true);
+    for (const { received, audience } of members) {
+      expect(audience === undefined || received.length === 2).toBe(true);
+    }
   });
 
   test.each<[string, (world: World, members: FakeMember[]) => void]>([
     ['given to everybody', (world) => world.rest()],
     ['of those who have left', (_world, members) => members.forEach((member) => member.leave())],
-    ['flushed to everybody', (world, members) => (members.forEach((member) => member.flush(true)), world.rest())],
+    [
+      'flushed to everybody',
+      (world, members) => (members.forEach((member) => member.flush(true)), world.rest()),
+    ],
     ['of those who were retired', (world) => (world.fanOut.retireAll(), world.rest())],
   ])('counts no longer what was %s: after 200 MB in all nothing is dropped', (_, dispose) => {
     const world = new World();

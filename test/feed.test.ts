@@ -53,15 +53,18 @@ test.each<[number, number[]]>([
   [7, [8]],
   [8, []],
   [Infinity, []],
-])('forgets entries up to offset %d, gives their bytes, and keeps the newest offset', (upTo, rest) => {
-  const feed = filled(3, 7, 8);
-  const before = feed.bytes;
-  const forgotten = feed.forget(upTo);
-  expect(offsetsOf(feed)).toEqual(rest);
-  expect(feed.bytes).toBe(before - forgotten);
-  expect(feed.bytes).toBe(rest.reduce((sum, offset) => sum + entry(offset).frame.length, 0));
-  expect(feed.newest).toBe(8);
-});
+])(
+  'forgets entries up to offset %d, gives their bytes, and keeps the newest offset',
+  (upTo, rest) => {
+    const feed = filled(3, 7, 8);
+    const before = feed.bytes;
+    const forgotten = feed.forget(upTo);
+    expect(offsetsOf(feed)).toEqual(rest);
+    expect(feed.bytes).toBe(before - forgotten);
+    expect(feed.bytes).toBe(rest.reduce((sum, offset) => sum + entry(offset).frame.length, 0));
+    expect(feed.newest).toBe(8);
+  },
+);
 
 test('drops everything, and says up to which offset and how many entries until all audiences were told', () => {
   const feed = filled(3, 7);

@@ -20,7 +20,10 @@ import { StrictParser } from './support/strict-parser.ts';
 import { until, within } from './support/wait.ts';
 
 /** Middleware and routes as in the README, in whatever has `use`. */
-function install(app: { use: (...args: never[]) => unknown }): { seen: EventStream[]; channels: Channels } {
+function install(app: { use: (...args: never[]) => unknown }): {
+  seen: EventStream[];
+  channels: Channels;
+} {
   const seen: EventStream[] = [];
   const channels = createChannels();
   const use = app.use.bind(app) as (...args: unknown[]) => void;
@@ -80,7 +83,21 @@ function certificate(): { key: Buffer; cert: Buffer } {
   const [key, cert] = [join(folder, 'key.pem'), join(folder, 'cert.pem')];
   execFileSync(
     'openssl',
-    ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-keyout', key, '-out', cert, '-days', '1', '-subj', '/CN=localhost'],
+    [
+      'req',
+      '-x509',
+      '-newkey',
+      'rsa:2048',
+      '-nodes',
+      '-keyout',
+      key,
+      '-out',
+      cert,
+      '-days',
+      '1',
+      '-subj',
+      '/CN=localhost',
+    ],
     { stdio: 'ignore' },
   );
   return { key: readFileSync(key), cert: readFileSync(cert) };
@@ -91,10 +108,14 @@ test('on https', async () => {
   install(app);
   await using server = await listening(createHttpsServer(certificate(), app), 'https');
   const parser = new StrictParser();
-  const req = httpsGet(server.url, { headers: { Accept: 'text/event-stream' }, rejectUnauthorized: false }, (res) => {
-    res.on('data', (chunk: Buffer) => parser.feed(chunk));
-    res.on('error', () => {});
-  });
+  const req = httpsGet(
+    server.url,
+    { headers: { Accept: 'text/event-stream' }, rejectUnauthorized: false },
+    (res) => {
+      res.on('data', (chunk: Buffer) => parser.feed(chunk));
+      res.on('error', () => {});
+    },
+  );
   req.on('error', () => {});
   await until('the event', () => parser.events.length === 1);
   expect(parser.events[0]?.data).toBe('direct');
@@ -126,11 +147,17 @@ describe.each<[string, () => [Server, string]]>([
       seen.push(given);
       given.send('direct');
     });
-    raw.on('request', (req, res) => events(req, res, () => handler(req as never, res as never, () => {})));
+    raw.on('request', (req, res) =>
+      events(req, res, () => handler(req as never, res as never, () => {})),
+    );
     await using server = await listening(raw, protocol);
     const first = ask(server.url);
     await until('the first event', () => first.parser.events.length === 1);
-    expect(first.head()).toMatchObject({ ':status': 200, 'content-type': 'text/event-stream', 'x-accel-buffering': 'no' });
+    expect(first.head()).toMatchObject({
+      ':status': 200,
+      'content-type': 'text/event-stream',
+      'x-accel-buffering': 'no',
+    });
     expect(first.head()).not.toHaveProperty('connection');
     const [given] = seen as [EventStream];
     await until('a heartbeat', () => first.parser.comments.length > 1);
@@ -140,7 +167,11 @@ describe.each<[string, () => [Server, string]]>([
     expect(first.parser.events.map((event) => event.data.length)).toEqual([6, 2_000_000, 5]);
     given.close({ final: true });
     await until('the end', () => first.request.closed);
-    expect(first.parser.events.at(-1)).toEqual({ type: 'sse:end', data: '{}', lastEventId: 'sse:end' });
+    expect(first.parser.events.at(-1)).toEqual({
+      type: 'sse:end',
+      data: '{}',
+      lastEventId: 'sse:end',
+    });
     first.session.close();
 
     const marked = ask(server.url, { 'last-event-id': 'sse:end' });
@@ -167,14 +198,18 @@ describe.each<[string, () => [Server, string]]>([
     const events = sse({ maxBuffered: 100_000, stallTimeout: false });
     const seen: EventStream[] = [];
     const handler = stream((given) => void seen.push(given));
-    raw.on('request', (req, res) => events(req, res, () => handler(req as never, res as never, () => {})));
+    raw.on('request', (req, res) =>
+      events(req, res, () => handler(req as never, res as never, () => {})),
+    );
     await using server = await listening(raw, protocol);
     const slow = ask(server.url);
     await until('the stream', () => seen.length === 1);
     slow.request.pause();
     const [given] = seen as [EventStream];
     await until('its end', () => {
-      for (let count = 0; count < 20 && given.readyState === 1; count++) given.send('x'.repeat(1_000));
+      for (let count = 0; count < 20 && given.readyState === 1; count++) {
+        given.send('x'.repeat(1_000));
+      }
       return given.readyState === 2;
     });
     expect(await given.closed).toBe('slow');
@@ -193,7 +228,9 @@ describe('behind other middleware the first event arrives at once', () => {
     app.use(session({ secret: 'for this test', resave: true, saveUninitialized: true }));
     const { seen, channels } = install(app);
     await using server = await serve(app);
-    using reader = await read(server.url, { headers: { 'Accept-Encoding': 'gzip, br', Origin: 'http://elsewhere.example' } });
+    using reader = await read(server.url, {
+      headers: { 'Accept-Encoding': 'gzip, br', Origin: 'http://elsewhere.example' },
+    });
     expect((await reader.next()).data).toBe('direct');
     const { headers } = reader.response;
     expect(headers.get('content-encoding')).toBeNull();
@@ -208,7 +245,9 @@ describe('behind other middleware the first event arrives at once', () => {
     await channels.publish('news', 'published');
     expect((await listener.next()).data).toBe('published');
     // What is no stream is compressed as ever.
-    const page = await fetch(`${server.url}/listen`, { headers: { 'Accept-Encoding': 'gzip', Accept: 'application/json' } });
+    const page = await fetch(`${server.url}/listen`, {
+      headers: { 'Accept-Encoding': 'gzip', Accept: 'application/json' },
+    });
     expect([page.status, page.headers.get('content-encoding')]).toEqual([406, 'gzip']);
   });
 
@@ -217,8 +256,15 @@ describe('behind other middleware the first event arrives at once', () => {
     app.use(cors(), sse());
     await using server = await serve(app);
     const response = await fetch(server.url, {
-      headers: { Accept: 'text/event-stream', 'Last-Event-ID': 'sse:end', Origin: 'http://elsewhere.example' },
+      headers: {
+        Accept: 'text/event-stream',
+        'Last-Event-ID': 'sse:end',
+        Origin: 'http://elsewhere.example',
+      },
     });
-    expect([response.status, response.headers.get('access-control-allow-origin')]).toEqual([204, '*']);
+    expect([response.status, response.headers.get('access-control-allow-origin')]).toEqual([
+      204,
+      '*',
+    ]);
   });
 });

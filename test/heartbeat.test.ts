@@ -32,7 +32,9 @@ describe('a silent stream', () => {
   });
 
   test('gets an sse:ping event where the heartbeat is visible', async () => {
-    await using server = await serveStreams((stream) => stream.open(), { heartbeat: { interval: 20, visible: true } });
+    await using server = await serveStreams((stream) => stream.open(), {
+      heartbeat: { interval: 20, visible: true },
+    });
     using reader = await read(server.url);
     expect(await reader.take(2)).toEqual([
       { event: 'sse:ping', id: undefined, data: '{}' },
@@ -41,7 +43,10 @@ describe('a silent stream', () => {
   });
 
   test('gets none with heartbeat: false', async () => {
-    await using server = await serveStreams((stream) => stream.open(), { heartbeat: false, stallTimeout: 50 });
+    await using server = await serveStreams((stream) => stream.open(), {
+      heartbeat: false,
+      stallTimeout: 50,
+    });
     await using beating = await serveStreams((stream) => stream.open(), { heartbeat: 20 });
     using reader = await read(server.url);
     using other = await read(beating.url);
@@ -65,7 +70,10 @@ test('an event pushes the heartbeat back: a busy stream gets none', async () => 
 test('a stream in step with others gets it that long after its last event, whatever was looked for meanwhile', async () => {
   const channels = createChannels();
   const heartbeat = 800;
-  await using server = await serveStreams((stream) => stream.subscribe('a'), { channels, heartbeat });
+  await using server = await serveStreams((stream) => stream.subscribe('a'), {
+    channels,
+    heartbeat,
+  });
   using reader = await read(server.url);
   await until('the stream', () => server.streams.length === 1);
   const opened = performance.now();
@@ -86,7 +94,10 @@ test('a stream in step with others gets it that long after its last event, whate
 });
 
 test('no heartbeat goes into a blocked stream', async () => {
-  await using server = await serveStreams((stream) => stream.open(), { heartbeat: 20, stallTimeout: false });
+  await using server = await serveStreams((stream) => stream.open(), {
+    heartbeat: 20,
+    stallTimeout: false,
+  });
   const socket = await dial(server.port, requestText('/'));
   socket.pause();
   await until('the stream', () => server.streams.length === 1);
@@ -107,7 +118,9 @@ test('no heartbeat goes into a blocked stream', async () => {
   await until('ten more heartbeats elsewhere', () => other.comments.length >= beats + 10);
   expect(stream.bufferedAmount).toBe(rest);
   // All that was written since is the other stream's heartbeats, two bytes each.
-  expect(server.events.stats().bytes - bytes).toBeLessThanOrEqual(2 * (other.comments.length - beats + 2));
+  expect(server.events.stats().bytes - bytes).toBeLessThanOrEqual(
+    2 * (other.comments.length - beats + 2),
+  );
   socket.destroy();
 });
 
@@ -117,7 +130,9 @@ test('there is one timer for all streams, it holds no process, and it goes with 
   await using server = await serveStreams((stream) => stream.open(), { heartbeat: 800 });
   const readers = await Promise.all(Array.from({ length: 20 }, () => read(server.url)));
   await until('the streams', () => server.events.streams.size === 20);
-  const timers = set.mock.calls.flatMap(([, ms], call) => (ms === 50 ? [set.mock.results[call]?.value as NodeJS.Timeout] : []));
+  const timers = set.mock.calls.flatMap(([, ms], call) =>
+    ms === 50 ? [set.mock.results[call]?.value as NodeJS.Timeout] : [],
+  );
   expect(timers).toHaveLength(1);
   expect(timers[0]?.hasRef()).toBe(false);
   for (const reader of readers) reader.close();
@@ -160,8 +175,12 @@ describe('stallTimeout counts time in which the process ran:', () => {
 
   test('a loop that is busy for longer cuts no reader that has something queued', async () => {
     const stallTimeout = 1_000;
-    await using server = await serveStreams((stream) => void stream.send('x'.repeat(30_000_000)), { stallTimeout });
-    const sockets = await Promise.all(Array.from({ length: 10 }, () => dial(server.port, requestText('/'))));
+    await using server = await serveStreams((stream) => void stream.send('x'.repeat(30_000_000)), {
+      stallTimeout,
+    });
+    const sockets = await Promise.all(
+      Array.from({ length: 10 }, () => dial(server.port, requestText('/'))),
+    );
     for (const socket of sockets) readSlowly(socket);
     await until('the streams', () => server.streams.length === 10);
     for (let pauses = 0; pauses < 3; pauses++) {
@@ -190,7 +209,13 @@ describe('stallTimeout counts time in which the process ran:', () => {
         void res.sse.closed.then((reason) => process.send(reason));
       }));
       server.listen(0, '127.0.0.1', () => process.send(server.address().port));`;
-    await using child = start(process.execPath, ['--import', 'tsx', '--input-type=module', '--eval', program]);
+    await using child = start(process.execPath, [
+      '--import',
+      'tsx',
+      '--input-type=module',
+      '--eval',
+      program,
+    ]);
     const [port] = (await within('the port', once(child.process, 'message'))) as [number];
     const told: unknown[] = [];
     child.process.on('message', (message) => told.push(message));
@@ -205,7 +230,10 @@ describe('stallTimeout counts time in which the process ran:', () => {
       await until('longer than stallTimeout', () => performance.now() - stopped > 1_500);
       child.process.kill('SIGCONT');
       const before = received;
-      await until('more of the event', () => received > before + 2_000_000 || told.length > 0 || socket.destroyed);
+      await until(
+        'more of the event',
+        () => received > before + 2_000_000 || told.length > 0 || socket.destroyed,
+      );
     }
     expect(told).toEqual([]);
     socket.destroy();
@@ -213,7 +241,10 @@ describe('stallTimeout counts time in which the process ran:', () => {
 });
 
 test('a sweep over many streams goes on in the next turn, not with the next tick', async () => {
-  const unrefs = vi.spyOn(Object.getPrototypeOf(setImmediate(() => {})) as NodeJS.Immediate, 'unref');
+  const unrefs = vi.spyOn(
+    Object.getPrototypeOf(setImmediate(() => {})) as NodeJS.Immediate,
+    'unref',
+  );
   const heartbeat = new StreamMonitor(resolveStreamOptions({ heartbeat: 400 }));
   const many = Array.from({ length: 2_000 }, standIn);
   for (const each of many) heartbeat.add(each as unknown as ResponseWriter);

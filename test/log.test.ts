@@ -27,7 +27,12 @@ function makeLog(maxBytes = ALL, maxChannels = ALL): Log {
 }
 
 /** Appends the next event of the registry. */
-function put(log: Log, channel: string, limits: Partial<HistoryLimits> = {}, data = `${offset + 1}`): LogEntry {
+function put(
+  log: Log,
+  channel: string,
+  limits: Partial<HistoryLimits> = {},
+  data = `${offset + 1}`,
+): LogEntry {
   const entry = new LogEntry({ channel, epoch: 'e', offset: ++offset, data });
   log.append(entry, { ...LIMITS, ...limits });
   return entry;
@@ -77,7 +82,10 @@ describe('of a channel is kept', () => {
     for (let count = 0; count < 300; count++) put(log, 'a', { events: 3 });
     expect(offsets(log, ['a'])).toEqual([298, 299, 300]);
     expect(trimmed(log, 'a')).toBe(297);
-    expect(log.held).toEqual({ events: 3, bytes: log.read(['a'], 0, ALL).entries.reduce((sum, entry) => sum + entry.size, 0) });
+    expect(log.held).toEqual({
+      events: 3,
+      bytes: log.read(['a'], 0, ALL).entries.reduce((sum, entry) => sum + entry.size, 0),
+    });
   });
 
   test('so many bytes, and nothing of an event that is larger than that', () => {
@@ -133,7 +141,11 @@ test('over all channels so many bytes are kept: the oldest events of those publi
   // The two of b are older than the newest of a, and b was published to less recently.
   expect([offsets(log, ['a']), offsets(log, ['b'])]).toEqual([[1, 2, 5], [4]]);
   put(log, 'c');
-  expect([offsets(log, ['a']), offsets(log, ['b']), offsets(log, ['c'])]).toEqual([[1, 2, 5], [], [6]]);
+  expect([offsets(log, ['a']), offsets(log, ['b']), offsets(log, ['c'])]).toEqual([
+    [1, 2, 5],
+    [],
+    [6],
+  ]);
   expect([trimmed(log, 'a'), trimmed(log, 'b')]).toEqual([0, 4]);
   expect(log.held.bytes).toBeLessThanOrEqual(4 * SIZE);
 });
@@ -143,7 +155,12 @@ describe('over so many channels', () => {
     const log = makeLog(ALL, 3);
     followed.add('a');
     for (const channel of ['a', 'b', 'c', 'b', 'd']) put(log, channel);
-    expect([offsets(log, ['a']), offsets(log, ['b']), offsets(log, ['c']), offsets(log, ['d'])]).toEqual([[1], [2, 4], [], [5]]);
+    expect([
+      offsets(log, ['a']),
+      offsets(log, ['b']),
+      offsets(log, ['c']),
+      offsets(log, ['d']),
+    ]).toEqual([[1], [2, 4], [], [5]]);
     put(log, 'e');
     expect([offsets(log, ['a']), offsets(log, ['b'])]).toEqual([[1], []]);
   });
@@ -184,7 +201,10 @@ test('whatever is published, memory is bounded, the sums are right and trimmed t
     latest: fc.constant(false),
   });
   const step = fc.oneof(
-    { weight: 8, arbitrary: fc.record({ put: fc.constantFrom('a', 'b', 'c', 'd'), size: fc.nat(600), limits }) },
+    {
+      weight: 8,
+      arbitrary: fc.record({ put: fc.constantFrom('a', 'b', 'c', 'd'), size: fc.nat(600), limits }),
+    },
     { weight: 1, arbitrary: fc.record({ clear: fc.constantFrom('a', 'b', 'c', 'd') }) },
     { weight: 1, arbitrary: fc.record({ wait: fc.nat(3) }) },
     { weight: 1, arbitrary: fc.record({ toggle: fc.constantFrom('a', 'b', 'c', 'd') }) },
@@ -240,11 +260,21 @@ test('whatever is published, memory is bounded, the sums are right and trimmed t
 });
 
 test('an event prints its channel, id, event and data in console.log and JSON.stringify', () => {
-  const event = new LogEntry({ channel: 'a', epoch: 'e', offset: 7, event: 'text', data: '{"n":1}' });
+  const event = new LogEntry({
+    channel: 'a',
+    epoch: 'e',
+    offset: 7,
+    event: 'text',
+    data: '{"n":1}',
+  });
   const shown = { channel: 'a', id: 'e.7', event: 'text', data: '{"n":1}' };
   expect(JSON.parse(JSON.stringify(event))).toEqual(shown);
   expect(inspect(event)).toBe(inspect(shown));
-  expect(JSON.parse(JSON.stringify(new LogEntry({ channel: 'a', epoch: undefined, offset: 1, data: 'x' })))).toEqual({
+  expect(
+    JSON.parse(
+      JSON.stringify(new LogEntry({ channel: 'a', epoch: undefined, offset: 1, data: 'x' })),
+    ),
+  ).toEqual({
     channel: 'a',
     id: '',
     event: 'message',

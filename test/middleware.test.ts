@@ -35,11 +35,19 @@ describe('res.sse', () => {
 
   test("with accept: 'any' is there for everybody but who refuses", async () => {
     const app = teller({ accept: 'any' });
-    for (const accept of ['*/*', 'application/json', 'text/event-stream', 'text/event-stream;q=0.1']) {
+    for (const accept of [
+      '*/*',
+      'application/json',
+      'text/event-stream',
+      'text/event-stream;q=0.1',
+    ]) {
       await request(app).get('/').set('Accept', accept).expect(200, 'true');
     }
     await request(app).post('/').set('Accept', 'application/json').expect(200, 'true');
-    await request(app).get('/').set('Accept', 'application/json, text/event-stream;q=0').expect(200, 'false');
+    await request(app)
+      .get('/')
+      .set('Accept', 'application/json, text/event-stream;q=0')
+      .expect(200, 'false');
   });
 
   test('is lazy: the handler may answer 401, redirect or leave it to the next as ever', async () => {
@@ -48,7 +56,11 @@ describe('res.sse', () => {
     app.get('/denied', (_req, res) => void res.status(401).json({ no: true }));
     app.get('/moved', (_req, res) => res.redirect('/denied'));
     app.get('/next', (_req, _res, next) => next());
-    await request(app).get('/denied').set(ASK).expect(401, { no: true }).expect('Content-Type', /json/);
+    await request(app)
+      .get('/denied')
+      .set(ASK)
+      .expect(401, { no: true })
+      .expect('Content-Type', /json/);
     await request(app).get('/moved').set(ASK).expect(302);
     await request(app).get('/next').set(ASK).expect(404);
   });
@@ -56,7 +68,12 @@ describe('res.sse', () => {
 
 test('the options of a route win over those of the app, which it inherits', async () => {
   const app = express();
-  const outer = sse({ retry: 1_111, headers: { 'X-From': 'app' }, maxBuffered: 5, heartbeat: 60_000 });
+  const outer = sse({
+    retry: 1_111,
+    headers: { 'X-From': 'app' },
+    maxBuffered: 5,
+    heartbeat: 60_000,
+  });
   const inner = sse({ retry: 2_222, heartbeat: undefined });
   app.use(outer);
   app.get(
@@ -94,7 +111,10 @@ test("an inner accept: 'any' still belongs to the outer one, which did not attac
     stream((given) => given.open()),
   );
   await using server = await serve(app);
-  using reader = await read(server.url, { method: 'POST', headers: { Accept: 'application/json' } });
+  using reader = await read(server.url, {
+    method: 'POST',
+    headers: { Accept: 'application/json' },
+  });
   await until('the head', () => reader.retries.length === 1);
   expect(reader.retries).toEqual([1_111]);
   expect(outer.streams.size).toBe(1);
@@ -127,7 +147,10 @@ describe('after a final end', () => {
 
   test('and nobody else is', async () => {
     const app = teller({ accept: 'any' });
-    await request(app).get('/').set({ Accept: 'application/json', 'Last-Event-ID': 'sse:end' }).expect(200);
+    await request(app)
+      .get('/')
+      .set({ Accept: 'application/json', 'Last-Event-ID': 'sse:end' })
+      .expect(200);
     await request(app)
       .post('/')
       .set({ ...ASK, 'Last-Event-ID': 'sse:end' })
@@ -168,13 +191,19 @@ test('closeWhere ends the streams of those who lost their rights, and only those
   using kept = await read(`${server.url}?user=ann`);
   using revoked = await read(`${server.url}?user=bob`);
   await until('both', () => server.events.streams.size === 2);
-  expect(server.events.closeWhere(({ req }) => (req as Request).query['user'] === 'bob', { final: true })).toBe(1);
+  expect(
+    server.events.closeWhere(({ req }) => (req as Request).query['user'] === 'bob', {
+      final: true,
+    }),
+  ).toBe(1);
   await revoked.end();
   expect(revoked.events).toEqual([{ id: 'sse:end', event: 'sse:end', data: '{}' }]);
   expect(kept.ended).toBe(false);
   expect(server.events.stats().closed).toEqual({ revoked: 1 });
   for (const retry of [-1, 2 ** 31]) {
-    expect(() => server.events.closeWhere(() => true, { retry })).toThrow(expect.objectContaining({ code: 'ERR_SSE_OPTION' }));
+    expect(() => server.events.closeWhere(() => true, { retry })).toThrow(
+      expect.objectContaining({ code: 'ERR_SSE_OPTION' }),
+    );
   }
 });
 
@@ -210,7 +239,11 @@ test('closeWhere refuses a test that is async, which would send everybody away',
 test("a route's accept: 'event-stream' behind an app's 'any' takes the stream away from who does not ask", async () => {
   const app = express();
   app.use(sse({ accept: 'any' }));
-  app.get('/', sse({ accept: 'event-stream' }), (_req, res) => void res.json(res.sse instanceof EventStream));
+  app.get(
+    '/',
+    sse({ accept: 'event-stream' }),
+    (_req, res) => void res.json(res.sse instanceof EventStream),
+  );
   await request(app).get('/').set('Accept', 'application/json').expect(200, 'false');
 });
 
@@ -219,7 +252,10 @@ describe('close', () => {
     await using server = await serveStreams((given) => given.open());
     const readers = await Promise.all(Array.from({ length: 5 }, () => read(server.url)));
     await until('the streams', () => server.events.streams.size === 5);
-    expect(await server.events.close({ retry: { min: 100, max: 10_000 } })).toEqual({ closed: 5, destroyed: 0 });
+    expect(await server.events.close({ retry: { min: 100, max: 10_000 } })).toEqual({
+      closed: 5,
+      destroyed: 0,
+    });
     for (const reader of readers) {
       await reader.end();
       expect(reader.retries).toHaveLength(1);
@@ -283,7 +319,9 @@ describe('closeWhere on many streams', () => {
   /** Raw clients of streams that follow `a`. */
   async function serveMany(count: number) {
     const channels = createChannels();
-    const server = await serveStreams((given) => given.subscribe('a', { checkpoints: false }), { channels });
+    const server = await serveStreams((given) => given.subscribe('a', { checkpoints: false }), {
+      channels,
+    });
     const texts: string[] = [];
     const sockets = await Promise.all(
       Array.from({ length: count }, async (_, index) => {
@@ -321,7 +359,9 @@ describe('closeWhere on many streams', () => {
     void server.channels.publish('a', 'before');
     expect(server.events.closeWhere(() => true, { retry: 77 })).toBe(700);
     void server.channels.publish('a', 'after');
-    expect(server.streams.every(({ readyState, signal }) => readyState === 2 && signal.aborted)).toBe(true);
+    expect(
+      server.streams.every(({ readyState, signal }) => readyState === 2 && signal.aborted),
+    ).toBe(true);
     expect(server.events.stats()).toMatchObject({ open: 0, closed: { revoked: 700 } });
     expect([...server.events.streams]).toEqual([]);
     expect(server.channels.stats().subscriptions).toBe(0);
@@ -330,7 +370,9 @@ describe('closeWhere on many streams', () => {
     await until('the ends', server.areEnded);
     end.mockRestore();
     expect(most).toBeLessThanOrEqual(250);
-    for (const text of server.texts) expect(text).toMatch(/data: 1\n[^]*data: before\n[^]*retry: 77\n[^]*0\r\n\r\n$/);
+    for (const text of server.texts) {
+      expect(text).toMatch(/data: 1\n[^]*data: before\n[^]*retry: 77\n[^]*0\r\n\r\n$/);
+    }
     for (const text of server.texts) expect(text).not.toMatch(/after|late/);
     await until('nothing to be left', () => server.events.stats().buffered === 0);
   });
@@ -353,14 +395,18 @@ describe('closeWhere on many streams', () => {
         const end = given.res.end.bind(given.res) as (...args: unknown[]) => Response;
         given.res.end = ((...args: unknown[]) => {
           const ended = end(...args);
-          if (req.url === '/?a') nested ??= server.events.closeWhere((other) => other.req.url === '/?b');
+          if (req.url === '/?a') {
+            nested ??= server.events.closeWhere((other) => other.req.url === '/?b');
+          }
           return ended;
         }) as typeof given.res.end;
         given.open();
       },
       { maxStreams: 6 },
     );
-    const readers = await Promise.all(['a', 'a', 'a', 'b', 'b', 'b'].map((group) => read(`${server.url}?${group}`)));
+    const readers = await Promise.all(
+      ['a', 'a', 'a', 'b', 'b', 'b'].map((group) => read(`${server.url}?${group}`)),
+    );
     expect(server.events.closeWhere(({ req }) => req.url === '/?a')).toBe(3);
     for (const reader of readers) await reader.end();
     expect(nested).toBe(3);
@@ -377,8 +423,14 @@ describe('closeWhere on many streams', () => {
     server.events.closeWhere(() => true);
     server.streams[598]?.res.end();
     server.streams[599]?.res.destroy();
-    await until('the ends', () => server.texts.filter((text) => /before[^]*0\r\n\r\n$/.test(text)).length === 599);
-    await until('nothing to be left', () => server.sockets.size === 599 && server.events.stats().buffered === 0);
+    await until(
+      'the ends',
+      () => server.texts.filter((text) => /before[^]*0\r\n\r\n$/.test(text)).length === 599,
+    );
+    await until(
+      'nothing to be left',
+      () => server.sockets.size === 599 && server.events.stats().buffered === 0,
+    );
     expect(await server.events.close()).toEqual({ closed: 0, destroyed: 0 });
   });
 });
@@ -399,8 +451,9 @@ describe('a res.sse that is not of this library', () => {
     );
     app.get('/listen', createChannels().listen('a'));
     app.get('/page', (_req, res) => void res.send('page'));
-    app.use((error: { code: string; message: string }, _req: Request, res: Response, _next: unknown) =>
-      res.status(500).json([error.code, error.message]),
+    app.use(
+      (error: { code: string; message: string }, _req: Request, res: Response, _next: unknown) =>
+        res.status(500).json([error.code, error.message]),
     );
     return app;
   }

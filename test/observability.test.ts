@@ -24,7 +24,11 @@ const page = await snippetsOf('docs/observability.md');
 /** A server on which a bit of everything has happened: two streams are open, one was closed, one refused. */
 async function busyServer(options: SseOptions = {}) {
   const channels = createChannels();
-  const server = await serveStreams((given) => given.subscribe('news'), { channels, maxStreams: 3, ...options });
+  const server = await serveStreams((given) => given.subscribe('news'), {
+    channels,
+    maxStreams: 3,
+    ...options,
+  });
   const readers = [await read(server.url), await read(server.url), await read(server.url)];
   using refused = await read(server.url);
   await refused.end();
@@ -45,7 +49,11 @@ describe('the recipe for', () => {
   test('prom-client serves what the gauges say, scrape after scrape', async () => {
     await using server = await busyServer();
     const { app, events, channels } = server;
-    await runSnippet(page.get('prometheus'), { 'prom-client': prometheus }, { app, events, channels });
+    await runSnippet(
+      page.get('prometheus'),
+      { 'prom-client': prometheus },
+      { app, events, channels },
+    );
     for (let scrape = 0; scrape < 2; scrape++) {
       const response = await fetch(`${server.url}/metrics`);
       const text = await response.text();
@@ -80,7 +88,11 @@ describe('the recipe for', () => {
     const provider = new MeterProvider({ readers: [reader] });
     otel.metrics.setGlobalMeterProvider(provider);
     const { events, channels } = server;
-    await runSnippet(page.get('opentelemetry'), { '@opentelemetry/api': otel }, { events, channels });
+    await runSnippet(
+      page.get('opentelemetry'),
+      { '@opentelemetry/api': otel },
+      { events, channels },
+    );
     await reader.forceFlush();
     const [exported] = exporter.getMetrics();
     const values = (exported?.scopeMetrics ?? []).flatMap(({ metrics }) =>
@@ -113,7 +125,11 @@ describe('the recipe for', () => {
       names.push([name, listener]);
       diagnosticsChannel.subscribe(name, listener);
     };
-    await runSnippet(page.get('diagnostics'), { 'node:diagnostics_channel': { subscribe } }, { logger });
+    await runSnippet(
+      page.get('diagnostics'),
+      { 'node:diagnostics_channel': { subscribe } },
+      { logger },
+    );
     const channels = createChannels();
     await using server = await serveStreams(
       async (given, req: Request) => {
@@ -156,7 +172,8 @@ describe('the diagnostics channels', () => {
   test('tell of a stream opening and closing, of what is published, of a slow reader and of a gap', async () => {
     const told: [string, string[]][] = [];
     const listeners = (['open', 'close', 'publish', 'slow', 'gap'] as const).map((key) => {
-      const listener = (message: unknown): void => void told.push([key, Object.keys(message as object)]);
+      const listener = (message: unknown): void =>
+        void told.push([key, Object.keys(message as object)]);
       diagnosticsChannel.subscribe(`res-sse:${key}`, listener);
       return () => diagnosticsChannel.unsubscribe(`res-sse:${key}`, listener);
     });
@@ -214,12 +231,18 @@ test("NODE_DEBUG=res-sse prints a stream's life", async () => {
         res.on('close', () => server.close());
       });
     });`;
-  await using child = start(process.execPath, ['--import', 'tsx', '--input-type=module', '--eval', program], {
-    NODE_DEBUG: 'res-sse',
-  });
+  await using child = start(
+    process.execPath,
+    ['--import', 'tsx', '--input-type=module', '--eval', program],
+    {
+      NODE_DEBUG: 'res-sse',
+    },
+  );
   await within('the end', child.ended);
   const lines = child.output.split('\n').filter((line) => line.startsWith('RES-SSE'));
-  expect(lines.map((line) => line.replace(/^RES-SSE \d+: /, '').replace(/id: '[^']+'/, "id: '…'"))).toEqual([
+  expect(
+    lines.map((line) => line.replace(/^RES-SSE \d+: /, '').replace(/id: '[^']+'/, "id: '…'")),
+  ).toEqual([
     'open GET /listen',
     "publish { channel: 'haiku', id: '…' }",
     "reject GET /listen { reason: 'maxStreams' }",
@@ -236,7 +259,9 @@ describe('where a line is dead and does not show it, in a browser,', () => {
       heartbeat: { interval: 100, visible: true },
     });
     server.app.get('/page', (_req, res) => {
-      res.type('html').send(`<!doctype html><script>${script.replaceAll('40_000', '1_000')}</script>`);
+      res
+        .type('html')
+        .send(`<!doctype html><script>${script.replaceAll('40_000', '1_000')}</script>`);
     });
     const browser = await launchChromium();
     const tab = await browser.newPage();

@@ -106,8 +106,13 @@ describe('sse(options)', () => {
 test('app.use(sse), without a call, throws at the first request and says to call it', async () => {
   const app = express();
   app.use(sse as never);
-  app.use((error: { code: string; message: string }, _req: unknown, res: express.Response, _next: unknown) =>
-    res.status(500).json([error.code, error.message]),
+  app.use(
+    (
+      error: { code: string; message: string },
+      _req: unknown,
+      res: express.Response,
+      _next: unknown,
+    ) => res.status(500).json([error.code, error.message]),
   );
   const { body } = await request(app).get('/').expect(500);
   expect(body).toEqual(['ERR_SSE_OPTION', expect.stringContaining('app.use(sse())')]);
@@ -140,7 +145,9 @@ test('the table in the README names the options that there are, in their order',
   const readme = await readFile(new URL('../README.md', import.meta.url), 'utf8');
   const section = /## Options of `sse\(\)`\n([^]*?)\n## /.exec(readme)?.[1] ?? '';
   const named = [...section.matchAll(/^\| `([a-z]\w*)` \|/gm)].map(([, name]) => name);
-  expect(refusal({ hartbeat: 5 })).toBe(`unknown option \`hartbeat\` of sse(); it takes ${named.join(', ')}`);
+  expect(refusal({ hartbeat: 5 })).toBe(
+    `unknown option \`hartbeat\` of sse(); it takes ${named.join(', ')}`,
+  );
 });
 
 test('a retry range is drawn from evenly, both ends included', () => {

@@ -64,7 +64,9 @@ describe('pipe sends each item of', () => {
 });
 
 /** Pipes into a reader that leaves when the source has been asked for its second item. */
-async function leaveDuring(makeSource: (asked: () => void) => PipeSource<unknown>): Promise<unknown> {
+async function leaveDuring(
+  makeSource: (asked: () => void) => PipeSource<unknown>,
+): Promise<unknown> {
   let asked = false;
   let outcome: unknown;
   await using server = await serveStreams((stream) => {
@@ -224,31 +226,37 @@ test("a Node stream that fails while it is let go of is nobody's business", asyn
   await stream.closed;
   const missing = createReadStream('/there/is/no/such/file');
   await within('pipe', stream.pipe(missing));
-  const failing = new Readable({ read() {}, destroy: (_error, done) => done(new Error('cannot be destroyed')) });
+  const failing = new Readable({
+    read() {},
+    destroy: (_error, done) => done(new Error('cannot be destroyed')),
+  });
   await within('pipe', stream.pipe(failing));
   await until('both to be destroyed', () => missing.closed && failing.closed);
   process.off('uncaughtException', note);
   expect(uncaught).toEqual([]);
 });
 
-test.each(['end', 'destroy'] as const)('pipe stops when the application calls res.%s() itself', async (how) => {
-  let pulled = 0;
-  await using server = await serveStreams((stream) => {
-    stream.open();
-    void stream.pipe(
-      (function* () {
-        for (;;) {
-          if (++pulled === 10) stream.res[how]();
-          yield 'x';
-        }
-      })(),
-    );
-  });
-  using reader = await read(server.url);
-  await reader.end();
-  await until('the stream to end', () => server.events.streams.size === 0);
-  expect(pulled).toBeLessThan(20);
-});
+test.each(['end', 'destroy'] as const)(
+  'pipe stops when the application calls res.%s() itself',
+  async (how) => {
+    let pulled = 0;
+    await using server = await serveStreams((stream) => {
+      stream.open();
+      void stream.pipe(
+        (function* () {
+          for (;;) {
+            if (++pulled === 10) stream.res[how]();
+            yield 'x';
+          }
+        })(),
+      );
+    });
+    using reader = await read(server.url);
+    await reader.end();
+    await until('the stream to end', () => server.events.streams.size === 0);
+    expect(pulled).toBeLessThan(20);
+  },
+);
 
 test('an iterable whose item fails is let go of', async () => {
   let finished = false;
@@ -410,7 +418,10 @@ test('a Node stream of bytes is refused with the way out, and destroyed', async 
   using reader = await read(server.url);
   await reader.end();
   expect(server.errors.splice(0)).toEqual([
-    expect.objectContaining({ code: 'ERR_SSE_DATA', message: expect.stringContaining('encode bytes first') }),
+    expect.objectContaining({
+      code: 'ERR_SSE_DATA',
+      message: expect.stringContaining('encode bytes first'),
+    }),
   ]);
   await until('the source to be destroyed', () => source.destroyed);
 });

@@ -9,9 +9,17 @@ import { until, within } from './support/wait.ts';
 
 /** Whose end it was: `'client'` is the peer or the network, `'server'` and `'error'` are this process. */
 
-type Ending = { given: EventStream; server: TestServer; socket: Socket; fail: (error: unknown) => void };
+type Ending = {
+  given: EventStream;
+  server: TestServer;
+  socket: Socket;
+  fail: (error: unknown) => void;
+};
 
-async function reasonOf(end: (ending: Ending) => void, touch: (given: EventStream) => void = () => {}): Promise<CloseReason> {
+async function reasonOf(
+  end: (ending: Ending) => void,
+  touch: (given: EventStream) => void = () => {},
+): Promise<CloseReason> {
   const app = express();
   const events = sse();
   let given: EventStream | undefined;
@@ -48,7 +56,11 @@ describe('over HTTP/1.1 a stream ends as', () => {
     ['client', 'its client leaves', ({ socket }) => void socket.destroy()],
     ['client', 'its client closes its half', ({ socket }) => void socket.end()],
     ['client', 'its client resets the connection', ({ socket }) => void socket.resetAndDestroy()],
-    ['client', 'its client breaks the protocol', ({ socket }) => void socket.write('no request at all\r\n\r\n')],
+    [
+      'client',
+      'its client breaks the protocol',
+      ({ socket }) => void socket.write('no request at all\r\n\r\n'),
+    ],
     ['server', 'the application destroys the response', ({ given }) => void given.res.destroy()],
     [
       'server',
@@ -58,12 +70,28 @@ describe('over HTTP/1.1 a stream ends as', () => {
         given.send('late');
       },
     ],
-    ['server', 'the application destroys the socket', ({ given }) => void given.req.socket.destroy()],
-    ['server', 'its error handler destroys the connection', ({ fail }) => fail(new Error('for this test'))],
-    ['server', 'the server closes all connections', ({ server }) => server.server.closeAllConnections()],
+    [
+      'server',
+      'the application destroys the socket',
+      ({ given }) => void given.req.socket.destroy(),
+    ],
+    [
+      'server',
+      'its error handler destroys the connection',
+      ({ fail }) => fail(new Error('for this test')),
+    ],
+    [
+      'server',
+      'the server closes all connections',
+      ({ server }) => server.server.closeAllConnections(),
+    ],
     ['server', 'the socket times out', ({ given }) => void given.req.socket.setTimeout(20)],
     ['server', 'the application ends the response', ({ given }) => void given.res.end()],
-    ['error', 'the application destroys the response with an error', ({ given }) => void given.res.destroy(new Error('boo'))],
+    [
+      'error',
+      'the application destroys the response with an error',
+      ({ given }) => void given.res.destroy(new Error('boo')),
+    ],
     [
       'error',
       'the application destroys the socket with an error',
@@ -77,16 +105,27 @@ describe('over HTTP/1.1 a stream ends as', () => {
     ['sends', (given) => void given.send('late')],
     ['closes', (given) => void given.close()],
     ['asks', (given) => void given.comment()],
-  ])("'client' where its client leaves, also if an earlier listener for that %s", async (_, touch) => {
-    expect(await reasonOf(({ socket }) => void socket.destroy(), touch)).toBe('client');
-  });
+  ])(
+    "'client' where its client leaves, also if an earlier listener for that %s",
+    async (_, touch) => {
+      expect(await reasonOf(({ socket }) => void socket.destroy(), touch)).toBe('client');
+    },
+  );
 });
 
 describe('over HTTP/2 a stream ends as', () => {
-  type Http2Ending = { given: EventStream; request: http2.ClientHttp2Stream; session: http2.ClientHttp2Session };
+  type Http2Ending = {
+    given: EventStream;
+    request: http2.ClientHttp2Stream;
+    session: http2.ClientHttp2Session;
+  };
 
   test.each<[CloseReason, string, (ending: Http2Ending) => void]>([
-    ['client', 'its client cancels', ({ request }) => request.close(http2.constants.NGHTTP2_CANCEL)],
+    [
+      'client',
+      'its client cancels',
+      ({ request }) => request.close(http2.constants.NGHTTP2_CANCEL),
+    ],
     ['client', 'its client closes', ({ request }) => request.close()],
     ['client', 'its client destroys the session', ({ session }) => session.destroy()],
     ['server', 'the application destroys the response', ({ given }) => void given.res.destroy()],
@@ -95,7 +134,11 @@ describe('over HTTP/2 a stream ends as', () => {
       'the application destroys the session',
       ({ given }) => (given.res as unknown as http2.Http2ServerResponse).stream.session?.destroy(),
     ],
-    ['error', 'the application destroys the response with an error', ({ given }) => void given.res.destroy(new Error('boo'))],
+    [
+      'error',
+      'the application destroys the response with an error',
+      ({ given }) => void given.res.destroy(new Error('boo')),
+    ],
   ])('%s where %s', async (reason, _, end) => {
     const raw = http2.createServer();
     const events = sse();
@@ -107,7 +150,9 @@ describe('over HTTP/2 a stream ends as', () => {
       }),
     );
     await using server = await listening(raw as unknown as Server);
-    const session = http2.connect(`http://127.0.0.1:${(server.server.address() as AddressInfo).port}`);
+    const session = http2.connect(
+      `http://127.0.0.1:${(server.server.address() as AddressInfo).port}`,
+    );
     session.on('error', () => {});
     const asked = session.request({ ':path': '/', accept: 'text/event-stream' });
     asked.on('error', () => {});
@@ -132,7 +177,10 @@ test('the end of a client whose request has a large body that nobody needs is no
   );
   await using server = await serve(app);
   const size = 5_000_000;
-  const socket = await dial(server.port, requestText('/', { 'Content-Length': String(size) }, 'POST'));
+  const socket = await dial(
+    server.port,
+    requestText('/', { 'Content-Length': String(size) }, 'POST'),
+  );
   socket.resume();
   socket.write('x'.repeat(size));
   await until('the stream', () => events.streams.size === 1);

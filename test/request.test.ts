@@ -1,6 +1,11 @@
 import type { IncomingMessage } from 'node:http';
 import { describe, expect, test } from 'vitest';
-import { asksForEventStream, lastEventIdOf, preferredType, refusesEventStream } from '../src/protocol/request-headers.ts';
+import {
+  asksForEventStream,
+  lastEventIdOf,
+  preferredType,
+  refusesEventStream,
+} from '../src/protocol/request-headers.ts';
 
 function request(headers: Record<string, string>, url = '/'): IncomingMessage {
   return { headers, url } as unknown as IncomingMessage;
@@ -37,17 +42,25 @@ describe('a request asks for an event stream when Accept names it', () => {
     const others = 'a/b;q=0.1,'.repeat(1_600);
     expect(asksForEventStream(request({ accept: `text/event-stream,${others}` }))).toBe(true);
     expect(asksForEventStream(request({ accept: `${others}text/event-stream` }))).toBe(false);
-    expect(asksForEventStream(request({ accept: `${'a/b,'.repeat(200)}text/event-stream,${others}` }))).toBe(true);
+    expect(
+      asksForEventStream(request({ accept: `${'a/b,'.repeat(200)}text/event-stream,${others}` })),
+    ).toBe(true);
     expect(refusesEventStream(request({ accept: `${others}text/event-stream;q=0` }))).toBe(false);
     // Not half of a parameter.
     const accept = `text/event-stream;a=${'x'.repeat(1_000)};q=0`;
     expect(asksForEventStream(request({ accept: `${accept},a/b` }))).toBe(false);
-    expect(preferredType(request({ accept: `application/json,${others}` }), ['text/plain', 'application/json'])).toBe(
-      'application/json',
-    );
-    expect(preferredType(request({ accept: `${others}application/json` }), ['text/plain', 'application/json'])).toBe(
-      'text/plain',
-    );
+    expect(
+      preferredType(request({ accept: `application/json,${others}` }), [
+        'text/plain',
+        'application/json',
+      ]),
+    ).toBe('application/json');
+    expect(
+      preferredType(request({ accept: `${others}application/json` }), [
+        'text/plain',
+        'application/json',
+      ]),
+    ).toBe('text/plain');
   });
 
   test('and not when there is no Accept', () => {
@@ -89,7 +102,11 @@ describe('the last event ID', () => {
   test('is that of the original URL where middleware has taken the query away', () => {
     const rewritten = Object.assign(request({}, '/'), { originalUrl: '/listen?lastEventId=q' });
     expect(lastEventIdOf(rewritten)).toBe('q');
-    expect(lastEventIdOf(Object.assign(request({}, '/?lastEventId=own'), { originalUrl: '/listen?lastEventId=q' }))).toBe('own');
+    expect(
+      lastEventIdOf(
+        Object.assign(request({}, '/?lastEventId=own'), { originalUrl: '/listen?lastEventId=q' }),
+      ),
+    ).toBe('own');
   });
 
   test("is '' where there is neither", () => {

@@ -12,13 +12,18 @@ import { until, within } from './support/wait.ts';
 
 const ASK = { Accept: 'text/event-stream' };
 
-function appWith(handler: Parameters<typeof stream>[0], options?: Parameters<typeof stream>[1]): express.Express {
+function appWith(
+  handler: Parameters<typeof stream>[0],
+  options?: Parameters<typeof stream>[1],
+): express.Express {
   const app = express();
   app.use(sse());
   app.get('/', stream(handler, options));
-  app.use((error: Error, _req: express.Request, res: express.Response, _next: express.NextFunction) => {
-    res.status(500).json({ error: error.message });
-  });
+  app.use(
+    (error: Error, _req: express.Request, res: express.Response, _next: express.NextFunction) => {
+      res.status(500).json({ error: error.message });
+    },
+  );
   return app;
 }
 
@@ -40,7 +45,9 @@ describe('to a client that does not ask for a stream, stream() answers 406 and s
       .set('Accept', accept)
       .expect(406)
       .expect('Content-Type', /text\/plain/);
-    expect(response.text).toBe('This is an event stream; send the header Accept: text/event-stream\n');
+    expect(response.text).toBe(
+      'This is an event stream; send the header Accept: text/event-stream\n',
+    );
   });
 });
 
@@ -51,8 +58,13 @@ test('without sse() in front stream() and listen() throw ERR_SSE_NO_MIDDLEWARE',
     stream(() => {}),
   );
   app.get('/listen', createChannels().listen('a'));
-  app.use((error: { code: string }, _req: express.Request, res: express.Response, _next: express.NextFunction) =>
-    res.status(500).json(error.code),
+  app.use(
+    (
+      error: { code: string },
+      _req: express.Request,
+      res: express.Response,
+      _next: express.NextFunction,
+    ) => res.status(500).json(error.code),
   );
   await request(app).get('/stream').set(ASK).expect(500, '"ERR_SSE_NO_MIDDLEWARE"');
   await request(app).get('/listen').set(ASK).expect(500, '"ERR_SSE_NO_MIDDLEWARE"');
@@ -125,7 +137,8 @@ describe('an error of the handler', () => {
       app.use(sse());
       app.use(failing);
       app.use(
-        (error: Error, _req: express.Request, res: express.Response, _next: express.NextFunction) => void res.end(error.message),
+        (error: Error, _req: express.Request, res: express.Response, _next: express.NextFunction) =>
+          void res.end(error.message),
       );
       await request(app).get('/').set(ASK).expect('early');
     }
@@ -154,23 +167,33 @@ describe('an error of the handler', () => {
         throw new Error('secret');
       },
     ],
-  ])('after the stream has opened ends it with a longer retry, and no text of it: %s', async (_, handler) => {
-    let nexts = 0;
-    let seen: EventStream | undefined;
-    const app = express();
-    app.use(sse());
-    app.get(
-      '/',
-      stream((given) => handler((seen = given))),
-    );
-    app.use((_error: Error, _req: express.Request, _res: express.Response, _next: express.NextFunction) => void nexts++);
-    await using server = await serve(app);
-    using reader = await read(server.url);
-    await reader.end();
-    expect(reader.text).toMatch(/^:\ndata: first\n\nretry: [1-3]\d{4}\n$/);
-    expect(await within('the reason', (seen as unknown as EventStream).closed)).toBe('error');
-    expect(nexts).toBe(0);
-  });
+  ])(
+    'after the stream has opened ends it with a longer retry, and no text of it: %s',
+    async (_, handler) => {
+      let nexts = 0;
+      let seen: EventStream | undefined;
+      const app = express();
+      app.use(sse());
+      app.get(
+        '/',
+        stream((given) => handler((seen = given))),
+      );
+      app.use(
+        (
+          _error: Error,
+          _req: express.Request,
+          _res: express.Response,
+          _next: express.NextFunction,
+        ) => void nexts++,
+      );
+      await using server = await serve(app);
+      using reader = await read(server.url);
+      await reader.end();
+      expect(reader.text).toMatch(/^:\ndata: first\n\nretry: [1-3]\d{4}\n$/);
+      expect(await within('the reason', (seen as unknown as EventStream).closed)).toBe('error');
+      expect(nexts).toBe(0);
+    },
+  );
 });
 
 describe('a handler that returns an iterable', () => {
@@ -188,7 +211,9 @@ describe('a handler that returns an iterable', () => {
       { event: undefined, id: undefined, data: '{"b":1}' },
       { event: 'sse:end', id: 'sse:end', data: '{}' },
     ]);
-    expect((await fetch(server.url, { headers: { ...ASK, 'Last-Event-ID': 'sse:end' } })).status).toBe(204);
+    expect(
+      (await fetch(server.url, { headers: { ...ASK, 'Last-Event-ID': 'sse:end' } })).status,
+    ).toBe(204);
   });
 
   test('has it ended plainly with final: false', async () => {
@@ -261,14 +286,18 @@ describe('a handler that returns an iterable', () => {
 });
 
 test('stream(options) refuses what it does not know', () => {
-  expect(() => stream(() => {}, { finale: true } as object)).toThrow(expect.objectContaining({ code: 'ERR_SSE_OPTION' }));
+  expect(() => stream(() => {}, { finale: true } as object)).toThrow(
+    expect.objectContaining({ code: 'ERR_SSE_OPTION' }),
+  );
 });
 
 test("on a bare http server stream() works with a next of one's own", async () => {
   const events = sse();
   const route = stream((given) => given.send('bare'));
   await using server = await listening(
-    createServer((req, res) => events(req, res, () => route(req, res, (error) => res.destroy(error as Error)))),
+    createServer((req, res) =>
+      events(req, res, () => route(req, res, (error) => res.destroy(error as Error))),
+    ),
   );
   using reader = await read(server.url);
   expect((await reader.next()).data).toBe('bare');
@@ -288,7 +317,12 @@ describe('a client that has left before its handler', () => {
         return 'a';
       };
       app.use(events, (_req, _res, next) => void waiting.push(next));
-      app.get('/', kind === 'stream()' ? stream(count) : channels.listen(count, () => ({ filter: () => count() === 'a' })));
+      app.get(
+        '/',
+        kind === 'stream()'
+          ? stream(count)
+          : channels.listen(count, () => ({ filter: () => count() === 'a' })),
+      );
       await using server = await serve(app);
       for (let clients = 1; clients <= 5; clients++) {
         const socket = await dial(server.port, requestText('/'));

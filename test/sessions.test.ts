@@ -18,7 +18,10 @@ function dataOf({ session: data }: Request): Data {
   return data;
 }
 
-async function serveSessions(options: { resave: boolean; rolling?: boolean; unset?: 'destroy' | 'keep' }, touches: boolean) {
+async function serveSessions(
+  options: { resave: boolean; rolling?: boolean; unset?: 'destroy' | 'keep' },
+  touches: boolean,
+) {
   const app = express();
   const events = sse();
   const streams: EventStream[] = [];
@@ -47,7 +50,8 @@ async function serveSessions(options: { resave: boolean; rolling?: boolean; unse
   const server = await serve(app);
   const { headers } = await fetch(`${server.url}/login`);
   const cookie = (headers.get('set-cookie') ?? '').split(';')[0] as string;
-  const ask = async (path: string): Promise<string> => (await fetch(server.url + path, { headers: { cookie } })).text();
+  const ask = async (path: string): Promise<string> =>
+    (await fetch(server.url + path, { headers: { cookie } })).text();
   return Object.assign(server, { events, streams, ask, cookie });
 }
 
@@ -74,15 +78,18 @@ describe.each([
     expect(await server.ask('/me')).toBe('[null,null]');
   });
 
-  test.each(ends)('by %s leaves what other requests have put into the session since', async (_by, end) => {
-    await using server = await serveSessions(options, touches);
-    await server.ask('/cart/old');
-    using reader = await read(`${server.url}/listen`, { headers: { cookie: server.cookie } });
-    await until('the stream', () => server.streams.length === 1);
-    await server.ask('/cart/new');
-    void end(server.events, server.streams[0] as EventStream);
-    await reader.end();
-    expect(await server.ask('/me')).toBe('["ann","new"]');
-    expect(dataOf(server.streams[0]?.req as Request).user).toBe('ann');
-  });
+  test.each(ends)(
+    'by %s leaves what other requests have put into the session since',
+    async (_by, end) => {
+      await using server = await serveSessions(options, touches);
+      await server.ask('/cart/old');
+      using reader = await read(`${server.url}/listen`, { headers: { cookie: server.cookie } });
+      await until('the stream', () => server.streams.length === 1);
+      await server.ask('/cart/new');
+      void end(server.events, server.streams[0] as EventStream);
+      await reader.end();
+      expect(await server.ask('/me')).toBe('["ann","new"]');
+      expect(dataOf(server.streams[0]?.req as Request).user).toBe('ann');
+    },
+  );
 });

@@ -6,7 +6,14 @@ import type { Server } from 'node:http';
 import { EventSource } from 'eventsource';
 import express from 'express';
 import { describe, expect, test } from 'vitest';
-import { EventStream, createChannels, sse, stream, type Broker, type SseMiddleware } from '../src/index.ts';
+import {
+  EventStream,
+  createChannels,
+  sse,
+  stream,
+  type Broker,
+  type SseMiddleware,
+} from '../src/index.ts';
 import { type StreamHost } from '../src/stream/event-stream.ts';
 import { StreamMonitor } from '../src/stream/stream-monitor.ts';
 import { resolveStreamOptions } from '../src/stream/stream-options.ts';
@@ -82,7 +89,10 @@ describe('the open streams', () => {
     socket.pause();
     await until('the stream', () => server.streams.length === 13);
     (server.streams[12] as EventStream).send('x'.repeat(30_000_000));
-    expect(await within('close', server.events.close({ within: 300 }))).toEqual({ closed: 12, destroyed: 1 });
+    expect(await within('close', server.events.close({ within: 300 }))).toEqual({
+      closed: 12,
+      destroyed: 1,
+    });
     await Promise.all(readers.map((reader) => reader.end()));
     expect(server.events.stats()).toMatchObject({ open: 0, buffered: 0, closed: { shutdown: 13 } });
     socket.destroy();
@@ -104,7 +114,10 @@ describe('the open streams', () => {
     await using server = await serve(app);
     const socket = await dial(server.port, requestText('/long') + requestText('/').repeat(3));
     await until('the streams', () => seen.length === 3);
-    expect(await within('close', events.close({ within: 100 }))).toEqual({ closed: 0, destroyed: 3 });
+    expect(await within('close', events.close({ within: 100 }))).toEqual({
+      closed: 0,
+      destroyed: 3,
+    });
     await until('the socket to go', () => server.sockets.size === 0);
     socket.destroy();
   });
@@ -145,7 +158,11 @@ describe('newcomers', () => {
     const closing = server.events.close({ within: 2_000, retry: 77 });
     using late = await read(server.url);
     await late.end();
-    expect([late.response.status, late.text, late.response.headers.get('connection')]).toEqual([200, 'retry: 77\n', 'close']);
+    expect([late.response.status, late.text, late.response.headers.get('connection')]).toEqual([
+      200,
+      'retry: 77\n',
+      'close',
+    ]);
     for (const reader of readers) reader.close();
     await closing;
     expect(server.streams).toHaveLength(20);
@@ -158,7 +175,8 @@ describe('newcomers', () => {
     const got: string[] = [];
     // What a load balancer does that sees the old node leave.
     const source = new EventSource(old.url, {
-      fetch: (_url, init) => fetch(old.events.stats().closed.shutdown === undefined ? old.url : next.url, init),
+      fetch: (_url, init) =>
+        fetch(old.events.stats().closed.shutdown === undefined ? old.url : next.url, init),
     });
     source.addEventListener('message', ({ data }) => got.push(data as string));
     await until('the stream', () => channels.stats().subscriptions === 1);
@@ -177,7 +195,11 @@ describe('newcomers', () => {
 
 test('maxLifetime is a steady rotation: streams that opened together do not end together, and their clients miss nothing', async () => {
   const channels = createChannels();
-  await using server = await serveStreams((given) => given.subscribe('news'), { channels, maxLifetime: 1_000, retry: 10 });
+  await using server = await serveStreams((given) => given.subscribe('news'), {
+    channels,
+    maxLifetime: 1_000,
+    retry: 10,
+  });
   const got: number[][] = [];
   const sources = Array.from({ length: 20 }, () => {
     const source = new EventSource(server.url);
@@ -198,7 +220,9 @@ test('maxLifetime is a steady rotation: streams that opened together do not end 
   for (const source of sources) source.close();
   // The timer ticks sixteen times in a lifetime this short, so the fifth over which ends are spread has three or four groups.
   expect([...sizes].some((aged) => aged > 0 && aged < 20)).toBe(true);
-  for (const mine of got) expect(mine).toEqual(Array.from({ length: published }, (_, index) => index));
+  for (const mine of got) {
+    expect(mine).toEqual(Array.from({ length: published }, (_, index) => index));
+  }
 });
 
 describe('close()', () => {
@@ -225,7 +249,10 @@ describe('close()', () => {
     });
     using reader = await read(server.url);
     await until('the stream', () => server.events.streams.size === 1);
-    expect(await within('close', server.events.close({ within: 50 }))).toEqual({ closed: 0, destroyed: 1 });
+    expect(await within('close', server.events.close({ within: 50 }))).toEqual({
+      closed: 0,
+      destroyed: 1,
+    });
     reader.close();
   });
 
@@ -233,7 +260,9 @@ describe('close()', () => {
     const promises = new Set<Promise<unknown>>();
     await using server = await serveStreams((given) => {
       given.open();
-      given.signal.addEventListener('abort', () => promises.add(server.events.close({ within: 50 })));
+      given.signal.addEventListener('abort', () =>
+        promises.add(server.events.close({ within: 50 })),
+      );
     });
     const readers = await readMany(server.url, 3, server.events);
     promises.add(server.events.close({ within: 50 }));
@@ -269,11 +298,17 @@ describe('close()', () => {
         thisTurn = 0;
         if (isCounting) setImmediate(turn);
       })();
-      for (const given of streams) given.signal.addEventListener('abort', () => (most = Math.max(most, ++thisTurn)));
+      for (const given of streams) {
+        given.signal.addEventListener('abort', () => (most = Math.max(most, ++thisTurn)));
+      }
       const closing = roster.shutDown(time, { min: 1, max: 1 });
       await until('some ends', () => roster.size < 60_000);
       const { open, closed } = roster.stats();
-      expect([open, open + (closed.shutdown ?? 0), [...roster].length]).toEqual([roster.size, 60_000, roster.size]);
+      expect([open, open + (closed.shutdown ?? 0), [...roster].length]).toEqual([
+        roster.size,
+        60_000,
+        roster.size,
+      ]);
       const { closed: ended, destroyed } = await within('close', closing, 30_000);
       isCounting = false;
       expect(ended + destroyed).toBe(60_000);
@@ -293,7 +328,9 @@ describe('close()', () => {
     server.listen(0, '127.0.0.1');
     await once(server, 'listening');
     const { port } = server.address() as { port: number };
-    const sockets = await Promise.all(Array.from({ length: 5 }, () => dial(port, requestText('/'))));
+    const sockets = await Promise.all(
+      Array.from({ length: 5 }, () => dial(port, requestText('/'))),
+    );
     for (const socket of sockets) socket.resume();
     await until('the streams', () => events.streams.size === 5);
     const closed = once(server, 'close');
@@ -304,7 +341,8 @@ describe('close()', () => {
   });
 
   test('leaves no timer, and nothing that keeps the server from closing', async () => {
-    const timers = (): number => process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length;
+    const timers = (): number =>
+      process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length;
     const before = timers();
     const app = express();
     const events = sse({ heartbeat: 1_000, maxLifetime: 600_000, maxStreams: 100 });
@@ -361,10 +399,14 @@ test('over HTTP/2 streams end in waves, stragglers are destroyed, and their sess
     seen.push(given);
     given.open();
   });
-  raw.on('request', (req, res) => events(req, res, () => handler(req as never, res as never, () => {})));
+  raw.on('request', (req, res) =>
+    events(req, res, () => handler(req as never, res as never, () => {})),
+  );
   await using server = await listening(raw);
   const session = http2.connect(server.url);
-  const requests = Array.from({ length: 21 }, () => session.request({ ':path': '/', accept: 'text/event-stream' }));
+  const requests = Array.from({ length: 21 }, () =>
+    session.request({ ':path': '/', accept: 'text/event-stream' }),
+  );
   let ended = 0;
   for (const [index, request] of requests.entries()) {
     request.on('error', () => {});
@@ -372,7 +414,9 @@ test('over HTTP/2 streams end in waves, stragglers are destroyed, and their sess
     request.on('end', () => ended++);
   }
   await until('the streams', () => events.streams.size === 21);
-  for (const given of seen) if (given.req.url === '/') given.send('x'.repeat(given === seen[0] ? 20_000_000 : 10));
+  for (const given of seen) {
+    if (given.req.url === '/') given.send('x'.repeat(given === seen[0] ? 20_000_000 : 10));
+  }
   const closing = events.close({ within: 500 });
   expect(events.streams.size).toBe(11);
   expect(await within('close', closing)).toEqual({ closed: 20, destroyed: 1 });
@@ -405,7 +449,13 @@ test('the recipe of the README ends a process at SIGTERM with exit code 0, and i
     const server = app.listen(0, '127.0.0.1', () => process.send(server.address().port));
     ${recipe.replace('10_000', '1_000')}
     process.once('SIGTERM', () => process.disconnect());`;
-  await using child = start(process.execPath, ['--import', 'tsx', '--input-type=module', '--eval', program]);
+  await using child = start(process.execPath, [
+    '--import',
+    'tsx',
+    '--input-type=module',
+    '--eval',
+    program,
+  ]);
   const [port] = (await within('the port', once(child.process, 'message'))) as [number];
   const url = `http://127.0.0.1:${port}/listen`;
   const readers = await Promise.all(Array.from({ length: 25 }, () => read(url)));

@@ -36,10 +36,13 @@ async function serveChannels(
 ): Promise<ChannelServer> {
   const channels = createChannels(registry);
   const subscriptions: Subscription[] = [];
-  const server = await serveStreams(async (stream) => void subscriptions.push(await stream.subscribe(follow, options)), {
-    channels,
-    ...sse,
-  });
+  const server = await serveStreams(
+    async (stream) => void subscriptions.push(await stream.subscribe(follow, options)),
+    {
+      channels,
+      ...sse,
+    },
+  );
   return Object.assign(server, { channels, subscriptions });
 }
 
@@ -80,7 +83,10 @@ describe('a client that reconnects', () => {
     const ids = await publish(server.channels, 'a', 1, 2, 3);
     using byQuery = await read(`${server.url}?lastEventId=${ids[0] as string}`);
     expect(data(await byQuery.take(2))).toEqual(['2', '3']);
-    using byHeader = await resume(`${server.url}?lastEventId=${ids[0] as string}`, ids[1] as string);
+    using byHeader = await resume(
+      `${server.url}?lastEventId=${ids[0] as string}`,
+      ids[1] as string,
+    );
     expect(data(await byHeader.take(1))).toEqual(['3']);
   });
 
@@ -104,13 +110,20 @@ describe('a client that reconnects', () => {
   });
 
   test('gets a history that is larger than maxBuffered in full', async () => {
-    await using server = await serveChannels({ history: { events: 5_000, bytes: 50_000_000 } }, { sse: { maxBuffered: 1_000 } });
+    await using server = await serveChannels(
+      { history: { events: 5_000, bytes: 50_000_000 } },
+      { sse: { maxBuffered: 1_000 } },
+    );
     const payload = 'x'.repeat(5_000);
     const [first] = await publish(server.channels, 'a', 'first');
-    for (let index = 0; index < 2_000; index++) void server.channels.publish('a', `${index}:${payload}`);
+    for (let index = 0; index < 2_000; index++) {
+      void server.channels.publish('a', `${index}:${payload}`);
+    }
     using reader = await resume(server.url, first as string);
     const events = await reader.take(2_000);
-    expect(events.map((event) => Number.parseInt(event.data, 10))).toEqual(Array.from({ length: 2_000 }, (_, index) => index));
+    expect(events.map((event) => Number.parseInt(event.data, 10))).toEqual(
+      Array.from({ length: 2_000 }, (_, index) => index),
+    );
     await publish(server.channels, 'a', 'live');
     expect((await reader.next()).data).toBe('live');
   });
@@ -120,11 +133,16 @@ describe('a client that reconnects', () => {
     const [first] = await publish(server.channels, 'a', 'first');
     let published = 0;
     const timer = setInterval(() => {
-      for (let count = 0; count < 20; count++) void server.channels.publish('a', `${published++}:${'x'.repeat(500)}`);
+      for (let count = 0; count < 20; count++) {
+        void server.channels.publish('a', `${published++}:${'x'.repeat(500)}`);
+      }
     }, 1);
     await until('a backlog', () => published > 5_000);
     using reader = await resume(server.url, first as string);
-    await until('the stream to be live', () => server.subscriptions.length === 1 && server.channels.stats().behind === 0);
+    await until(
+      'the stream to be live',
+      () => server.subscriptions.length === 1 && server.channels.stats().behind === 0,
+    );
     clearInterval(timer);
     const events = await reader.take(published);
     expect(events.every((event, index) => Number.parseInt(event.data, 10) === index)).toBe(true);
@@ -146,7 +164,9 @@ describe('clients that come back together', () => {
     await using server = await serveChannels();
     const [first, ...missed] = await publish(server.channels, 'a', 'one', 'two', 'three', 'four');
     const packets = packetsOf(server);
-    const readers = await Promise.all(Array.from({ length: 20 }, () => resume(server.url, first as string)));
+    const readers = await Promise.all(
+      Array.from({ length: 20 }, () => resume(server.url, first as string)),
+    );
     await Promise.all(readers.map((reader) => reader.take(3)));
     expect(packets).toHaveLength(20);
     // One buffer for all, not twenty that are equal.
@@ -162,11 +182,20 @@ describe('clients that come back together', () => {
 
   test('go on to share the bytes of what is published, however much they had missed', async () => {
     await using server = await serveChannels();
-    const [first] = await publish(server.channels, 'a', 'one', ...Array.from({ length: 60 }, () => 'x'.repeat(1_000)));
-    const readers = await Promise.all(Array.from({ length: 10 }, () => resume(server.url, first as string)));
+    const [first] = await publish(
+      server.channels,
+      'a',
+      'one',
+      ...Array.from({ length: 60 }, () => 'x'.repeat(1_000)),
+    );
+    const readers = await Promise.all(
+      Array.from({ length: 10 }, () => resume(server.url, first as string)),
+    );
     await Promise.all(readers.map((reader) => reader.take(60)));
     await until('all to be live', () => server.channels.stats().behind === 0);
-    await until('nothing to be queued', () => server.streams.every((stream) => stream.bufferedAmount === 0));
+    await until('nothing to be queued', () =>
+      server.streams.every((stream) => stream.bufferedAmount === 0),
+    );
     const chunks = chunksWrittenTo(server.sockets);
     await publish(server.channels, 'a', 'live');
     for (const reader of readers) {
@@ -251,7 +280,10 @@ describe('a stream without an id begins', () => {
   });
 
   test("with since: 'start' at all that the history holds, which is no gap", async () => {
-    await using server = await serveChannels({ history: { events: 2 } }, { options: { since: 'start' } });
+    await using server = await serveChannels(
+      { history: { events: 2 } },
+      { options: { since: 'start' } },
+    );
     await publish(server.channels, 'a', 1, 2, 3, 4);
     using reader = await read(server.url);
     expect(data(await reader.take(2))).toEqual(['3', '4']);
@@ -266,7 +298,12 @@ describe('a stream without an id begins', () => {
     await using server = await serveStreams(
       (stream) =>
         stream.subscribe('a', {
-          since: ids[Number(stream.lastEventId || new URL(stream.req.url ?? '', 'http://x').searchParams.get('at'))] as string,
+          since: ids[
+            Number(
+              stream.lastEventId ||
+                new URL(stream.req.url ?? '', 'http://x').searchParams.get('at'),
+            )
+          ] as string,
           resume: false,
         }),
       { channels },
@@ -308,10 +345,14 @@ describe('a gap', () => {
   });
 
   test('is the truth with sparse offsets: of A1 B2 A3 B4 A5, A1 and A3 trimmed, cursors 3 and 4 lost nothing, 2 did', async () => {
-    const channels = createChannels({ historyFor: (name) => (name === 'a' ? { events: 1 } : undefined) });
+    const channels = createChannels({
+      historyFor: (name) => (name === 'a' ? { events: 1 } : undefined),
+    });
     await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
     const ids: string[] = [];
-    for (const name of ['a', 'b', 'a', 'b', 'a']) ids.push(...(await publish(channels, name, name)));
+    for (const name of ['a', 'b', 'a', 'b', 'a']) {
+      ids.push(...(await publish(channels, name, name)));
+    }
     for (const [index, lost] of [
       [0, true],
       [1, true],
@@ -329,7 +370,9 @@ describe('a gap', () => {
   });
 
   test('names only the channels that lost something', async () => {
-    const channels = createChannels({ historyFor: (name) => (name === 'a' ? { events: 1 } : undefined) });
+    const channels = createChannels({
+      historyFor: (name) => (name === 'a' ? { events: 1 } : undefined),
+    });
     await using server = await serveStreams((stream) => stream.subscribe(['a', 'b']), { channels });
     const [first] = await publish(channels, 'b', 'b0');
     await publish(channels, 'a', 'a1', 'a2');
@@ -367,16 +410,19 @@ describe('a gap', () => {
     ['garbage', () => 'x'.repeat(5_000)],
     ['negative', (id: string) => `${id.split('.')[0] as string}.-1`],
     ['an id of another kind', () => '42'],
-  ])('is told to a client whose cursor is not in the log: %s; all that is held follows', async (_, forge) => {
-    await using server = await serveChannels();
-    const ids = await publish(server.channels, 'a', 1, 2);
-    using reader = await resume(server.url, forge(ids[0] as string));
-    const [gap, ...rest] = await reader.take(3);
-    expect(gapOf(gap)).toEqual({ channels: ['a'], after: '', cursor: ids[1] });
-    expect(data(rest)).toEqual(['1', '2']);
-    await until('the subscription', () => server.subscriptions.length === 1);
-    expect(server.subscriptions[0]).toMatchObject({ recovered: false, gaps: 1 });
-  });
+  ])(
+    'is told to a client whose cursor is not in the log: %s; all that is held follows',
+    async (_, forge) => {
+      await using server = await serveChannels();
+      const ids = await publish(server.channels, 'a', 1, 2);
+      using reader = await resume(server.url, forge(ids[0] as string));
+      const [gap, ...rest] = await reader.take(3);
+      expect(gapOf(gap)).toEqual({ channels: ['a'], after: '', cursor: ids[1] });
+      expect(data(rest)).toEqual(['1', '2']);
+      await until('the subscription', () => server.subscriptions.length === 1);
+      expect(server.subscriptions[0]).toMatchObject({ recovered: false, gaps: 1 });
+    },
+  );
 
   test('after a restart is told before anything was published', async () => {
     await using before = await serveChannels();
@@ -409,7 +455,9 @@ describe('a gap', () => {
     using reader = await resume(server.url, ids[0] as string);
     await reader.take(2);
     unsubscribe('res-sse:gap', note);
-    expect(messages).toEqual([{ stream: server.streams[0], channels: ['a'], lastEventId: ids[0], cursor: ids[2] }]);
+    expect(messages).toEqual([
+      { stream: server.streams[0], channels: ['a'], lastEventId: ids[0], cursor: ids[2] },
+    ]);
   });
 });
 
@@ -454,7 +502,10 @@ describe('onGap', () => {
     ['a cursor of another log', () => 'other.5'],
     ['garbage', () => 'garbage'],
     ['a number', () => 5],
-    ['a cursor beyond the head', (gap) => gap.cursor.replace(/\d+$/, (offset) => `${Number(offset) + 1}`)],
+    [
+      'a cursor beyond the head',
+      (gap) => gap.cursor.replace(/\d+$/, (offset) => `${Number(offset) + 1}`),
+    ],
     ["a cursor below the stream's own", (gap) => `${gap.cursor.split('.')[0] as string}.0`],
     [
       'a throw',
@@ -463,19 +514,22 @@ describe('onGap', () => {
       },
     ],
     ['a rejection', () => Promise.reject(new Error('no database'))],
-  ])('that answers with %s ends the stream with error, and nobody else notices', async (_, answer) => {
-    await using server = await serveGaps((_stream, gap) => answer(gap));
-    using bystander = await read(server.url);
-    await until('it', () => server.subscriptions.length === 1);
-    using reader = await resume(server.url, server.ids[0] as string);
-    await reader.end();
-    expect(data(reader.events)).toEqual([]);
-    expect(reader.checkpoints).toEqual([]);
-    expect(await (server.streams[1] as EventStream).closed).toBe('error');
-    expect(server.errors.splice(0)).toHaveLength(1);
-    await publish(server.channels, 'a', 'still here');
-    expect((await bystander.next()).data).toBe('still here');
-  });
+  ])(
+    'that answers with %s ends the stream with error, and nobody else notices',
+    async (_, answer) => {
+      await using server = await serveGaps((_stream, gap) => answer(gap));
+      using bystander = await read(server.url);
+      await until('it', () => server.subscriptions.length === 1);
+      using reader = await resume(server.url, server.ids[0] as string);
+      await reader.end();
+      expect(data(reader.events)).toEqual([]);
+      expect(reader.checkpoints).toEqual([]);
+      expect(await (server.streams[1] as EventStream).closed).toBe('error');
+      expect(server.errors.splice(0)).toHaveLength(1);
+      await publish(server.channels, 'a', 'still here');
+      expect((await bystander.next()).data).toBe('still here');
+    },
+  );
 
   test('that answers with a cursor beyond the head says so with ERR_SSE_CURSOR, and up to the head a later one is taken', async () => {
     const answers: ((gap: Gap, newer: string) => string)[] = [
@@ -604,7 +658,10 @@ describe('checkpoints', () => {
       { history: { events: 1 } },
       {
         sse: { heartbeat: 20 },
-        options: { onGap: (_stream, gap) => new Promise<string>((resolve) => (go = () => resolve(gap.cursor))) },
+        options: {
+          onGap: (_stream, gap) =>
+            new Promise<string>((resolve) => (go = () => resolve(gap.cursor))),
+        },
       },
     );
     const ids = await publish(server.channels, 'a', 1, 2, 3);
@@ -637,7 +694,10 @@ describe('a channel without history', () => {
       { historyFor: (name) => (name === 'live' ? false : { events: 1 }) },
       {
         follow: ['a', 'live'],
-        options: { onGap: (_stream, gap) => new Promise<string>((resolve) => (go = () => resolve(gap.cursor))) },
+        options: {
+          onGap: (_stream, gap) =>
+            new Promise<string>((resolve) => (go = () => resolve(gap.cursor))),
+        },
       },
     );
     const ids = await publish(server.channels, 'a', 1, 2, 3);
@@ -663,7 +723,9 @@ test('a newest-only channel skips a reader that lags to the newest event, and th
 
 describe('a slow reader', () => {
   /** A raw reader that has stopped reading, on a stream that follows `a` and has fallen behind. */
-  async function fallBehind(server: ChannelServer): Promise<{ socket: Socket; parser: StrictParser; published: number }> {
+  async function fallBehind(
+    server: ChannelServer,
+  ): Promise<{ socket: Socket; parser: StrictParser; published: number }> {
     const socket = await dial(server.port, requestText('/').replace('HTTP/1.1', 'HTTP/1.0'));
     socket.pause();
     const parser = new StrictParser();
@@ -682,7 +744,9 @@ describe('a slow reader', () => {
     await until('the subscription', () => server.subscriptions.length === 1);
     let published = 0;
     await until('it to be behind', async () => {
-      for (let count = 0; count < 20; count++) await server.channels.publish('a', `${published++}:${'x'.repeat(10_000)}`);
+      for (let count = 0; count < 20; count++) {
+        await server.channels.publish('a', `${published++}:${'x'.repeat(10_000)}`);
+      }
       await new Promise((resolve) => setImmediate(resolve));
       return server.channels.stats().behind === 1;
     });
@@ -690,7 +754,9 @@ describe('a slow reader', () => {
   }
 
   function numbers(parser: StrictParser): number[] {
-    return parser.events.filter((event) => event.type === 'message').map((event) => Number.parseInt(event.data, 10));
+    return parser.events
+      .filter((event) => event.type === 'message')
+      .map((event) => Number.parseInt(event.data, 10));
   }
 
   test('costs a cursor, not a queue: it leaves the live streams, and returns by itself with everything', async () => {
@@ -702,7 +768,9 @@ describe('a slow reader', () => {
     const stream = server.streams[0] as EventStream;
     const queued = stream.bufferedAmount;
     let more = published;
-    for (; more < published + 1_000; more++) await server.channels.publish('a', `${more}:${'x'.repeat(10_000)}`);
+    for (; more < published + 1_000; more++) {
+      await server.channels.publish('a', `${more}:${'x'.repeat(10_000)}`);
+    }
     await new Promise((resolve) => setImmediate(resolve));
     // 10 MB later not a byte more is queued for it.
     expect(stream.bufferedAmount).toBe(queued);
@@ -717,7 +785,10 @@ describe('a slow reader', () => {
   });
 
   test('that is overtaken by the bounds is told a gap in mid-stream, and recovered speaks of the start only', async () => {
-    await using server = await serveChannels({ history: { events: 10 } }, { sse: { stallTimeout: false } });
+    await using server = await serveChannels(
+      { history: { events: 10 } },
+      { sse: { stallTimeout: false } },
+    );
     const { socket, parser, published } = await fallBehind(server);
     let more = published;
     for (; more < published + 100; more++) await server.channels.publish('a', `${more}:x`);
@@ -725,18 +796,27 @@ describe('a slow reader', () => {
     await until('it to be live again', () => server.channels.stats().behind === 0);
     await until('the newest', () => numbers(parser).at(-1) === more - 1);
     const gap = parser.events.find((event) => event.type === 'sse:gap');
-    expect(JSON.parse(gap?.data ?? '')).toEqual({ channels: ['a'], after: expect.any(String), cursor: expect.any(String) });
+    expect(JSON.parse(gap?.data ?? '')).toEqual({
+      channels: ['a'],
+      after: expect.any(String),
+      cursor: expect.any(String),
+    });
     expect(server.subscriptions[0]).toMatchObject({ recovered: true, gaps: 1 });
     // What came before the gap has no hole, and neither has what came after.
     const got = numbers(parser);
     const hole = got.findIndex((number, index) => number !== index);
-    expect(got.slice(hole)).toEqual(Array.from({ length: got.length - hole }, (_, index) => (got[hole] as number) + index));
+    expect(got.slice(hole)).toEqual(
+      Array.from({ length: got.length - hole }, (_, index) => (got[hole] as number) + index),
+    );
     expect(parser.events.filter((event) => event.type === 'sse:gap')).toHaveLength(1);
     socket.destroy();
   });
 
   test('is told by an sse:gap what the subscription that ends while another is asked would have been asked about', async () => {
-    await using server = await serveChannels({ history: { events: 10 } }, { sse: { stallTimeout: false } });
+    await using server = await serveChannels(
+      { history: { events: 10 } },
+      { sse: { stallTimeout: false } },
+    );
     const { socket, parser } = await fallBehind(server);
     const stream = server.streams[0] as EventStream;
     const asked: string[][] = [];
@@ -749,7 +829,9 @@ describe('a slow reader', () => {
     });
     void stream.subscribe('b');
     let leave = (): void => {};
-    const third = stream.subscribe('b', { onGap: (_stream, { channels }) => void asked.push([...channels]) });
+    const third = stream.subscribe('b', {
+      onGap: (_stream, { channels }) => void asked.push([...channels]),
+    });
     void third.then((subscription) => (leave = () => subscription.unsubscribe()));
     for (let count = 0; count < 50; count++) {
       await server.channels.publish('a', 'x');
@@ -845,12 +927,17 @@ describe('a stream with as many subscriptions as maxSubscriptions says', () => {
     '(%s) is refused another with ERR_SSE_OPTION, and goes on undisturbed; one that ends makes room',
     async (_, options, most) => {
       const channels = createChannels();
-      await using server = await serveStreams((stream) => stream.subscribe('a'), { channels, ...options });
+      await using server = await serveStreams((stream) => stream.subscribe('a'), {
+        channels,
+        ...options,
+      });
       using reader = await read(server.url);
       await until('the first', () => channels.stats().subscriptions === 1);
       const [stream] = server.streams as [EventStream];
       const subscriptions: Subscription[] = [];
-      for (let count = 1; count < most; count++) subscriptions.push(await stream.subscribe(['a', `own-${count}`]));
+      for (let count = 1; count < most; count++) {
+        subscriptions.push(await stream.subscribe(['a', `own-${count}`]));
+      }
       const before = channels.stats();
       const names = channels.names();
       for (const refused of ['a', 'b', ['c', 'own-1']]) {
@@ -878,7 +965,9 @@ describe('a stream with as many subscriptions as maxSubscriptions says', () => {
     const outcomes: string[] = [];
     await using server = await serveStreams(
       async (stream) => {
-        const all = Array.from({ length: 5 }, (_, index) => stream.subscribe(`${index}`, { since: 'start' }));
+        const all = Array.from({ length: 5 }, (_, index) =>
+          stream.subscribe(`${index}`, { since: 'start' }),
+        );
         for (const { status } of await Promise.allSettled(all)) outcomes.push(status);
       },
       { channels, maxSubscriptions: 3 },
@@ -966,16 +1055,22 @@ describe('a final close', () => {
 
   async function filled(events: number): Promise<Channels> {
     const channels = createChannels();
-    for (let number = 0; number < events; number++) await channels.publish('a', `${number}:${'x'.repeat(3_000)}`);
+    for (let number = 0; number < events; number++) {
+      await channels.publish('a', `${number}:${'x'.repeat(3_000)}`);
+    }
     return channels;
   }
 
   function numbersOf(parser: StrictParser): number[] {
-    return parser.events.filter((event) => event.type === 'message').map((event) => Number.parseInt(event.data, 10));
+    return parser.events
+      .filter((event) => event.type === 'message')
+      .map((event) => Number.parseInt(event.data, 10));
   }
 
   async function readToEnd(port: number): Promise<StrictParser> {
-    const response = await fetch(`http://127.0.0.1:${port}/`, { headers: { Accept: 'text/event-stream' } });
+    const response = await fetch(`http://127.0.0.1:${port}/`, {
+      headers: { Accept: 'text/event-stream' },
+    });
     return new StrictParser().feed(Buffer.from(await response.arrayBuffer()));
   }
 });
@@ -1007,12 +1102,18 @@ test('publish with a key publishes once, however often it is retried', async () 
   using reader = await read(server.url);
   await until('the subscription', () => server.subscriptions.length === 1);
   const first = await server.channels.publish('a', 'once', { key: 'order-17' });
-  const retries = await Promise.all([1, 2, 3].map(() => server.channels.publish('a', 'again', { key: 'order-17' })));
+  const retries = await Promise.all(
+    [1, 2, 3].map(() => server.channels.publish('a', 'again', { key: 'order-17' })),
+  );
   expect(retries).toEqual([first, first, first]);
   await server.channels.publish('a', 'next', { key: 'order-18' });
   expect(data(await reader.take(2))).toEqual(['once', 'next']);
-  await expect(server.channels.publish('a', 'x', { key: '' })).rejects.toMatchObject({ code: 'ERR_SSE_OPTION' });
-  await expect(server.channels.publish('a', 'x', { key: 'x'.repeat(257) })).rejects.toMatchObject({ code: 'ERR_SSE_OPTION' });
+  await expect(server.channels.publish('a', 'x', { key: '' })).rejects.toMatchObject({
+    code: 'ERR_SSE_OPTION',
+  });
+  await expect(server.channels.publish('a', 'x', { key: 'x'.repeat(257) })).rejects.toMatchObject({
+    code: 'ERR_SSE_OPTION',
+  });
 });
 
 test('a filter that throws while catching up fails closed, too', async () => {
@@ -1049,7 +1150,10 @@ describe('createChannels refuses', () => {
     [{ brokr: undefined }, 'unknown option `brokr`'],
   ])('%j', (options, message) => {
     expect(() => createChannels(options)).toThrow(
-      expect.objectContaining({ code: 'ERR_SSE_OPTION', message: expect.stringContaining(message) }),
+      expect.objectContaining({
+        code: 'ERR_SSE_OPTION',
+        message: expect.stringContaining(message),
+      }),
     );
   });
 

@@ -10,7 +10,10 @@ import { until } from './support/wait.ts';
 /** Inactivity timeouts of Node's, which know nothing of heartbeats. */
 
 /** A server whose connections time out after 100 ms, with streams at `/` and requests that are never answered elsewhere. */
-async function serveTimeouts(prepare: express.RequestHandler = (_req, _res, next) => next(), keepAliveTimeout = 5_000) {
+async function serveTimeouts(
+  prepare: express.RequestHandler = (_req, _res, next) => next(),
+  keepAliveTimeout = 5_000,
+) {
   const app = express();
   const events = sse();
   const streams: EventStream[] = [];
@@ -55,18 +58,21 @@ describe('over HTTP/1.1 an inactivity timeout', () => {
     socket.destroy();
   });
 
-  test.each([5_000, 0])('holds again for the next request of the connection, with keepAliveTimeout %i', async (keepAlive) => {
-    await using server = await serveTimeouts(undefined, keepAlive);
-    const socket = await dial(server.port, requestText('/'));
-    let text = '';
-    socket.on('data', (chunk: Buffer) => (text += chunk.toString('latin1')));
-    await until('the stream', () => server.streams.length === 1);
-    server.streams[0]?.close();
-    await until('its end', () => text.endsWith('0\r\n\r\n'));
-    const closed = once(socket, 'close');
-    socket.write(requestText('/never'));
-    await closed;
-  });
+  test.each([5_000, 0])(
+    'holds again for the next request of the connection, with keepAliveTimeout %i',
+    async (keepAlive) => {
+      await using server = await serveTimeouts(undefined, keepAlive);
+      const socket = await dial(server.port, requestText('/'));
+      let text = '';
+      socket.on('data', (chunk: Buffer) => (text += chunk.toString('latin1')));
+      await until('the stream', () => server.streams.length === 1);
+      server.streams[0]?.close();
+      await until('its end', () => text.endsWith('0\r\n\r\n'));
+      const closed = once(socket, 'close');
+      socket.write(requestText('/never'));
+      await closed;
+    },
+  );
 
   test('does not cut a stream that was behind another on its connection', async () => {
     await using server = await serveTimeouts();
@@ -105,7 +111,9 @@ describe('over HTTP/2 a timeout', () => {
     );
     await using server = await listening(raw as unknown as Server);
     const session = http2.connect(server.url);
-    for (let count = 0; count < 2; count++) session.request({ ':path': '/', accept: 'text/event-stream' }).resume();
+    for (let count = 0; count < 2; count++) {
+      session.request({ ':path': '/', accept: 'text/event-stream' }).resume();
+    }
     await until('the streams', () => opened === 2);
     await new Promise((resolve) => setImmediate(resolve));
     process.off('warning', note);

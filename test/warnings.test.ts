@@ -16,7 +16,9 @@ interface CodedWarning extends Error {
 let told: CodedWarning[] = [];
 
 const note = (warning: Error): void => {
-  if ('code' in warning && String(warning.code).startsWith('RES_SSE_')) told.push(warning as CodedWarning);
+  if ('code' in warning && String(warning.code).startsWith('RES_SSE_')) {
+    told.push(warning as CodedWarning);
+  }
 };
 
 beforeEach(() => {
@@ -84,7 +86,9 @@ describe('told once, with a code and the fix, is', () => {
   });
 
   test('middleware that compresses the stream, where no-transform was taken out', async () => {
-    await using server = await serve(appWith({ headers: { 'Cache-Control': 'no-cache' } }, compression({ threshold: 0 })));
+    await using server = await serve(
+      appWith({ headers: { 'Cache-Control': 'no-cache' } }, compression({ threshold: 0 })),
+    );
     await openOnce(server, { 'Accept-Encoding': 'gzip' });
     await openOnce(server, { 'Accept-Encoding': 'gzip' });
     expect(await codes()).toEqual(['RES_SSE_BODY_TRANSFORMED']);
@@ -95,7 +99,11 @@ describe('told once, with a code and the fix, is', () => {
   test.each<[string, SseOptions['heartbeat'], Record<string, string>]>([
     ['a proxy', 60_000, { 'X-Forwarded-For': '192.0.2.7' }],
     ['a proxy', false, { Via: '1.1 edge' }],
-    ['CloudFront', { interval: 45_000, visible: true }, { 'X-Amz-Cf-Id': 'x', 'X-Forwarded-For': '192.0.2.7' }],
+    [
+      'CloudFront',
+      { interval: 45_000, visible: true },
+      { 'X-Amz-Cf-Id': 'x', 'X-Forwarded-For': '192.0.2.7' },
+    ],
   ])('a heartbeat that comes too late for %s in front: %j', async (name, heartbeat, headers) => {
     await using server = await serve(appWith({ heartbeat }));
     await openOnce(server, headers);
@@ -105,7 +113,9 @@ describe('told once, with a code and the fix, is', () => {
   });
 
   test('a browser that has six streams open over HTTP/1.1, after which its pages can load nothing more', async () => {
-    await using server = await serve(appWith({}).get('/page', (_req, res) => void res.type('html').send('<!doctype html>')));
+    await using server = await serve(
+      appWith({}).get('/page', (_req, res) => void res.type('html').send('<!doctype html>')),
+    );
     await using browser = await launchChromium();
     const page = await browser.newPage();
     await page.goto(`${server.url}/page`);
@@ -160,7 +170,9 @@ describe('nothing is told of', () => {
       [6, { ...browser, 'X-Forwarded-For': '192.0.2.7' }],
     ];
     const readers = await Promise.all(
-      kinds.flatMap(([count, headers]) => Array.from({ length: count }, () => read(server.url, { headers }))),
+      kinds.flatMap(([count, headers]) =>
+        Array.from({ length: count }, () => read(server.url, { headers })),
+      ),
     );
     for (let n = 0; n < 3; n++) {
       readers[n]?.close();
@@ -176,19 +188,28 @@ describe('nothing is told of', () => {
     app.use(compression({ threshold: 0 }));
     app.use(sse({ warnings: false, heartbeat: false, headers: { 'Cache-Control': 'no-cache' } }));
     app.get('/', sse(), opening);
-    app.get('/made', (req: Request, res: Response, next) => sse({ warnings: false })(req, res, next), opening);
+    app.get(
+      '/made',
+      (req: Request, res: Response, next) => sse({ warnings: false })(req, res, next),
+      opening,
+    );
     await using server = await serve(app);
     const headers = { 'Accept-Encoding': 'gzip', 'X-Forwarded-For': '192.0.2.7' };
-    for (const path of ['/', '/made', '/made', '/made']) await openOnce({ ...server, url: server.url + path }, headers);
+    for (const path of ['/', '/made', '/made', '/made']) {
+      await openOnce({ ...server, url: server.url + path }, headers);
+    }
     expect(await codes()).toEqual([]);
   });
 });
 
 test('every code is in the README, and the README has no others', async () => {
   const [readme, warnings, memory, redis] = await Promise.all(
-    ['../README.md', '../src/http/warnings.ts', '../src/brokers/memory.ts', '../src/brokers/redis/redis-broker.ts'].map((path) =>
-      readFile(new URL(path, import.meta.url), 'utf8'),
-    ),
+    [
+      '../README.md',
+      '../src/http/warnings.ts',
+      '../src/brokers/memory.ts',
+      '../src/brokers/redis/redis-broker.ts',
+    ].map((path) => readFile(new URL(path, import.meta.url), 'utf8')),
   );
   const codesIn = (text = ''): string[] => [...new Set(text.match(/RES_SSE_[A-Z_]+/g))].toSorted();
   expect(codesIn(readme)).toEqual(codesIn(`${warnings}${memory}${redis}`));
@@ -229,7 +250,12 @@ describe('outside of tests is told once', () => {
 
   test('nothing of times that may be meant, nor with warnings: false, nor in a test', async () => {
     const { sse: fresh } = await import('../src/index.ts');
-    fresh({ heartbeat: 1_000, retry: { min: 0, max: 1_000 }, maxLifetime: 60_000, stallTimeout: false });
+    fresh({
+      heartbeat: 1_000,
+      retry: { min: 0, max: 1_000 },
+      maxLifetime: 60_000,
+      stallTimeout: false,
+    });
     fresh({ heartbeat: false, retry: 0 });
     fresh({ heartbeat: 15, warnings: false });
     vi.stubEnv('NODE_ENV', 'test');
@@ -239,9 +265,15 @@ describe('outside of tests is told once', () => {
 });
 
 describe('a maxStreamsPer.key', () => {
-  async function ask(count: number, key: (n: number) => string | undefined, options: SseOptions = {}): Promise<string[]> {
+  async function ask(
+    count: number,
+    key: (n: number) => string | undefined,
+    options: SseOptions = {},
+  ): Promise<string[]> {
     let n = 0;
-    await using server = await serve(appWith({ maxStreamsPer: { key: () => key(n++), limit: 1_000 }, ...options }));
+    await using server = await serve(
+      appWith({ maxStreamsPer: { key: () => key(n++), limit: 1_000 }, ...options }),
+    );
     for (let asked = 0; asked < count; asked++) await openOnce(server);
     return await codes();
   }

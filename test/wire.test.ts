@@ -21,7 +21,9 @@ import { StrictParser } from './support/strict-parser.ts';
 /** As `send` and `publish` do it: assert, then encode. */
 function encode(data: unknown, fields: EventFields = {}): Buffer {
   assertFields(fields);
-  return Buffer.from(eventText(dataText(data, JSON.stringify), fields.event, fields.id, fields.retry));
+  return Buffer.from(
+    eventText(dataText(data, JSON.stringify), fields.event, fields.id, fields.retry),
+  );
 }
 
 function readStrictly(...parts: Uint8Array[]): StrictParser {
@@ -86,7 +88,10 @@ const eventId = fc
     fc.bigInt(),
   )
   .filter((id) => id !== FINAL_MARK);
-const fields: fc.Arbitrary<EventFields> = fc.record({ event: eventName, id: eventId, retry: fc.nat() }, { requiredKeys: [] });
+const fields: fc.Arbitrary<EventFields> = fc.record(
+  { event: eventName, id: eventId, retry: fc.nat() },
+  { requiredKeys: [] },
+);
 const manyEvents = fc.array(fc.tuple(nasty, fields), { minLength: 1, maxLength: 6 });
 
 describe('an event on the wire', () => {
@@ -101,7 +106,11 @@ describe('an event on the wire', () => {
     ['empty data', '', 'data: \n\n'],
     ['a colon first', ':a', 'data: :a\n\n'],
     ['a BOM inside', '\uFEFFa', 'data: \uFEFFa\n\n'],
-    ['line separators that are none here', 'a\u2028b\u2029c\u0085d', 'data: a\u2028b\u2029c\u0085d\n\n'],
+    [
+      'line separators that are none here',
+      'a\u2028b\u2029c\u0085d',
+      'data: a\u2028b\u2029c\u0085d\n\n',
+    ],
   ])('%s', (_, data, wire) => {
     expect(encode(data).toString()).toBe(wire);
   });
@@ -117,7 +126,9 @@ describe('an event on the wire', () => {
   });
 
   test('all fields, in one event', () => {
-    expect(encode('x', { event: 'tick', id: 'a', retry: 5 }).toString()).toBe('event: tick\nretry: 5\ndata: x\nid: a\n\n');
+    expect(encode('x', { event: 'tick', id: 'a', retry: 5 }).toString()).toBe(
+      'event: tick\nretry: 5\ndata: x\nid: a\n\n',
+    );
   });
 
   test.each([
@@ -127,7 +138,11 @@ describe('an event on the wire', () => {
     ['retry: 0', { retry: 0 }, 'retry: 0\ndata: x\n\n'],
     ['the longest retry', { retry: 2 ** 31 - 1 }, 'retry: 2147483647\ndata: x\n\n'],
     ["event: '' is a message", { event: '' }, 'data: x\n\n'],
-    ['undefined is an absence', { id: undefined, event: undefined, retry: undefined }, 'data: x\n\n'],
+    [
+      'undefined is an absence',
+      { id: undefined, event: undefined, retry: undefined },
+      'data: x\n\n',
+    ],
   ])('%s is a value', (_, given, wire) => {
     expect(encode('x', given).toString()).toBe(wire);
   });
@@ -152,7 +167,10 @@ describe('read back by a parser written from the standard and by eventsource-par
   test('every event arrives as it was sent, whatever is in it', () => {
     fc.assert(
       fc.property(manyEvents, (events) => {
-        const bytes = Buffer.concat([Buffer.from(':\n'), ...events.map(([data, given]) => encode(data, given))]);
+        const bytes = Buffer.concat([
+          Buffer.from(':\n'),
+          ...events.map(([data, given]) => encode(data, given)),
+        ]);
         let id = '';
         const expected = events.map(([data, given]) => {
           if (given.id !== undefined) id = asReceived(String(given.id));
@@ -160,9 +178,12 @@ describe('read back by a parser written from the standard and by eventsource-par
           return { type: type === '' ? 'message' : type, data: asReceived(data), lastEventId: id };
         });
         expect(readStrictly(bytes).events).toEqual(expected);
-        expect(readByOther(bytes.toString()).map((event) => ({ type: event.event ?? 'message', data: event.data }))).toEqual(
-          expected.map(({ type, data }) => ({ type, data })),
-        );
+        expect(
+          readByOther(bytes.toString()).map((event) => ({
+            type: event.event ?? 'message',
+            data: event.data,
+          })),
+        ).toEqual(expected.map(({ type, data }) => ({ type, data })));
       }),
       { numRuns: 2_000 },
     );
@@ -190,9 +211,15 @@ describe('read back by a parser written from the standard and by eventsource-par
   test('comments between events, of any text, are no part of them', () => {
     fc.assert(
       fc.property(nasty, nasty, (comment, data) => {
-        const bytes = Buffer.concat([Buffer.from(commentText(comment)), encode(data), Buffer.from(commentText(comment))]);
+        const bytes = Buffer.concat([
+          Buffer.from(commentText(comment)),
+          encode(data),
+          Buffer.from(commentText(comment)),
+        ]);
         const parser = readStrictly(bytes);
-        expect(parser.events).toEqual([{ type: 'message', data: asReceived(data), lastEventId: '' }]);
+        expect(parser.events).toEqual([
+          { type: 'message', data: asReceived(data), lastEventId: '' },
+        ]);
         expect(
           parser.comments
             .map((line) => line.replace(/^ /, ''))
@@ -247,7 +274,10 @@ describe('refused at the call, before a byte is written', () => {
   ])('data that is %s, whatever serialize would make of it: it says to await it', (_, make) => {
     for (const serialize of [JSON.stringify, () => 'text']) {
       expect(() => dataText(make(), serialize)).toThrow(
-        expect.objectContaining({ code: 'ERR_SSE_DATA', message: expect.stringMatching(/promise; await it/) }),
+        expect.objectContaining({
+          code: 'ERR_SSE_DATA',
+          message: expect.stringMatching(/promise; await it/),
+        }),
       );
     }
   });
@@ -256,16 +286,23 @@ describe('refused at the call, before a byte is written', () => {
     ['a Map', new Map([['a', 1]])],
     ['a Set', new Set([1])],
     ['an Error', new TypeError('x')],
-  ])('data that is %s, of which JSON makes {}, but not with a serialize of its own, nor a toJSON', (_, data) => {
-    expect(codeOf(() => dataText(data, JSON.stringify))).toBe('ERR_SSE_DATA');
-    expect(dataText(data, () => 'own')).toBe('own');
-    expect(dataText(Object.assign(data, { toJSON: () => 'json' }), JSON.stringify)).toBe('"json"');
-  });
+  ])(
+    'data that is %s, of which JSON makes {}, but not with a serialize of its own, nor a toJSON',
+    (_, data) => {
+      expect(codeOf(() => dataText(data, JSON.stringify))).toBe('ERR_SSE_DATA');
+      expect(dataText(data, () => 'own')).toBe('own');
+      expect(dataText(Object.assign(data, { toJSON: () => 'json' }), JSON.stringify)).toBe(
+        '"json"',
+      );
+    },
+  );
 
   test('data that serialize cannot take, with its error as the cause', () => {
     const circular: Record<string, unknown> = {};
     circular['self'] = circular;
-    expect(() => encode(circular)).toThrow(expect.objectContaining({ code: 'ERR_SSE_DATA', cause: expect.any(TypeError) }));
+    expect(() => encode(circular)).toThrow(
+      expect.objectContaining({ code: 'ERR_SSE_DATA', cause: expect.any(TypeError) }),
+    );
   });
 
   test('a serialize that returns no string', () => {
@@ -296,7 +333,9 @@ describe('nothing can be forged', () => {
       return;
     }
     const { events, lastEventId } = readStrictly(Buffer.from(wire), encode('next'));
-    expect(events.filter((event) => event.data === 'forged' || event.type === 'forged')).toEqual([]);
+    expect(events.filter((event) => event.data === 'forged' || event.type === 'forged')).toEqual(
+      [],
+    );
     expect(lastEventId).not.toBe('forged');
     // The event itself and the next one, or the next one after a comment.
     expect(events.length).toBeLessThanOrEqual(2);
@@ -315,7 +354,11 @@ describe('nothing can be forged', () => {
       for (const payload of payloads) {
         if (way === 'data') expectNoForgery(() => encode(payload));
         else if (way === 'comment') expectNoForgery(() => commentText(payload));
-        else expect(codeOf(() => encode('x', { [way]: payload }))).toBe(`ERR_SSE_${way.toUpperCase()}`);
+        else {
+          expect(codeOf(() => encode('x', { [way]: payload }))).toBe(
+            `ERR_SSE_${way.toUpperCase()}`,
+          );
+        }
       }
     }
   });

@@ -7,7 +7,11 @@ const [name, size, kind] = process.argv.slice(2);
 const print = (message) => process.stdout.write(`${JSON.stringify(message)}\n`);
 
 const found = cases.find((one) => one.name === name);
-const { act, note = () => '', items = Number(size) } = await found.prepare(Number(size), kind === 'fake');
+const {
+  act,
+  note = () => '',
+  items = Number(size),
+} = await found.prepare(Number(size), kind === 'fake');
 const meter = new Meter();
 print({ kind: 'begun' });
 await meter.start();

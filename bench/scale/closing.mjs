@@ -38,7 +38,12 @@ async function closeWhere(n, isFake, announces) {
   const stage = new Stage({
     async handler(stream, channels) {
       const user = ++came;
-      if (announces) stream.signal.addEventListener('abort', () => void channels.publish(CHANNEL, { user }, { event: 'left' }));
+      if (announces) {
+        stream.signal.addEventListener(
+          'abort',
+          () => void channels.publish(CHANNEL, { user }, { event: 'left' }),
+        );
+      }
       await channels.subscribe(stream, CHANNEL);
     },
   });

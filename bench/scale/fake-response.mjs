@@ -14,7 +14,12 @@ export class FakeResponse extends EventEmitter {
 
   constructor(headers) {
     super();
-    this.req = { method: 'GET', url: '/', headers: { accept: 'text/event-stream', ...headers }, socket: {} };
+    this.req = {
+      method: 'GET',
+      url: '/',
+      headers: { accept: 'text/event-stream', ...headers },
+      socket: {},
+    };
   }
 
   setHeader() {

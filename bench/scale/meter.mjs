@@ -35,7 +35,12 @@ export class Meter {
     await nextTurn();
     clearInterval(this.#timer);
     this.#delay.disable();
-    return { cpuMs: (user + system) / 1e3, wallMs, stallMs: this.#delay.max / 1e6, turnMs: this.#turnMs };
+    return {
+      cpuMs: (user + system) / 1e3,
+      wallMs,
+      stallMs: this.#delay.max / 1e6,
+      turnMs: this.#turnMs,
+    };
   }
 
   #turn() {

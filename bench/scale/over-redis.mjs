@@ -30,7 +30,8 @@ export const overRedis = [
   },
   {
     name: 'mirror',
-    title: 'Low: N channels followed whose events have left the full cache, 1,000 events to one more channel',
+    title:
+      'Low: N channels followed whose events have left the full cache, 1,000 events to one more channel',
     item: 'event',
     fakeSizes: [100, 1_000, 10_000, 100_000],
     prepare: emptiedChannels,
@@ -67,7 +68,9 @@ class RedisMeter {
     const after = await this.#totals();
     const slow = await this.#redis.client.sendCommand(['SLOWLOG', 'GET', '-1']);
     const longestMs = Math.max(0, ...slow.map(([, , us]) => us)) / 1e3;
-    const since = Object.fromEntries(Object.entries(after).map(([name, value]) => [name, value - this.#before[name]]));
+    const since = Object.fromEntries(
+      Object.entries(after).map(([name, value]) => [name, value - this.#before[name]]),
+    );
     return { ...since, longestMs };
   }
 
@@ -106,7 +109,8 @@ async function sweep(n) {
 
 /** Fills the cache of the node with rooms that nobody follows any more, and publishes to others. */
 async function fullCache(stage, publisher, before, rooms) {
-  const fill = (name) => inBatches(ROOM_EVENTS, 100, () => publisher.publish(name, payload(ROOM_EVENT)));
+  const fill = (name) =>
+    inBatches(ROOM_EVENTS, 100, () => publisher.publish(name, payload(ROOM_EVENT)));
   const old = [];
   for (let at = 0; at < before; at++) {
     old.push(await stage.fake((stream) => stage.channels.subscribe(stream, `old:${at}`)));
@@ -153,7 +157,9 @@ async function coldReaders(n) {
   let taken = 0;
   return {
     async act() {
-      const readers = await Promise.all(Array.from({ length: n }, () => stage.fake(cold, { 'last-event-id': 'x' })));
+      const readers = await Promise.all(
+        Array.from({ length: n }, () => stage.fake(cold, { 'last-event-id': 'x' })),
+      );
       const deadline = performance.now() + 20_000;
       await until(() => performance.now() > deadline || stage.channels.stats().behind === 0, 20);
       done = await meter.end();
@@ -164,7 +170,9 @@ async function coldReaders(n) {
 }
 
 async function heldIn(redis, names) {
-  const lengths = await Promise.all(names.map((name) => redis.client.sendCommand(['XLEN', `{res-sse}:s:${name}`])));
+  const lengths = await Promise.all(
+    names.map((name) => redis.client.sendCommand(['XLEN', `{res-sse}:s:${name}`])),
+  );
   return { events: lengths.reduce((sum, length) => sum + length, 0) };
 }
 
@@ -179,7 +187,9 @@ async function emptiedChannels(n) {
   // The bound of the cache is the node's own; the one of the log is the publisher's.
   const stage = new Stage({ registry: registry({ maxHistory: 65_536, maxChannels: 10_000_000 }) });
   const publisher = elsewhere({ ...LONG, maxChannels: 10_000_000 });
-  for (let at = 0; at < n; at += 100) await stage.fake((stream) => stage.channels.subscribe(stream, names.slice(at, at + 100)));
+  for (let at = 0; at < n; at += 100) {
+    await stage.fake((stream) => stage.channels.subscribe(stream, names.slice(at, at + 100)));
+  }
   const loud = await stage.fake((stream) => stage.channels.subscribe(stream, 'loud'));
   await inBatches(n, 100, (at) => publisher.publish(names[at], payload(200)));
   const publishLoud = async (events) => {

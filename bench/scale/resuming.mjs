@@ -23,7 +23,8 @@ export const resuming = [
   connecting({ name: 'e8a-connect', kb: 60 }),
   {
     name: 'node-connect',
-    title: 'Beside e8a-connect: N clients connect at once to a plain node:http server that writes 60 KB to each',
+    title:
+      'Beside e8a-connect: N clients connect at once to a plain node:http server that writes 60 KB to each',
     item: 'stream',
     sizes: SIZES,
     prepare: (n) => connectToNode(n, 60),

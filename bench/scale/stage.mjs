@@ -10,7 +10,10 @@ import { LISTEN, payload } from '../servers/control.mjs';
 import { FakeResponse } from './fake-response.mjs';
 
 /** A history that no case outgrows, so that a stream that falls behind is not told a gap. */
-export const LONG = { history: { events: 1_000_000, bytes: 1_073_741_824 }, maxHistory: 1_073_741_824 };
+export const LONG = {
+  history: { events: 1_000_000, bytes: 1_073_741_824 },
+  maxHistory: 1_073_741_824,
+};
 
 export const CHANNEL = 'news';
 
@@ -41,7 +44,9 @@ export class Stage {
    */
   async connect(n, how = {}) {
     if (this.#server === undefined) {
-      this.#server = http.createServer((req, res) => this.events(req, res, () => void this.#handler(res.sse, this.channels)));
+      this.#server = http.createServer((req, res) =>
+        this.events(req, res, () => void this.#handler(res.sse, this.channels)),
+      );
       this.#server.listen(LISTEN);
       await once(this.#server, 'listening');
       this.#bench = new Bench(false, process.env.SCALE_CLIENT);
@@ -70,7 +75,9 @@ export class Stage {
 
   /** Publishes so many events of so many bytes in one turn. */
   burst(events, size) {
-    return Promise.all(Array.from({ length: events }, () => this.channels.publish(CHANNEL, payload(size))));
+    return Promise.all(
+      Array.from({ length: events }, () => this.channels.publish(CHANNEL, payload(size))),
+    );
   }
 }
 
@@ -106,7 +113,8 @@ export async function redisStage() {
     redis,
     registry: (options = LONG) => ({ broker: redisBroker({ url }), ...options }),
     /** A registry that is another node's: it stays connected when the measured one is shut out. */
-    elsewhere: (options = LONG) => createChannels({ broker: redisBroker({ url: redis.url }), ...options }),
+    elsewhere: (options = LONG) =>
+      createChannels({ broker: redisBroker({ url: redis.url }), ...options }),
     shutOut: async () => {
       await redis.client.sendCommand(['ACL', 'SETUSER', 'node', 'off']);
       await redis.client.sendCommand(['CLIENT', 'KILL', 'USER', 'node']);
@@ -122,6 +130,8 @@ export async function until(condition, every = 10) {
 /** Calls an async function for each number below `count`, so many at a time. */
 export async function inBatches(count, size, callback) {
   for (let at = 0; at < count; at += size) {
-    await Promise.all(Array.from({ length: Math.min(size, count - at) }, (unused, index) => callback(at + index)));
+    await Promise.all(
+      Array.from({ length: Math.min(size, count - at) }, (unused, index) => callback(at + index)),
+    );
   }
 }

@@ -11,7 +11,17 @@ const CHILD = join(import.meta.dirname, 'child.mjs');
 // Time for what is not measured: connecting, filling a log.
 const PREPARE_MS = 180_000;
 
-const HEAD = ['case', 'N', 'CPU ms', 'CPU µs per item', 'growth', 'longest stall ms', 'longest turn ms', 'wall ms', 'note'];
+const HEAD = [
+  'case',
+  'N',
+  'CPU ms',
+  'CPU µs per item',
+  'growth',
+  'longest stall ms',
+  'longest turn ms',
+  'wall ms',
+  'note',
+];
 
 /**
  * Runs the cases and returns the table.
@@ -19,8 +29,15 @@ const HEAD = ['case', 'N', 'CPU ms', 'CPU µs per item', 'growth', 'longest stal
  */
 export async function scalingTable({ dist, cases: names, sizes, cut = '60' }) {
   const client = compileClient();
-  const env = { NODE_ENV: 'production', SCALE_CLIENT: client, ...(dist !== undefined && { BENCH_DIST: resolve(dist) }) };
-  const lines = [HEAD, HEAD.map((title, at) => (at === 0 || at === HEAD.length - 1 ? '---' : '---:'))];
+  const env = {
+    NODE_ENV: 'production',
+    SCALE_CLIENT: client,
+    ...(dist !== undefined && { BENCH_DIST: resolve(dist) }),
+  };
+  const lines = [
+    HEAD,
+    HEAD.map((title, at) => (at === 0 || at === HEAD.length - 1 ? '---' : '---:')),
+  ];
   for (const one of chosen(names?.split(','))) {
     process.stderr.write(`scale: ${one.name}\n`);
     for (const curve of curvesOf(one, sizes?.split(',').map(Number))) {
@@ -41,7 +58,11 @@ export async function scalingTable({ dist, cases: names, sizes, cut = '60' }) {
 
 function chosen(names) {
   const unknown = names?.find((name) => !cases.some((one) => one.name === name));
-  if (unknown !== undefined) throw new Error(`There is no case ${unknown}; there are ${cases.map(({ name }) => name).join()}.`);
+  if (unknown !== undefined) {
+    throw new Error(
+      `There is no case ${unknown}; there are ${cases.map(({ name }) => name).join()}.`,
+    );
+  }
   return cases.filter(({ name }) => names?.includes(name) ?? true);
 }
 
@@ -58,13 +79,38 @@ function lineOf({ name, title, item }, size, isFake, result, before) {
   const first = `\`${name}\` ${title}`;
   const n = `${size.toLocaleString('en')}${isFake ? ' (no sockets)' : ''}`;
   if (result.kind === 'cut') {
-    return [first, n, `≥ ${number(result.cpuMs)}`, '–', '–', '–', '–', `≥ ${number(result.wallMs)}`, `**cut**${result.text}`];
+    return [
+      first,
+      n,
+      `≥ ${number(result.cpuMs)}`,
+      '–',
+      '–',
+      '–',
+      '–',
+      `≥ ${number(result.wallMs)}`,
+      `**cut**${result.text}`,
+    ];
   }
-  if (result.kind === 'failed') return [first, n, '–', '–', '–', '–', '–', '–', `**failed**: ${result.text}`];
+  if (result.kind === 'failed') {
+    return [first, n, '–', '–', '–', '–', '–', '–', `**failed**: ${result.text}`];
+  }
   const { cpuMs, stallMs, turnMs, wallMs, items, note } = result;
-  const growth = before === undefined ? '' : (Math.log(cpuMs / before.cpuMs) / Math.log(size / before.size)).toFixed(2);
+  const growth =
+    before === undefined
+      ? ''
+      : (Math.log(cpuMs / before.cpuMs) / Math.log(size / before.size)).toFixed(2);
   const each = `${number((cpuMs * 1e3) / items)} per ${item}`;
-  return [first, n, number(cpuMs), each, growth, number(stallMs), number(turnMs), number(wallMs), note];
+  return [
+    first,
+    n,
+    number(cpuMs),
+    each,
+    growth,
+    number(stallMs),
+    number(turnMs),
+    number(wallMs),
+    note,
+  ];
 }
 
 function number(value) {
@@ -106,7 +152,12 @@ function resultOf(child, cutMs, errors) {
     let cpuBefore = 0;
     const cut = (text) => {
       const cpuMs = begun === undefined ? 0 : cpuTime(child.pid).us / 1e3 - cpuBefore;
-      done({ kind: 'cut', cpuMs, wallMs: begun === undefined ? 0 : performance.now() - begun, text });
+      done({
+        kind: 'cut',
+        cpuMs,
+        wallMs: begun === undefined ? 0 : performance.now() - begun,
+        text,
+      });
     };
     let timer = setTimeout(cut, PREPARE_MS, ' while it was prepared');
     createInterface({ input: child.stdout }).on('line', (line) => {
@@ -122,7 +173,10 @@ function resultOf(child, cutMs, errors) {
     });
     child.once('close', () => {
       clearTimeout(timer);
-      done({ kind: 'failed', text: errors().trim().replaceAll(/\s+/g, ' ').slice(-300) || 'ended without a word' });
+      done({
+        kind: 'failed',
+        text: errors().trim().replaceAll(/\s+/g, ' ').slice(-300) || 'ended without a word',
+      });
     });
   });
 }

@@ -12,7 +12,10 @@ const fillers = new Map();
 function filler(length) {
   let text = fillers.get(length);
   if (text === undefined) {
-    text = Array.from({ length }, (unused, at) => LETTERS[(at * 7 + (at >> 3)) % LETTERS.length]).join('');
+    text = Array.from(
+      { length },
+      (unused, at) => LETTERS[(at * 7 + (at >> 3)) % LETTERS.length],
+    ).join('');
     fillers.set(length, text);
   }
   return text;
@@ -65,7 +68,12 @@ function memory() {
 const commands = {
   async '/publish'({ publish }, query) {
     const number = (name) => Number(query.get(name));
-    await run(publish, { events: number('events'), burst: number('burst'), rate: number('rate'), size: number('size') });
+    await run(publish, {
+      events: number('events'),
+      burst: number('burst'),
+      rate: number('rate'),
+      size: number('size'),
+    });
     return {};
   },
   '/connections': ({ connections }) => ({ connections: connections() }),

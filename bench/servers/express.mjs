@@ -6,7 +6,11 @@ const app = express();
 const responses = new Set();
 
 app.get('/listen', (req, res) => {
-  res.writeHead(200, { 'Content-Type': 'text/event-stream', 'Cache-Control': 'no-cache', Connection: 'keep-alive' });
+  res.writeHead(200, {
+    'Content-Type': 'text/event-stream',
+    'Cache-Control': 'no-cache',
+    Connection: 'keep-alive',
+  });
   res.flushHeaders();
   responses.add(res);
   res.on('close', () => responses.delete(res));
@@ -19,4 +23,6 @@ function publish(data) {
 
 const encode = (data) => Buffer.from(`id: 1\nevent: message\ndata: ${data}\n\n`);
 
-const server = app.listen(LISTEN, () => ready(server.address().port, { publish, encode, connections: () => responses.size }));
+const server = app.listen(LISTEN, () =>
+  ready(server.address().port, { publish, encode, connections: () => responses.size }),
+);

@@ -2,7 +2,8 @@
 import net from 'node:net';
 import { LISTEN, ready } from './control.mjs';
 
-const HEAD = 'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nConnection: close\r\n\r\n';
+const HEAD =
+  'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nConnection: close\r\n\r\n';
 
 const sockets = new Set();
 
@@ -20,4 +21,6 @@ function publish(data) {
   for (const socket of sockets) socket.write(bytes);
 }
 
-server.listen(LISTEN, () => ready(server.address().port, { publish, connections: () => sockets.size }));
+server.listen(LISTEN, () =>
+  ready(server.address().port, { publish, connections: () => sockets.size }),
+);

@@ -8,7 +8,10 @@ const app = express();
 const { HISTORY, BROKER, REDIS_URL } = process.env;
 const broker =
   BROKER === 'redis'
-    ? (await import('res-sse/redis')).redisBroker({ url: REDIS_URL, prefix: `bench-${process.pid}` })
+    ? (await import('res-sse/redis')).redisBroker({
+        url: REDIS_URL,
+        prefix: `bench-${process.pid}`,
+      })
     : undefined;
 const channels = createChannels({ broker, ...(HISTORY === 'off' && { history: false }) });
 const streams = sse({ channels });
@@ -30,7 +33,8 @@ const server = app.listen(LISTEN, () =>
   ready(server.address().port, {
     publish: (data) => channels.publish('news', data),
     // As `publish` does once for all readers.
-    encode: (data) => new LogEntry({ channel: 'news', epoch: 'e', offset: 1, event: 'message', data }).frame,
+    encode: (data) =>
+      new LogEntry({ channel: 'news', epoch: 'e', offset: 1, event: 'message', data }).frame,
     connections: () => streams.streams.size,
     cursor: () => channels.cursor(),
   }),

@@ -19,4 +19,6 @@ function publish(data) {
   for (const socket of sockets) socket.write(chunk);
 }
 
-const server = app.listen(LISTEN, () => ready(server.address().port, { publish, connections: () => sockets.size }));
+const server = app.listen(LISTEN, () =>
+  ready(server.address().port, { publish, connections: () => sockets.size }),
+);

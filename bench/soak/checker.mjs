@@ -38,7 +38,9 @@ export class Checker {
     this.accepted++;
     const { epoch, offset } = placeOf(id);
     const other = logIn(this.#logs, `${epoch} ${channel}`).add(offset, n);
-    if (other !== undefined) this.violation('the log', `events ${other} and ${n} have the same id ${id}`);
+    if (other !== undefined) {
+      this.violation('the log', `events ${other} and ${n} have the same id ${id}`);
+    }
     const newest = this.#newest.get(channel) ?? { due: -1, recent: [] };
     newest.recent.push({ offset, at: performance.now() });
     this.#newest.set(channel, newest);
@@ -76,7 +78,9 @@ export class Checker {
   hasAll(channels, lastEventId) {
     if (lastEventId === '') return false;
     const { offset } = placeOf(lastEventId);
-    return channels.every((channel) => (this.#newest.get(channel)?.recent.at(-1)?.offset ?? -1) <= offset);
+    return channels.every(
+      (channel) => (this.#newest.get(channel)?.recent.at(-1)?.offset ?? -1) <= offset,
+    );
   }
 
   violation(who, what) {
@@ -139,8 +143,9 @@ class Account {
   #judge(item) {
     if (item.kind === 'connected') this.#connected();
     else if (item.kind === 'gap') this.#gap(item);
-    else if (item.kind === 'refused') this.#fail(`answered ${item.status}, and an EventSource would not come back`);
-    else if (item.kind === 'checkpoint') this.#checkpoint(placeOf(item.id));
+    else if (item.kind === 'refused') {
+      this.#fail(`answered ${item.status}, and an EventSource would not come back`);
+    } else if (item.kind === 'checkpoint') this.#checkpoint(placeOf(item.id));
     else this.#event(item, placeOf(item.id));
   }
 
@@ -154,10 +159,18 @@ class Account {
     this.#checker.gaps++;
     const place = this.#place;
     if (after === '') this.#isForeign = true;
-    else if (place === undefined || placeOf(after).offset < place.offset || placeOf(cursor).epoch !== place.epoch) {
-      this.#fail(`a gap after ${after} up to ${cursor} was told, and the client is at ${textOf(place)}`);
+    else if (
+      place === undefined ||
+      placeOf(after).offset < place.offset ||
+      placeOf(cursor).epoch !== place.epoch
+    ) {
+      this.#fail(
+        `a gap after ${after} up to ${cursor} was told, and the client is at ${textOf(place)}`,
+      );
     }
-    if (channels.some((channel) => !this.#channels.includes(channel))) this.#fail(`a gap of ${channels.join()} was told`);
+    if (channels.some((channel) => !this.#channels.includes(channel))) {
+      this.#fail(`a gap of ${channels.join()} was told`);
+    }
     for (const channel of channels) this.#told.set(channel, placeOf(cursor).offset);
   }
 
@@ -168,8 +181,9 @@ class Account {
       return;
     }
     this.#enter(to);
-    if (to.offset < this.#place.offset) this.#fail(`the checkpoint ${textOf(to)} steps back from ${textOf(this.#place)}`);
-    else this.#moveTo(to);
+    if (to.offset < this.#place.offset) {
+      this.#fail(`the checkpoint ${textOf(to)} steps back from ${textOf(this.#place)}`);
+    } else this.#moveTo(to);
   }
 
   #event({ n, channel }, to) {
@@ -180,9 +194,13 @@ class Account {
     }
     this.#enter(to);
     const [known] = this.#checker.between(to.epoch, channel, to.offset - 1, to.offset);
-    if (known !== n) this.#fail(`event ${n} of ${channel} came as ${textOf(to)}, which is ${known ?? 'nothing'}`);
+    if (known !== n) {
+      this.#fail(`event ${n} of ${channel} came as ${textOf(to)}, which is ${known ?? 'nothing'}`);
+    }
     if (to.offset <= this.#place.offset) {
-      this.#fail(`event ${n}, ${textOf(to)}, came after ${textOf(this.#place)}: twice or out of order`);
+      this.#fail(
+        `event ${n}, ${textOf(to)}, came after ${textOf(this.#place)}: twice or out of order`,
+      );
       return;
     }
     this.#moveTo(to, n);
@@ -191,7 +209,9 @@ class Account {
   /** Begins another log, where the client was told. */
   #enter({ epoch }) {
     if (this.#isForeign) this.#place = { epoch, offset: -1 };
-    else if (epoch !== this.#place.epoch) this.#fail(`the log ${epoch} follows ${textOf(this.#place)}, and no gap was told`);
+    else if (epoch !== this.#place.epoch) {
+      this.#fail(`the log ${epoch} follows ${textOf(this.#place)}, and no gap was told`);
+    }
     this.#isForeign = false;
     this.#place = { ...this.#place, epoch };
   }
@@ -202,8 +222,13 @@ class Account {
       const told = this.#told.get(channel) ?? -1;
       for (const n of this.#checker.between(to.epoch, channel, this.#place.offset, to.offset)) {
         if (n === written) continue;
-        if (this.#checker.between(to.epoch, channel, this.#place.offset, told).includes(n)) this.#checker.excused++;
-        else this.#fail(`${textOf(to)} was written, event ${n} of ${channel} was not, and no gap was told`);
+        if (this.#checker.between(to.epoch, channel, this.#place.offset, told).includes(n)) {
+          this.#checker.excused++;
+        } else {
+          this.#fail(
+            `${textOf(to)} was written, event ${n} of ${channel} was not, and no gap was told`,
+          );
+        }
       }
     }
     this.#place = to;

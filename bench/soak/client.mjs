@@ -35,7 +35,10 @@ export class Client {
     if (this.#isGone || this.#request !== undefined) return;
     clearTimeout(this.#timer);
     this.node = this.#choose();
-    const headers = { Accept: 'text/event-stream', ...(this.lastEventId !== '' && { 'Last-Event-ID': this.lastEventId }) };
+    const headers = {
+      Accept: 'text/event-stream',
+      ...(this.lastEventId !== '' && { 'Last-Event-ID': this.lastEventId }),
+    };
     const url = `http://127.0.0.1:${this.node.port}/listen/${this.channels.join()}`;
     const request = http.get(url, { headers, agent: false });
     this.#request = request;

@@ -52,7 +52,9 @@ export class Crowd {
         else BEHAVIOUR[kind](client);
       }
       // A few at a time.
-      for (let come = 0; come < 4 && members.size < SIZES[kind]; come++) this.#come(kind, members, now);
+      for (let come = 0; come < 4 && members.size < SIZES[kind]; come++) {
+        this.#come(kind, members, now);
+      }
     }
   }
 
@@ -60,7 +62,10 @@ export class Crowd {
     // The one that is spoiled stays, so that it is there to be judged.
     const spoil = kind === 'stays' ? this.#spoil : undefined;
     if (spoil !== undefined) this.#spoil = undefined;
-    const client = new Client(`client ${++this.came} (${kind})`, CHANNELS[kind](), { ...this.#world, spoil });
+    const client = new Client(`client ${++this.came} (${kind})`, CHANNELS[kind](), {
+      ...this.#world,
+      spoil,
+    });
     members.add(client);
     if (kind === 'visits') this.#ends.set(client, now + 2_000 + Math.random() * 8_000);
     if (kind === 'commutes') this.#ends.set(client, now + 30_000 + Math.random() * 60_000);

@@ -27,7 +27,9 @@ export function hasSameResources(state, before) {
 /** @returns {Check} */
 export function resourceCheck(index, state, before) {
   const isSame = hasSameResources(state, before);
-  const figures = isSame ? resourceText(state) : `${resourceText(state)}; before ${resourceText(before)}`;
+  const figures = isSame
+    ? resourceText(state)
+    : `${resourceText(state)}; before ${resourceText(before)}`;
   return [`node ${index} holds no timer, socket or listener more`, isSame, figures];
 }
 

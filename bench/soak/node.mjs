@@ -7,7 +7,10 @@ import { LIMITS, PREFIX } from './settings.mjs';
 
 const { SOAK_REDIS } = process.env;
 
-const channels = createChannels({ broker: redisBroker({ url: SOAK_REDIS, prefix: PREFIX, timeout: 2_000 }), ...LIMITS });
+const channels = createChannels({
+  broker: redisBroker({ url: SOAK_REDIS, prefix: PREFIX, timeout: 2_000 }),
+  ...LIMITS,
+});
 const events = sse({ channels, heartbeat: 5_000, warnings: false });
 
 const warnings = [];
@@ -22,7 +25,9 @@ subscribe('res-sse:error', ({ error }) => {
   lastError = String(error);
 });
 
-const listen = channels.listen(({ url }) => new URL(url, 'http://localhost').pathname.split('/').at(-1).split(','));
+const listen = channels.listen(({ url }) =>
+  new URL(url, 'http://localhost').pathname.split('/').at(-1).split(','),
+);
 const server = http.createServer((req, res) => {
   const fail = (error) => {
     process.stderr.write(`${error?.stack}\n`);

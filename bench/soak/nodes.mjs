@@ -49,7 +49,12 @@ export class SoakNode {
 
 /** Resolves when the node serves. */
 export async function startNode(index, redisUrl, dist) {
-  const env = { ...process.env, NODE_ENV: 'production', SOAK_REDIS: redisUrl, ...(dist !== undefined && { BENCH_DIST: dist }) };
+  const env = {
+    ...process.env,
+    NODE_ENV: 'production',
+    SOAK_REDIS: redisUrl,
+    ...(dist !== undefined && { BENCH_DIST: dist }),
+  };
   const child = fork(join(import.meta.dirname, 'node.mjs'), { execArgv: ['--expose-gc'], env });
   running.add(child);
   child.once('exit', () => running.delete(child));

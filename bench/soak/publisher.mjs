@@ -9,7 +9,9 @@ const MOST_PENDING = 200;
 const PER_SECOND = { steady: 25, rooms: 15, temporary: 10, bulk: 3 };
 const PADDING = { steady: 150, rooms: 150, temporary: 100, bulk: 65_536 };
 
-const paddings = Object.fromEntries(Object.entries(PADDING).map(([kind, length]) => [kind, 'x'.repeat(length)]));
+const paddings = Object.fromEntries(
+  Object.entries(PADDING).map(([kind, length]) => [kind, 'x'.repeat(length)]),
+);
 
 export class Publisher {
   /** Answers that were errors. */

@@ -60,15 +60,22 @@ export class Soak {
 
   async start() {
     const { dist } = this.#options;
-    this.#nodes = await Promise.all(Array.from({ length: NODES }, (unused, index) => startNode(index, this.#redis.url, dist)));
+    this.#nodes = await Promise.all(
+      Array.from({ length: NODES }, (unused, index) => startNode(index, this.#redis.url, dist)),
+    );
     setInterval(() => this.#checker.audit(), AUDIT_MS);
-    say(`${new Date().toISOString().slice(0, 16)}Z, Node ${process.version}, ${NODES} nodes, ${dist ?? 'dist'}`);
+    say(
+      `${new Date().toISOString().slice(0, 16)}Z, Node ${process.version}, ${NODES} nodes, ${dist ?? 'dist'}`,
+    );
   }
 
   /** Everything happens for so long. */
   async load(name, ms) {
     const isSpoiled = name !== 'warm-up';
-    this.#crowd = new Crowd({ checker: this.#checker, choose: this.#choose }, isSpoiled ? this.#spoil : undefined);
+    this.#crowd = new Crowd(
+      { checker: this.#checker, choose: this.#choose },
+      isSpoiled ? this.#spoil : undefined,
+    );
     this.#crowd.start();
     this.#publisher.start();
     if (this.#options.hasFaults) this.#faults.start();
@@ -88,13 +95,18 @@ export class Soak {
     const channels = new Set(clients.flatMap((client) => client.channels));
     // So that each channel has an event beyond which nothing comes.
     for (const channel of channels) void this.#publisher.publish(channel);
-    if (!(await until(() => this.#checker.pending === 0, SETTLE_MS))) this.#unsettled = 'not every publish has its answer; ';
-    const lacking = () => clients.filter((client) => !this.#checker.hasAll(client.channels, client.lastEventId));
+    if (!(await until(() => this.#checker.pending === 0, SETTLE_MS))) {
+      this.#unsettled = 'not every publish has its answer; ';
+    }
+    const lacking = () =>
+      clients.filter((client) => !this.#checker.hasAll(client.channels, client.lastEventId));
     await until(() => lacking().length === 0, SETTLE_MS);
     for (const { who, node, lastEventId } of lacking().slice(0, 5)) {
       this.#unsettled += `${who} on node ${node?.index} is at ${lastEventId || 'no place'}; `;
     }
-    if (lacking().length > 0) this.#unsettled += `${lacking().length} of ${clients.length} clients do not have all`;
+    if (lacking().length > 0) {
+      this.#unsettled += `${lacking().length} of ${clients.length} clients do not have all`;
+    }
     this.#checker.audit();
   }
 
@@ -109,7 +121,9 @@ export class Soak {
   /** What memory and resources are to be compared with. */
   async takeLevels() {
     this.#levels = { states: await this.#states(), redis: await this.#redisLevel() };
-    for (const [index, state] of this.#levels.states.entries()) say(`level of node ${index}: ${memoryText(state)}`);
+    for (const [index, state] of this.#levels.states.entries()) {
+      say(`level of node ${index}: ${memoryText(state)}`);
+    }
     say(`level of Redis: ${redisText(this.#levels.redis)}`);
   }
 
@@ -117,24 +131,40 @@ export class Soak {
   async verdict() {
     const { states: before, redis: redisBefore } = this.#levels;
     // A command that is under way has a timer of its own.
-    await until(async () => (await this.#states()).every((state, index) => hasSameResources(state, before[index])), RESOURCES_MS);
+    await until(
+      async () =>
+        (await this.#states()).every((state, index) => hasSameResources(state, before[index])),
+      RESOURCES_MS,
+    );
     const states = await this.#states();
     const warnings = states.flatMap((state) => state.warnings);
     const brokers = states.map(({ registry }) => registry.broker.state);
     const checks = [
       ...this.#clientChecks(),
-      ['the broker of each node is open', brokers.every((state) => state === 'open'), brokers.join(', ')],
+      [
+        'the broker of each node is open',
+        brokers.every((state) => state === 'open'),
+        brokers.join(', '),
+      ],
       ['stats() is at 0 and no topic is listened to', this.#unemptied === '', this.#unemptied],
       ...states.map((state, index) => memoryCheck(index, state, before[index])),
       ...states.map((state, index) => resourceCheck(index, state, before[index])),
-      ['nodes gave no warning, but of a Redis that is away', warnings.length === 0, warnings.join('; ')],
+      [
+        'nodes gave no warning, but of a Redis that is away',
+        warnings.length === 0,
+        warnings.join('; '),
+      ],
       redisCheck(await this.#redisLevel(), redisBefore),
     ];
     this.#sayCurve();
     say(`faults: ${JSON.stringify(this.#faults.counts)}`);
-    for (const [index, { errors, lastError }] of states.entries()) say(`node ${index}: ${errors} errors, the last: ${lastError}`);
+    for (const [index, { errors, lastError }] of states.entries()) {
+      say(`node ${index}: ${errors} errors, the last: ${lastError}`);
+    }
     for (const violation of this.#checker.violations.slice(0, 20)) say(`violation: ${violation}`);
-    for (const [what, isWell, figures] of checks) say(`${isWell ? 'ok' : 'FAILED'}: ${what}${figures && ` (${figures})`}`);
+    for (const [what, isWell, figures] of checks) {
+      say(`${isWell ? 'ok' : 'FAILED'}: ${what}${figures && ` (${figures})`}`);
+    }
     const isWell = checks.every(([, ok]) => ok);
     say(isWell ? 'verdict: ok' : 'verdict: FAILED');
     return isWell;
@@ -190,7 +220,9 @@ export class Soak {
     const now = performance.now();
     const late = connected.filter(
       (client) =>
-        !client.isPaused && now - client.connectedAt > 15_000 && this.#checker.isLate(client.channels, client.lastEventId),
+        !client.isPaused &&
+        now - client.connectedAt > 15_000 &&
+        this.#checker.isLate(client.channels, client.lastEventId),
     );
     const { accepted, gaps, violations } = this.#checker;
     say(

@@ -10,7 +10,10 @@ for (const event of ['SIGTERM', 'SIGINT', 'disconnect']) process.on(event, () =>
 if (!process.connected) end();
 
 const client = await connectTo(process.env['REDIS_URL'] as string);
-const { app, events, channels } = createDemo(new RedisStore(client), redisBroker({ client, prefix: 'haiku' }));
+const { app, events, channels } = createDemo(
+  new RedisStore(client),
+  redisBroker({ client, prefix: 'haiku' }),
+);
 const server = app.listen(0, '127.0.0.1', (error?: Error) => {
   if (error !== undefined) throw error;
   process.send?.({ port: (server.address() as AddressInfo).port });

@@ -58,7 +58,9 @@ export async function startRedis(): Promise<{ url: string; stop: () => Promise<v
   try {
     await once(server, 'spawn');
   } catch (cause) {
-    throw new Error('the demo needs Redis: install redis-server, or name one in REDIS_URL', { cause });
+    throw new Error('the demo needs Redis: install redis-server, or name one in REDIS_URL', {
+      cause,
+    });
   }
   const url = `redis://127.0.0.1:${port}`;
   // It is there as soon as somebody can connect.

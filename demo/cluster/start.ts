@@ -20,7 +20,9 @@ const publicPort = portFromEnvironment();
 const { REDIS_URL: given } = process.env;
 const redis = given ? undefined : await startRedis();
 const nodes = Array.from({ length: NODES }, () =>
-  fork(new URL('node.ts', import.meta.url), { env: { ...process.env, REDIS_URL: given || redis?.url } }),
+  fork(new URL('node.ts', import.meta.url), {
+    env: { ...process.env, REDIS_URL: given || redis?.url },
+  }),
 );
 const ports = await Promise.all(nodes.map(portOf));
 for (const [index, node] of nodes.entries()) {

@@ -23,7 +23,9 @@ const A_WHILE = 3_000;
 const list = element('#haiku');
 const form = element('#speak');
 const nameInput = /** @type {HTMLInputElement} */ (element('#author'));
-const lines = /** @type {HTMLInputElement[]} */ ([...document.querySelectorAll('input[data-syllables]')]);
+const lines = /** @type {HTMLInputElement[]} */ ([
+  ...document.querySelectorAll('input[data-syllables]'),
+]);
 const status = element('#state');
 const reconnect = element('#reconnect');
 
@@ -84,7 +86,9 @@ function renewLater(onceOpen) {
 /** @returns {Promise<Spoken>} what the page would begin with, were it opened now */
 async function fetchSpoken() {
   const response = await fetch('/', { cache: 'no-store', signal: AbortSignal.timeout(10_000) });
-  const [, json] = /<script id="spoken" type="application\/json">(.*?)<\/script>/s.exec(await response.text()) ?? [];
+  const [, json] =
+    /<script id="spoken" type="application\/json">(.*?)<\/script>/s.exec(await response.text()) ??
+    [];
   return JSON.parse(json ?? '');
 }
 
@@ -133,7 +137,9 @@ function showAll(haikus) {
 function show({ id, text, author, at }, isHeard) {
   if (items().some((item) => item.dataset.id === id)) return;
   const template = /** @type {HTMLTemplateElement} */ (element('#haiku-item'));
-  const item = /** @type {HTMLElement} */ (document.importNode(template.content, true).firstElementChild);
+  const item = /** @type {HTMLElement} */ (
+    document.importNode(template.content, true).firstElementChild
+  );
   item.dataset.id = id;
   item.classList.toggle('heard', isHeard);
   element('blockquote', item).append(...text.split('\n').map(paragraph));

@@ -53,5 +53,10 @@ function syllablesOf(word) {
   const exception = EXCEPTIONS.get(word);
   if (exception !== undefined) return exception;
   const groups = word.match(/[aeiouy]+/g)?.length ?? 0;
-  return RULES.reduce((sum, [pattern, syllables]) => (pattern.test(word) ? sum + syllables : sum), groups) || 1;
+  return (
+    RULES.reduce(
+      (sum, [pattern, syllables]) => (pattern.test(word) ? sum + syllables : sum),
+      groups,
+    ) || 1
+  );
 }

@@ -27,7 +27,10 @@ export function createExample(take: () => Sample = sampler(), interval = 250): E
   app.get('/', (_req, res) => res.sendFile(PAGE));
   app.get('/load', channels.listen('load', { since: 'start' }));
 
-  const timer = setInterval(() => void channels.publish('load', take(), { event: 'sample' }), interval);
+  const timer = setInterval(
+    () => void channels.publish('load', take(), { event: 'sample' }),
+    interval,
+  );
   return {
     app,
     events,

@@ -32,7 +32,9 @@ app.post<Room>('/rooms/:room', async (request, reply) => {
 /** From here on the answer is the handler's: Fastify sends nothing, and its `onSend` hooks are not called. */
 function handOver(request: FastifyRequest, reply: FastifyReply, handler: RouteHandler): void {
   // What plugins have set, CORS for one.
-  for (const [name, value] of Object.entries(reply.getHeaders())) reply.raw.setHeader(name, value ?? '');
+  for (const [name, value] of Object.entries(reply.getHeaders())) {
+    reply.raw.setHeader(name, value ?? '');
+  }
   reply.hijack();
   const { raw: req } = request;
   const { raw: res } = reply;

@@ -35,7 +35,9 @@ async function handOver(ctx: Context, handler: RouteHandler): Promise<void> {
   await new Promise<void>((resolve, reject) => {
     const fail: Next = reject;
     res.once('close', resolve);
-    events(req, res, (refused) => (refused === undefined ? handler(req, res, fail) : fail(refused)));
+    events(req, res, (refused) =>
+      refused === undefined ? handler(req, res, fail) : fail(refused),
+    );
   });
 }
 

@@ -6,7 +6,19 @@
  *     curl -N -H 'Accept: text/event-stream' localhost:3000/rooms/blue
  *     curl -H 'Content-Type: application/json' -d '{"text":"hello"}' localhost:3000/rooms/blue
  */
-import { Body, Controller, Get, HttpCode, Inject, Module, Next, Param, Post, Req, Res } from '@nestjs/common';
+import {
+  Body,
+  Controller,
+  Get,
+  HttpCode,
+  Inject,
+  Module,
+  Next,
+  Param,
+  Post,
+  Req,
+  Res,
+} from '@nestjs/common';
 import type { MiddlewareConsumer, NestModule } from '@nestjs/common';
 import { NestFactory } from '@nestjs/core';
 import type { NestExpressApplication } from '@nestjs/platform-express';
@@ -24,7 +36,12 @@ class RoomsController {
   }
 
   @Get(':room')
-  listen(@Param('room') room: string, @Req() req: Request, @Res() res: Response, @Next() next: NextFunction): void {
+  listen(
+    @Param('room') room: string,
+    @Req() req: Request,
+    @Res() res: Response,
+    @Next() next: NextFunction,
+  ): void {
     this.#channels.listen(() => (room === 'secret' ? null : `room:${room}`))(req, res, next);
   }
 
@@ -54,7 +71,9 @@ class RoomsModule implements NestModule {
   }
 }
 
-const app = await NestFactory.create<NestExpressApplication>(RoomsModule, { logger: ['warn', 'error'] });
+const app = await NestFactory.create<NestExpressApplication>(RoomsModule, {
+  logger: ['warn', 'error'],
+});
 app.enableShutdownHooks();
 await app.listen(Number(process.env['PORT'] || 3000));
 console.log(await app.getUrl());

@@ -65,7 +65,9 @@ export function createExample(work: Work = thumbnails): Example {
 
   async function run(id: string): Promise<Outcome> {
     try {
-      const result = await work((percent) => channels.publish(`job:${id}`, { percent }, { event: 'progress' }));
+      const result = await work((percent) =>
+        channels.publish(`job:${id}`, { percent }, { event: 'progress' }),
+      );
       return { event: 'done', data: result };
     } catch (error) {
       console.error(error);

@@ -45,5 +45,8 @@ export function createExample(complete: Model = parrot): Example {
 }
 
 function chunkOf(content: string): object {
-  return { object: 'chat.completion.chunk', choices: [{ index: 0, delta: { content }, finish_reason: null }] };
+  return {
+    object: 'chat.completion.chunk',
+    choices: [{ index: 0, delta: { content }, finish_reason: null }],
+  };
 }

@@ -34,7 +34,12 @@ export function createExample(): Example {
   const events = sse({ channels, maxLifetime: 15 * 60_000 });
   const app = express();
   app.use(
-    session({ secret: randomBytes(32).toString('hex'), resave: false, saveUninitialized: false, cookie: { sameSite: 'lax' } }),
+    session({
+      secret: randomBytes(32).toString('hex'),
+      resave: false,
+      saveUninitialized: false,
+      cookie: { sameSite: 'lax' },
+    }),
   );
   app.use(events, express.json());
 
@@ -64,7 +69,11 @@ export function createExample(): Example {
     channels.listen((req) => `user:${userOf(req)}`),
   );
   app.post('/users/:user/notices', async (req, res) => {
-    await channels.publish(`user:${req.params.user}`, { text: `${userOf(req)} waves at you` }, { event: 'notice' });
+    await channels.publish(
+      `user:${req.params.user}`,
+      { text: `${userOf(req)} waves at you` },
+      { event: 'notice' },
+    );
     res.sendStatus(202);
   });
 
@@ -79,7 +88,9 @@ export function createExample(): Example {
     const { room } = req.params;
     const { text } = req.body as { text: string };
     const isMember = mayRead(req, room);
-    if (isMember) await channels.publish(`room:${room}`, { from: userOf(req), text }, { event: 'message' });
+    if (isMember) {
+      await channels.publish(`room:${room}`, { from: userOf(req), text }, { event: 'message' });
+    }
     res.sendStatus(isMember ? 202 : 403);
   });
   app.post('/rooms/:room/leave', (req, res) => {
@@ -87,9 +98,12 @@ export function createExample(): Example {
     const user = userOf(req);
     members.get(room)?.delete(user);
     // In whatever tab, and whatever session.
-    events.closeWhere((stream) => requestOf(stream).params['room'] === room && userOf(requestOf(stream)) === user, {
-      final: true,
-    });
+    events.closeWhere(
+      (stream) => requestOf(stream).params['room'] === room && userOf(requestOf(stream)) === user,
+      {
+        final: true,
+      },
+    );
     res.sendStatus(204);
   });
 

@@ -95,7 +95,12 @@ export interface Broker {
    * @param maxBytes at most so many bytes of frames, but at least one entry
    * @param signal ends the wait, as in `position`
    */
-  read(channels: readonly string[], after: number, maxBytes: number, signal?: AbortSignal): Page | Promise<Page>;
+  read(
+    channels: readonly string[],
+    after: number,
+    maxBytes: number,
+    signal?: AbortSignal,
+  ): Page | Promise<Page>;
   /** Forgets what the channel holds, on every node; told as a gap to whoever has not got it yet. */
   clear(channel: string): Promise<void>;
   close(): Promise<void>;

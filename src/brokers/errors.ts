@@ -3,7 +3,11 @@ import { SseError } from '../common/errors.ts';
 
 /** For whatever is asked of channels after their end. */
 export function closedError(): SseError {
-  return new SseError('ERR_SSE_CLOSED', 'the channels are closed; publish and subscribe before close()', { delivery: 'none' });
+  return new SseError(
+    'ERR_SSE_CLOSED',
+    'the channels are closed; publish and subscribe before close()',
+    { delivery: 'none' },
+  );
 }
 
 /** For a broker that is opened twice. */

@@ -18,10 +18,14 @@ const MAX_KEYS = 100_000;
  */
 export function memoryBroker(): Broker {
   if (cluster.isWorker) {
-    process.emitWarning('memoryBroker() in a cluster worker reaches only the streams of that worker', {
-      code: 'RES_SSE_MEMORY_BROKER_IN_CLUSTER',
-      detail: 'Give createChannels() a broker that all workers share, such as redisBroker() of res-sse/redis.',
-    });
+    process.emitWarning(
+      'memoryBroker() in a cluster worker reaches only the streams of that worker',
+      {
+        code: 'RES_SSE_MEMORY_BROKER_IN_CLUSTER',
+        detail:
+          'Give createChannels() a broker that all workers share, such as redisBroker() of res-sse/redis.',
+      },
+    );
   }
   return new MemoryBroker();
 }
@@ -114,7 +118,8 @@ class MemoryBroker implements Broker {
       'more channels than maxChannels are in use: the history of some is forgotten, and their readers are told a gap',
       {
         code: 'RES_SSE_MAX_CHANNELS',
-        detail: 'Raise maxChannels of createChannels(), or give channels that need no history history: false by historyFor.',
+        detail:
+          'Raise maxChannels of createChannels(), or give channels that need no history history: false by historyFor.',
       },
     );
   }

@@ -26,12 +26,16 @@ export interface RedisBrokerOptions {
 const rules: Readonly<Record<keyof RedisBrokerOptions, OptionRule>> = {
   client: {
     expected: 'a client of node-redis',
-    test: (value) => typeof value === 'object' && value !== null && 'sendCommand' in value && 'duplicate' in value,
+    test: (value) =>
+      typeof value === 'object' && value !== null && 'sendCommand' in value && 'duplicate' in value,
   },
   url: { expected: 'a redis: or rediss: URL', test: isUrl },
   prefix: {
     expected: 'a non-empty string of at most 64 UTF-8 bytes without braces and control characters',
-    test: (value) => typeof value === 'string' && /^[^{}\p{Cc}\p{Cs}]+$/u.test(value) && Buffer.byteLength(value) <= 64,
+    test: (value) =>
+      typeof value === 'string' &&
+      /^[^{}\p{Cc}\p{Cs}]+$/u.test(value) &&
+      Buffer.byteLength(value) <= 64,
   },
   timeout: millisecondsRule(1),
 };
@@ -47,9 +51,16 @@ const PROBE = 10_000;
  * const channels = createChannels({ broker: redisBroker({ url: process.env.REDIS_URL }) });
  */
 export function redisBroker(options: RedisBrokerOptions): Broker {
-  const { client, url, prefix = 'res-sse', timeout = 5_000 } = assertOptions('redisBroker()', options, rules);
+  const {
+    client,
+    url,
+    prefix = 'res-sse',
+    timeout = 5_000,
+  } = assertOptions('redisBroker()', options, rules);
   const timing = { timeout, probe: PROBE, linger: 10_000, wait: { min: 50, max: 10_000 } };
-  if (client !== undefined && url === undefined) return new RedisBroker(connectionOf(client, prefix), prefix, timing);
+  if (client !== undefined && url === undefined) {
+    return new RedisBroker(connectionOf(client, prefix), prefix, timing);
+  }
   if (url === undefined || client !== undefined) {
     throw new SseError('ERR_SSE_OPTION', 'redisBroker() needs either a `client` or a `url`');
   }
@@ -62,5 +73,7 @@ export function redisBroker(options: RedisBrokerOptions): Broker {
 }
 
 function isUrl(value: unknown): boolean {
-  return typeof value === 'string' && URL.canParse(value) && /^rediss?:$/.test(new URL(value).protocol);
+  return (
+    typeof value === 'string' && URL.canParse(value) && /^rediss?:$/.test(new URL(value).protocol)
+  );
 }

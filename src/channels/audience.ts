@@ -71,7 +71,12 @@ export class Audience extends IndexedList<Member> {
   #dropped: number | undefined;
 
   /** @param position offset up to which nothing is to be given to the members */
-  constructor(channels: readonly string[], feeds: readonly Feed[], position: number, generation: Generation) {
+  constructor(
+    channels: readonly string[],
+    feeds: readonly Feed[],
+    position: number,
+    generation: Generation,
+  ) {
     super();
     this.channels = channels;
     this.feeds = feeds;
@@ -111,7 +116,9 @@ export class Audience extends IndexedList<Member> {
     if (!this.has(member)) return false;
     this.detach(member);
     // Those that wait stay together: the last of them goes to its place before the last of all goes to that one's.
-    if (member.listIndex < this.#waiting) this.#exchange(member, this.members[--this.#waiting] as Member);
+    if (member.listIndex < this.#waiting) {
+      this.#exchange(member, this.members[--this.#waiting] as Member);
+    }
     const { listIndex } = member;
     const last = this.#sockets.pop();
     if (listIndex < this.#sockets.length) this.#sockets[listIndex] = last;
@@ -164,7 +171,12 @@ export class Audience extends IndexedList<Member> {
     if (this.#pace.bytes > MAX_COUNTED_BYTES) this.#countAnew();
     this.#waiting = this.members.length;
     const { bytes, events } = this.#pace;
-    this.#paceAfter = { cursor, bytes: bytes + addedBytes, events: events + addedEvents, writtenAt: clock() };
+    this.#paceAfter = {
+      cursor,
+      bytes: bytes + addedBytes,
+      events: events + addedEvents,
+      writtenAt: clock(),
+    };
   }
 
   /**
@@ -174,7 +186,10 @@ export class Audience extends IndexedList<Member> {
   give(most: number): number {
     const frame = this.#current;
     // A frame that is not all new, or larger than one write may be, is a matter for each member.
-    const isForAll = frame !== undefined && frame.first > this.#pace.cursor && frame.bytes.length <= HIGH_WATER_MARK;
+    const isForAll =
+      frame !== undefined &&
+      frame.first > this.#pace.cursor &&
+      frame.bytes.length <= HIGH_WATER_MARK;
     let left = most;
     // Backwards: members that come meanwhile are behind those that wait.
     for (; left > 0 && this.#waiting > 0; left--) {

@@ -203,7 +203,9 @@ export class CatchUp implements CatchUpJob {
     }
     const { interruptions } = host;
     // A broker elsewhere may answer late: the end of the stream takes the question back.
-    const signal = host.catchUps.hasWaited ? (this.#abort ??= new AbortController()).signal : undefined;
+    const signal = host.catchUps.hasWaited
+      ? (this.#abort ??= new AbortController()).signal
+      : undefined;
     const page = host.broker.read(channels, position, PAGE, signal);
     if (page instanceof Promise) void this.#read(page, { channels, interruptions });
     else this.#take({ channels, interruptions, page });
@@ -276,7 +278,8 @@ export class CatchUp implements CatchUpJob {
     }
     for (const hold of owner.subscriptions) if (hold.isPlaced) hold.begin();
     // Nothing of these channels has come or been missed since the page was read.
-    const isProven = interruptions === host.interruptions && host.newestSeen(channels) <= owner.position;
+    const isProven =
+      interruptions === host.interruptions && host.newestSeen(channels) <= owner.position;
     if (page.complete && isProven) owner.join();
     else this.#again(false);
   }
@@ -299,7 +302,9 @@ export class CatchUp implements CatchUpJob {
     this.owesCheckpoint = true;
     owner.onGap(gap);
     const questions = questionsFor(lost, owner.subscriptions);
-    const untold = lost.filter((channel) => !questions.some(({ channels }) => channels.includes(channel)));
+    const untold = lost.filter(
+      (channel) => !questions.some(({ channels }) => channels.includes(channel)),
+    );
     this.#writeGap(untold, after, gap.cursor);
     return questions.length === 0 ? undefined : { questions, gap, after };
   }
@@ -312,7 +317,9 @@ export class CatchUp implements CatchUpJob {
 
   /** The subscriptions to these channels are told of a loss. */
   #lose(channels: readonly string[]): void {
-    for (const hold of this.#owner.subscriptions) if (channels.some((channel) => hold.hasPlaced(channel))) hold.lose();
+    for (const hold of this.#owner.subscriptions) {
+      if (channels.some((channel) => hold.hasPlaced(channel))) hold.lose();
+    }
   }
 
   async #ask({ questions, gap, after }: GapToAsk): Promise<void> {
@@ -329,8 +336,9 @@ export class CatchUp implements CatchUpJob {
         this.#lose(channels);
         this.addedMeanwhile = [];
         const answer = await this.#answerOf(hold, { ...gap, channels });
-        if (!owner.subscriptions.includes(hold)) this.#writeGap(this.#stillFollowed(channels), after, gap.cursor);
-        else if (answer !== undefined) this.#goOnFrom(answer, channels, gap);
+        if (!owner.subscriptions.includes(hold)) {
+          this.#writeGap(this.#stillFollowed(channels), after, gap.cursor);
+        } else if (answer !== undefined) this.#goOnFrom(answer, channels, gap);
       }
     } catch (error) {
       this.#phase = 'idle';
@@ -343,7 +351,8 @@ export class CatchUp implements CatchUpJob {
   /** Those that another subscription has followed all the time. */
   #stillFollowed(channels: readonly string[]): readonly string[] {
     return channels.filter(
-      (channel) => this.#owner.channels.includes(channel) && this.addedMeanwhile?.includes(channel) !== true,
+      (channel) =>
+        this.#owner.channels.includes(channel) && this.addedMeanwhile?.includes(channel) !== true,
     );
   }
 
@@ -372,7 +381,12 @@ export class CatchUp implements CatchUpJob {
     const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
     // Beyond the head, events that are still to be published would be passed over.
     const newest = Math.max(parseCursor(gap.cursor)?.offset ?? 0, owner.host.head);
-    if (cursor === undefined || cursor.epoch !== owner.epoch || cursor.offset < owner.position || cursor.offset > newest) {
+    if (
+      cursor === undefined ||
+      cursor.epoch !== owner.epoch ||
+      cursor.offset < owner.position ||
+      cursor.offset > newest
+    ) {
       // The handler has closed the stream, perhaps by an expression whose value it returns.
       if (owner.stream.isOver && typeof answer !== 'string') return;
       throw new SseError(
@@ -381,7 +395,8 @@ export class CatchUp implements CatchUpJob {
       );
     }
     const channels = asked.filter(
-      (channel) => owner.channels.includes(channel) && this.addedMeanwhile?.includes(channel) !== true,
+      (channel) =>
+        owner.channels.includes(channel) && this.addedMeanwhile?.includes(channel) !== true,
     );
     if (owner.channels.length === channels.length) owner.moveTo(cursor.offset);
     else for (const channel of channels) this.starts.startAt(channel, cursor.offset);
@@ -395,10 +410,14 @@ export class CatchUp implements CatchUpJob {
     if (this.owesCheckpoint) {
       this.owesCheckpoint = false;
       // Below it nothing is owed any more, and nothing at or below it is still to come.
-      owner.writeCheckpoint(Math.max(from, entries[0] === undefined ? position.offset : entries[0].offset - 1));
+      owner.writeCheckpoint(
+        Math.max(from, entries[0] === undefined ? position.offset : entries[0].offset - 1),
+      );
     }
     try {
-      for (const entry of entries) if (this.starts.isOwed(entry) && owner.lets(entry)) (this.#passed ??= []).push(entry);
+      for (const entry of entries) {
+        if (this.starts.isOwed(entry) && owner.lets(entry)) (this.#passed ??= []).push(entry);
+      }
     } finally {
       for (const entry of entries) entry.rest();
     }

@@ -37,7 +37,10 @@ export class ChannelStarts {
   startAt(channel: string, offset: number): void {
     const starts = (this.#starts ??= new Map<string, number>());
     const known = starts.get(channel);
-    starts.set(channel, known === undefined || offset === WHATEVER_IS_HELD ? offset : Math.max(known, offset));
+    starts.set(
+      channel,
+      known === undefined || offset === WHATEVER_IS_HELD ? offset : Math.max(known, offset),
+    );
   }
 
   isOwed(entry: LogEntry): boolean {
@@ -60,8 +63,12 @@ export class ChannelStarts {
 
   /** Forgets what it knows of channels that are not followed any more. */
   keepOnly(channels: ReadonlySet<string>): void {
-    for (const channel of this.#starts?.keys() ?? []) if (!channels.has(channel)) this.#starts?.delete(channel);
-    if (this.hasForeign) this.#foreign = new Set([...this.#foreign].filter((channel) => channels.has(channel)));
+    for (const channel of this.#starts?.keys() ?? []) {
+      if (!channels.has(channel)) this.#starts?.delete(channel);
+    }
+    if (this.hasForeign) {
+      this.#foreign = new Set([...this.#foreign].filter((channel) => channels.has(channel)));
+    }
   }
 
   /** The log was lost, and another has begun: all channels have lost something. */

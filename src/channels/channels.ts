@@ -14,19 +14,39 @@ import { FanOut } from './fan-out.ts';
 import { StreamFollower, type FollowerHost } from './follower.ts';
 import { History, historyRules, type HistoryOptions } from '../log/history.ts';
 import type { LogEntry } from '../log/log-entry.ts';
-import { booleanRule, functionRule, assertOptions, integerRule, type OptionRule } from '../common/options.ts';
+import {
+  booleanRule,
+  functionRule,
+  assertOptions,
+  integerRule,
+  type OptionRule,
+} from '../common/options.ts';
 import { drawRetry } from '../common/retry-range.ts';
-import { refuse, stream as streamRoute, type RouteHandler, type RouteRequest, type RouteResponse } from '../http/route.ts';
+import {
+  refuse,
+  stream as streamRoute,
+  type RouteHandler,
+  type RouteRequest,
+  type RouteResponse,
+} from '../http/route.ts';
 import type { AnySchema, ChannelName, EventData, EventName, SchemaOf } from '../common/schema.ts';
 import { endedSubscription } from './subscription.ts';
 import { checkTimes } from '../http/warnings.ts';
-import { assertEvent, assertRetry, dataText, eventBytes, type Serialize } from '../protocol/event-stream-format.ts';
+import {
+  assertEvent,
+  assertRetry,
+  dataText,
+  eventBytes,
+  type Serialize,
+} from '../protocol/event-stream-format.ts';
 
 /** The event of a call that names none; any where that is an error, which {@link NamedEvent} then explains. */
-type DefaultEvent<S, N extends ChannelName<S>> = 'message' extends EventName<S, N> ? 'message' : EventName<S, N>;
+type DefaultEvent<S, N extends ChannelName<S>> =
+  'message' extends EventName<S, N> ? 'message' : EventName<S, N>;
 
 /** Options of a call that names its event. Only a channel with an event `message` may leave the name out. */
-type NamedEvent<S, N extends ChannelName<S>, E extends string> = 'message' extends EventName<S, N> ? unknown : { event: E };
+type NamedEvent<S, N extends ChannelName<S>, E extends string> =
+  'message' extends EventName<S, N> ? unknown : { event: E };
 
 /**
  * The `this` of a `publish` without options, which publishes a `message`. On a channel that has no such event it is a sentence that
@@ -127,7 +147,11 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
    * @example
    * await channels.publish('news', 'The pond is open');
    */
-  publish<N extends ChannelName<S>>(this: HasMessage<S, N>, name: N, data: EventData<S, N, 'message'>): Promise<{ id: string }>;
+  publish<N extends ChannelName<S>>(
+    this: HasMessage<S, N>,
+    name: N,
+    data: EventData<S, N, 'message'>,
+  ): Promise<{ id: string }>;
   /**
    * Publishes an event to every stream that follows the channel, with a name, a reconnection time or a key.
    * @param name a non-empty string of at most 256 UTF-8 bytes without control characters
@@ -177,7 +201,11 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
       | readonly ChannelName<S>[]
       | ((
           req: Req,
-        ) => ChannelName<S> | readonly ChannelName<S>[] | null | Promise<ChannelName<S> | readonly ChannelName<S>[] | null>),
+        ) =>
+          | ChannelName<S>
+          | readonly ChannelName<S>[]
+          | null
+          | Promise<ChannelName<S> | readonly ChannelName<S>[] | null>),
     options?: SubscribeOptions | ((req: Req) => SubscribeOptions | Promise<SubscribeOptions>),
   ): RouteHandler<Req, Res>;
 
@@ -192,7 +220,10 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
 }
 
 const channelsRules: Readonly<Record<keyof ChannelsOptions, OptionRule>> = {
-  broker: { expected: 'a broker', test: (value) => typeof value === 'object' && value !== null && 'append' in value },
+  broker: {
+    expected: 'a broker',
+    test: (value) => typeof value === 'object' && value !== null && 'append' in value,
+  },
   ...historyRules,
   maxHistory: integerRule('bytes', 0, Number.MAX_SAFE_INTEGER),
   maxChannels: integerRule('channels', 1, Number.MAX_SAFE_INTEGER),
@@ -202,7 +233,10 @@ const channelsRules: Readonly<Record<keyof ChannelsOptions, OptionRule>> = {
 
 const publishRules: Readonly<Record<keyof PublishOptions, OptionRule>> = {
   event: { expected: 'a string', test: (value) => typeof value === 'string' },
-  retry: { expected: 'a whole number of ms from 0 to 2147483647', test: (value) => typeof value === 'number' },
+  retry: {
+    expected: 'a whole number of ms from 0 to 2147483647',
+    test: (value) => typeof value === 'number',
+  },
   key: {
     expected: 'a non-empty string of at most 256 UTF-8 bytes',
     test: (value) => typeof value === 'string' && value !== '' && Buffer.byteLength(value) <= 256,
@@ -232,8 +266,12 @@ const STREAMS_PER_TURN = 250;
  * @example
  * const channels = createChannels<{ haiku: { text: Haiku } }>();
  */
-export function createChannels<S extends SchemaOf<S> = AnySchema>(options: ChannelsOptions = {}): Channels<S> {
-  return new ChannelRegistry(assertOptions('createChannels()', options, channelsRules)) as Channels as unknown as Channels<S>;
+export function createChannels<S extends SchemaOf<S> = AnySchema>(
+  options: ChannelsOptions = {},
+): Channels<S> {
+  return new ChannelRegistry(
+    assertOptions('createChannels()', options, channelsRules),
+  ) as Channels as unknown as Channels<S>;
 }
 
 interface Followed {
@@ -265,9 +303,16 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   #subscriptions = 0;
   #closing: Promise<void> | undefined;
 
-  constructor({ broker = memoryBroker(), serialize = JSON.stringify, maxEvent = 1_048_576, ...options }: ChannelsOptions) {
+  constructor({
+    broker = memoryBroker(),
+    serialize = JSON.stringify,
+    maxEvent = 1_048_576,
+    ...options
+  }: ChannelsOptions) {
     const { maxHistory = 67_108_864, maxChannels = 10_000, history } = options;
-    if (typeof history === 'object') checkTimes('the history of createChannels()', { age: history.age });
+    if (typeof history === 'object') {
+      checkTimes('the history of createChannels()', { age: history.age });
+    }
     this.broker = broker;
     this.#serialize = serialize;
     this.#maxEvent = maxEvent;
@@ -275,7 +320,11 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     runOutsideRequests(() => broker.open(this, { maxHistory, maxChannels }));
   }
 
-  async publish(name: string, data: unknown, options: PublishOptions = {}): Promise<{ id: string }> {
+  async publish(
+    name: string,
+    data: unknown,
+    options: PublishOptions = {},
+  ): Promise<{ id: string }> {
     assertName(name);
     const { event, retry, key } = assertOptions('publish()', options, publishRules);
     if (event !== undefined) assertEvent(event);
@@ -283,17 +332,32 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     const text = dataText(data, this.#serialize);
     this.#assertSize(text, event);
     this.#assertOpen();
-    const { id } = await this.broker.append({ channel: name, event, data: text, retry, key, history: this.#history.of(name) });
+    const { id } = await this.broker.append({
+      channel: name,
+      event,
+      data: text,
+      retry,
+      key,
+      history: this.#history.of(name),
+    });
     this.#published++;
     if (diagnostics.publish.hasSubscribers) diagnostics.publish.publish({ channel: name, id });
     return { id };
   }
 
-  async subscribe(stream: EventStream, names: string | readonly string[], options: SubscribeOptions = {}): Promise<Subscription> {
+  async subscribe(
+    stream: EventStream,
+    names: string | readonly string[],
+    options: SubscribeOptions = {},
+  ): Promise<Subscription> {
     return this.#follow(stream, distinctNames(names), options);
   }
 
-  async #follow(stream: EventStream, channels: readonly string[], options: SubscribeOptions): Promise<Subscription> {
+  async #follow(
+    stream: EventStream,
+    channels: readonly string[],
+    options: SubscribeOptions,
+  ): Promise<Subscription> {
     const checked = assertOptions('subscribe()', options, subscribeRules);
     this.#assertOpen();
     if (stream.isOver) return endedSubscription(channels);
@@ -342,7 +406,11 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
         return;
       }
       // One list of names for all streams of the route.
-      await this.#follow(stream, fixed ?? distinctNames(wanted), typeof options === 'function' ? await options(req) : options);
+      await this.#follow(
+        stream,
+        fixed ?? distinctNames(wanted),
+        typeof options === 'function' ? await options(req) : options,
+      );
     });
   }
 
@@ -435,7 +503,13 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   }
 
   #listen(channel: string, hasHistory: boolean): void {
-    const followed: Followed = { streams: 1, newest: 0, newestSince: 0, hasHistory, waiting: undefined };
+    const followed: Followed = {
+      streams: 1,
+      newest: 0,
+      newestSince: 0,
+      hasHistory,
+      waiting: undefined,
+    };
     this.#followed.set(channel, followed);
     const listening = this.broker.listen(channel);
     if (listening === undefined) return;
@@ -449,7 +523,10 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     listening.then(() => onListening(), onListening);
   }
 
-  whenListening(channels: readonly string[], signal: AbortSignal | undefined): Promise<void> | undefined {
+  whenListening(
+    channels: readonly string[],
+    signal: AbortSignal | undefined,
+  ): Promise<void> | undefined {
     const waits = channels.flatMap((channel) => this.#followed.get(channel)?.waiting ?? []);
     if (waits.length === 0) return undefined;
     return new Promise((resolve, reject) => {
@@ -503,7 +580,9 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   /** The streams that follow something, as they are now. */
   #openStreams(): EventStream[] {
     const live = this.fanOut.members.filter((member) => member instanceof StreamFollower);
-    return [...live, ...this.#apart].flatMap(({ stream }) => (stream.readyState === 2 ? [] : [stream]));
+    return [...live, ...this.#apart].flatMap(({ stream }) =>
+      stream.readyState === 2 ? [] : [stream],
+    );
   }
 
   /** @throws {SseError} `ERR_SSE_DATA` for more than every node and every client can be expected to take */
@@ -556,7 +635,10 @@ function nextTurn(): Promise<void> {
 
 function assertName(name: string): void {
   const isName =
-    typeof name === 'string' && name !== '' && Buffer.byteLength(name) <= MAX_NAME_BYTES && !/[\p{Cc}\p{Cs}]/u.test(name);
+    typeof name === 'string' &&
+    name !== '' &&
+    Buffer.byteLength(name) <= MAX_NAME_BYTES &&
+    !/[\p{Cc}\p{Cs}]/u.test(name);
   if (!isName) {
     throw new SseError(
       'ERR_SSE_CHANNEL_NAME',
@@ -566,9 +648,14 @@ function assertName(name: string): void {
 }
 
 function distinctNames(names: string | readonly string[]): string[] {
-  const distinct = [...new Set(Array.isArray(names) ? (names as readonly string[]) : [names as string])];
+  const distinct = [
+    ...new Set(Array.isArray(names) ? (names as readonly string[]) : [names as string]),
+  ];
   if (distinct.length === 0 || distinct.length > MAX_NAMES) {
-    throw new SseError('ERR_SSE_CHANNEL_NAME', `expected 1 to ${MAX_NAMES} channel names, got ${distinct.length}`);
+    throw new SseError(
+      'ERR_SSE_CHANNEL_NAME',
+      `expected 1 to ${MAX_NAMES} channel names, got ${distinct.length}`,
+    );
   }
   for (const name of distinct) assertName(name);
   return distinct;

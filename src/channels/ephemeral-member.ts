@@ -88,11 +88,15 @@ export class EphemeralMember implements Member {
   #write(due: Frame): void {
     const { stream } = this.#owner;
     const { length } = due.entries;
-    if (stream.admits(length) && !stream.writeShared(due, length)) stream.writeBytes(due.bytes, length);
+    if (stream.admits(length) && !stream.writeShared(due, length)) {
+      stream.writeBytes(due.bytes, length);
+    }
   }
 
   #filter(frame: Frame, from: number): void {
-    for (const entry of frame.entries) if (entry.offset > from && this.#owner.lets(entry)) (this.#passed ??= []).push(entry);
+    for (const entry of frame.entries) {
+      if (entry.offset > from && this.#owner.lets(entry)) (this.#passed ??= []).push(entry);
+    }
     this.writePassed();
   }
 

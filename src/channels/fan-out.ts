@@ -133,7 +133,9 @@ export class FanOut {
 
   /** The members of all audiences, as they are now. */
   get members(): Member[] {
-    return [...this.#generation.audiences.values(), ...this.#retired].flatMap(({ members }) => members);
+    return [...this.#generation.audiences.values(), ...this.#retired].flatMap(
+      ({ members }) => members,
+    );
   }
 
   /** @param channels each once */
@@ -220,7 +222,11 @@ export class FanOut {
   /** @returns how many of that number are left when all members of retired audiences have left */
   #retireMembers(most: number): number {
     let left = most;
-    for (let audience = this.#retired.at(-1); audience !== undefined && left > 0; audience = this.#retired.at(-1)) {
+    for (
+      let audience = this.#retired.at(-1);
+      audience !== undefined && left > 0;
+      audience = this.#retired.at(-1)
+    ) {
       const member = audience.members.at(-1);
       if (member === undefined) {
         this.#retired.pop();

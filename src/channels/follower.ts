@@ -17,7 +17,13 @@ import { CatchUp, type CatchUpHost, type CatchUpOwner } from './catch-up.ts';
 import { WHATEVER_IS_HELD } from './channel-starts.ts';
 import { diagnostics } from '../common/diagnostics.ts';
 import { SseError } from '../common/errors.ts';
-import type { EventStream, Follower, Gap, SubscribeOptions, Subscription } from '../stream/event-stream.ts';
+import type {
+  EventStream,
+  Follower,
+  Gap,
+  SubscribeOptions,
+  Subscription,
+} from '../stream/event-stream.ts';
 import type { FanOut } from './fan-out.ts';
 import type { Frame } from './frame.ts';
 import { EphemeralMember, type EphemeralOwner } from './ephemeral-member.ts';
@@ -55,7 +61,10 @@ export interface FollowerHost extends CatchUpHost {
    * Resolves when what is published in these channels is received, or the signal is aborted.
    * @returns `undefined` where it is received already
    */
-  whenListening(channels: readonly string[], signal: AbortSignal | undefined): Promise<void> | undefined;
+  whenListening(
+    channels: readonly string[],
+    signal: AbortSignal | undefined,
+  ): Promise<void> | undefined;
   /** The stream follows something and is not live: no audience knows of it. */
   remember(follower: StreamFollower): void;
   /** The stream is live, or follows nothing any more. */
@@ -101,12 +110,20 @@ class RareState {
 
   get isEmpty(): boolean {
     const hasGaps = this.gaps !== undefined && !this.gaps.isEmpty;
-    return this.catchUp === undefined && this.liveOnly === undefined && !hasGaps && !this.isLeaving && !this.deferred;
+    return (
+      this.catchUp === undefined &&
+      this.liveOnly === undefined &&
+      !hasGaps &&
+      !this.isLeaving &&
+      !this.deferred
+    );
   }
 }
 
 /** All that one stream follows. It has one cursor, however often `subscribe` was called. */
-export class StreamFollower implements Follower, Member, SubscriptionOwner, CatchUpOwner, EphemeralOwner {
+export class StreamFollower
+  implements Follower, Member, SubscriptionOwner, CatchUpOwner, EphemeralOwner
+{
   // Of a live stream this is all, and there are tens of thousands of them. Methods are `private`, not `#`: a class with such
   // methods marks each of its objects, 8 B for each stream.
   listIndex = -1;
@@ -119,7 +136,15 @@ export class StreamFollower implements Follower, Member, SubscriptionOwner, Catc
   #rare: RareState | undefined;
 
   constructor(host: FollowerHost, stream: EventStream) {
-    this.#state = { host, holds: [], channels: [], epoch: '', audience: undefined, isFiltered: false, isAsked: false };
+    this.#state = {
+      host,
+      holds: [],
+      channels: [],
+      epoch: '',
+      audience: undefined,
+      isFiltered: false,
+      isAsked: false,
+    };
     this.stream = stream;
   }
 
@@ -178,7 +203,9 @@ export class StreamFollower implements Follower, Member, SubscriptionOwner, Catc
     // What is being written now is none of its business, nor what was published before.
     if (this.host.deliveries.has(this.stream)) await this.delivered();
     // The application's own code comes first, before anything is changed.
-    const histories = new Map(channels.map((channel) => [channel, this.host.willHaveHistory(channel)]));
+    const histories = new Map(
+      channels.map((channel) => [channel, this.host.willHaveHistory(channel)]),
+    );
     this.flush(true);
     if (this.stream.isOver) return endedSubscription(channels);
     this.assertFewSubscriptions();
@@ -202,8 +229,12 @@ export class StreamFollower implements Follower, Member, SubscriptionOwner, Catc
       // Thousands of streams may have waited for the same answer.
       if (located instanceof Promise) await this.host.catchUps.turn();
       // Each in its turn, whichever answer comes first.
-      if (earlier !== undefined && !earlier.isPlaced && this.subscriptions.includes(earlier)) await earlier.placed();
-      if (!this.subscriptions.includes(hold) || this.stream.open().readyState === 2) return endedSubscription(channels);
+      if (earlier !== undefined && !earlier.isPlaced && this.subscriptions.includes(earlier)) {
+        await earlier.placed();
+      }
+      if (!this.subscriptions.includes(hold) || this.stream.open().readyState === 2) {
+        return endedSubscription(channels);
+      }
       this.begin(hold, position);
     } catch (error) {
       // The stream has ended meanwhile, which is no error.
@@ -285,13 +316,20 @@ export class StreamFollower implements Follower, Member, SubscriptionOwner, Catc
       hold.begin();
     } else {
       this.place(before, added, position, startOf(this.stream.lastEventId, hold.options, position));
-      if (before.length === 0 && hold.options.checkpoints !== false) this.catchUp.owesCheckpoint = true;
+      if (before.length === 0 && hold.options.checkpoints !== false) {
+        this.catchUp.owesCheckpoint = true;
+      }
     }
     this.advance(true);
     this.runDeferred();
   }
 
-  private place(before: readonly string[], added: readonly string[], position: Cursor, start: Start): void {
+  private place(
+    before: readonly string[],
+    added: readonly string[],
+    position: Cursor,
+    start: Start,
+  ): void {
     const { catchUp } = this;
     const { starts } = catchUp;
     if (before.length === 0) {
@@ -432,7 +470,9 @@ export class StreamFollower implements Follower, Member, SubscriptionOwner, Catc
     deliveries.begin(this.stream);
     try {
       const { rare } = this;
-      for (const entry of frame.entries) if (entry.offset > from && this.lets(entry)) (rare.passed ??= []).push(entry);
+      for (const entry of frame.entries) {
+        if (entry.offset > from && this.lets(entry)) (rare.passed ??= []).push(entry);
+      }
       this.writePassed();
     } catch (error) {
       this.fail(error);
@@ -481,7 +521,9 @@ export class StreamFollower implements Follower, Member, SubscriptionOwner, Catc
   }
 
   onGap(gap: Gap): void {
-    const holds = this.subscriptions.filter((hold) => gap.channels.some((channel) => hold.hasPlaced(channel)));
+    const holds = this.subscriptions.filter((hold) =>
+      gap.channels.some((channel) => hold.hasPlaced(channel)),
+    );
     (this.rare.gaps ??= new GapCounts()).add(holds);
     this.host.countGap();
     if (diagnostics.gap.hasSubscribers) diagnostics.gap.publish({ stream: this.stream, ...gap });
@@ -493,8 +535,9 @@ export class StreamFollower implements Follower, Member, SubscriptionOwner, Catc
     const audience = this.host.fanOut.join(this.channels, this);
     this.host.forget(this);
     const neighbour = audience.members.at(-2);
-    if (neighbour instanceof StreamFollower && isAlike(this.#state, neighbour.#state)) this.#state = neighbour.#state;
-    else this.change({ audience, channels: audience.channels });
+    if (neighbour instanceof StreamFollower && isAlike(this.#state, neighbour.#state)) {
+      this.#state = neighbour.#state;
+    } else this.change({ audience, channels: audience.channels });
     this.tidy();
     // Until the client knows that it has caught up it would have everything since the step back again.
     if (catchUp.hasSteppedBack && this.#cursor > this.#written) this.writeCheckpoint(this.#cursor);
@@ -519,7 +562,9 @@ export class StreamFollower implements Follower, Member, SubscriptionOwner, Catc
   checkpoint(): boolean {
     const { catchUp } = this.#rare ?? {};
     if (catchUp?.isAsking === true || catchUp?.starts.hasForeign === true) return false;
-    if (this.channels.length === 0 || this.epoch === '' || this.host.deliveries.has(this.stream)) return false;
+    if (this.channels.length === 0 || this.epoch === '' || this.host.deliveries.has(this.stream)) {
+      return false;
+    }
     if (!this.subscriptions.some((hold) => hold.options.checkpoints !== false)) return false;
     const written = this.groupProgress?.cursor ?? this.#written;
     const cursor = Math.max(this.position, this.head ?? 0);
@@ -605,7 +650,9 @@ export class StreamFollower implements Follower, Member, SubscriptionOwner, Catc
     await Promise.all(this.subscriptions.map((hold) => hold.placed()));
     this.flush();
     // While it was waited for, another log may have begun.
-    if (this.isBehind && (this.epoch !== epoch || this.#cursor < offset)) await this.catchUp.reached(offset);
+    if (this.isBehind && (this.epoch !== epoch || this.#cursor < offset)) {
+      await this.catchUp.reached(offset);
+    }
   }
 
   /**
@@ -615,7 +662,13 @@ export class StreamFollower implements Follower, Member, SubscriptionOwner, Catc
    */
   private get head(): number | undefined {
     const { audience } = this.#state;
-    if (audience === undefined || audience.isRetired || this.host.fanOut.hasPending(audience, this)) return undefined;
+    if (
+      audience === undefined ||
+      audience.isRetired ||
+      this.host.fanOut.hasPending(audience, this)
+    ) {
+      return undefined;
+    }
     return this.host.head;
   }
 

@@ -20,7 +20,10 @@ export class Frame extends SharedBytes {
 
   /** Whether it is these entries, all of them and no others. */
   holds(entries: readonly LogEntry[]): boolean {
-    return entries.length === this.entries.length && entries.every((entry, index) => entry === this.entries[index]);
+    return (
+      entries.length === this.entries.length &&
+      entries.every((entry, index) => entry === this.entries[index])
+    );
   }
 }
 

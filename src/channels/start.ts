@@ -18,15 +18,21 @@ export function wishedStart(lastEventId: string, options: SubscribeOptions): Cur
 /** @param position where the log stands */
 export function startOf(lastEventId: string, options: SubscribeOptions, position: Cursor): Start {
   const { text, isOfClient } = wishOf(lastEventId, options);
-  if (!isOfClient && text === 'now') return { offset: position.offset, isForeign: false, isWhole: false };
+  if (!isOfClient && text === 'now') {
+    return { offset: position.offset, isForeign: false, isWhole: false };
+  }
   if (!isOfClient && text === 'start') return { offset: 0, isForeign: false, isWhole: true };
   const cursor = parseCursor(text);
-  const isOurs = cursor !== undefined && cursor.epoch === position.epoch && cursor.offset <= position.offset;
+  const isOurs =
+    cursor !== undefined && cursor.epoch === position.epoch && cursor.offset <= position.offset;
   return { offset: isOurs ? cursor.offset : 0, isForeign: !isOurs, isWhole: false };
 }
 
 /** The client's own id, untrusted, goes before what the application says. */
-function wishOf(lastEventId: string, { resume = true, since = 'now' }: SubscribeOptions): { text: string; isOfClient: boolean } {
+function wishOf(
+  lastEventId: string,
+  { resume = true, since = 'now' }: SubscribeOptions,
+): { text: string; isOfClient: boolean } {
   const isOfClient = resume && lastEventId !== '';
   return { text: isOfClient ? lastEventId : since, isOfClient };
 }

@@ -42,9 +42,24 @@ export class SubscriptionRecord {
     if (this === other) return true;
     const { channels, options } = this;
     // One that is asked remembers that.
-    if (!this.hasBegun || !other.hasBegun || options.onGap !== undefined || other.options.onGap !== undefined) return false;
-    if (options.filter !== other.options.filter || options.checkpoints !== other.options.checkpoints) return false;
-    return channels.length === other.channels.length && channels.every((channel, index) => channel === other.channels[index]);
+    if (
+      !this.hasBegun ||
+      !other.hasBegun ||
+      options.onGap !== undefined ||
+      other.options.onGap !== undefined
+    ) {
+      return false;
+    }
+    if (
+      options.filter !== other.options.filter ||
+      options.checkpoints !== other.options.checkpoints
+    ) {
+      return false;
+    }
+    return (
+      channels.length === other.channels.length &&
+      channels.every((channel, index) => channel === other.channels[index])
+    );
   }
 
   /** Whether its channels have their place in the stream. */
@@ -54,7 +69,10 @@ export class SubscriptionRecord {
 
   /** Whether it has the channel, and that has its place in the stream. */
   hasPlaced(channel: string): boolean {
-    return this.channels.includes(channel) && (this.isPlaced || this.#start?.joined.includes(channel) === true);
+    return (
+      this.channels.includes(channel) &&
+      (this.isPlaced || this.#start?.joined.includes(channel) === true)
+    );
   }
 
   /** Its channels that have their place in the stream. */
@@ -94,7 +112,10 @@ export class SubscriptionRecord {
   /** The stream follows these already: those it has go on where they are, whoever else leaves. */
   join(channels: readonly string[]): void {
     if (this.#start === undefined) return;
-    this.#start.joined = [...this.#start.joined, ...channels.filter((channel) => this.channels.includes(channel))];
+    this.#start.joined = [
+      ...this.#start.joined,
+      ...channels.filter((channel) => this.channels.includes(channel)),
+    ];
   }
 
   place(): void {
@@ -217,5 +238,7 @@ export function placedChannelsOf(holds: readonly SubscriptionRecord[]): Readonly
 
 /** The channels of the holds, each once. */
 export function channelsOf(holds: readonly SubscriptionRecord[]): readonly string[] {
-  return holds.length === 1 ? (holds[0] as SubscriptionRecord).channels : [...new Set(holds.flatMap((hold) => hold.channels))];
+  return holds.length === 1
+    ? (holds[0] as SubscriptionRecord).channels
+    : [...new Set(holds.flatMap((hold) => hold.channels))];
 }

@@ -39,7 +39,8 @@ export interface OwnEvents {
 }
 
 /** The names of the events of one channel or several. */
-export type ReceivedName<S, N extends ChannelName<S>> = N extends ChannelName<S> ? EventName<S, N> : never;
+export type ReceivedName<S, N extends ChannelName<S>> =
+  N extends ChannelName<S> ? EventName<S, N> : never;
 
 /** The data of an event of one channel or several. */
 export type ReceivedData<S, N extends ChannelName<S>, E> = E extends keyof OwnEvents
@@ -59,9 +60,15 @@ interface ListenerMethod<S, N extends ChannelName<S>> {
   <E extends ReceivedName<S, N> | keyof OwnEvents>(
     type: E,
     listener: Listener<TypedMessageEvent<E, ReceivedData<S, N, E>>>,
-    options?: boolean | { capture?: boolean; once?: boolean; passive?: boolean; signal?: AbortSignal },
+    options?:
+      | boolean
+      | { capture?: boolean; once?: boolean; passive?: boolean; signal?: AbortSignal },
   ): void;
-  (type: 'open' | 'error', listener: Listener<PlainEvent>, options?: boolean | { capture?: boolean; once?: boolean }): void;
+  (
+    type: 'open' | 'error',
+    listener: Listener<PlainEvent>,
+    options?: boolean | { capture?: boolean; once?: boolean },
+  ): void;
 }
 
 /**
@@ -75,7 +82,10 @@ interface ListenerMethod<S, N extends ChannelName<S>> {
  * const source = new EventSource('/listen') as TypedEventSource<Schema, 'haiku'>;
  * source.addEventListener('text', ({ data }) => show(parse(data).author));
  */
-export interface TypedEventSource<S extends SchemaOf<S>, N extends ChannelName<S> = ChannelName<S>> {
+export interface TypedEventSource<
+  S extends SchemaOf<S>,
+  N extends ChannelName<S> = ChannelName<S>,
+> {
   readonly url: string;
   readonly withCredentials: boolean;
   readonly readyState: number;
@@ -86,6 +96,8 @@ export interface TypedEventSource<S extends SchemaOf<S>, N extends ChannelName<S
   readonly removeEventListener: ListenerMethod<S, N>;
   onopen: ((event: never) => unknown) | null;
   onerror: ((event: never) => unknown) | null;
-  onmessage: ((event: TypedMessageEvent<'message', ReceivedData<S, N, 'message'>>) => unknown) | null;
+  onmessage:
+    | ((event: TypedMessageEvent<'message', ReceivedData<S, N, 'message'>>) => unknown)
+    | null;
   close(): void;
 }

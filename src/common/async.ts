@@ -26,7 +26,10 @@ export function withLimits<T>(promise: Promise<T>, { signal, ms, late }: Limits)
     (error: unknown) => wait.reject?.(error),
   );
   if (ms !== undefined) {
-    wait.timer = setTimeout(() => wait.reject?.(late?.(ms) ?? new Error(`no answer within ${ms} ms`)), ms);
+    wait.timer = setTimeout(
+      () => wait.reject?.(late?.(ms) ?? new Error(`no answer within ${ms} ms`)),
+      ms,
+    );
   }
   return wait.settled;
 }
@@ -54,7 +57,9 @@ class Wait<T> {
       this.reject = (error) => {
         end();
         // The reason of an abort may be anything.
-        reject(error instanceof Error ? error : new Error('the wait was given up', { cause: error }));
+        reject(
+          error instanceof Error ? error : new Error('the wait was given up', { cause: error }),
+        );
       };
       if (signal?.aborted === true) abort();
       else signal?.addEventListener('abort', abort);

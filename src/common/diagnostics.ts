@@ -5,25 +5,26 @@ import { debuglog } from 'node:util';
  * The library's `node:diagnostics_channel` channels. Their names, `res-sse:` and the key, are public API;
  * a message is made only while somebody subscribes.
  */
-export const diagnostics: Readonly<Record<'open' | 'close' | 'publish' | 'slow' | 'gap' | 'reject' | 'heal' | 'error', Channel>> =
-  {
-    /** `{ stream }` */
-    open: channel('res-sse:open'),
-    /** `{ stream, reason }` */
-    close: channel('res-sse:close'),
-    /** `{ channel, id }` */
-    publish: channel('res-sse:publish'),
-    /** `{ stream, bufferedAmount, action }`: a reader at `maxBuffered`, and what was done, `'close'` or `'drop'` */
-    slow: channel('res-sse:slow'),
-    /** `{ stream, channels, lastEventId, cursor }`: what a stream has lost */
-    gap: channel('res-sse:gap'),
-    /** `{ req, reason }`: a request that gets no stream, and why, `'maxStreams'`, `'maxStreamsPer'` or `'shutdown'` */
-    reject: channel('res-sse:reject'),
-    /** `{ epoch, channels, entries, ms }`: a node has what it had missed of a broker elsewhere, or knows that it is lost */
-    heal: channel('res-sse:heal'),
-    /** `{ stream, error }`: an error that must not reach anybody else, in a handler, a filter or a wrapped `res.write`; `{ broker, error }` of a broker elsewhere */
-    error: channel('res-sse:error'),
-  };
+export const diagnostics: Readonly<
+  Record<'open' | 'close' | 'publish' | 'slow' | 'gap' | 'reject' | 'heal' | 'error', Channel>
+> = {
+  /** `{ stream }` */
+  open: channel('res-sse:open'),
+  /** `{ stream, reason }` */
+  close: channel('res-sse:close'),
+  /** `{ channel, id }` */
+  publish: channel('res-sse:publish'),
+  /** `{ stream, bufferedAmount, action }`: a reader at `maxBuffered`, and what was done, `'close'` or `'drop'` */
+  slow: channel('res-sse:slow'),
+  /** `{ stream, channels, lastEventId, cursor }`: what a stream has lost */
+  gap: channel('res-sse:gap'),
+  /** `{ req, reason }`: a request that gets no stream, and why, `'maxStreams'`, `'maxStreamsPer'` or `'shutdown'` */
+  reject: channel('res-sse:reject'),
+  /** `{ epoch, channels, entries, ms }`: a node has what it had missed of a broker elsewhere, or knows that it is lost */
+  heal: channel('res-sse:heal'),
+  /** `{ stream, error }`: an error that must not reach anybody else, in a handler, a filter or a wrapped `res.write`; `{ broker, error }` of a broker elsewhere */
+  error: channel('res-sse:error'),
+};
 
 /** Prints a line when `NODE_DEBUG` names `res-sse`, a connection's life without any code; costs one check otherwise. */
 export const debug: ReturnType<typeof debuglog> = debuglog('res-sse');

@@ -51,7 +51,11 @@ export class SseError extends Error {
   readonly delivery: 'none' | 'unknown' | undefined;
 
   /** @internal */
-  constructor(code: SseErrorCode, message: string, options?: ErrorOptions & { delivery?: 'none' | 'unknown' }) {
+  constructor(
+    code: SseErrorCode,
+    message: string,
+    options?: ErrorOptions & { delivery?: 'none' | 'unknown' },
+  ) {
     super(message, options);
     this.code = code;
     this.delivery = options?.delivery;
@@ -69,6 +73,8 @@ export function describeValue(value: unknown): string {
   if (typeof value === 'string') {
     return `${JSON.stringify(value.length > 60 ? `${value.slice(0, 60)}…` : value)} (string)`;
   }
-  if (typeof value === 'number' || typeof value === 'bigint' || typeof value === 'boolean') return `${value} (${type})`;
+  if (typeof value === 'number' || typeof value === 'bigint' || typeof value === 'boolean') {
+    return `${value} (${type})`;
+  }
   return `a value of type ${type}`;
 }

@@ -11,7 +11,12 @@ export interface OptionRule {
 export const MAX_TIMER_MS = 2_147_483_647;
 
 /** A whole number of a unit in a range, or one of the values named beside it. */
-export function integerRule(unit: string, min: number, max: number, ...others: readonly false[]): OptionRule {
+export function integerRule(
+  unit: string,
+  min: number,
+  max: number,
+  ...others: readonly false[]
+): OptionRule {
   return {
     expected: `a whole number of ${unit} from ${min} to ${max}${others.map((other) => ` or ${String(other)}`).join('')}`,
     test: (value) => isInteger(value, min, max) || others.includes(value as false),
@@ -25,9 +30,15 @@ export function oneOfRule(...values: readonly string[]): OptionRule {
   };
 }
 
-export const functionRule: OptionRule = { expected: 'a function', test: (value) => typeof value === 'function' };
+export const functionRule: OptionRule = {
+  expected: 'a function',
+  test: (value) => typeof value === 'function',
+};
 
-export const booleanRule: OptionRule = { expected: 'true or false', test: (value) => typeof value === 'boolean' };
+export const booleanRule: OptionRule = {
+  expected: 'true or false',
+  test: (value) => typeof value === 'boolean',
+};
 
 /** A time in ms that a timer can take. */
 export function millisecondsRule(min: number, ...others: readonly false[]): OptionRule {
@@ -39,13 +50,23 @@ export function millisecondsRule(min: number, ...others: readonly false[]): Opti
  * @returns the options as they were checked. Each is read once, so that an accessor cannot say something else afterwards.
  * @throws {SseError} `ERR_SSE_OPTION` for an unknown key or a value out of its range; `undefined` counts as not given
  */
-export function assertOptions<T extends object>(owner: string, given: T, rules: Readonly<Record<string, OptionRule>>): T {
+export function assertOptions<T extends object>(
+  owner: string,
+  given: T,
+  rules: Readonly<Record<string, OptionRule>>,
+): T {
   if (!isObject(given)) {
-    throw new SseError('ERR_SSE_OPTION', `expected the options of ${owner} to be an object, got ${describeValue(given)}`);
+    throw new SseError(
+      'ERR_SSE_OPTION',
+      `expected the options of ${owner} to be an object, got ${describeValue(given)}`,
+    );
   }
   for (const name of Object.keys(given)) {
     if (Object.hasOwn(rules, name)) continue;
-    throw new SseError('ERR_SSE_OPTION', `unknown option \`${name}\` of ${owner}; it takes ${Object.keys(rules).join(', ')}`);
+    throw new SseError(
+      'ERR_SSE_OPTION',
+      `unknown option \`${name}\` of ${owner}; it takes ${Object.keys(rules).join(', ')}`,
+    );
   }
   const checked: Record<string, unknown> = {};
   for (const [name, rule] of Object.entries(rules)) {

@@ -21,7 +21,9 @@ export const retryRangeRule: OptionRule = {
 
 /** One time for all is a range, too. */
 export function toRetryRange(retry: number | RetryRange): RetryRange {
-  return typeof retry === 'number' ? { min: retry, max: retry } : { min: retry.min, max: retry.max };
+  return typeof retry === 'number'
+    ? { min: retry, max: retry }
+    : { min: retry.min, max: retry.max };
 }
 
 /** A whole number drawn from the range, both ends included. */

@@ -15,4 +15,6 @@ export type ChannelName<S> = `${keyof S & string}`;
 export type EventName<S, N extends ChannelName<S>> = `${keyof S[N & keyof S] & string}`;
 
 /** The data of a channel's event. */
-export type EventData<S, N extends ChannelName<S>, E> = E extends keyof S[N & keyof S] ? S[N & keyof S][E] : never;
+export type EventData<S, N extends ChannelName<S>, E> = E extends keyof S[N & keyof S]
+  ? S[N & keyof S][E]
+  : never;

@@ -101,7 +101,9 @@ export class Admission {
    * @throws {SseError} `ERR_SSE_OPTION` for a key that is none; whatever the `key` function throws
    */
   take(res: ServerResponse): Refusal | undefined {
-    if ((this.#maxStreams === Infinity && this.#per === undefined) || this.#places.has(res)) return undefined;
+    if ((this.#maxStreams === Infinity && this.#per === undefined) || this.#places.has(res)) {
+      return undefined;
+    }
     if (this.#places.size >= this.#maxStreams) this.#freeAnswered();
     if (this.#places.size >= this.#maxStreams) return 'maxStreams';
     const key = this.#keyOf(res.req);
@@ -130,7 +132,9 @@ export class Admission {
     // What a framework makes of the request it has made by now.
     const key: unknown = this.#per?.key(req as RouteRequest);
     if (key !== undefined) this.#undefinedKeys = Infinity;
-    else if (this.#per !== undefined && ++this.#undefinedKeys === UNDEFINED_KEYS) this.#onUndefinedKeys?.(UNDEFINED_KEYS);
+    else if (this.#per !== undefined && ++this.#undefinedKeys === UNDEFINED_KEYS) {
+      this.#onUndefinedKeys?.(UNDEFINED_KEYS);
+    }
     if (typeof key === 'string') return compact(key);
     if (key === undefined || typeof key === 'number') return key;
     throw new SseError(
@@ -170,7 +174,9 @@ export class Admission {
 
 /** The key in little memory: a long one, of a cookie or a token, as its digest, and a short one without what it was cut out of. */
 function compact(key: string): string {
-  if (key.length > MAX_KEY_LENGTH) return `sha256:${createHash('sha256').update(key).digest('hex')}`;
+  if (key.length > MAX_KEY_LENGTH) {
+    return `sha256:${createHash('sha256').update(key).digest('hex')}`;
+  }
   return Buffer.from(key, 'utf16le').toString('utf16le');
 }
 

@@ -5,12 +5,34 @@ import { admissionRules, type AdmissionOptions, type Refusal } from './admission
 import type { CloseReason } from '../stream/response-writer.ts';
 import { diagnostics } from '../common/diagnostics.ts';
 import { SseError } from '../common/errors.ts';
-import { EventStream, assertCloseOptions, type CloseOptions, type StreamHost, type Subscribe } from '../stream/event-stream.ts';
+import {
+  EventStream,
+  assertCloseOptions,
+  type CloseOptions,
+  type StreamHost,
+  type Subscribe,
+} from '../stream/event-stream.ts';
 import { StreamMonitor } from '../stream/stream-monitor.ts';
-import { booleanRule, functionRule, assertOptions, millisecondsRule, oneOfRule, type OptionRule } from '../common/options.ts';
+import {
+  booleanRule,
+  functionRule,
+  assertOptions,
+  millisecondsRule,
+  oneOfRule,
+  type OptionRule,
+} from '../common/options.ts';
 import { drawRetry, toRetryRange, retryRangeRule, type RetryRange } from '../common/retry-range.ts';
-import { resolveStreamOptions, streamRules, type StreamOptions, type StreamSettings } from '../stream/stream-options.ts';
-import { asksForEventStream, lastEventIdOf, refusesEventStream } from '../protocol/request-headers.ts';
+import {
+  resolveStreamOptions,
+  streamRules,
+  type StreamOptions,
+  type StreamSettings,
+} from '../stream/stream-options.ts';
+import {
+  asksForEventStream,
+  lastEventIdOf,
+  refusesEventStream,
+} from '../protocol/request-headers.ts';
 import { StreamTracker, type OpenStreams, type Shutdown, type SseStats } from './stream-tracker.ts';
 import {
   assertUnoccupied,
@@ -68,7 +90,11 @@ export interface ShutdownOptions {
 
 /** What `sse()` returns: middleware for Express 4 and 5, Connect, and bare `http`, `https` and `http2` (compat API) servers. */
 export interface SseMiddleware {
-  (req: IncomingMessage | Http2ServerRequest, res: ServerResponse | Http2ServerResponse, next: Next): void;
+  (
+    req: IncomingMessage | Http2ServerRequest,
+    res: ServerResponse | Http2ServerResponse,
+    next: Next,
+  ): void;
   /** The open streams. */
   readonly streams: OpenStreams;
   /** Gauges, cheap enough to read each second. */
@@ -77,7 +103,10 @@ export interface SseMiddleware {
    * Ends the open streams for which `test` is true (reason `'revoked'`): of tokens that expired, of users that were removed.
    * @returns how many
    */
-  closeWhere(test: (stream: EventStream & { readonly req: RouteRequest }) => boolean, options?: CloseOptions): number;
+  closeWhere(
+    test: (stream: EventStream & { readonly req: RouteRequest }) => boolean,
+    options?: CloseOptions,
+  ): number;
   /**
    * Turns new streams away so that they come back, ends the open ones in waves, and destroys what has not ended in time.
    * Idempotent. It does not close the channels.
@@ -89,7 +118,8 @@ export interface SseMiddleware {
 const sseRules: Readonly<Record<keyof SseOptions, OptionRule>> = {
   channels: {
     expected: 'what createChannels() returns',
-    test: (value) => typeof value === 'object' && value !== null && 'subscribe' in value && 'publish' in value,
+    test: (value) =>
+      typeof value === 'object' && value !== null && 'subscribe' in value && 'publish' in value,
   },
   ...streamRules,
   ...admissionRules,
@@ -98,7 +128,10 @@ const sseRules: Readonly<Record<keyof SseOptions, OptionRule>> = {
   onError: functionRule,
 };
 
-const shutdownRules: Readonly<Record<keyof ShutdownOptions, OptionRule>> = { within: millisecondsRule(0), retry: retryRangeRule };
+const shutdownRules: Readonly<Record<keyof ShutdownOptions, OptionRule>> = {
+  within: millisecondsRule(0),
+  retry: retryRangeRule,
+};
 
 /**
  * Middleware that attaches `res.sse` to every request that asks for an event stream. Nothing is written before the handler
@@ -121,11 +154,17 @@ const shutdownRules: Readonly<Record<keyof ShutdownOptions, OptionRule>> = { wit
  */
 export function sse(options: SseOptions = {}): SseMiddleware {
   if (typeof options === 'object' && options !== null && 'httpVersion' in options) {
-    throw new SseError('ERR_SSE_OPTION', 'sse is mounted without a call and was given a request; write app.use(sse())');
+    throw new SseError(
+      'ERR_SSE_OPTION',
+      'sse is mounted without a call and was given a request; write app.use(sse())',
+    );
   }
   const own = assertOptions('sse()', options, sseRules);
   const warnings = new Warnings();
-  const roster = new StreamTracker(own, own.warnings === false ? undefined : (requests) => warnings.keysUndefined(requests));
+  const roster = new StreamTracker(
+    own,
+    own.warnings === false ? undefined : (requests) => warnings.keysUndefined(requests),
+  );
   const making = own.warnings === false ? undefined : new PerRequestDetector(sse);
   const ownHost = new Host(own, [roster], warnings);
   if (own.warnings !== false) {
@@ -140,8 +179,12 @@ export function sse(options: SseOptions = {}): SseMiddleware {
     let host = innerHosts.get(outer);
     if (host === undefined) {
       const isSame = outer.rosters.includes(roster);
-      host = isSame ? outer : new Host({ ...outer.options, ...own }, [...outer.rosters, roster], outer.warnings);
-      if ((isSame || Object.keys(own).length === 0) && host.options.warnings !== false) host.warnings.mountedTwice();
+      host = isSame
+        ? outer
+        : new Host({ ...outer.options, ...own }, [...outer.rosters, roster], outer.warnings);
+      if ((isSame || Object.keys(own).length === 0) && host.options.warnings !== false) {
+        host.warnings.mountedTwice();
+      }
       innerHosts.set(outer, host);
     }
     return host;
@@ -193,14 +236,20 @@ export function sse(options: SseOptions = {}): SseMiddleware {
   return Object.assign(middleware, {
     streams: roster,
     stats: () => roster.stats(),
-    closeWhere(test: (stream: EventStream & { readonly req: RouteRequest }) => boolean, closeOptions: CloseOptions = {}): number {
+    closeWhere(
+      test: (stream: EventStream & { readonly req: RouteRequest }) => boolean,
+      closeOptions: CloseOptions = {},
+    ): number {
       const checked = assertCloseOptions('closeWhere()', closeOptions);
       const streams = [...roster].filter((stream) => {
         // The request is the framework's own, as a route's handler gets it.
         const answer: unknown = test(stream as EventStream & { readonly req: RouteRequest });
         // A promise is always something: everybody would be sent away.
         if (typeof answer !== 'object' || answer === null) return Boolean(answer);
-        throw new SseError('ERR_SSE_OPTION', 'expected the test of closeWhere() to return true or false; it cannot be async');
+        throw new SseError(
+          'ERR_SSE_OPTION',
+          'expected the test of closeWhere() to return true or false; it cannot be async',
+        );
       });
       roster.endAtOnce(streams, 'revoked', checked);
       return streams.length;
@@ -251,7 +300,11 @@ class Host implements StreamHost {
 
   /** Who named an event stream has been let in on the way here; of everybody else it shows only now that it is a stream. */
   admits(stream: EventStream): boolean {
-    return this.accept === 'event-stream' || asksForEventStream(stream.req) || this.takes(stream, this.rosters);
+    return (
+      this.accept === 'event-stream' ||
+      asksForEventStream(stream.req) ||
+      this.takes(stream, this.rosters)
+    );
   }
 
   /** Takes a place with each of these, or answers the request. @returns whether the stream may open */
@@ -279,7 +332,9 @@ class Host implements StreamHost {
 
   gone(stream: EventStream, wasOpen: boolean): void {
     // A connection that is kept alive would hold up a `server.close()` that was called before, and bring its client back here.
-    if (wasOpen && this.rosters.some(({ closing }) => closing !== undefined)) stream.closeConnection();
+    if (wasOpen && this.rosters.some(({ closing }) => closing !== undefined)) {
+      stream.closeConnection();
+    }
     for (const roster of this.rosters) roster.gone(stream, wasOpen);
     this.warnings.gone(stream);
   }

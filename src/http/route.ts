@@ -26,7 +26,10 @@ export type RouteResponse = 0 extends 1 & ExpressResponse ? ServerResponse : Exp
  * What `stream()` and `channels.listen()` return: a handler for a route.
  * `Req` and `Res` are what the framework hands over; a bare server may call it, too.
  */
-export type RouteHandler<Req extends IncomingMessage = RouteRequest, Res extends ServerResponse = RouteResponse> = (
+export type RouteHandler<
+  Req extends IncomingMessage = RouteRequest,
+  Res extends ServerResponse = RouteResponse,
+> = (
   req: Req | IncomingMessage | Http2ServerRequest,
   res: Res | ServerResponse | Http2ServerResponse,
   next: Next,
@@ -91,14 +94,19 @@ const OPEN_AFTER = 1_000;
  *   for await (const step of jobs.follow(req.params.job, { signal: stream.signal })) yield step;
  * }));
  */
-export function stream<Req extends IncomingMessage = RouteRequest, Res extends ServerResponse = RouteResponse>(
+export function stream<
+  Req extends IncomingMessage = RouteRequest,
+  Res extends ServerResponse = RouteResponse,
+>(
   handler: (stream: EventStream, req: Req, res: Res) => unknown,
   options: RouteOptions = {},
 ): RouteHandler<Req, Res> {
   const { final = true } = assertOptions('stream()', options, { final: booleanRule });
   return (req, res, next) => {
     const stream = requireStream(res as NegotiatedResponse);
-    if (stream !== undefined) void run(stream, () => handler(stream, req as Req, res as Res), final, next);
+    if (stream !== undefined) {
+      void run(stream, () => handler(stream, req as Req, res as Res), final, next);
+    }
   };
 }
 
@@ -109,7 +117,10 @@ export function stream<Req extends IncomingMessage = RouteRequest, Res extends S
 export function refuse(res: ServerResponse, status: number, code: string, message: string): void {
   const json = preferredType(res.req, ['text/plain', 'application/json']) === 'application/json';
   res.statusCode = status;
-  res.setHeader('Content-Type', json ? 'application/json; charset=utf-8' : 'text/plain; charset=utf-8');
+  res.setHeader(
+    'Content-Type',
+    json ? 'application/json; charset=utf-8' : 'text/plain; charset=utf-8',
+  );
   res.end(json ? JSON.stringify({ code, message }) : `${message}\n`);
 }
 
@@ -125,7 +136,12 @@ function requireStream(res: NegotiatedResponse): EventStream | undefined {
     );
   }
   if (own === undefined) {
-    refuse(res, 406, 'ERR_SSE_NOT_ACCEPTABLE', 'This is an event stream; send the header Accept: text/event-stream');
+    refuse(
+      res,
+      406,
+      'ERR_SSE_NOT_ACCEPTABLE',
+      'This is an event stream; send the header Accept: text/event-stream',
+    );
     return undefined;
   }
   // Its client has left while earlier middleware was at work. What a handler registers for it would stay for ever.
@@ -134,19 +150,34 @@ function requireStream(res: NegotiatedResponse): EventStream | undefined {
   return own.readyState === 1 || host.admits?.(own) !== false ? own : undefined;
 }
 
-async function run(stream: EventStream, handler: () => unknown, final: boolean, next: Next): Promise<void> {
+async function run(
+  stream: EventStream,
+  handler: () => unknown,
+  final: boolean,
+  next: Next,
+): Promise<void> {
   try {
     const result = await handler();
     if (isPipeSource(result)) await pipeAndClose(stream, result, final);
     // A subscription opens the stream when its start is known.
-    else if (stream.readyState === 0 && !stream.res.headersSent && stream.follower?.isWaiting !== true) stream.open();
+    else if (
+      stream.readyState === 0 &&
+      !stream.res.headersSent &&
+      stream.follower?.isWaiting !== true
+    ) {
+      stream.open();
+    }
   } catch (error) {
     if (stream.readyState === 0) next(error);
     else stream.fail(error);
   }
 }
 
-async function pipeAndClose(stream: EventStream, source: PipeSource<unknown>, final: boolean): Promise<void> {
+async function pipeAndClose(
+  stream: EventStream,
+  source: PipeSource<unknown>,
+  final: boolean,
+): Promise<void> {
   let timer: NodeJS.Timeout | undefined;
   const opening = new Promise<never>((_, reject) => {
     timer = setTimeout(() => {
@@ -168,5 +199,9 @@ async function pipeAndClose(stream: EventStream, source: PipeSource<unknown>, fi
 }
 
 function isPipeSource(value: unknown): value is PipeSource<unknown> {
-  return typeof value === 'object' && value !== null && (Symbol.asyncIterator in value || Symbol.iterator in value);
+  return (
+    typeof value === 'object' &&
+    value !== null &&
+    (Symbol.asyncIterator in value || Symbol.iterator in value)
+  );
 }

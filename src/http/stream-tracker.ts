@@ -184,7 +184,9 @@ export class StreamTracker implements OpenStreams {
 
   /** Those that are open or ending, as they are now. What a middleware's heartbeat looks after is event streams. */
   get #streams(): EventStream[] {
-    return [...this.#heartbeats].flatMap(({ connections }) => connections as readonly EventStream[]);
+    return [...this.#heartbeats].flatMap(
+      ({ connections }) => connections as readonly EventStream[],
+    );
   }
 
   #endAll(within: number, retry: RetryRange, resolve: (outcome: Shutdown) => void): void {

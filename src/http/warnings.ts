@@ -108,7 +108,9 @@ export class Warnings {
     if (this.#told.has('RES_SSE_SERVER_TIMEOUT') || !('stream' in res)) return;
     const { heartbeat } = host.settings;
     // A session has what `server.setTimeout` says in the same property as a socket.
-    const { timeout = 0 } = ((res as unknown as Http2ServerResponse).stream.session ?? {}) as { timeout?: number };
+    const { timeout = 0 } = ((res as unknown as Http2ServerResponse).stream.session ?? {}) as {
+      timeout?: number;
+    };
     if (timeout === 0 || (heartbeat !== false && timeout > heartbeat)) return;
     this.#tell(
       'RES_SSE_SERVER_TIMEOUT',
@@ -180,7 +182,10 @@ export class PerRequestDetector {
 const timesTold = new Set<string>();
 
 /** Tells of times in ms that were most likely meant in seconds. Tests have short times. */
-export function checkTimes(owner: string, times: Readonly<Record<string, number | false | undefined>>): void {
+export function checkTimes(
+  owner: string,
+  times: Readonly<Record<string, number | false | undefined>>,
+): void {
   if (process.env['NODE_ENV'] === 'test' || process.env['NODE_TEST_CONTEXT'] !== undefined) return;
   for (const [name, ms] of Object.entries(times)) {
     if (!ms || ms >= 1_000 || timesTold.has(name)) continue;

@@ -1,7 +1,14 @@
 /** How much of which channel is kept. */
 import { SseError, describeValue } from '../common/errors.ts';
 import type { HistoryLimits } from './log.ts';
-import { booleanRule, functionRule, assertOptions, integerRule, millisecondsRule, type OptionRule } from '../common/options.ts';
+import {
+  booleanRule,
+  functionRule,
+  assertOptions,
+  integerRule,
+  millisecondsRule,
+  type OptionRule,
+} from '../common/options.ts';
 
 /** How much of a channel is kept; whichever bound bites first. */
 export interface HistoryOptions {
@@ -70,7 +77,12 @@ export class History {
 function resolve(owner: string, given: HistoryOptions | false): HistoryLimits | false {
   if (given === false) return false;
   const checked = assertOptions(owner, given, limitRules);
-  const { latest = false, age = Infinity, bytes = 1_048_576, events = latest ? 1 : 1_000 } = checked;
+  const {
+    latest = false,
+    age = Infinity,
+    bytes = 1_048_576,
+    events = latest ? 1 : 1_000,
+  } = checked;
   if (latest && events !== 1) {
     throw new SseError(
       'ERR_SSE_OPTION',

@@ -48,7 +48,12 @@ export class LogEntry implements ChannelEvent {
     this.epoch = epoch;
     this.offset = offset;
     this.event = event ?? 'message';
-    const text = eventText(data, event, epoch === undefined ? undefined : formatCursor(epoch, offset), retry);
+    const text = eventText(
+      data,
+      event,
+      epoch === undefined ? undefined : formatCursor(epoch, offset),
+      retry,
+    );
     // Not from Node's pool: a small entry that stays would keep the whole slab.
     this.frame = Buffer.allocUnsafeSlow(Buffer.byteLength(text));
     this.frame.write(text);

@@ -100,7 +100,11 @@ export class ChannelLog implements EntryRun {
   isOver(now: number): boolean {
     const { events, bytes, age } = this.limits;
     if (this.events === 0) return false;
-    return this.events > events || this.bytes > bytes || now - (this.#entries[this.#first] as Kept).at > age;
+    return (
+      this.events > events ||
+      this.bytes > bytes ||
+      now - (this.#entries[this.#first] as Kept).at > age
+    );
   }
 
   /** Index of the first entry beyond the offset. */
@@ -141,7 +145,12 @@ export class Log {
    * @param follows whether a channel has subscribers
    * @param now a clock in ms, for the age of entries
    */
-  constructor(maxBytes: number, maxChannels: number, follows: (channel: string) => boolean, now: () => number) {
+  constructor(
+    maxBytes: number,
+    maxChannels: number,
+    follows: (channel: string) => boolean,
+    now: () => number,
+  ) {
     this.#maxBytes = maxBytes;
     this.#maxChannels = maxChannels;
     this.#follows = follows;
@@ -240,14 +249,18 @@ export function mergeLogs(
   after: number,
   maxBytes: number,
 ): { entries: LogEntry[]; complete: boolean } {
-  const heads = runs.flatMap((run) => (run === undefined || run.newest <= after ? [] : [{ run, index: run.after(after) }]));
+  const heads = runs.flatMap((run) =>
+    run === undefined || run.newest <= after ? [] : [{ run, index: run.after(after) }],
+  );
   const entries: LogEntry[] = [];
   let bytes = 0;
   for (;;) {
     const next = oldest(heads);
     if (next === undefined) return { entries, complete: true };
     const entry = next.run.at(next.index) as LogEntry;
-    if (entries.length > 0 && bytes + entry.frame.length > maxBytes) return { entries, complete: false };
+    if (entries.length > 0 && bytes + entry.frame.length > maxBytes) {
+      return { entries, complete: false };
+    }
     entries.push(entry);
     bytes += entry.frame.length;
     next.index++;

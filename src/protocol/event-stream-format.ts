@@ -43,7 +43,10 @@ export const END: string = `event: sse:end\ndata: {}\nid: ${FINAL_MARK}\n\n`;
 export function dataText(data: unknown, serialize: Serialize): string {
   if (typeof data === 'string') return data;
   if (data === undefined || typeof data === 'function' || typeof data === 'symbol') {
-    throw new SseError('ERR_SSE_DATA', `expected data to be a string or what \`serialize\` can take, got ${describeValue(data)}`);
+    throw new SseError(
+      'ERR_SSE_DATA',
+      `expected data to be a string or what \`serialize\` can take, got ${describeValue(data)}`,
+    );
   }
   if (ArrayBuffer.isView(data) || isAnyArrayBuffer(data)) {
     throw new SseError(
@@ -51,7 +54,9 @@ export function dataText(data: unknown, serialize: Serialize): string {
       'an event stream carries text only; encode bytes first, for example with buffer.toString("base64")',
     );
   }
-  if (isThenable(data)) throw new SseError('ERR_SSE_DATA', 'got a promise; await it and send what it resolves with');
+  if (isThenable(data)) {
+    throw new SseError('ERR_SSE_DATA', 'got a promise; await it and send what it resolves with');
+  }
   if (serialize === JSON.stringify && isEmptyAsJson(data)) {
     throw new SseError(
       'ERR_SSE_DATA',
@@ -62,20 +67,30 @@ export function dataText(data: unknown, serialize: Serialize): string {
   try {
     text = serialize(data);
   } catch (cause) {
-    throw new SseError('ERR_SSE_DATA', `\`serialize\` could not take the data: ${String(cause)}`, { cause });
+    throw new SseError('ERR_SSE_DATA', `\`serialize\` could not take the data: ${String(cause)}`, {
+      cause,
+    });
   }
   if (typeof text !== 'string') {
-    throw new SseError('ERR_SSE_DATA', `expected \`serialize\` to return a string, got ${describeValue(text)}`);
+    throw new SseError(
+      'ERR_SSE_DATA',
+      `expected \`serialize\` to return a string, got ${describeValue(text)}`,
+    );
   }
   return text;
 }
 
 function isThenable(data: unknown): boolean {
-  return typeof data === 'object' && data !== null && 'then' in data && typeof data.then === 'function';
+  return (
+    typeof data === 'object' && data !== null && 'then' in data && typeof data.then === 'function'
+  );
 }
 
 function isEmptyAsJson(data: unknown): boolean {
-  return (isMap(data) || isSet(data) || isNativeError(data)) && typeof (data as { toJSON?: unknown }).toJSON !== 'function';
+  return (
+    (isMap(data) || isSet(data) || isNativeError(data)) &&
+    typeof (data as { toJSON?: unknown }).toJSON !== 'function'
+  );
 }
 
 /**
@@ -86,7 +101,10 @@ function isEmptyAsJson(data: unknown): boolean {
 export function assertFields(fields: EventFields): EventFields {
   for (const key of Object.keys(fields)) {
     if (key !== 'event' && key !== 'id' && key !== 'retry') {
-      throw new SseError('ERR_SSE_FIELD', `unknown field \`${key}\`; an event has data, \`event\`, \`id\` and \`retry\``);
+      throw new SseError(
+        'ERR_SSE_FIELD',
+        `unknown field \`${key}\`; an event has data, \`event\`, \`id\` and \`retry\``,
+      );
     }
   }
   const { event, id, retry } = fields;
@@ -99,13 +117,22 @@ export function assertFields(fields: EventFields): EventFields {
 /** @throws {SseError} `ERR_SSE_EVENT` */
 export function assertEvent(event: string): void {
   if (typeof event !== 'string') {
-    throw new SseError('ERR_SSE_EVENT', `expected \`event\` to be a string, got ${describeValue(event)}`);
+    throw new SseError(
+      'ERR_SSE_EVENT',
+      `expected \`event\` to be a string, got ${describeValue(event)}`,
+    );
   }
   if (event.includes('\n') || event.includes('\r')) {
-    throw new SseError('ERR_SSE_EVENT', `an event name cannot contain CR or LF, got ${describeValue(event)}`);
+    throw new SseError(
+      'ERR_SSE_EVENT',
+      `an event name cannot contain CR or LF, got ${describeValue(event)}`,
+    );
   }
   if (event.startsWith('sse:')) {
-    throw new SseError('ERR_SSE_EVENT', `event names beginning "sse:" are the library's own, got ${describeValue(event)}`);
+    throw new SseError(
+      'ERR_SSE_EVENT',
+      `event names beginning "sse:" are the library's own, got ${describeValue(event)}`,
+    );
   }
 }
 
@@ -114,13 +141,22 @@ export function assertId(id: EventId): void {
   if (typeof id === 'string') {
     // A client ignores an id with NUL (9.2.6), so the reader would silently resume in the wrong place.
     if (id.includes('\n') || id.includes('\r') || id.includes('\0')) {
-      throw new SseError('ERR_SSE_ID', `an id cannot contain CR, LF or NUL, got ${describeValue(id)}`);
+      throw new SseError(
+        'ERR_SSE_ID',
+        `an id cannot contain CR, LF or NUL, got ${describeValue(id)}`,
+      );
     }
     if (id === FINAL_MARK) {
-      throw new SseError('ERR_SSE_ID', `the id "${FINAL_MARK}" marks a final end; call close({ final: true }) for that`);
+      throw new SseError(
+        'ERR_SSE_ID',
+        `the id "${FINAL_MARK}" marks a final end; call close({ final: true }) for that`,
+      );
     }
   } else if (typeof id !== 'bigint' && !Number.isFinite(id)) {
-    throw new SseError('ERR_SSE_ID', `expected \`id\` to be a string, a finite number or a bigint, got ${describeValue(id)}`);
+    throw new SseError(
+      'ERR_SSE_ID',
+      `expected \`id\` to be a string, a finite number or a bigint, got ${describeValue(id)}`,
+    );
   }
 }
 
@@ -149,12 +185,15 @@ export function eventText(data: string, event?: string, id?: EventId, retry?: nu
 
 /** Bytes of what {@link eventText} writes of these, without the id and the reconnection time. */
 export function eventBytes(data: string, event?: string): number {
-  const named = event === undefined || event === '' ? 0 : Buffer.byteLength(event) + 'event: \n'.length;
+  const named =
+    event === undefined || event === '' ? 0 : Buffer.byteLength(event) + 'event: \n'.length;
   const bytes = named + Buffer.byteLength(data) + 'data: \n\n'.length;
   if (!data.includes('\n') && !data.includes('\r')) return bytes;
   // Each line break becomes LF and the name of the field once more.
   let added = 0;
-  for (const [lineBreak] of data.matchAll(LINE_BREAK)) added += '\ndata: '.length - lineBreak.length;
+  for (const [lineBreak] of data.matchAll(LINE_BREAK)) {
+    added += '\ndata: '.length - lineBreak.length;
+  }
   return bytes + added;
 }
 
@@ -180,7 +219,10 @@ export function gapText(channels: readonly string[], after: string, cursor: stri
  */
 export function commentText(text: string): string {
   if (typeof text !== 'string') {
-    throw new SseError('ERR_SSE_COMMENT', `expected the comment to be a string, got ${describeValue(text)}`);
+    throw new SseError(
+      'ERR_SSE_COMMENT',
+      `expected the comment to be a string, got ${describeValue(text)}`,
+    );
   }
   return text === '' ? ':\n' : `: ${text.replace(LINE_BREAK, '\n: ')}\n`;
 }

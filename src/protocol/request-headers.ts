@@ -21,7 +21,9 @@ export function asksForEventStream(req: IncomingMessage): boolean {
   const accept = acceptOf(req);
   // Nearly every request of an application ends here.
   if (accept === undefined || !/event-stream/i.test(accept)) return false;
-  return new Negotiator({ headers: { accept } }).mediaTypes().some((type) => type.toLowerCase() === EVENT_STREAM);
+  return new Negotiator({ headers: { accept } })
+    .mediaTypes()
+    .some((type) => type.toLowerCase() === EVENT_STREAM);
 }
 
 /** Whether `Accept` names `text/event-stream` with q = 0. */
@@ -32,7 +34,10 @@ export function refusesEventStream(req: IncomingMessage): boolean {
 /** The first of these media types that the client would rather have, or the first of all where it takes none. */
 export function preferredType(req: IncomingMessage, types: readonly string[]): string {
   const accept = acceptOf(req);
-  return new Negotiator({ headers: accept === undefined ? {} : { accept } }).mediaType([...types]) ?? (types[0] as string);
+  return (
+    new Negotiator({ headers: accept === undefined ? {} : { accept } }).mediaType([...types]) ??
+    (types[0] as string)
+  );
 }
 
 /** `Accept`, without the media types that do not end within the bound. */
@@ -45,7 +50,9 @@ function acceptOf({ headers: { accept } }: IncomingMessage): string | undefined 
 export function lastEventIdOf(req: IncomingMessage): string {
   const header = req.headers['last-event-id'];
   // Browsers send the UTF-8 bytes of the id (WHATWG HTML, 9.2.4); Node reads header bytes as latin1.
-  if (typeof header === 'string') return BEYOND_ASCII.test(header) ? Buffer.from(header, 'latin1').toString() : header;
+  if (typeof header === 'string') {
+    return BEYOND_ASCII.test(header) ? Buffer.from(header, 'latin1').toString() : header;
+  }
   // Middleware may have rewritten `url`; Express and Connect keep the original beside it.
   const { url, originalUrl } = req as IncomingMessage & { readonly originalUrl?: unknown };
   return queryIdOf(url) ?? queryIdOf(originalUrl) ?? '';
@@ -53,5 +60,7 @@ export function lastEventIdOf(req: IncomingMessage): string {
 
 function queryIdOf(url: unknown): string | undefined {
   const query = typeof url === 'string' ? url.indexOf('?') : -1;
-  return query === -1 ? undefined : (new URLSearchParams((url as string).slice(query + 1)).get('lastEventId') ?? undefined);
+  return query === -1
+    ? undefined
+    : (new URLSearchParams((url as string).slice(query + 1)).get('lastEventId') ?? undefined);
 }

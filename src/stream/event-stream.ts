@@ -79,7 +79,12 @@ export interface SubscribeOptions {
    * Events go on from the cursor that it returns, `gap.cursor` after a snapshot, or with all that is still held.
    * Without a handler the client gets an `sse:gap` event. A throw ends the stream with the reason `'error'`.
    */
-  onGap?: ((stream: EventStream, gap: Gap) => string | undefined | void | Promise<string | undefined | void>) | undefined;
+  onGap?:
+    | ((
+        stream: EventStream,
+        gap: Gap,
+      ) => string | undefined | void | Promise<string | undefined | void>)
+    | undefined;
   /**
    * Whether the client gets `sse:checkpoint` events, from which it can resume before it has received any other: on subscribing,
    * and each heartbeat while the stream is ahead of the last id. After a gap there is one anyway.
@@ -133,7 +138,10 @@ export interface Follower {
   stop(): void;
 }
 
-const valueOrFunction: OptionRule = { expected: 'a value for all items or a function of each', test: (value) => value !== null };
+const valueOrFunction: OptionRule = {
+  expected: 'a value for all items or a function of each',
+  test: (value) => value !== null,
+};
 
 const closeRules = { retry: retryTimeRule, final: booleanRule };
 
@@ -230,7 +238,9 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
   send(data: unknown, fields?: EventFields): boolean;
   send(data: unknown, event?: string, id?: EventId, retry?: number): boolean;
   send(data: unknown, second?: EventFields | string, id?: EventId, retry?: number): boolean {
-    const fields = assertFields(typeof second === 'object' && second !== null ? second : { event: second, id, retry });
+    const fields = assertFields(
+      typeof second === 'object' && second !== null ? second : { event: second, id, retry },
+    );
     const text = dataText(data, this.host.settings.serialize);
     if (fields.id !== undefined) takeIds(this);
     return this.writeDirect(eventText(text, fields.event, fields.id, fields.retry), true);
@@ -299,9 +309,15 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
    * @param names 1 to 100; one that is named twice counts once
    * @returns a promise that rejects with an `SseError` for wrong use, `ERR_SSE_NO_CHANNELS` without `sse({ channels })`
    */
-  async subscribe(names: ChannelName<S> | readonly ChannelName<S>[], options?: SubscribeOptions): Promise<Subscription> {
+  async subscribe(
+    names: ChannelName<S> | readonly ChannelName<S>[],
+    options?: SubscribeOptions,
+  ): Promise<Subscription> {
     if (this.host.subscribe === undefined) {
-      throw new SseError('ERR_SSE_NO_CHANNELS', 'this stream has no channels to follow; pass sse({ channels })');
+      throw new SseError(
+        'ERR_SSE_NO_CHANNELS',
+        'this stream has no channels to follow; pass sse({ channels })',
+      );
     }
     return this.host.subscribe(this, names, options);
   }
@@ -388,7 +404,12 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
   admits(events: number): boolean {
     const { maxBuffered } = this.host.settings;
     // What this library holds back counts as taken: the head of the response, and what waits for a further turn.
-    if (this.bufferedAmount - this.bytesHeldBack <= maxBuffered || (events > 0 && this.eventsWritten === 0)) return true;
+    if (
+      this.bufferedAmount - this.bytesHeldBack <= maxBuffered ||
+      (events > 0 && this.eventsWritten === 0)
+    ) {
+      return true;
+    }
     this.loseEvents(events);
     return false;
   }
@@ -492,7 +513,9 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
 }
 
 function isAbort(error: unknown): boolean {
-  return typeof error === 'object' && error !== null && 'name' in error && error.name === 'AbortError';
+  return (
+    typeof error === 'object' && error !== null && 'name' in error && error.name === 'AbortError'
+  );
 }
 
 /** As Express prints an error that nobody handles. The query may hold what is not for a log. */
@@ -501,7 +524,10 @@ function print({ req }: EventStream, error: unknown): void {
   const { originalUrl = req.url } = req as IncomingMessage & { readonly originalUrl?: string };
   const path = (originalUrl ?? '').replace(/\?.*$/, '');
   // oxlint-disable-next-line no-console -- nobody else would hear of it
-  console.error(`res-sse: an error ended or disturbed the event stream of ${req.method ?? ''} ${path}:`, error);
+  console.error(
+    `res-sse: an error ended or disturbed the event stream of ${req.method ?? ''} ${path}:`,
+    error,
+  );
 }
 
 /** @throws {SseError} `ERR_SSE_ID_TAKEN` on a stream that follows channels */

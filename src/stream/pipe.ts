@@ -6,7 +6,11 @@ import { SseError, describeValue } from '../common/errors.ts';
 import type { EventFields, EventId } from '../protocol/event-stream-format.ts';
 
 /** What `pipe` takes: an array, a generator, an async generator, a web or a Node stream. */
-export type PipeSource<T> = Iterable<T | PromiseLike<T>> | AsyncIterable<T> | ReadableStream<T> | Readable;
+export type PipeSource<T> =
+  | Iterable<T | PromiseLike<T>>
+  | AsyncIterable<T>
+  | ReadableStream<T>
+  | Readable;
 
 /** How items become events; each is a value for all, or a function of the item and its index from 0. */
 export interface PipeOptions<T> {
@@ -32,7 +36,11 @@ interface Tap<T> {
 }
 
 /** @see EventStream.pipe, which says what this promises */
-export async function pipe<T>(source: PipeSource<T>, sink: Sink, options: PipeOptions<T>): Promise<void> {
+export async function pipe<T>(
+  source: PipeSource<T>,
+  sink: Sink,
+  options: PipeOptions<T>,
+): Promise<void> {
   const tap = tapOf(source);
   const { signal } = sink;
   if (signal.aborted) {
@@ -146,5 +154,10 @@ function isObject(value: unknown): value is object {
 
 // Not `instanceof`: the streams of the npm package `readable-stream` are readable, too.
 function isNodeReadable(source: object): source is Readable {
-  return 'pipe' in source && typeof source.pipe === 'function' && 'destroy' in source && Symbol.asyncIterator in source;
+  return (
+    'pipe' in source &&
+    typeof source.pipe === 'function' &&
+    'destroy' in source &&
+    Symbol.asyncIterator in source
+  );
 }

@@ -19,7 +19,16 @@ import { toHttpChunk, type SharedBytes } from '../protocol/shared-bytes.ts';
  * - `'shutdown'`: the middleware or the channels were closed
  * - `'error'`: something that serves this reader threw, or the response was destroyed with an error
  */
-export type CloseReason = 'client' | 'server' | 'final' | 'slow' | 'stalled' | 'aged' | 'revoked' | 'shutdown' | 'error';
+export type CloseReason =
+  | 'client'
+  | 'server'
+  | 'final'
+  | 'slow'
+  | 'stalled'
+  | 'aged'
+  | 'revoked'
+  | 'shutdown'
+  | 'error';
 
 /** Bytes queued beyond which a reader counts as behind. */
 export const HIGH_WATER_MARK = 65_536;
@@ -27,7 +36,9 @@ export const HIGH_WATER_MARK = 65_536;
 // Node's own `write`: where a response has another, bytes have to go through that. An agent may have put its own there before this
 // module was loaded. Its text tells them apart; if Node's changes, bytes take the longer way.
 /* oxlint-disable typescript/unbound-method -- compared, never called */
-const NODE_WRITE: unknown = /\bwrite_\(this\b/.test(Function.prototype.toString.call(OutgoingMessage.prototype.write))
+const NODE_WRITE: unknown = /\bwrite_\(this\b/.test(
+  Function.prototype.toString.call(OutgoingMessage.prototype.write),
+)
   ? OutgoingMessage.prototype.write
   : undefined;
 /* oxlint-enable typescript/unbound-method */
@@ -185,7 +196,9 @@ export abstract class ResponseWriter {
 
   /** The socket, if shared bytes may go there without asking this object, as long as it holds no more than a piece. @internal */
   get direct(): Socket | undefined {
-    return this.#state === 'open' && this.#backlog === undefined ? (this.#socket ?? undefined) : undefined;
+    return this.#state === 'open' && this.#backlog === undefined
+      ? (this.#socket ?? undefined)
+      : undefined;
   }
 
   /** What it is given from here on is on the account. @internal */
@@ -241,7 +254,10 @@ export abstract class ResponseWriter {
   protected begin(settings: StreamSettings, prelude: string): void {
     const { res } = this;
     if (res.headersSent) {
-      throw new SseError('ERR_SSE_HEADERS_SENT', 'the response has begun already; an event stream is a response of its own');
+      throw new SseError(
+        'ERR_SSE_HEADERS_SENT',
+        'the response has begun already; an event stream is a response of its own',
+      );
     }
     const { statusCode } = res;
     const before = res.getHeaders();
@@ -283,7 +299,9 @@ export abstract class ResponseWriter {
     if (res.headersSent) return;
     res.statusCode = statusCode;
     for (const name of res.getHeaderNames()) if (before[name] === undefined) res.removeHeader(name);
-    for (const [name, value] of Object.entries(before)) if (value !== undefined) res.setHeader(name, value);
+    for (const [name, value] of Object.entries(before)) {
+      if (value !== undefined) res.setHeader(name, value);
+    }
   }
 
   /** Hands bytes over, in which are so many events, or queues them behind what the reader has not taken. Never throws. @internal */
@@ -291,8 +309,9 @@ export abstract class ResponseWriter {
     if (!this.isWritable()) return;
     this.#sent += events;
     if (this.#backlog !== undefined) this.#backlog.add(bytes);
-    else if (bytes.length > CHUNK_BYTES || this.#pressure > CHUNK_BYTES || giving.has(this)) this.#queue([bytes]);
-    else {
+    else if (bytes.length > CHUNK_BYTES || this.#pressure > CHUNK_BYTES || giving.has(this)) {
+      this.#queue([bytes]);
+    } else {
       this.#give(bytes);
       // What a wrapped `write` has sent meanwhile.
       this.#pump();
@@ -309,7 +328,12 @@ export abstract class ResponseWriter {
     if (this.#socket === undefined) this.#decide();
     const socket = this.#socket;
     const { length } = shared.bytes;
-    if (!socket || this.#backlog !== undefined || length > HIGH_WATER_MARK || socket.writableLength > CHUNK_BYTES) {
+    if (
+      !socket ||
+      this.#backlog !== undefined ||
+      length > HIGH_WATER_MARK ||
+      socket.writableLength > CHUNK_BYTES
+    ) {
       if (this.isBehind) return false;
       this.writeBytes(shared.bytes, events);
     } else if (socket.writable) {
@@ -431,7 +455,8 @@ export abstract class ResponseWriter {
 
   /** The response's method as it was before this connection put its own in front. @internal */
   originalMethod<M extends 'write' | 'end'>(method: M): ServerResponse[M] {
-    return (this.#guarded?.[method] ?? (Object.getPrototypeOf(this.res) as ServerResponse)[method]) as ServerResponse[M];
+    return (this.#guarded?.[method] ??
+      (Object.getPrototypeOf(this.res) as ServerResponse)[method]) as ServerResponse[M];
   }
 
   #ended(reason: CloseReason): void {
@@ -446,7 +471,9 @@ export abstract class ResponseWriter {
     const { res } = this;
     const error = res.writableEnded ? undefined : errorOf(res);
     if (error !== undefined) this.report(error);
-    this.#ended(error !== undefined ? 'error' : res.writableEnded || isEndedHere(res) ? 'server' : 'client');
+    this.#ended(
+      error !== undefined ? 'error' : res.writableEnded || isEndedHere(res) ? 'server' : 'client',
+    );
   }
 
   /** Middleware may have wrapped `end`, too, and throw. */
@@ -489,7 +516,9 @@ export abstract class ResponseWriter {
     try {
       if (this.#socket) return !this.#socket.writable || this.#socket.write(toHttpChunk(bytes));
       const isOurs = this.#guarded !== undefined;
-      const answer: unknown = isOurs ? Reflect.apply(this.originalMethod('write'), this.res, [bytes]) : this.res.write(bytes);
+      const answer: unknown = isOurs
+        ? Reflect.apply(this.originalMethod('write'), this.res, [bytes])
+        : this.res.write(bytes);
       // Some wrappers answer nothing; only a false promises a `drain`.
       return answer !== false;
     } catch (error) {
@@ -554,10 +583,14 @@ export abstract class ResponseWriter {
     if (socket === null || res.writableLength > 0) return;
     this.#socket = null;
     // Of HTTP/2 `chunkedEncoding` is undefined, though its socket says that it is one.
-    if (!res.chunkedEncoding || res.req.httpVersionMajor !== 1 || !(socket instanceof Socket)) return;
+    if (!res.chunkedEncoding || res.req.httpVersionMajor !== 1 || !(socket instanceof Socket)) {
+      return;
+    }
     // The `write` of this library in front of Node's is there after a large event, and hides no wrapper.
-    // oxlint-disable-next-line typescript/unbound-method -- compared, never called
-    const write: unknown = res.write === (guardedWrite as unknown) ? this.originalMethod('write') : res.write;
+    /* oxlint-disable typescript/unbound-method -- compared, never called */
+    const write: unknown =
+      res.write === (guardedWrite as unknown) ? this.originalMethod('write') : res.write;
+    /* oxlint-enable typescript/unbound-method */
     if (write !== NODE_WRITE || res.hasHeader('content-encoding')) return;
     this.#guard();
     this.#socket = socket;
@@ -609,7 +642,9 @@ export abstract class ResponseWriter {
   /** With a `highWaterMark` above the write mark no `drain` may come: then the callback of an empty write tells. */
   #expectDrain(): void {
     const { socket, req } = this.res;
-    if (req.httpVersionMajor !== 1 || !socket || (this.#socket ?? this.res).writableNeedDrain) return;
+    if (req.httpVersionMajor !== 1 || !socket || (this.#socket ?? this.res).writableNeedDrain) {
+      return;
+    }
     // Node 26 keeps what one tick writes in the response until the tick ends: the socket alone still reads 0 then.
     if (!(socket instanceof Socket) || !socket.writable || this.res.writableLength === 0) return;
     socket.write(NOTHING, () => {
@@ -674,7 +709,12 @@ interface Sessioned {
 function hasSession(req: object): req is Sessioned {
   const property = Object.getOwnPropertyDescriptor(req, 'session');
   const session: unknown = property?.writable === true ? property.value : undefined;
-  return typeof session === 'object' && session !== null && 'save' in session && typeof session.save === 'function';
+  return (
+    typeof session === 'object' &&
+    session !== null &&
+    'save' in session &&
+    typeof session.save === 'function'
+  );
 }
 
 /**
@@ -739,7 +779,9 @@ function isGone(res: ServerResponse | Http2ServerResponse): boolean {
 }
 
 /** What carries a response. The mocks that some adapters make have little of it. */
-type Carrying = Partial<Pick<Socket, 'errored' | 'readableEnded'>> & { readonly rstCode?: number | undefined };
+type Carrying = Partial<Pick<Socket, 'errored' | 'readableEnded'>> & {
+  readonly rstCode?: number | undefined;
+};
 
 function carrierOf(res: ServerResponse | Http2ServerResponse): Carrying {
   if ('stream' in res) return res.stream;
@@ -756,7 +798,9 @@ function errorOf(res: ServerResponse | Http2ServerResponse): Error | undefined {
   const { errored } = carrierOf(res);
   if (!errored) return undefined;
   const { code, syscall } = errored as NodeJS.ErrnoException;
-  const isOther = syscall !== undefined || (code !== undefined && (code === NODE_TIMEOUT || ERRORS_OF_PEER.test(code)));
+  const isOther =
+    syscall !== undefined ||
+    (code !== undefined && (code === NODE_TIMEOUT || ERRORS_OF_PEER.test(code)));
   return isOther ? undefined : errored;
 }
 

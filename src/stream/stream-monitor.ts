@@ -58,7 +58,9 @@ export class StreamMonitor {
     const now = clock();
     connection.idleSince = now;
     // ±10 %, so that streams that opened together do not end together.
-    if (this.#maxLifetime < Infinity) this.#deadlines.set(connection, now + this.#maxLifetime * (0.9 + Math.random() * 0.2));
+    if (this.#maxLifetime < Infinity) {
+      this.#deadlines.set(connection, now + this.#maxLifetime * (0.9 + Math.random() * 0.2));
+    }
     this.#connections.add(connection);
     if (this.#timer !== undefined) return;
     this.#dueAt = now + this.#dueEvery;
@@ -118,8 +120,14 @@ export class StreamMonitor {
   #isStalled(connection: ResponseWriter): boolean {
     const { bytesFlushed } = connection;
     const known = this.#blocked.get(connection);
-    if (known !== undefined && bytesFlushed <= known.delivered) return this.#ran - known.since >= this.#stallTimeout;
-    this.#blocked.set(connection, { since: this.#ran, delivered: bytesFlushed, isDue: known?.isDue === true });
+    if (known !== undefined && bytesFlushed <= known.delivered) {
+      return this.#ran - known.since >= this.#stallTimeout;
+    }
+    this.#blocked.set(connection, {
+      since: this.#ran,
+      delivered: bytesFlushed,
+      isDue: known?.isDue === true,
+    });
     return false;
   }
 
@@ -127,7 +135,9 @@ export class StreamMonitor {
     const blocked = connection.bufferedAmount > 0;
     const wasDue = this.#blocked.get(connection)?.isDue === true;
     // A `drain` that a wrapped response swallowed, or that a large highWaterMark left out, must hold nobody for ever.
-    if (connection.isAwaitingDrain && (connection.res.writableLength || 0) <= HIGH_WATER_MARK) connection.resume();
+    if (connection.isAwaitingDrain && (connection.res.writableLength || 0) <= HIGH_WATER_MARK) {
+      connection.resume();
+    }
     // A wrapped response may have been closed by that.
     if (!this.#connections.has(connection)) return;
     if (!blocked) {

@@ -21,7 +21,11 @@ export interface StreamOptions {
    * `{ interval, visible: true }` sends an `sse:ping` event instead, which a page can see and so notice a dead line.
    * @defaultValue `15_000`
    */
-  heartbeat?: number | false | { interval?: number | undefined; visible?: boolean | undefined } | undefined;
+  heartbeat?:
+    | number
+    | false
+    | { interval?: number | undefined; visible?: boolean | undefined }
+    | undefined;
   /** Reconnection time in ms, sent when the stream opens. `{ min, max }` draws one for each client. @defaultValue none */
   retry?: number | RetryRange | undefined;
   /** Makes text of data that is not a string. @defaultValue `JSON.stringify` */
@@ -91,7 +95,8 @@ const CONTENT_TYPE = 'text/event-stream; charset=utf-8';
 
 const headers: OptionRule = {
   expected: `an object of header names and values without ${[...RESERVED_HEADERS].join(', ')} (but content-type may be '${CONTENT_TYPE}')`,
-  test: (value) => isObject(value) && Object.entries(value).every(([name, content]) => isHeader(name, content)),
+  test: (value) =>
+    isObject(value) && Object.entries(value).every(([name, content]) => isHeader(name, content)),
 };
 
 /** The rules for {@link StreamOptions}, in its order. */
@@ -109,7 +114,8 @@ export const streamRules: Readonly<Record<keyof StreamOptions, OptionRule>> = {
 
 /** Puts every default in place. The options are asserted before. */
 export function resolveStreamOptions(given: StreamOptions): StreamSettings {
-  const beat = typeof given.heartbeat === 'object' ? given.heartbeat : { interval: given.heartbeat };
+  const beat =
+    typeof given.heartbeat === 'object' ? given.heartbeat : { interval: given.heartbeat };
   return Object.freeze({
     heartbeat: beat.interval ?? 15_000,
     visibleHeartbeat: 'visible' in beat && beat.visible === true,

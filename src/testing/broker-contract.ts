@@ -1,7 +1,15 @@
 /** What every broker promises, as the prose on the interface says it, as checks that any test runner can run. */
 import assert from 'node:assert/strict';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Broker, HistoryLimits, LogBounds, LogEntry, Page, Publication, Receiver } from '../index.ts';
+import type {
+  Broker,
+  HistoryLimits,
+  LogBounds,
+  LogEntry,
+  Page,
+  Publication,
+  Receiver,
+} from '../index.ts';
 import { EventStreamParser, type ReceivedEvent } from './parser.ts';
 
 /** One promise of the contract. */
@@ -63,7 +71,11 @@ class Nodes {
   }
 
   /** @param log nodes of the same log are given the same name */
-  async make(log: string, bounds: Partial<LogBounds> = {}, onReceive?: (node: Node, entry: LogEntry) => void): Promise<Node> {
+  async make(
+    log: string,
+    bounds: Partial<LogBounds> = {},
+    onReceive?: (node: Node, entry: LogEntry) => void,
+  ): Promise<Node> {
     const node = new Node(await this.#makeBroker(`${this.#prefix}-${log}`), bounds, onReceive);
     this.#made.push(node);
     return node;
@@ -73,7 +85,9 @@ class Nodes {
   async until(what: string, condition: () => boolean | Promise<boolean>): Promise<void> {
     const deadline = performance.now() + this.timeout;
     while (!(await condition())) {
-      if (performance.now() > deadline) assert.fail(`waited ${this.timeout} ms for ${what} in vain`);
+      if (performance.now() > deadline) {
+        assert.fail(`waited ${this.timeout} ms for ${what} in vain`);
+      }
       await delay(5);
     }
   }
@@ -90,7 +104,11 @@ class Node implements Receiver {
   readonly #listened = new Set<string>();
   readonly #onReceive: ((node: Node, entry: LogEntry) => void) | undefined;
 
-  constructor(broker: Broker, bounds: Partial<LogBounds>, onReceive?: (node: Node, entry: LogEntry) => void) {
+  constructor(
+    broker: Broker,
+    bounds: Partial<LogBounds>,
+    onReceive?: (node: Node, entry: LogEntry) => void,
+  ) {
     this.broker = broker;
     this.#onReceive = onReceive;
     broker.open(this, { ...BOUNDS, ...bounds });
@@ -120,7 +138,15 @@ class Node implements Receiver {
   }
 
   async publish(channel: string, data: string, more: Partial<Publication> = {}): Promise<string> {
-    const publication = { channel, data, event: undefined, retry: undefined, key: undefined, history: LIMITS, ...more };
+    const publication = {
+      channel,
+      data,
+      event: undefined,
+      retry: undefined,
+      key: undefined,
+      history: LIMITS,
+      ...more,
+    };
     return (await this.broker.append(publication)).id;
   }
 
@@ -162,7 +188,9 @@ function first(entries: readonly LogEntry[]): LogEntry {
 type Checks = Record<string, (nodes: Nodes) => Promise<void>>;
 
 const CHECKS: Checks = {
-  async 'an entry that is appended is received, with its channel, its fields and the id that append resolves to'(nodes) {
+  async 'an entry that is appended is received, with its channel, its fields and the id that append resolves to'(
+    nodes,
+  ) {
     const node = await nodes.make('log');
     await node.listen('a');
     const id = await node.publish('a', 'x\ny', { event: 'tick', retry: 5 });
@@ -172,10 +200,14 @@ const CHECKS: Checks = {
     assert.deepEqual(readFrame(entry), { events: [{ event: 'tick', data: 'x\ny', id }], retry: 5 });
   },
 
-  async 'ids are short and safe, of one epoch, and offsets grow across channels, in the order of the calls'(nodes) {
+  async 'ids are short and safe, of one epoch, and offsets grow across channels, in the order of the calls'(
+    nodes,
+  ) {
     const node = await nodes.make('log');
     await node.listen('a', 'b');
-    const ids = await Promise.all(count(50).map((data, index) => node.publish(index % 3 === 0 ? 'a' : 'b', data)));
+    const ids = await Promise.all(
+      count(50).map((data, index) => node.publish(index % 3 === 0 ? 'a' : 'b', data)),
+    );
     await nodes.until('the entries', () => node.received.length === 50);
     const page = await node.read(['a', 'b']);
     assert.deepEqual(dataOf(page.entries), count(50));
@@ -184,8 +216,15 @@ const CHECKS: Checks = {
       ids,
     );
     for (const id of ids) assert.match(id, ID);
-    assert.deepEqual(new Set(page.entries.map((entry) => entry.epoch)), new Set([page.position.epoch]));
-    assert.deepEqual(dataOf(node.received), count(50), 'entries are received in the order of their offsets, each once');
+    assert.deepEqual(
+      new Set(page.entries.map((entry) => entry.epoch)),
+      new Set([page.position.epoch]),
+    );
+    assert.deepEqual(
+      dataOf(node.received),
+      count(50),
+      'entries are received in the order of their offsets, each once',
+    );
   },
 
   async 'only what is listened to is received'(nodes) {
@@ -209,7 +248,9 @@ const CHECKS: Checks = {
     assert.deepEqual(await Promise.all(found), [true, true, true]);
   },
 
-  async 'a read goes on where the last page ended, until it is complete, at the position it names'(nodes) {
+  async 'a read goes on where the last page ended, until it is complete, at the position it names'(
+    nodes,
+  ) {
     const node = await nodes.make('log');
     for (const data of count(30)) await node.publish(Number(data) % 2 === 0 ? 'a' : 'b', data);
     const data: string[] = [];
@@ -222,10 +263,14 @@ const CHECKS: Checks = {
         assert.deepEqual(page.position, await node.broker.position());
         break;
       }
-      after = (page.entries.at(-1) ?? assert.fail('a page that is not complete has an entry')).offset;
+      after = (page.entries.at(-1) ?? assert.fail('a page that is not complete has an entry'))
+        .offset;
     }
     assert.deepEqual(data, count(30));
-    assert.ok(pages > 5, `a page holds at most the bytes that were asked for, but there were only ${pages}`);
+    assert.ok(
+      pages > 5,
+      `a page holds at most the bytes that were asked for, but there were only ${pages}`,
+    );
   },
 
   async 'the position is that of the newest event'(nodes) {
@@ -245,16 +290,23 @@ const CHECKS: Checks = {
     assert.notEqual((await node.broker.position()).epoch, (await other.broker.position()).epoch);
   },
 
-  async 'loss is told by trimmed with sparse offsets: A1 A3 A5, of which A1 and A3 are trimmed'(nodes) {
+  async 'loss is told by trimmed with sparse offsets: A1 A3 A5, of which A1 and A3 are trimmed'(
+    nodes,
+  ) {
     const node = await nodes.make('log');
     const history = { ...LIMITS, events: 1 };
-    for (const channel of ['a', 'b', 'a', 'b', 'a']) await node.publish(channel, channel, channel === 'a' ? { history } : {});
+    for (const channel of ['a', 'b', 'a', 'b', 'a']) {
+      await node.publish(channel, channel, channel === 'a' ? { history } : {});
+    }
     const page = await node.read(['a', 'b']);
     assert.deepEqual(dataOf(page.entries), ['b', 'b', 'a']);
     const [b1, b2] = page.entries as [LogEntry, LogEntry];
     const [trimmedA, trimmedB] = page.trimmed as [number, number];
     // The second A lies between the two Bs: who has the second B lost nothing, who has the first lost it.
-    assert.ok(trimmedA > b1.offset && trimmedA < b2.offset, `${b1.offset} < ${trimmedA} < ${b2.offset}`);
+    assert.ok(
+      trimmedA > b1.offset && trimmedA < b2.offset,
+      `${b1.offset} < ${trimmedA} < ${b2.offset}`,
+    );
     assert.equal(trimmedB, 0);
   },
 
@@ -273,9 +325,14 @@ const CHECKS: Checks = {
   async 'a bound of bytes bites as well as one of events'(nodes) {
     const node = await nodes.make('log');
     const history = { ...LIMITS, bytes: 5_000 };
-    for (let index = 0; index < 10; index++) await node.publish('a', 'x'.repeat(1_000), { history });
+    for (let index = 0; index < 10; index++) {
+      await node.publish('a', 'x'.repeat(1_000), { history });
+    }
     const page = await node.read(['a']);
-    assert.ok(page.entries.length > 1 && page.entries.length < 5, `${page.entries.length} entries are kept`);
+    assert.ok(
+      page.entries.length > 1 && page.entries.length < 5,
+      `${page.entries.length} entries are kept`,
+    );
     assert.equal(page.trimmed[0], first(page.entries).offset - 1);
   },
 
@@ -294,7 +351,9 @@ const CHECKS: Checks = {
     assert.deepEqual([dataOf(page.entries), page.trimmed], [['3'], [0]]);
   },
 
-  async 'loss is told by trimmed, which of a channel that was forgotten is the floor, as of every unknown one'(nodes) {
+  async 'loss is told by trimmed, which of a channel that was forgotten is the floor, as of every unknown one'(
+    nodes,
+  ) {
     const node = await nodes.make('log', { maxChannels: 2 });
     await node.publish('a', '1');
     const { offset } = await node.broker.position();
@@ -313,7 +372,10 @@ const CHECKS: Checks = {
     await nodes.until('the entry', () => node.received.length === 1);
     const entry = first(node.received);
     assert.equal(entry.id, '');
-    assert.deepEqual(readFrame(entry), { events: [{ event: 'message', data: 'live' }], retry: undefined });
+    assert.deepEqual(readFrame(entry), {
+      events: [{ event: 'message', data: 'live' }],
+      retry: undefined,
+    });
     assert.deepEqual(await node.data('a'), []);
     assert.deepEqual(await node.broker.position(), before);
   },
@@ -344,12 +406,21 @@ const CHECKS: Checks = {
 };
 
 const SHARED_CHECKS: Checks = {
-  async 'nodes of one log receive what each of them appends, in one order, with the same ids'(nodes) {
+  async 'nodes of one log receive what each of them appends, in one order, with the same ids'(
+    nodes,
+  ) {
     const [one, other] = [await nodes.make('log'), await nodes.make('log')];
     await one.listen('a', 'b');
     await other.listen('a', 'b');
-    await Promise.all(count(40).map((data, index) => (index % 2 === 0 ? one : other).publish(index % 3 === 0 ? 'a' : 'b', data)));
-    await nodes.until('all on both', () => one.received.length >= 40 && other.received.length >= 40);
+    await Promise.all(
+      count(40).map((data, index) =>
+        (index % 2 === 0 ? one : other).publish(index % 3 === 0 ? 'a' : 'b', data),
+      ),
+    );
+    await nodes.until(
+      'all on both',
+      () => one.received.length >= 40 && other.received.length >= 40,
+    );
     const ids = (await one.read(['a', 'b'])).entries.map((entry) => entry.id);
     for (const node of [one, other]) {
       assert.deepEqual(
@@ -375,7 +446,11 @@ const SHARED_CHECKS: Checks = {
     const cursor = await one.broker.position();
     const position = await other.broker.position(cursor);
     assert.ok(position.offset >= cursor.offset, `${position.offset} is below ${cursor.offset}`);
-    assert.deepEqual(dataOf(other.received), count(20), 'what is at or below the position has been received');
+    assert.deepEqual(
+      dataOf(other.received),
+      count(20),
+      'what is at or below the position has been received',
+    );
   },
 
   async 'a key of one node is known on the others'(nodes) {

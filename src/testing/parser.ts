@@ -44,7 +44,8 @@ export class EventStreamParser {
   feed(text: string): void {
     if (text === '') return;
     // One leading BOM is nothing, nor is a LF behind a CR that ended the last piece.
-    const isSkipped = (this.#isFirst && text.startsWith('\uFEFF')) || (this.#endedWithCr && text.startsWith('\n'));
+    const isSkipped =
+      (this.#isFirst && text.startsWith('\uFEFF')) || (this.#endedWithCr && text.startsWith('\n'));
     const lines = (isSkipped ? text.slice(1) : text).split(LINE_END);
     this.#isFirst = false;
     this.#endedWithCr = text.endsWith('\r');
@@ -76,6 +77,10 @@ export class EventStreamParser {
     this.#id = undefined;
     if (id !== undefined) this.lastEventId = id;
     if (data.length === 0) return;
-    this.#listener.event({ event: event || 'message', data: data.join('\n'), ...(id !== undefined && { id }) });
+    this.#listener.event({
+      event: event || 'message',
+      data: data.join('\n'),
+      ...(id !== undefined && { id }),
+    });
   }
 }

@@ -1,8 +1,18 @@
 /** Reads an endpoint's events in a test, where each wait has an end. */
-import { request as httpRequest, type ClientRequest, type IncomingHttpHeaders, type IncomingMessage } from 'node:http';
+import {
+  request as httpRequest,
+  type ClientRequest,
+  type IncomingHttpHeaders,
+  type IncomingMessage,
+} from 'node:http';
 import { request as httpsRequest } from 'node:https';
 import { clearTimeout as stopTimer, setTimeout as startTimer } from 'node:timers';
-import { booleanRule, assertOptions, millisecondsRule, type OptionRule } from '../common/options.ts';
+import {
+  booleanRule,
+  assertOptions,
+  millisecondsRule,
+  type OptionRule,
+} from '../common/options.ts';
 import { EventStreamParser, type ReceivedEvent } from './parser.ts';
 import { serve, unref, type ReadTarget, type Served } from './target.ts';
 
@@ -28,7 +38,10 @@ const aString: OptionRule = { expected: 'a string', test: (value) => typeof valu
 
 const readRules: Readonly<Record<keyof ReadOptions, OptionRule>> = {
   path: aString,
-  headers: { expected: 'an object of names and values', test: (value) => typeof value === 'object' && value !== null },
+  headers: {
+    expected: 'an object of names and values',
+    test: (value) => typeof value === 'object' && value !== null,
+  },
   lastEventId: aString,
   method: aString,
   body: { expected: 'anything', test: () => true },
@@ -62,7 +75,10 @@ function nextTurn(): Promise<void> {
  * assert.deepEqual(await reader.next(), { event: 'text', data: JSON.stringify({ text }), id: reader.lastEventId });
  * await reader.close();
  */
-export async function readEvents(target: ReadTarget, options: ReadOptions = {}): Promise<EventReader> {
+export async function readEvents(
+  target: ReadTarget,
+  options: ReadOptions = {},
+): Promise<EventReader> {
   assertOptions('readEvents()', options, readRules);
   const { timeout = 2_000 } = options;
   const served = await serve(target, options.path);
@@ -76,7 +92,9 @@ export async function readEvents(target: ReadTarget, options: ReadOptions = {}):
   }
   request.destroy();
   await served.release();
-  if (answer !== undefined) throw new Error(`${name} got no answer: ${answer.message}`, { cause: answer });
+  if (answer !== undefined) {
+    throw new Error(`${name} got no answer: ${answer.message}`, { cause: answer });
+  }
   throw new Error(
     `waited ${timeout} ms for the head of ${name} in vain; the handler sends it with the first send(), comment(), open() or subscribe()`,
   );
@@ -212,7 +230,10 @@ export class EventReader implements AsyncIterable<ReceivedEvent>, AsyncDisposabl
    */
   async end(): Promise<'complete' | 'cut'> {
     this.#keepAlive.refresh();
-    const end = await waitFor<'complete' | 'cut'>(this.#reading.timeout, (resolve) => void this.#done.then(resolve));
+    const end = await waitFor<'complete' | 'cut'>(
+      this.#reading.timeout,
+      (resolve) => void this.#done.then(resolve),
+    );
     if (end === undefined) throw this.#failure('the end');
     return end;
   }
@@ -294,23 +315,40 @@ export class EventReader implements AsyncIterable<ReceivedEvent>, AsyncDisposabl
 
   #failure(wanted: string): Error {
     const { name, timeout } = this.#reading;
-    const waited = this.#end === undefined ? `waited ${timeout} ms for ${wanted} of ${name} in vain` : `no ${wanted} of ${name}`;
+    const waited =
+      this.#end === undefined
+        ? `waited ${timeout} ms for ${wanted} of ${name} in vain`
+        : `no ${wanted} of ${name}`;
     if (!this.#isStream()) {
       const type = this.headers['content-type'] ?? 'no content type';
-      return new Error(`${waited}: the answer is no event stream but ${this.status}, ${type}: ${shortened(this.#text)}`);
+      return new Error(
+        `${waited}: the answer is no event stream but ${this.status}, ${type}: ${shortened(this.#text)}`,
+      );
     }
     const ends = { complete: 'has ended', cut: 'was cut off', closed: 'was closed by this reader' };
-    const state = this.#end === undefined ? (this.#reading.response.isPaused() ? 'is paused' : 'is open') : ends[this.#end];
-    const last = this.#last === undefined ? '' : `, the last of them ${shortened(JSON.stringify(this.#last))}`;
+    const state =
+      this.#end === undefined
+        ? this.#reading.response.isPaused()
+          ? 'is paused'
+          : 'is open'
+        : ends[this.#end];
+    const last =
+      this.#last === undefined ? '' : `, the last of them ${shortened(JSON.stringify(this.#last))}`;
     const comments = this.comments.length === 1 ? '1 comment' : `${this.comments.length} comments`;
     const events = this.#count === 1 ? '1 event' : `${this.#count} events`;
     return new Error(`${waited}: the stream ${state}; ${events} came${last}, and ${comments}`);
   }
 }
 
-function send(url: URL, { headers, lastEventId, method, body }: ReadOptions): { request: ClientRequest; name: string } {
+function send(
+  url: URL,
+  { headers, lastEventId, method, body }: ReadOptions,
+): { request: ClientRequest; name: string } {
   const verb = method ?? (body === undefined ? 'GET' : 'POST');
-  const request = (url.protocol === 'https:' ? httpsRequest : httpRequest)(url, { method: verb, agent: false });
+  const request = (url.protocol === 'https:' ? httpsRequest : httpRequest)(url, {
+    method: verb,
+    agent: false,
+  });
   request.on('socket', unref);
   request.setHeader('Accept', 'text/event-stream');
   // As browsers send it: the UTF-8 bytes (WHATWG HTML, 9.2.4).

@@ -42,13 +42,20 @@ export async function serve(target: ReadTarget, path: string | undefined): Promi
   if (path !== undefined) resolve(path, new URL('http://localhost'));
   const release = await start(server);
   const { address, family, port } = server.address() as AddressInfo;
-  const host = address === '::' || address === '0.0.0.0' ? 'localhost' : family === 'IPv6' ? `[${address}]` : address;
+  const host =
+    address === '::' || address === '0.0.0.0'
+      ? 'localhost'
+      : family === 'IPv6'
+        ? `[${address}]`
+        : address;
   return { url: new URL(path ?? '/', `http://${host}:${port}`), release };
 }
 
 function urlOf(target: string | URL): URL {
   const text = JSON.stringify(String(target));
-  if (String(target).startsWith('/')) throw wrongTarget(`the path ${text}; pass the app, and { path: ${text} }`);
+  if (String(target).startsWith('/')) {
+    throw wrongTarget(`the path ${text}; pass the app, and { path: ${text} }`);
+  }
   const url = URL.canParse(String(target)) ? new URL(String(target)) : undefined;
   if (url?.protocol === 'http:' || url?.protocol === 'https:') return url;
   // `localhost:4444` parses as a URL of the protocol `localhost:`.
@@ -59,7 +66,10 @@ function urlOf(target: string | URL): URL {
 
 function resolve(path: string, base: URL): URL {
   if (URL.canParse(path, base.href)) return new URL(path, base);
-  throw new SseError('ERR_SSE_OPTION', `expected \`path\` of readEvents() to be a path and query, got ${describeValue(path)}`);
+  throw new SseError(
+    'ERR_SSE_OPTION',
+    `expected \`path\` of readEvents() to be a path and query, got ${describeValue(path)}`,
+  );
 }
 
 function serverOf(target: Server | RequestListener): Server {
@@ -67,10 +77,14 @@ function serverOf(target: Server | RequestListener): Server {
   if (typeof target === 'function') return createServer(target);
   const given: unknown = target;
   if (typeof given !== 'object' || given === null) throw wrongTarget(describeValue(given));
-  if (given instanceof NetServer) throw wrongTarget('a server of another kind; let it listen, and pass its URL');
+  if (given instanceof NetServer) {
+    throw wrongTarget('a server of another kind; let it listen, and pass its URL');
+  }
   const names = Object.keys(given);
   const properties =
-    names.length === 0 ? 'an object without properties' : `an object with the properties ${names.slice(0, 5).join(', ')}`;
+    names.length === 0
+      ? 'an object without properties'
+      : `an object with the properties ${names.slice(0, 5).join(', ')}`;
   const advice = adviceFor(given);
   // After the advice: a Fastify app is a thenable, too.
   if (advice === '' && 'then' in given) throw wrongTarget('a promise; await it');
@@ -93,7 +107,10 @@ function wrongTarget(got: string): SseError {
 
 async function start(server: Server): Promise<() => Promise<void>> {
   if (server.listening && !started.has(server)) return () => Promise.resolve();
-  const use = started.get(server) ?? { readers: 0, listening: once(server.listen(0, '127.0.0.1'), 'listening') };
+  const use = started.get(server) ?? {
+    readers: 0,
+    listening: once(server.listen(0, '127.0.0.1'), 'listening'),
+  };
   started.set(server, use);
   if (use.readers++ === 0) server.unref().on('connection', unref);
   await use.listening;

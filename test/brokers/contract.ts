@@ -1,9 +1,22 @@
 /** What every broker promises, and a node for what only some of them do. */
 import { describe, expect, test } from 'vitest';
-import type { Broker, HistoryLimits, LogBounds, LogEntry, Page, Publication, Receiver } from '../../src/index.ts';
+import type {
+  Broker,
+  HistoryLimits,
+  LogBounds,
+  LogEntry,
+  Page,
+  Publication,
+  Receiver,
+} from '../../src/index.ts';
 import { brokerContract as checksOf, type BrokerContractOptions } from '../../src/testing/index.ts';
 
-export const LIMITS: HistoryLimits = { events: 1_000, bytes: 1_000_000, age: Infinity, latest: false };
+export const LIMITS: HistoryLimits = {
+  events: 1_000,
+  bytes: 1_000_000,
+  age: Infinity,
+  latest: false,
+};
 const BOUNDS: LogBounds = { maxHistory: 10_000_000, maxChannels: 1_000 };
 const ALL = 10_000_000;
 
@@ -42,7 +55,15 @@ export class Node implements Receiver, AsyncDisposable {
   }
 
   publish(channel: string, data: string, more: Partial<Publication> = {}): Promise<{ id: string }> {
-    return this.broker.append({ channel, data, event: undefined, retry: undefined, key: undefined, history: LIMITS, ...more });
+    return this.broker.append({
+      channel,
+      data,
+      event: undefined,
+      retry: undefined,
+      key: undefined,
+      history: LIMITS,
+      ...more,
+    });
   }
 
   async read(channels: string[], after = 0, maxBytes = ALL): Promise<Page> {

@@ -10,10 +10,21 @@ test('it delivers before publish returns its promise', () => {
   const broker = memoryBroker();
   const received: string[] = [];
   broker.open(
-    { receive: (entry) => void received.push(entry.data), follows: () => true, interrupted: () => undefined },
+    {
+      receive: (entry) => void received.push(entry.data),
+      follows: () => true,
+      interrupted: () => undefined,
+    },
     { maxHistory: 1_000, maxChannels: 1 },
   );
-  void broker.append({ channel: 'a', data: '1', event: undefined, retry: undefined, key: undefined, history: false });
+  void broker.append({
+    channel: 'a',
+    data: '1',
+    event: undefined,
+    retry: undefined,
+    key: undefined,
+    history: false,
+  });
   expect(received).toEqual(['1']);
 });
 
@@ -30,7 +41,10 @@ test('a key is forgotten after five minutes', async () => {
 
 test('in a cluster worker it warns that it reaches only that worker, and names the broker to use', () => {
   const program = new URL('../support/cluster-warning.mjs', import.meta.url).pathname;
-  const output = execFileSync(process.execPath, [program], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] });
+  const output = execFileSync(process.execPath, [program], {
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'ignore'],
+  });
   expect(output).toBe(
     'RES_SSE_MEMORY_BROKER_IN_CLUSTER\nGive createChannels() a broker that all workers share, such as redisBroker() of res-sse/redis.\n',
   );
@@ -38,7 +52,8 @@ test('in a cluster worker it warns that it reaches only that worker, and names t
 
 test('it warns once when a channel that held events is forgotten for maxChannels', async () => {
   const warnings: string[] = [];
-  const note = (warning: Error & { code?: string }): void => void warnings.push(warning.code ?? warning.message);
+  const note = (warning: Error & { code?: string }): void =>
+    void warnings.push(warning.code ?? warning.message);
   // What other tests have caused is told by then.
   await new Promise((resolve) => setImmediate(resolve));
   process.on('warning', note);

@@ -4,12 +4,23 @@ import type { LogEntry, SseError } from '../../src/index.ts';
 import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
 import type { Timing } from '../../src/brokers/redis/log-subscription.ts';
 import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
-import { startRedis, type RedisClient, type RedisOptions, type RedisServer } from '../support/redis-server.ts';
+import {
+  startRedis,
+  type RedisClient,
+  type RedisOptions,
+  type RedisServer,
+} from '../support/redis-server.ts';
 import { startRelay } from '../support/relay.ts';
 import { until, within } from '../support/wait.ts';
 import { LIMITS, Node } from './contract.ts';
 
-const TIMING: Timing = { timeout: 2_000, probe: 200, linger: 60_000, wait: { min: 5, max: 100 }, inUse: 100 };
+const TIMING: Timing = {
+  timeout: 2_000,
+  probe: 200,
+  linger: 60_000,
+  wait: { min: 5, max: 100 },
+  inUse: 100,
+};
 const PREFIX = 'faults';
 const LOG = '{faults}:log';
 
@@ -94,7 +105,8 @@ class Place extends Node {
       }
       this.#deliver(page.entries.filter((entry) => entry.offset > this.#cursor));
       if (page.complete) this.#cursor = Math.max(this.#cursor, page.position.offset);
-      this.#isLive = page.complete && interruptions === this.interruptions && this.#newest <= this.#cursor;
+      this.#isLive =
+        page.complete && interruptions === this.interruptions && this.#newest <= this.#cursor;
     }
   }
 
@@ -167,7 +179,9 @@ describe('a node of a registry in Redis misses nothing', () => {
     const { client, here, there } = all;
     const published: Promise<unknown>[] = [];
     for (let round = 0; round < 20; round++) {
-      for (let index = 0; index < 20; index++) published.push(there.publish('a', `${published.length}`));
+      for (let index = 0; index < 20; index++) {
+        published.push(there.publish('a', `${published.length}`));
+      }
       await client.sendCommand(['SCRIPT', 'FLUSH']);
     }
     await Promise.all(published);
@@ -264,7 +278,9 @@ describe('a node of a registry in Redis misses nothing', () => {
     const listened = here.listen('b');
     relay.mend();
     expect((await within('the position', Promise.resolve(position))).offset).toBe(1);
-    expect((await within('the page', Promise.resolve(page))).entries.map(({ data }) => data)).toEqual(['1']);
+    expect(
+      (await within('the page', Promise.resolve(page))).entries.map(({ data }) => data),
+    ).toEqual(['1']);
     await within('the channel', listened);
     await until('the event', () => here.delivered.length === 1);
     expect(here.gaps).toBe(0);
@@ -370,11 +386,35 @@ describe('nothing that others write into Redis brings a node down', () => {
     const { client, here, there } = all;
     await there.publish('a', '1');
     const { epoch, offset } = await there.broker.position();
-    const hostile = ['', '1 x\n\nx', '1 \nevil\rid: 9\nx', '1 \nsse:end\nx', `1 ${'9'.repeat(16)}\n\nx`, '2 \n\nx'];
+    const hostile = [
+      '',
+      '1 x\n\nx',
+      '1 \nevil\rid: 9\nx',
+      '1 \nsse:end\nx',
+      `1 ${'9'.repeat(16)}\n\nx`,
+      '2 \n\nx',
+    ];
     for (const [index, body] of hostile.entries()) {
       const next = offset + index + 1;
-      await client.sendCommand(['XADD', '{faults}:s:a', `${next}-0`, 'm', '1', 's', '1', 'b', body]);
-      await client.sendCommand(['HSET', LOG, 'head', `${next}`, 't:a', `${next}:0:1000:1000:1000000:0:0`]);
+      await client.sendCommand([
+        'XADD',
+        '{faults}:s:a',
+        `${next}-0`,
+        'm',
+        '1',
+        's',
+        '1',
+        'b',
+        body,
+      ]);
+      await client.sendCommand([
+        'HSET',
+        LOG,
+        'head',
+        `${next}`,
+        't:a',
+        `${next}:0:1000:1000:1000000:0:0`,
+      ]);
       const payload = `1 ${epoch} ${next} ${next - 1} 1 0 1000 1000000 0 0\n${body}`;
       await client.publish('{faults}:c:a', payload);
       await client.publish('{faults}:spine', `1 ${epoch} ${next - 1} ${next} \n+${next} a`);
@@ -419,10 +459,16 @@ describe('nothing that others write into Redis brings a node down', () => {
     await client.set('{faults}:s:b', 'x');
     await there.publish('b', '1');
     await client.set('{faults}:s:b', 'x');
-    await expect(there.publish('b', '2')).rejects.toMatchObject({ code: 'ERR_SSE_BROKER', delivery: 'none' });
+    await expect(there.publish('b', '2')).rejects.toMatchObject({
+      code: 'ERR_SSE_BROKER',
+      delivery: 'none',
+    });
     expect((await there.read(['b'])).entries).toEqual([]);
     await client.set(LOG, 'x');
-    await expect(there.publish('b', '3')).rejects.toMatchObject({ code: 'ERR_SSE_BROKER', delivery: 'none' });
+    await expect(there.publish('b', '3')).rejects.toMatchObject({
+      code: 'ERR_SSE_BROKER',
+      delivery: 'none',
+    });
     await client.del(LOG);
     await publishAll(there, '4');
   });
@@ -442,7 +488,9 @@ describe('limits', () => {
   test('a key publishes once on all nodes, also when both try at the same time', async () => {
     await using all = await site();
     const { here, there } = all;
-    const ids = await Promise.all([here, there, here, there].map((node) => node.publish('a', 'x', { key: 'k' })));
+    const ids = await Promise.all(
+      [here, there, here, there].map((node) => node.publish('a', 'x', { key: 'k' })),
+    );
     expect(new Set(ids.map(({ id }) => id)).size).toBe(1);
     await there.publish('a', 'y');
     await until('both', () => here.delivered.length === 2);
@@ -457,11 +505,15 @@ describe('limits', () => {
     relay.sever();
     await until('it to notice', () => there.broker.state === 'broken');
     const results = await Promise.all(
-      Array.from({ length: 11_000 }, (_, index) => there.publish('b', `${index}`).catch((error: unknown) => error)),
+      Array.from({ length: 11_000 }, (_, index) =>
+        there.publish('b', `${index}`).catch((error: unknown) => error),
+      ),
     );
     for (const result of results) expect(result).toMatchObject({ code: 'ERR_SSE_BROKER' });
     // All but what was written into a connection of which nobody knew yet that it was cut.
-    const surely = results.flatMap((result, index) => ((result as SseError).delivery === 'none' ? [`${index}`] : []));
+    const surely = results.flatMap((result, index) =>
+      (result as SseError).delivery === 'none' ? [`${index}`] : [],
+    );
     expect(surely.length).toBeGreaterThan(10_000);
     relay.mend();
     await until('it to be back', () => there.broker.state === 'open');
@@ -523,9 +575,13 @@ describe('limits', () => {
       },
     );
     const client = await redis.client();
-    for (let index = 0; index < 200; index++) await node.publish(`${index % 20}`, 'x'.repeat(1_000));
+    for (let index = 0; index < 200; index++) {
+      await node.publish(`${index % 20}`, 'x'.repeat(1_000));
+    }
     const fields = await client.hGetAll(LOG);
-    expect(Object.keys(fields).filter((name) => name.startsWith('t:')).length).toBeLessThanOrEqual(8);
+    expect(Object.keys(fields).filter((name) => name.startsWith('t:')).length).toBeLessThanOrEqual(
+      8,
+    );
     expect(Number(fields['held'])).toBeLessThanOrEqual(20_000);
     const keys = await client.keys('{faults}:s:*');
     let bytes = 0;
@@ -539,12 +595,19 @@ describe('limits', () => {
     await using all = await site({}, { probe: 60_000 });
     const { client, here, there } = all;
     await there.publish('b', '0');
-    await Promise.all(Array.from({ length: 500 }, (_, index) => there.publish('b', `${index + 1}`)));
+    await Promise.all(
+      Array.from({ length: 500 }, (_, index) => there.publish('b', `${index + 1}`)),
+    );
     await here.listen('b');
-    const calls = async () => Number(/cmdstat_evalsha:calls=(\d+)/.exec(await client.info('commandstats'))?.[1]);
+    const calls = async () =>
+      Number(/cmdstat_evalsha:calls=(\d+)/.exec(await client.info('commandstats'))?.[1]);
     const before = await calls();
-    const pages = await Promise.all(Array.from({ length: 10_000 }, async (_, index) => here.read(['b'], index % 400, 100_000)));
-    expect(pages.every((page, index) => page.complete && page.entries.length === 501 - (index % 400))).toBe(true);
+    const pages = await Promise.all(
+      Array.from({ length: 10_000 }, async (_, index) => here.read(['b'], index % 400, 100_000)),
+    );
+    expect(
+      pages.every((page, index) => page.complete && page.entries.length === 501 - (index % 400)),
+    ).toBe(true);
     // The sizes, and the events.
     expect((await calls()) - before).toBeLessThanOrEqual(2);
   });
@@ -554,7 +617,10 @@ describe('limits', () => {
     const { client, here, there } = all;
     await here.listen('b');
     here.unlisten('b');
-    await until('it to be left', async () => (await client.pubSubNumSub('{faults}:c:b'))['{faults}:c:b'] === 0);
+    await until(
+      'it to be left',
+      async () => (await client.pubSubNumSub('{faults}:c:b'))['{faults}:c:b'] === 0,
+    );
     await there.publish('b', '1');
     await here.listen('b');
     await there.publish('b', '2');
@@ -572,7 +638,9 @@ describe('limits', () => {
     await until('its connections', async () => (await clients()) === before + 2);
     redis.pause();
     const { epoch } = await place.broker.position();
-    const waiting = Promise.resolve(place.broker.position({ epoch, offset: 99 })).catch((error: unknown) => error);
+    const waiting = Promise.resolve(place.broker.position({ epoch, offset: 99 })).catch(
+      (error: unknown) => error,
+    );
     await place.broker.close();
     expect(await within('the answer', waiting)).toMatchObject({ code: 'ERR_SSE_CLOSED' });
     redis.resume();

@@ -9,7 +9,12 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import fc from 'fast-check';
 import { createSentinel } from 'redis';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { connectionOf, ownConnection, type RedisConnection, type RedisClient } from '../../src/brokers/redis/redis-connection.ts';
+import {
+  connectionOf,
+  ownConnection,
+  type RedisConnection,
+  type RedisClient,
+} from '../../src/brokers/redis/redis-connection.ts';
 import { LogSubscription, type Timing } from '../../src/brokers/redis/log-subscription.ts';
 import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
 import { LogClient } from '../../src/brokers/redis/log-client.ts';
@@ -40,7 +45,11 @@ afterAll(async () => {
   await redis[Symbol.asyncDispose]();
 });
 
-function nodeOn(connection: RedisConnection, prefix: string, timing: Partial<Timing> = {}): ReaderNode {
+function nodeOn(
+  connection: RedisConnection,
+  prefix: string,
+  timing: Partial<Timing> = {},
+): ReaderNode {
   return new ReaderNode(new RedisBroker(connection, prefix, { ...TIMING, ...timing }));
 }
 
@@ -87,8 +96,15 @@ class Site implements AsyncDisposable {
     try {
       await until('it', isWhole, 8_000);
     } catch (cause) {
-      const counts = this.here.readers.map((reader) => [reader.delivered.length, this.#due(reader).length, reader.isLive]);
-      throw new Error(`${what}: the node is ${this.here.broker.state}, readers have ${JSON.stringify(counts)}`, { cause });
+      const counts = this.here.readers.map((reader) => [
+        reader.delivered.length,
+        this.#due(reader).length,
+        reader.isLive,
+      ]);
+      throw new Error(
+        `${what}: the node is ${this.here.broker.state}, readers have ${JSON.stringify(counts)}`,
+        { cause },
+      );
     }
   }
 
@@ -236,7 +252,8 @@ test('an event that comes while a node asks once more for what was too much to k
 
 test('a promise of node-redis that never settles is given up', async () => {
   const errors: string[] = [];
-  const note = (message: unknown): void => void errors.push(String((message as { error: unknown }).error));
+  const note = (message: unknown): void =>
+    void errors.push(String((message as { error: unknown }).error));
   subscribe('res-sse:error', note);
   await using relay = await startRelay(redis.port);
   const inner = own(relay.url);
@@ -299,7 +316,13 @@ test('a state in which nothing goes on is told, and left: the watchdog', async (
 
 // At random: what is published, how the node is interrupted, and at which of its steps.
 const action = fc.oneof(
-  { weight: 4, arbitrary: fc.record({ do: fc.constant('publish' as const), count: fc.integer({ min: 1, max: 400 }) }) },
+  {
+    weight: 4,
+    arbitrary: fc.record({
+      do: fc.constant('publish' as const),
+      count: fc.integer({ min: 1, max: 400 }),
+    }),
+  },
   {
     weight: 4,
     arbitrary: fc.record({
@@ -310,7 +333,13 @@ const action = fc.oneof(
       isAwaited: fc.boolean(),
     }),
   },
-  { weight: 2, arbitrary: fc.record({ do: fc.constant('burst' as const), count: fc.integer({ min: 2, max: 8 }) }) },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      do: fc.constant('burst' as const),
+      count: fc.integer({ min: 2, max: 8 }),
+    }),
+  },
   {
     weight: 2,
     arbitrary: fc.record({
@@ -323,14 +352,30 @@ const action = fc.oneof(
       ),
     }),
   },
-  { weight: 1, arbitrary: fc.record({ do: fc.constant('slow' as const), turns: fc.integer({ min: 1, max: 200 }) }) },
-  { weight: 1, arbitrary: fc.record({ do: fc.constant('listen' as const), count: fc.integer({ min: 1, max: 1_500 }) }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      do: fc.constant('slow' as const),
+      turns: fc.integer({ min: 1, max: 200 }),
+    }),
+  },
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      do: fc.constant('listen' as const),
+      count: fc.integer({ min: 1, max: 1_500 }),
+    }),
+  },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('flood' as const), step: fc.nat(9) }) },
 );
 
 type Action = typeof action extends fc.Arbitrary<infer T> ? T : never;
 
-async function play(site: Site, actions: readonly Action[], names: readonly string[]): Promise<void> {
+async function play(
+  site: Site,
+  actions: readonly Action[],
+  names: readonly string[],
+): Promise<void> {
   const admin = await redis.client();
   const pending: { one: Action; from: number }[] = [];
   let turns = 0;
@@ -338,7 +383,9 @@ async function play(site: Site, actions: readonly Action[], names: readonly stri
     for (let turn = 0; turn < turns; turn++) await nextTurn();
     const at = pending.findIndex(
       ({ one, from }) =>
-        'step' in one && from + one.step <= index && (one.do === 'break' ? one.phase === phase : phase === 'before'),
+        'step' in one &&
+        from + one.step <= index &&
+        (one.do === 'break' ? one.phase === phase : phase === 'before'),
     );
     const next = at === -1 ? undefined : pending.splice(at, 1)[0]?.one;
     if (next?.do === 'break') {
@@ -365,8 +412,12 @@ async function play(site: Site, actions: readonly Action[], names: readonly stri
     } else {
       pending.push({ one, from: site.steps.made.length });
       // Something has to begin for it to be interrupted.
-      if (site.here.broker.state === 'open') await admin.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
-      if (one.do === 'break' && one.isAwaited) await until('it to be open', () => site.here.broker.state === 'open');
+      if (site.here.broker.state === 'open') {
+        await admin.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
+      }
+      if (one.do === 'break' && one.isAwaited) {
+        await until('it to be open', () => site.here.broker.state === 'open');
+      }
     }
     await nextTurn();
   }
@@ -460,7 +511,9 @@ describe('the same', () => {
       },
       20_000,
     );
-    const due = (await there.broker.read(['c0'], 0, 10_000_000, here.signal)).entries.map(({ data }) => data);
+    const due = (await there.broker.read(['c0'], 0, 10_000_000, here.signal)).entries.map(
+      ({ data }) => data,
+    );
     if (here.interruptions === 0) throw new Error('nothing was interrupted');
     await here.broker.close();
     await there.broker.close();
@@ -474,7 +527,8 @@ describe('the same', () => {
     const admins = await Promise.all(cluster.masters.map((master) => master.client()));
     const { delivered, due } = await interruptAtRandom(
       () => cluster.client(),
-      () => Promise.all(admins.map((admin) => admin.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']))),
+      () =>
+        Promise.all(admins.map((admin) => admin.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']))),
     );
     const numbers = delivered.map(Number);
     expect(numbers).toEqual(numbers.toSorted((a, b) => a - b));
@@ -487,7 +541,10 @@ describe('the same', () => {
     const admin = await sentinel.primary.client();
     const { delivered, due } = await interruptAtRandom(
       async () => {
-        const client = createSentinel({ name: sentinel.name, sentinelRootNodes: sentinel.rootNodes });
+        const client = createSentinel({
+          name: sentinel.name,
+          sentinelRootNodes: sentinel.rootNodes,
+        });
         client.on('error', () => {});
         await client.connect();
         return client;

@@ -10,7 +10,13 @@ import { startRedis, type RedisClient } from '../support/redis-server.ts';
 import { until } from '../support/wait.ts';
 import { LIMITS, Node } from './contract.ts';
 
-const TIMING = { timeout: 2_000, probe: 200, linger: 60_000, wait: { min: 5, max: 100 }, inUse: 100 };
+const TIMING = {
+  timeout: 2_000,
+  probe: 200,
+  linger: 60_000,
+  wait: { min: 5, max: 100 },
+  inUse: 100,
+};
 
 function nodeOn(connection: RedisConnection, bounds?: Partial<LogBounds>): Node {
   return new Node(new RedisBroker(connection, 'limits', TIMING), bounds);
@@ -68,29 +74,46 @@ describe('a Redis that takes no writes is read all the same', () => {
   test.each([
     ['it is full', { maxmemory: '6mb' }, fill],
     ['it has too few replicas', {}, (client: RedisClient) => client.sendCommand(UNWRITABLE)],
-  ])('where %s: nodes start, and channels whose events are too old answer', async (_what, options, stop) => {
-    await using redis = await startRedis(options);
-    const client = await redis.client();
-    await using there = nodeAt(redis.url);
-    const history = { ...LIMITS, age: 300 };
-    await there.publish('gone', '1', { history });
-    // This one stays in Redis longer than its events are read.
-    await there.publish('old', '1', { history: { ...history, age: 10_000 } });
-    await client.hSet('{limits}:log', 't:old', (await client.hGet('{limits}:log', 't:old'))!.replace(':10000:', ':300:'));
-    await there.publish('a', '2');
-    await until('its stream to expire', async () => (await client.exists('{limits}:s:gone')) === 0);
-    await stop(client);
-    await using here = nodeAt(redis.url);
-    await Promise.all(['gone', 'old', 'a'].map((channel) => here.listen(channel)));
-    const page = await here.read(['gone', 'old', 'a']);
-    expect([page.entries.map(({ data }) => data), page.trimmed]).toEqual([['2'], [1, 2, 0]]);
-    expect(await outcomes([there.publish('a', '3'), there.publish('new', '3')])).toEqual(['none', 'none']);
-    await client.sendCommand(WRITABLE);
-    await client.sendCommand(['CONFIG', 'SET', 'maxmemory', '0']);
-    await there.publish('a', '4');
-    await until('the event', () => here.received.length === 1);
-    expect([here.received[0]?.data, here.interruptions, here.broker.state]).toEqual(['4', 0, 'open']);
-  });
+  ])(
+    'where %s: nodes start, and channels whose events are too old answer',
+    async (_what, options, stop) => {
+      await using redis = await startRedis(options);
+      const client = await redis.client();
+      await using there = nodeAt(redis.url);
+      const history = { ...LIMITS, age: 300 };
+      await there.publish('gone', '1', { history });
+      // This one stays in Redis longer than its events are read.
+      await there.publish('old', '1', { history: { ...history, age: 10_000 } });
+      await client.hSet(
+        '{limits}:log',
+        't:old',
+        (await client.hGet('{limits}:log', 't:old'))!.replace(':10000:', ':300:'),
+      );
+      await there.publish('a', '2');
+      await until(
+        'its stream to expire',
+        async () => (await client.exists('{limits}:s:gone')) === 0,
+      );
+      await stop(client);
+      await using here = nodeAt(redis.url);
+      await Promise.all(['gone', 'old', 'a'].map((channel) => here.listen(channel)));
+      const page = await here.read(['gone', 'old', 'a']);
+      expect([page.entries.map(({ data }) => data), page.trimmed]).toEqual([['2'], [1, 2, 0]]);
+      expect(await outcomes([there.publish('a', '3'), there.publish('new', '3')])).toEqual([
+        'none',
+        'none',
+      ]);
+      await client.sendCommand(WRITABLE);
+      await client.sendCommand(['CONFIG', 'SET', 'maxmemory', '0']);
+      await there.publish('a', '4');
+      await until('the event', () => here.received.length === 1);
+      expect([here.received[0]?.data, here.interruptions, here.broker.state]).toEqual([
+        '4',
+        0,
+        'open',
+      ]);
+    },
+  );
 
   test('before there is a log: nodes start, and the first event comes', async () => {
     await using redis = await startRedis();
@@ -128,7 +151,9 @@ describe('a Redis that takes no writes is read all the same', () => {
     await using node = nodeAt(redis.url);
     await node.publish('a', '1');
     await fill(client);
-    const published = Array.from({ length: 300 }, (_, index) => node.publish(`new-${index}`, 'x'.repeat(10_000)));
+    const published = Array.from({ length: 300 }, (_, index) =>
+      node.publish(`new-${index}`, 'x'.repeat(10_000)),
+    );
     expect(new Set(await outcomes(published))).toEqual(new Set(['none']));
     expect(await client.keys('{limits}:s:new-*')).toEqual([]);
   });
@@ -151,30 +176,50 @@ describe('a user of Redis who may not do all that is needed', () => {
     };
   }
 
-  test.each(['+hset', '+xadd', '+set', '+xlen'])('is refused before anything happens, without %s', async (right) => {
-    await using made = await nodeWithout(right);
-    const { node } = made;
-    expect(await outcomes([node.publish('a', '1', { key: 'k' })])).toEqual(['none']);
-  });
+  test.each(['+hset', '+xadd', '+set', '+xlen'])(
+    'is refused before anything happens, without %s',
+    async (right) => {
+      await using made = await nodeWithout(right);
+      const { node } = made;
+      expect(await outcomes([node.publish('a', '1', { key: 'k' })])).toEqual(['none']);
+    },
+  );
 
-  test.each(['+xdel', '+xrange', '+hscan', '+pexpire'])('publishes all the same, and is told, without %s', async (right) => {
-    await using made = await nodeWithout(right);
-    const { node } = made;
-    await node.listen('a');
-    const history = { ...LIMITS, events: 2 };
-    for (const data of ['1', '2', '3', '4']) await node.publish('a', data, { history });
-    await until('the events', () => node.received.length === 4);
-    expect(errors.some((error) => error.includes('the bounds of the history cannot be kept'))).toBe(
-      ['+xdel', '+xrange'].includes(right),
-    );
-  });
+  test.each(['+xdel', '+xrange', '+hscan', '+pexpire'])(
+    'publishes all the same, and is told, without %s',
+    async (right) => {
+      await using made = await nodeWithout(right);
+      const { node } = made;
+      await node.listen('a');
+      const history = { ...LIMITS, events: 2 };
+      for (const data of ['1', '2', '3', '4']) await node.publish('a', data, { history });
+      await until('the events', () => node.received.length === 4);
+      expect(
+        errors.some((error) => error.includes('the bounds of the history cannot be kept')),
+      ).toBe(['+xdel', '+xrange'].includes(right));
+    },
+  );
 });
 
 describe('one call of the script does a bounded amount of work', () => {
-  const LARGE: HistoryLimits = { events: 1_000_000, bytes: 1_000_000_000, age: Infinity, latest: false };
+  const LARGE: HistoryLimits = {
+    events: 1_000_000,
+    bytes: 1_000_000_000,
+    age: Infinity,
+    latest: false,
+  };
 
-  async function publishMany(node: Node, channel: string, count: number, history: HistoryLimits): Promise<void> {
-    await Promise.all(Array.from({ length: count }, (_, index) => node.publish(channel, `${index + 1}`, { history })));
+  async function publishMany(
+    node: Node,
+    channel: string,
+    count: number,
+    history: HistoryLimits,
+  ): Promise<void> {
+    await Promise.all(
+      Array.from({ length: count }, (_, index) =>
+        node.publish(channel, `${index + 1}`, { history }),
+      ),
+    );
   }
 
   test('where the limits of a channel are lowered: it deletes at most 1,000 events, and every read is told what is gone', async () => {
@@ -205,12 +250,22 @@ describe('one call of the script does a bounded amount of work', () => {
     const field = await client.hGet('{limits}:log', 't:a');
     await client.hSet('{limits}:log', 't:a', field!.replace(':60000:', ':1:'));
     const page = await node.read(['a']);
-    expect([page.entries, page.trimmed, await client.xLen('{limits}:s:a')]).toEqual([[], [3_500], 2_500]);
+    expect([page.entries, page.trimmed, await client.xLen('{limits}:s:a')]).toEqual([
+      [],
+      [3_500],
+      2_500,
+    ]);
     // What came after is read, and the rest is deleted by and by.
-    await client.hSet('{limits}:log', 't:a', (await client.hGet('{limits}:log', 't:a'))!.replace(':1:', ':60000:'));
+    await client.hSet(
+      '{limits}:log',
+      't:a',
+      (await client.hGet('{limits}:log', 't:a'))!.replace(':1:', ':60000:'),
+    );
     await node.publish('a', 'new', { history: { ...LARGE, age: 60_000 } });
     expect(await node.data('a')).toEqual(['new']);
-    for (let times = 0; times < 2; times++) await node.publish('a', 'newer', { history: { ...LARGE, age: 60_000 } });
+    for (let times = 0; times < 2; times++) {
+      await node.publish('a', 'newer', { history: { ...LARGE, age: 60_000 } });
+    }
     expect(await client.xLen('{limits}:s:a')).toBeLessThan(1_000);
     expect((await node.read(['a'])).trimmed).toEqual([3_500]);
   });
@@ -223,12 +278,15 @@ describe('one call of the script does a bounded amount of work', () => {
       await node.listen(`followed-${index}`);
       await node.publish(`followed-${index}`, 'x');
     }
-    const channels = async (): Promise<string[]> => (await client.hKeys('{limits}:log')).filter((name) => name.startsWith('t:'));
+    const channels = async (): Promise<string[]> =>
+      (await client.hKeys('{limits}:log')).filter((name) => name.startsWith('t:'));
     const scans = async (): Promise<number> =>
       Number(/cmdstat_hscan:calls=(\d+)/.exec(await client.info('commandstats'))?.[1] ?? 0);
     for (let round = 0; round < 50; round++) {
       const before = await scans();
-      await Promise.all(Array.from({ length: 100 }, (_, index) => node.publish(`c-${round}-${index}`, 'x')));
+      await Promise.all(
+        Array.from({ length: 100 }, (_, index) => node.publish(`c-${round}-${index}`, 'x')),
+      );
       // A call for each batch of publishes.
       expect((await scans()) - before).toBeLessThanOrEqual(8);
     }
@@ -246,7 +304,11 @@ describe('one call of the script does a bounded amount of work', () => {
     {
       await using before = nodeAt(redis.url);
       for (let round = 0; round < 15; round++) {
-        await Promise.all(Array.from({ length: 100 }, (_, index) => before.publish(`c-${round}-${index}`, 'x'.repeat(1_000))));
+        await Promise.all(
+          Array.from({ length: 100 }, (_, index) =>
+            before.publish(`c-${round}-${index}`, 'x'.repeat(1_000)),
+          ),
+        );
       }
     }
     await using node = nodeAt(redis.url, { maxChannels: 100, maxHistory: 50_000 });
@@ -277,7 +339,9 @@ describe('a node reads from Redis what it has to', () => {
     const client = await redis.client();
     await using there = nodeAt(redis.url);
     for (const channel of ['a', 'b', 'c', 'd']) {
-      await Promise.all(Array.from({ length: 100 }, () => there.publish(channel, 'x'.repeat(1_000))));
+      await Promise.all(
+        Array.from({ length: 100 }, () => there.publish(channel, 'x'.repeat(1_000))),
+      );
     }
     await using node = nodeAt(redis.url, { maxHistory: 450_000 });
     for (const channel of ['a', 'b', 'c']) {
@@ -321,7 +385,12 @@ describe('a node reads from Redis what it has to', () => {
 });
 
 describe('two databases of one Redis are two logs', () => {
-  test.each([['by their urls', (url: string, database: number) => redisBroker({ url: `${url}/${database}` })]])(
+  test.each([
+    [
+      'by their urls',
+      (url: string, database: number) => redisBroker({ url: `${url}/${database}` }),
+    ],
+  ])(
     '%s: nothing of one is heard in the other, and neither disturbs the other',
     async (_what, brokerOf) => {
       await using redis = await startRedis();
@@ -338,8 +407,12 @@ describe('two databases of one Redis are two logs', () => {
           await node.publish('a', `${data}, live`, { history: false });
         }
       }
-      await until('the events', () => [zero, one, another].every(({ received }) => received.length === 40));
-      const heard = ({ received }: Node): string[] => [...new Set(received.map(({ data }) => data))];
+      await until('the events', () =>
+        [zero, one, another].every(({ received }) => received.length === 40),
+      );
+      const heard = ({ received }: Node): string[] => [
+        ...new Set(received.map(({ data }) => data)),
+      ];
       expect([heard(zero), heard(one), heard(another)]).toEqual([
         ['zero', 'zero, live'],
         ['one', 'one, live'],
@@ -360,8 +433,14 @@ describe('two databases of one Redis are two logs', () => {
     await Promise.all([three, zero, named].map((node) => node.listen('a')));
     await three.publish('a', '1', { history: false });
     await zero.publish('a', '2', { history: false });
-    await until('the events', () => [three, zero, named].every(({ received }) => received.length > 0));
-    expect([three, zero, named].map(({ received }) => received.map(({ data }) => data))).toEqual([['1'], ['2'], ['1']]);
+    await until('the events', () =>
+      [three, zero, named].every(({ received }) => received.length > 0),
+    );
+    expect([three, zero, named].map(({ received }) => received.map(({ data }) => data))).toEqual([
+      ['1'],
+      ['2'],
+      ['1'],
+    ]);
   });
 
   test('a header of another log is passed over and told, without an interruption', async () => {
@@ -391,9 +470,25 @@ test('the clock of Redis is followed when it is set back: nothing is taken for t
   const { epoch, offset } = await node.broker.position();
   // As a Redis appends whose clock was set back by an hour.
   const at = Date.now() - 3_600_000;
-  await client.sendCommand(['XADD', '{limits}:s:a', `${offset + 1}-0`, 'm', `${at}`, 's', '1', 'b', '1 \n\n2']);
-  await client.hSet('{limits}:log', { head: `${offset + 1}`, 't:a': `${offset + 1}:0:1000:1000:1000000:60000:0` });
-  await client.publish('{limits}:c:a', `1 ${epoch} ${offset + 1} ${offset} ${at} 0 1000 1000000 60000 0\n1 \n\n2`);
+  await client.sendCommand([
+    'XADD',
+    '{limits}:s:a',
+    `${offset + 1}-0`,
+    'm',
+    `${at}`,
+    's',
+    '1',
+    'b',
+    '1 \n\n2',
+  ]);
+  await client.hSet('{limits}:log', {
+    head: `${offset + 1}`,
+    't:a': `${offset + 1}:0:1000:1000:1000000:60000:0`,
+  });
+  await client.publish(
+    '{limits}:c:a',
+    `1 ${epoch} ${offset + 1} ${offset} ${at} 0 1000 1000000 60000 0\n1 \n\n2`,
+  );
   await client.publish('{limits}:spine', `1 ${epoch} ${offset} ${offset + 1} \n+${offset + 1} a`);
   await until('the second', () => node.received.length === 2);
   const page = node.broker.read(['a'], offset, 1_000);
@@ -423,12 +518,18 @@ describe('a command that the client repeats by itself', () => {
       node.publish('a', 'keyed', { key: 'k' }),
     ]);
     isTwice = false;
-    expect(await node.data('a')).toEqual(['0', ...Array.from({ length: 10 }, (_, index) => `${index + 1}`), 'keyed']);
+    expect(await node.data('a')).toEqual([
+      '0',
+      ...Array.from({ length: 10 }, (_, index) => `${index + 1}`),
+      'keyed',
+    ]);
     expect(new Set(published.map(({ id }) => id)).size).toBe(11);
     const keys = await client.keys('{limits}:b:*');
     // One for each call of the script.
     expect(keys.length).toBeLessThanOrEqual(3);
-    for (const key of keys) expect(await client.pTTL(key)).toBeLessThanOrEqual(TIMING.timeout + 5_000);
+    for (const key of keys) {
+      expect(await client.pTTL(key)).toBeLessThanOrEqual(TIMING.timeout + 5_000);
+    }
     expect(await client.keys('{limits}:k:*')).toEqual(['{limits}:k:a\nk']);
   });
 });

@@ -2,7 +2,12 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import type { HistoryLimits, LogEntry } from '../../src/index.ts';
-import { entryOf, formatBody, parseArrival, parseHeader } from '../../src/brokers/redis/message-format.ts';
+import {
+  entryOf,
+  formatBody,
+  parseArrival,
+  parseHeader,
+} from '../../src/brokers/redis/message-format.ts';
 import { LogCache, type Tail } from '../../src/brokers/redis/log-cache.ts';
 import { SequenceTracker } from '../../src/brokers/redis/sequence-tracker.ts';
 
@@ -39,7 +44,9 @@ class Log {
       this.kept.set(channel, kept);
       const trimmed = this.trimmed.get(channel) ?? 0;
       const stamp = `1 ${EPOCH} ${offset} ${before} 0 ${trimmed} ${events} 1000000 0 ${latest ? 1 : 0}`;
-      if (this.listeners.has(channel)) this.said.push([channel, `${stamp}\n${formatBody(undefined, `${offset}`, undefined)}`]);
+      if (this.listeners.has(channel)) {
+        this.said.push([channel, `${stamp}\n${formatBody(undefined, `${offset}`, undefined)}`]);
+      }
       lines.push(`\n+${offset} ${channel}`);
     }
     this.said.push(['spine', `1 ${EPOCH} ${previous} ${this.head} ${lines.join('')}`]);
@@ -55,13 +62,24 @@ class Log {
 
   tail(channel: string): Tail {
     const limits = LIMITS[channel] as HistoryLimits;
-    return { newest: this.newest.get(channel) ?? 0, trimmed: this.trimmed.get(channel) ?? 0, limits };
+    return {
+      newest: this.newest.get(channel) ?? 0,
+      trimmed: this.trimmed.get(channel) ?? 0,
+      limits,
+    };
   }
 
   entries(channel: string, after: number, till = Infinity): { entry: LogEntry; at: number }[] {
-    const kept = (this.kept.get(channel) ?? []).filter((offset) => offset > after && offset <= till);
+    const kept = (this.kept.get(channel) ?? []).filter(
+      (offset) => offset > after && offset <= till,
+    );
     return kept.map((offset) => {
-      const entry = entryOf(formatBody(undefined, `${offset}`, undefined), channel, EPOCH, offset) as LogEntry;
+      const entry = entryOf(
+        formatBody(undefined, `${offset}`, undefined),
+        channel,
+        EPOCH,
+        offset,
+      ) as LogEntry;
       return { entry, at: 0 };
     });
   }
@@ -136,7 +154,13 @@ class Node {
     for (const channel of this.#state.keys()) {
       this.#state.set(channel, 'known');
       const entries = this.#log.entries(channel, this.mirror.newest(channel) ?? Infinity);
-      this.mirror.mend(channel, this.#log.tail(channel), isWhole ? entries : entries.slice(0, 1), isWhole, this.#log.head);
+      this.mirror.mend(
+        channel,
+        this.#log.tail(channel),
+        isWhole ? entries : entries.slice(0, 1),
+        isWhole,
+        this.#log.head,
+      );
     }
     this.spine.begin(EPOCH, this.#log.head);
     this.#log.said.length = 0;
@@ -164,7 +188,8 @@ function check(node: Node, log: Log, after: number): void {
     const { entries, trimmed, complete } = node.mirror.read([channel], after, 1_000_000);
     const got = entries.map(({ offset }) => offset);
     const due = log.published.filter(
-      (event) => event.channel === channel && event.offset > after && event.offset <= node.spine.head,
+      (event) =>
+        event.channel === channel && event.offset > after && event.offset <= node.spine.head,
     );
     const [lost] = trimmed as [number];
     const latest = due.at(-1);
@@ -173,7 +198,9 @@ function check(node: Node, log: Log, after: number): void {
     const offsets = owed.map(({ offset }) => offset);
     expect(offsets.filter((offset) => offset > lost && !got.includes(offset))).toEqual([]);
     expect(got).toEqual(
-      got.toSorted((one, other) => one - other).filter((offset) => due.some((event) => event.offset === offset)),
+      got
+        .toSorted((one, other) => one - other)
+        .filter((offset) => due.some((event) => event.offset === offset)),
     );
     expect(lost).toBeLessThanOrEqual(log.trimmed.get(channel) ?? 0);
     expect(complete).toBe(true);
@@ -184,13 +211,28 @@ const channel = fc.constantFrom('a', 'b', 'c');
 const step = fc.oneof(
   {
     weight: 6,
-    arbitrary: fc.record({ do: fc.constant('publish' as const), channels: fc.array(channel, { minLength: 1, maxLength: 4 }) }),
+    arbitrary: fc.record({
+      do: fc.constant('publish' as const),
+      channels: fc.array(channel, { minLength: 1, maxLength: 4 }),
+    }),
   },
-  { weight: 6, arbitrary: fc.record({ do: fc.constant('hear' as const), count: fc.integer({ min: 1, max: 8 }) }) },
+  {
+    weight: 6,
+    arbitrary: fc.record({
+      do: fc.constant('hear' as const),
+      count: fc.integer({ min: 1, max: 8 }),
+    }),
+  },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('lose' as const), at: fc.nat(8) }) },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('clear' as const), channel }) },
-  { weight: 4, arbitrary: fc.record({ do: fc.constant('load' as const), channel: fc.constantFrom('a', 'b') }) },
-  { weight: 6, arbitrary: fc.record({ do: fc.constant('turn' as const), channel: fc.constantFrom('a', 'b') }) },
+  {
+    weight: 4,
+    arbitrary: fc.record({ do: fc.constant('load' as const), channel: fc.constantFrom('a', 'b') }),
+  },
+  {
+    weight: 6,
+    arbitrary: fc.record({ do: fc.constant('turn' as const), channel: fc.constantFrom('a', 'b') }),
+  },
   { weight: 2, arbitrary: fc.record({ do: fc.constant('read' as const), after: fc.nat(40) }) },
 );
 
@@ -209,13 +251,17 @@ test('whatever is said, lost, cleared and read again, a node has all events or s
           else if (one.do === 'lose' && log.said[one.at]?.[0] !== 'ack') log.said.splice(one.at, 1);
           else if (one.do === 'load') node.load(one.channel);
           else if (one.do === 'turn') node.turn(one.channel);
-          else if (one.do === 'hear') for (const [topic, text] of log.said.splice(0, one.count)) node.hear(topic, text);
+          else if (one.do === 'hear') {
+            for (const [topic, text] of log.said.splice(0, one.count)) node.hear(topic, text);
+          }
           if (!node.isWhole) node.heal(isWhole);
           if (one.do === 'read') check(node, log, one.after);
           check(node, log, 0);
           check(node, log, node.spine.head);
         }
-        expect(node.received).toEqual([...new Set(node.received)].toSorted((one, other) => one - other));
+        expect(node.received).toEqual(
+          [...new Set(node.received)].toSorted((one, other) => one - other),
+        );
       },
     ),
     { numRuns: 600 },
@@ -223,7 +269,10 @@ test('whatever is said, lost, cleared and read again, a node has all events or s
 });
 
 test('whatever is written where headers and events are expected is read or refused, never thrown', () => {
-  const line = fc.oneof(fc.string(), fc.constantFrom('1 e 0 1 ', '+1 a', '-1 a', '1 e 1 0 0 0 1 1 0 0', '1 ', ''));
+  const line = fc.oneof(
+    fc.string(),
+    fc.constantFrom('1 e 0 1 ', '+1 a', '-1 a', '1 e 1 0 0 0 1 1 0 0', '1 ', ''),
+  );
   const text = fc.array(line, { maxLength: 5 }).map((lines) => lines.join('\n'));
   fc.assert(
     fc.property(text, (one) => {

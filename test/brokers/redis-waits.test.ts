@@ -13,7 +13,13 @@ import { startRelay } from '../support/relay.ts';
 import { until } from '../support/wait.ts';
 import { Node } from './contract.ts';
 
-const TIMING = { timeout: 2_000, probe: 200, linger: 60_000, wait: { min: 5, max: 100 }, inUse: 100 };
+const TIMING = {
+  timeout: 2_000,
+  probe: 200,
+  linger: 60_000,
+  wait: { min: 5, max: 100 },
+  inUse: 100,
+};
 
 function nodeAt(url: string, heartbeat: number = 1_000): Node {
   return new Node(
@@ -78,7 +84,9 @@ describe('a call that waits for Redis can be taken back', () => {
     const { epoch } = await node.broker.position();
     relay.stall('replies');
     const controller = new AbortController();
-    const position = Promise.resolve(node.broker.position({ epoch, offset: 99 }, controller.signal));
+    const position = Promise.resolve(
+      node.broker.position({ epoch, offset: 99 }, controller.signal),
+    );
     const page = Promise.resolve(node.broker.read(['a'], 0, 1_000, controller.signal));
     await nextTurn();
     controller.abort(new Error('the reader has left'));
@@ -91,12 +99,15 @@ describe('a call that waits for Redis can be taken back', () => {
     await using redis = await startRedis();
     await using node = nodeAt(redis.url);
     const signal = AbortSignal.abort(new Error('the reader has left'));
-    await expect(Promise.resolve(node.broker.position(undefined, signal))).rejects.toThrow('the reader has left');
+    await expect(Promise.resolve(node.broker.position(undefined, signal))).rejects.toThrow(
+      'the reader has left',
+    );
   });
 });
 
 test('a connection that has broken leaves no timer behind, and neither does the node', async () => {
-  const timers = (): number => process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length;
+  const timers = (): number =>
+    process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length;
   await using redis = await startRedis();
   await using relay = await startRelay(redis.port);
   const before = timers();
@@ -145,7 +156,8 @@ describe('a Redis that is not there', () => {
 
   test('is warned of once, with the address and the reason', async () => {
     const warnings: string[] = [];
-    const note = (warning: Error & { code?: string }): void => void warnings.push(`${warning.code}: ${warning.message}`);
+    const note = (warning: Error & { code?: string }): void =>
+      void warnings.push(`${warning.code}: ${warning.message}`);
     process.on('warning', note);
     await using node = new Node(
       new RedisBroker(
@@ -167,7 +179,9 @@ describe('calls that wait for an offset', () => {
   test('are resolved when the node has come so far, 250 in each turn of the event loop', async () => {
     const waiters = new ConditionQueue();
     let resolved = 0;
-    for (let index = 0; index < 1_000; index++) void waiters.until(index % 2, undefined).then(() => resolved++);
+    for (let index = 0; index < 1_000; index++) {
+      void waiters.until(index % 2, undefined).then(() => resolved++);
+    }
     for (let turns = 1; turns <= 2; turns++) {
       // However many headers come in one turn.
       for (let header = 0; header < 10; header++) waiters.reach(0);
@@ -218,8 +232,9 @@ describe('calls that wait for an offset', () => {
           }
           await nextTurn();
           for (const { offset, controller, end } of waiting) {
-            if (end === '') expect([offset > reached, controller.signal.aborted]).toEqual([true, false]);
-            else if (end === 'resolved') expect(offset).toBeLessThanOrEqual(reached);
+            if (end === '') {
+              expect([offset > reached, controller.signal.aborted]).toEqual([true, false]);
+            } else if (end === 'resolved') expect(offset).toBeLessThanOrEqual(reached);
             else expect(controller.signal.aborted).toBe(true);
           }
           expect(waiters.size).toBe(waiting.filter(({ end }) => end === '').length);
@@ -234,8 +249,12 @@ describe('waiting for a promise that may be given up', () => {
   test('leaves no listener on the signal and no timer, whichever comes first', async () => {
     const { signal } = new AbortController();
     expect(await withLimits(Promise.resolve(1), { signal, ms: 60_000 })).toBe(1);
-    await expect(withLimits(Promise.reject(new Error('no')), { signal, ms: 60_000 })).rejects.toThrow('no');
-    await expect(withLimits(new Promise(() => {}), { signal, ms: 1 })).rejects.toThrow('no answer within 1 ms');
+    await expect(
+      withLimits(Promise.reject(new Error('no')), { signal, ms: 60_000 }),
+    ).rejects.toThrow('no');
+    await expect(withLimits(new Promise(() => {}), { signal, ms: 1 })).rejects.toThrow(
+      'no answer within 1 ms',
+    );
     expect(getEventListeners(signal, 'abort')).toHaveLength(0);
   });
 });

@@ -21,7 +21,9 @@ function prefix(): string {
   return `contract-${++count}`;
 }
 
-brokerContract('redisBroker({ url })', (log) => redisBroker({ url: redis.url, prefix: log }), { shared: true });
+brokerContract('redisBroker({ url })', (log) => redisBroker({ url: redis.url, prefix: log }), {
+  shared: true,
+});
 
 describe("with the application's own client", () => {
   for (const RESP of [2, 3] as const) {
@@ -51,7 +53,10 @@ describe("with the application's own client", () => {
     client.on('error', () => {});
     await using node = new Node(redisBroker({ client, prefix: prefix() }));
     const listening = node.listen('a');
-    await expect(node.publish('a', '1')).rejects.toMatchObject({ code: 'ERR_SSE_BROKER', delivery: 'none' });
+    await expect(node.publish('a', '1')).rejects.toMatchObject({
+      code: 'ERR_SSE_BROKER',
+      delivery: 'none',
+    });
     expect(node.broker.state).toBe('connecting');
     await client.connect();
     await listening;
@@ -64,7 +69,12 @@ describe("with the application's own client", () => {
   test('it may be one for a Cluster, or for Sentinel', async () => {
     const brokers = [
       redisBroker({ client: createCluster({ rootNodes: [{ url: redis.url }] }) }),
-      redisBroker({ client: createSentinel({ name: 'main', sentinelRootNodes: [{ host: '127.0.0.1', port: redis.port }] }) }),
+      redisBroker({
+        client: createSentinel({
+          name: 'main',
+          sentinelRootNodes: [{ host: '127.0.0.1', port: redis.port }],
+        }),
+      }),
     ];
     expect(brokers.map(({ state }) => state)).toEqual(['connecting', 'connecting']);
     await Promise.all(brokers.map((broker) => broker.close()));
@@ -85,7 +95,9 @@ test('what is no option is refused, and so is both a client and a url, or neithe
     { url: redis.url, timeout: 0 },
     { url: redis.url, retries: 3 },
   ];
-  for (const options of wrong) expect(codeOf(() => redisBroker(options as RedisBrokerOptions))).toBe('ERR_SSE_OPTION');
+  for (const options of wrong) {
+    expect(codeOf(() => redisBroker(options as RedisBrokerOptions))).toBe('ERR_SSE_OPTION');
+  }
 });
 
 test('a log of another format is refused in words, and left alone', async () => {

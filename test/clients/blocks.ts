@@ -12,7 +12,9 @@ export async function pageOf(path: string): Promise<string> {
 
 /** The blocks of a language whose first line is a comment that names a file, without that line. */
 export function filesIn(page: string, language = 'js'): Record<string, string> {
-  const blocks = page.matchAll(new RegExp(`^\`\`\`${language}\\n// (\\S+)\\n([^]*?)^\`\`\`$`, 'gm'));
+  const blocks = page.matchAll(
+    new RegExp(`^\`\`\`${language}\\n// (\\S+)\\n([^]*?)^\`\`\`$`, 'gm'),
+  );
   return Object.fromEntries([...blocks].map(([, name = '', text = '']) => [name, text]));
 }
 
@@ -30,7 +32,10 @@ export interface Files extends AsyncDisposable {
  * Puts files into a directory of their own, where these packages are installed; it is removed when disposed of.
  * `res-sse` is this repository, as `npm run build` has left it.
  */
-export async function writeFiles(files: Record<string, string>, packages: readonly string[]): Promise<Files> {
+export async function writeFiles(
+  files: Record<string, string>,
+  packages: readonly string[],
+): Promise<Files> {
   const directory = await mkdtemp(join(tmpdir(), 'res-sse-docs-'));
   for (const name of packages) {
     const link = join(directory, 'node_modules', name);

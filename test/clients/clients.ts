@@ -84,7 +84,11 @@ export const CLIENTS: readonly Client[] = [
     promises: { ...all, 'comes back': 'code', 'stops at a final end': 'code' },
     follow: inPage('fetch-event-source.js'),
   },
-  { name: 'sse.js', promises: { ...all, 'stops at a final end': 'code' }, follow: inPage('sse-js.js') },
+  {
+    name: 'sse.js',
+    promises: { ...all, 'stops at a final end': 'code' },
+    follow: inPage('sse-js.js'),
+  },
   {
     name: 'curl -N',
     promises: { ...all, 'comes back': 'no', resumes: 'no', 'stops at a final end': 'no' },
@@ -113,7 +117,9 @@ function inNode(file: string): Client['follow'] {
     const shown: Shown[] = [];
     const abort = new AbortController();
     let isOver = false;
-    const over = follow(url, (event) => void shown.push(event), abort.signal).then(() => (isOver = true));
+    const over = follow(url, (event) => void shown.push(event), abort.signal).then(
+      () => (isOver = true),
+    );
     return {
       shown: () => Promise.resolve(shown.filter(isOthers)),
       isOver: () => Promise.resolve(isOver),
@@ -137,7 +143,10 @@ const MODULES = {
 export async function openPage({ url, app }: PageServer): Promise<Page> {
   app.use('/modules', express.static(join(root, 'node_modules'), { extensions: ['js'] }));
   const imports = JSON.stringify({ imports: MODULES });
-  app.get('/page', (_req, res) => void res.send(`<!doctype html><script type="importmap">${imports}</script>`));
+  app.get(
+    '/page',
+    (_req, res) => void res.send(`<!doctype html><script type="importmap">${imports}</script>`),
+  );
   browser ??= launchChromium();
   const page = await (await browser).newPage();
   await page.goto(new URL('/page', url).href);
@@ -169,7 +178,12 @@ async function byCurl(url: string): Promise<Following> {
   const parser = new StrictParser();
   curl.stdout.on('data', (chunk: Buffer) => parser.feed(chunk));
   return {
-    shown: () => Promise.resolve(parser.events.map(({ type, data, lastEventId: id }) => ({ type, data, id })).filter(isOthers)),
+    shown: () =>
+      Promise.resolve(
+        parser.events
+          .map(({ type, data, lastEventId: id }) => ({ type, data, id }))
+          .filter(isOthers),
+      ),
     isOver: () => Promise.resolve(curl.exitCode !== null),
     leave: () => Promise.resolve(void curl.kill()),
     async [Symbol.asyncDispose]() {

@@ -29,7 +29,10 @@ describe('the npm eventsource client', () => {
     const source = new EventSource(server.url) as TypedEventSource<Schema, 'a'>;
     const got: [string, string][] = [];
     source.addEventListener('tick', ({ data, lastEventId }) => void got.push([data, lastEventId]));
-    source.addEventListener('message', ({ data, lastEventId }) => void got.push([data, lastEventId]));
+    source.addEventListener(
+      'message',
+      ({ data, lastEventId }) => void got.push([data, lastEventId]),
+    );
     await until('all', () => got.length === 3);
     source.close();
     expect(got).toEqual([

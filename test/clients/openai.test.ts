@@ -14,7 +14,11 @@ type Complete = (messages: Message[], signal: AbortSignal) => AsyncIterable<stri
 type Ask = (baseURL: string, prompt: string, signal?: AbortSignal) => AsyncIterable<string>;
 
 const { 'chat.js': chatFile = '', 'ask.js': askFile = '' } = filesIn(await pageOf('clients.md'));
-const files = await writeFiles({ 'chat.js': chatFile, 'ask.js': askFile }, ['express', 'openai', 'res-sse']);
+const files = await writeFiles({ 'chat.js': chatFile, 'ask.js': askFile }, [
+  'express',
+  'openai',
+  'res-sse',
+]);
 const { chat } = (await files.load('chat.js')) as { chat: (complete: Complete) => Express };
 const { ask } = (await files.load('ask.js')) as { ask: Ask };
 
@@ -66,13 +70,21 @@ describe('the openai SDK reads chat completions from a route that pipes', () => 
     const answer = ask(baseOf(server), 'größer')[Symbol.asyncIterator]();
     expect((await answer.next()).value).toBe('You said: ');
     release();
-    expect(await all({ [Symbol.asyncIterator]: () => answer })).toEqual(['größer 🐸\n', '', 'data: [DONE]']);
+    expect(await all({ [Symbol.asyncIterator]: () => answer })).toEqual([
+      'größer 🐸\n',
+      '',
+      'data: [DONE]',
+    ]);
     await until('the connection to be over', () => server.sockets.size <= 1);
   });
 
   test('data of many lines, and no heartbeats', async () => {
     const app = express();
-    const events = sse({ accept: 'any', heartbeat: 10, serialize: (data) => JSON.stringify(data, null, 2) });
+    const events = sse({
+      accept: 'any',
+      heartbeat: 10,
+      serialize: (data) => JSON.stringify(data, null, 2),
+    });
     app.post(
       '/v1/chat/completions',
       events,
@@ -99,7 +111,10 @@ describe('the openai SDK reads chat completions from a route that pipes', () => 
       if (tokens.push(token) === 5) abort.abort();
     }
     await until('the model to stop', () => state.ended !== '', 2_000);
-    expect([state.ended, tokens.slice(0, 5)]).toEqual(['cancelled', ['token 0', 'token 1', 'token 2', 'token 3', 'token 4']]);
+    expect([state.ended, tokens.slice(0, 5)]).toEqual([
+      'cancelled',
+      ['token 0', 'token 1', 'token 2', 'token 3', 'token 4'],
+    ]);
   });
 
   test('and when its loop is left, the model is told at once', async () => {
@@ -120,9 +135,16 @@ describe('the openai SDK reads chat completions from a route that pipes', () => 
       await failure;
     });
     // As Express does it by itself, without its log.
-    app.use((_error: unknown, req: express.Request, _res: express.Response, _next: express.NextFunction) => {
-      req.socket.destroy();
-    });
+    app.use(
+      (
+        _error: unknown,
+        req: express.Request,
+        _res: express.Response,
+        _next: express.NextFunction,
+      ) => {
+        req.socket.destroy();
+      },
+    );
     await using server = await serve(app);
     const tokens: string[] = [];
     async function read(): Promise<void> {

@@ -23,7 +23,10 @@ async function dataSeenBy(name: string, texts: readonly string[]): Promise<strin
 }
 
 test('an empty first line and a BOM that begins a line reach an EventSource', async () => {
-  expect(await dataSeenBy('EventSource (Chromium)', ['\nsecond', '\uFEFFtext'])).toEqual(['\nsecond', '\uFEFFtext']);
+  expect(await dataSeenBy('EventSource (Chromium)', ['\nsecond', '\uFEFFtext'])).toEqual([
+    '\nsecond',
+    '\uFEFFtext',
+  ]);
 });
 
 const inPages = CLIENTS.filter(({ name }) =>
@@ -58,7 +61,10 @@ describe('an EventSource in Chromium', () => {
   /** Follows `/` in a page whose service worker is this, and stops and starts the server. */
   async function restartBehind(worker: string): Promise<{ readyState: number; got: string[] }> {
     const channels = createChannels();
-    await using server = await serveStreams((stream) => stream.subscribe('a'), { channels, retry: 50 });
+    await using server = await serveStreams((stream) => stream.subscribe('a'), {
+      channels,
+      retry: 50,
+    });
     server.app.get('/worker.js', (_req, res) => void res.type('text/javascript').send(worker));
     const page = await openPage(server);
     await page.evaluate(`
@@ -66,7 +72,9 @@ describe('an EventSource in Chromium', () => {
     `);
     // From the next load on the page is the worker's.
     await page.reload();
-    await until('the worker', () => page.evaluate<boolean>('navigator.serviceWorker.controller !== null'));
+    await until('the worker', () =>
+      page.evaluate<boolean>('navigator.serviceWorker.controller !== null'),
+    );
     await page.evaluate(`
       window.got = [];
       window.failures = 0;
@@ -79,11 +87,17 @@ describe('an EventSource in Chromium', () => {
     await until('it', async () => page.evaluate<boolean>('got.length === 1'));
     server.server.close();
     for (const socket of server.sockets) socket.resetAndDestroy();
-    await until('it to fail', () => page.evaluate<boolean>('failures >= 2 || source.readyState === 2'));
+    await until('it to fail', () =>
+      page.evaluate<boolean>('failures >= 2 || source.readyState === 2'),
+    );
     await channels.publish('a', 'meanwhile');
     server.server.listen(server.port, '127.0.0.1');
-    await until('a decision', () => page.evaluate<boolean>('source.readyState === 2 || got.length === 2'));
-    const result = await page.evaluate<{ readyState: number; got: string[] }>('({ readyState: source.readyState, got })');
+    await until('a decision', () =>
+      page.evaluate<boolean>('source.readyState === 2 || got.length === 2'),
+    );
+    const result = await page.evaluate<{ readyState: number; got: string[] }>(
+      '({ readyState: source.readyState, got })',
+    );
     await page.close();
     return result;
   }
@@ -108,14 +122,21 @@ describe('an EventSource in Chromium', () => {
     await until('the stream', () => server.streams.length === 1);
     server.streams[0]?.close();
     await until('it again', () => server.streams.length === 2);
-    expect(asked.filter((url) => url === '/first' || url.startsWith('/?'))).toEqual(['/first', '/?ticket=1', '/?ticket=1']);
+    expect(asked.filter((url) => url === '/first' || url.startsWith('/?'))).toEqual([
+      '/first',
+      '/?ticket=1',
+      '/?ticket=1',
+    ]);
     await page.close();
   });
 });
 
 describe('@microsoft/fetch-event-source', () => {
   test('loses an empty first line, and a BOM that begins a line', async () => {
-    expect(await dataSeenBy('@microsoft/fetch-event-source', ['\nsecond', '\uFEFFtext'])).toEqual(['second', 'text']);
+    expect(await dataSeenBy('@microsoft/fetch-event-source', ['\nsecond', '\uFEFFtext'])).toEqual([
+      'second',
+      'text',
+    ]);
   });
 
   test('comes back with the id of the last event that it has shown, also when the connection broke within the next', async () => {
@@ -189,7 +210,9 @@ describe('@microsoft/fetch-event-source', () => {
   test('by itself takes a normal end for the end', async () => {
     await using server = await serveStreams((stream) => stream.close({ retry: 20 }));
     const page = await openPage(server);
-    await page.evaluate(`import('@microsoft/fetch-event-source').then(({ fetchEventSource }) => fetchEventSource('/', {}))`);
+    await page.evaluate(
+      `import('@microsoft/fetch-event-source').then(({ fetchEventSource }) => fetchEventSource('/', {}))`,
+    );
     expect(server.streams).toHaveLength(1);
     await page.close();
   });
@@ -225,7 +248,9 @@ describe('@microsoft/fetch-event-source', () => {
       Object.defineProperty(document, 'hidden', { value: true, configurable: true });
       document.dispatchEvent(new Event('visibilitychange'));
     `);
-    expect(await within('the reason', (server.streams[0] as EventStream).closed, 10_000)).toBe('client');
+    expect(await within('the reason', (server.streams[0] as EventStream).closed, 10_000)).toBe(
+      'client',
+    );
     await channels.publish('a', '2');
     await page.evaluate(`
       Object.defineProperty(document, 'hidden', { value: false, configurable: true });
@@ -241,7 +266,8 @@ describe('sse.js', () => {
   test('by itself does not ask for a stream, and says what it is answered', async () => {
     await using server = await serveStreams();
     const page = await openPage(server);
-    const answer = await page.evaluate<string>(`import('sse.js').then(({ SSE }) => new Promise((resolve) => {
+    const answer =
+      await page.evaluate<string>(`import('sse.js').then(({ SSE }) => new Promise((resolve) => {
       const source = new SSE('/');
       source.addEventListener('error', ({ responseCode, data }) => resolve(responseCode + ' ' + data));
     }))`);
@@ -282,7 +308,9 @@ describe('curl', () => {
       stream.close();
     });
     const printed = await outputOf('-H', 'Accept: text/event-stream', server.url);
-    expect(printed).toMatch(/^:\nevent: tick\ndata: first\ndata: line\n\n(?:id: 2\n|data: second\n){2}\n: bye\n$/);
+    expect(printed).toMatch(
+      /^:\nevent: tick\ndata: first\ndata: line\n\n(?:id: 2\n|data: second\n){2}\n: bye\n$/,
+    );
   });
 
   test('resumes by hand', async () => {
@@ -296,7 +324,13 @@ describe('curl', () => {
     );
     const { id } = await channels.publish('a', '1');
     await channels.publish('a', '2');
-    const printed = await outputOf('-H', 'Accept: text/event-stream', '-H', `Last-Event-ID: ${id}`, server.url);
+    const printed = await outputOf(
+      '-H',
+      'Accept: text/event-stream',
+      '-H',
+      `Last-Event-ID: ${id}`,
+      server.url,
+    );
     expect(printed.match(/^data: .*$/gm)).toEqual(['data: 2']);
   });
 

@@ -3,7 +3,15 @@ import { createChannels, type EventStream } from '../../src/index.ts';
 import { serveStreams, type StreamServer } from '../support/app.ts';
 import { until, within } from '../support/wait.ts';
 import { countBlocks, filesIn, pageOf } from './blocks.ts';
-import { CLIENTS, OPENAI, PROMISES, closeBrowser, type Client, type Following, type PromiseName } from './clients.ts';
+import {
+  CLIENTS,
+  OPENAI,
+  PROMISES,
+  closeBrowser,
+  type Client,
+  type Following,
+  type PromiseName,
+} from './clients.ts';
 
 afterAll(closeBrowser);
 
@@ -38,11 +46,22 @@ const checks: Record<PromiseName, (client: Client) => Promise<void>> = {
     });
     await using following = await client.follow(server.url, server);
     await untilShown(following, 3);
-    expect((await following.shown()).map(({ type, data }) => type + data)).toEqual(['text1', 'message2', 'text3']);
+    expect((await following.shown()).map(({ type, data }) => type + data)).toEqual([
+      'text1',
+      'message2',
+      'text3',
+    ]);
   },
 
   async lines(client) {
-    const texts = ['two\nlines', '  spaces  ', '', 'ends\n\n', ': no comment\ndata: 1', 'after\uFEFFall'];
+    const texts = [
+      'two\nlines',
+      '  spaces  ',
+      '',
+      'ends\n\n',
+      ': no comment\ndata: 1',
+      'after\uFEFFall',
+    ];
     await using server = await serveStreams((stream) => {
       for (const text of texts) stream.send(text);
       stream.send('CR\rand\r\nCRLF');
@@ -60,7 +79,11 @@ const checks: Record<PromiseName, (client: Client) => Promise<void>> = {
     });
     await using following = await client.follow(server.url, server);
     await untilShown(following, 3);
-    expect((await following.shown()).map(({ id }) => id)).toEqual(['7', 'größer 🐸', '12345678901234567890']);
+    expect((await following.shown()).map(({ id }) => id)).toEqual([
+      '7',
+      'größer 🐸',
+      '12345678901234567890',
+    ]);
   },
 
   async 'heartbeats unseen'(client) {
@@ -91,20 +114,33 @@ const checks: Record<PromiseName, (client: Client) => Promise<void>> = {
     for (const socket of server.sockets) socket.resetAndDestroy();
     await untilShown(following, 4);
     expect(streamOf(server).lastEventId).toBe('cut');
-    expect((await following.shown()).map(({ data }) => data)).toEqual(['request 1', 'request 2', 'come back soon', 'request 3']);
+    expect((await following.shown()).map(({ data }) => data)).toEqual([
+      'request 1',
+      'request 2',
+      'come back soon',
+      'request 3',
+    ]);
     await server.events.close({ retry: 20 });
-    await until('it to try again, though the server is being shut down', () => server.events.stats().rejected >= 2);
+    await until(
+      'it to try again, though the server is being shut down',
+      () => server.events.stats().rejected >= 2,
+    );
     expect(await following.isOver()).toBe(false);
   },
 
   async resumes(client) {
     const channels = createChannels();
-    await using server = await serveStreams((stream) => stream.subscribe('a'), { channels, retry: 20 });
+    await using server = await serveStreams((stream) => stream.subscribe('a'), {
+      channels,
+      retry: 20,
+    });
     await using following = await client.follow(server.url, server);
     await until('the subscription', () => channels.stats().subscriptions === 1);
     const ids: string[] = [];
     async function publish(): Promise<void> {
-      for (let count = 0; count < 50; count++) ids.push((await channels.publish('a', `${ids.length}`)).id);
+      for (let count = 0; count < 50; count++) {
+        ids.push((await channels.publish('a', `${ids.length}`)).id);
+      }
     }
     // From here on it has an id to come back with.
     await publish();
@@ -113,7 +149,10 @@ const checks: Record<PromiseName, (client: Client) => Promise<void>> = {
       await publish();
       for (const socket of server.sockets) socket.resetAndDestroy();
       await publish();
-      await until('it to come back', () => server.streams.length > drop && channels.stats().subscriptions === 1);
+      await until(
+        'it to come back',
+        () => server.streams.length > drop && channels.stats().subscriptions === 1,
+      );
     }
     await untilShown(following, ids.length);
     const shown = (await following.shown()).map(({ data, id }) => [data, id]);
@@ -142,7 +181,11 @@ const checks: Record<PromiseName, (client: Client) => Promise<void>> = {
 };
 
 const kept = CLIENTS.flatMap((client) =>
-  PROMISES.filter((promise) => client.promises[promise] !== 'no').map((promise) => ({ name: client.name, promise, client })),
+  PROMISES.filter((promise) => client.promises[promise] !== 'no').map((promise) => ({
+    name: client.name,
+    promise,
+    client,
+  })),
 );
 
 describe('what the table in the docs says of a client holds:', () => {
@@ -160,7 +203,8 @@ describe('what the table in the docs says of a client holds:', () => {
     );
     const clients = [...CLIENTS.slice(0, -1), OPENAI, ...CLIENTS.slice(-1)];
     expect(cells[0]).toEqual(['client', ...PROMISES]);
-    const rowOf = ({ promises }: Pick<Client, 'promises'>): string[] => PROMISES.map((promise) => promises[promise]);
+    const rowOf = ({ promises }: Pick<Client, 'promises'>): string[] =>
+      PROMISES.map((promise) => promises[promise]);
     expect(cells.slice(2)).toEqual(clients.map((client) => [client.name].concat(rowOf(client))));
   });
 

@@ -12,7 +12,8 @@ import { until } from '../support/wait.ts';
 import { expectSoon, expectText, items, lines, open, speak, state } from './visitor.ts';
 
 // What a node that knows nothing of the stream's node would answer.
-const PAGE_OF_ANOTHER = '<script id="spoken" type="application/json">{"cursor":"another.1","haikus":[]}</script>';
+const PAGE_OF_ANOTHER =
+  '<script id="spoken" type="application/json">{"cursor":"another.1","haikus":[]}</script>';
 
 let browser: Browser;
 
@@ -27,7 +28,9 @@ afterAll(async () => {
 describe('a page that is opened', () => {
   it('shows the last haikus, the newest on top, before it is connected', async () => {
     await using server = await serve(createDemo().app);
-    for (const text of ['first', 'second', 'third']) await speak(server.url, { text, author: 'Issa' });
+    for (const text of ['first', 'second', 'third']) {
+      await speak(server.url, { text, author: 'Issa' });
+    }
     await using page = await browser.newPage();
     await hold(page, '**/listen?*');
     await page.goto(server.url);
@@ -50,7 +53,8 @@ describe('a page that is opened', () => {
 
   it('shows as text what a visitor typed to break out of it', async () => {
     await using server = await serve(createDemo().app);
-    const text = '</script><img src=x onerror="document.title=1">\n<!--<script>document.title=2</script>\n&lt; $& $` %3Cb>';
+    const text =
+      '</script><img src=x onerror="document.title=1">\n<!--<script>document.title=2</script>\n&lt; $& $` %3Cb>';
     const author = '</script><script>document.title=3</script>';
     await speak(server.url, { text, author });
     await using page = await open(await browser.newPage(), server.url);
@@ -162,7 +166,8 @@ describe.concurrent('a page whose connection breaks', () => {
       const options = { viewport: { width, height: 900 }, reducedMotion: 'reduce' } as const;
       await using page = await openPaused(await browser.newPage(options), server.url);
       const fixed = page.locator('h1, h2, form, .heading, .connection svg, #haiku li');
-      const boxes = () => fixed.evaluateAll((all) => all.map((one) => JSON.stringify(one.getBoundingClientRect())));
+      const boxes = () =>
+        fixed.evaluateAll((all) => all.map((one) => JSON.stringify(one.getBoundingClientRect())));
       const before = await boxes();
       expect(before.length).toBe(7);
       for (const socket of server.sockets) socket.destroy();
@@ -181,40 +186,46 @@ describe.concurrent('a page whose server is started anew', () => {
   it.each([
     ['has kept the haikus', (store: MemoryStore) => store, ['new', 'old']],
     ['has lost the haikus', () => new MemoryStore(), ['new']],
-  ])('is told, and shows what the server has, which %s; what is being typed stays', async (_what, storeOf, expected) => {
-    const store = new MemoryStore();
-    const first = await serve(createDemo(store).app);
-    await speak(first.url, { text: 'old' });
-    await using page = await openPaused(await browser.newPage(), first.url);
-    await lines(page).first().pressSequentially('half a hai');
-    const states = await recordStates(page);
-    const releaseStream = await hold(page, '**/listen?*');
-    const releasePage = await hold(page, `${first.url}/`);
-    await first[Symbol.asyncDispose]();
-    await expectText(state(page), 'reconnecting');
+  ])(
+    'is told, and shows what the server has, which %s; what is being typed stays',
+    async (_what, storeOf, expected) => {
+      const store = new MemoryStore();
+      const first = await serve(createDemo(store).app);
+      await speak(first.url, { text: 'old' });
+      await using page = await openPaused(await browser.newPage(), first.url);
+      await lines(page).first().pressSequentially('half a hai');
+      const states = await recordStates(page);
+      const releaseStream = await hold(page, '**/listen?*');
+      const releasePage = await hold(page, `${first.url}/`);
+      await first[Symbol.asyncDispose]();
+      await expectText(state(page), 'reconnecting');
 
-    const demo = createDemo(storeOf(store));
-    await using again = await serveAgain(demo.app, first.port);
-    await speak(again.url, { text: 'new' });
-    releaseStream();
-    await expectText(state(page), 'catching up');
-    // As long as the list has not come, nothing is claimed.
-    await until('the gap to be told', () => demo.channels.stats().gaps === 1 && demo.events.streams.size === 0);
-    expect(await states()).toEqual(['reconnecting', 'catching up']);
-    const releaseNext = await hold(page, '**/listen?*');
-    releasePage();
-    await expectList(page, expected);
-    await speak(again.url, { text: 'in between' });
-    releaseNext();
-    await expectText(state(page), 'live, list renewed');
-    await lines(page).first().pressSequentially('ku');
-    expect(await lines(page).first().inputValue()).toBe('half a haiku');
-    await speak(again.url, { text: 'late' });
-    await expectList(page, ['late', 'in between', ...expected]);
-    // The record is the document's: it was not loaded again.
-    expect(await states()).toEqual(['reconnecting', 'catching up', 'live, list renewed']);
-    expect(demo.channels.stats()).toMatchObject({ gaps: 1, subscriptions: 1 });
-  });
+      const demo = createDemo(storeOf(store));
+      await using again = await serveAgain(demo.app, first.port);
+      await speak(again.url, { text: 'new' });
+      releaseStream();
+      await expectText(state(page), 'catching up');
+      // As long as the list has not come, nothing is claimed.
+      await until(
+        'the gap to be told',
+        () => demo.channels.stats().gaps === 1 && demo.events.streams.size === 0,
+      );
+      expect(await states()).toEqual(['reconnecting', 'catching up']);
+      const releaseNext = await hold(page, '**/listen?*');
+      releasePage();
+      await expectList(page, expected);
+      await speak(again.url, { text: 'in between' });
+      releaseNext();
+      await expectText(state(page), 'live, list renewed');
+      await lines(page).first().pressSequentially('ku');
+      expect(await lines(page).first().inputValue()).toBe('half a haiku');
+      await speak(again.url, { text: 'late' });
+      await expectList(page, ['late', 'in between', ...expected]);
+      // The record is the document's: it was not loaded again.
+      expect(await states()).toEqual(['reconnecting', 'catching up', 'live, list renewed']);
+      expect(demo.channels.stats()).toMatchObject({ gaps: 1, subscriptions: 1 });
+    },
+  );
 
   it('is quiet again where the server has no haikus any more, and says only for a while that the list is new', async () => {
     const first = await serve(createDemo().app);
@@ -289,7 +300,10 @@ function gate(): { promise: Promise<void>; resolve: () => void } {
 }
 
 /** Serves on a port that was served on before. */
-async function serveAgain(app: ReturnType<typeof createDemo>['app'], port: number): Promise<AsyncDisposable & { url: string }> {
+async function serveAgain(
+  app: ReturnType<typeof createDemo>['app'],
+  port: number,
+): Promise<AsyncDisposable & { url: string }> {
   const server = createServer(app).listen(port, '127.0.0.1');
   await once(server, 'listening');
   return {
@@ -307,7 +321,9 @@ async function serveAgain(app: ReturnType<typeof createDemo>['app'], port: numbe
 async function recordStates(page: Page): Promise<() => Promise<string[]>> {
   const record = await state(page).evaluateHandle((element) => {
     const states: string[] = [];
-    new MutationObserver(() => void states.push(element.textContent)).observe(element, { childList: true });
+    new MutationObserver(() => void states.push(element.textContent)).observe(element, {
+      childList: true,
+    });
     return states;
   });
   return () => record.jsonValue();

@@ -46,8 +46,16 @@ describe('listening', () => {
     await using page = await open(await browser.newPage(), server.url);
     for (const text of ['first', 'second', 'third']) await speak(server.url, { text });
     await items(page).nth(2).waitFor();
-    expect(await items(page).locator('blockquote').allTextContents()).toEqual(['third', 'second', 'first']);
-    expect(await items(page).locator('.by').allTextContents()).toEqual(['somebody', 'somebody', 'somebody']);
+    expect(await items(page).locator('blockquote').allTextContents()).toEqual([
+      'third',
+      'second',
+      'first',
+    ]);
+    expect(await items(page).locator('.by').allTextContents()).toEqual([
+      'somebody',
+      'somebody',
+      'somebody',
+    ]);
   });
 
   it('HTML that a visitor types is shown as text', async () => {
@@ -109,8 +117,12 @@ describe('listening', () => {
     await speak(server.url, { text: 'snow', author: 'Issa' });
     await items(page).first().waitFor();
     const network = requests.filter((url) => !url.startsWith('data:'));
-    expect(network.map((url) => url.replace(/\?lastEventId=[\w.-]+$/, '?lastEventId=…')).toSorted()).toEqual(
-      ['/', '/app.js', '/listen?lastEventId=…', '/style.css', '/syllables.js'].map((path) => server.url + path),
+    expect(
+      network.map((url) => url.replace(/\?lastEventId=[\w.-]+$/, '?lastEventId=…')).toSorted(),
+    ).toEqual(
+      ['/', '/app.js', '/listen?lastEventId=…', '/style.css', '/syllables.js'].map(
+        (path) => server.url + path,
+      ),
     );
     expect(complaints).toEqual([]);
   });
@@ -121,15 +133,27 @@ describe('speaking', () => {
     await using server = await serve(createDemo().app);
     await using page = await open(await browser.newPage(), server.url);
     const hints = page.locator('.hint span[id]');
-    expect(await hints.allTextContents()).toEqual(['0 of 5 syllables', '0 of 7 syllables', '0 of 5 syllables']);
+    expect(await hints.allTextContents()).toEqual([
+      '0 of 5 syllables',
+      '0 of 7 syllables',
+      '0 of 5 syllables',
+    ]);
     await page.getByLabel('First line').pressSequentially('an old');
     expect(await hints.first().textContent()).toBe('2 of 5 syllables');
     expect(await page.locator('.hint').first().locator('.on').count()).toBe(2);
     await write(page, OLD_POND);
-    expect(await hints.allTextContents()).toEqual(['5 of 5 syllables', '7 of 7 syllables', '5 of 5 syllables']);
+    expect(await hints.allTextContents()).toEqual([
+      '5 of 5 syllables',
+      '7 of 7 syllables',
+      '5 of 5 syllables',
+    ]);
     expect(await page.locator('.hint.met').count()).toBe(3);
     await write(page, ['far too many syllables for a line', '', '']);
-    expect(await hints.allTextContents()).toEqual(['10 of 5 syllables', '0 of 7 syllables', '0 of 5 syllables']);
+    expect(await hints.allTextContents()).toEqual([
+      '10 of 5 syllables',
+      '0 of 7 syllables',
+      '0 of 5 syllables',
+    ]);
     await page.getByRole('button', { name: 'Speak' }).click();
     await items(page).getByText('far too many').waitFor();
   });
@@ -174,9 +198,15 @@ describe('speaking', () => {
     await page.getByLabel('First line').evaluate((line, text) => {
       const clipboardData = new DataTransfer();
       clipboardData.setData('text/plain', text);
-      line.dispatchEvent(new ClipboardEvent('paste', { clipboardData, bubbles: true, cancelable: true }));
+      line.dispatchEvent(
+        new ClipboardEvent('paste', { clipboardData, bubbles: true, cancelable: true }),
+      );
     }, OLD_POND.join('\r\n'));
-    expect(await lines(page).evaluateAll((inputs) => inputs.map((input) => (input as HTMLInputElement).value))).toEqual(OLD_POND);
+    expect(
+      await lines(page).evaluateAll((inputs) =>
+        inputs.map((input) => (input as HTMLInputElement).value),
+      ),
+    ).toEqual(OLD_POND);
   });
 
   it('an empty haiku is not sent, and the reason is said', async () => {
@@ -194,7 +224,10 @@ describe('speaking', () => {
     await write(page, OLD_POND);
     await server[Symbol.asyncDispose]();
     await page.getByRole('button', { name: 'Speak' }).click();
-    await expectText(page.locator('#answer'), 'Nobody could hear that. Your lines are kept; try again in a moment.');
+    await expectText(
+      page.locator('#answer'),
+      'Nobody could hear that. Your lines are kept; try again in a moment.',
+    );
     expect(await page.getByLabel('First line').inputValue()).toBe(OLD_POND[0]);
   });
 
@@ -210,24 +243,33 @@ describe('speaking', () => {
 });
 
 describe('looking', () => {
-  it.each([320, 390, 1280])('nothing sticks out of a screen that is %i pixels wide', async (width) => {
-    await using server = await serve(createDemo().app);
-    await using page = await open(
-      await browser.newPage({ viewport: { width, height: 700 }, reducedMotion: 'reduce' }),
-      server.url,
-    );
-    await speak(server.url, { text: 'm'.repeat(300), author: 'm'.repeat(60) });
-    await speak(server.url, { text: OLD_POND.join('\n'), author: 'Bashō' });
-    await items(page).nth(1).waitFor();
-    const wide = await page.evaluate(() =>
-      [...document.querySelectorAll('html, main, form, section, figure, blockquote, figcaption, .by')]
-        .filter(({ scrollWidth, clientWidth }) => clientWidth > 0 && scrollWidth > clientWidth)
-        .map(({ tagName }) => tagName),
-    );
-    expect(wide).toEqual([]);
-    // The long one really is broken into many lines.
-    expect((await items(page).last().boundingBox())?.height).toBeGreaterThan(width < 1280 ? 300 : 150);
-  });
+  it.each([320, 390, 1280])(
+    'nothing sticks out of a screen that is %i pixels wide',
+    async (width) => {
+      await using server = await serve(createDemo().app);
+      await using page = await open(
+        await browser.newPage({ viewport: { width, height: 700 }, reducedMotion: 'reduce' }),
+        server.url,
+      );
+      await speak(server.url, { text: 'm'.repeat(300), author: 'm'.repeat(60) });
+      await speak(server.url, { text: OLD_POND.join('\n'), author: 'Bashō' });
+      await items(page).nth(1).waitFor();
+      const wide = await page.evaluate(() =>
+        [
+          ...document.querySelectorAll(
+            'html, main, form, section, figure, blockquote, figcaption, .by',
+          ),
+        ]
+          .filter(({ scrollWidth, clientWidth }) => clientWidth > 0 && scrollWidth > clientWidth)
+          .map(({ tagName }) => tagName),
+      );
+      expect(wide).toEqual([]);
+      // The long one really is broken into many lines.
+      expect((await items(page).last().boundingBox())?.height).toBeGreaterThan(
+        width < 1280 ? 300 : 150,
+      );
+    },
+  );
 
   it('moves nothing for who asked for less motion', async () => {
     await using server = await serve(createDemo().app);
@@ -242,9 +284,13 @@ describe('looking', () => {
     async (width) => {
       await using server = await serve(createDemo().app);
       // Tall enough that nothing has to be scrolled to.
-      await using page = await open(await browser.newPage({ viewport: { width, height: 1_600 } }), server.url);
+      await using page = await open(
+        await browser.newPage({ viewport: { width, height: 1_600 } }),
+        server.url,
+      );
       const fixed = page.locator('h1, form, .line, button[type=submit], .heading, #state');
-      const boxes = () => fixed.evaluateAll((all) => all.map((one) => JSON.stringify(one.getBoundingClientRect())));
+      const boxes = () =>
+        fixed.evaluateAll((all) => all.map((one) => JSON.stringify(one.getBoundingClientRect())));
       const before = await boxes();
       expect(before.length).toBe(8);
       await write(page, OLD_POND);

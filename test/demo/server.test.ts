@@ -25,7 +25,10 @@ describe('POST /speak', () => {
     const response = await fetch(`${server.url}/speak`, {
       method: 'POST',
       headers: JSON_TYPE,
-      body: JSON.stringify({ text: '  an old, quiet pond \r\n a frog leaps\rsplash\n', author: ' Bashō ' }),
+      body: JSON.stringify({
+        text: '  an old, quiet pond \r\n a frog leaps\rsplash\n',
+        author: ' Bashō ',
+      }),
     });
     expect([response.status, await response.text()]).toEqual([202, 'Received text message.']);
     const event = await one.next();
@@ -45,13 +48,21 @@ describe('POST /speak', () => {
     ['an empty name, which is none', { text: 'snow', author: ' ' }, { text: 'snow' }],
     ['a tab within a line', { text: 'a\tb' }, { text: 'a\tb' }],
     ['300 characters', { text: '🌸'.repeat(300) }, { text: '🌸'.repeat(300) }],
-    ['a name of 60 characters', { text: 'snow', author: '雪'.repeat(60) }, { text: 'snow', author: '雪'.repeat(60) }],
+    [
+      'a name of 60 characters',
+      { text: 'snow', author: '雪'.repeat(60) },
+      { text: 'snow', author: '雪'.repeat(60) },
+    ],
     ['markup, as the text that it is', { text: '<b>&amp;' }, { text: '<b>&amp;' }],
   ])('takes %s', async (_what, body, expected) => {
     await using server = await serve(createDemo().app);
     using reader = await read(`${server.url}/listen`);
     await request(server.url).post('/speak').send(body).expect(202, 'Received text message.');
-    expect(JSON.parse((await reader.next()).data)).toEqual({ ...expected, id: expect.any(String), at: expect.any(String) });
+    expect(JSON.parse((await reader.next()).data)).toEqual({
+      ...expected,
+      id: expect.any(String),
+      at: expect.any(String),
+    });
   });
 
   it.each([
@@ -81,7 +92,11 @@ describe('POST /speak', () => {
     'answers 400 to %j, which is no JSON object, and quotes none of it',
     async (body) => {
       await using server = await serve(createDemo().app);
-      const { text, type } = await request(server.url).post('/speak').set(JSON_TYPE).send(body).expect(400);
+      const { text, type } = await request(server.url)
+        .post('/speak')
+        .set(JSON_TYPE)
+        .send(body)
+        .expect(400);
       expect(type).toBe('text/plain');
       expect(text).toMatch(/^[A-Z].*\.$/);
       expect(text).not.toContain('sn');
@@ -106,7 +121,11 @@ describe('POST /speak', () => {
   ])('answers 415 to %s', async (type) => {
     const demo = createDemo();
     await using server = await serve(demo.app);
-    const { text } = await request(server.url).post('/speak').set('Content-Type', type).send('{"text":"snow"}').expect(415);
+    const { text } = await request(server.url)
+      .post('/speak')
+      .set('Content-Type', type)
+      .send('{"text":"snow"}')
+      .expect(415);
     expect(text).toMatch(/^Send JSON.*\.$/);
     expect(demo.channels.stats().published).toBe(0);
   });
@@ -142,7 +161,9 @@ describe('GET /', () => {
         .expect(202);
     }
     const { cursor, haikus } = spokenIn(await (await fetch(server.url)).text());
-    expect(haikus.map(({ text }) => text)).toEqual(Array.from({ length: 50 }, (_, index) => `${index + 2}`));
+    expect(haikus.map(({ text }) => text)).toEqual(
+      Array.from({ length: 50 }, (_, index) => `${index + 2}`),
+    );
     expect(new Set(haikus.map(({ id }) => id)).size).toBe(50);
     await request(server.url).post('/speak').send({ text: '52' });
     using reader = await read(`${server.url}/listen?lastEventId=${cursor}`);
@@ -153,10 +174,18 @@ describe('GET /', () => {
     await using server = await serve(createDemo().app);
     using reader = await read(`${server.url}/listen`);
     await request(server.url).post('/speak').send({ text: 'snow', author: 'Issa' });
-    expect(spokenIn(await (await fetch(server.url)).text()).haikus).toEqual([JSON.parse((await reader.next()).data)]);
+    expect(spokenIn(await (await fetch(server.url)).text()).haikus).toEqual([
+      JSON.parse((await reader.next()).data),
+    ]);
   });
 
-  it.each(['</script><img src=x onerror=alert(1)>', '<!--<script>', ']]>&lt;&amp;', '$& $` $1 $$', String.raw`\u003c"\'`])(
+  it.each([
+    '</script><img src=x onerror=alert(1)>',
+    '<!--<script>',
+    ']]>&lt;&amp;',
+    '$& $` $1 $$',
+    String.raw`\u003c"\'`,
+  ])(
     'is the same HTML, but for data that are the very same text, where %j was typed',
     async (text) => {
       await using server = await serve(createDemo().app);
@@ -195,14 +224,20 @@ describe('the streams', () => {
     expect(second! - first!).toBeLessThan(7_000);
   });
 
-  it.each(['/listen', '/time'])('HEAD %s has the head of the stream, and leaves none open', async (path) => {
-    const demo = createDemo();
-    await using server = await serve(demo.app);
-    const response = await fetch(server.url + path, { method: 'HEAD', headers: { Accept: 'text/event-stream' } });
-    expect(response.status).toBe(200);
-    expect(response.headers.get('Content-Type')).toBe('text/event-stream');
-    expect(demo.events.streams.size).toBe(0);
-  });
+  it.each(['/listen', '/time'])(
+    'HEAD %s has the head of the stream, and leaves none open',
+    async (path) => {
+      const demo = createDemo();
+      await using server = await serve(demo.app);
+      const response = await fetch(server.url + path, {
+        method: 'HEAD',
+        headers: { Accept: 'text/event-stream' },
+      });
+      expect(response.status).toBe(200);
+      expect(response.headers.get('Content-Type')).toBe('text/event-stream');
+      expect(demo.events.streams.size).toBe(0);
+    },
+  );
 });
 
 describe('everything else', () => {
@@ -242,20 +277,30 @@ describe('everything else', () => {
     expect(response.headers.get('Content-Type')).toContain('text/plain');
   });
 
-  it.each(['/', '/listen', '/nothing'])('%s lets nothing foreign in and tells nobody what serves it', async (path) => {
-    await using server = await serve(createDemo().app);
-    const { headers } = await fetch(server.url + path);
-    expect(headers.get('Content-Security-Policy')).toMatch(/^default-src 'none'; script-src 'self'; /);
-    expect(headers.get('Content-Security-Policy')).not.toContain('unsafe');
-    expect(headers.get('X-Content-Type-Options')).toBe('nosniff');
-    expect(headers.get('X-Powered-By')).toBeNull();
-  });
+  it.each(['/', '/listen', '/nothing'])(
+    '%s lets nothing foreign in and tells nobody what serves it',
+    async (path) => {
+      await using server = await serve(createDemo().app);
+      const { headers } = await fetch(server.url + path);
+      expect(headers.get('Content-Security-Policy')).toMatch(
+        /^default-src 'none'; script-src 'self'; /,
+      );
+      expect(headers.get('Content-Security-Policy')).not.toContain('unsafe');
+      expect(headers.get('X-Content-Type-Options')).toBe('nosniff');
+      expect(headers.get('X-Powered-By')).toBeNull();
+    },
+  );
 });
 
 describe('demo/server.ts', () => {
   it('lets curl hear what curl speaks', async () => {
     await using demo = await startDemo();
-    await using listener = run('curl', ['-sSN', '-H', 'Accept: text/event-stream', `${demo.url}/listen`]);
+    await using listener = run('curl', [
+      '-sSN',
+      '-H',
+      'Accept: text/event-stream',
+      `${demo.url}/listen`,
+    ]);
     // The first comment of the stream: from here on nothing is missed.
     await until('curl to be connected', () => listener.output.includes(':\n'));
     await using speaker = run('curl', [
@@ -269,32 +314,50 @@ describe('demo/server.ts', () => {
     expect(await exitOf(speaker)).toBe(0);
     expect(speaker.output).toBe('Received text message.');
     await until('curl to hear it', () => /event: text\n.*\nid: .*\n\n$/.test(listener.output));
-    expect(listener.output).toMatch(/event: text\ndata: \{"id":"[^"]+","text":"snow","at":"[^"]+"\}\nid: [\w.-]+\n\n$/);
+    expect(listener.output).toMatch(
+      /event: text\ndata: \{"id":"[^"]+","text":"snow","at":"[^"]+"\}\nid: [\w.-]+\n\n$/,
+    );
   });
 
   it('answers 415 to what curl -d sends without a type', async () => {
     await using demo = await startDemo();
-    await using speaker = run('curl', ['-sS', '-w', ' %{http_code}', '-d', '{"text":"snow"}', `${demo.url}/speak`]);
+    await using speaker = run('curl', [
+      '-sS',
+      '-w',
+      ' %{http_code}',
+      '-d',
+      '{"text":"snow"}',
+      `${demo.url}/speak`,
+    ]);
     expect(await exitOf(speaker)).toBe(0);
     expect(speaker.output).toBe('Send JSON, with the header Content-Type: application/json. 415');
   });
 
   it.each([
     ['taken', undefined, /^Port (\d+) is taken; set PORT to another one\.\n$/],
-    ['a word', 'four', /^PORT is "four", which is not a port; set it to a number from 0 to 65535\.\n$/],
+    [
+      'a word',
+      'four',
+      /^PORT is "four", which is not a port; set it to a number from 0 to 65535\.\n$/,
+    ],
     ['a fraction', '44.5', /^PORT is "44\.5", which is not a port; /],
     ['too large', '65536', /^PORT is "65536", which is not a port; /],
     ['negative', '-1', /^PORT is "-1", which is not a port; /],
-  ])('says what is wrong and ends with exit code 1 where PORT is %s', async (_what, port, sentence) => {
-    // On all addresses, as the demo does.
-    const other = createServer().listen(0);
-    await once(other, 'listening');
-    const taken = (other.address() as AddressInfo).port;
-    await using program = run('node_modules/.bin/tsx', ['demo/server.ts'], { PORT: port ?? `${taken}` });
-    expect(await exitOf(program)).toBe(1);
-    expect(program.output).toMatch(sentence);
-    other.close();
-  });
+  ])(
+    'says what is wrong and ends with exit code 1 where PORT is %s',
+    async (_what, port, sentence) => {
+      // On all addresses, as the demo does.
+      const other = createServer().listen(0);
+      await once(other, 'listening');
+      const taken = (other.address() as AddressInfo).port;
+      await using program = run('node_modules/.bin/tsx', ['demo/server.ts'], {
+        PORT: port ?? `${taken}`,
+      });
+      expect(await exitOf(program)).toBe(1);
+      expect(program.output).toMatch(sentence);
+      other.close();
+    },
+  );
 
   it.each(['SIGTERM', 'SIGINT'] as const)(
     'ends with exit code 0 at %s while streams are open, and tells them when to return',

@@ -5,7 +5,10 @@ import { pageOf, root } from './pages.ts';
 
 const { text } = await pageOf('docs/architecture.md');
 const entries = await readdir(join(root, 'src'), { recursive: true, withFileTypes: true });
-const paths = entries.map((entry) => ({ path: join(entry.parentPath, entry.name).slice(join(root, 'src').length + 1), entry }));
+const paths = entries.map((entry) => ({
+  path: join(entry.parentPath, entry.name).slice(join(root, 'src').length + 1),
+  entry,
+}));
 const files = paths.filter(({ path }) => path.endsWith('.ts')).map(({ path }) => path);
 const folders = paths.filter(({ entry }) => entry.isDirectory()).map(({ path }) => `${path}/`);
 
@@ -27,7 +30,9 @@ describe('docs/architecture.md', () => {
   });
 
   test('names no file that does not exist', () => {
-    const everywhere = new Set([...text.matchAll(/`((?:[\w-]+\/)*[\w-]+\.ts)`/g)].map(([, file = '']) => file));
+    const everywhere = new Set(
+      [...text.matchAll(/`((?:[\w-]+\/)*[\w-]+\.ts)`/g)].map(([, file = '']) => file),
+    );
     expect([...everywhere].filter((file) => !files.includes(file))).toEqual([]);
   });
 });

@@ -28,7 +28,9 @@ const sources: Source[] = (await pages()).flatMap(({ path, blocks }) =>
     if (!LANGUAGES.includes(block.language) || block.words.includes('peer')) return [];
     const name = block.file ?? `line-${block.line}.${block.language}`;
     // A file that a page changes later has its lines as a name, too, so that each version is checked.
-    const isLater = blocks.slice(0, index).some(({ file }) => file !== undefined && file === block.file);
+    const isLater = blocks
+      .slice(0, index)
+      .some(({ file }) => file !== undefined && file === block.file);
     return {
       path: join(path, isLater ? `line-${block.line}.${block.language}` : name),
       line: block.line,
@@ -39,7 +41,11 @@ const sources: Source[] = (await pages()).flatMap(({ path, blocks }) =>
   }),
 );
 
-const entries = { 'res-sse': 'index.ts', 'res-sse/testing': 'testing/index.ts', 'res-sse/redis': 'brokers/redis.ts' };
+const entries = {
+  'res-sse': 'index.ts',
+  'res-sse/testing': 'testing/index.ts',
+  'res-sse/redis': 'brokers/redis.ts',
+};
 
 const compilerOptions = {
   module: 'nodenext',
@@ -50,12 +56,17 @@ const compilerOptions = {
   noEmit: true,
   skipLibCheck: true,
   allowImportingTsExtensions: true,
-  paths: Object.fromEntries(Object.entries(entries).map(([name, file]) => [name, [join(root, 'src', file)]])),
+  paths: Object.fromEntries(
+    Object.entries(entries).map(([name, file]) => [name, [join(root, 'src', file)]]),
+  ),
 };
 
 // TypeScript reads what the JavaScript beside it exports; JavaScript is checked for names and arguments, not for what may be missing.
 const configs = {
-  ts: { compilerOptions: { ...compilerOptions, strict: true, allowJs: true }, include: ['**/*.ts'] },
+  ts: {
+    compilerOptions: { ...compilerOptions, strict: true, allowJs: true },
+    include: ['**/*.ts'],
+  },
   js: {
     compilerOptions: { ...compilerOptions, strict: false, allowJs: true, checkJs: true },
     include: ['**/*.js', 'given.d.ts'],
@@ -85,7 +96,9 @@ afterAll(() => rm(directory, { recursive: true, force: true }));
 /** What the compiler finds in the pages, by its lines. */
 async function found(config: string): Promise<string[]> {
   const tsc = join(root, 'node_modules/typescript/bin/tsc');
-  const output = await run(process.execPath, [tsc, '-p', config, '--pretty', 'false'], { cwd: directory }).then(
+  const output = await run(process.execPath, [tsc, '-p', config, '--pretty', 'false'], {
+    cwd: directory,
+  }).then(
     () => '',
     (error: { stdout: string }) => error.stdout,
   );
@@ -103,22 +116,32 @@ describe('a block of code', () => {
   );
 
   test('cleans up when `closed` resolves, not in an abort listener, which a stream that has ended never calls', async () => {
-    const src = (await readdir(join(root, 'src'), { recursive: true })).filter((path) => path.endsWith('.ts'));
+    const src = (await readdir(join(root, 'src'), { recursive: true })).filter((path) =>
+      path.endsWith('.ts'),
+    );
     const comments = await Promise.all(
-      src.map(async (path) => (await readFile(join(root, 'src', path), 'utf8')).match(/^ *\*.*$/gm)?.join('\n') ?? ''),
+      src.map(
+        async (path) =>
+          (await readFile(join(root, 'src', path), 'utf8')).match(/^ *\*.*$/gm)?.join('\n') ?? '',
+      ),
     );
     for (const text of [...sources.map((source) => source.text), ...comments]) {
       expect(text).not.toMatch(/(stream|sse)\??\.signal\.addEventListener/);
     }
   });
 
-  const runnable = sources.filter(({ block }) => block.words.includes('run')).map((source) => [source.path, source] as const);
+  const runnable = sources
+    .filter(({ block }) => block.words.includes('run'))
+    .map((source) => [source.path, source] as const);
 
   test.each(runnable)(
     'that is marked as runnable prints what stands below it: %s',
     { timeout: TIMEOUT },
     async (path, { next }) => {
-      const { stdout } = await run(process.execPath, ['--import', 'tsx', path], { cwd: directory, timeout: TIMEOUT / 2 });
+      const { stdout } = await run(process.execPath, ['--import', 'tsx', path], {
+        cwd: directory,
+        timeout: TIMEOUT / 2,
+      });
       expect(next?.words).toContain('output');
       expect(stdout.trim()).toBe(next?.text.trim());
     },

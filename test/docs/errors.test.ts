@@ -21,16 +21,21 @@ const sections = new Map(
 async function source(): Promise<string> {
   const files = await readdir(join(root, 'src'), { recursive: true });
   const texts = await Promise.all(
-    files.filter((file) => file.endsWith('.ts')).map((file) => readFile(join(root, 'src', file), 'utf8')),
+    files
+      .filter((file) => file.endsWith('.ts'))
+      .map((file) => readFile(join(root, 'src', file), 'utf8')),
   );
   return texts.join('\n').replaceAll(/\/\*[^]*?\*\/|^\s*\/\/.*$/gm, '');
 }
 
 describe('docs/errors.md', () => {
-  test.each(['ERR_SSE', 'RES_SSE'])('has a section for each code %s_… of the source, and no others', async (prefix) => {
-    const explained = [...sections.keys()].filter((code) => code.startsWith(prefix)).toSorted();
-    expect(explained).toEqual(codesIn(await source(), prefix));
-  });
+  test.each(['ERR_SSE', 'RES_SSE'])(
+    'has a section for each code %s_… of the source, and no others',
+    async (prefix) => {
+      const explained = [...sections.keys()].filter((code) => code.startsWith(prefix)).toSorted();
+      expect(explained).toEqual(codesIn(await source(), prefix));
+    },
+  );
 
   test('names no code anywhere that there is not', async () => {
     const code = await source();

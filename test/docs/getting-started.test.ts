@@ -54,23 +54,27 @@ test('a client that comes back gets what the guide shows', async () => {
   await expectSection('## Come back');
 });
 
-test('the page shows what is published, and is live again after a restart', { timeout: 60_000 }, async () => {
-  await using browser = await launchChromium();
-  await expectSection('## A page');
-  const tab = await browser.newPage();
-  await tab.goto(tour.url);
-  await tab.getByText('Frog seen twice').waitFor();
-  await tab.getByText('live', { exact: true }).waitFor();
-  await publish('Seen on the page');
-  await tab.getByText('Seen on the page').waitFor();
+test(
+  'the page shows what is published, and is live again after a restart',
+  { timeout: 60_000 },
+  async () => {
+    await using browser = await launchChromium();
+    await expectSection('## A page');
+    const tab = await browser.newPage();
+    await tab.goto(tour.url);
+    await tab.getByText('Frog seen twice').waitFor();
+    await tab.getByText('live', { exact: true }).waitFor();
+    await publish('Seen on the page');
+    await tab.getByText('Seen on the page').waitFor();
 
-  await tour.stop('server', 'SIGINT');
-  await tab.getByText('reconnecting …').waitFor();
-  await tour.startAs('server', 'node server.js');
-  // The state of the new server, fetched after the gap, is empty.
-  await tab.getByText('Seen on the page').waitFor({ state: 'detached' });
-  await tab.getByText('live', { exact: true }).waitFor();
-});
+    await tour.stop('server', 'SIGINT');
+    await tab.getByText('reconnecting …').waitFor();
+    await tour.startAs('server', 'node server.js');
+    // The state of the new server, fetched after the gap, is empty.
+    await tab.getByText('Seen on the page').waitFor({ state: 'detached' });
+    await tab.getByText('live', { exact: true }).waitFor();
+  },
+);
 
 test('the test of the guide passes', async () => {
   await expectSection('## A test');
@@ -101,7 +105,9 @@ test(
     const port = await freePort();
     await tour.startAs('second', `PORT=${port} REDIS_URL=${redis.url} node server.js`);
     await until('the second server', () => answers(port));
-    using elsewhere = await read(`http://localhost:${port}/news`, { headers: { 'Last-Event-ID': id ?? '' } });
+    using elsewhere = await read(`http://localhost:${port}/news`, {
+      headers: { 'Last-Event-ID': id ?? '' },
+    });
     expect((await elsewhere.next()).data).toBe('{"headline":"after"}');
     await publish('at the first');
     expect((await elsewhere.next()).data).toBe('{"headline":"at the first"}');

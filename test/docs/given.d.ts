@@ -41,7 +41,10 @@ declare global {
   // The reader's own.
   const haiku: Haiku;
   const secret: string & Uint8Array;
-  const users: { remove(id: string): Promise<void>; mayRead(id: string | undefined): Promise<boolean> };
+  const users: {
+    remove(id: string): Promise<void>;
+    mayRead(id: string | undefined): Promise<boolean>;
+  };
   const token: string;
   const logger: Record<'debug' | 'info' | 'warn' | 'error', (...details: unknown[]) => void>;
   function authenticate(req: ExpressRequest): Promise<User | undefined>;
@@ -58,7 +61,10 @@ declare global {
 
   // A service worker's.
   interface Window {
-    addEventListener(type: 'fetch', listener: (event: { request: Request; respondWith(answer: unknown): void }) => void): void;
+    addEventListener(
+      type: 'fetch',
+      listener: (event: { request: Request; respondWith(answer: unknown): void }) => void,
+    ): void;
   }
 
   // jest's, which has them without an import.

@@ -20,7 +20,8 @@ describe.each(all)('$path', (page) => {
       if (goal === undefined) continue;
       const { path, anchor } = goal;
       const isBroken =
-        !(await isThere(path)) || (anchor !== '' && path.endsWith('.md') && !(await pageOf(path)).anchors.includes(anchor));
+        !(await isThere(path)) ||
+        (anchor !== '' && path.endsWith('.md') && !(await pageOf(path)).anchors.includes(anchor));
       if (isBroken) broken.push(`${page.path}:${link.line} ${link.target}`);
     }
     expect(broken).toEqual([]);
@@ -30,6 +31,8 @@ describe.each(all)('$path', (page) => {
 test('every guide is in the index of the guides', async () => {
   const index = await pageOf('docs/README.md');
   const linked = new Set(index.links.map((link) => resolved(index, link)?.path));
-  const guides = all.map(({ path }) => path).filter((path) => /^docs\/[^/]+\.md$/.test(path) && path !== index.path);
+  const guides = all
+    .map(({ path }) => path)
+    .filter((path) => /^docs\/[^/]+\.md$/.test(path) && path !== index.path);
   expect(guides.filter((path) => !linked.has(path))).toEqual([]);
 });

@@ -39,8 +39,12 @@ const FOREIGN = /(^|\/)(node_modules|dist|coverage|\.git)\/|^docs\/api\//;
 /** All pages of the repository, or those whose path begins so. */
 export async function pages(under = ''): Promise<Page[]> {
   const files: string[] = [];
-  for (const folder of ['.', '.github', 'bench', 'docs', 'examples']) files.push(...(await markdownIn(folder)));
-  return Promise.all(files.filter((path) => path.startsWith(under) && !FOREIGN.test(path)).map(pageOf));
+  for (const folder of ['.', '.github', 'bench', 'docs', 'examples']) {
+    files.push(...(await markdownIn(folder)));
+  }
+  return Promise.all(
+    files.filter((path) => path.startsWith(under) && !FOREIGN.test(path)).map(pageOf),
+  );
 }
 
 export async function pageOf(path: string): Promise<Page> {
@@ -61,17 +65,19 @@ async function markdownIn(folder: string): Promise<string[]> {
 }
 
 function blocksOf(text: string): Block[] {
-  return [...text.matchAll(FENCED)].map(({ 1: indent = '', 2: info = '', 3: content = '', index }) => {
-    const [language = '', ...words] = info.split(' ');
-    const code = content.replaceAll(new RegExp(`^${indent}`, 'gm'), '');
-    return {
-      language,
-      words,
-      text: code,
-      line: lineAt(text, index) + 1,
-      file: /^(?:\/\/|#|<!--) ([\w./-]+\.\w+)/.exec(code)?.[1],
-    };
-  });
+  return [...text.matchAll(FENCED)].map(
+    ({ 1: indent = '', 2: info = '', 3: content = '', index }) => {
+      const [language = '', ...words] = info.split(' ');
+      const code = content.replaceAll(new RegExp(`^${indent}`, 'gm'), '');
+      return {
+        language,
+        words,
+        text: code,
+        line: lineAt(text, index) + 1,
+        file: /^(?:\/\/|#|<!--) ([\w./-]+\.\w+)/.exec(code)?.[1],
+      };
+    },
+  );
 }
 
 function anchorsOf(prose: string): string[] {
@@ -87,12 +93,12 @@ function anchorsOf(prose: string): string[] {
 
 function linksOf(prose: string): Link[] {
   const text = prose.replaceAll(/`[^`\n]*`/g, (code) => ' '.repeat(code.length));
-  return [...text.matchAll(/\]\(([^()\s]+)\)|\b(?:src|srcset|href)="([^"]+)"|^\[[^\]]+\]: (\S+)/gm)].map(
-    ({ 1: inline, 2: html, 3: reference, index }) => ({
-      target: inline ?? html ?? reference ?? '',
-      line: lineAt(text, index),
-    }),
-  );
+  return [
+    ...text.matchAll(/\]\(([^()\s]+)\)|\b(?:src|srcset|href)="([^"]+)"|^\[[^\]]+\]: (\S+)/gm),
+  ].map(({ 1: inline, 2: html, 3: reference, index }) => ({
+    target: inline ?? html ?? reference ?? '',
+    line: lineAt(text, index),
+  }));
 }
 
 function lineAt(text: string, index: number): number {
@@ -100,8 +106,14 @@ function lineAt(text: string, index: number): number {
 }
 
 /** The file that a link of a page leads to, and the anchor in it; nothing for one to elsewhere. */
-export function resolved(page: Page, { target }: Link): { path: string; anchor: string } | undefined {
+export function resolved(
+  page: Page,
+  { target }: Link,
+): { path: string; anchor: string } | undefined {
   if (/^[a-z]+:/i.test(target)) return undefined;
   const [path = '', anchor = ''] = target.split('#');
-  return { path: path === '' ? page.path : join(dirname(page.path), decodeURIComponent(path)), anchor };
+  return {
+    path: path === '' ? page.path : join(dirname(page.path), decodeURIComponent(path)),
+    anchor,
+  };
 }

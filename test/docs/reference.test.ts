@@ -8,10 +8,14 @@ async function json<T>(path: string): Promise<T> {
 }
 
 test('the reference is made of every entry of the package, and of no others', async () => {
-  const { exports } = await json<{ exports: Record<string, string | { default: string }> }>('package.json');
+  const { exports } = await json<{ exports: Record<string, string | { default: string }> }>(
+    'package.json',
+  );
   const { entryPoints } = await json<{ entryPoints: string[] }>('docs/api-tool/typedoc.json');
   const sources = Object.values(exports).flatMap((entry) =>
-    typeof entry === 'string' ? [] : [entry.default.replace('./dist/', '../../src/').replace(/\.js$/, '.ts')],
+    typeof entry === 'string'
+      ? []
+      : [entry.default.replace('./dist/', '../../src/').replace(/\.js$/, '.ts')],
   );
   expect(entryPoints.toSorted()).toEqual(sources.toSorted());
 });

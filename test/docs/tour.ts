@@ -25,7 +25,12 @@ export class Tour implements AsyncDisposable {
   /** What the last command has printed. */
   printed = '';
 
-  private constructor(directory: string, port: number, tarball: string, versions: Record<string, string>) {
+  private constructor(
+    directory: string,
+    port: number,
+    tarball: string,
+    versions: Record<string, string>,
+  ) {
     this.directory = directory;
     this.port = port;
     this.#tarball = tarball;
@@ -39,7 +44,12 @@ export class Tour implements AsyncDisposable {
     const manifest = JSON.parse(await readFile(join(root, 'package.json'), 'utf8')) as {
       devDependencies: Record<string, string>;
     };
-    return new Tour(directory, await freePort(), join(directory, filename), manifest.devDependencies);
+    return new Tour(
+      directory,
+      await freePort(),
+      join(directory, filename),
+      manifest.devDependencies,
+    );
   }
 
   get url(): string {
@@ -101,9 +111,13 @@ export class Tour implements AsyncDisposable {
   async startAs(name: string, command: string): Promise<void> {
     await this.stop(name, 'SIGINT');
     const words = command.split('\n').at(-1) ?? '';
-    const child = start('bash', ['-c', `cd '${this.folder}' && exec env ${words} ${name === 'reader' ? '2>/dev/null' : ''}`], {
-      PORT: String(this.port),
-    });
+    const child = start(
+      'bash',
+      ['-c', `cd '${this.folder}' && exec env ${words} ${name === 'reader' ? '2>/dev/null' : ''}`],
+      {
+        PORT: String(this.port),
+      },
+    );
     this.#running.set(name, child);
     if (name === 'reader') await until('the stream', () => child.output !== '');
     else await until('the server', () => this.#answers(child));
@@ -134,7 +148,9 @@ export class Tour implements AsyncDisposable {
 
   #pinned(command: string): string {
     const [npm, install, ...names] = command.split(' ');
-    const packages = names.map((name) => (name === 'res-sse' ? this.#tarball : `${name}@${this.#versions[name]}`));
+    const packages = names.map((name) =>
+      name === 'res-sse' ? this.#tarball : `${name}@${this.#versions[name]}`,
+    );
     return [npm, install, '--prefer-offline', '--no-audit', '--no-fund', ...packages].join(' ');
   }
 

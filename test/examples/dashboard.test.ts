@@ -36,7 +36,10 @@ test('the plot of a page in Chromium moves with each sample, the newest at the r
   await using page = await browser.newPage();
   const elsewhere: string[] = [];
   const complaints: string[] = [];
-  page.on('request', (request) => void (request.url().startsWith(server.url) || elsewhere.push(request.url())));
+  page.on(
+    'request',
+    (request) => void (request.url().startsWith(server.url) || elsewhere.push(request.url())),
+  );
   page.on('pageerror', (error) => void complaints.push(error.message));
   await page.goto(server.url);
   await until('a line', async () => (await pointsOf(page)).length >= 3);
@@ -70,13 +73,19 @@ test('a page outlives its server: it says reconnecting, then live, and the plot 
   await page.goto(first.url);
   await until('a line', async () => (await pointsOf(page)).length >= 2);
   await first[Symbol.asyncDispose]();
-  await until('the page to notice', async () => (await page.locator('#state').textContent()) === 'reconnecting');
+  await until(
+    'the page to notice',
+    async () => (await page.locator('#state').textContent()) === 'reconnecting',
+  );
   const before = await pointsOf(page);
   const example = createExample();
   const again = createServer(example.app).listen(first.port, '127.0.0.1');
   try {
     await once(again, 'listening');
-    await until('the page to be back', async () => (await page.locator('#state').textContent()) === 'live');
+    await until(
+      'the page to be back',
+      async () => (await page.locator('#state').textContent()) === 'live',
+    );
     await until('the line to go on', async () => (await pointsOf(page)).length > before.length);
   } finally {
     await example.close?.();

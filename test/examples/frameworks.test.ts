@@ -33,7 +33,9 @@ describe.each(['fastify', 'koa', 'nestjs'] as const)('in %s', (framework) => {
     const { data, id } = await reader.next();
     expect(data).toBe('{"text":"one"}');
     reader.close();
-    await until('the client to be missed', () => /close GET \/rooms\/blue: client/.test(program.child.output));
+    await until('the client to be missed', () =>
+      /close GET \/rooms\/blue: client/.test(program.child.output),
+    );
     await post(room, { text: 'two' });
     using again = await follow(room, { 'Last-Event-ID': id as string });
     expect((await again.next()).data).toBe('{"text":"two"}');
@@ -42,10 +44,17 @@ describe.each(['fastify', 'koa', 'nestjs'] as const)('in %s', (framework) => {
   test('406 to who did not ask for a stream, 403 where it is not theirs, 204 after a final end', async () => {
     const room = `${program.url}/rooms/blue`;
     const plain = await fetch(room);
-    expect([plain.status, await plain.text()]).toEqual([406, expect.stringContaining('Accept: text/event-stream')]);
-    const secret = await fetch(`${program.url}/rooms/secret`, { headers: { Accept: 'text/event-stream' } });
+    expect([plain.status, await plain.text()]).toEqual([
+      406,
+      expect.stringContaining('Accept: text/event-stream'),
+    ]);
+    const secret = await fetch(`${program.url}/rooms/secret`, {
+      headers: { Accept: 'text/event-stream' },
+    });
     expect([secret.status, await secret.text()]).toEqual([403, 'You may not follow this.\n']);
-    const final = await fetch(room, { headers: { Accept: 'text/event-stream', 'Last-Event-ID': 'sse:end' } });
+    const final = await fetch(room, {
+      headers: { Accept: 'text/event-stream', 'Last-Event-ID': 'sse:end' },
+    });
     expect([final.status, await final.text()]).toEqual([204, '']);
   });
 

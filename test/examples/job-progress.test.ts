@@ -60,7 +60,9 @@ test('a dropped connection comes back with its last id and goes on; a step that 
   expect(await second.next()).toMatchObject({ event: 'progress', data: '{"percent":30}' });
   second.close();
   job.finish('ready');
-  using third = await read(events, { headers: { 'Last-Event-ID': second.events[0]?.id as string } });
+  using third = await read(events, {
+    headers: { 'Last-Event-ID': second.events[0]?.id as string },
+  });
   await third.end();
   expect(third.events.map(({ event, data }) => [event, data])).toEqual([
     ['done', 'ready'],
@@ -73,7 +75,9 @@ test('an EventSource that was cut off gets the result, and does not come back an
   await using server = await serveExample(createExample(work));
   const source = new EventSource(await begin(server.url));
   const seen: string[] = [];
-  for (const name of ['progress', 'done', 'sse:gap']) source.addEventListener(name, ({ data }) => void seen.push(data));
+  for (const name of ['progress', 'done', 'sse:gap']) {
+    source.addEventListener(name, ({ data }) => void seen.push(data));
+  }
   try {
     await until('the stream', () => server.example.events.streams.size === 1);
     await job.report(10);
@@ -86,7 +90,11 @@ test('an EventSource that was cut off gets the result, and does not come back an
     source.close();
   }
   expect(seen).toEqual(['{"percent":10}', 'ready']);
-  expect(server.example.events.stats()).toMatchObject({ open: 0, opened: 2, closed: { server: 1, final: 1 } });
+  expect(server.example.events.stats()).toMatchObject({
+    open: 0,
+    opened: 2,
+    closed: { server: 1, final: 1 },
+  });
 });
 
 test('a job that fails says so, without a word about the cause', async () => {
@@ -96,7 +104,10 @@ test('a job that fails says so, without a word about the cause', async () => {
   using reader = await read(await begin(server.url));
   const cause = new Error('password: 12345');
   job.fail(cause);
-  expect(await reader.next()).toMatchObject({ event: 'failed', data: '{"message":"The job has failed."}' });
+  expect(await reader.next()).toMatchObject({
+    event: 'failed',
+    data: '{"message":"The job has failed."}',
+  });
   await reader.end();
   expect(reader.text).not.toContain('12345');
   expect(log).toHaveBeenCalledWith(cause);
@@ -105,6 +116,8 @@ test('a job that fails says so, without a word about the cause', async () => {
 
 test('a job that nobody knows is 404', async () => {
   await using server = await serveExample(createExample());
-  const response = await fetch(`${server.url}/jobs/none/events`, { headers: { Accept: 'text/event-stream' } });
+  const response = await fetch(`${server.url}/jobs/none/events`, {
+    headers: { Accept: 'text/event-stream' },
+  });
   expect([response.status, await response.text()]).toEqual([404, 'There is no such job.']);
 });

@@ -31,7 +31,8 @@ function chat(url: string, prompt: string, accept = 'application/json'): Promise
   return read(`${url}/chat`, { method: 'POST', body: JSON.stringify({ prompt }), headers });
 }
 
-const ANSWER = 'You said: hello. That is what I have been trained to say, one word after the other.';
+const ANSWER =
+  'You said: hello. That is what I have been trained to say, one word after the other.';
 const LONG = 'word '.repeat(1_000);
 
 test.each(['application/json', '*/*', 'text/event-stream'])(
@@ -93,6 +94,10 @@ test('what ends is [DONE], and who refuses event streams gets 406', async () => 
   const messages = [{ role: 'user', content: 'hello' }];
   const whole = await (await post(`${server.url}/v1/chat/completions`, { messages })).text();
   expect(whole.endsWith('data: [DONE]\n\n')).toBe(true);
-  const refused = await post(`${server.url}/chat`, { prompt: 'hello' }, { headers: { Accept: 'text/event-stream;q=0, */*' } });
+  const refused = await post(
+    `${server.url}/chat`,
+    { prompt: 'hello' },
+    { headers: { Accept: 'text/event-stream;q=0, */*' } },
+  );
   expect(refused.status).toBe(406);
 });

@@ -20,7 +20,9 @@ async function follow(url: string, headers: Record<string, string>): Promise<Rea
 }
 
 function statusOf(url: string, headers: Record<string, string> = {}): Promise<number> {
-  return fetch(url, { headers: { Accept: 'text/event-stream', ...headers } }).then(({ status }) => status);
+  return fetch(url, { headers: { Accept: 'text/event-stream', ...headers } }).then(
+    ({ status }) => status,
+  );
 }
 
 describe('who gets in', () => {
@@ -33,11 +35,15 @@ describe('who gets in', () => {
     using reader = await follow(`${room}/events`, charles);
     expect((await post(`${room}/messages`, { text: 'hello' }, { headers: ada })).status).toBe(202);
     expect(await reader.next()).toMatchObject({ data: '{"from":"ada","text":"hello"}' });
-    expect((await post(`${room}/messages`, { text: 'hello' }, { headers: grace })).status).toBe(403);
+    expect((await post(`${room}/messages`, { text: 'hello' }, { headers: grace })).status).toBe(
+      403,
+    );
     expect(await statusOf(`${room}/events`, grace)).toBe(403);
     expect(await statusOf(`${server.url}/rooms/none/events`, ada)).toBe(403);
     expect(await statusOf(`${room}/events`)).toBe(401);
-    expect(await statusOf(`${server.url}/events`, { Cookie: 'connect.sid=s%3Aforged.signature' })).toBe(401);
+    expect(
+      await statusOf(`${server.url}/events`, { Cookie: 'connect.sid=s%3Aforged.signature' }),
+    ).toBe(401);
     expect(reader.events.length).toBe(1);
   });
 
@@ -49,8 +55,14 @@ describe('who gets in', () => {
     using graces = await follow(`${server.url}/events`, grace);
     await post(`${server.url}/users/ada/notices`, {}, { headers: grace });
     await post(`${server.url}/users/grace/notices`, {}, { headers: ada });
-    expect(await adas.next()).toMatchObject({ event: 'notice', data: '{"text":"grace waves at you"}' });
-    expect(await graces.next()).toMatchObject({ event: 'notice', data: '{"text":"ada waves at you"}' });
+    expect(await adas.next()).toMatchObject({
+      event: 'notice',
+      data: '{"text":"grace waves at you"}',
+    });
+    expect(await graces.next()).toMatchObject({
+      event: 'notice',
+      data: '{"text":"ada waves at you"}',
+    });
     expect([adas.events.length, graces.events.length]).toEqual([1, 1]);
   });
 
@@ -61,7 +73,10 @@ describe('who gets in', () => {
     using adas = await follow(`${server.url}/rooms/engine/events`, ada);
     await post(`${server.url}/rooms/engine/messages`, { text: 'secret' }, { headers: ada });
     await adas.next();
-    using graces = await follow(`${server.url}/events`, { ...grace, 'Last-Event-ID': adas.checkpoints[0]! });
+    using graces = await follow(`${server.url}/events`, {
+      ...grace,
+      'Last-Event-ID': adas.checkpoints[0]!,
+    });
     await post(`${server.url}/users/grace/notices`, {}, { headers: ada });
     await graces.next();
     expect(graces.text).not.toContain('secret');
@@ -81,7 +96,11 @@ describe('who has to go', () => {
       await each.end();
       expect(each.events.at(-1)?.event).toBe('sse:end');
     }
-    await post(`${server.url}/rooms/engine/messages`, { text: 'still here' }, { headers: elsewhere });
+    await post(
+      `${server.url}/rooms/engine/messages`,
+      { text: 'still here' },
+      { headers: elsewhere },
+    );
     expect(await other.next()).toMatchObject({ data: '{"from":"ada","text":"still here"}' });
     expect(server.example.events.stats()).toMatchObject({ open: 1, closed: { revoked: 2 } });
     // Nor has the end of its streams brought the session back.
@@ -93,10 +112,15 @@ describe('who has to go', () => {
     const charles = await login(server.url, 'charles');
     const ada = await login(server.url, 'ada');
     using one = await follow(`${server.url}/rooms/engine/events`, charles);
-    using other = await follow(`${server.url}/rooms/engine/events`, await login(server.url, 'charles'));
+    using other = await follow(
+      `${server.url}/rooms/engine/events`,
+      await login(server.url, 'charles'),
+    );
     using adas = await follow(`${server.url}/rooms/engine/events`, ada);
     using own = await follow(`${server.url}/events`, charles);
-    expect((await post(`${server.url}/rooms/engine/leave`, {}, { headers: charles })).status).toBe(204);
+    expect((await post(`${server.url}/rooms/engine/leave`, {}, { headers: charles })).status).toBe(
+      204,
+    );
     await one.end();
     await other.end();
     await post(`${server.url}/rooms/engine/messages`, { text: 'gone' }, { headers: ada });

@@ -10,8 +10,14 @@ export interface Program extends AsyncDisposable {
 const ADDRESS = /http:\/\/\S+:[1-9]\d*/;
 
 /** Resolves when it has printed its address. On a free port, unless `PORT` says otherwise. */
-export async function startProgram(file: string, env: Record<string, string> = {}): Promise<Program> {
-  const child = start('env', ['-C', 'examples', process.execPath, '--import', 'tsx', file], { PORT: '0', ...env });
+export async function startProgram(
+  file: string,
+  env: Record<string, string> = {},
+): Promise<Program> {
+  const child = start('env', ['-C', 'examples', process.execPath, '--import', 'tsx', file], {
+    PORT: '0',
+    ...env,
+  });
   try {
     await until(`${file} to print its address`, () => {
       if (!child.isRunning) throw new Error('it has ended');

@@ -18,7 +18,11 @@ const PROGRAMS: [program: string, said: string, answers: RegExp[]][] = [
     [/^\{"id":"[\w-]+","events":"\/jobs\/[\w-]+\/events"\}$/, /data: \{"percent":0\}/],
   ],
   ['llm-tokens/server.ts', 'llm-tokens/app.ts', [/data: \{"token":"You"\}/]],
-  ['private-channels/server.ts', 'private-channels/app.ts', [/^$/, /data: \{"from":"ada","text":"hello"\}/, /^Accepted$/, /^$/]],
+  [
+    'private-channels/server.ts',
+    'private-channels/app.ts',
+    [/^$/, /data: \{"from":"ada","text":"hello"\}/, /^Accepted$/, /^$/],
+  ],
   ['frameworks/fastify.ts', 'frameworks/fastify.ts', [/data: \{"text":"hello"\}/, /^$/]],
   ['frameworks/koa.ts', 'frameworks/koa.ts', [/data: \{"text":"hello"\}/, /^Accepted$/]],
   ['frameworks/nestjs.ts', 'frameworks/nestjs.ts', [/data: \{"text":"hello"\}/, /^$/]],
@@ -30,7 +34,9 @@ test.each(PROGRAMS)(
     await using program = await startProgram(file);
     const commands = await commandsIn(said, `npx tsx ${file}`);
     await tryOut(commands, { 3000: program.url }, answers, () => program.child.stop('SIGTERM'));
-    expect([0, 'SIGTERM']).toContain(program.child.process.exitCode ?? program.child.process.signalCode);
+    expect([0, 'SIGTERM']).toContain(
+      program.child.process.exitCode ?? program.child.process.signalCode,
+    );
   },
 );
 
@@ -48,12 +54,17 @@ test('many-nodes/node.ts does what its first lines say, and ends at SIGTERM whil
   await using one = await startProgram('many-nodes/node.ts', env);
   await using other = await startProgram('many-nodes/node.ts', env);
   const commands = await commandsIn('many-nodes/node.ts', 'npx tsx many-nodes/node.ts');
-  await tryOut(commands, { 3001: one.url, 3002: other.url }, [/data: \{"text":"hello"\}/, /^\{"id":"[\w.-]+"\}$/], async () => {
-    for (const { child } of [one, other]) {
-      await child.stop('SIGTERM');
-      expect(child.process.exitCode).toBe(0);
-    }
-  });
+  await tryOut(
+    commands,
+    { 3001: one.url, 3002: other.url },
+    [/data: \{"text":"hello"\}/, /^\{"id":"[\w.-]+"\}$/],
+    async () => {
+      for (const { child } of [one, other]) {
+        await child.stop('SIGTERM');
+        expect(child.process.exitCode).toBe(0);
+      }
+    },
+  );
 });
 
 test('the README names every example', async () => {
@@ -67,7 +78,9 @@ test('the README names every example', async () => {
 async function commandsIn(file: string, starts: string): Promise<string[]> {
   const [comment = ''] = (await readFile(new URL(file, EXAMPLES), 'utf8')).split('*/');
   expect(comment).toContain(starts);
-  return [...comment.matchAll(/^ \* {5}(curl .*?)(?: {2,}.*)?$/gm)].map(([, command]) => command as string);
+  return [...comment.matchAll(/^ \* {5}(curl .*?)(?: {2,}.*)?$/gm)].map(
+    ([, command]) => command as string,
+  );
 }
 
 /** Runs them one after the other; those that listen (`-N`) go on meanwhile, and are still there `atTheEnd`. */
@@ -83,12 +96,15 @@ async function tryOut(
   try {
     for (const command of commands) {
       const child = running.start(dir, filledIn(command, addresses, running.children[0]?.output));
-      if (command.includes(' -N ')) await until(`${command} to listen`, () => /^(:|data:)/m.test(child.output));
-      else await within(command, child.ended);
+      if (command.includes(' -N ')) {
+        await until(`${command} to listen`, () => /^(:|data:)/m.test(child.output));
+      } else await within(command, child.ended);
     }
     for (const [index, answer] of answers.entries()) {
       const child = running.children[index] as Child;
-      await until(`${commands[index]} to be answered with ${answer}, not ${child.output}`, () => answer.test(child.output));
+      await until(`${commands[index]} to be answered with ${answer}, not ${child.output}`, () =>
+        answer.test(child.output),
+      );
     }
     await atTheEnd();
   } finally {
@@ -109,7 +125,10 @@ class Running implements AsyncDisposable {
 
   /** `curl -sS`, so that nothing but the answer is printed; no globbing, which would take `[::1]` for a range. */
   start(dir: string, command: string): Child {
-    const child = start('sh', ['-c', `cd '${dir}' && exec ${command.replace(/^curl/, 'curl -sSg')}`]);
+    const child = start('sh', [
+      '-c',
+      `cd '${dir}' && exec ${command.replace(/^curl/, 'curl -sSg')}`,
+    ]);
     this.children.push(child);
     return child;
   }

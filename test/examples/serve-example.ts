@@ -3,7 +3,9 @@ import type { Example } from '../../examples/serve.ts';
 import { serve, type TestServer } from '../support/server.ts';
 
 /** @example await using server = await serveExample(createExample()); */
-export async function serveExample<E extends Example>(example: E): Promise<TestServer & { example: E }> {
+export async function serveExample<E extends Example>(
+  example: E,
+): Promise<TestServer & { example: E }> {
   const server = await serve(example.app);
   const dispose = server[Symbol.asyncDispose].bind(server);
   return Object.assign(server, {
@@ -16,7 +18,14 @@ export async function serveExample<E extends Example>(example: E): Promise<TestS
 }
 
 /** Posts JSON. */
-export async function post(url: string, body: unknown = {}, init: RequestInit = {}): Promise<Response> {
-  const headers = { 'Content-Type': 'application/json', ...(init.headers as Record<string, string> | undefined) };
+export async function post(
+  url: string,
+  body: unknown = {},
+  init: RequestInit = {},
+): Promise<Response> {
+  const headers = {
+    'Content-Type': 'application/json',
+    ...(init.headers as Record<string, string> | undefined),
+  };
   return fetch(url, { ...init, method: 'POST', headers, body: JSON.stringify(body) });
 }

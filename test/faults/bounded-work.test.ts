@@ -18,7 +18,10 @@ test('a comment behind each of 2,000 publishes in one turn joins each event a bo
   const channels = createChannels();
   await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
   using reader = await read(server.url);
-  await until('the subscription', () => channels.stats().subscriptions === 1 && channels.stats().behind === 0);
+  await until(
+    'the subscription',
+    () => channels.stats().subscriptions === 1 && channels.stats().behind === 0,
+  );
   const [stream] = server.streams as [EventStream];
   const published = Array.from({ length: 2_000 }, (_, index) => `${index}`);
   const concat = vi.spyOn(Buffer, 'concat');
@@ -36,7 +39,10 @@ test('a direct send writes at most 64 KiB of what was published in its turn, and
   const channels = createChannels({ history: { bytes: 67_108_864 } });
   await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
   using reader = await read(server.url);
-  await until('the subscription', () => channels.stats().subscriptions === 1 && channels.stats().behind === 0);
+  await until(
+    'the subscription',
+    () => channels.stats().subscriptions === 1 && channels.stats().behind === 0,
+  );
   const [stream] = server.streams as [EventStream];
   const published = Array.from({ length: 300 }, (_, index) => `${index} ${'x'.repeat(50_000)}`);
   for (const each of published) void channels.publish('a', each);
@@ -44,8 +50,12 @@ test('a direct send writes at most 64 KiB of what was published in its turn, and
   expect(stream.readyState).toBe(1);
   expect(stream.bufferedAmount).toBeLessThanOrEqual(WRITE_MARK + 2 * EVENT_OVERHEAD);
   const events = await reader.take(published.length + 1);
-  expect(events.filter(({ event }) => event === 'direct').map((event) => event.data)).toEqual(['direct']);
-  const numbers = events.filter(({ event }) => event !== 'direct').map((event) => Number.parseInt(event.data, 10));
+  expect(events.filter(({ event }) => event === 'direct').map((event) => event.data)).toEqual([
+    'direct',
+  ]);
+  const numbers = events
+    .filter(({ event }) => event !== 'direct')
+    .map((event) => Number.parseInt(event.data, 10));
   expect(numbers).toEqual(published.map((_, index) => index));
 });
 
@@ -53,13 +63,19 @@ test('of streams that publish when closeWhere ends them, each is written at most
   const channels = createChannels();
   await using server = await serveStreams(
     (stream) => {
-      stream.signal.addEventListener('abort', () => void channels.publish('a', `left ${'x'.repeat(4_000)}`));
+      stream.signal.addEventListener(
+        'abort',
+        () => void channels.publish('a', `left ${'x'.repeat(4_000)}`),
+      );
       return stream.subscribe('a', { checkpoints: false });
     },
     { channels },
   );
   const readers = await Promise.all(Array.from({ length: 64 }, () => read(server.url)));
-  await until('the streams', () => channels.stats().subscriptions === readers.length && channels.stats().behind === 0);
+  await until(
+    'the streams',
+    () => channels.stats().subscriptions === readers.length && channels.stats().behind === 0,
+  );
   const sockets = server.streams.map(({ res }) => res.socket!);
   const before = sockets.map(({ bytesWritten }) => bytesWritten);
   server.events.closeWhere(() => true);
@@ -95,7 +111,9 @@ test('a stream that never catches up ends with close({ final: true }) when it ha
   (server.streams[0] as EventStream).close({ final: true });
   await within('the end', reader.end());
   expect(await (server.streams[0] as EventStream).closed).toBe('final');
-  const numbers = reader.events.filter(({ event }) => event === undefined).map((event) => Number.parseInt(event.data, 10));
+  const numbers = reader.events
+    .filter(({ event }) => event === undefined)
+    .map((event) => Number.parseInt(event.data, 10));
   expect(numbers).toEqual(numbers.map((_, index) => index + 1));
   expect(numbers.length).toBeGreaterThanOrEqual(publishedBefore);
   // A page or two more may have been on their way.
@@ -110,7 +128,9 @@ test('a burst of 1 MB to 1,000 streams whose heartbeat is due in the same turn i
   const channels = createChannels({ history: { bytes: 16_777_216 } });
   const events = sse({ channels, heartbeat: 20 });
   using meter = new TurnMeter();
-  const crowd = Array.from({ length: 1_000 }, () => connectFake(events, ({ length }) => meter.add(length)));
+  const crowd = Array.from({ length: 1_000 }, () =>
+    connectFake(events, ({ length }) => meter.add(length)),
+  );
   await Promise.all(crowd.map(({ stream }) => stream.subscribe('a')));
   const burst = Array.from({ length: 100 }, () => 'x'.repeat(10_000));
   meter.most = 0;
@@ -146,7 +166,11 @@ test('2,000 streams that come back together, each owed 60 KB, are given at most 
     ),
   );
   for (const { stream } of crowd) void stream.subscribe('a');
-  await until('all to be live', () => channels.stats().behind === 0 && channels.stats().subscriptions === crowd.length, 30_000);
+  await until(
+    'all to be live',
+    () => channels.stats().behind === 0 && channels.stats().subscriptions === crowd.length,
+    30_000,
+  );
   expect(meter.total).toBeGreaterThan(crowd.length * 60_000);
   // The step that goes beyond the bound is the last; two runs may come between two looks of the meter.
   expect(meter.most).toBeLessThan(2 * (CATCH_UP_BYTES_PER_TURN + WRITE_MARK));
@@ -173,7 +197,9 @@ test('2,000 streams that come back together to a broker elsewhere have at most 6
   const channels = createChannels({ broker });
   const events = sse({ channels, heartbeat: false });
   const { id } = await channels.publish('a', 'seen');
-  for (let index = 0; index < 60; index++) await channels.publish('a', `${index} ${'x'.repeat(1_000)}`);
+  for (let index = 0; index < 60; index++) {
+    await channels.publish('a', `${index} ${'x'.repeat(1_000)}`);
+  }
   using meter = new TurnMeter();
   const texts: string[] = [];
   const crowd = Array.from({ length: 2_000 }, (_, index) =>
@@ -187,14 +213,18 @@ test('2,000 streams that come back together to a broker elsewhere have at most 6
     ),
   );
   for (const { stream } of crowd) void stream.subscribe('a');
-  await until('all to be live', () => channels.stats().behind === 0 && channels.stats().subscriptions === crowd.length, 30_000);
+  await until(
+    'all to be live',
+    () => channels.stats().behind === 0 && channels.stats().subscriptions === crowd.length,
+    30_000,
+  );
   expect(meter.total).toBeGreaterThan(crowd.length * 60_000);
   expect(meter.most).toBeLessThan(2 * (CATCH_UP_BYTES_PER_TURN + WRITE_MARK));
   expect(mostReading).toBeLessThanOrEqual(64);
   for (const index of [0, 500, 1_000, 1_500]) {
-    expect(Array.from(texts[index]?.matchAll(/^data: (\d+) /gm) ?? [], ([, number]) => Number(number))).toEqual(
-      Array.from({ length: 60 }, (_, number) => number),
-    );
+    expect(
+      Array.from(texts[index]?.matchAll(/^data: (\d+) /gm) ?? [], ([, number]) => Number(number)),
+    ).toEqual(Array.from({ length: 60 }, (_, number) => number));
   }
   await events.close({ within: 0 });
 });
@@ -212,7 +242,9 @@ test('of 20,000 sets of channels that share one channel, each turn gives its eve
       texts[index] = (texts[index] ?? '') + text;
     }),
   );
-  await Promise.all(crowd.map(({ stream }, index) => stream.subscribe(['global', `user:${index}`])));
+  await Promise.all(
+    crowd.map(({ stream }, index) => stream.subscribe(['global', `user:${index}`])),
+  );
   void channels.publish('global', 'to all');
   void channels.publish('user:7', 'to one');
   await until('all to have it', () => meter.total >= crowd.length, 30_000);

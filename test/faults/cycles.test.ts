@@ -32,7 +32,10 @@ test('after 1,000 connects and disconnects of all kinds no stream, timer, listen
   async function cycle(n: number): Promise<void> {
     const kind = n % 5;
     const path = `/?n=${n}${n % 2 === 0 ? '&lazy' : ''}`;
-    const socket = await dial(server.port, requestText(path, kind === 4 ? { Connection: 'close' } : {}));
+    const socket = await dial(
+      server.port,
+      requestText(path, kind === 4 ? { Connection: 'close' } : {}),
+    );
     // Before the head is there, an abrupt reset in the middle of the request's life.
     if (kind === 0) return void socket.resetAndDestroy();
     await new Promise((resolve) => socket.once('data', resolve));
@@ -73,7 +76,10 @@ test('after 1,000 connects and disconnects of all kinds no stream, timer, listen
 
 test('a stream that has ended is let go of: nothing keeps it in memory', async () => {
   const channels = createChannels();
-  await using server = await serveStreams((stream) => stream.subscribe('a'), { channels, heartbeat: 50 });
+  await using server = await serveStreams((stream) => stream.subscribe('a'), {
+    channels,
+    heartbeat: 50,
+  });
   const refs: WeakRef<EventStream>[] = [];
   for (let n = 0; n < 20; n++) {
     const socket = await dial(server.port, requestText('/'));
@@ -81,7 +87,10 @@ test('a stream that has ended is let go of: nothing keeps it in memory', async (
     refs.push(new WeakRef(server.streams.pop() as EventStream));
     socket.destroy();
   }
-  await until('the streams to end', () => server.events.streams.size === 0 && server.sockets.size === 0);
+  await until(
+    'the streams to end',
+    () => server.events.streams.size === 0 && server.sockets.size === 0,
+  );
   await until('the garbage to be collected', async () => {
     await liveHeap();
     return refs.every((ref) => ref.deref() === undefined);

@@ -21,7 +21,9 @@ let pulled = 0;
 
 async function note(url: string, closed: Promise<CloseReason> | undefined): Promise<void> {
   ends[url] = { reason: (await closed) as CloseReason, ms: Math.round(performance.now() - pulled) };
-  if (Object.keys(ends).length === 2) process.send?.({ ends, stats: events.stats() }, () => process.exit());
+  if (Object.keys(ends).length === 2) {
+    process.send?.({ ends, stats: events.stats() }, () => process.exit());
+  }
 }
 
 const server = createServer((req, res: Parameters<typeof listen>[1] & { sse?: EventStream }) => {

@@ -86,7 +86,11 @@ interface User {
   rooms: string[];
 }
 
-async function ticketFor(guarded: Guarded, user: User, headers: Record<string, string> = {}): Promise<string> {
+async function ticketFor(
+  guarded: Guarded,
+  user: User,
+  headers: Record<string, string> = {},
+): Promise<string> {
   const response = await fetch(`${guarded.url}/tickets`, {
     method: 'POST',
     headers: { Authorization: `Bearer ${JSON.stringify(user)}`, ...headers },
@@ -142,7 +146,9 @@ test('tenants whose names and rooms run together do not share a channel', async 
 test('one user holds ten streams at most, and another has his own', async () => {
   await using guarded = await startGuarded(30_000);
   const open = async (user: User) =>
-    read(`${guarded.url}/events/${user.rooms[0] as string}?ticket=${await ticketFor(guarded, user)}`);
+    read(
+      `${guarded.url}/events/${user.rooms[0] as string}?ticket=${await ticketFor(guarded, user)}`,
+    );
   const readers = await Promise.all(Array.from({ length: 11 }, () => open(ALICE)));
   // An EventSource is sent away so that it comes back.
   await until('one to be sent away', () => readers.filter((reader) => reader.ended).length === 1);
@@ -160,7 +166,9 @@ test('a request from a page elsewhere is refused, whatever it carries', async ()
   expect(await statusOf(await url(), { Origin: 'https://evil.example' })).toBe(403);
   expect(await statusOf(await url(), { Origin: 'null' })).toBe(403);
   expect(await statusOf(await url(), { 'Sec-Fetch-Site': 'cross-site' })).toBe(403);
-  expect(await statusOf(await url(), { Origin: 'https://app.example', 'Sec-Fetch-Site': 'same-site' })).toBe(200);
+  expect(
+    await statusOf(await url(), { Origin: 'https://app.example', 'Sec-Fetch-Site': 'same-site' }),
+  ).toBe(200);
 });
 
 test('the documented page gets a new ticket after a break and misses nothing, in Chromium', async () => {
@@ -196,7 +204,11 @@ interface Attempt {
 }
 
 /** A page elsewhere opens a stream of an application that its user has logged in to. */
-async function attempt(browser: Browser, host: string, corsFor?: (origin: string) => CorsOptions): Promise<Attempt> {
+async function attempt(
+  browser: Browser,
+  host: string,
+  corsFor?: (origin: string) => CorsOptions,
+): Promise<Attempt> {
   await using other = await serve((_req: IncomingMessage, res: ServerResponse) => {
     res.setHeader('Content-Type', 'text/html').end('<!doctype html><title>elsewhere</title>');
   });
@@ -205,7 +217,11 @@ async function attempt(browser: Browser, host: string, corsFor?: (origin: string
   const app = express();
   if (corsFor !== undefined) app.use(cors(corsFor(origin)));
   app.use(sse());
-  app.get('/login', (_, res) => void res.cookie('session', 'secret', { httpOnly: true, sameSite: 'lax' }).send('welcome'));
+  app.get(
+    '/login',
+    (_, res) =>
+      void res.cookie('session', 'secret', { httpOnly: true, sameSite: 'lax' }).send('welcome'),
+  );
   app.get(
     '/stream',
     stream((given, req) => {
@@ -227,7 +243,9 @@ async function attempt(browser: Browser, host: string, corsFor?: (origin: string
     window.source = new EventSource('${url}/stream', { withCredentials: true });
     source.onmessage = ({ data }) => got.push(data);
   `);
-  await until('an event or a refusal', async () => page.evaluate<boolean>('got.length > 0 || source.readyState === 2'));
+  await until('an event or a refusal', async () =>
+    page.evaluate<boolean>('got.length > 0 || source.readyState === 2'),
+  );
   const got = await page.evaluate<string[]>('got');
   await page.close();
   return { got, requests };
@@ -243,9 +261,17 @@ test('a page elsewhere can open a stream and cannot read it; cookies come along 
   });
   // Ports do not make another site, nor do sub-domains.
   expect(await attempt(browser, 'localhost')).toEqual({ got: [], requests: [sameSite] });
-  expect(await attempt(browser, 'localhost', () => ({}))).toEqual({ got: [], requests: [sameSite] });
+  expect(await attempt(browser, 'localhost', () => ({}))).toEqual({
+    got: [],
+    requests: [sameSite],
+  });
   for (const whom of [(origin: string) => [origin], () => true]) {
-    expect(await attempt(browser, 'localhost', (origin) => ({ origin: whom(origin), credentials: true }))).toEqual({
+    expect(
+      await attempt(browser, 'localhost', (origin) => ({
+        origin: whom(origin),
+        credentials: true,
+      })),
+    ).toEqual({
       got: ['private'],
       requests: [sameSite],
     });

@@ -29,7 +29,11 @@ async function readByteBySecond(port: number): Promise<void> {
   const sockets: Socket[] = [];
   for (let count = 0; count < READERS; count++) {
     // False stops the reading after the one byte that there is room for.
-    const socket = connect({ port, host: '127.0.0.1', onread: { buffer: Buffer.alloc(1), callback: () => false } });
+    const socket = connect({
+      port,
+      host: '127.0.0.1',
+      onread: { buffer: Buffer.alloc(1), callback: () => false },
+    });
     socket.on('error', () => {});
     socket.write(requestText('/rooms/a'));
     sockets.push(socket);
@@ -75,7 +79,10 @@ test.each([
 ])(
   `${READERS} connections that %s cost a bounded queue each, are cut off, and leave nothing behind`,
   async (what, attack) => {
-    await using site = await startHostileSite({ sse: { stallTimeout: STALL }, channels: { history: { bytes: 4 * MB } } });
+    await using site = await startHostileSite({
+      sse: { stallTimeout: STALL },
+      channels: { history: { bytes: 4 * MB } },
+    });
     // History as full as it gets, and everything compiled.
     await site.publish(['a'], 60, EVENT);
     const before = await site.holdings();
@@ -103,7 +110,10 @@ test.each([
     expect(queued / READERS).toBeLessThan(65_536 + 2 * EVENT);
     // The same bytes are shared by all whose queue they are in.
     expect(live - before.live).toBeLessThan(READERS * (65_536 + 2 * EVENT));
-    await until('all of them to be cut off', async () => (await site.counts()).closed['stalled'] === READERS);
+    await until(
+      'all of them to be cut off',
+      async () => (await site.counts()).closed['stalled'] === READERS,
+    );
     const after = await site.emptied();
     const longest = await site.undisturbed();
     expect(after.live - before.live).toBeLessThan(3 * MB);
@@ -120,7 +130,13 @@ test('a reader whose network is pulled out is cut off: by stallTimeout where byt
   const program = fileURLToPath(new URL('hostile-half-open.ts', import.meta.url));
   // Who is not root makes the namespace as a user of his own.
   const namespace = process.getuid?.() === 0 ? ['--net'] : ['--net', '--map-root-user'];
-  await using child = start('unshare', [...namespace, process.execPath, '--import', import.meta.resolve('tsx'), program]);
+  await using child = start('unshare', [
+    ...namespace,
+    process.execPath,
+    '--import',
+    import.meta.resolve('tsx'),
+    program,
+  ]);
   let told: { ends: Record<string, { reason: string; ms: number }>; stats: SseStats } | undefined;
   child.process.on('message', (message: typeof told) => (told = message));
   await until('both ends', () => {

@@ -4,7 +4,15 @@ import { expect, test } from 'vitest';
 import { StrictParser } from '../support/strict-parser.ts';
 import { requestText } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
-import { MB, crowd, megabytes, requests, reset, startHostileSite, type HostileSite } from './hostile-site.ts';
+import {
+  MB,
+  crowd,
+  megabytes,
+  requests,
+  reset,
+  startHostileSite,
+  type HostileSite,
+} from './hostile-site.ts';
 
 /** Sends bytes, and resolves with all that comes back once it contains the pattern or the connection has ended. */
 async function answer(port: number, request: string | Buffer, pattern: RegExp): Promise<string> {
@@ -57,10 +65,14 @@ test('500 connections that never finish their head are cut off by headersTimeout
     Array.from({ length: 500 }, () => half),
   );
   const answers = sockets.map(() => '');
-  for (const [index, socket] of sockets.entries()) socket.on('data', (chunk: Buffer) => (answers[index] += chunk.toString()));
+  for (const [index, socket] of sockets.entries()) {
+    socket.on('data', (chunk: Buffer) => (answers[index] += chunk.toString()));
+  }
   await site.emptied();
   await site.undisturbed();
-  expect(new Set(answers.map((text) => text.split('\r\n')[0]))).toEqual(new Set(['HTTP/1.1 408 Request Timeout']));
+  expect(new Set(answers.map((text) => text.split('\r\n')[0]))).toEqual(
+    new Set(['HTTP/1.1 408 Request Timeout']),
+  );
   reset(sockets);
 });
 
@@ -143,7 +155,8 @@ const FORGED = [
 ];
 
 // Three events, or the checkpoint of a stream that was told no gap.
-const DONE = /(?:x{10}\nid: .+\n\n[^]*){3}|^(?![^]*sse:gap)[^]*event: sse:checkpoint\ndata: .+\nid: .+\n\n/;
+const DONE =
+  /(?:x{10}\nid: .+\n\n[^]*){3}|^(?![^]*sse:gap)[^]*event: sse:checkpoint\ndata: .+\nid: .+\n\n/;
 
 test('a forged or giant Last-Event-ID is a gap and nothing else: none of it comes back, whatever it holds', async () => {
   await using site = await startHostileSite({ http: { maxHeaderSize: 131_072 } });
@@ -161,7 +174,9 @@ test('a forged or giant Last-Event-ID is a gap and nothing else: none of it come
     'lastEventId[__proto__]=x&__proto__[lastEventId]=y',
   ];
   // Only bytes that HTTP lets through in a header.
-  const headers = FORGED.map((id) => Buffer.from(id.replaceAll('E', epoch)).toString('latin1')).filter(
+  const headers = FORGED.map((id) =>
+    Buffer.from(id.replaceAll('E', epoch)).toString('latin1'),
+  ).filter(
     // oxlint-disable-next-line no-control-regex -- these are what is looked for
     (id) => !/[\0-\x08\x0a-\x1f\x7f]/.test(id),
   );
@@ -172,16 +187,28 @@ test('a forged or giant Last-Event-ID is a gap and nothing else: none of it come
     requestText('/rooms/a', { 'Last-Event-ID': `${epoch}.1\r\nLast-Event-ID: ${epoch}.2` }),
   ];
   for (const request of wanted) {
-    const text = await answer(site.port, Buffer.from(request.replace('HTTP/1.1', 'HTTP/1.0'), 'latin1'), DONE);
+    const text = await answer(
+      site.port,
+      Buffer.from(request.replace('HTTP/1.1', 'HTTP/1.0'), 'latin1'),
+      DONE,
+    );
     const head = text.slice(0, text.indexOf('\r\n\r\n'));
     expect(head).toMatch(/^HTTP\/1\.1 200 OK\r\n/);
     const parser = new StrictParser().feed(Buffer.from(text.slice(head.length + 4), 'latin1'));
     const [first, ...rest] = parser.events;
     // An array in the query is no `lastEventId`, and starts now.
     if (first?.type !== 'sse:checkpoint') {
-      expect([first?.type, Object.keys(JSON.parse(first?.data ?? ''))]).toEqual(['sse:gap', ['channels', 'after', 'cursor']]);
+      expect([first?.type, Object.keys(JSON.parse(first?.data ?? ''))]).toEqual([
+        'sse:gap',
+        ['channels', 'after', 'cursor'],
+      ]);
       expect(JSON.parse(first?.data ?? '')).toMatchObject({ channels: ['a'], after: '' });
-      expect(rest.map(({ type }) => type)).toEqual(['sse:checkpoint', 'message', 'message', 'message']);
+      expect(rest.map(({ type }) => type)).toEqual([
+        'sse:checkpoint',
+        'message',
+        'message',
+        'message',
+      ]);
     }
   }
   const { live } = await site.emptied();
@@ -201,10 +228,18 @@ test('a forged or giant Last-Event-ID is a gap and nothing else: none of it come
 test('what is no HTTP is refused before the library sees it', async () => {
   await using site = await startHostileSite();
   for (const id of ['\0', 'a\rb', 'x'.repeat(60_000)]) {
-    const text = await answer(site.port, requestText('/rooms/a', { 'Last-Event-ID': id }), /\r\n\r\n/);
+    const text = await answer(
+      site.port,
+      requestText('/rooms/a', { 'Last-Event-ID': id }),
+      /\r\n\r\n/,
+    );
     expect(text).toMatch(/^HTTP\/1\.1 (400|431) /);
   }
-  const text = await answer(site.port, requestText(`/rooms/a?lastEventId=${'x'.repeat(60_000)}`), /\r\n\r\n/);
+  const text = await answer(
+    site.port,
+    requestText(`/rooms/a?lastEventId=${'x'.repeat(60_000)}`),
+    /\r\n\r\n/,
+  );
   expect(text).toMatch(/^HTTP\/1\.1 431 /);
   expect((await site.emptied()).opened).toBe(1);
 });
@@ -301,7 +336,9 @@ test('100,000 channel names leave nothing behind, one after the other or all at 
 }, 60_000);
 
 test('100,000 names that are published to are held to maxChannels and maxHistory', async () => {
-  await using site = await startHostileSite({ channels: { maxChannels: 1_000, maxHistory: 4 * MB } });
+  await using site = await startHostileSite({
+    channels: { maxChannels: 1_000, maxHistory: 4 * MB },
+  });
   const before = await site.holdings();
   for (let from = 0; from < 100_000; from += 1_000) {
     await site.publish(
@@ -331,10 +368,10 @@ test('names that are none are refused: too long, empty, with control characters,
     '/rooms?names=',
     `/rooms?names=${Array.from({ length: 101 }, (_, index) => index).join(',')}`,
   ]) {
-    expect([path.slice(0, 30), (await answer(site.port, requestText(path), /\r\n\r\n/)).split('\r\n')[0]]).toEqual([
+    expect([
       path.slice(0, 30),
-      'HTTP/1.1 400 Bad Request',
-    ]);
+      (await answer(site.port, requestText(path), /\r\n\r\n/)).split('\r\n')[0],
+    ]).toEqual([path.slice(0, 30), 'HTTP/1.1 400 Bad Request']);
   }
   expect((await site.emptied()).opened).toBe(1);
 });
@@ -353,7 +390,9 @@ test('a client that asks for a full history again and again costs its bytes, and
         for (let count = 0; count < EACH; count++) {
           // Nothing at all, or an id of nobody's.
           const forged = client % 2 === 0 ? {} : { 'Last-Event-ID': `forged.${count}` };
-          const [socket] = (await crowd(site.port, [requestText('/history/a', forged)])) as [Socket];
+          const [socket] = (await crowd(site.port, [requestText('/history/a', forged)])) as [
+            Socket,
+          ];
           let bytes = 0;
           socket.on('data', (chunk: Buffer) => (bytes += chunk.length));
           await until('the history', () => bytes > history.events * 900);

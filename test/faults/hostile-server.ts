@@ -55,7 +55,8 @@ app.get(
   channels.listen((req) => req.params['room'] as string, { since: 'start' }),
 );
 app.use(
-  (_error: unknown, _req: express.Request, res: express.Response, _next: express.NextFunction) => void res.status(400).end(),
+  (_error: unknown, _req: express.Request, res: express.Response, _next: express.NextFunction) =>
+    void res.status(400).end(),
 );
 
 const server = createServer(options.http ?? {}, app);
@@ -94,7 +95,9 @@ process.on('message', ({ id, command, given }: { id: number; command: string; gi
 let tick = 0;
 setInterval(() => void channels.publish('witness', { tick: tick++, at: Date.now() }), 20).unref();
 delay.enable();
-server.listen({ port: 0, host: '127.0.0.1', backlog: 4_096 }, () => process.send?.({ listening: server.address() }));
+server.listen({ port: 0, host: '127.0.0.1', backlog: 4_096 }, () =>
+  process.send?.({ listening: server.address() }),
+);
 
 function holdings(): Holdings {
   const { heapUsed, external, rss } = process.memoryUsage();
@@ -109,7 +112,9 @@ function holdings(): Holdings {
     streams: open,
     subscriptions,
     channels: channels.names().length,
-    timers: process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout' || kind === 'Immediate').length,
+    timers: process
+      .getActiveResourcesInfo()
+      .filter((kind) => kind === 'Timeout' || kind === 'Immediate').length,
     buffered,
     behind,
     opened,

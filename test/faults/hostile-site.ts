@@ -33,15 +33,24 @@ const SERVER = fileURLToPath(new URL('hostile-server.ts', import.meta.url));
  * @example await using site = await startHostileSite({ sse: { stallTimeout: 1_000 } });
  */
 export async function startHostileSite(options: HostileServerOptions = {}): Promise<HostileSite> {
-  const child = start(process.execPath, ['--expose-gc', '--import', import.meta.resolve('tsx'), SERVER, JSON.stringify(options)]);
+  const child = start(process.execPath, [
+    '--expose-gc',
+    '--import',
+    import.meta.resolve('tsx'),
+    SERVER,
+    JSON.stringify(options),
+  ]);
   let calls = 0;
   const answers = new Map<number, (result: unknown) => void>();
   let listening: AddressInfo | undefined;
-  child.process.on('message', (message: { id: number; result: unknown; listening?: AddressInfo }) => {
-    listening ??= message.listening;
-    answers.get(message.id)?.(message.result);
-    answers.delete(message.id);
-  });
+  child.process.on(
+    'message',
+    (message: { id: number; result: unknown; listening?: AddressInfo }) => {
+      listening ??= message.listening;
+      answers.get(message.id)?.(message.result);
+      answers.delete(message.id);
+    },
+  );
 
   async function ask<T>(command: string, given: object = {}): Promise<T> {
     const id = ++calls;
@@ -62,7 +71,10 @@ export async function startHostileSite(options: HostileServerOptions = {}): Prom
   function look(): void {
     const now = Date.now();
     for (; seen < reader.events.length; seen++) {
-      longest = Math.max(longest, now - (JSON.parse(reader.events[seen]?.data as string) as { at: number }).at);
+      longest = Math.max(
+        longest,
+        now - (JSON.parse(reader.events[seen]?.data as string) as { at: number }).at,
+      );
     }
   }
 
@@ -82,7 +94,14 @@ export async function startHostileSite(options: HostileServerOptions = {}): Prom
         30_000,
       );
       const held = await ask<Holdings>('holdings');
-      expect(held).toMatchObject({ sockets: 1, streams: 1, subscriptions: 1, channels: 1, behind: 0, buffered: 0 });
+      expect(held).toMatchObject({
+        sockets: 1,
+        streams: 1,
+        subscriptions: 1,
+        channels: 1,
+        behind: 0,
+        buffered: 0,
+      });
       return held;
     },
     async undisturbed() {
@@ -109,12 +128,20 @@ export async function crowd(port: number, texts: readonly string[]): Promise<Soc
     socket.write(text);
     return socket;
   });
-  await within('all to be connected', Promise.all(sockets.map((socket) => once(socket, 'connect'))), 30_000);
+  await within(
+    'all to be connected',
+    Promise.all(sockets.map((socket) => once(socket, 'connect'))),
+    30_000,
+  );
   return sockets;
 }
 
 /** So many requests for the same. */
-export function requests(count: number, path: string, headers: Record<string, string> = {}): string[] {
+export function requests(
+  count: number,
+  path: string,
+  headers: Record<string, string> = {},
+): string[] {
   return Array.from({ length: count }, () => requestText(path, headers));
 }
 

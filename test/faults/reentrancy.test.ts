@@ -1,7 +1,12 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import type { ServerResponse } from 'node:http';
 import { describe, expect, test } from 'vitest';
-import { createChannels, type Channels, type EventStream, type Subscription } from '../../src/index.ts';
+import {
+  createChannels,
+  type Channels,
+  type EventStream,
+  type Subscription,
+} from '../../src/index.ts';
 import { serveStreams, type StreamServer } from '../support/app.ts';
 import { read, type Reader } from '../support/reader.ts';
 import { dial, requestText } from '../support/server.ts';
@@ -119,7 +124,9 @@ test('a filter that subscribes its stream to another channel repeats nothing and
     async (stream) => {
       await stream.subscribe('invites', {
         filter: (event) => {
-          if (event.data === 'invited') void stream.subscribe('room', { since: before[0] as string, resume: false });
+          if (event.data === 'invited') {
+            void stream.subscribe('room', { since: before[0] as string, resume: false });
+          }
           return true;
         },
       });
@@ -162,7 +169,8 @@ test('a filter that subscribes while its stream catches up loses nothing of the 
 test('a subscription that is made by a res-sse:open subscriber is the same as the one that opens the stream', async () => {
   const channels = createChannels();
   await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
-  const greet = (message: unknown): void => void (message as { stream: EventStream }).stream.subscribe('broadcast');
+  const greet = (message: unknown): void =>
+    void (message as { stream: EventStream }).stream.subscribe('broadcast');
   subscribe('res-sse:open', greet);
   using reader = await read(server.url);
   await until('both', () => channels.stats().subscriptions === 2);
@@ -176,16 +184,23 @@ test('a subscription that is made by a res-sse:open subscriber is the same as th
 });
 
 test('a stream that ends in the middle of a page is let go of', async () => {
-  if (globalThis.gc === undefined) throw new Error('run node with --expose-gc, as vitest.config.ts does');
+  if (globalThis.gc === undefined) {
+    throw new Error('run node with --expose-gc, as vitest.config.ts does');
+  }
   const channels = createChannels();
   const [first] = await publishAll(channels, 'a', '0', '1', '2');
   await using server = await serveStreams(
-    (stream) => void stream.subscribe('a', { filter: (event) => (event.data === '2' && stream.close(), true) }),
+    (stream) =>
+      void stream.subscribe('a', {
+        filter: (event) => (event.data === '2' && stream.close(), true),
+      }),
     { channels },
   );
   const refs: WeakRef<EventStream>[] = [];
   for (let n = 0; n < 10; n++) {
-    using reader = await read(server.url, { headers: { 'Last-Event-ID': first as string, Connection: 'close' } });
+    using reader = await read(server.url, {
+      headers: { 'Last-Event-ID': first as string, Connection: 'close' },
+    });
     await reader.end();
     refs.push(new WeakRef(server.streams.pop() as EventStream));
   }
@@ -193,38 +208,51 @@ test('a stream that ends in the middle of a page is let go of', async () => {
   await untilCollected(refs);
 });
 
-test.each<[string, (stream: EventStream, subscription: Subscription, publish: () => void) => void]>([
-  ['unsubscribe', (_stream, subscription, publish) => (publish(), subscription.unsubscribe())],
-  ['close', (stream, _subscription, publish) => (publish(), stream.close())],
-  ['closing for good', (stream, _subscription, publish) => (publish(), stream.close({ final: true }))],
-  ['an event of its own, and its end', (stream, _subscription, publish) => (publish(), stream.send('own'), stream.close())],
-])('what a filter has parsed is let go of when the last stream of a channel is given it by %s', async (_, act) => {
-  if (globalThis.gc === undefined) throw new Error('run node with --expose-gc, as vitest.config.ts does');
-  for (const history of [undefined, false] as const) {
-    const channels = createChannels({ history });
-    const kept: Promise<unknown>[] = [];
-    const refs: WeakRef<object>[] = [];
-    let subscription: Subscription | undefined;
-    await using server = await serveStreams(
-      async (stream) => {
-        subscription = await stream.subscribe('a', {
-          filter: (event) => (refs.push(new WeakRef(event.json() as object)), true),
-        });
-      },
-      { channels },
-    );
-    using reader = await read(server.url);
-    await until('the subscription', () => subscription !== undefined);
-    act(server.streams[0] as EventStream, subscription as Subscription, () => {
-      for (let count = 0; count < 5; count++) kept.push(channels.publish('a', { count }));
-    });
-    await Promise.all(kept);
-    await until('the filter', () => refs.length === 5);
-    expect(channels.stats().history.events).toBe(history === false ? 0 : 5);
-    await untilCollected(refs);
-    reader.close();
-  }
-});
+test.each<[string, (stream: EventStream, subscription: Subscription, publish: () => void) => void]>(
+  [
+    ['unsubscribe', (_stream, subscription, publish) => (publish(), subscription.unsubscribe())],
+    ['close', (stream, _subscription, publish) => (publish(), stream.close())],
+    [
+      'closing for good',
+      (stream, _subscription, publish) => (publish(), stream.close({ final: true })),
+    ],
+    [
+      'an event of its own, and its end',
+      (stream, _subscription, publish) => (publish(), stream.send('own'), stream.close()),
+    ],
+  ],
+)(
+  'what a filter has parsed is let go of when the last stream of a channel is given it by %s',
+  async (_, act) => {
+    if (globalThis.gc === undefined) {
+      throw new Error('run node with --expose-gc, as vitest.config.ts does');
+    }
+    for (const history of [undefined, false] as const) {
+      const channels = createChannels({ history });
+      const kept: Promise<unknown>[] = [];
+      const refs: WeakRef<object>[] = [];
+      let subscription: Subscription | undefined;
+      await using server = await serveStreams(
+        async (stream) => {
+          subscription = await stream.subscribe('a', {
+            filter: (event) => (refs.push(new WeakRef(event.json() as object)), true),
+          });
+        },
+        { channels },
+      );
+      using reader = await read(server.url);
+      await until('the subscription', () => subscription !== undefined);
+      act(server.streams[0] as EventStream, subscription as Subscription, () => {
+        for (let count = 0; count < 5; count++) kept.push(channels.publish('a', { count }));
+      });
+      await Promise.all(kept);
+      await until('the filter', () => refs.length === 5);
+      expect(channels.stats().history.events).toBe(history === false ? 0 : 5);
+      await untilCollected(refs);
+      reader.close();
+    }
+  },
+);
 
 test('what a filter has parsed is let go of when it throws in the middle of a page', async () => {
   const channels = createChannels();
@@ -266,7 +294,10 @@ test('an onGap that awaits another subscription of its stream does not wait for 
     { channels },
   );
   using reader = await read(server.url, { headers: { 'Last-Event-ID': ids[0] as string } });
-  await until('the stream to be live', () => channels.stats().behind === 0 && channels.stats().subscriptions === 2);
+  await until(
+    'the stream to be live',
+    () => channels.stats().behind === 0 && channels.stats().subscriptions === 2,
+  );
   await publishAll(channels, 'b', 'b1');
   await publishAll(channels, 'a', '4');
   expect(data(await reader.take(2))).toEqual(['b1', '4']);
@@ -358,35 +389,43 @@ describe('an onGap that is still at work when its subscription ends', () => {
     ['answers', ({ resolve, cursor }) => resolve(cursor)],
   ];
 
-  test.each(ENDS)('and then %s leaves the stream open, and what else it follows is delivered', async (_, end) => {
-    await using gap = await serveAsked(['y']);
-    gap.subscription.unsubscribe();
-    end(gap.asked);
-    await publishAll(gap.channels, 'y', 'y1', 'y2');
-    await until('the events', () => gap.received().length === 2);
-    await until('the stream to be live', () => gap.channels.stats().behind === 0);
-    await publishAll(gap.channels, 'y', 'y3');
-    await until('the next event', () => gap.received().length === 3);
-    expect(gap.received()).toEqual(['y1', 'y2', 'y3']);
-    expect(gap.stream.readyState).toBe(1);
-  });
+  test.each(ENDS)(
+    'and then %s leaves the stream open, and what else it follows is delivered',
+    async (_, end) => {
+      await using gap = await serveAsked(['y']);
+      gap.subscription.unsubscribe();
+      end(gap.asked);
+      await publishAll(gap.channels, 'y', 'y1', 'y2');
+      await until('the events', () => gap.received().length === 2);
+      await until('the stream to be live', () => gap.channels.stats().behind === 0);
+      await publishAll(gap.channels, 'y', 'y3');
+      await until('the next event', () => gap.received().length === 3);
+      expect(gap.received()).toEqual(['y1', 'y2', 'y3']);
+      expect(gap.stream.readyState).toBe(1);
+    },
+  );
 
-  test.each(ENDS)('and then %s does not hold up the next subscription of its stream', async (_, end) => {
-    await using gap = await serveAsked([]);
-    gap.subscription.unsubscribe();
-    await within('the next subscription', gap.stream.subscribe('y'));
-    await publishAll(gap.channels, 'y', 'y1');
-    await until('its event', () => gap.received().length === 1);
-    end(gap.asked);
-    await publishAll(gap.channels, 'y', 'y2');
-    await until('the next event', () => gap.received().length === 2);
-    expect(gap.received()).toEqual(['y1', 'y2']);
-    expect([gap.stream.readyState, gap.channels.stats().behind]).toEqual([1, 0]);
-  });
+  test.each(ENDS)(
+    'and then %s does not hold up the next subscription of its stream',
+    async (_, end) => {
+      await using gap = await serveAsked([]);
+      gap.subscription.unsubscribe();
+      await within('the next subscription', gap.stream.subscribe('y'));
+      await publishAll(gap.channels, 'y', 'y1');
+      await until('its event', () => gap.received().length === 1);
+      end(gap.asked);
+      await publishAll(gap.channels, 'y', 'y2');
+      await until('the next event', () => gap.received().length === 2);
+      expect(gap.received()).toEqual(['y1', 'y2']);
+      expect([gap.stream.readyState, gap.channels.stats().behind]).toEqual([1, 0]);
+    },
+  );
 });
 
 test('an onGap that answers for what was lost leaves what was not lost to be delivered', async () => {
-  const channels = createChannels({ historyFor: (name) => (name === 'small' ? { events: 1 } : undefined) });
+  const channels = createChannels({
+    historyFor: (name) => (name === 'small' ? { events: 1 } : undefined),
+  });
   const [first] = await publishAll(channels, 'small', 's1', 's2');
   await publishAll(channels, 'large', 'l1', 'l2');
   await publishAll(channels, 'small', 's3');
@@ -394,7 +433,11 @@ test('an onGap that answers for what was lost leaves what was not lost to be del
   await using server = await serveStreams(
     (stream) =>
       stream.subscribe(['small', 'large'], {
-        onGap: (_stream, gap) => (gaps.push(gap.channels), stream.send('snapshot of small'), gap.cursor),
+        onGap: (_stream, gap) => (
+          gaps.push(gap.channels),
+          stream.send('snapshot of small'),
+          gap.cursor
+        ),
       }),
     { channels },
   );
@@ -415,7 +458,11 @@ test('each subscription is asked for its own channels, and what nobody answers f
   await using server = await serveStreams(
     async (stream) => {
       for (const name of ['a', 'b']) {
-        subscriptions.push(stream.subscribe(name, { onGap: (_stream, gap) => (asked.push([name, gap.channels]), gap.cursor) }));
+        subscriptions.push(
+          stream.subscribe(name, {
+            onGap: (_stream, gap) => (asked.push([name, gap.channels]), gap.cursor),
+          }),
+        );
       }
       subscriptions.push(stream.subscribe('c'));
       await Promise.all(subscriptions);
@@ -428,7 +475,10 @@ test('each subscription is asked for its own channels, and what nobody answers f
     ['a', ['a']],
     ['b', ['b']],
   ]);
-  expect([gap?.event, JSON.parse(gap?.data ?? '')]).toEqual(['sse:gap', expect.objectContaining({ channels: ['c'] })]);
+  expect([gap?.event, JSON.parse(gap?.data ?? '')]).toEqual([
+    'sse:gap',
+    expect.objectContaining({ channels: ['c'] }),
+  ]);
   expect(event?.data).toBe('3');
   expect(await within('all', Promise.all(subscriptions))).toHaveLength(3);
 });
@@ -456,12 +506,20 @@ test('a client is told at once when a later subscribe steps back, and when it ha
     reader.text.indexOf('data: b3'),
     reader.text.lastIndexOf('sse:checkpoint'),
   ];
-  expect([stepBack < b3, b3 < head, stepBack > reader.text.indexOf('data: a4')]).toEqual([true, true, true]);
+  expect([stepBack < b3, b3 < head, stepBack > reader.text.indexOf('data: a4')]).toEqual([
+    true,
+    true,
+    true,
+  ]);
 });
 
 test('a channel that is left while catching up and entered again begins where it is told to', async () => {
   const channels = createChannels();
-  await publishAll(channels, 'x', ...Array.from({ length: 400 }, (_, index) => `${index}:${'x'.repeat(1_000)}`));
+  await publishAll(
+    channels,
+    'x',
+    ...Array.from({ length: 400 }, (_, index) => `${index}:${'x'.repeat(1_000)}`),
+  );
   const y = await publishAll(channels, 'y', 'y1', 'y2', 'y3');
   await using server = await serveStreams(
     async (stream) => {
@@ -497,7 +555,10 @@ function publishesOnce(channels: Channels, name: string, text: string): () => vo
   };
 }
 
-const reentrantPublishers: [who: string, install: (stream: EventStream, publish: () => void) => () => void][] = [
+const reentrantPublishers: [
+  who: string,
+  install: (stream: EventStream, publish: () => void) => () => void,
+][] = [
   ['its filter', () => () => {}],
   [
     'a wrapped res.write',
@@ -515,49 +576,68 @@ const reentrantPublishers: [who: string, install: (stream: EventStream, publish:
   ],
 ];
 
-test.each(reentrantPublishers)('an event that %s publishes while the stream catches up is delivered', async (who, install) => {
-  const channels = createChannels({ history: { events: 2 } });
-  const [first] = await publishAll(channels, 'a', '1', '2', '3', '4');
-  const publish = publishesOnce(channels, 'a', 'inside');
-  let uninstall = (): void => {};
-  await using server = await serveStreams(
-    (stream) => {
-      uninstall = install(stream, publish);
-      const filter = (event: { data: string }): boolean => (event.data === '4' && publish(), true);
-      return stream.subscribe('a', who === 'its filter' ? { filter } : {});
-    },
-    { channels },
-  );
-  using reader = await read(server.url, { headers: { 'Last-Event-ID': first as string } });
-  await until('the stream to be live', () => channels.stats().subscriptions === 1 && channels.stats().behind === 0);
-  uninstall();
-  await publishAll(channels, 'a', 'after');
-  await until('the last event', () => data(reader.events).includes('after'));
-  expect(data(reader.events.filter(({ event }) => event !== 'sse:gap'))).toEqual(['3', '4', 'inside', 'after']);
-});
+test.each(reentrantPublishers)(
+  'an event that %s publishes while the stream catches up is delivered',
+  async (who, install) => {
+    const channels = createChannels({ history: { events: 2 } });
+    const [first] = await publishAll(channels, 'a', '1', '2', '3', '4');
+    const publish = publishesOnce(channels, 'a', 'inside');
+    let uninstall = (): void => {};
+    await using server = await serveStreams(
+      (stream) => {
+        uninstall = install(stream, publish);
+        const filter = (event: { data: string }): boolean => (
+          event.data === '4' && publish(),
+          true
+        );
+        return stream.subscribe('a', who === 'its filter' ? { filter } : {});
+      },
+      { channels },
+    );
+    using reader = await read(server.url, { headers: { 'Last-Event-ID': first as string } });
+    await until(
+      'the stream to be live',
+      () => channels.stats().subscriptions === 1 && channels.stats().behind === 0,
+    );
+    uninstall();
+    await publishAll(channels, 'a', 'after');
+    await until('the last event', () => data(reader.events).includes('after'));
+    expect(data(reader.events.filter(({ event }) => event !== 'sse:gap'))).toEqual([
+      '3',
+      '4',
+      'inside',
+      'after',
+    ]);
+  },
+);
 
 test.each<[string, (stream: EventStream, subscription: Subscription) => unknown]>([
   ['another subscription ends', (_stream, subscription) => subscription.unsubscribe()],
   ['another subscription begins', (stream) => stream.subscribe('c')],
-])('an event that a filter of a live stream publishes is delivered when %s in the same turn', async (_, act) => {
-  const channels = createChannels();
-  const publish = publishesOnce(channels, 'a', 'inside');
-  let other: Subscription | undefined;
-  await using server = await serveStreams(
-    async (stream) => {
-      await stream.subscribe('a', { filter: (event) => (event.data === 'trigger' && publish(), true) });
-      other = await stream.subscribe('b');
-    },
-    { channels },
-  );
-  using reader = await read(server.url);
-  await until('the subscriptions', () => other !== undefined && channels.stats().behind === 0);
-  void channels.publish('a', 'trigger');
-  void act(server.streams[0] as EventStream, other as Subscription);
-  await publishAll(channels, 'a', 'after');
-  await until('the last event', () => data(reader.events).includes('after'));
-  expect(data(reader.events)).toEqual(['trigger', 'inside', 'after']);
-});
+])(
+  'an event that a filter of a live stream publishes is delivered when %s in the same turn',
+  async (_, act) => {
+    const channels = createChannels();
+    const publish = publishesOnce(channels, 'a', 'inside');
+    let other: Subscription | undefined;
+    await using server = await serveStreams(
+      async (stream) => {
+        await stream.subscribe('a', {
+          filter: (event) => (event.data === 'trigger' && publish(), true),
+        });
+        other = await stream.subscribe('b');
+      },
+      { channels },
+    );
+    using reader = await read(server.url);
+    await until('the subscriptions', () => other !== undefined && channels.stats().behind === 0);
+    void channels.publish('a', 'trigger');
+    void act(server.streams[0] as EventStream, other as Subscription);
+    await publishAll(channels, 'a', 'after');
+    await until('the last event', () => data(reader.events).includes('after'));
+    expect(data(reader.events)).toEqual(['trigger', 'inside', 'after']);
+  },
+);
 
 test('an event that a filter publishes in the turn of a heartbeat is delivered, and no checkpoint vouches for it before', async () => {
   const channels = createChannels();
@@ -568,7 +648,9 @@ test('an event that a filter publishes in the turn of a heartbeat is delivered, 
   await using server = await serveStreams(
     (stream, req) => {
       if (req.query['last'] === undefined) {
-        return stream.subscribe('a', { filter: (event) => (event.data === 'trigger' && inside(), true) });
+        return stream.subscribe('a', {
+          filter: (event) => (event.data === 'trigger' && inside(), true),
+        });
       }
       wrapWrite(stream.res, (text) => isArmed && text.includes('sse:checkpoint') && trigger());
       return stream.subscribe('b');
@@ -598,7 +680,10 @@ const CROWD = 600;
 /** A crowd of streams that follow `a` with a filter of their own, which publishes are given to in slices. */
 async function gather(server: StreamServer, channels: Channels): Promise<Reader[]> {
   const readers = await Promise.all(Array.from({ length: CROWD }, () => read(server.url)));
-  await until('the crowd', () => channels.stats().subscriptions === CROWD && channels.stats().behind === 0);
+  await until(
+    'the crowd',
+    () => channels.stats().subscriptions === CROWD && channels.stats().behind === 0,
+  );
   return readers;
 }
 
@@ -617,9 +702,12 @@ async function publishInTurns(channels: Channels, turns: number): Promise<string
 
 test('in a crowd of 600 a filter that comments on its stream does not change the order of the events', async () => {
   const channels = createChannels();
-  await using server = await serveStreams((stream) => stream.subscribe('a', { filter: () => (stream.comment('seen'), true) }), {
-    channels,
-  });
+  await using server = await serveStreams(
+    (stream) => stream.subscribe('a', { filter: () => (stream.comment('seen'), true) }),
+    {
+      channels,
+    },
+  );
   const readers = await gather(server, channels);
   const published = await publishInTurns(channels, 4);
   for (const reader of readers) {
@@ -634,7 +722,8 @@ test('in a crowd of 600 what a filter sends in place of an event comes in the or
   await using server = await serveStreams(
     (stream) =>
       stream.subscribe('a', {
-        filter: (event) => (Number(event.data) % 2 === 0 ? true : (stream.send(`${event.data}, redacted`), false)),
+        filter: (event) =>
+          Number(event.data) % 2 === 0 ? true : (stream.send(`${event.data}, redacted`), false),
       }),
     { channels },
   );
@@ -646,7 +735,9 @@ test('in a crowd of 600 what a filter sends in place of an event comes in the or
       data(reader.events).filter((each) => each.endsWith('redacted') === isRedacted),
     );
     expect(passed).toEqual(published.filter((each) => Number(each) % 2 === 0));
-    expect(redacted).toEqual(published.filter((each) => Number(each) % 2 === 1).map((each) => `${each}, redacted`));
+    expect(redacted).toEqual(
+      published.filter((each) => Number(each) % 2 === 1).map((each) => `${each}, redacted`),
+    );
     // It takes the place of an event of its own turn, so nothing of a later turn comes before it.
     const turns = data(reader.events).map((each) => Math.floor(Number.parseInt(each, 10) / 2));
     expect(turns).toEqual(turns.toSorted((one, other) => one - other));
@@ -664,17 +755,23 @@ test('a filter that subscribes in the middle of a page steps the ids back only w
     (stream) =>
       stream.subscribe('invites', {
         filter: (event) => {
-          if (event.data === 'invited') void stream.subscribe('room', { since: before as string, resume: false });
+          if (event.data === 'invited') {
+            void stream.subscribe('room', { since: before as string, resume: false });
+          }
           return true;
         },
       }),
     { channels },
   );
   using reader = await read(server.url, { headers: { 'Last-Event-ID': first as string } });
-  await until('all events', () => ['invited', 'i4', 'r2', 'r5'].every((each) => data(reader.events).includes(each)));
+  await until('all events', () =>
+    ['invited', 'i4', 'r2', 'r5'].every((each) => data(reader.events).includes(each)),
+  );
   expect(data(reader.events)).toEqual(['invited', 'i4', 'r2', 'r5']);
   // Each part begins with an event or a checkpoint that may step back, and in it the ids grow.
-  const written = [...reader.text.matchAll(/^(event: sse:checkpoint\n)?data: .*\nid: .*\.(\d+)$/gm)];
+  const written = [
+    ...reader.text.matchAll(/^(event: sse:checkpoint\n)?data: .*\nid: .*\.(\d+)$/gm),
+  ];
   for (const [index, [, checkpoint, offset]] of written.entries()) {
     const previous = Number(written[index - 1]?.[2] ?? 0);
     if (checkpoint === undefined) expect(Number(offset)).toBeGreaterThan(previous);
@@ -699,7 +796,12 @@ test('close({ final: true }) in a filter comes behind the event that is being fi
   void channels.publish('a', 'result', { event: 'done' });
   void channels.publish('a', 'two');
   await reader.end();
-  expect(reader.events.map((each) => each.event ?? each.data)).toEqual(['one', 'done', 'two', 'sse:end']);
+  expect(reader.events.map((each) => each.event ?? each.data)).toEqual([
+    'one',
+    'done',
+    'two',
+    'sse:end',
+  ]);
 });
 
 test('close({ final: true }) of a stream that is behind ends it when its last subscription ends meanwhile', async () => {
@@ -714,7 +816,10 @@ test('close({ final: true }) of a stream that is behind ends it when its last su
   await publishAll(channels, 'a', ...Array.from({ length: 200 }, () => 'x'.repeat(100_000)));
   const socket = await dial(server.port, requestText('/'));
   socket.pause();
-  await until('the reader to be behind', () => channels.stats().behind === 1 && subscription !== undefined);
+  await until(
+    'the reader to be behind',
+    () => channels.stats().behind === 1 && subscription !== undefined,
+  );
   const stream = server.streams[0] as EventStream;
   stream.close({ final: true });
   subscription?.unsubscribe();
@@ -745,7 +850,12 @@ test('a subscription that ends while its onGap is being answered leaves the gap 
   for (const text of ['1', '2', '3']) void channels.publish('a', text.repeat(40_000));
   server.streams[0]?.send('now');
   await until('the newest', () => reader.events.some((event) => event.data.startsWith('3')));
-  expect(reader.events.map((event) => event.event ?? event.data[0])).toEqual(['1', 'n', 'sse:gap', '3']);
+  expect(reader.events.map((event) => event.event ?? event.data[0])).toEqual([
+    '1',
+    'n',
+    'sse:gap',
+    '3',
+  ]);
 });
 
 test('an onGap that subscribes its channel anew is told no gap of what was before the new subscription', async () => {

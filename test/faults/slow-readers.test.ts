@@ -40,7 +40,10 @@ test('50 readers that never read cost the other 50 nothing: 200 MB later they ha
       });
     }
   }
-  await until('the streams', async () => (await ask<{ open: number }>('stats')).open === READING + STUCK);
+  await until(
+    'the streams',
+    async () => (await ask<{ open: number }>('stats')).open === READING + STUCK,
+  );
 
   // Until the kernel's buffers of those who never read are full, and the history is.
   await ask('publish', { from: 0, count: 100, bytes: EVENT, slow: STUCK });
@@ -50,17 +53,25 @@ test('50 readers that never read cost the other 50 nothing: 200 MB later they ha
   const after = await ask<{ live: number; rss: number }>('memory');
 
   // Each event is its number, the filler, and what the wire adds; all readers have come equally far.
-  const stats = await ask<{ open: number; dropped: number; buffered: number; channels: { behind: number; gaps: number } }>(
-    'stats',
-  );
+  const stats = await ask<{
+    open: number;
+    dropped: number;
+    buffered: number;
+    channels: { behind: number; gaps: number };
+  }>('stats');
   await until('everything to arrive', () =>
     bytes.every(
       (count, reader) =>
-        count - (received[reader] as number) >= (EVENTS - 100) * EVENT && /x\nid: .+\n\n$/.test(tails[reader] as string),
+        count - (received[reader] as number) >= (EVENTS - 100) * EVENT &&
+        /x\nid: .+\n\n$/.test(tails[reader] as string),
     ),
   );
   expect(new Set(bytes).size).toBe(1);
-  expect(stats).toMatchObject({ open: READING + STUCK, dropped: 0, channels: { behind: STUCK, gaps: 0 } });
+  expect(stats).toMatchObject({
+    open: READING + STUCK,
+    dropped: 0,
+    channels: { behind: STUCK, gaps: 0 },
+  });
   // For each that never reads: the write mark, the event that went over it, and what the pieces in the socket weigh.
   expect(stats.buffered).toBeLessThan(STUCK * (65_536 + 2 * EVENT));
   expect(after.live - before.live).toBeLessThan(4 * MB);

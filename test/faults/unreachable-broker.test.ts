@@ -61,8 +61,13 @@ interface Outcomes {
 }
 
 /** Streams that follow channel `a` of a Redis, and how their subscriptions went. */
-async function serveRedis(redis: RedisServer): Promise<StreamServer & Outcomes & { channels: Channels }> {
-  const channels = createChannels({ broker: redisBroker({ url: redis.url, timeout: 300 }), history: { events: 10_000 } });
+async function serveRedis(
+  redis: RedisServer,
+): Promise<StreamServer & Outcomes & { channels: Channels }> {
+  const channels = createChannels({
+    broker: redisBroker({ url: redis.url, timeout: 300 }),
+    history: { events: 10_000 },
+  });
   const outcomes = { subscriptions: [] as Subscription[], errors: [] as unknown[] };
   const server = await serveStreams(
     (stream) => {
@@ -73,11 +78,19 @@ async function serveRedis(redis: RedisServer): Promise<StreamServer & Outcomes &
     },
     { channels },
   );
-  return Object.assign(server, { channels, subscriptions: outcomes.subscriptions, errors: outcomes.errors });
+  return Object.assign(server, {
+    channels,
+    subscriptions: outcomes.subscriptions,
+    errors: outcomes.errors,
+  });
 }
 
 /** Connects, waits until the stream is there and its client is told so if `isOpen`, and leaves. */
-async function comeAndGo(server: StreamServer, headers: Record<string, string>, isOpen: boolean): Promise<WeakRef<EventStream>> {
+async function comeAndGo(
+  server: StreamServer,
+  headers: Record<string, string>,
+  isOpen: boolean,
+): Promise<WeakRef<EventStream>> {
   const count = server.streams.length;
   const socket = await dial(server.port, requestText('/', { Connection: 'close', ...headers }));
   await until('the stream', () => server.streams.length > count);
@@ -138,7 +151,10 @@ test('a stream that cannot open after a second without an answer, because a list
     },
     channels.listen('a'),
   );
-  app.use((error: Error, _req: Request, res: Response, _next: NextFunction) => void res.status(500).end(error.message));
+  app.use(
+    (error: Error, _req: Request, res: Response, _next: NextFunction) =>
+      void res.status(500).end(error.message),
+  );
   await using server = await serve(app);
   const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
   expect([response.status, await response.text()]).toEqual([500, 'a listener that throws']);
@@ -159,12 +175,17 @@ test('readers that are slow when their page comes do not keep other streams from
     listen: (channel) => Promise.resolve(log.listen(channel)),
   });
   const channels = createChannels({ broker });
-  await using server = await serveStreams((stream) => void stream.subscribe('a', { since: 'start' }), {
-    channels,
-    maxBuffered: 100_000_000,
-  });
+  await using server = await serveStreams(
+    (stream) => void stream.subscribe('a', { since: 'start' }),
+    {
+      channels,
+      maxBuffered: 100_000_000,
+    },
+  );
   await channels.publish('a', 'x'.repeat(60_000));
-  const slow = await Promise.all(Array.from({ length: 64 }, () => dial(server.port, requestText('/'))));
+  const slow = await Promise.all(
+    Array.from({ length: 64 }, () => dial(server.port, requestText('/'))),
+  );
   for (const socket of slow) socket.pause();
   await until('as many reads as there may be at a time', () => pages.length === 64);
   // More than the kernel takes.
@@ -196,7 +217,12 @@ describe('while Redis is away', () => {
         refs.push(await comeAndGo(server, headers, index % 10 === 0));
       }
       await until('the subscriptions to end', () => subscriptions.length === refs.length);
-      expect(subscriptions[0]).toMatchObject({ channels: ['a'], recovered: false, gaps: 0, cursor: '' });
+      expect(subscriptions[0]).toMatchObject({
+        channels: ['a'],
+        recovered: false,
+        gaps: 0,
+        cursor: '',
+      });
       expect(errors).toEqual([]);
       expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0, behind: 0 });
       subscriptions.length = 0;
@@ -217,13 +243,21 @@ describe('while Redis is away', () => {
     for (let index = 0; index < 100; index++) {
       sockets.push(await dial(server.port, requestText('/', { Connection: 'close' })));
     }
-    await until('all to be live', () => subscriptions.length === 101 && channels.stats().behind === 0);
+    await until(
+      'all to be live',
+      () => subscriptions.length === 101 && channels.stats().behind === 0,
+    );
     await redis.kill9();
     await until('all to wait for Redis', () => channels.stats().behind === 101, 20_000);
     const refs = server.streams.splice(1).map((stream) => new WeakRef(stream));
     for (const socket of sockets) socket.destroy();
     await until('the streams to end', () => server.events.streams.size === 1);
-    expect(channels.stats()).toMatchObject({ channels: 1, subscriptions: 1, behind: 1, broker: { state: 'broken' } });
+    expect(channels.stats()).toMatchObject({
+      channels: 1,
+      subscriptions: 1,
+      behind: 1,
+      broker: { state: 'broken' },
+    });
     subscriptions.length = 0;
     await expectCollected(refs);
     await redis.restart();
@@ -261,7 +295,10 @@ describe('a stream opens', () => {
       const broker = new DistantBroker(randomFrom(round));
       const ticking = setInterval(() => broker.tick(), 1);
       const channels = createChannels({ broker });
-      await using server = await serveStreams((stream) => stream.subscribe(['a', 'b'], { since: 'now' }), { channels });
+      await using server = await serveStreams(
+        (stream) => stream.subscribe(['a', 'b'], { since: 'now' }),
+        { channels },
+      );
       using reader = await read(server.url);
       for (const each of ['1', '2', '3']) void channels.publish(each === '2' ? 'b' : 'a', each);
       expect((await reader.take(3)).map(({ data }) => data)).toEqual(['1', '2', '3']);
@@ -274,7 +311,10 @@ describe('a stream opens', () => {
     await using redis = await startRedis();
     const node = (): Channels => createChannels({ broker: redisBroker({ url: redis.url }) });
     const [here, there] = [node(), node()];
-    await using server = await serveStreams((stream, req) => stream.subscribe(req.query['follow'] as string), { channels: here });
+    await using server = await serveStreams(
+      (stream, req) => stream.subscribe(req.query['follow'] as string),
+      { channels: here },
+    );
     await there.publish('warm', 'up');
     for (let round = 0; round < 30; round++) {
       // A channel that nobody has listened to before.
@@ -289,7 +329,10 @@ describe('a stream opens', () => {
     const { broker, asked, answer } = heldBroker();
     const channels = createChannels({ broker });
     const subscriptions: Subscription[] = [];
-    await using server = await serveStreams(async (stream) => void subscriptions.push(await stream.subscribe('a')), { channels });
+    await using server = await serveStreams(
+      async (stream) => void subscriptions.push(await stream.subscribe('a')),
+      { channels },
+    );
     using reader = await read(server.url);
     expect([reader.response.status, asked(), subscriptions.length]).toEqual([200, 1, 0]);
     expect(server.streams[0]?.readyState).toBe(1);
@@ -310,7 +353,10 @@ describe('a stream opens', () => {
     await until('the question', () => asked() === 1);
     answer();
     const response = await within('the head', head);
-    expect([response.status, response.headers.get('content-type')]).toEqual([200, 'text/event-stream']);
+    expect([response.status, response.headers.get('content-type')]).toEqual([
+      200,
+      'text/event-stream',
+    ]);
     expect(await response.text()).toBe('');
     await until('it to follow nothing', () => channels.stats().subscriptions === 0);
     expect(channels.stats()).toMatchObject({ channels: 0, behind: 0 });
@@ -323,10 +369,12 @@ describe('a stream opens', () => {
     const errors: unknown[] = [];
     app.use(sse({ channels }));
     app.get('/', channels.listen('a') as never);
-    app.use((error: Error, _req: express.Request, res: express.Response, _next: express.NextFunction) => {
-      errors.push(error);
-      res.status(503).json({ error: error.message });
-    });
+    app.use(
+      (error: Error, _req: express.Request, res: express.Response, _next: express.NextFunction) => {
+        errors.push(error);
+        res.status(503).json({ error: error.message });
+      },
+    );
     await using server = await serve(app);
     const asking = fetch(server.url, { headers: { Accept: 'text/event-stream' } });
     await until('the question', () => asked() === 1);
@@ -349,7 +397,9 @@ test('close({ final: true }) while a node heals comes behind what was published 
   const client = await redis.client();
   await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
   // As soon as the node has noticed: it heals within some ms.
-  while (channels.stats().broker.state === 'open') await new Promise((resolve) => setImmediate(resolve));
+  while (channels.stats().broker.state === 'open') {
+    await new Promise((resolve) => setImmediate(resolve));
+  }
   await channels.publish('a', 'last');
   (server.streams[0] as EventStream).close({ final: true });
   await reader.end();

@@ -90,7 +90,8 @@ export class Application implements Hands {
       ? channels.publish(channel, data, { event: 'named', key: name })
       : channels.publish(channel, data, { key: name });
     published.then(
-      (answer) => answer.id === id || this.#scene.fault(`${channel}: the id ${answer.id}, expected ${id}`),
+      (answer) =>
+        answer.id === id || this.#scene.fault(`${channel}: the id ${answer.id}, expected ${id}`),
       (error: unknown) => this.#scene.fault(`publish: ${String(error)}`),
     );
   }
@@ -100,7 +101,9 @@ export class Application implements Hands {
     const { truth } = registry;
     if (stream.readyState === 2) {
       stream.subscribe(options.channels).then(
-        ({ recovered, cursor }) => (recovered || cursor !== '') && this.#scene.fault('a stream that has ended follows something'),
+        ({ recovered, cursor }) =>
+          (recovered || cursor !== '') &&
+          this.#scene.fault('a stream that has ended follows something'),
         (error: unknown) => this.#scene.fault(`subscribe after the end: ${String(error)}`),
       );
       return;
@@ -141,7 +144,10 @@ export class Application implements Hands {
         since,
         resume,
         checkpoints,
-        filter: filter === 'none' && act === undefined ? undefined : (event) => this.#filter(link, options, event),
+        filter:
+          filter === 'none' && act === undefined
+            ? undefined
+            : (event) => this.#filter(link, options, event),
         onGap: onGap === 'none' ? undefined : (_, gap) => this.#onGap(link, options, gap),
       }),
     );
@@ -183,7 +189,9 @@ export class Application implements Hands {
       event.event !== known.type ||
       (event.json() as { n: number }).n !== n
     ) {
-      this.#scene.fault(`a filter was shown ${event.id} of ${event.channel} as ${event.data.slice(0, 20)}`);
+      this.#scene.fault(
+        `a filter was shown ${event.id} of ${event.channel} as ${event.data.slice(0, 20)}`,
+      );
     }
     if (!channels.includes(event.channel as ChannelName)) {
       this.#scene.fault(`a filter of ${channels.join()} was shown an event of ${event.channel}`);
@@ -195,11 +203,19 @@ export class Application implements Hands {
     return Promise.resolve(true) as unknown as boolean;
   }
 
-  #onGap(link: Link, options: FollowOptions, { channels, cursor }: Gap): string | undefined | Promise<string | undefined> {
+  #onGap(
+    link: Link,
+    options: FollowOptions,
+    { channels, cursor }: Gap,
+  ): string | undefined | Promise<string | undefined> {
     const { truth, distant } = link.registry;
     const { onGap } = options;
-    const isOver = link.stream.readyState === 2 || link.following.some(({ hold, left }) => left && hold.options === options);
-    if (isOver) this.#scene.fault('an onGap was called after its subscription or its stream had ended');
+    const isOver =
+      link.stream.readyState === 2 ||
+      link.following.some(({ hold, left }) => left && hold.options === options);
+    if (isOver) {
+      this.#scene.fault('an onGap was called after its subscription or its stream had ended');
+    }
     if (!link.isOpen) return undefined;
     link.mark({
       what: 'asked',
@@ -237,13 +253,18 @@ export class Application implements Hands {
     following.left = true;
     const isInside = link.inside > 0;
     if (isInside) link.mark({ what: 'leaving', hold });
-    const [live, head, n] = [this.#isLive(link) && this.#pendingBytes <= MAX_PENDING, this.#arrived, this.published.length];
+    const [live, head, n] = [
+      this.#isLive(link) && this.#pendingBytes <= MAX_PENDING,
+      this.#arrived,
+      this.published.length,
+    ];
     this.#scene.work.call('unsubscribe', CALL_BYTES.unsubscribe, () => subscription.unsubscribe());
     // It had ended, or a filter has ended it just now.
     if (link.stream.readyState === 2) return;
     // From inside it takes effect when the events that are being given have been written, which is before the next microtask.
-    if (isInside) queueMicrotask(() => void link.mark({ what: 'left', hold, live: false, head, n }));
-    else link.mark({ what: 'left', hold, live: live && hasTakenAll(link), head, n });
+    if (isInside) {
+      queueMicrotask(() => void link.mark({ what: 'left', hold, live: false, head, n }));
+    } else link.mark({ what: 'left', hold, live: live && hasTakenAll(link), head, n });
   }
 
   // What the application does to a stream, in a command or from inside the library.
@@ -251,7 +272,12 @@ export class Application implements Hands {
   send(link: Link, padding = ''): void {
     if (link.stream.readyState !== 1 || link.isFinishing) return;
     const isInside = link.inside > 0;
-    const direct: Direct = { k: this.#directs++, live: !isInside && this.#isLive(link), head: this.#arrived, isInside };
+    const direct: Direct = {
+      k: this.#directs++,
+      live: !isInside && this.#isLive(link),
+      head: this.#arrived,
+      isInside,
+    };
     link.directs.push(direct);
     const most = this.#followsLiveOnly(link) ? CALL_BYTES.sendBesideLiveOnly : CALL_BYTES.send;
     this.#scene.work.call('send', most, () => link.stream.send(`${direct.k} ${padding}`, 'direct'));
@@ -266,7 +292,10 @@ export class Application implements Hands {
 
   close(link: Link): void {
     if (link.stream.readyState === 2) return;
-    const before = { live: link.inside === 0 && this.#isLive(link) && this.#pendingBytes <= WRITE_MARK, head: this.#arrived };
+    const before = {
+      live: link.inside === 0 && this.#isLive(link) && this.#pendingBytes <= WRITE_MARK,
+      head: this.#arrived,
+    };
     const { acts } = this.userCode;
     this.#scene.work.call('close', CALL_BYTES.close, () => link.stream.close());
     // User code may have ended it before, in the middle of what it was given.
@@ -306,12 +335,17 @@ export class Application implements Hands {
 
   sendToOthers(link: Link): void {
     for (const { link: other } of this.#scene.clients) {
-      if (other !== undefined && other !== link && other.registry === this.#scene.registry) this.send(other);
+      if (other !== undefined && other !== link && other.registry === this.#scene.registry) {
+        this.send(other);
+      }
     }
   }
 
   linkOf(stream: EventStream): Link | undefined {
-    return this.#scene.links.find((link) => link.stream === stream) ?? this.#scene.crowd.find((link) => link.stream === stream);
+    return (
+      this.#scene.links.find((link) => link.stream === stream) ??
+      this.#scene.crowd.find((link) => link.stream === stream)
+    );
   }
 
   isOver(link: Link): boolean {
@@ -338,7 +372,11 @@ export class Application implements Hands {
 
   /** Whether the stream is live and its reader not slow, so that the order of the calls is the order on the wire. */
   #isLive({ stream }: Link): boolean {
-    return stream.readyState === 1 && this.#scene.registry.channels.stats().behind === 0 && stream.bufferedAmount <= WRITE_MARK;
+    return (
+      stream.readyState === 1 &&
+      this.#scene.registry.channels.stats().behind === 0 &&
+      stream.bufferedAmount <= WRITE_MARK
+    );
   }
 
   /** The offset up to which everything has come to this node. */
@@ -357,9 +395,14 @@ export class Application implements Hands {
 
   joinCrowd(link: Link, crowd: Crowd, member: number): void {
     const { stream } = link;
-    const channels: ChannelName[] = crowd === 'mixed' ? CROWD_CHANNELS[member % CROWD_CHANNELS.length]! : ['a'];
+    const channels: ChannelName[] =
+      crowd === 'mixed' ? CROWD_CHANNELS[member % CROWD_CHANNELS.length]! : ['a'];
     link.followed = channels.length;
-    const follow = { ...SUBSCRIBED_INSIDE, channels, act: { kind: 'comments' as const, at: member % 3 } };
+    const follow = {
+      ...SUBSCRIBED_INSIDE,
+      channels,
+      act: { kind: 'comments' as const, at: member % 3 },
+    };
     const filter = (event: ChannelEvent): boolean => this.#filter(link, follow, event);
     stream
       .subscribe(channels, {
@@ -381,5 +424,7 @@ function startOf(words: string, { epoch, head }: Truth): Hold['start'] {
   if (words === 'now') return 'now';
   if (words === 'start') return 'whole';
   const offset = Number(words.slice(epoch.length + 1));
-  return words === `${epoch}.${offset}` && Number.isInteger(offset) && offset >= 0 && offset <= head ? offset : 'foreign';
+  return words === `${epoch}.${offset}` && Number.isInteger(offset) && offset >= 0 && offset <= head
+    ? offset
+    : 'foreign';
 }

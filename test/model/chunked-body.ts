@@ -32,7 +32,9 @@ export class ChunkedBody {
       if (line !== '') throw new Violation(`a chunk is longer than it says: ${line.slice(0, 40)}`);
       this.#state = 'size';
     } else if (this.#state === 'size') {
-      if (!/^[0-9a-f]+$/i.test(line)) throw new Violation(`no size of a chunk: ${line.slice(0, 40)}`);
+      if (!/^[0-9a-f]+$/i.test(line)) {
+        throw new Violation(`no size of a chunk: ${line.slice(0, 40)}`);
+      }
       this.#left = Number.parseInt(line, 16);
       this.#state = this.#left === 0 ? 'end' : 'data';
     } else if (line !== '') {

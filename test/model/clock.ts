@@ -5,7 +5,11 @@ import { afterAll, beforeAll } from 'vitest';
 export function useClock(): { now: number } {
   const clock = { now: 1_000 };
   beforeAll(() => {
-    Object.defineProperty(performance, 'now', { value: () => clock.now, configurable: true, writable: true });
+    Object.defineProperty(performance, 'now', {
+      value: () => clock.now,
+      configurable: true,
+      writable: true,
+    });
   });
   afterAll(() => {
     delete (performance as Partial<Performance>).now;

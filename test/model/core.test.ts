@@ -26,12 +26,19 @@ describe.each([
     [30, 2_200],
     [60, 1_700],
   ])('in schedules of up to %i commands', { timeout: 300_000 }, (length, times) =>
-    expectKept(`${where}, up to ${length} commands`, schedules(length), times, optionsOf(isDistant)),
+    expectKept(
+      `${where}, up to ${length} commands`,
+      schedules(length),
+      times,
+      optionsOf(isDistant),
+    ),
   );
 
   test('in a crowd', { timeout: 300_000 }, () =>
     expectKept(`${where}, in a crowd`, crowdedSchedules(25), 100, optionsOf(isDistant)),
   );
 
-  test('in bursts', { timeout: 300_000 }, () => expectKept(`${where}, in bursts`, burstSchedules(16), 150, optionsOf(isDistant)));
+  test('in bursts', { timeout: 300_000 }, () =>
+    expectKept(`${where}, in bursts`, burstSchedules(16), 150, optionsOf(isDistant)),
+  );
 });

@@ -1,6 +1,12 @@
 /** A broker somewhere else: a log that is asked and answers over lines which take their time, each in order. */
 import { memoryBroker, type Broker } from '../../src/index.ts';
-import type { BrokerState, LogBounds, Page, Publication, Receiver } from '../../src/brokers/broker.ts';
+import type {
+  BrokerState,
+  LogBounds,
+  Page,
+  Publication,
+  Receiver,
+} from '../../src/brokers/broker.ts';
 import type { Cursor } from '../../src/protocol/cursor.ts';
 import type { LogEntry } from '../../src/log/log-entry.ts';
 
@@ -29,13 +35,18 @@ class Line {
   }
 
   send(arrive: () => void, canBeLost = false): void {
-    const due = Math.max(this.#messages.at(-1)?.due ?? 0, this.#now + 1 + Math.floor(this.#random() * this.#longest));
+    const due = Math.max(
+      this.#messages.at(-1)?.due ?? 0,
+      this.#now + 1 + Math.floor(this.#random() * this.#longest),
+    );
     this.#messages.push({ due, arrive, canBeLost });
   }
 
   tick(): void {
     this.#now++;
-    while (this.#messages[0] !== undefined && this.#messages[0].due <= this.#now) this.#messages.shift()!.arrive();
+    while (this.#messages[0] !== undefined && this.#messages[0].due <= this.#now) {
+      this.#messages.shift()!.arrive();
+    }
   }
 }
 
@@ -75,7 +86,12 @@ export class DistantBroker implements Broker {
 
   /** Whether nothing is on its way. */
   get isQuiet(): boolean {
-    return this.#requests.isEmpty && this.#answers.isEmpty && this.#subscribing.isEmpty && this.#received.isEmpty;
+    return (
+      this.#requests.isEmpty &&
+      this.#answers.isEmpty &&
+      this.#subscribing.isEmpty &&
+      this.#received.isEmpty
+    );
   }
 
   tick(): void {

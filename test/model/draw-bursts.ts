@@ -74,9 +74,19 @@ const command: fc.Arbitrary<Command> = fc.oneof(
       client,
     }),
   },
-  { weight: 1, arbitrary: fc.record({ do: fc.constant('unfollow' as const), client, which: fc.nat({ max: 1 }) }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      do: fc.constant('unfollow' as const),
+      client,
+      which: fc.nat({ max: 1 }),
+    }),
+  },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('follow' as const), client, follow }) },
-  { weight: 3, arbitrary: fc.record({ do: fc.constant('turn' as const), times: fc.constantFrom(1, 1, 3) }) },
+  {
+    weight: 3,
+    arbitrary: fc.record({ do: fc.constant('turn' as const), times: fc.constantFrom(1, 1, 3) }),
+  },
 );
 
 export function burstSchedules(length: number): fc.Arbitrary<Schedule> {

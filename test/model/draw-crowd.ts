@@ -54,10 +54,19 @@ const amidACrowd: fc.Arbitrary<Command> = fc.oneof(
       client,
     }),
   },
-  { weight: 1, arbitrary: fc.record({ do: fc.constantFrom('drop' as const, 'end' as const), client }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({ do: fc.constantFrom('drop' as const, 'end' as const), client }),
+  },
   { weight: 1, arbitrary: fc.constant({ do: 'interrupt' as const }) },
-  { weight: 1, arbitrary: fc.record({ do: fc.constant('follow' as const), client, follow: orderly }) },
-  { weight: 1, arbitrary: fc.record({ do: fc.constant('unfollow' as const), client, which: fc.constant(0) }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({ do: fc.constant('follow' as const), client, follow: orderly }),
+  },
+  {
+    weight: 1,
+    arbitrary: fc.record({ do: fc.constant('unfollow' as const), client, which: fc.constant(0) }),
+  },
 );
 
 const gather: fc.Arbitrary<Command> = fc.record({
@@ -95,7 +104,11 @@ export function crowdedSchedules(length: number): fc.Arbitrary<Schedule> {
     ending: fc.constantFrom<Schedule['ending']>('clients', 'registry'),
     seed: fc.nat(),
     commands: fc
-      .tuple(arrivals, gather, fc.array(amidACrowd, { minLength: 3, maxLength: length, size: 'max' }))
+      .tuple(
+        arrivals,
+        gather,
+        fc.array(amidACrowd, { minLength: 3, maxLength: length, size: 'max' }),
+      )
       .map(([first, crowd, then]): Command[] => ([BEFORE] as Command[]).concat(first, crowd, then)),
   });
 }

@@ -21,22 +21,45 @@ const channel = fc.constantFrom<ChannelName>('a', 'a', 'a', 'b', 'b', 'c', 'n', 
 export const client = fc.nat({ max: CLIENTS - 1 });
 const size = fc.constantFrom<Size>('small', 'small', 'small', 'small', 'middle', 'large');
 
-const ACTS = ['publishes', 'publishes', 'sends', 'comments', 'sends to others', 'unsubscribes', 'subscribes', 'closes'] as const;
+const ACTS = [
+  'publishes',
+  'publishes',
+  'sends',
+  'comments',
+  'sends to others',
+  'unsubscribes',
+  'subscribes',
+  'closes',
+] as const;
 
 /** @param from one of how many filters acts */
 export function acts(from: number): fc.Arbitrary<Act | undefined> {
   const act = fc.record({ kind: fc.constantFrom<ActKind>(...ACTS), at: fc.nat({ max: 4 }) });
-  return fc.oneof({ weight: from - 1, arbitrary: fc.constant(undefined) }, { weight: 1, arbitrary: act });
+  return fc.oneof(
+    { weight: from - 1, arbitrary: fc.constant(undefined) },
+    { weight: 1, arbitrary: act },
+  );
 }
 
 /** @param from one of how many responses has a `write` put in front of its own */
 export function wraps(from: number): fc.Arbitrary<Wrap | undefined> {
   const wrap = fc.record({
-    kind: fc.constantFrom<Wrap['kind']>('publishes', 'publishes', 'sends', 'comments', 'sends to others', 'subscribes', 'closes'),
+    kind: fc.constantFrom<Wrap['kind']>(
+      'publishes',
+      'publishes',
+      'sends',
+      'comments',
+      'sends to others',
+      'subscribes',
+      'closes',
+    ),
     at: fc.nat({ max: 6 }),
     when: fc.constantFrom<Wrap['when']>('before', 'after'),
   });
-  return fc.oneof({ weight: from - 1, arbitrary: fc.constant(undefined) }, { weight: 1, arbitrary: wrap });
+  return fc.oneof(
+    { weight: from - 1, arbitrary: fc.constant(undefined) },
+    { weight: 1, arbitrary: wrap },
+  );
 }
 
 const observer: fc.Arbitrary<Observer> = fc.record({
@@ -54,7 +77,16 @@ const follow: fc.Arbitrary<FollowOptions> = fc.record({
   since: fc.constantFrom('now', 'now', 'start', 'cursor', 'garbage'),
   back: fc.nat({ max: 12 }),
   resume: fc.constantFrom(true, true, true, true, false),
-  filter: fc.constantFrom<FilterKind>('none', 'none', 'none', 'none', 'even', 'even', 'throws', 'promises'),
+  filter: fc.constantFrom<FilterKind>(
+    'none',
+    'none',
+    'none',
+    'none',
+    'even',
+    'even',
+    'throws',
+    'promises',
+  ),
   onGap: fc.constantFrom<OnGapKind>(
     'none',
     'none',
@@ -108,8 +140,21 @@ const command: fc.Arbitrary<Command> = fc.oneof(
     }),
   },
   { weight: 3, arbitrary: fc.record({ do: fc.constant('follow' as const), client, follow }) },
-  { weight: 2, arbitrary: fc.record({ do: fc.constant('unfollow' as const), client, which: fc.nat({ max: 3 }) }) },
-  { weight: 2, arbitrary: fc.record({ do: fc.constantFrom('pause' as const, 'pause' as const, 'go on' as const), client }) },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      do: fc.constant('unfollow' as const),
+      client,
+      which: fc.nat({ max: 3 }),
+    }),
+  },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      do: fc.constantFrom('pause' as const, 'pause' as const, 'go on' as const),
+      client,
+    }),
+  },
   {
     weight: 4,
     arbitrary: fc.record({
@@ -128,10 +173,29 @@ const command: fc.Arbitrary<Command> = fc.oneof(
       client,
     }),
   },
-  { weight: 1, arbitrary: fc.record({ do: fc.constant('sip' as const), client, writes: fc.integer({ min: 1, max: 4 }) }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      do: fc.constant('sip' as const),
+      client,
+      writes: fc.integer({ min: 1, max: 4 }),
+    }),
+  },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('clear' as const), channel }) },
-  { weight: 1, arbitrary: fc.record({ do: fc.constant('wait' as const), ms: fc.constantFrom(1, 600, 1_100, 400_000) }) },
-  { weight: 8, arbitrary: fc.record({ do: fc.constant('turn' as const), times: fc.constantFrom(1, 1, 1, 2, 5) }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      do: fc.constant('wait' as const),
+      ms: fc.constantFrom(1, 600, 1_100, 400_000),
+    }),
+  },
+  {
+    weight: 8,
+    arbitrary: fc.record({
+      do: fc.constant('turn' as const),
+      times: fc.constantFrom(1, 1, 1, 2, 5),
+    }),
+  },
   {
     weight: 1,
     arbitrary: fc.record({

@@ -27,7 +27,12 @@ export class FakeResponse extends EventEmitter {
    * @param onBytes bytes have come to the reader
    * @param onWrite bytes were written
    */
-  constructor(req: object, eager: boolean, onBytes: (bytes: Buffer) => void, onWrite: (bytes: Buffer) => void = () => {}) {
+  constructor(
+    req: object,
+    eager: boolean,
+    onBytes: (bytes: Buffer) => void,
+    onWrite: (bytes: Buffer) => void = () => {},
+  ) {
     super();
     this.req = req;
     this.eager = eager;

@@ -13,7 +13,10 @@ export function fakes(work: WorkMeter): Transport {
       const req = {
         method: 'GET',
         url: '/',
-        headers: { accept: 'text/event-stream', ...(lastEventId === '' ? {} : { 'last-event-id': lastEventId }) },
+        headers: {
+          accept: 'text/event-stream',
+          ...(lastEventId === '' ? {} : { 'last-event-id': lastEventId }),
+        },
         socket: {},
       };
       const early: Buffer[] = [];

@@ -4,7 +4,14 @@
  */
 import type { ParsedEvent } from '../support/strict-parser.ts';
 import type { ChannelName, FollowOptions } from './schedule.ts';
-import { Violation, verdictOf, type Loss, type PublishedEvent, type Truth, type Verdict } from './truth.ts';
+import {
+  Violation,
+  verdictOf,
+  type Loss,
+  type PublishedEvent,
+  type Truth,
+  type Verdict,
+} from './truth.ts';
 
 /** One call of `subscribe`. */
 export interface Hold {
@@ -106,7 +113,11 @@ export function audit(account: Account): void {
   const { marks, items } = account;
   let next = 0;
   for (let index = 0; index <= items.length; index++) {
-    while (marks[next] !== undefined && marks[next]!.at !== undefined && marks[next]!.at! <= index) {
+    while (
+      marks[next] !== undefined &&
+      marks[next]!.at !== undefined &&
+      marks[next]!.at! <= index
+    ) {
       ledger.mark(marks[next++]!, index);
     }
     if (index === account.received) ledger.left(index);
@@ -157,7 +168,10 @@ class Ledger {
   }
 
   mark(mark: Mark, index: number): void {
-    this.#note(`— ${mark.what}`, 'hold' in mark ? { channels: mark.hold.options.channels, start: mark.hold.start } : mark);
+    this.#note(
+      `— ${mark.what}`,
+      'hold' in mark ? { channels: mark.hold.options.channels, start: mark.hold.start } : mark,
+    );
     if (mark.what === 'called') this.#called(mark, index);
     else if (mark.what === 'started') this.#started(mark.hold, mark.recovered, index);
     else if (mark.what === 'leaving') this.#leave(mark.hold);
@@ -169,7 +183,11 @@ class Ledger {
   }
 
   item(item: ParsedEvent, index: number): void {
-    this.#note(item.type, item.data.length > 200 ? `${item.data.slice(0, 12)}…` : item.data, item.lastEventId);
+    this.#note(
+      item.type,
+      item.data.length > 200 ? `${item.data.slice(0, 12)}…` : item.data,
+      item.lastEventId,
+    );
     if (this.#hasEnded) this.#violation(`${item.type} came after the end of the stream`);
     if (item.type === 'direct') this.#sent(item);
     else if (item.type === 'sse:end') this.#finalEnd();
@@ -184,7 +202,9 @@ class Ledger {
     for (const [channel, owed] of this.#owed) {
       if (!owed.armed || owed.armedAt >= index || this.#grace?.hold === owed.hold) continue;
       const missing = this.#missing(channel, owed, this.#lastOffset);
-      if (missing !== undefined) this.#violation(`a reconnect from ${this.#lastId} would lose ${describe(missing)}`);
+      if (missing !== undefined) {
+        this.#violation(`a reconnect from ${this.#lastId} would lose ${describe(missing)}`);
+      }
     }
   }
 
@@ -192,13 +212,17 @@ class Ledger {
     const { isWhole, hasDropped, directs, truth } = this.#account;
     if (!isWhole) return;
     for (const hold of this.#holds) {
-      if (hold.headAtStart === undefined) this.#violation(`subscribe to ${hold.options.channels.join()} has never resolved`);
+      if (hold.headAtStart === undefined) {
+        this.#violation(`subscribe to ${hold.options.channels.join()} has never resolved`);
+      }
     }
     this.#expectAll(truth.head, 'everything has come to rest');
     if (!hasDropped && this.#sentBefore.size < directs.length) {
       this.#violation(`of ${directs.length} direct events ${this.#sentBefore.size} have arrived`);
     }
-    if (this.#owesCheckpoint && this.#owed.size > 0) this.#violation('no checkpoint was written after a gap');
+    if (this.#owesCheckpoint && this.#owed.size > 0) {
+      this.#violation('no checkpoint was written after a gap');
+    }
   }
 
   // What was asked for.
@@ -217,10 +241,13 @@ class Ledger {
     for (const channel of hold.options.channels) {
       if (channel === 'x') {
         this.#liveOnly ??=
-          isDistant || hold.isInside ? { must: Infinity, may: 0 } : { must: hold.numberAtCall, may: hold.numberAtCall };
+          isDistant || hold.isInside
+            ? { must: Infinity, may: 0 }
+            : { must: hold.numberAtCall, may: hold.numberAtCall };
         continue;
       }
-      const have = typeof hold.start === 'number' ? hold.start : hold.start === 'now' ? hold.headAtCall : 0;
+      const have =
+        typeof hold.start === 'number' ? hold.start : hold.start === 'now' ? hold.headAtCall : 0;
       const known = this.#owed.get(channel);
       if (known !== undefined) {
         if (hold.isInside && !known.armed) this.#mix(channel, known, hold, have);
@@ -234,7 +261,12 @@ class Ledger {
         next: truth.of(channel).findIndex((event) => event.offset > have),
         toldAtLeast: isWhole ? (hold.lossAtCall.lost[channel] ?? 0) : 0,
         // The log is read for the first time before it resolves, or, within an onGap, after that.
-        told: isWhole ? lostIn(channel, this.#asked ? truth.now : truth.lossAt(hold.headAtStart ?? truth.head).most) : 0,
+        told: isWhole
+          ? lostIn(
+              channel,
+              this.#asked ? truth.now : truth.lossAt(hold.headAtStart ?? truth.head).most,
+            )
+          : 0,
         toldOfFloor: 0,
         foreign: hold.start === 'foreign' && !hold.isStartUnsure,
         armed: !isDistant && !hold.isInside,
@@ -246,11 +278,18 @@ class Ledger {
     }
     if (!isLater) return;
     this.#stepsBack++;
-    if (!isDistant && !hold.isInside) this.#grace = { hold, from: owedFrom, before: live ? before : undefined };
+    if (!isDistant && !hold.isInside) {
+      this.#grace = { hold, from: owedFrom, before: live ? before : undefined };
+    }
   }
 
   /** Two subscriptions that are under way name the channel: it begins where the one does or where the other does. */
-  #mix(channel: ChannelName, owed: Owed, { start, headAtStart = Infinity }: Hold, have: number): void {
+  #mix(
+    channel: ChannelName,
+    owed: Owed,
+    { start, headAtStart = Infinity }: Hold,
+    have: number,
+  ): void {
     owed.have = Math.min(owed.have, have);
     owed.next = this.#account.truth.of(channel).findIndex((event) => event.offset > owed.have);
     owed.fuzzyUpTo = Math.max(headAtStart, owed.hold.headAtStart ?? Infinity);
@@ -266,18 +305,25 @@ class Ledger {
     if (recovered && this.#gaps.get(hold) === 'own' && !this.#disturbed.has(hold)) {
       this.#violation('recovered is true, but a gap was told');
     }
-    const isAlone = [...this.#owed].every(([channel, owed]) => owed.hold === hold || !hold.options.channels.includes(channel));
-    const isUnexplained = !recovered && !this.#gaps.has(hold) && isAlone && !this.#disturbed.has(hold);
+    const isAlone = [...this.#owed].every(
+      ([channel, owed]) => owed.hold === hold || !hold.options.channels.includes(channel),
+    );
+    const isUnexplained =
+      !recovered && !this.#gaps.has(hold) && isAlone && !this.#disturbed.has(hold);
     if (isUnexplained) this.#violation('recovered is false, but no gap was told');
     for (const [channel, owed] of this.#owed) {
-      owed.isLoose &&= this.#holds.some((other) => other.options.channels.includes(channel) && !this.#begun.has(other));
+      owed.isLoose &&= this.#holds.some(
+        (other) => other.options.channels.includes(channel) && !this.#begun.has(other),
+      );
       if (owed.hold !== hold || owed.armed) continue;
       owed.armed = true;
       owed.armedAt = index;
     }
     if (!this.#disturbed.has(hold)) {
       const untold = [...this.#owed].find(([, owed]) => owed.hold === hold && owed.foreign);
-      if (untold !== undefined) this.#violation(`subscribe resolved before the gap of ${untold[0]} was told`);
+      if (untold !== undefined) {
+        this.#violation(`subscribe resolved before the gap of ${untold[0]} was told`);
+      }
     }
   }
 
@@ -305,13 +351,17 @@ class Ledger {
       for (const channel of this.#askedChannels) this.#toldAgain.add(channel);
     }
     const gone = hold.options.channels.filter(
-      (channel) => !this.#holds.some((other) => other !== hold && other.options.channels.includes(channel)),
+      (channel) =>
+        !this.#holds.some((other) => other !== hold && other.options.channels.includes(channel)),
     );
     if (live) {
       for (const channel of gone) {
         const owed = this.#owed.get(channel);
-        const missing = owed === undefined || !owed.armed ? undefined : this.#missing(channel, owed, head);
-        if (missing !== undefined) this.#violation(`${describe(missing)} was owed when the stream stopped following`);
+        const missing =
+          owed === undefined || !owed.armed ? undefined : this.#missing(channel, owed, head);
+        if (missing !== undefined) {
+          this.#violation(`${describe(missing)} was owed when the stream stopped following`);
+        }
       }
     }
     if (gone.includes('x')) {
@@ -336,7 +386,8 @@ class Ledger {
       owed.hold = heir;
       return;
     }
-    const start = typeof heir.start === 'number' ? heir.start : heir.start === 'now' ? owed.have : 0;
+    const start =
+      typeof heir.start === 'number' ? heir.start : heir.start === 'now' ? owed.have : 0;
     const have = Math.min(owed.have, start);
     const next = this.#account.truth.of(channel).findIndex((event) => event.offset > have);
     this.#owed.set(channel, {
@@ -362,7 +413,8 @@ class Ledger {
     this.#askedBefore.add(by);
     // One gap may concern several subscriptions, which are asked one after the other.
     // Each channel is asked about once; the log may be at the same place when something more is cleared.
-    const isSame = this.#gap?.cursor === cursor && !channels.some((channel) => this.#gap?.told.has(channel));
+    const isSame =
+      this.#gap?.cursor === cursor && !channels.some((channel) => this.#gap?.told.has(channel));
     if (!isSame) {
       if (!this.#account.isDistant && (offset < least || offset > head)) {
         this.#violation(`gap.cursor is ${offset} where the head is ${head}`);
@@ -389,18 +441,26 @@ class Ledger {
     for (const channel of channels) {
       const owed = this.#owed.get(channel as ChannelName);
       // One that was subscribed to anew meanwhile has a start of its own.
-      if (owed !== undefined && this.#askedFor.has(owed)) this.#advance(channel as ChannelName, owed, offset);
+      if (owed !== undefined && this.#askedFor.has(owed)) {
+        this.#advance(channel as ChannelName, owed, offset);
+      }
     }
   }
 
   #gapEvent({ data, lastEventId }: ParsedEvent, index: number): void {
     this.#expectSameId(lastEventId);
     this.#expectUnasked('sse:gap');
-    const { channels, after, cursor } = JSON.parse(data) as { channels: string[]; after: string; cursor: string };
+    const { channels, after, cursor } = JSON.parse(data) as {
+      channels: string[];
+      after: string;
+      cursor: string;
+    };
     const offset = this.#offsetOf(cursor);
     const owed = channels.map((channel) => this.#owed.get(channel as ChannelName));
     // One announcement may be of two losses, of which one has no cursor of ours.
-    const mayBeForeign = [...this.#owed.values()].some((one) => one.isLoose || one.hold.start === 'foreign');
+    const mayBeForeign = [...this.#owed.values()].some(
+      (one) => one.isLoose || one.hold.start === 'foreign',
+    );
     if (after === '' ? !mayBeForeign : owed.some((one) => one?.foreign)) {
       this.#violation(`a gap after "${after}"`);
     }
@@ -412,7 +472,11 @@ class Ledger {
     this.#owesCheckpoint = true;
   }
 
-  #tell(channels: readonly string[], { least, most }: { least: Loss; most: Loss }, index = 0): void {
+  #tell(
+    channels: readonly string[],
+    { least, most }: { least: Loss; most: Loss },
+    index = 0,
+  ): void {
     if (channels.length === 0) this.#violation('a gap that names no channel');
     for (const channel of channels as readonly ChannelName[]) {
       const owed = this.#owed.get(channel);
@@ -435,8 +499,9 @@ class Ledger {
     }
     for (const hold of this.#holds) {
       const lost = hold.options.channels.filter((channel) => channels.includes(channel));
-      if (lost.some((channel) => this.#owed.get(channel)?.hold === hold)) this.#gaps.set(hold, 'own');
-      else if (lost.length > 0 && !this.#gaps.has(hold)) this.#gaps.set(hold, "another's");
+      if (lost.some((channel) => this.#owed.get(channel)?.hold === hold)) {
+        this.#gaps.set(hold, 'own');
+      } else if (lost.length > 0 && !this.#gaps.has(hold)) this.#gaps.set(hold, "another's");
     }
   }
 
@@ -444,7 +509,9 @@ class Ledger {
 
   #checkpoint({ data, lastEventId }: ParsedEvent): void {
     const { cursor } = JSON.parse(data) as { cursor: string };
-    if (cursor !== lastEventId) this.#violation(`a checkpoint of ${cursor} with the id ${lastEventId}`);
+    if (cursor !== lastEventId) {
+      this.#violation(`a checkpoint of ${cursor} with the id ${lastEventId}`);
+    }
     const offset = this.#offsetOf(cursor);
     // While onGap is being asked, a subscription that comes later may take the ids back, but nothing goes on.
     if (this.#asked && offset > this.#lastOffset) this.#expectUnasked('a checkpoint');
@@ -460,11 +527,18 @@ class Ledger {
   #event(item: ParsedEvent, index: number): void {
     const event = this.#account.byNumber[Number.parseInt(item.data.slice(5), 10)];
     if (event === undefined) this.#violation(`nobody has published ${item.data.slice(0, 40)}`);
-    if (item.type !== event.type || item.data !== event.data) this.#violation(`${describe(event)} arrived garbled`);
+    if (item.type !== event.type || item.data !== event.data) {
+      this.#violation(`${describe(event)} arrived garbled`);
+    }
     if (event.channel === 'x') return this.#liveOnlyEvent(item, event);
     this.#expectUnasked('an event');
-    if (this.#owesCheckpoint) this.#violation('an event came before the checkpoint that belongs after a gap');
-    if (item.lastEventId !== `${event.epoch}.${event.offset}` || event.epoch !== this.#account.truth.epoch) {
+    if (this.#owesCheckpoint) {
+      this.#violation('an event came before the checkpoint that belongs after a gap');
+    }
+    if (
+      item.lastEventId !== `${event.epoch}.${event.offset}` ||
+      event.epoch !== this.#account.truth.epoch
+    ) {
       this.#violation(`${describe(event)} came with the id ${item.lastEventId}`);
     }
     const owed = this.#owed.get(event.channel);
@@ -475,10 +549,16 @@ class Ledger {
       event.offset <= this.#grace.hold.headAtCall &&
       owed.hold !== this.#grace.hold;
     if (!isOwedOfTurn) this.#grace = undefined;
-    if (this.#verdict(event, this.#grace?.before) !== 'passes') this.#violation(`${describe(event)} came past the filter`);
-    if (this.#lastId === '' && this.#beginsWithCheckpoint) this.#violation('an event came before the first checkpoint');
+    if (this.#verdict(event, this.#grace?.before) !== 'passes') {
+      this.#violation(`${describe(event)} came past the filter`);
+    }
+    if (this.#lastId === '' && this.#beginsWithCheckpoint) {
+      this.#violation('an event came before the first checkpoint');
+    }
     if (event.offset <= owed.have && !owed.isLoose) {
-      this.#violation(`${describe(event)} came twice or out of order: the stream has everything up to ${owed.have}`);
+      this.#violation(
+        `${describe(event)} came twice or out of order: the stream has everything up to ${owed.have}`,
+      );
     }
     if (!owed.armed) owed.armedAt = index;
     owed.armed = true;
@@ -494,7 +574,9 @@ class Ledger {
     if (this.#liveOnly === undefined || event.n < this.#liveOnly.may) {
       this.#violation(`${describe(event)} came where it is not followed, or twice`);
     }
-    if (this.#verdict(event) !== 'passes') this.#violation(`${describe(event)} came past the filter`);
+    if (this.#verdict(event) !== 'passes') {
+      this.#violation(`${describe(event)} came past the filter`);
+    }
     if (this.#liveOnly.must !== Infinity) this.#expectLiveOnly(event.n);
     this.#liveOnly.may = event.n + 1;
     if (this.#liveOnly.must !== Infinity) this.#liveOnly.must = event.n + 1;
@@ -510,9 +592,13 @@ class Ledger {
     this.#sentBefore.add(k);
     if (direct.isInside) return;
     const place = directs.indexOf(direct);
-    const between = directs.slice(this.#direct + 1, Math.max(0, place)).filter(({ isInside }) => !isInside);
+    const between = directs
+      .slice(this.#direct + 1, Math.max(0, place))
+      .filter(({ isInside }) => !isInside);
     if (place < this.#direct || (between.length > 0 && !hasDropped)) {
-      this.#violation(`direct event ${place} came where ${directs.indexOf(between[0] ?? direct)} was expected`);
+      this.#violation(
+        `direct event ${place} came where ${directs.indexOf(between[0] ?? direct)} was expected`,
+      );
     }
     this.#direct = place;
     if (direct.live) this.#expectAll(direct.head, `direct event ${k}`);
@@ -520,7 +606,9 @@ class Ledger {
 
   /** The client does not come back: it has been given what was published before the stream was closed for good. */
   #finalEnd(): void {
-    if (this.#finalHead === undefined) this.#violation('sse:end came to a stream that was not closed for good');
+    if (this.#finalHead === undefined) {
+      this.#violation('sse:end came to a stream that was not closed for good');
+    }
     this.#hasEnded = true;
     if (this.#account.hasDropped) return;
     for (const [channel, owed] of this.#owed) {
@@ -539,15 +627,24 @@ class Ledger {
   #reach(offset: number, event?: PublishedEvent): void {
     for (const [channel, owed] of this.#owed) {
       if (!owed.armed || this.#grace?.hold === owed.hold) continue;
-      if (owed.foreign && offset > owed.have) this.#violation(`the id ${offset} came before the gap of ${channel} was told`);
+      if (owed.foreign && offset > owed.have) {
+        this.#violation(`the id ${offset} came before the gap of ${channel} was told`);
+      }
       const missing = this.#missing(channel, owed, offset, event);
-      if (missing !== undefined) this.#violation(`the id ${offset} came before ${describe(missing)}`);
+      if (missing !== undefined) {
+        this.#violation(`the id ${offset} came before ${describe(missing)}`);
+      }
       this.#advance(channel, owed, offset);
     }
   }
 
   /** The first event up to the offset that is owed and was not accounted for. */
-  #missing(channel: ChannelName, owed: Owed, offset: number, but?: PublishedEvent): PublishedEvent | undefined {
+  #missing(
+    channel: ChannelName,
+    owed: Owed,
+    offset: number,
+    but?: PublishedEvent,
+  ): PublishedEvent | undefined {
     const events = this.#account.truth.of(channel);
     if (owed.next === -1) return undefined;
     for (let index = owed.next; index < events.length && events[index]!.offset <= offset; index++) {
@@ -558,7 +655,11 @@ class Ledger {
       if (
         this.#verdict(
           event,
-          this.#holds.filter((hold) => !this.#leaving.has(hold) && (hold === owed.origin || event.offset > this.#placeOf(hold))),
+          this.#holds.filter(
+            (hold) =>
+              !this.#leaving.has(hold) &&
+              (hold === owed.origin || event.offset > this.#placeOf(hold)),
+          ),
         ) === 'is kept away'
       ) {
         continue;
@@ -571,7 +672,13 @@ class Ledger {
   #advance(channel: ChannelName, owed: Owed, offset: number): void {
     const events = this.#account.truth.of(channel);
     owed.have = Math.max(owed.have, offset);
-    while (owed.next !== -1 && owed.next < events.length && events[owed.next]!.offset <= owed.have) owed.next++;
+    while (
+      owed.next !== -1 &&
+      owed.next < events.length &&
+      events[owed.next]!.offset <= owed.have
+    ) {
+      owed.next++;
+    }
   }
 
   #expectAll(offset: number, what: string, except?: Verdict): void {
@@ -588,26 +695,36 @@ class Ledger {
     if (this.#account.hasDropped || this.#liveOnly === undefined) return;
     const { must } = this.#liveOnly;
     const { byNumber, truth } = this.#account;
-    const owed = byNumber.slice(must, before).filter((event) => event.channel === 'x' && event.epoch === truth.epoch);
+    const owed = byNumber
+      .slice(must, before)
+      .filter((event) => event.channel === 'x' && event.epoch === truth.epoch);
     const missing = owed.find(
       (event) =>
         this.#verdict(
           event,
-          this.#holds.filter((hold) => !this.#leaving.has(hold) && !hold.isInside && event.n >= hold.numberAtCall),
+          this.#holds.filter(
+            (hold) => !this.#leaving.has(hold) && !hold.isInside && event.n >= hold.numberAtCall,
+          ),
         ) === 'passes',
     );
-    if (missing !== undefined) this.#violation(`${describe(missing)} of the channel without history was lost`);
+    if (missing !== undefined) {
+      this.#violation(`${describe(missing)} of the channel without history was lost`);
+    }
   }
 
   #moveTo(id: string, offset: number): void {
-    if (offset < this.#lastOffset) this.#violation(`the ids step back from ${this.#lastOffset} to ${offset}`);
+    if (offset < this.#lastOffset) {
+      this.#violation(`the ids step back from ${this.#lastOffset} to ${offset}`);
+    }
     this.#lastOffset = offset;
     this.#lastId = id;
   }
 
   /** The offset beyond which another subscription on a channel that is followed already has a say. */
   #placeOf(hold: Hold): number {
-    return this.#account.isDistant || hold.isInside ? (hold.headAtStart ?? Infinity) : hold.headAtCall;
+    return this.#account.isDistant || hold.isInside
+      ? (hold.headAtStart ?? Infinity)
+      : hold.headAtCall;
   }
 
   /** One subscription that lets it through is enough; where one of them ends the stream, it is not asked again. */
@@ -626,20 +743,31 @@ class Ledger {
   }
 
   #expectSameId(id: string): void {
-    if (id !== this.#lastId) this.#violation(`an event without an id changed the last event id from ${this.#lastId} to ${id}`);
+    if (id !== this.#lastId) {
+      this.#violation(
+        `an event without an id changed the last event id from ${this.#lastId} to ${id}`,
+      );
+    }
   }
 
   #offsetOf(cursor: string): number {
     const { epoch, head } = this.#account.truth;
     const offset = Number(cursor.slice(epoch.length + 1));
-    if (cursor !== `${epoch}.${offset}` || !Number.isInteger(offset) || offset < 0 || offset > head) {
+    if (
+      cursor !== `${epoch}.${offset}` ||
+      !Number.isInteger(offset) ||
+      offset < 0 ||
+      offset > head
+    ) {
       this.#violation(`${cursor} is no id of ${epoch} up to ${head}`);
     }
     return offset;
   }
 
   #note(...what: unknown[]): void {
-    this.#history.push(what.map((part) => (typeof part === 'string' ? part : JSON.stringify(part))).join(' '));
+    this.#history.push(
+      what.map((part) => (typeof part === 'string' ? part : JSON.stringify(part))).join(' '),
+    );
   }
 
   #violation(what: string): never {

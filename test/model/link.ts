@@ -76,7 +76,10 @@ export class Link {
   /** Notes that something happened behind all that was written so far. */
   mark(content: MarkContent): Mark {
     const { stream } = this;
-    const place = stream.bytesWritten + stream.bufferedAmount - (stream.readyState === 0 ? 0 : stream.res.writableLength);
+    const place =
+      stream.bytesWritten +
+      stream.bufferedAmount -
+      (stream.readyState === 0 ? 0 : stream.res.writableLength);
     const mark = { ...content, at: undefined } as Mark;
     this.marks.push(mark);
     this.#ahead.push({ place, mark });

@@ -1,5 +1,12 @@
 /** A registry with all that a test knows of it. */
-import { createChannels, memoryBroker, sse, type Broker, type Channels, type SseMiddleware } from '../../src/index.ts';
+import {
+  createChannels,
+  memoryBroker,
+  sse,
+  type Broker,
+  type Channels,
+  type SseMiddleware,
+} from '../../src/index.ts';
 import { type DistantBroker } from './distant-broker.ts';
 import { CHANNELS, type Bounds, type ChannelName } from './schedule.ts';
 import { Truth, type PublishedEvent } from './truth.ts';
@@ -43,8 +50,16 @@ export function openRegistry(
   const { events: number, age, bytes } = history;
   // A few events are never too many bytes.
   const isExact =
-    number !== undefined && number < 10 && bytes === undefined && maxHistory === undefined && maxChannels === undefined;
-  const truth = new Truth(log, clock, isExact ? { events: number, ...(age === undefined ? {} : { age }) } : undefined);
+    number !== undefined &&
+    number < 10 &&
+    bytes === undefined &&
+    maxHistory === undefined &&
+    maxChannels === undefined;
+  const truth = new Truth(
+    log,
+    clock,
+    isExact ? { events: number, ...(age === undefined ? {} : { age }) } : undefined,
+  );
   watch(log, truth);
   const events = sse({ channels, heartbeat: false, stallTimeout: false });
   return { channels, events, truth, distant: broker, published: 0, keys: new Map() };
@@ -61,7 +76,9 @@ function watch(log: Broker, truth: Truth): void {
   };
   log.clear = (channel) => {
     const answer = clear(channel);
-    if (CHANNELS.includes(channel as ChannelName) && channel !== 'x') truth.cleared(channel as ChannelName);
+    if (CHANNELS.includes(channel as ChannelName) && channel !== 'x') {
+      truth.cleared(channel as ChannelName);
+    }
     return answer;
   };
 }

@@ -17,10 +17,25 @@ export async function expectKept(
   times: number,
   options: () => Omit<WorldOptions, 'tally'>,
 ): Promise<void> {
-  const { CI, MODEL_RUNS = '1', MODEL_SEED = CI === undefined ? undefined : '20261120', MODEL_SHRINK = '1' } = process.env;
+  const {
+    CI,
+    MODEL_RUNS = '1',
+    MODEL_SEED = CI === undefined ? undefined : '20261120',
+    MODEL_SHRINK = '1',
+  } = process.env;
   const numRuns = Math.ceil(times * Number(MODEL_RUNS));
-  const tally: Tally = { schedules: 0, streams: 0, resumed: 0, gaps: 0, asked: 0, slow: 0, acts: 0 };
-  const property = fc.asyncProperty(schedules, (schedule) => new World(schedule, { ...options(), tally }).run());
+  const tally: Tally = {
+    schedules: 0,
+    streams: 0,
+    resumed: 0,
+    gaps: 0,
+    asked: 0,
+    slow: 0,
+    acts: 0,
+  };
+  const property = fc.asyncProperty(schedules, (schedule) =>
+    new World(schedule, { ...options(), tally }).run(),
+  );
   const began = Date.now();
   try {
     await fc.assert(property, {

@@ -23,7 +23,13 @@ export class Scene {
   /** Whether nothing more is published. */
   isOver = false;
 
-  constructor(clients: number, registry: Registry, work: WorkMeter, clock: { now: number }, scale: number) {
+  constructor(
+    clients: number,
+    registry: Registry,
+    work: WorkMeter,
+    clock: { now: number },
+    scale: number,
+  ) {
     this.clients = Array.from({ length: clients }, () => ({ link: undefined, lastId: '' }));
     this.registry = registry;
     this.work = work;

@@ -8,10 +8,25 @@ export const CLIENTS = 3;
 
 export type Size = 'small' | 'middle' | 'large';
 export type FilterKind = 'none' | 'even' | 'throws' | 'promises';
-export type OnGapKind = 'none' | 'cursor' | 'nothing' | 'slow cursor' | 'slow nothing' | 'throws' | 'other cursor' | 'beyond';
+export type OnGapKind =
+  | 'none'
+  | 'cursor'
+  | 'nothing'
+  | 'slow cursor'
+  | 'slow nothing'
+  | 'throws'
+  | 'other cursor'
+  | 'beyond';
 
 /** What user code does when the library calls it, besides its job. */
-export type ActKind = 'publishes' | 'sends' | 'comments' | 'sends to others' | 'unsubscribes' | 'subscribes' | 'closes';
+export type ActKind =
+  | 'publishes'
+  | 'sends'
+  | 'comments'
+  | 'sends to others'
+  | 'unsubscribes'
+  | 'subscribes'
+  | 'closes';
 
 export interface Act {
   kind: ActKind;

@@ -84,13 +84,17 @@ function watchFraming(socket: Socket): { isLast: boolean } {
   const { write } = socket;
   socket.write = function watched(this: Socket, ...args: Parameters<typeof write>): boolean {
     const [chunk] = args as unknown as [Buffer | string];
-    framed.isLast = Buffer.isBuffer(chunk) && /^[0-9a-f]+\r\n[^]*\n\r\n$/.test(chunk.toString('latin1'));
+    framed.isLast =
+      Buffer.isBuffer(chunk) && /^[0-9a-f]+\r\n[^]*\n\r\n$/.test(chunk.toString('latin1'));
     return Reflect.apply(write, this, args);
   } as typeof write;
   return framed;
 }
 
-function wrapWrite(res: ServerResponse, wrap: (link: undefined, passOn: () => boolean) => boolean): void {
+function wrapWrite(
+  res: ServerResponse,
+  wrap: (link: undefined, passOn: () => boolean) => boolean,
+): void {
   // oxlint-disable-next-line typescript/unbound-method -- called with the response as `this`
   const { write } = res;
   res.write = function wrapped(this: ServerResponse, ...args: Parameters<typeof write>): boolean {

@@ -44,7 +44,11 @@ export class Truth {
   readonly #times: number[] = [];
   readonly #cleared = new Map<ChannelName, number>();
 
-  constructor(log: Broker, clock: { now: number }, exactly: { events: number; age?: number } | undefined) {
+  constructor(
+    log: Broker,
+    clock: { now: number },
+    exactly: { events: number; age?: number } | undefined,
+  ) {
     const position = log.position();
     if (position instanceof Promise) throw new Error('the log itself is asked at once');
     this.epoch = position.epoch;
@@ -61,7 +65,10 @@ export class Truth {
   }
 
   cleared(channel: ChannelName): void {
-    this.#cleared.set(channel, this.of(channel).findLast((event) => event.offset <= this.head)?.offset ?? 0);
+    this.#cleared.set(
+      channel,
+      this.of(channel).findLast((event) => event.offset <= this.head)?.offset ?? 0,
+    );
     this.note();
   }
 
@@ -69,17 +76,23 @@ export class Truth {
   note(): void {
     const page = this.#log.read([...KEPT, 'an unknown one'], 0, Infinity);
     const position = this.#log.position();
-    if (page instanceof Promise || position instanceof Promise) throw new Error('the log itself is asked at once');
+    if (page instanceof Promise || position instanceof Promise) {
+      throw new Error('the log itself is asked at once');
+    }
     while (this.head < position.offset) this.#times[++this.head] = this.#clock.now;
     const lost: Partial<Record<ChannelName, number>> = {};
     const trimmed: Partial<Record<ChannelName, number>> = {};
     const floor = page.trimmed.at(-1) ?? 0;
     for (const [index, channel] of KEPT.entries()) {
-      const held = page.entries.filter((entry) => entry.channel === channel).map((entry) => entry.offset);
+      const held = page.entries
+        .filter((entry) => entry.channel === channel)
+        .map((entry) => entry.offset);
       const gone = (lost[channel] = this.#lostOf(channel, held));
       const told = (trimmed[channel] = page.trimmed[index] ?? 0);
       if (told < gone || (told > gone && told > floor)) {
-        throw new Violation(`of ${channel} everything up to ${gone} is lost, the log says ${told}, its floor is ${floor}`);
+        throw new Violation(
+          `of ${channel} everything up to ${gone} is lost, the log says ${told}, its floor is ${floor}`,
+        );
       }
     }
     this.now = { lost, trimmed };
@@ -90,7 +103,9 @@ export class Truth {
   /** What was lost at least, and at most, while the log stood there. */
   lossAt(head: number): { least: Loss; most: Loss } {
     const [least, most] = [this.#first[head], this.#last[head]];
-    if (least === undefined || most === undefined) throw new Violation(`a cursor says ${head}, where the log has never been`);
+    if (least === undefined || most === undefined) {
+      throw new Violation(`a cursor says ${head}, where the log has never been`);
+    }
     return { least, most };
   }
 
@@ -109,11 +124,15 @@ export class Truth {
       .map((event) => event.offset);
     const tail = published.slice(published.length - held.length);
     if (held.join() !== tail.join()) {
-      throw new Violation(`the log holds ${held.join()} of ${channel}, of which ${published.join()} was published`);
+      throw new Violation(
+        `the log holds ${held.join()} of ${channel}, of which ${published.join()} was published`,
+      );
     }
     const kept = this.#keptOf(channel, published);
     if (kept !== undefined && held.join() !== kept.join()) {
-      throw new Violation(`the log holds ${held.join()} of ${channel}, which should be ${kept.join()}`);
+      throw new Violation(
+        `the log holds ${held.join()} of ${channel}, which should be ${kept.join()}`,
+      );
     }
     // A newest-only channel loses nothing as long as the newest is there.
     if (channel === 'n' && held.length > 0) return 0;

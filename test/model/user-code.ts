@@ -43,7 +43,9 @@ export class UserCode {
 
   /** A filter is asked about an event. */
   filter(link: Link, options: FollowOptions): void {
-    if (options.act !== undefined && this.#isTurnOf(options.act)) this.#do(options.act.kind, link, options);
+    if (options.act !== undefined && this.#isTurnOf(options.act)) {
+      this.#do(options.act.kind, link, options);
+    }
   }
 
   /** Bytes are written through a `write` that somebody has put in front. */

@@ -83,7 +83,9 @@ export class WorkMeter {
     } finally {
       this.#calls.pop();
       if (entry.bytes > entry.most) {
-        this.excesses.push(`${what} has written ${entry.bytes} bytes in one call, expected at most ${entry.most}`);
+        this.excesses.push(
+          `${what} has written ${entry.bytes} bytes in one call, expected at most ${entry.most}`,
+        );
       }
       // What is sent from inside a wrapped `write` is written when that has returned, by the call around it.
       const outer = this.#calls.at(-1);
@@ -103,11 +105,15 @@ export class WorkMeter {
     const streams = this.#streams.size;
     const mostStreams = Math.max(this.fanOuts * FAN_OUT_STREAMS + PAGES, SWEPT_STREAMS);
     if (streams > mostStreams) {
-      this.excesses.push(`in one turn ${streams} streams were written to, expected at most ${mostStreams}`);
+      this.excesses.push(
+        `in one turn ${streams} streams were written to, expected at most ${mostStreams}`,
+      );
     }
     const mostBytes = this.fanOuts * FAN_OUT_STREAMS * LARGEST_EVENT + PAGE_BYTES;
     if (this.#bytes > mostBytes) {
-      this.excesses.push(`in one turn ${this.#bytes} bytes were written, expected at most ${mostBytes}`);
+      this.excesses.push(
+        `in one turn ${this.#bytes} bytes were written, expected at most ${mostBytes}`,
+      );
     }
     this.#streams.clear();
     this.#bytes = 0;

@@ -136,11 +136,15 @@ export class World {
   async #carryOut(command: Command): Promise<void> {
     switch (command.do) {
       case 'publish': {
-        for (const channel of command.channels) this.#application.publishTo(channel, command.size, command.named, command.key);
+        for (const channel of command.channels) {
+          this.#application.publishTo(channel, command.size, command.named, command.key);
+        }
         return;
       }
       case 'burst': {
-        for (let event = 0; event < command.events; event++) this.#application.publishTo(command.channel, command.size, false);
+        for (let event = 0; event < command.events; event++) {
+          this.#application.publishTo(command.channel, command.size, false);
+        }
         return;
       }
       case 'connect': {
@@ -183,7 +187,9 @@ export class World {
       case 'end':
       case 'end for good': {
         const { link } = this.#client(command.client);
-        if (link?.isOpen === true && (!link.isFinishing || command.do === 'answer')) this.#atServer(link, command);
+        if (link?.isOpen === true && (!link.isFinishing || command.do === 'answer')) {
+          this.#atServer(link, command);
+        }
         return;
       }
       case 'pause':
@@ -208,7 +214,9 @@ export class World {
       }
       case 'unfollow': {
         const { following } = link;
-        if (following.length > 0) this.#application.unfollow(link, following[command.which % following.length]!);
+        if (following.length > 0) {
+          this.#application.unfollow(link, following[command.which % following.length]!);
+        }
         return;
       }
       case 'send': {
@@ -243,7 +251,9 @@ export class World {
         // As the heartbeat does: never into a blocked stream.
         if (link.stream.bufferedAmount > 0) return;
         this.#scene.work.call('a checkpoint', CALL_BYTES.heartbeat, () => link.stream.onTick());
-        if (link.stream.readyState === 1) this.#scene.work.call('a heartbeat', CALL_BYTES.heartbeat, () => link.stream.onIdle());
+        if (link.stream.readyState === 1) {
+          this.#scene.work.call('a heartbeat', CALL_BYTES.heartbeat, () => link.stream.onIdle());
+        }
         return;
       }
       case 'pause': {
@@ -278,21 +288,34 @@ export class World {
       client.link = link;
       this.#scene.links.push(link);
       void this.#expectReason(link);
-      if (this.#schedule.presence) stream.signal.addEventListener('abort', () => this.#application.tellOthers(link));
+      if (this.#schedule.presence) {
+        stream.signal.addEventListener('abort', () => this.#application.tellOthers(link));
+      }
       this.#application.follow(link, follow);
       return link;
     };
-    await this.#options.transport.connect(registry, lastEventId, eager, opened, wrap && this.#wrapped(client, wrap));
+    await this.#options.transport.connect(
+      registry,
+      lastEventId,
+      eager,
+      opened,
+      wrap && this.#wrapped(client, wrap),
+    );
   }
 
-  #wrapped(client: { link: Link | undefined }, wrap: Wrap): (link: Link | undefined, passOn: () => boolean) => boolean {
+  #wrapped(
+    client: { link: Link | undefined },
+    wrap: Wrap,
+  ): (link: Link | undefined, passOn: () => boolean) => boolean {
     // The first bytes are written before the transport knows the connection.
     return (link, passOn) => this.#application.userCode.write(link ?? client.link, wrap, passOn);
   }
 
   async #expectReason(link: Link): Promise<void> {
     const reason = await link.stream.closed;
-    if (reason === 'error' && !link.mayFail) this.#scene.fault('a stream ended with an error, though nothing of its own throws');
+    if (reason === 'error' && !link.mayFail) {
+      this.#scene.fault('a stream ended with an error, though nothing of its own throws');
+    }
   }
 
   async #gather(streams: number, crowd: Crowd): Promise<void> {
@@ -328,8 +351,13 @@ export class World {
     this.#remember();
     const { truth } = this.#scene.registry;
     const { lastId } = this.#client(number);
-    const garbage = ['01', '1e0', '', '-1', '+1', '9007199254740993'].map((digits) => `${truth.epoch}.${digits}`);
-    const beyond = this.#scene.registry.published + (this.#scene.registry.distant === undefined ? 1 : 1_000) + back;
+    const garbage = ['01', '1e0', '', '-1', '+1', '9007199254740993'].map(
+      (digits) => `${truth.epoch}.${digits}`,
+    );
+    const beyond =
+      this.#scene.registry.published +
+      (this.#scene.registry.distant === undefined ? 1 : 1_000) +
+      back;
     const ids: Readonly<Record<Brings, string>> = {
       last: lastId,
       nothing: '',
@@ -359,7 +387,12 @@ export class World {
     const areActing = this.#schedule.presence || this.#application.userCode.acts > acts;
     for (const [index, link] of slow.entries()) {
       link.wasSlow = true;
-      if (!areActing && !link.isFinishing && isStill(link) && link.stream.bufferedAmount > queued[index]! + FRAMING) {
+      if (
+        !areActing &&
+        !link.isFinishing &&
+        isStill(link) &&
+        link.stream.bufferedAmount > queued[index]! + FRAMING
+      ) {
         this.#scene.fault('the queue of a reader who does not read grows');
       }
     }
@@ -380,7 +413,9 @@ export class World {
   async #comeToRest(): Promise<void> {
     const scene = this.#scene;
     if (!(await this.#comeToQuiet())) {
-      scene.fault(`the streams do not come to rest: ${JSON.stringify(scene.registry.channels.stats())}`);
+      scene.fault(
+        `the streams do not come to rest: ${JSON.stringify(scene.registry.channels.stats())}`,
+      );
       return;
     }
     if (scene.open.some(({ wire }) => wire.isDirect !== undefined)) await this.#probe();
@@ -434,8 +469,16 @@ export class World {
     for (let acts = -1; acts < userCode.acts;) {
       acts = userCode.acts;
       for (const link of this.#scene.open) link.stream.onTick();
-      for (let turn = 0; turn < 3 || registry.distant?.isQuiet === false; turn++) await this.#turn();
-      for (let turn = 0; turn < PATIENCE && !this.#scene.open.every((link) => link.wire.isEmpty); turn++) await this.#turn();
+      for (let turn = 0; turn < 3 || registry.distant?.isQuiet === false; turn++) {
+        await this.#turn();
+      }
+      for (
+        let turn = 0;
+        turn < PATIENCE && !this.#scene.open.every((link) => link.wire.isEmpty);
+        turn++
+      ) {
+        await this.#turn();
+      }
     }
   }
 
@@ -447,7 +490,9 @@ export class World {
     const { open } = scene;
     if (this.#schedule.ending === 'registry') await this.#closeRegistry();
     for (const link of [...open, ...scene.crowd]) link.wire.drop();
-    for (let turn = 0; turn < 50 && (turn < 2 || events.streams.size > 0); turn++) await this.#turn();
+    for (let turn = 0; turn < 50 && (turn < 2 || events.streams.size > 0); turn++) {
+      await this.#turn();
+    }
     // They were whole until now.
     for (const link of open) if (link.stream.dropped === 0) link.received = Infinity;
     const { subscriptions } = channels.stats();
@@ -462,9 +507,17 @@ export class World {
     void noteEnd(registry.channels.close(), closing);
     for (let turn = 0; turn < PATIENCE && !closing.isDone; turn++) await this.#turn();
     if (!closing.isDone) this.#scene.fault('the registry does not close');
-    const followers = links.filter(({ following }) => following.some(({ left }) => !left)).concat(crowd);
-    const { length } = followers.filter((link) => link.registry === registry && link.stream.readyState === 1);
-    if (length > 0) this.#scene.fault(`the registry has closed, and ${length} streams that follow its channels have not`);
+    const followers = links
+      .filter(({ following }) => following.some(({ left }) => !left))
+      .concat(crowd);
+    const { length } = followers.filter(
+      (link) => link.registry === registry && link.stream.readyState === 1,
+    );
+    if (length > 0) {
+      this.#scene.fault(
+        `the registry has closed, and ${length} streams that follow its channels have not`,
+      );
+    }
   }
 }
 
@@ -478,7 +531,9 @@ async function noteEnd(promise: Promise<unknown>, note: { isDone: boolean }): Pr
  * none (rule 8), and a later subscription may say at once that ids step back.
  */
 function isStill({ wire, following }: Link): boolean {
-  return wire.isPaused && following.length === 1 && !following[0]!.hold.options.channels.includes('x');
+  return (
+    wire.isPaused && following.length === 1 && !following[0]!.hold.options.channels.includes('x')
+  );
 }
 
 /** Lets everything happen that this turn of the event loop has already brought about. */

@@ -30,7 +30,9 @@ test.each([
 ])('an ACL user that may do no more than is needed is enough, %s', async (_what, change) => {
   const [line] = /^user res-sse on .*$/m.exec(DOC)!;
   await using redis = await startRedis({ acl: [change(line)] });
-  await using scene = await Scene.start({ redis: { url: redis.url.replace('//', '//res-sse:secret@') } });
+  await using scene = await Scene.start({
+    redis: { url: redis.url.replace('//', '//res-sse:secret@') },
+  });
   await expectToWork(scene);
 });
 
@@ -38,7 +40,9 @@ test('an ACL user on a Cluster that may do what docs/scaling.md adds, too, is en
   const [line] = /^user res-sse on .*$/m.exec(DOC)!;
   const [, more] = /On a Cluster add `(.*)`/.exec(DOC)!;
   await using cluster = await startRedisCluster('{res-sse}:log', { acl: [`${line} ${more}`] });
-  await using scene = await Scene.start({ redis: { urls: cluster.urls, user: { username: 'res-sse', password: 'secret' } } });
+  await using scene = await Scene.start({
+    redis: { urls: cluster.urls, user: { username: 'res-sse', password: 'secret' } },
+  });
   await expectToWork(scene);
 });
 
@@ -50,6 +54,9 @@ test('a password with every kind of character in it, in the url, is enough', asy
 
 test('a server that speaks TLS only is reached by a rediss url', async () => {
   await using redis = await startRedis({ tls: true });
-  await using scene = await Scene.start({ redis: { url: redis.url }, caFile: join(redis.dir, 'ca.crt') });
+  await using scene = await Scene.start({
+    redis: { url: redis.url },
+    caFile: join(redis.dir, 'ca.crt'),
+  });
   await expectToWork(scene);
 });

@@ -9,7 +9,12 @@ export type Item = { readonly at: number } & (
   | { readonly kind: 'connected'; readonly lastEventId: string }
   | { readonly kind: 'event'; readonly n: number; readonly channel: string; readonly id: string }
   | { readonly kind: 'checkpoint'; readonly id: string }
-  | { readonly kind: 'gap'; readonly channels: readonly string[]; readonly after: string; readonly cursor: string }
+  | {
+      readonly kind: 'gap';
+      readonly channels: readonly string[];
+      readonly after: string;
+      readonly cursor: string;
+    }
   | { readonly kind: 'fault'; readonly what: string }
 );
 
@@ -98,14 +103,19 @@ export class Client implements Disposable {
   #connect(node: TestNode): Promise<void> {
     return new Promise((resolve) => {
       const { lastEventId } = this;
-      const headers = { Accept: 'text/event-stream', ...(lastEventId === '' ? {} : { 'Last-Event-ID': lastEventId }) };
+      const headers = {
+        Accept: 'text/event-stream',
+        ...(lastEventId === '' ? {} : { 'Last-Event-ID': lastEventId }),
+      };
       const url = `${node.url}${this.#options.path ?? '/listen'}/${this.channels.join()}`;
       const request = get(url, { headers, agent: false });
       this.#request = request;
       request.on('error', () => resolve());
       request.on('close', () => resolve());
       request.on('response', (response) => {
-        if (response.statusCode !== 200) this.#fault(`${url} answers ${response.statusCode}, and no EventSource would come back`);
+        if (response.statusCode !== 200) {
+          this.#fault(`${url} answers ${response.statusCode}, and no EventSource would come back`);
+        }
         this.#connections++;
         this.items.push({ at: performance.now(), kind: 'connected', lastEventId });
         const parser = createParser({
@@ -121,11 +131,23 @@ export class Client implements Disposable {
     });
   }
 
-  #take({ event, data, id }: { event?: string | undefined; data: string; id?: string | undefined }): void {
+  #take({
+    event,
+    data,
+    id,
+  }: {
+    event?: string | undefined;
+    data: string;
+    id?: string | undefined;
+  }): void {
     const at = performance.now();
     if (id !== undefined) this.lastEventId = id;
     if (event === 'sse:gap') {
-      this.items.push({ at, kind: 'gap', ...(JSON.parse(data) as { channels: string[]; after: string; cursor: string }) });
+      this.items.push({
+        at,
+        kind: 'gap',
+        ...(JSON.parse(data) as { channels: string[]; after: string; cursor: string }),
+      });
     } else if (id === undefined) {
       this.#fault(`an event without an id: ${data}`);
     } else if (event === 'sse:checkpoint') {

@@ -18,8 +18,13 @@ vi.setConfig({ testTimeout: 120_000 });
 const START = fileURLToPath(new URL('../../demo/cluster/start.ts', import.meta.url));
 
 /** Starts the demo, over a Redis of its own where none is named. */
-async function startDemo(resources: Resources, env: Record<string, string> = {}): Promise<{ demo: Child; url: string }> {
-  const demo = resources.use(start(process.execPath, ['--import', 'tsx', START], { PORT: '0', REDIS_URL: '', ...env }));
+async function startDemo(
+  resources: Resources,
+  env: Record<string, string> = {},
+): Promise<{ demo: Child; url: string }> {
+  const demo = resources.use(
+    start(process.execPath, ['--import', 'tsx', START], { PORT: '0', REDIS_URL: '', ...env }),
+  );
   // Killed, it could not end its Redis.
   resources.defer(() => demo.stop('SIGTERM'));
   const address = /^Haiku are spoken on (\S+)$/m;
@@ -32,7 +37,8 @@ async function startDemo(resources: Resources, env: Record<string, string> = {})
 
 async function speak(url: string, text: string): Promise<number> {
   const headers = { 'Content-Type': 'application/json' };
-  return (await fetch(`${url}/speak`, { method: 'POST', headers, body: JSON.stringify({ text }) })).status;
+  return (await fetch(`${url}/speak`, { method: 'POST', headers, body: JSON.stringify({ text }) }))
+    .status;
 }
 
 const textsOf = (reader: Reader) => reader.events.map(({ data }) => JSON.parse(data).text);
@@ -49,7 +55,9 @@ describe('the haiku chat on three nodes', () => {
       ['four', 'PORT is "four", which is not a port; set it to a number from 0 to 65535.\n'],
     ] as const;
     for (const [PORT, sentence] of cases) {
-      const demo = resources.use(start(process.execPath, ['--import', 'tsx', START], { PORT, REDIS_URL: '' }));
+      const demo = resources.use(
+        start(process.execPath, ['--import', 'tsx', START], { PORT, REDIS_URL: '' }),
+      );
       await within(`its end with PORT=${PORT}`, demo.ended, 60_000);
       expect(demo.output).toContain(sentence);
       expect(demo.process.exitCode).toBe(1);
@@ -62,15 +70,23 @@ describe('the haiku chat on three nodes', () => {
   test('lets who is on one node hear who speaks on another, and shows the same page on all', async () => {
     await using resources = new Resources();
     const { url } = await startDemo(resources);
-    const readers = [await read(`${url}/listen`), await read(`${url}/listen`), await read(`${url}/listen`)];
+    const readers = [
+      await read(`${url}/listen`),
+      await read(`${url}/listen`),
+      await read(`${url}/listen`),
+    ];
     for (const reader of readers) resources.defer(() => reader.close());
-    expect(new Set(readers.map(({ response }) => response.headers.get('X-Node')))).toEqual(new Set(['1', '2', '3']));
+    expect(new Set(readers.map(({ response }) => response.headers.get('X-Node')))).toEqual(
+      new Set(['1', '2', '3']),
+    );
     for (const text of ['one', 'two', 'three']) expect(await speak(url, text)).toBe(202);
     for (const reader of readers) await reader.take(3);
     expect(readers.map(textsOf)).toEqual(readers.map(() => ['one', 'two', 'three']));
     for (let node = 0; node < 3; node++) {
       const page = await (await fetch(url)).text();
-      const { haikus } = JSON.parse(/<script id="spoken" type="application\/json">(.*?)<\/script>/s.exec(page)![1]!);
+      const { haikus } = JSON.parse(
+        /<script id="spoken" type="application\/json">(.*?)<\/script>/s.exec(page)![1]!,
+      );
       expect(haikus.map(({ text }: { text: string }) => text)).toEqual(['one', 'two', 'three']);
     }
   });
@@ -84,7 +100,9 @@ describe('the haiku chat on three nodes', () => {
     const nodes = new Set<string>();
     for (const page of pages) {
       page.on('response', (response) => {
-        if (new URL(response.url()).pathname === '/listen') nodes.add(response.headers()['x-node'] ?? '');
+        if (new URL(response.url()).pathname === '/listen') {
+          nodes.add(response.headers()['x-node'] ?? '');
+        }
       });
     }
     // Requests go round: until the two streams are on nodes of their own, the second tab is loaded anew.
@@ -137,8 +155,14 @@ describe('the haiku chat on three nodes', () => {
     await using redis = await startRedis();
     // No node can connect to it.
     redis.pause();
-    await using demo = start(process.execPath, ['--import', 'tsx', START], { PORT: '0', REDIS_URL: redis.url });
-    const children = () => readFileSync(`/proc/${demo.pid}/task/${demo.pid}/children`, 'utf8').split(' ').filter(Boolean);
+    await using demo = start(process.execPath, ['--import', 'tsx', START], {
+      PORT: '0',
+      REDIS_URL: redis.url,
+    });
+    const children = () =>
+      readFileSync(`/proc/${demo.pid}/task/${demo.pid}/children`, 'utf8')
+        .split(' ')
+        .filter(Boolean);
     await until('the nodes to start', () => demo.isRunning && children().length >= 3);
     const started = children();
     await demo.stop('SIGTERM');

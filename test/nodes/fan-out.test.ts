@@ -16,7 +16,12 @@ test('what is published on one node reaches the clients of all, once and in one 
   for (const node of scene.nodes) {
     // Who has read the log has left.
     await until('the clients to be all there is', async () => (await node.stats()).streams === 4);
-    expect((await node.stats()).channels).toMatchObject({ subscriptions: 6, behind: 0, gaps: 0, broker: { state: 'open' } });
+    expect((await node.stats()).channels).toMatchObject({
+      subscriptions: 6,
+      behind: 0,
+      gaps: 0,
+      broker: { state: 'open' },
+    });
   }
 });
 
@@ -26,10 +31,16 @@ test('clients of a node that is killed go on elsewhere where they left off', asy
   scene.publishAllTheTime(['a', 'b']);
   await scene.untilPublished(50);
   await scene.nodes[0]!.kill9();
-  await until('its clients to be elsewhere', () => clients.filter((client) => client.returns > 0).length === 3);
+  await until(
+    'its clients to be elsewhere',
+    () => clients.filter((client) => client.returns > 0).length === 3,
+  );
   await scene.untilPublished(50);
   await scene.nodes[1]!.kill9();
-  await until('all clients to be on one node', async () => (await scene.nodes[2]!.stats()).streams === 9);
+  await until(
+    'all clients to be on one node',
+    async () => (await scene.nodes[2]!.stats()).streams === 9,
+  );
   await scene.untilPublished(50);
   await scene.settle();
   expect(scene.gaps).toBe(0);

@@ -19,7 +19,8 @@ test('in a Cluster the slot moves to another master, and a master dies: nobody m
   await scene.untilPublished(90);
   const master = await cluster.masterOf(KEY);
   const other = cluster.masters.find((server) => server !== master)!;
-  const publishSome = () => Promise.all(many.map((channel) => scene.ledger.publish(scene.choose()!, channel)));
+  const publishSome = () =>
+    Promise.all(many.map((channel) => scene.ledger.publish(scene.choose()!, channel)));
   await cluster.moveSlot(KEY, other, publishSome);
   await scene.untilPublished(30);
   await cluster.moveSlot(KEY, master, publishSome);
@@ -47,7 +48,10 @@ test('under Sentinel the replica takes over: nobody misses anything', async () =
   await sentinel.primary.kill9();
   scene.publishAllTheTime(['a', 'b'], { keyed: true });
   await scene.untilPublished(50);
-  await until('the sentinels to agree', async () => (await sentinel.current()) === sentinel.replica);
+  await until(
+    'the sentinels to agree',
+    async () => (await sentinel.current()) === sentinel.replica,
+  );
   await scene.quiet();
   await until('all to be published', async () => (await scene.ledger.retry(scene.choose()!)) === 0);
   await scene.settle();

@@ -84,7 +84,15 @@ export class Ledger {
     const batch = Array.from({ length: count }, (): Entry => {
       const n = this.#entries.length;
       const key = keyed ? `publish ${n}` : undefined;
-      const entry: Entry = { n, channel, key, startedAt, outcome: 'pending', id: undefined, error: '' };
+      const entry: Entry = {
+        n,
+        channel,
+        key,
+        startedAt,
+        outcome: 'pending',
+        id: undefined,
+        error: '',
+      };
       this.#entries.push(entry);
       return entry;
     });
@@ -102,7 +110,12 @@ export class Ledger {
     return refused.filter(({ outcome }) => outcome !== 'accepted').length;
   }
 
-  async #send(node: Publisher, channel: string, batch: readonly Entry[], padding: number): Promise<void> {
+  async #send(
+    node: Publisher,
+    channel: string,
+    batch: readonly Entry[],
+    padding: number,
+  ): Promise<void> {
     const pad = 'x'.repeat(padding);
     this.#pending++;
     try {
@@ -122,7 +135,11 @@ export class Ledger {
   }
 
   /** Publishes until one is accepted. @returns its number */
-  async publishSurely(choose: () => TestNode | undefined, channel: string, ms = 40_000): Promise<number> {
+  async publishSurely(
+    choose: () => TestNode | undefined,
+    channel: string,
+    ms = 40_000,
+  ): Promise<number> {
     let n: number | undefined;
     await until(
       `a publish to ${channel} to be accepted`,
@@ -157,20 +174,31 @@ export class Ledger {
     // Or beyond: what has been lost by now it has been told of.
     const isThere = (client: Client) => {
       const { epoch, offset } = placeOf(client.lastEventId || 'nowhere.0');
-      return client.channels.every((channel) => epoch === last.get(channel)?.epoch && offset >= (last.get(channel)?.offset ?? 0));
+      return client.channels.every(
+        (channel) =>
+          epoch === last.get(channel)?.epoch && offset >= (last.get(channel)?.offset ?? 0),
+      );
     };
     const waitFor = async (all: readonly Client[], who: string): Promise<void> => {
       try {
         await until(`${who} to be where the log is`, () => all.every(isThere), ms);
       } catch (error) {
         const behind = all.find((client) => !isThere(client));
-        throw new Violation(`${String(error)}; the last of one:\n${tailOf(behind?.items ?? [])}`, { cause: error });
+        throw new Violation(`${String(error)}; the last of one:\n${tailOf(behind?.items ?? [])}`, {
+          cause: error,
+        });
       }
     };
     await waitFor(clients, 'everybody');
     // What the log holds now, as one node reads it, and as another.
-    using one = new Client(channels, { choose: onlyOnce(() => fresh ?? choose()), path: '/history' });
-    using other = new Client(channels, { choose: onlyOnce(() => fresh ?? choose()), path: '/history' });
+    using one = new Client(channels, {
+      choose: onlyOnce(() => fresh ?? choose()),
+      path: '/history',
+    });
+    using other = new Client(channels, {
+      choose: onlyOnce(() => fresh ?? choose()),
+      path: '/history',
+    });
     await waitFor([one, other], 'who reads the log');
     this.audit(clients, one, other);
   }
@@ -180,7 +208,9 @@ export class Ledger {
     this.#collect([...clients, held, heldElsewhere]);
     const [holding, elsewhere] = [numbersOf(held), numbersOf(heldElsewhere)];
     const differing = [...holding, ...elsewhere].find((n) => !holding.has(n) || !elsewhere.has(n));
-    if (differing !== undefined) throw new Violation(`one node reads ${differing} in the log, another does not`);
+    if (differing !== undefined) {
+      throw new Violation(`one node reads ${differing} in the log, another does not`);
+    }
     this.#expectOrderOfCalls();
     const truth = new Truth(this.#entries, holding);
     for (const client of clients) new Account(client, truth).audit();
@@ -190,11 +220,15 @@ export class Ledger {
     if ('id' in answer) {
       entry.outcome = 'accepted';
       entry.id ??= answer.id;
-      if (entry.id !== answer.id) this.#faults.push(`${entry.n} is ${entry.id}, and with the same key ${answer.id}`);
+      if (entry.id !== answer.id) {
+        this.#faults.push(`${entry.n} is ${entry.id}, and with the same key ${answer.id}`);
+      }
       return;
     }
     const { code, message, delivery } = answer;
-    if (delivery === undefined) this.#faults.push(`${entry.n} was refused without a word on its delivery: ${message}`);
+    if (delivery === undefined) {
+      this.#faults.push(`${entry.n} was refused without a word on its delivery: ${message}`);
+    }
     entry.outcome = delivery ?? 'unknown';
     entry.error = `${code} ${delivery}: ${message}`;
   }
@@ -219,8 +253,12 @@ export class Ledger {
   #match({ n, channel, id }: Item & { kind: 'event' }): void {
     const entry = this.#entries[n];
     if (entry?.channel !== channel) throw new Violation(`${n} of ${channel} was never published`);
-    if (entry.outcome === 'none') throw new Violation(`${n} came as ${id}, but its publisher was told: ${entry.error}`);
-    if (entry.outcome === 'pending') throw new Violation(`${n} came as ${id}, and its publisher was never told`);
+    if (entry.outcome === 'none') {
+      throw new Violation(`${n} came as ${id}, but its publisher was told: ${entry.error}`);
+    }
+    if (entry.outcome === 'pending') {
+      throw new Violation(`${n} came as ${id}, and its publisher was never told`);
+    }
     entry.id ??= id;
     if (entry.id !== id) throw new Violation(`${n} came as ${id} and is ${entry.id}`);
   }
@@ -232,7 +270,9 @@ export class Ledger {
         if (id === undefined) continue;
         const place = placeOf(id);
         if (before !== undefined && before.epoch === place.epoch && before.offset >= place.offset) {
-          throw new Violation(`${n} was published later in the same turn, and got the lower id ${id}`);
+          throw new Violation(
+            `${n} was published later in the same turn, and got the lower id ${id}`,
+          );
         }
         before = place;
       }
@@ -256,7 +296,9 @@ class Truth {
       listIn(this.#events, `${epoch} ${channel}`).push({ n, offset });
       listIn(this.#fresh, epoch).push({ startedAt, lowest: offset });
     }
-    for (const events of this.#events.values()) events.sort((one, other) => one.offset - other.offset);
+    for (const events of this.#events.values()) {
+      events.sort((one, other) => one.offset - other.offset);
+    }
     for (const fresh of this.#fresh.values()) {
       fresh.sort((one, other) => one.startedAt - other.startedAt);
       for (let index = fresh.length - 2; index >= 0; index--) {
@@ -266,7 +308,12 @@ class Truth {
   }
 
   /** Events of the channel in (after, upTo]. */
-  between(epoch: string, channel: string, after: number, upTo: number): { n: number; offset: number }[] {
+  between(
+    epoch: string,
+    channel: string,
+    after: number,
+    upTo: number,
+  ): { n: number; offset: number }[] {
     const events = this.#events.get(`${epoch} ${channel}`) ?? [];
     const isBeyond = (bound: number) => (event: { offset: number }) => event.offset > bound;
     return events.slice(firstOf(events, isBeyond(after)), firstOf(events, isBeyond(upTo)));
@@ -320,15 +367,27 @@ class Account {
   }
 
   #gap({ channels, after, cursor }: Item & { kind: 'gap' }): void {
-    if (channels.length === 0 || channels.some((channel) => !this.#client.channels.includes(channel))) {
+    if (
+      channels.length === 0 ||
+      channels.some((channel) => !this.#client.channels.includes(channel))
+    ) {
       this.#violation(`a gap of ${channels.join()}`);
     }
-    if (this.#place === undefined && after !== '') this.#violation('a gap after an id that the client has not got');
+    if (this.#place === undefined && after !== '') {
+      this.#violation('a gap after an id that the client has not got');
+    }
     if (after === '') {
       this.#isForeign = true;
-      if (channels.length !== this.#client.channels.length) this.#violation('another log, and not all channels are named');
-    } else if (placeOf(after).offset < (this.#place as Place).offset || placeOf(cursor).epoch !== this.#place?.epoch) {
-      this.#violation(`a gap after ${after} up to ${cursor}, where the client is at ${show(this.#place)}`);
+      if (channels.length !== this.#client.channels.length) {
+        this.#violation('another log, and not all channels are named');
+      }
+    } else if (
+      placeOf(after).offset < (this.#place as Place).offset ||
+      placeOf(cursor).epoch !== this.#place?.epoch
+    ) {
+      this.#violation(
+        `a gap after ${after} up to ${cursor}, where the client is at ${show(this.#place)}`,
+      );
     }
     for (const channel of channels) this.#told.set(channel, placeOf(cursor).offset);
   }
@@ -339,15 +398,21 @@ class Account {
       this.#isForeign = false;
     } else {
       this.#enter(to);
-      if (to.offset < this.#place.offset) this.#violation(`the checkpoint ${show(to)} steps back from ${show(this.#place)}`);
+      if (to.offset < this.#place.offset) {
+        this.#violation(`the checkpoint ${show(to)} steps back from ${show(this.#place)}`);
+      }
     }
     this.#moveTo(to, at);
   }
 
   #event(n: number, to: Place, at: number): void {
-    if (this.#place === undefined) this.#violation(`the event ${show(to)} comes before any checkpoint`);
+    if (this.#place === undefined) {
+      this.#violation(`the event ${show(to)} comes before any checkpoint`);
+    }
     this.#enter(to);
-    if (to.offset <= this.#place.offset) this.#violation(`${show(to)} comes after ${show(this.#place)}`);
+    if (to.offset <= this.#place.offset) {
+      this.#violation(`${show(to)} comes after ${show(this.#place)}`);
+    }
     if (this.#received.has(n)) this.#violation(`${n} comes twice`);
     this.#received.add(n);
     this.#moveTo(to, at);
@@ -360,7 +425,9 @@ class Account {
       this.#place = { epoch: to.epoch, offset: 0 };
       this.#received = new Set();
     } else if (to.epoch !== this.#place?.epoch) {
-      this.#violation(`${show(to)} is of another log than ${show(this.#place)}, and no gap was told`);
+      this.#violation(
+        `${show(to)} is of another log than ${show(this.#place)}, and no gap was told`,
+      );
     }
   }
 
@@ -377,7 +444,9 @@ class Account {
       }
     }
     const lowest = this.#truth.lowestSince(epoch, at);
-    if (to.offset >= lowest) this.#violation(`${show(to)} was written before ${epoch}.${lowest} was published`);
+    if (to.offset >= lowest) {
+      this.#violation(`${show(to)} was written before ${epoch}.${lowest} was published`);
+    }
     this.#place = to;
   }
 

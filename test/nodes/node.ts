@@ -10,12 +10,24 @@ import { createChannels, sse, SseError, type Broker } from '../../src/index.ts';
 import type { NodeConfig, NodeStats, Published, ToPublish } from './nodes.ts';
 
 const config: NodeConfig = JSON.parse(process.env['RES_SSE_NODE'] as string);
-const { redis, prefix = 'res-sse', timeout = 5_000, heartbeat, patience, history, maxHistory, maxChannels } = config;
+const {
+  redis,
+  prefix = 'res-sse',
+  timeout = 5_000,
+  heartbeat,
+  patience,
+  history,
+  maxHistory,
+  maxChannels,
+} = config;
 const channels = createChannels({ broker: await brokerOf(), history, maxHistory, maxChannels });
 const events = sse({ channels, heartbeat });
 const errors: string[] = [];
 const heals: unknown[] = [];
-subscribe('res-sse:error', (message) => void errors.push(String((message as { error: unknown }).error)));
+subscribe(
+  'res-sse:error',
+  (message) => void errors.push(String((message as { error: unknown }).error)),
+);
 subscribe('res-sse:heal', (message) => void heals.push(message));
 
 const app = express();
@@ -31,7 +43,9 @@ app.get(
 app.post('/publish/:channel', express.json({ limit: '10mb' }), async (req, res) => {
   const items = req.body as ToPublish[];
   // All at once: their order is that of the calls.
-  const accepted = items.map(({ data, key }) => channels.publish(req.params.channel, data, { key }));
+  const accepted = items.map(({ data, key }) =>
+    channels.publish(req.params.channel, data, { key }),
+  );
   res.json((await Promise.allSettled(accepted)).map(publishedOf));
 });
 app.post('/clear/:channel', async (req, res) => {
@@ -42,7 +56,12 @@ app.get('/cursor', async (_req, res) => {
   res.json(await channels.cursor());
 });
 app.get('/stats', (_req, res) => {
-  const stats: NodeStats = { channels: channels.stats(), streams: events.streams.size, errors, heals };
+  const stats: NodeStats = {
+    channels: channels.stats(),
+    streams: events.streams.size,
+    errors,
+    heals,
+  };
   res.json(stats);
 });
 
@@ -79,7 +98,12 @@ async function brokerOf(): Promise<Broker> {
 /** One that looks for silence sooner than others. */
 function impatientBroker(url: string, probe: number): Broker {
   const connection = ownConnection(url, probe, () => {});
-  return new RedisBroker(connection, prefix, { timeout, probe, linger: probe, wait: { min: 50, max: 1_000 } });
+  return new RedisBroker(connection, prefix, {
+    timeout,
+    probe,
+    linger: probe,
+    wait: { min: 50, max: 1_000 },
+  });
 }
 
 function namesOf(req: express.Request): string[] {
@@ -89,7 +113,9 @@ function namesOf(req: express.Request): string[] {
 function publishedOf(result: PromiseSettledResult<{ id: string }>): Published {
   if (result.status === 'fulfilled') return result.value;
   const { reason } = result as { reason: unknown };
-  if (!(reason instanceof SseError)) return { code: 'no SseError', delivery: undefined, message: String(reason) };
+  if (!(reason instanceof SseError)) {
+    return { code: 'no SseError', delivery: undefined, message: String(reason) };
+  }
   const { code, message } = reason;
   // Told at the call, before any effect.
   const delivery = code === 'ERR_SSE_CLOSED' ? 'none' : reason.delivery;

@@ -33,7 +33,9 @@ export interface ToPublish {
 }
 
 /** An id, or what the error said. */
-export type Published = { id: string } | { code: string; delivery: 'none' | 'unknown' | undefined; message: string };
+export type Published =
+  | { id: string }
+  | { code: string; delivery: 'none' | 'unknown' | undefined; message: string };
 
 export interface NodeStats {
   channels: ChannelsStats;
@@ -88,7 +90,9 @@ export class TestNode implements AsyncDisposable {
   async stop(): Promise<void> {
     this.#isEnded = true;
     await this.#child.stop('SIGTERM');
-    if (this.#child.process.exitCode !== 0) throw new Error(`the node has not ended well:\n${this.#child.output}`);
+    if (this.#child.process.exitCode !== 0) {
+      throw new Error(`the node has not ended well:\n${this.#child.output}`);
+    }
   }
 
   pause(): void {
@@ -106,7 +110,8 @@ export class TestNode implements AsyncDisposable {
   }
 
   async #ask(path: string, body?: unknown): Promise<unknown> {
-    const init = body === undefined ? {} : { method: 'POST', body: JSON.stringify(body), headers: JSON_TYPE };
+    const init =
+      body === undefined ? {} : { method: 'POST', body: JSON.stringify(body), headers: JSON_TYPE };
     const response = await within(`the answer to ${path}`, fetch(this.url + path, init), PATIENCE);
     const text = await response.text();
     if (!response.ok) throw new Error(`${path} answers ${response.status}: ${text}`);
@@ -119,7 +124,10 @@ const JSON_TYPE = { 'Content-Type': 'application/json' };
 /** Starts a node; resolves when it serves, whether or not Redis is there. */
 export async function startNode(config: NodeConfig): Promise<TestNode> {
   const { caFile = '' } = config;
-  const env = { RES_SSE_NODE: JSON.stringify({ heartbeat: 500, ...config }), NODE_EXTRA_CA_CERTS: caFile };
+  const env = {
+    RES_SSE_NODE: JSON.stringify({ heartbeat: 500, ...config }),
+    NODE_EXTRA_CA_CERTS: caFile,
+  };
   const child = start(process.execPath, ['--import', 'tsx', NODE], env);
   const ready = once(child.process, 'message');
   const failed = child.ended.then(() => {
@@ -127,6 +135,8 @@ export async function startNode(config: NodeConfig): Promise<TestNode> {
   });
   // It will end, later.
   failed.catch(() => {});
-  const [{ port }] = (await within('the node', Promise.race([ready, failed]), PATIENCE)) as [{ port: number }];
+  const [{ port }] = (await within('the node', Promise.race([ready, failed]), PATIENCE)) as [
+    { port: number },
+  ];
   return new TestNode(child, port);
 }

@@ -9,9 +9,12 @@ import { Scene, until } from './scene.ts';
 
 vi.setConfig({ testTimeout: 120_000 });
 
-const states = (scene: Scene) => Promise.all(scene.nodes.map(async (node) => (await node.stats()).channels.broker.state));
-const heals = (scene: Scene) => Promise.all(scene.nodes.map(async (node) => (await node.stats()).heals.length));
-const allAre = (scene: Scene, state: string) => async () => (await states(scene)).every((one) => one === state);
+const states = (scene: Scene) =>
+  Promise.all(scene.nodes.map(async (node) => (await node.stats()).channels.broker.state));
+const heals = (scene: Scene) =>
+  Promise.all(scene.nodes.map(async (node) => (await node.stats()).heals.length));
+const allAre = (scene: Scene, state: string) => async () =>
+  (await states(scene)).every((one) => one === state);
 
 describe('Redis is killed', () => {
   test('and comes back with its data: streams stay open, refusals are told, and nobody misses anything', async () => {
@@ -23,12 +26,17 @@ describe('Redis is killed', () => {
     await until('publishes to be refused', () => scene.ledger.errors.length > 5);
     await until('the nodes to say so', allAre(scene, 'broken'));
     const beats = clients.map((client) => client.beats);
-    await until('heartbeats all the same', () => clients.every((client, index) => client.beats > beats[index]!));
+    await until('heartbeats all the same', () =>
+      clients.every((client, index) => client.beats > beats[index]!),
+    );
     await scene.redis.restart();
     await scene.untilPublished(50);
     await scene.quiet();
     // With its key a publish whose fate is unknown can be tried again, on any node.
-    await until('all to be published', async () => (await scene.ledger.retry(scene.choose()!)) === 0);
+    await until(
+      'all to be published',
+      async () => (await scene.ledger.retry(scene.choose()!)) === 0,
+    );
     await scene.settle();
     expect(scene.ledger.count('accepted')).toBe(scene.ledger.published);
     expect([scene.gaps, clients.reduce((sum, client) => sum + client.returns, 0)]).toEqual([0, 0]);
@@ -47,7 +55,9 @@ describe('Redis is killed', () => {
     await scene.untilPublished(50);
     away!.resume();
     await scene.settle();
-    expect(clients.map((client) => [client.gaps, client.returns])).toEqual(clients.map(() => [1, 0]));
+    expect(clients.map((client) => [client.gaps, client.returns])).toEqual(
+      clients.map(() => [1, 0]),
+    );
     expect(away!.gaps).toBe(1);
   });
 
@@ -108,7 +118,10 @@ describe('Redis does not answer', () => {
     scene.redis.resume();
     await scene.untilPublished(50);
     await scene.quiet();
-    await until('all to be published', async () => (await scene.ledger.retry(scene.choose()!)) === 0);
+    await until(
+      'all to be published',
+      async () => (await scene.ledger.retry(scene.choose()!)) === 0,
+    );
     await scene.settle();
     expect([scene.gaps, clients.reduce((sum, client) => sum + client.returns, 0)]).toEqual([0, 0]);
   });
@@ -151,7 +164,9 @@ describe('Redis forgets', () => {
     await redis.flushAll();
     await scene.untilPublished(50);
     await scene.settle();
-    expect(clients.map((client) => [client.gaps, client.returns])).toEqual(clients.map(() => [1, 0]));
+    expect(clients.map((client) => [client.gaps, client.returns])).toEqual(
+      clients.map(() => [1, 0]),
+    );
   });
 
   test('everything, and nothing is published any more: everybody is told all the same', async () => {
@@ -185,7 +200,9 @@ describe('Redis forgets', () => {
     const away = await scene.connect(4, ['a', 'b']);
     for (const client of away) client.leave();
     for (const channel of ['a', 'b']) await scene.ledger.publish(scene.choose()!, channel, 10);
-    await until('it to be with everybody who is there', () => clients.every((client) => client.received === 20));
+    await until('it to be with everybody who is there', () =>
+      clients.every((client) => client.received === 20),
+    );
     await scene.nodes[0]!.clear('a');
     for (const client of away) client.resume();
     await scene.settle();
@@ -198,7 +215,9 @@ describe('Redis is full', () => {
   const channels = Array.from({ length: 20 }, (_, index) => `c${index}`);
   const fill = async (scene: Scene) => {
     for (let times = 0; times < 2; times++) {
-      for (const channel of channels) await scene.ledger.publish(scene.choose()!, channel, 8, { padding: 20_000 });
+      for (const channel of channels) {
+        await scene.ledger.publish(scene.choose()!, channel, 8, { padding: 20_000 });
+      }
     }
   };
 
@@ -247,7 +266,10 @@ describe('Redis is not heard', () => {
     }
     await scene.untilPublished(20);
     await scene.quiet();
-    await until('all to be published', async () => (await scene.ledger.retry(scene.choose()!)) === 0);
+    await until(
+      'all to be published',
+      async () => (await scene.ledger.retry(scene.choose()!)) === 0,
+    );
     await scene.settle();
     expect([scene.gaps, clients.reduce((sum, client) => sum + client.returns, 0)]).toEqual([0, 0]);
   });
@@ -267,7 +289,9 @@ describe('Redis is not heard', () => {
       relay.dropNext((message) => message.topic.includes(topic));
       await scene.ledger.publish(other, 'a');
       await scene.ledger.publish(other, 'b', 3);
-      await until('all of it to be there', () => clients.every((client) => client.received === 10 * times));
+      await until('all of it to be there', () =>
+        clients.every((client) => client.received === 10 * times),
+      );
     }
     expect(relay.dropped.length).toBe(5);
     await scene.settle();
@@ -280,12 +304,15 @@ describe('Redis is not heard', () => {
     const clients = await scene.connect(4, ['a'], () => deaf);
     const relay = scene.relayOf(deaf);
     const isEvent = ({ topic }: Message) => topic.endsWith(':c:a');
-    const isHeader = ({ topic, payload }: Message) => topic.endsWith(':spine') && payload.includes('\n+');
+    const isHeader = ({ topic, payload }: Message) =>
+      topic.endsWith(':spine') && payload.includes('\n+');
     for (const lost of [[isEvent, isHeader], [isHeader]]) {
       const before = clients[0]!.received;
       for (const isLost of lost) relay.dropNext(isLost);
       await scene.ledger.publish(other, 'a');
-      await until('it to be there', () => clients.every((client) => client.received === before + 1));
+      await until('it to be there', () =>
+        clients.every((client) => client.received === before + 1),
+      );
     }
     expect(relay.dropped.length).toBe(3);
     await scene.settle();
@@ -300,7 +327,10 @@ describe('Redis is not heard', () => {
     const { made } = relay;
     relay.dropAll(() => true);
     for (const channel of ['a', 'b']) await scene.ledger.publish(other, channel, 5);
-    await until('the node to notice', async () => (await deaf.stats()).channels.broker.state === 'broken');
+    await until(
+      'the node to notice',
+      async () => (await deaf.stats()).channels.broker.state === 'broken',
+    );
     await until('another connection, and another', () => relay.made >= made + 2);
     relay.dropNone();
     await until('it to be there', () => clients.every((client) => client.received === 10));
@@ -314,10 +344,16 @@ describe('Redis is not heard', () => {
     const there = await scene.connect(4, ['a', 'b'], () => cutOff);
     await scene.connect(4, ['a', 'b'], () => other);
     const relay = scene.relayOf(cutOff);
-    for (const breakIt of [() => relay.sever(), () => relay.stall('replies'), () => relay.stall('commands')]) {
+    for (const breakIt of [
+      () => relay.sever(),
+      () => relay.stall('replies'),
+      () => relay.stall('commands'),
+    ]) {
       const before = there[0]!.received;
       breakIt();
-      for (let times = 0; times < 10; times++) await scene.ledger.publish(other, times % 2 === 0 ? 'a' : 'b', 5);
+      for (let times = 0; times < 10; times++) {
+        await scene.ledger.publish(other, times % 2 === 0 ? 'a' : 'b', 5);
+      }
       relay.mend();
       relay.flow();
       await until('it to be there', () => there.every((client) => client.received === before + 50));
@@ -355,16 +391,22 @@ test(
     await scene.connect(10, ['a', 'b']);
     scene.publishAllTheTime(['a', 'b', 'c']);
     await scene.untilPublished(50);
-    await Promise.all(Array.from({ length: 10 }, (_, index) => scene.connect(50, index % 2 === 0 ? ['a', 'b'] : ['c', 'a'])));
+    await Promise.all(
+      Array.from({ length: 10 }, (_, index) =>
+        scene.connect(50, index % 2 === 0 ? ['a', 'b'] : ['c', 'a']),
+      ),
+    );
     for (const client of scene.clients) client.drop();
-    const haveReturned = (times: number) => () => scene.clients.every((client) => client.returns >= times);
+    const haveReturned = (times: number) => () =>
+      scene.clients.every((client) => client.returns >= times);
     await until('all to be back', haveReturned(1), 30_000);
     await scene.untilPublished(50);
     await scene.settle();
     expect(scene.gaps).toBe(0);
 
     const redis = await scene.redis.client();
-    const calls = async () => Number(/cmdstat_evalsha:calls=(\d+)/.exec(await redis.info('commandstats'))![1]);
+    const calls = async () =>
+      Number(/cmdstat_evalsha:calls=(\d+)/.exec(await redis.info('commandstats'))![1]);
     const before = await calls();
     for (const client of scene.clients) client.drop();
     await until('all to be back once more', haveReturned(2), 30_000);

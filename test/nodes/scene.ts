@@ -20,7 +20,11 @@ export interface SceneOptions extends Omit<NodeConfig, 'redis'> {
 const TIMEOUT = 1_000;
 
 /** Resolves as soon as the condition is true. So many processes need time on a machine that has other things to do. */
-export function until(what: string, condition: () => boolean | Promise<boolean>, ms = 40_000): Promise<void> {
+export function until(
+  what: string,
+  condition: () => boolean | Promise<boolean>,
+  ms = 40_000,
+): Promise<void> {
   return untilWithin(what, condition, ms);
 }
 
@@ -45,8 +49,14 @@ export class Scene implements AsyncDisposable {
   static async start(options: SceneOptions = {}): Promise<Scene> {
     const scene = new Scene(options);
     try {
-      if (options.redis === undefined) scene.#redis = scene.#resources.use(await startRedis(options.server));
-      scene.nodes.push(...(await Promise.all(Array.from({ length: options.nodes ?? 2 }, () => scene.#startNode()))));
+      if (options.redis === undefined) {
+        scene.#redis = scene.#resources.use(await startRedis(options.server));
+      }
+      scene.nodes.push(
+        ...(await Promise.all(
+          Array.from({ length: options.nodes ?? 2 }, () => scene.#startNode()),
+        )),
+      );
     } catch (error) {
       await scene[Symbol.asyncDispose]();
       throw error;
@@ -55,7 +65,9 @@ export class Scene implements AsyncDisposable {
   }
 
   get redis(): RedisServer {
-    if (this.#redis === undefined) throw new Error('the nodes of this scene work over another Redis');
+    if (this.#redis === undefined) {
+      throw new Error('the nodes of this scene work over another Redis');
+    }
     return this.#redis;
   }
 
@@ -77,7 +89,11 @@ export class Scene implements AsyncDisposable {
   };
 
   /** So many clients that follow these channels; resolves when all have their place. */
-  async connect(count: number, channels: readonly string[], choose: () => TestNode | undefined = this.choose): Promise<Client[]> {
+  async connect(
+    count: number,
+    channels: readonly string[],
+    choose: () => TestNode | undefined = this.choose,
+  ): Promise<Client[]> {
     const clients = Array.from({ length: count }, () => new Client(channels, { choose }));
     this.clients.push(...clients);
     await until(`${count} clients to be placed`, () => clients.every((client) => client.isPlaced));
@@ -90,7 +106,10 @@ export class Scene implements AsyncDisposable {
   }
 
   /** Publishes to one after the other of the channels, on one node after the other, until `quiet()`. */
-  publishAllTheTime(channels: readonly string[], { pause = 5, ...options }: PublishOptions & { pause?: number } = {}): void {
+  publishAllTheTime(
+    channels: readonly string[],
+    { pause = 5, ...options }: PublishOptions & { pause?: number } = {},
+  ): void {
     const abort = new AbortController();
     const publish = async (): Promise<void> => {
       const waiting = new Set<Promise<unknown>>();
@@ -98,7 +117,12 @@ export class Scene implements AsyncDisposable {
         const node = this.choose();
         // A node that waits for Redis holds up nobody who publishes elsewhere; but not thousands are to wait there.
         if (node !== undefined && waiting.size < 50) {
-          const asked = this.ledger.publish(node, channels[count % channels.length] as string, 1 + (count % 3), options);
+          const asked = this.ledger.publish(
+            node,
+            channels[count % channels.length] as string,
+            1 + (count % 3),
+            options,
+          );
           waiting.add(asked);
           void asked.finally(() => waiting.delete(asked));
         }
@@ -118,7 +142,11 @@ export class Scene implements AsyncDisposable {
   /** Resolves when so many more publishes were accepted. */
   async untilPublished(count: number, ms?: number): Promise<void> {
     const before = this.ledger.count('accepted');
-    await until(`${count} more publishes`, () => this.ledger.count('accepted') >= before + count, ms);
+    await until(
+      `${count} more publishes`,
+      () => this.ledger.count('accepted') >= before + count,
+      ms,
+    );
   }
 
   /** Waits until all is well again and everybody has everything. @throws {Violation} where the id rule was not kept for somebody */
@@ -140,9 +168,15 @@ export class Scene implements AsyncDisposable {
 
   async #startNode(): Promise<TestNode> {
     const { nodes: _nodes, server: _server, redis: elsewhere, ...config } = this.#options;
-    if (elsewhere !== undefined) return this.#resources.use(await startNode({ timeout: TIMEOUT, ...config, redis: elsewhere }));
+    if (elsewhere !== undefined) {
+      return this.#resources.use(
+        await startNode({ timeout: TIMEOUT, ...config, redis: elsewhere }),
+      );
+    }
     const relay = this.#resources.use(await startRelay(this.redis.port));
-    const node = this.#resources.use(await startNode({ timeout: TIMEOUT, ...config, redis: { url: relay.url } }));
+    const node = this.#resources.use(
+      await startNode({ timeout: TIMEOUT, ...config, redis: { url: relay.url } }),
+    );
     this.#relays.set(node, relay);
     return node;
   }

@@ -16,7 +16,8 @@ const NODES = 3;
 const STEPS = 40;
 
 const { SEED } = process.env;
-const seeds = SEED === undefined ? [1, 2].map(() => Math.floor(Math.random() * 2 ** 31)) : [Number(SEED)];
+const seeds =
+  SEED === undefined ? [1, 2].map(() => Math.floor(Math.random() * 2 ** 31)) : [Number(SEED)];
 
 /** Draws what happens next, and lets it happen. */
 class Schedule {
@@ -46,22 +47,43 @@ class Schedule {
 
   readonly #kinds: Readonly<Record<string, Kind>> = {
     publish: { weight: 30, run: () => this.#publish(this.#one(this.#running())) },
-    'publish, and do not wait': { weight: 20, run: async () => void this.#publish(this.#one(this.#running())) },
+    'publish, and do not wait': {
+      weight: 20,
+      run: async () => void this.#publish(this.#one(this.#running())),
+    },
     'a client comes': { weight: 8, run: async () => this.#come() },
     'a client is dropped': { weight: 8, run: async () => this.#one(this.#scene.clients).drop() },
-    'all clients are dropped': { weight: 2, run: async () => this.#scene.clients.forEach((client) => client.drop()) },
+    'all clients are dropped': {
+      weight: 2,
+      run: async () => this.#scene.clients.forEach((client) => client.drop()),
+    },
     'a client goes away': { weight: 4, run: async () => this.#leave() },
     'a client comes back': { weight: 4, run: async () => this.#return() },
-    'a node is killed, another comes': { weight: 2, run: () => this.#replace((node) => node.kill9()) },
-    'a node is stopped, another comes': { weight: 2, run: () => this.#replace((node) => node.stop()) },
+    'a node is killed, another comes': {
+      weight: 2,
+      run: () => this.#replace((node) => node.kill9()),
+    },
+    'a node is stopped, another comes': {
+      weight: 2,
+      run: () => this.#replace((node) => node.stop()),
+    },
     'a node hangs': { weight: 2, run: () => this.#hang() },
     'a message is lost': { weight: 6, run: async () => this.#relay().dropNext(() => true) },
     'a wire is cut': { weight: 4, run: async () => this.#relay().cut() },
     'a wire is clogged': { weight: 4, run: () => this.#clog() },
     'a node is cut off': { weight: 3, run: () => this.#cutOff() },
-    'subscribers are killed': { weight: 3, run: () => this.#ask('CLIENT', 'KILL', 'TYPE', 'pubsub') },
-    'connections are killed': { weight: 2, run: () => this.#ask('CLIENT', 'KILL', 'TYPE', 'normal') },
-    'Redis pauses': { weight: 3, run: () => this.#ask('CLIENT', 'PAUSE', '200', this.#one(['ALL', 'WRITE'])) },
+    'subscribers are killed': {
+      weight: 3,
+      run: () => this.#ask('CLIENT', 'KILL', 'TYPE', 'pubsub'),
+    },
+    'connections are killed': {
+      weight: 2,
+      run: () => this.#ask('CLIENT', 'KILL', 'TYPE', 'normal'),
+    },
+    'Redis pauses': {
+      weight: 3,
+      run: () => this.#ask('CLIENT', 'PAUSE', '200', this.#one(['ALL', 'WRITE'])),
+    },
     'Redis forgets its scripts': { weight: 3, run: () => this.#ask('SCRIPT', 'FLUSH') },
     'Redis forgets everything': { weight: 1, run: () => this.#ask('FLUSHALL') },
     'Redis forgets a key': { weight: 3, run: () => this.#evict() },
@@ -71,7 +93,9 @@ class Schedule {
   };
 
   async #publish(node: TestNode): Promise<void> {
-    await this.#scene.ledger.publish(node, this.#one(CHANNELS), 1 + this.#upTo(20), { padding: this.#one([0, 0, 0, 5_000]) });
+    await this.#scene.ledger.publish(node, this.#one(CHANNELS), 1 + this.#upTo(20), {
+      padding: this.#one([0, 0, 0, 5_000]),
+    });
   }
 
   #come(): void {
@@ -187,7 +211,11 @@ describe('whatever happens, the id rule holds for every client', () => {
   test.each(seeds)('seed %i', async (seed) => {
     // The schedule is the seed's; what meets what is the machine's.
     const random = randomFrom(seed);
-    await using scene = await Scene.start({ nodes: NODES, server: { appendonly: true }, ...boundsOf(random) });
+    await using scene = await Scene.start({
+      nodes: NODES,
+      server: { appendonly: true },
+      ...boundsOf(random),
+    });
     const schedule = new Schedule(scene, random);
     await scene.connect(6, CHANNELS);
     await scene.connect(4, ['b']);

@@ -27,12 +27,27 @@ const wrong: [program: string, says: readonly string[]][] = [
   [`channels.publish('haiku', body)`, [FORGOTTEN]],
   [`haiku.publish({ text: 'x' })`, [FORGOTTEN]],
   [`haiku.publish(body)`, [FORGOTTEN]],
-  [`channels.publish('haiku', { text: 'x' }, { retry: 1_000 })`, [`Property 'event' is missing`, `"text" | "typing"`]],
-  [`haiku.publish({ text: 'x' }, { retry: 1_000 })`, [`Property 'event' is missing`, `"text" | "typing"`]],
-  [`channels.publish('haiku', { text: 'x' }, { event: 'txt' })`, [`'"txt"'`, `'"text" | "typing"'`]],
+  [
+    `channels.publish('haiku', { text: 'x' }, { retry: 1_000 })`,
+    [`Property 'event' is missing`, `"text" | "typing"`],
+  ],
+  [
+    `haiku.publish({ text: 'x' }, { retry: 1_000 })`,
+    [`Property 'event' is missing`, `"text" | "typing"`],
+  ],
+  [
+    `channels.publish('haiku', { text: 'x' }, { event: 'txt' })`,
+    [`'"txt"'`, `'"text" | "typing"'`],
+  ],
   [`haiku.publish({ text: 'x' }, { event: 'txt' })`, [`'"txt"'`, `'"text" | "typing"'`]],
-  [`channels.publish('haiku', { txt: 'x' }, { event: 'text' })`, [`'txt' does not exist in type '{ text: string; }'`]],
-  [`channels.publish('news', { headline: 'x' })`, [`is not assignable to parameter of type 'string'`]],
+  [
+    `channels.publish('haiku', { txt: 'x' }, { event: 'text' })`,
+    [`'txt' does not exist in type '{ text: string; }'`],
+  ],
+  [
+    `channels.publish('news', { headline: 'x' })`,
+    [`is not assignable to parameter of type 'string'`],
+  ],
   [`news.publish({ headline: 'x' })`, [`is not assignable to parameter of type 'string'`]],
   [`channels.publish('hiaku', { text: 'x' }, { event: 'text' })`, [`'"hiaku"'`, NAMES]],
   [`channels.publish('nwes', 'x')`, [`'"nwes"'`, NAMES]],
@@ -44,7 +59,10 @@ const wrong: [program: string, says: readonly string[]][] = [
   [`channels.subscribe(stream, 'hiaku')`, [`'"hiaku"'`, `"haiku" | "news"`]],
   [`channels.subscribe(stream, ['haiku', 'hiaku'])`, [`'"hiaku"'`, NAMES]],
   [`stream.subscribe('hiaku')`, [`'"hiaku"'`, `"haiku" | "news"`]],
-  [`route((stream: EventStream<Schema>) => stream.subscribe('hiaku'))`, [`'"hiaku"'`, `"haiku" | "news"`]],
+  [
+    `route((stream: EventStream<Schema>) => stream.subscribe('hiaku'))`,
+    [`'"hiaku"'`, `"haiku" | "news"`],
+  ],
 ];
 
 let directory: string;
@@ -93,44 +111,55 @@ describe('the compiler names the channel or the event that is wrong, and those t
     }
   }, TIMEOUT);
 
-  test.each(wrong.map(([program, says], index) => [program, says, FIRST + index] as const))('%s', (_program, says, line) => {
-    const found = errors.get(line) ?? [];
-    expect(found).toHaveLength(1);
-    for (const text of says) expect(found[0]).toContain(text);
-    expect(found[0]).not.toMatch(/'never'|No overload/);
-  });
+  test.each(wrong.map(([program, says], index) => [program, says, FIRST + index] as const))(
+    '%s',
+    (_program, says, line) => {
+      const found = errors.get(line) ?? [];
+      expect(found).toHaveLength(1);
+      for (const text of says) expect(found[0]).toContain(text);
+      expect(found[0]).not.toMatch(/'never'|No overload/);
+    },
+  );
 
   test('nothing else', () => {
-    expect([...errors.keys()].toSorted((a, b) => a - b)).toEqual(wrong.map((_, index) => FIRST + index));
+    expect([...errors.keys()].toSorted((a, b) => a - b)).toEqual(
+      wrong.map((_, index) => FIRST + index),
+    );
   });
 });
 
-test('an editor offers these members of a stream, and none of the library’s own', { timeout: TIMEOUT }, async () => {
-  const text = `
+test(
+  'an editor offers these members of a stream, and none of the library’s own',
+  { timeout: TIMEOUT },
+  async () => {
+    const text = `
 import type { EventStream } from 'res-sse';
 type Members<T> = \`\${keyof T & string}.\`;
 export const members: 'none' = '' as Members<EventStream>;`;
-  const [, union = ''] =
-    /^members\.ts\(4,\d+\): error TS2322: Type '(.+)' is not/m.exec(await findings('members', text, 'dist/index.d.ts')) ?? [];
-  expect(
-    union
-      .split(' | ')
-      .map((name) => name.slice(1, -2))
-      .toSorted(),
-  ).toEqual([
-    'bufferedAmount',
-    'close',
-    'closed',
-    'comment',
-    'drained',
-    'lastEventId',
-    'open',
-    'pipe',
-    'readyState',
-    'req',
-    'res',
-    'send',
-    'signal',
-    'subscribe',
-  ]);
-});
+    const [, union = ''] =
+      /^members\.ts\(4,\d+\): error TS2322: Type '(.+)' is not/m.exec(
+        await findings('members', text, 'dist/index.d.ts'),
+      ) ?? [];
+    expect(
+      union
+        .split(' | ')
+        .map((name) => name.slice(1, -2))
+        .toSorted(),
+    ).toEqual([
+      'bufferedAmount',
+      'close',
+      'closed',
+      'comment',
+      'drained',
+      'lastEventId',
+      'open',
+      'pipe',
+      'readyState',
+      'req',
+      'res',
+      'send',
+      'signal',
+      'subscribe',
+    ]);
+  },
+);

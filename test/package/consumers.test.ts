@@ -18,7 +18,9 @@ const COMPILERS = {
   'TypeScript 6': 'typescript6@npm:typescript@6.0.3',
   'TypeScript 7': 'typescript7@npm:typescript@7.0.2',
 };
-const compilers = Object.entries(COMPILERS).map(([name, spec]) => [name, `node_modules/${spec.split('@')[0]}/bin/tsc`] as const);
+const compilers = Object.entries(COMPILERS).map(
+  ([name, spec]) => [name, `node_modules/${spec.split('@')[0]}/bin/tsc`] as const,
+);
 
 const compilerOptions = {
   module: 'nodenext',
@@ -97,19 +99,29 @@ let versions: Record<string, string>;
 beforeAll(async () => {
   directory = await mkdtemp(join(tmpdir(), 'res-sse-consumers-'));
   tarball = join(directory, (await pack('--pack-destination', directory)).filename);
-  const manifest = JSON.parse(await readFile(join(root, 'package.json'), 'utf8')) as { devDependencies: Record<string, string> };
+  const manifest = JSON.parse(await readFile(join(root, 'package.json'), 'utf8')) as {
+    devDependencies: Record<string, string>;
+  };
   versions = manifest.devDependencies;
 }, TIMEOUT);
 
 afterAll(() => rm(directory, { recursive: true, force: true }));
 
 /** An empty app with these files, the tarball and these packages. */
-async function project(name: string, files: Record<string, string>, packages: readonly string[]): Promise<string> {
+async function project(
+  name: string,
+  files: Record<string, string>,
+  packages: readonly string[],
+): Promise<string> {
   const cwd = join(directory, name);
   await mkdir(cwd);
   for (const [path, text] of Object.entries(files)) await writeFile(join(cwd, path), text);
   const specs = packages.map((each) => (each in versions ? `${each}@${versions[each]}` : each));
-  await run('npm', ['install', '--prefer-offline', '--no-audit', '--no-fund', '--no-save', tarball, ...specs], { cwd });
+  await run(
+    'npm',
+    ['install', '--prefer-offline', '--no-audit', '--no-fund', '--no-save', tarball, ...specs],
+    { cwd },
+  );
   return cwd;
 }
 
@@ -126,12 +138,19 @@ async function expectEvents(cwd: string, file: string): Promise<void> {
   const app = spawn(process.execPath, [file], { cwd, stdio: ['ignore', 'pipe', 'inherit'] });
   const exit = once(app, 'exit');
   try {
-    const [line] = await within<string[]>(`the address of ${file}`, once(createInterface(app.stdout), 'line'));
+    const [line] = await within<string[]>(
+      `the address of ${file}`,
+      once(createInterface(app.stdout), 'line'),
+    );
     const { port } = JSON.parse(line ?? '') as { port: number };
     const url = `http://127.0.0.1:${port}`;
 
     using hello = await read(`${url}/hello`);
-    expect(await hello.next()).toMatchObject({ event: 'greeting', id: '1', data: expect.stringContaining('"hello":"world"') });
+    expect(await hello.next()).toMatchObject({
+      event: 'greeting',
+      id: '1',
+      data: expect.stringContaining('"hello":"world"'),
+    });
 
     using reader = await read(`${url}/listen`);
     expect((await fetch(`${url}/speak`, { method: 'POST' })).status).toBe(202);
@@ -143,12 +162,18 @@ async function expectEvents(cwd: string, file: string): Promise<void> {
 }
 
 test('an Express app in ES modules receives events', { timeout: TIMEOUT }, async () => {
-  const cwd = await project('esm', { 'package.json': '{ "type": "module" }', 'app.js': ESM }, ['express']);
+  const cwd = await project('esm', { 'package.json': '{ "type": "module" }', 'app.js': ESM }, [
+    'express',
+  ]);
   await expectEvents(cwd, 'app.js');
 });
 
 test('an Express app in CommonJS receives events', { timeout: TIMEOUT }, async () => {
-  const cwd = await project('commonjs', { 'package.json': '{ "type": "commonjs" }', 'app.js': COMMONJS }, ['express']);
+  const cwd = await project(
+    'commonjs',
+    { 'package.json': '{ "type": "commonjs" }', 'app.js': COMMONJS },
+    ['express'],
+  );
   await expectEvents(cwd, 'app.js');
 });
 
@@ -157,23 +182,46 @@ describe('a strict TypeScript app that checks its libraries, too,', () => {
 
   beforeAll(async () => {
     const tsconfig = JSON.stringify({ compilerOptions, files: ['app.ts'] });
-    const files = { 'package.json': '{ "type": "module" }', 'tsconfig.json': tsconfig, 'app.ts': TYPED };
-    app = await project('typed', files, ['express', '@types/express', '@types/node', ...Object.values(COMPILERS)]);
+    const files = {
+      'package.json': '{ "type": "module" }',
+      'tsconfig.json': tsconfig,
+      'app.ts': TYPED,
+    };
+    app = await project('typed', files, [
+      'express',
+      '@types/express',
+      '@types/node',
+      ...Object.values(COMPILERS),
+    ]);
   }, TIMEOUT);
 
-  test.each(compilers)('compiles with %s and receives events', { timeout: TIMEOUT }, async (_, compiler) => {
-    await rm(join(app, 'app.js'), { force: true });
-    expect(await compile(app, compiler)).toBe('');
-    await expectEvents(app, 'app.js');
-  });
+  test.each(compilers)(
+    'compiles with %s and receives events',
+    { timeout: TIMEOUT },
+    async (_, compiler) => {
+      await rm(join(app, 'app.js'), { force: true });
+      expect(await compile(app, compiler)).toBe('');
+      await expectEvents(app, 'app.js');
+    },
+  );
 
-  test.each(compilers)('in CommonJS compiles with %s and receives events', { timeout: TIMEOUT }, async (_, compiler) => {
-    await writeFile(join(app, 'app.cts'), TYPED.replace("import express from 'express'", "import express = require('express')"));
-    await writeFile(join(app, 'tsconfig.json'), JSON.stringify({ compilerOptions, files: ['app.cts'] }));
-    await rm(join(app, 'app.cjs'), { force: true });
-    expect(await compile(app, compiler)).toBe('');
-    await expectEvents(app, 'app.cjs');
-  });
+  test.each(compilers)(
+    'in CommonJS compiles with %s and receives events',
+    { timeout: TIMEOUT },
+    async (_, compiler) => {
+      await writeFile(
+        join(app, 'app.cts'),
+        TYPED.replace("import express from 'express'", "import express = require('express')"),
+      );
+      await writeFile(
+        join(app, 'tsconfig.json'),
+        JSON.stringify({ compilerOptions, files: ['app.cts'] }),
+      );
+      await rm(join(app, 'app.cjs'), { force: true });
+      expect(await compile(app, compiler)).toBe('');
+      await expectEvents(app, 'app.cjs');
+    },
+  );
 
   // What `tsc -p test` proves of the sources holds of the package, and for users of an older compiler.
   test.each(compilers)(
@@ -188,7 +236,10 @@ describe('a strict TypeScript app that checks its libraries, too,', () => {
         await writeFile(join(app, file), text.replaceAll('../../src/index.ts', 'res-sse'));
       }
       const options = { ...compilerOptions, noEmit: true, allowImportingTsExtensions: true };
-      await writeFile(join(app, 'tsconfig.json'), JSON.stringify({ compilerOptions: options, files }));
+      await writeFile(
+        join(app, 'tsconfig.json'),
+        JSON.stringify({ compilerOptions: options, files }),
+      );
       expect(await compile(app, compiler)).toBe('');
     },
   );
@@ -199,7 +250,11 @@ describe('a strict TypeScript app without Express and its types', () => {
 
   beforeAll(async () => {
     const tsconfig = JSON.stringify({ compilerOptions, files: ['app.ts'] });
-    const files = { 'package.json': '{ "type": "module" }', 'tsconfig.json': tsconfig, 'app.ts': BARE };
+    const files = {
+      'package.json': '{ "type": "module" }',
+      'tsconfig.json': tsconfig,
+      'app.ts': BARE,
+    };
     app = await project('bare', files, ['@types/node', ...Object.values(COMPILERS)]);
   }, TIMEOUT);
 
@@ -210,9 +265,13 @@ describe('a strict TypeScript app without Express and its types', () => {
     expect(await readdir(join(app, 'node_modules/@types'))).not.toContain('express');
   });
 
-  test.each(compilers)('compiles with %s and receives events', { timeout: TIMEOUT }, async (_, compiler) => {
-    await rm(join(app, 'app.js'), { force: true });
-    expect(await compile(app, compiler)).toBe('');
-    await expectEvents(app, 'app.js');
-  });
+  test.each(compilers)(
+    'compiles with %s and receives events',
+    { timeout: TIMEOUT },
+    async (_, compiler) => {
+      await rm(join(app, 'app.js'), { force: true });
+      expect(await compile(app, compiler)).toBe('');
+      await expectEvents(app, 'app.js');
+    },
+  );
 });

@@ -26,7 +26,9 @@ describe('the built package', () => {
       const names = Object.keys(imported);
       const same = names.every((name) => imported[name] === required[name]);
       console.log(JSON.stringify({ imported: names, required: Object.keys(required), same }));`;
-    const { stdout } = await run(process.execPath, ['--input-type=module', '--eval', program], { cwd: root });
+    const { stdout } = await run(process.execPath, ['--input-type=module', '--eval', program], {
+      cwd: root,
+    });
     return JSON.parse(stdout) as Awaited<ReturnType<typeof loaded>>;
   }
 
@@ -46,12 +48,15 @@ describe('the built package', () => {
 
   test('is the same objects for import and require()', async () => {
     const { imported, required, same } = await loaded();
-    expect(required.filter((name) => name !== '__esModule' && name !== 'module.exports')).toEqual(imported);
+    expect(required.filter((name) => name !== '__esModule' && name !== 'module.exports')).toEqual(
+      imported,
+    );
     expect(same).toBe(true);
   });
 
   test('has these entries and no others', async () => {
-    expect((JSON.parse(await read('package.json')) as { exports: unknown }).exports).toMatchInlineSnapshot(`
+    expect((JSON.parse(await read('package.json')) as { exports: unknown }).exports)
+      .toMatchInlineSnapshot(`
       {
         ".": {
           "default": "./dist/index.js",
@@ -75,7 +80,9 @@ describe('the built package', () => {
     const expected = ['LICENSE', 'README.md', 'package.json'];
     for (const file of await sources()) {
       expected.push(`src/${file}`);
-      for (const extension of ['.d.ts', '.d.ts.map', '.js', '.js.map']) expected.push(`dist/${file.replace(/\.ts$/, extension)}`);
+      for (const extension of ['.d.ts', '.d.ts.map', '.js', '.js.map']) {
+        expected.push(`dist/${file.replace(/\.ts$/, extension)}`);
+      }
     }
     expect(files.map((file) => file.path).toSorted()).toEqual(expected.toSorted());
   });
@@ -83,7 +90,8 @@ describe('the built package', () => {
 
 describe('every code', () => {
   async function declared(): Promise<string[]> {
-    const [union] = /export type SseErrorCode =[^;]+;/.exec(await read('src/common/errors.ts')) ?? [];
+    const [union] =
+      /export type SseErrorCode =[^;]+;/.exec(await read('src/common/errors.ts')) ?? [];
     const codes = codesIn(union ?? '');
     expect(codes).toContain('ERR_SSE_OPTION');
     return codes;
@@ -104,6 +112,8 @@ describe('every code', () => {
   });
 
   test('that is thrown or answered is in the README, and the README has no others', async () => {
-    expect(codesIn(await read('README.md'))).toEqual([...new Set([...(await declared()), ...codesIn(await code())])].toSorted());
+    expect(codesIn(await read('README.md'))).toEqual(
+      [...new Set([...(await declared()), ...codesIn(await code())])].toSorted(),
+    );
   });
 });

@@ -15,7 +15,9 @@ interface Packed {
 
 /** `npm pack` with the build that is there: to build again would take it away under the other tests. */
 export async function pack(...options: string[]): Promise<Packed> {
-  const { stdout } = await run('npm', ['pack', '--json', '--ignore-scripts', ...options], { cwd: root });
+  const { stdout } = await run('npm', ['pack', '--json', '--ignore-scripts', ...options], {
+    cwd: root,
+  });
   const [packed] = JSON.parse(stdout) as Packed[];
   if (packed === undefined) throw new Error('npm pack has packed nothing');
   return packed;

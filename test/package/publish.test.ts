@@ -8,7 +8,11 @@ import { root } from './packed.ts';
 
 const run = promisify(execFile);
 
-const MANIFEST = { name: 'nothing', version: '1.2.3', repository: { type: 'git', url: 'git+https://example.com/nothing.git' } };
+const MANIFEST = {
+  name: 'nothing',
+  version: '1.2.3',
+  repository: { type: 'git', url: 'git+https://example.com/nothing.git' },
+};
 
 let directory: string;
 
@@ -30,7 +34,14 @@ async function write(file: string, text: string): Promise<void> {
 }
 
 async function git(...args: string[]): Promise<void> {
-  const identity = ['-c', 'user.name=test', '-c', 'user.email=test@example.com', '-c', 'commit.gpgsign=false'];
+  const identity = [
+    '-c',
+    'user.name=test',
+    '-c',
+    'user.email=test@example.com',
+    '-c',
+    'commit.gpgsign=false',
+  ];
   await run('git', [...identity, ...args], { cwd: directory });
 }
 
@@ -48,9 +59,13 @@ async function objection(): Promise<string> {
 }
 
 describe('.ci/publish', () => {
-  test('would publish a commit with the tag of its version, whose changes are told', { timeout: 60_000 }, async () => {
-    expect(await objection()).toBe('');
-  });
+  test(
+    'would publish a commit with the tag of its version, whose changes are told',
+    { timeout: 60_000 },
+    async () => {
+      expect(await objection()).toBe('');
+    },
+  );
 
   test('does not publish what is not committed', async () => {
     await write('more.js', '');
@@ -60,7 +75,9 @@ describe('.ci/publish', () => {
   test('does not publish without the tag of the version', async () => {
     await write('more.js', '');
     await commit();
-    expect(await objection()).toBe('This commit is not tagged v1.2.3, the version of package.json.');
+    expect(await objection()).toBe(
+      'This commit is not tagged v1.2.3, the version of package.json.',
+    );
   });
 
   test('does not publish a version that the changelog is silent about', async () => {
@@ -74,6 +91,8 @@ describe('.ci/publish', () => {
     await write('package.json', JSON.stringify({ ...MANIFEST, repository: undefined }));
     await commit();
     await git('tag', '--force', 'v1.2.3');
-    expect(await objection()).toBe('package.json names no repository; npm makes no provenance without one.');
+    expect(await objection()).toBe(
+      'package.json names no repository; npm makes no provenance without one.',
+    );
   });
 });

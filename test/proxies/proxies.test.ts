@@ -2,7 +2,12 @@ import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import type { Page } from 'playwright-core';
 import { describe, expect, test } from 'vitest';
-import { createChannels, type Channels, type EventStream, type SseOptions } from '../../src/index.ts';
+import {
+  createChannels,
+  type Channels,
+  type EventStream,
+  type SseOptions,
+} from '../../src/index.ts';
 import { serveStreams, type StreamServer } from '../support/app.ts';
 import { launchChromium } from '../support/chromium.ts';
 import { startHaproxy, startNginx, type Proxy, type ProxyOptions } from '../support/proxy.ts';
@@ -46,8 +51,13 @@ interface Site extends AsyncDisposable {
 /** An application whose streams follow channel `a`, behind a proxy. */
 async function site(launch: Launch, options: SseOptions = {}, idle?: number): Promise<Site> {
   const channels = createChannels();
-  const server = await serveStreams((stream) => stream.subscribe('a', { checkpoints: false }), { channels, ...options });
-  const proxy = await launch(idle === undefined ? { app: server.port } : { app: server.port, idle });
+  const server = await serveStreams((stream) => stream.subscribe('a', { checkpoints: false }), {
+    channels,
+    ...options,
+  });
+  const proxy = await launch(
+    idle === undefined ? { app: server.port } : { app: server.port, idle },
+  );
   return {
     server,
     channels,
@@ -76,7 +86,9 @@ describe.each(proxies)('%s', (name, launch) => {
       await until('the event', () => reader.events.at(-1)?.data === data, AT_ONCE);
       times.push(performance.now() - begun);
     }
-    console.log(`${name}: the first byte and three events took ${times.map((ms) => ms.toFixed(0)).join(', ')} ms`);
+    console.log(
+      `${name}: the first byte and three events took ${times.map((ms) => ms.toFixed(0)).join(', ')} ms`,
+    );
   });
 
   test('tells the application at once that a reader has left', async () => {
@@ -121,26 +133,29 @@ describe.each(proxies)('%s', (name, launch) => {
 });
 
 // Each of them mostly waits.
-describe.concurrent.each([...proxies, ['HAProxy with a tunnel timeout of an hour', haproxy('tunnel')]] as const)(
-  '%s',
-  (_, launch) => {
-    test('keeps a silent stream with heartbeats beyond its own idle timeout', async () => {
-      await using at = await site(launch, { heartbeat: HEARTBEAT }, IDLE);
-      using reader = await readThrough(at.proxy);
-      await until('its timeout to be over twice', () => reader.comments.length > (2 * IDLE * 1_000) / HEARTBEAT + 1);
-      expect(reader.ended).toBe(false);
-      await at.channels.publish('a', 'still there');
-      await until('the event', () => reader.events.length === 1, AT_ONCE);
-    });
+describe.concurrent.each([
+  ...proxies,
+  ['HAProxy with a tunnel timeout of an hour', haproxy('tunnel')],
+] as const)('%s', (_, launch) => {
+  test('keeps a silent stream with heartbeats beyond its own idle timeout', async () => {
+    await using at = await site(launch, { heartbeat: HEARTBEAT }, IDLE);
+    using reader = await readThrough(at.proxy);
+    await until(
+      'its timeout to be over twice',
+      () => reader.comments.length > (2 * IDLE * 1_000) / HEARTBEAT + 1,
+    );
+    expect(reader.ended).toBe(false);
+    await at.channels.publish('a', 'still there');
+    await until('the event', () => reader.events.length === 1, AT_ONCE);
+  });
 
-    test('cuts off a silent stream without heartbeats, and tells the application', async () => {
-      await using at = await site(launch, { heartbeat: false }, IDLE);
-      using reader = await readThrough(at.proxy);
-      await until('the cut', () => reader.ended);
-      expect(await within('the reason', (at.server.streams[0] as EventStream).closed)).toBe('client');
-    });
-  },
-);
+  test('cuts off a silent stream without heartbeats, and tells the application', async () => {
+    await using at = await site(launch, { heartbeat: false }, IDLE);
+    using reader = await readThrough(at.proxy);
+    await until('the cut', () => reader.ended);
+    expect(await within('the reason', (at.server.streams[0] as EventStream).closed)).toBe('client');
+  });
+});
 
 describe('compression', () => {
   test('nginx, told to, compresses a stream in spite of no-transform; HAProxy compresses the rest and leaves streams alone', async () => {
@@ -152,7 +167,10 @@ describe('compression', () => {
       at.server.app.get('/page', (_, res) => void res.json('x'.repeat(10_000)));
       using stream = await readThrough(at.proxy);
       using page = await readThrough(at.proxy, '/page', { accept: 'application/json' });
-      expect([stream.headers['content-encoding'], page.headers['content-encoding']]).toEqual([encoding, 'gzip']);
+      expect([stream.headers['content-encoding'], page.headers['content-encoding']]).toEqual([
+        encoding,
+        'gzip',
+      ]);
     }
   });
 });
@@ -172,7 +190,9 @@ describe.each([
       published += 100_000;
       return at.channels.stats().behind === 1;
     });
-    console.log(`${name}: a reader that never reads is behind after ${published / 1e6} MB, which lie in the sockets' buffers`);
+    console.log(
+      `${name}: a reader that never reads is behind after ${published / 1e6} MB, which lie in the sockets' buffers`,
+    );
     socket.destroy();
     await until('the end', () => at.server.events.streams.size === 0);
   });
@@ -204,19 +224,26 @@ describe('while the application restarts', () => {
   test.each([
     ['nginx', nginx('restart'), 502],
     ['HAProxy', haproxy('restart'), 503],
-  ])('%s sends an EventSource round until the application is back, and nothing is lost', async (_, launch, status) => {
-    await using resources = new Resources();
-    const { server, channels, proxy, page } = await stopped(resources, launch);
-    await channels.publish('a', 'meanwhile');
-    await until('two answers of the proxy', async () => page.evaluate<boolean>('opened >= 3'), 20_000);
-    // Who has not asked for a stream is told the truth.
-    expect((await fetch(proxy.url)).status).toBe(status);
-    server.server.listen(server.port, '127.0.0.1');
-    await until('the stream again', () => channels.stats().subscriptions === 1);
-    await channels.publish('a', 'after');
-    await until('it', async () => page.evaluate<boolean>('got.at(-1) === "after"'));
-    expect(await page.evaluate('got')).toEqual(['before', 'meanwhile', 'after']);
-  });
+  ])(
+    '%s sends an EventSource round until the application is back, and nothing is lost',
+    async (_, launch, status) => {
+      await using resources = new Resources();
+      const { server, channels, proxy, page } = await stopped(resources, launch);
+      await channels.publish('a', 'meanwhile');
+      await until(
+        'two answers of the proxy',
+        async () => page.evaluate<boolean>('opened >= 3'),
+        20_000,
+      );
+      // Who has not asked for a stream is told the truth.
+      expect((await fetch(proxy.url)).status).toBe(status);
+      server.server.listen(server.port, '127.0.0.1');
+      await until('the stream again', () => channels.stats().subscriptions === 1);
+      await channels.publish('a', 'after');
+      await until('it', async () => page.evaluate<boolean>('got.at(-1) === "after"'));
+      expect(await page.evaluate('got')).toEqual(['before', 'meanwhile', 'after']);
+    },
+  );
 
   test.each([
     ['nginx', nginx('default')],
@@ -246,18 +273,28 @@ describe('what one has to know', () => {
   test.each([
     ['nginx', nginx('http2')],
     ['HAProxy', haproxy('http2')],
-  ])('with HTTP/2 in front, %s tells who asked and how, to an application that trusts it', async (_, launch) => {
-    await using at = await site(launch);
-    at.server.app.set('trust proxy', 'loopback');
-    at.server.app.get('/who', ({ ips, protocol, host }, res) => void res.json({ ips, protocol, host }));
-    const { stdout } = await promisify(execFile)('curl', ['-sk', '--http2', `${at.proxy.url}/who`]);
-    // nginx leaves the port out.
-    expect(JSON.parse(stdout)).toEqual({
-      ips: ['127.0.0.1'],
-      protocol: 'https',
-      host: expect.stringMatching(/^localhost(:\d+)?$/),
-    });
-  });
+  ])(
+    'with HTTP/2 in front, %s tells who asked and how, to an application that trusts it',
+    async (_, launch) => {
+      await using at = await site(launch);
+      at.server.app.set('trust proxy', 'loopback');
+      at.server.app.get(
+        '/who',
+        ({ ips, protocol, host }, res) => void res.json({ ips, protocol, host }),
+      );
+      const { stdout } = await promisify(execFile)('curl', [
+        '-sk',
+        '--http2',
+        `${at.proxy.url}/who`,
+      ]);
+      // nginx leaves the port out.
+      expect(JSON.parse(stdout)).toEqual({
+        ips: ['127.0.0.1'],
+        protocol: 'https',
+        host: expect.stringMatching(/^localhost(:\d+)?$/),
+      });
+    },
+  );
 
   test('nginx told to ignore X-Accel-Buffering passes nothing on, not even the head', async () => {
     await using at = await site(nginx('ignoring'), { heartbeat: 50 });
@@ -266,7 +303,10 @@ describe('what one has to know', () => {
     socket.on('data', (chunk: Buffer) => (received += chunk.length));
     await until('the stream', () => at.server.events.streams.size === 1);
     await at.channels.publish('a', 'held back');
-    await until('as many heartbeats as an idle page gets in five minutes', () => at.server.events.stats().bytes > 100);
+    await until(
+      'as many heartbeats as an idle page gets in five minutes',
+      () => at.server.events.stats().bytes > 100,
+    );
     expect(received).toBe(0);
     at.server.streams[0]?.close();
     await until('all of it, now that it has an end', () => received > 100);
@@ -274,7 +314,9 @@ describe('what one has to know', () => {
   });
 
   test('and with proxy_buffering off it passes it on all the same', async () => {
-    await using at = await site((options) => startNginx('ignoring', { ...options, more: 'proxy_buffering off;' }));
+    await using at = await site((options) =>
+      startNginx('ignoring', { ...options, more: 'proxy_buffering off;' }),
+    );
     using reader = await readThrough(at.proxy);
     await at.channels.publish('a', 'passed on');
     await until('the event', () => reader.events.length === 1, AT_ONCE);
@@ -335,12 +377,18 @@ describe('what one has to know', () => {
     `);
     await until('twelve streams', () => at.channels.stats().subscriptions === 12);
     await at.channels.publish('a', 'before');
-    await until('it everywhere', async () => page.evaluate<boolean>('got.every((list) => list.length === 1)'));
+    await until('it everywhere', async () =>
+      page.evaluate<boolean>('got.every((list) => list.length === 1)'),
+    );
     for (const socket of at.server.sockets) socket.resetAndDestroy();
     await at.channels.publish('a', 'meanwhile');
     await until('twelve streams again', () => at.channels.stats().subscriptions === 12);
     await at.channels.publish('a', 'after');
-    await until('it everywhere', async () => page.evaluate<boolean>('got.every((list) => list.at(-1) === "after")'));
-    expect(await page.evaluate('got')).toEqual(Array.from({ length: 12 }, () => ['before', 'meanwhile', 'after']));
+    await until('it everywhere', async () =>
+      page.evaluate<boolean>('got.every((list) => list.at(-1) === "after")'),
+    );
+    expect(await page.evaluate('got')).toEqual(
+      Array.from({ length: 12 }, () => ['before', 'meanwhile', 'after']),
+    );
   });
 });

@@ -1,7 +1,13 @@
 /** The smallest Express app with streams in it. */
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import express, { type Express, type NextFunction, type Request, type Response } from 'express';
-import { sse, stream, type EventStream, type SseMiddleware, type SseOptions } from '../../src/index.ts';
+import {
+  sse,
+  stream,
+  type EventStream,
+  type SseMiddleware,
+  type SseOptions,
+} from '../../src/index.ts';
 import { serve, type TestServer } from './server.ts';
 
 export interface StreamServer extends TestServer {

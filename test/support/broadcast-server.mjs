@@ -5,7 +5,9 @@ import { createChannels, sse } from 'res-sse';
 const channels = createChannels();
 const events = sse({ channels, stallTimeout: false, heartbeat: false });
 const listen = channels.listen('a');
-const server = createServer((req, res) => events(req, res, () => listen(req, res, () => res.end())));
+const server = createServer((req, res) =>
+  events(req, res, () => listen(req, res, () => res.end())),
+);
 
 const commands = {
   /** Publishes so many events of so many bytes, no faster than those who read take them. */

@@ -16,15 +16,24 @@ export interface Child extends AsyncDisposable {
 }
 
 /** Starts a program that is killed when it is disposed of, or when the process of the tests ends, even by a SIGKILL. */
-export function start(command: string, args: readonly string[], env: Record<string, string> = {}): Child {
+export function start(
+  command: string,
+  args: readonly string[],
+  env: Record<string, string> = {},
+): Child {
   // The kernel sees to it where it can.
-  const words = process.platform === 'linux' ? ['setpriv', '--pdeathsig', 'KILL', command, ...args] : [command, ...args];
+  const words =
+    process.platform === 'linux'
+      ? ['setpriv', '--pdeathsig', 'KILL', command, ...args]
+      : [command, ...args];
   const child = spawn(words[0] as string, words.slice(1), {
     env: { ...process.env, ...env },
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
   });
   let output = '';
-  for (const stream of [child.stdout, child.stderr]) stream?.on('data', (chunk: Buffer) => (output += chunk.toString()));
+  for (const stream of [child.stdout, child.stderr]) {
+    stream?.on('data', (chunk: Buffer) => (output += chunk.toString()));
+  }
   const ended = (async () => {
     try {
       await once(child, 'close');
@@ -32,7 +41,8 @@ export function start(command: string, args: readonly string[], env: Record<stri
       output += String(error);
     }
   })();
-  const isRunning = () => child.pid !== undefined && child.exitCode === null && child.signalCode === null;
+  const isRunning = () =>
+    child.pid !== undefined && child.exitCode === null && child.signalCode === null;
 
   async function stop(signal: NodeJS.Signals = 'SIGTERM', ms = 10_000): Promise<void> {
     if (isRunning()) child.kill(signal);

@@ -26,10 +26,16 @@ export async function launchChromium(): Promise<Browser> {
 
 function findChromium(): string {
   const { CHROMIUM_PATH: chosen } = process.env;
-  const path = [chosen, ...PATHS].find((candidate) => candidate !== undefined && existsSync(candidate));
-  if (chosen && path !== chosen) throw new Error(`there is no Chromium at CHROMIUM_PATH, which is ${chosen}`);
+  const path = [chosen, ...PATHS].find(
+    (candidate) => candidate !== undefined && existsSync(candidate),
+  );
+  if (chosen && path !== chosen) {
+    throw new Error(`there is no Chromium at CHROMIUM_PATH, which is ${chosen}`);
+  }
   if (path === undefined) {
-    throw new Error(`these tests need Chromium: apt-get install chromium, or set CHROMIUM_PATH (looked for ${PATHS.join(', ')})`);
+    throw new Error(
+      `these tests need Chromium: apt-get install chromium, or set CHROMIUM_PATH (looked for ${PATHS.join(', ')})`,
+    );
   }
   return path;
 }

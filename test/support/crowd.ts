@@ -9,8 +9,15 @@ export interface CrowdStream {
 }
 
 /** @param onBytes what each write hands over */
-export function connectFake(events: SseMiddleware, onBytes: (bytes: Buffer) => void = () => {}, lastEventId = ''): CrowdStream {
-  const headers = { accept: 'text/event-stream', ...(lastEventId === '' ? {} : { 'last-event-id': lastEventId }) };
+export function connectFake(
+  events: SseMiddleware,
+  onBytes: (bytes: Buffer) => void = () => {},
+  lastEventId = '',
+): CrowdStream {
+  const headers = {
+    accept: 'text/event-stream',
+    ...(lastEventId === '' ? {} : { 'last-event-id': lastEventId }),
+  };
   const res = new FakeResponse({ method: 'GET', url: '/', headers, socket: {} }, true, onBytes);
   let stream: EventStream | undefined;
   events(res.req as never, res.asResponse, () => {

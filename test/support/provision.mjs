@@ -30,19 +30,26 @@ function bring(tools) {
   const packages = tools.map((tool) => tool.debian);
   const wanted = `The tests need ${tools.map((tool) => tool.name).join(' and ')}`;
   if (!existsSync('/usr/bin/apt-get') || process.getuid?.() !== 0) {
-    fail(`${wanted}. On Debian or Ubuntu: sudo apt-get install ${packages.join(' ')}. ${variables(tools)}`);
+    fail(
+      `${wanted}. On Debian or Ubuntu: sudo apt-get install ${packages.join(' ')}. ${variables(tools)}`,
+    );
   }
   console.log(`${wanted}; installing ${packages.join(', ')} from the distribution's packages.`);
   apt('update');
   apt('install', '--yes', '--no-install-recommends', ...packages);
   // Ubuntu's chromium is a stub that points to a snap, which is no use in a container.
   const still = tools.filter((tool) => !isThere(tool)).map((tool) => tool.name);
-  if (still.length > 0) fail(`${still.join(' and ')} cannot be started after the installation. ${variables(tools)}`);
+  if (still.length > 0) {
+    fail(`${still.join(' and ')} cannot be started after the installation. ${variables(tools)}`);
+  }
 }
 
 function apt(...args) {
   const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
-  const { status } = spawnSync('apt-get', ['-qq', ...args], { env, stdio: ['ignore', 'ignore', 'inherit'] });
+  const { status } = spawnSync('apt-get', ['-qq', ...args], {
+    env,
+    stdio: ['ignore', 'ignore', 'inherit'],
+  });
   if (status !== 0) fail(`apt-get ${args.join(' ')} has failed.`);
 }
 

@@ -17,7 +17,11 @@ export interface ProxyReader extends Disposable {
 }
 
 /** Resolves when the head is there: HTTP/2 from a proxy that speaks TLS, HTTP/1.1 from another. Takes gzip. */
-export async function readThrough(proxy: Proxy, path = '/', headers: Record<string, string> = {}): Promise<ProxyReader> {
+export async function readThrough(
+  proxy: Proxy,
+  path = '/',
+  headers: Record<string, string> = {},
+): Promise<ProxyReader> {
   const wanted = { 'accept-encoding': 'gzip', ...headers };
   if (proxy.ca !== undefined) return readHttp2(proxy, proxy.ca, path, wanted);
   const reader = await read(proxy.url + path, { headers: wanted });
@@ -33,7 +37,12 @@ export async function readThrough(proxy: Proxy, path = '/', headers: Record<stri
   };
 }
 
-async function readHttp2({ url }: Proxy, ca: string, path: string, headers: Record<string, string>): Promise<ProxyReader> {
+async function readHttp2(
+  { url }: Proxy,
+  ca: string,
+  path: string,
+  headers: Record<string, string>,
+): Promise<ProxyReader> {
   const session = http2.connect(url, { ca });
   session.on('error', () => {});
   const request = session.request({ ':path': path, accept: 'text/event-stream', ...headers });

@@ -31,8 +31,12 @@ const DOCUMENT = new URL('../../docs/proxies.md', import.meta.url);
  * @throws {Error} where there is none of that name
  */
 export function documented(program: 'nginx' | 'haproxy' | 'http', name: string): string {
-  const block = new RegExp(`^\`\`\`${program} ${name}\\n([^]*?)^\`\`\`$`, 'm').exec(readFileSync(DOCUMENT, 'utf8'))?.[1];
-  if (block === undefined) throw new Error(`docs/proxies.md has no configuration of ${program} called ${name}`);
+  const block = new RegExp(`^\`\`\`${program} ${name}\\n([^]*?)^\`\`\`$`, 'm').exec(
+    readFileSync(DOCUMENT, 'utf8'),
+  )?.[1];
+  if (block === undefined) {
+    throw new Error(`docs/proxies.md has no configuration of ${program} called ${name}`);
+  }
   return block;
 }
 
@@ -42,7 +46,9 @@ export function documented(program: 'nginx' | 'haproxy' | 'http', name: string):
  */
 export async function startNginx(name: string, options: ProxyOptions): Promise<Proxy> {
   return launch('nginx', documented('nginx', name), options, (dir, servers) => {
-    const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map((kind) => `${kind}_temp_path "${dir}/${kind}";`);
+    const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map(
+      (kind) => `${kind}_temp_path "${dir}/${kind}";`,
+    );
     // One process, which nothing of it can outlive.
     const file = `daemon off; master_process off; pid "${dir}/pid"; error_log stderr;
 events {}
@@ -63,9 +69,13 @@ ${servers}}
 export async function startHaproxy(name: string, options: ProxyOptions): Promise<Proxy> {
   return launch('haproxy', documented('haproxy', name), options, (dir, sections) => {
     const file =
-      options.idle === undefined ? sections : sections.replaceAll(/(timeout (?:client|server)) +\S+/g, `$1 ${options.idle}s`);
+      options.idle === undefined
+        ? sections
+        : sections.replaceAll(/(timeout (?:client|server)) +\S+/g, `$1 ${options.idle}s`);
     writeFileSync(join(dir, 'haproxy.cfg'), file.replaceAll('/etc/haproxy/', `${dir}/`));
-    if (file.includes('again.http')) writeFileSync(join(dir, 'again.http'), documented('http', 'again'));
+    if (file.includes('again.http')) {
+      writeFileSync(join(dir, 'again.http'), documented('http', 'again'));
+    }
     const args = ['-f', join(dir, 'haproxy.cfg')];
     return { command: onSystemPath('haproxy'), args: ['-db', ...args], check: ['-c', ...args] };
   });
@@ -97,7 +107,12 @@ async function launch(
       return accepts(port);
     });
     const ca = isTls ? readFileSync(join(dir, 'example.crt'), 'utf8') : undefined;
-    return { url: `${isTls ? 'https' : 'http'}://localhost:${port}`, port, ca, [Symbol.asyncDispose]: dispose };
+    return {
+      url: `${isTls ? 'https' : 'http'}://localhost:${port}`,
+      port,
+      ca,
+      [Symbol.asyncDispose]: dispose,
+    };
   } catch (error) {
     await dispose();
     throw error;
@@ -107,15 +122,36 @@ async function launch(
 /** The configuration with the ports and files of this machine in place of the documented ones, and nothing else changed. */
 function placed(block: string, port: number, app: number, dir: string): string {
   return block
-    .replace(/(listen|bind) (?:\*?:)?(?:80|443)\b/, (_, word: string) => `${word} 127.0.0.1:${port}`)
+    .replace(
+      /(listen|bind) (?:\*?:)?(?:80|443)\b/,
+      (_, word: string) => `${word} 127.0.0.1:${port}`,
+    )
     .replaceAll('127.0.0.1:4444', `127.0.0.1:${app}`)
     .replaceAll('/etc/ssl/', `${dir}/`);
 }
 
 function makeCertificate(dir: string): void {
-  const subject = ['-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost', '-days', '2'];
-  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-keyout', 'example.key'];
-  execFileSync('openssl', ['req', '-x509', ...key, '-out', 'example.crt', ...subject], { cwd: dir, stdio: 'pipe' });
+  const subject = [
+    '-subj',
+    '/CN=localhost',
+    '-addext',
+    'subjectAltName=DNS:localhost',
+    '-days',
+    '2',
+  ];
+  const key = [
+    '-newkey',
+    'ec',
+    '-pkeyopt',
+    'ec_paramgen_curve:prime256v1',
+    '-nodes',
+    '-keyout',
+    'example.key',
+  ];
+  execFileSync('openssl', ['req', '-x509', ...key, '-out', 'example.crt', ...subject], {
+    cwd: dir,
+    stdio: 'pipe',
+  });
   // HAProxy wants both in one file.
   const both = ['example.crt', 'example.key'].map((name) => readFileSync(join(dir, name), 'utf8'));
   writeFileSync(join(dir, 'example.pem'), both.join(''));

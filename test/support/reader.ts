@@ -27,8 +27,14 @@ export interface Reader extends Disposable {
 /** Reads a stream in the background from the moment its head is there. */
 export async function read(url: string, init: RequestInit = {}): Promise<Reader> {
   const abort = new AbortController();
-  const headers = { Accept: 'text/event-stream', ...(init.headers as Record<string, string> | undefined) };
-  const response = await within(`the head of ${url}`, fetch(url, { ...init, headers, signal: abort.signal }));
+  const headers = {
+    Accept: 'text/event-stream',
+    ...(init.headers as Record<string, string> | undefined),
+  };
+  const response = await within(
+    `the head of ${url}`,
+    fetch(url, { ...init, headers, signal: abort.signal }),
+  );
   const events: EventSourceMessage[] = [];
   const comments: string[] = [];
   const checkpoints: string[] = [];
@@ -38,7 +44,10 @@ export async function read(url: string, init: RequestInit = {}): Promise<Reader>
   let ended = false;
   let wake: (() => void) | undefined;
   const parser = createParser({
-    onEvent: (event) => void (event.event === 'sse:checkpoint' ? checkpoints.push(event.id ?? '') : events.push(event)),
+    onEvent: (event) =>
+      void (event.event === 'sse:checkpoint'
+        ? checkpoints.push(event.id ?? '')
+        : events.push(event)),
     onComment: (comment) => void comments.push(comment),
     onRetry: (retry) => void retries.push(retry),
   });
@@ -60,7 +69,11 @@ export async function read(url: string, init: RequestInit = {}): Promise<Reader>
 
   async function next(): Promise<EventSourceMessage> {
     while (events.length <= handedOut) {
-      if (ended) throw new Error(`the stream has ended after ${events.length} events: ${JSON.stringify(text.slice(-200))}`);
+      if (ended) {
+        throw new Error(
+          `the stream has ended after ${events.length} events: ${JSON.stringify(text.slice(-200))}`,
+        );
+      }
       await within(
         `event ${handedOut + 1} of ${url}`,
         new Promise<void>((resolve) => {

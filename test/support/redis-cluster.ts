@@ -1,6 +1,13 @@
 /** A real Redis Cluster of three, on one machine. */
 import { createCluster } from 'redis';
-import { freePort, startRedis, synchronized, type RedisClient, type RedisOptions, type RedisServer } from './redis-server.ts';
+import {
+  freePort,
+  startRedis,
+  synchronized,
+  type RedisClient,
+  type RedisOptions,
+  type RedisServer,
+} from './redis-server.ts';
 import { Resources } from './resources.ts';
 import { until } from './wait.ts';
 
@@ -33,16 +40,23 @@ export interface RedisCluster extends AsyncDisposable {
  * Starts three masters, and a replica of the one that has the key's slot; resolves when all agree that the cluster is whole.
  * @example await using cluster = await startRedisCluster('{res-sse}:log');
  */
-export async function startRedisCluster(replicatedKey: string, options: Pick<RedisOptions, 'acl'> = {}): Promise<RedisCluster> {
+export async function startRedisCluster(
+  replicatedKey: string,
+  options: Pick<RedisOptions, 'acl'> = {},
+): Promise<RedisCluster> {
   await using starting = new Resources();
-  const servers = await Promise.all(Array.from({ length: MASTERS + 1 }, () => startMember(starting, options)));
+  const servers = await Promise.all(
+    Array.from({ length: MASTERS + 1 }, () => startMember(starting, options)),
+  );
   const masters = servers.slice(0, MASTERS);
   const replica = servers.at(-1) as RedisServer;
   const clients = new Map<RedisServer, RedisClient>();
   for (const server of servers) clients.set(server, await server.client());
-  const ask = (server: RedisServer, ...words: string[]) => (clients.get(server) as RedisClient).sendCommand<string>(words);
+  const ask = (server: RedisServer, ...words: string[]) =>
+    (clients.get(server) as RedisClient).sendCommand<string>(words);
   const idOf = (server: RedisServer) => ask(server, 'CLUSTER', 'MYID');
-  const slotOf = async (key: string) => Number(await ask(running()[0] as RedisServer, 'CLUSTER', 'KEYSLOT', key));
+  const slotOf = async (key: string) =>
+    Number(await ask(running()[0] as RedisServer, 'CLUSTER', 'KEYSLOT', key));
 
   function running(): RedisServer[] {
     return servers.filter((server) => clients.get(server)?.isReady === true);
@@ -51,7 +65,9 @@ export async function startRedisCluster(replicatedKey: string, options: Pick<Red
   async function masterOf(key: string): Promise<RedisServer> {
     const slot = await slotOf(key);
     for (const server of running()) {
-      const mine = (await ask(server, 'CLUSTER', 'NODES')).split('\n').find((line) => line.includes('myself,master'));
+      const mine = (await ask(server, 'CLUSTER', 'NODES'))
+        .split('\n')
+        .find((line) => line.includes('myself,master'));
       const ranges = mine?.split(' ').slice(8) ?? [];
       const has = ranges.some((range) => {
         const [first, last = first] = range.split('-').map(Number) as [number, number?];
@@ -73,13 +89,18 @@ export async function startRedisCluster(replicatedKey: string, options: Pick<Red
   }
   await until('the servers to know each other', async () => {
     const known = await Promise.all(servers.map((server) => ask(server, 'CLUSTER', 'NODES')));
-    return known.every((text) => text.trim().split('\n').length === servers.length && !text.includes('handshake'));
+    return known.every(
+      (text) => text.trim().split('\n').length === servers.length && !text.includes('handshake'),
+    );
   });
   await ask(replica, 'CLUSTER', 'REPLICATE', await idOf(await masterOf(replicatedKey)));
   await until('the cluster to be whole', async () => {
     const states = await Promise.all(servers.map((server) => ask(server, 'CLUSTER', 'INFO')));
     const link = await ask(replica, 'INFO', 'replication');
-    return states.every((state) => state.includes('cluster_state:ok')) && link.includes('master_link_status:up');
+    return (
+      states.every((state) => state.includes('cluster_state:ok')) &&
+      link.includes('master_link_status:up')
+    );
   });
 
   const urls = servers.map(({ url }) => url);
@@ -102,13 +123,23 @@ export async function startRedisCluster(replicatedKey: string, options: Pick<Red
       await ask(to, 'CLUSTER', 'SETSLOT', slot, 'IMPORTING', fromId);
       await ask(from, 'CLUSTER', 'SETSLOT', slot, 'MIGRATING', toId);
       for (;;) {
-        const keys = (await ask(from, 'CLUSTER', 'GETKEYSINSLOT', slot, '10')) as unknown as string[];
+        const keys = (await ask(
+          from,
+          'CLUSTER',
+          'GETKEYSINSLOT',
+          slot,
+          '10',
+        )) as unknown as string[];
         if (keys.length === 0) break;
         await ask(from, 'MIGRATE', '127.0.0.1', `${to.port}`, '', '0', '5000', 'KEYS', ...keys);
         await between();
       }
       // The new one first, so that at no moment nobody has it.
-      for (const server of [to, from, ...masters.filter((other) => other !== to && other !== from)]) {
+      for (const server of [
+        to,
+        from,
+        ...masters.filter((other) => other !== to && other !== from),
+      ]) {
         await ask(server, 'CLUSTER', 'SETSLOT', slot, 'NODE', toId);
       }
     },
@@ -120,7 +151,10 @@ export async function startRedisCluster(replicatedKey: string, options: Pick<Red
   };
 }
 
-async function startMember(resources: Resources, options: Pick<RedisOptions, 'acl'>): Promise<RedisServer & { busPort: number }> {
+async function startMember(
+  resources: Resources,
+  options: Pick<RedisOptions, 'acl'>,
+): Promise<RedisServer & { busPort: number }> {
   // By default it is the port + 10,000, which there may not be.
   const busPort = await freePort();
   const config = [

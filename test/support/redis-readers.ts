@@ -69,7 +69,8 @@ class Reader {
       if (trimmed > this.#cursor) this.gaps++;
       this.#deliver(page.entries.filter((entry) => entry.offset > this.#cursor));
       if (page.complete) this.#cursor = Math.max(this.#cursor, page.position.offset, trimmed);
-      this.isLive = page.complete && interruptions === this.#node.interruptions && this.#newest <= this.#cursor;
+      this.isLive =
+        page.complete && interruptions === this.#node.interruptions && this.#newest <= this.#cursor;
     }
   }
 

@@ -36,9 +36,13 @@ export async function startRedisSentinel(): Promise<RedisSentinel> {
   await using starting = new Resources();
   const config = ['repl-diskless-sync-delay 0', 'repl-ping-replica-period 1'];
   const primary = starting.use(await startRedis({ config }));
-  const replica = starting.use(await startRedis({ config: [...config, `replicaof 127.0.0.1 ${primary.port}`] }));
+  const replica = starting.use(
+    await startRedis({ config: [...config, `replicaof 127.0.0.1 ${primary.port}`] }),
+  );
   const [onPrimary, onReplica] = [await primary.client(), await replica.client()];
-  await until('the replica to follow', async () => (await onReplica.info('replication')).includes('master_link_status:up'));
+  await until('the replica to follow', async () =>
+    (await onReplica.info('replication')).includes('master_link_status:up'),
+  );
 
   const rootNodes: { host: string; port: number }[] = [];
   for (let index = 0; index < SENTINELS; index++) {
@@ -51,7 +55,11 @@ export async function startRedisSentinel(): Promise<RedisSentinel> {
   }
   // Asked anew each time, so that nothing has to be closed.
   const ask = async (port: number, ...words: string[]): Promise<string[]> => {
-    const client = createClient({ url: `redis://127.0.0.1:${port}`, RESP: 2, socket: { reconnectStrategy: false } });
+    const client = createClient({
+      url: `redis://127.0.0.1:${port}`,
+      RESP: 2,
+      socket: { reconnectStrategy: false },
+    });
     client.on('error', () => {});
     try {
       await client.connect();
@@ -66,7 +74,9 @@ export async function startRedisSentinel(): Promise<RedisSentinel> {
       try {
         const replies = await Promise.all(rootNodes.map(({ port }) => ask(port, 'MASTER')));
         return replies.every(
-          (reply) => valueOf(reply, 'num-other-sentinels') === `${SENTINELS - 1}` && valueOf(reply, 'num-slaves') === '1',
+          (reply) =>
+            valueOf(reply, 'num-other-sentinels') === `${SENTINELS - 1}` &&
+            valueOf(reply, 'num-slaves') === '1',
         );
       } catch {
         return false;
@@ -82,7 +92,9 @@ export async function startRedisSentinel(): Promise<RedisSentinel> {
     primary,
     replica,
     async current() {
-      const ports = await Promise.all(rootNodes.map(async ({ port }) => (await ask(port, 'GET-MASTER-ADDR-BY-NAME'))[1]));
+      const ports = await Promise.all(
+        rootNodes.map(async ({ port }) => (await ask(port, 'GET-MASTER-ADDR-BY-NAME'))[1]),
+      );
       return [primary, replica].find((server) => ports.every((port) => port === `${server.port}`));
     },
     synchronized: () => synchronized(onPrimary, onReplica),

@@ -82,7 +82,9 @@ export async function startRedis(options: RedisOptions = {}): Promise<RedisServe
       });
     } catch (error) {
       await launched.stop('SIGKILL');
-      throw new Error(`Redis has not started; its log ends:\n${launched.output.slice(-2_000)}`, { cause: error });
+      throw new Error(`Redis has not started; its log ends:\n${launched.output.slice(-2_000)}`, {
+        cause: error,
+      });
     }
   }
 
@@ -140,7 +142,10 @@ export async function freePort(): Promise<number> {
 // The type is inferred: what `createClient` returns in general is not what it returns for these options.
 function makeClient(url: string, ca: string | undefined, reconnects: boolean) {
   const never = reconnects ? {} : { reconnectStrategy: false as const };
-  const client = createClient({ url, socket: ca === undefined ? never : { ...never, tls: true, ca } });
+  const client = createClient({
+    url,
+    socket: ca === undefined ? never : { ...never, tls: true, ca },
+  });
   // It is told by the next command.
   client.on('error', () => {});
   return client;
@@ -148,12 +153,24 @@ function makeClient(url: string, ca: string | undefined, reconnects: boolean) {
 
 /** Resolves when the replica has all that its primary has. */
 export async function synchronized(primary: RedisClient, replica: RedisClient): Promise<void> {
-  const offsetOf = async (client: RedisClient) => /master_repl_offset:(\d+)/.exec(await client.info('replication'))?.[1];
-  await until('the replica to have it all', async () => (await offsetOf(primary)) === (await offsetOf(replica)));
+  const offsetOf = async (client: RedisClient) =>
+    /master_repl_offset:(\d+)/.exec(await client.info('replication'))?.[1];
+  await until(
+    'the replica to have it all',
+    async () => (await offsetOf(primary)) === (await offsetOf(replica)),
+  );
 }
 
 function configuration(options: RedisOptions, port: number, dir: string): string[] {
-  const { appendonly = false, appendfsync = 'always', maxmemory, requirepass, acl = [], tls = false, config = [] } = options;
+  const {
+    appendonly = false,
+    appendfsync = 'always',
+    maxmemory,
+    requirepass,
+    acl = [],
+    tls = false,
+    config = [],
+  } = options;
   const lines = [
     'bind 127.0.0.1',
     `dir "${dir}"`,
@@ -162,7 +179,13 @@ function configuration(options: RedisOptions, port: number, dir: string): string
     `appendfsync ${appendfsync}`,
   ];
   if (tls) {
-    lines.push('port 0', `tls-port ${port}`, 'tls-cert-file server.crt', 'tls-key-file server.key', 'tls-ca-cert-file ca.crt');
+    lines.push(
+      'port 0',
+      `tls-port ${port}`,
+      'tls-cert-file server.crt',
+      'tls-key-file server.key',
+      'tls-ca-cert-file ca.crt',
+    );
     lines.push('tls-auth-clients no');
   } else {
     lines.push(`port ${port}`);
@@ -176,8 +199,30 @@ function makeCertificate(dir: string): void {
   const openssl = (...args: string[]) => execFileSync('openssl', args, { cwd: dir, stdio: 'pipe' });
   writeFileSync(join(dir, 'server.ext'), 'subjectAltName=IP:127.0.0.1,DNS:localhost\n');
   const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
-  openssl('req', '-x509', ...key, '-keyout', 'ca.key', '-out', 'ca.crt', '-days', '2', '-subj', '/CN=res-sse tests');
+  openssl(
+    'req',
+    '-x509',
+    ...key,
+    '-keyout',
+    'ca.key',
+    '-out',
+    'ca.crt',
+    '-days',
+    '2',
+    '-subj',
+    '/CN=res-sse tests',
+  );
   openssl('req', ...key, '-keyout', 'server.key', '-out', 'server.csr', '-subj', '/CN=127.0.0.1');
-  const signed = ['-CA', 'ca.crt', '-CAkey', 'ca.key', '-CAcreateserial', '-extfile', 'server.ext', '-days', '2'];
+  const signed = [
+    '-CA',
+    'ca.crt',
+    '-CAkey',
+    'ca.key',
+    '-CAcreateserial',
+    '-extfile',
+    'server.ext',
+    '-days',
+    '2',
+  ];
   openssl('x509', '-req', '-in', 'server.csr', '-out', 'server.crt', ...signed);
 }

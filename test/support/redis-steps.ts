@@ -22,8 +22,10 @@ export class Steps {
     return {
       ...inner,
       // The number of keys tells what is asked: the log, and one for each channel.
-      send: (key, args, signal) => this.#step(`send ${args[2]}`, () => inner.send(key, args, signal)),
-      subscriber: async () => this.#wrapped(await this.#step('subscriber', () => inner.subscriber())),
+      send: (key, args, signal) =>
+        this.#step(`send ${args[2]}`, () => inner.send(key, args, signal)),
+      subscriber: async () =>
+        this.#wrapped(await this.#step('subscriber', () => inner.subscriber())),
     };
   }
 
@@ -44,9 +46,11 @@ export class Steps {
       on: (event, listener) => inner.on(event, listener),
       destroy: () => inner.destroy(),
       connect: () => this.#step('connect', () => inner.connect()),
-      subscribe: (topics, listener) => this.#step('subscribe', () => inner.subscribe(topics, listener)),
+      subscribe: (topics, listener) =>
+        this.#step('subscribe', () => inner.subscribe(topics, listener)),
       unsubscribe: (topics, listener) => inner.unsubscribe(topics, listener),
-      sSubscribe: (topics, listener) => this.#step('subscribe', () => inner.sSubscribe(topics, listener)),
+      sSubscribe: (topics, listener) =>
+        this.#step('subscribe', () => inner.sSubscribe(topics, listener)),
       sUnsubscribe: (topics, listener) => inner.sUnsubscribe(topics, listener),
     };
   }

@@ -21,7 +21,11 @@ export class Resources implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     const errors: unknown[] = [];
-    for (let dispose = this.#disposals.pop(); dispose !== undefined; dispose = this.#disposals.pop()) {
+    for (
+      let dispose = this.#disposals.pop();
+      dispose !== undefined;
+      dispose = this.#disposals.pop()
+    ) {
       try {
         await dispose();
       } catch (error) {

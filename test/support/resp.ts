@@ -25,7 +25,9 @@ export function endOfValue(bytes: Buffer, at: number): number | undefined {
   const each = VALUES[type];
   if (each === undefined) throw new Error(`no type of the protocol: ${JSON.stringify(type)}`);
   let end: number | undefined = line + 2;
-  for (let index = 0; index < count * each && end !== undefined; index++) end = endOfValue(bytes, end);
+  for (let index = 0; index < count * each && end !== undefined; index++) {
+    end = endOfValue(bytes, end);
+  }
   // Attributes go before the value that they speak of.
   return type === '|' && end !== undefined ? endOfValue(bytes, end) : end;
 }

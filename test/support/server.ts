@@ -73,7 +73,11 @@ export async function dial(port: number, request: string): Promise<Socket> {
 }
 
 /** A request for an event stream, as bytes. */
-export function requestText(path: string, headers: Record<string, string> = {}, method = 'GET'): string {
+export function requestText(
+  path: string,
+  headers: Record<string, string> = {},
+  method = 'GET',
+): string {
   const lines = Object.entries({ Host: 'localhost', Accept: 'text/event-stream', ...headers }).map(
     ([name, value]) => `${name}: ${value}\r\n`,
   );

@@ -26,12 +26,20 @@ export async function runSnippet<Wanted extends string = never>(
   // oxlint-disable-next-line typescript/no-explicit-any
 ): Promise<Record<Wanted, any>> {
   if (code === undefined) throw new Error('there is no snippet of this name');
-  const body = code.replaceAll(IMPORT, (line, byDefault: string | undefined, named: string | undefined, from: string) => {
-    if (modules[from] === undefined) throw new Error(`the snippet has an import that the test has not: ${line}`);
-    const module = `modules[${JSON.stringify(from)}]`;
-    const first = byDefault === undefined ? '' : `const ${byDefault} = ${module}.default; `;
-    return first + (named === undefined ? '' : `const {${named.replaceAll(' as ', ': ')}} = ${module};`);
-  });
+  const body = code.replaceAll(
+    IMPORT,
+    (line, byDefault: string | undefined, named: string | undefined, from: string) => {
+      if (modules[from] === undefined) {
+        throw new Error(`the snippet has an import that the test has not: ${line}`);
+      }
+      const module = `modules[${JSON.stringify(from)}]`;
+      const first = byDefault === undefined ? '' : `const ${byDefault} = ${module}.default; `;
+      return (
+        first +
+        (named === undefined ? '' : `const {${named.replaceAll(' as ', ': ')}} = ${module};`)
+      );
+    },
+  );
   const AsyncFunction = Object.getPrototypeOf(async () => {}).constructor as FunctionConstructor;
   const names = Object.keys(given);
   const run = new AsyncFunction('modules', ...names, `${body}\nreturn { ${wanted.join(', ')} };`);

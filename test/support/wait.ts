@@ -2,7 +2,11 @@
 import { setTimeout as delay } from 'node:timers/promises';
 
 /** Resolves as soon as the condition is true; rejects, naming what was waited for, when it has not become so in time. */
-export async function until(what: string, condition: () => boolean | Promise<boolean>, ms = 10_000): Promise<void> {
+export async function until(
+  what: string,
+  condition: () => boolean | Promise<boolean>,
+  ms = 10_000,
+): Promise<void> {
   const deadline = Date.now() + ms;
   while (!(await condition())) {
     if (Date.now() > deadline) throw new Error(`waited ${ms} ms in vain for ${what}`);

@@ -1,5 +1,12 @@
 import { describe, expect, test } from 'vitest';
-import { memoryBroker, type Broker, type LogEntry, type Page, type Publication, type Receiver } from '../../src/index.ts';
+import {
+  memoryBroker,
+  type Broker,
+  type LogEntry,
+  type Page,
+  type Publication,
+  type Receiver,
+} from '../../src/index.ts';
 import { brokerContract, type BrokerCheck } from '../../src/testing/index.ts';
 import { sharedMemory } from './shared-memory.ts';
 
@@ -42,11 +49,18 @@ function faulty(change: (broker: Broker) => Partial<Record<keyof Broker, unknown
   };
 }
 
-function openWith(broker: Broker, receive: (entry: LogEntry, receiver: Receiver) => void): Partial<Broker> {
+function openWith(
+  broker: Broker,
+  receive: (entry: LogEntry, receiver: Receiver) => void,
+): Partial<Broker> {
   return {
     open: (receiver, bounds) =>
       broker.open(
-        { receive: (entry) => receive(entry, receiver), follows: (name) => receiver.follows(name), interrupted: () => undefined },
+        {
+          receive: (entry) => receive(entry, receiver),
+          follows: (name) => receiver.follows(name),
+          interrupted: () => undefined,
+        },
         bounds,
       ),
   };
@@ -71,7 +85,14 @@ const faults: Record<string, () => Broker> = {
   ),
   'receives what is not listened to': faulty((broker) => ({
     open: (receiver: Receiver, bounds: Parameters<Broker['open']>[1]) =>
-      broker.open({ receive: (entry) => receiver.receive(entry), follows: () => true, interrupted: () => undefined }, bounds),
+      broker.open(
+        {
+          receive: (entry) => receiver.receive(entry),
+          follows: () => true,
+          interrupted: () => undefined,
+        },
+        bounds,
+      ),
   })),
   'receives out of order': faulty((broker) => {
     let held: LogEntry | undefined;
@@ -88,18 +109,30 @@ const faults: Record<string, () => Broker> = {
     });
   }),
   'reads nothing': faulty((broker) => readWith(broker, () => ({ entries: [] }))),
-  'reads backwards': faulty((broker) => readWith(broker, ({ entries }) => ({ entries: entries.toReversed() }))),
-  'says that each page is complete': faulty((broker) => readWith(broker, () => ({ complete: true }))),
-  'knows of no loss': faulty((broker) => readWith(broker, ({ trimmed }) => ({ trimmed: trimmed.map(() => 0) }))),
+  'reads backwards': faulty((broker) =>
+    readWith(broker, ({ entries }) => ({ entries: entries.toReversed() })),
+  ),
+  'says that each page is complete': faulty((broker) =>
+    readWith(broker, () => ({ complete: true })),
+  ),
+  'knows of no loss': faulty((broker) =>
+    readWith(broker, ({ trimmed }) => ({ trimmed: trimmed.map(() => 0) })),
+  ),
   'stands still': faulty(() => ({ position: () => ({ epoch: 'e', offset: 0 }) })),
-  'forgets keys': faulty((broker) => ({ append: (one: Publication) => broker.append({ ...one, key: undefined }) })),
+  'forgets keys': faulty((broker) => ({
+    append: (one: Publication) => broker.append({ ...one, key: undefined }),
+  })),
   'keeps what has no history': faulty((broker) => ({
     append: (one: Publication) =>
-      broker.append({ ...one, history: one.history || { events: 9, bytes: 999, age: 9, latest: false } }),
+      broker.append({
+        ...one,
+        history: one.history || { events: 9, bytes: 999, age: 9, latest: false },
+      }),
   })),
   'clears nothing': faulty(() => ({ clear: () => Promise.resolve() })),
   'keeps for ever': faulty((broker) => ({
-    append: (one: Publication) => broker.append({ ...one, history: one.history && { ...one.history, age: Infinity } }),
+    append: (one: Publication) =>
+      broker.append({ ...one, history: one.history && { ...one.history, age: Infinity } }),
   })),
   'goes on when it is closed': faulty(() => ({ close: () => Promise.resolve() })),
 };

@@ -33,7 +33,9 @@ describe('channels', () => {
   function appOf(channels: Channels): express.Express {
     const app = express();
     app.use(sse({ channels }));
-    app.get('/:names', (req, res, next) => channels.listen(req.params.names.split(','), { since: 'start' })(req, res, next));
+    app.get('/:names', (req, res, next) =>
+      channels.listen(req.params.names.split(','), { since: 'start' })(req, res, next),
+    );
     return app;
   }
 
@@ -64,7 +66,10 @@ describe('channels', () => {
     await using second = await readEvents(app, { path: '/a', lastEventId: id });
     const gap = await second.next();
     const cursor = await channels.cursor();
-    expect([gap.event, JSON.parse(gap.data)]).toEqual(['sse:gap', { channels: ['a'], after: id, cursor }]);
+    expect([gap.event, JSON.parse(gap.data)]).toEqual([
+      'sse:gap',
+      { channels: ['a'], after: id, cursor },
+    ]);
     await channels.publish('a', '3');
     expect((await second.next()).data).toBe('3');
   });

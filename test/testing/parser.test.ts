@@ -26,7 +26,8 @@ function parse(pieces: readonly string[]): Parsed {
 function parseElsewhere(pieces: readonly string[]): Omit<Parsed, 'lastEventId'> {
   const parsed: Omit<Parsed, 'lastEventId'> = { events: [], comments: [], retries: [] };
   const parser = createParser({
-    onEvent: ({ event = 'message', data, id }) => void parsed.events.push({ event, data, ...(id !== undefined && { id }) }),
+    onEvent: ({ event = 'message', data, id }) =>
+      void parsed.events.push({ event, data, ...(id !== undefined && { id }) }),
     onComment: (text) => void parsed.comments.push(text),
     onRetry: (ms) => void parsed.retries.push(ms),
   });
@@ -38,10 +39,28 @@ function parseElsewhere(pieces: readonly string[]): Omit<Parsed, 'lastEventId'> 
 const fragment = fc.oneof(
   {
     weight: 5,
-    arbitrary: fc.constantFrom('data', 'event', 'id', 'retry', 'Data', 'nonsense', ':', ': ', '  ', '12', '-1', '\0'),
+    arbitrary: fc.constantFrom(
+      'data',
+      'event',
+      'id',
+      'retry',
+      'Data',
+      'nonsense',
+      ':',
+      ': ',
+      '  ',
+      '12',
+      '-1',
+      '\0',
+    ),
   },
   { weight: 4, arbitrary: fc.constantFrom('\n', '\r', '\r\n', '\n\n', '\r\r', '\r\n\r\n') },
-  { weight: 2, arbitrary: fc.string({ unit: 'grapheme', maxLength: 5 }).filter((text) => !text.includes('\uFEFF')) },
+  {
+    weight: 2,
+    arbitrary: fc
+      .string({ unit: 'grapheme', maxLength: 5 })
+      .filter((text) => !text.includes('\uFEFF')),
+  },
 );
 const pieces = fc.array(
   fc.array(fragment, { maxLength: 6 }).map((parts) => parts.join('')),
@@ -66,7 +85,9 @@ test('the kit reads any text in any pieces as a parser written from the standard
       const { events, lastEventId, retries } = parse([...given, ...END]);
       const strict = new StrictParser();
       for (const piece of [...given, ...END]) strict.feed(Buffer.from(piece));
-      expect(events.map(({ event, data }) => [event, data])).toEqual(strict.events.map(({ type, data }) => [type, data]));
+      expect(events.map(({ event, data }) => [event, data])).toEqual(
+        strict.events.map(({ type, data }) => [type, data]),
+      );
       expect(lastEventId).toBe(strict.lastEventId);
       expect(retries.at(-1)).toBe(strict.reconnectionTime);
     }),
@@ -76,7 +97,8 @@ test('the kit reads any text in any pieces as a parser written from the standard
 
 test('the kit tells an event with the line that ends it, and reads the same however the text is cut', () => {
   expect(parse(['data: x\r\r']).events).toEqual([{ event: 'message', data: 'x' }]);
-  const text = '\uFEFF:hi\r\nid: ü\r\nevent: tick\r\ndata: \uFEFFa\r\ndata\r\n\r\nretry: 5\r\n\r\nid\r\ndata: b\n\n';
+  const text =
+    '\uFEFF:hi\r\nid: ü\r\nevent: tick\r\ndata: \uFEFFa\r\ndata\r\n\r\nretry: 5\r\n\r\nid\r\ndata: b\n\n';
   expect(parse(text.split(''))).toEqual(parse([text]));
   expect(parse([text])).toEqual({
     events: [

@@ -19,12 +19,21 @@ import { until, within } from '../support/wait.ts';
 const koaPackage: string = 'koa';
 const { default: Koa } = (await import(koaPackage)) as { default: new () => KoaApp };
 interface KoaApp {
-  use(middleware: (context: { respond: boolean; req: IncomingMessage; res: Parameters<RequestListener>[1] }) => void): void;
+  use(
+    middleware: (context: {
+      respond: boolean;
+      req: IncomingMessage;
+      res: Parameters<RequestListener>[1];
+    }) => void,
+  ): void;
   callback(): RequestListener;
 }
 
 /** An app that is not listening, with a stream at `/`. */
-function appOf(handler: (stream: EventStream) => unknown, options: SseOptions = {}): express.Express {
+function appOf(
+  handler: (stream: EventStream) => unknown,
+  options: SseOptions = {},
+): express.Express {
   const app = express();
   app.use(sse(options));
   app.all('/', stream(handler));
@@ -76,7 +85,9 @@ describe('readEvents', () => {
   });
 
   test('is an async iterable that ends with the stream', async () => {
-    await using reader = await readEvents(appOf((stream) => stream.pipe(['a', 'b', 'c']).then(() => stream.close())));
+    await using reader = await readEvents(
+      appOf((stream) => stream.pipe(['a', 'b', 'c']).then(() => stream.close())),
+    );
     const data: string[] = [];
     for await (const event of reader) {
       data.push(event.data);
@@ -96,7 +107,14 @@ describe('readEvents', () => {
     app.all(
       '/ask/:what',
       stream((stream, req) => {
-        seen.push([req.method, req.originalUrl, req.get('accept'), req.get('x-key'), stream.lastEventId, req.body as unknown]);
+        seen.push([
+          req.method,
+          req.originalUrl,
+          req.get('accept'),
+          req.get('x-key'),
+          stream.lastEventId,
+          req.body as unknown,
+        ]);
         stream.close();
       }),
     );
@@ -155,7 +173,9 @@ describe('readEvents', () => {
     await turn();
     expect(reader.text.length).toBe(text);
     reader.resume();
-    expect((await reader.take(sent)).map(({ id }) => Number(id))).toEqual(Array.from({ length: sent }, (_, index) => index));
+    expect((await reader.take(sent)).map(({ id }) => Number(id))).toEqual(
+      Array.from({ length: sent }, (_, index) => index),
+    );
     await within('it to drain', slow.drained());
   });
 
@@ -180,7 +200,10 @@ describe('readEvents', () => {
     const app = appOf((stream) => {
       given = stream.open();
     });
-    for (const leave of [(reader: EventReader) => reader, (reader: EventReader) => reader.pause()]) {
+    for (const leave of [
+      (reader: EventReader) => reader,
+      (reader: EventReader) => reader.pause(),
+    ]) {
       await leave(await readEvents(app)).close();
       expect(await within('the reason', (given as EventStream).closed)).toBe('client');
     }
@@ -200,7 +223,8 @@ describe('readEvents', () => {
 describe('readEvents takes', () => {
   const hello = stream((stream) => void stream.send('hello'));
   const events = sse();
-  const listener: RequestListener = (req, res) => events(req, res, () => hello(req, res, console.error));
+  const listener: RequestListener = (req, res) =>
+    events(req, res, () => hello(req, res, console.error));
 
   async function expectHello(target: Parameters<typeof readEvents>[0]): Promise<void> {
     await using reader = await readEvents(target);
@@ -267,8 +291,12 @@ describe('a wait that is in vain says what was waited for and what came instead:
   });
 
   test('nobody there, or nobody who answers', async () => {
-    expect(await messageOf(readEvents('http://127.0.0.1:1/listen'))).toMatch(/^GET \/listen got no answer: connect ECONNREFUSED/);
-    expect(await messageOf(readEvents((req) => void req.socket.destroy()))).toBe('GET / got no answer: socket hang up');
+    expect(await messageOf(readEvents('http://127.0.0.1:1/listen'))).toMatch(
+      /^GET \/listen got no answer: connect ECONNREFUSED/,
+    );
+    expect(await messageOf(readEvents((req) => void req.socket.destroy()))).toBe(
+      'GET / got no answer: socket hang up',
+    );
   });
 
   test('an event less than was taken, and the reader goes on', async () => {
@@ -282,7 +310,9 @@ describe('a wait that is in vain says what was waited for and what came instead:
     expect(await messageOf(reader.take(3))).toBe(
       'waited 400 ms for event 3 of 3 of GET / in vain: the stream is open; 2 events came, the last of them {"event":"tick","data":"b","id":"1"}, and 1 comment',
     );
-    expect(await messageOf(reader.end())).toContain('waited 400 ms for the end of GET / in vain: the stream is open');
+    expect(await messageOf(reader.end())).toContain(
+      'waited 400 ms for the end of GET / in vain: the stream is open',
+    );
     given?.send('c');
     expect((await reader.next()).data).toBe('c');
     reader.pause();
@@ -295,25 +325,34 @@ describe('a wait that is in vain says what was waited for and what came instead:
     const app = appOf(() => {});
     await using reader = await readEvents(app, { headers: { accept: 'text/html' } });
     expect(await reader.end()).toBe('complete');
-    expect([reader.status, reader.text]).toEqual([406, 'This is an event stream; send the header Accept: text/event-stream\n']);
+    expect([reader.status, reader.text]).toEqual([
+      406,
+      'This is an event stream; send the header Accept: text/event-stream\n',
+    ]);
     const expected =
       'no event 1 of GET /: the answer is no event stream but 406, text/plain; charset=utf-8: This is an event stream; send the header Accept: text/event-stream\n';
     expect(await messageOf(reader.next())).toBe(expected);
-    expect(await messageOf(reader.rest())).toContain('no event 1 or the end of GET /: the answer is no event stream but 406');
+    expect(await messageOf(reader.rest())).toContain(
+      'no event 1 or the end of GET /: the answer is no event stream but 406',
+    );
     await using missing = await readEvents(app, { path: '/missing', timeout });
     expect(await messageOf(missing.next())).toContain('no event stream but 404, text/html');
   });
 
   test('an end before the event, and a connection that is cut off', async () => {
     await using ended = await readEvents(appOf((stream) => stream.close()));
-    expect(await messageOf(ended.next())).toBe('no event 1 of GET /: the stream has ended; 0 events came, and 1 comment');
+    expect(await messageOf(ended.next())).toBe(
+      'no event 1 of GET /: the stream has ended; 0 events came, and 1 comment',
+    );
     const app = appOf((stream) => {
       stream.send('x');
       setImmediate(() => stream.res.destroy());
     });
     await using cut = await readEvents(app);
     expect(await cut.end()).toBe('cut');
-    expect(await messageOf(cut.rest())).toContain('no event 2 or the end of GET /: the stream was cut off; 1 event came');
+    expect(await messageOf(cut.rest())).toContain(
+      'no event 2 or the end of GET /: the stream was cut off; 1 event came',
+    );
   });
 
   test('a very long event, of which it shows the beginning', async () => {
@@ -333,7 +372,9 @@ describe('a wait that is in vain says what was waited for and what came instead:
     async function placeOfTheCall(): Promise<void> {
       await reader.next();
     }
-    await expect(placeOfTheCall()).rejects.toMatchObject({ stack: expect.stringContaining('placeOfTheCall') as string });
+    await expect(placeOfTheCall()).rejects.toMatchObject({
+      stack: expect.stringContaining('placeOfTheCall') as string,
+    });
   });
 
   test('while a test has put false timers in place', async () => {
@@ -352,7 +393,12 @@ describe('a wait that is in vain says what was waited for and what came instead:
 });
 
 test('an option that is unknown or out of range is refused', async () => {
-  for (const options of [{ lastEventID: '7' }, { lastEventId: 7 }, { timeout: 0 }, { headers: 'x' }]) {
+  for (const options of [
+    { lastEventID: '7' },
+    { lastEventId: 7 },
+    { timeout: 0 },
+    { headers: 'x' },
+  ]) {
     const [name = ''] = Object.keys(options);
     const reading = readEvents('http://127.0.0.1:1', options as object);
     await expect(reading).rejects.toMatchObject({
@@ -370,15 +416,31 @@ describe('a target that cannot be read is refused at once, with the fix:', () =>
   }
   const fastifyApp = fastify();
   test.each<[string, unknown, string]>([
-    ['an object with the app in it', new Feed(), 'got an object with the properties app, events; pass its `app`'],
+    [
+      'an object with the app in it',
+      new Feed(),
+      'got an object with the properties app, events; pass its `app`',
+    ],
     ['an object with the server in it', fastifyApp, 'pass its `server`'],
     ['an object that makes a listener', new Koa(), 'pass what its `callback()` returns'],
     ['an object that is nothing of that', {}, 'got an object without properties'],
     ['a promise of an app', Promise.resolve(app), 'got a promise; await it'],
-    ['an https server', createHttpsServer(), 'got a server of another kind; let it listen, and pass its URL'],
+    [
+      'an https server',
+      createHttpsServer(),
+      'got a server of another kind; let it listen, and pass its URL',
+    ],
     ['nothing', undefined, 'got undefined'],
-    ['a path', '/listen?x=1', 'got the path "/listen?x=1"; pass the app, and { path: "/listen?x=1" }'],
-    ['a host without a protocol', 'localhost:4444/listen', 'got "localhost:4444/listen"; write "http://localhost:4444/listen"'],
+    [
+      'a path',
+      '/listen?x=1',
+      'got the path "/listen?x=1"; pass the app, and { path: "/listen?x=1" }',
+    ],
+    [
+      'a host without a protocol',
+      'localhost:4444/listen',
+      'got "localhost:4444/listen"; write "http://localhost:4444/listen"',
+    ],
     ['a word', 'listen', 'got "listen"; write "http://listen"'],
     ['a URL of another protocol', new URL('ws://localhost/listen'), 'got "ws://localhost/listen"'],
   ])('%s', async (_, target, fix) => {
@@ -391,8 +453,12 @@ describe('a target that cannot be read is refused at once, with the fix:', () =>
   });
 
   test('a path that is none', async () => {
-    await expect(readEvents('http://127.0.0.1:1', { path: 'http://' })).rejects.toMatchObject({ code: 'ERR_SSE_OPTION' });
-    await expect(readEvents(app, { path: 'http://' })).rejects.toMatchObject({ code: 'ERR_SSE_OPTION' });
+    await expect(readEvents('http://127.0.0.1:1', { path: 'http://' })).rejects.toMatchObject({
+      code: 'ERR_SSE_OPTION',
+    });
+    await expect(readEvents(app, { path: 'http://' })).rejects.toMatchObject({
+      code: 'ERR_SSE_OPTION',
+    });
   });
 });
 

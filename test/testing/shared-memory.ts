@@ -1,5 +1,11 @@
 /** Nodes of one log, in one process: the smallest broker that is shared. Also what keeps the contract in all but one point. */
-import { memoryBroker, type Broker, type LogBounds, type LogEntry, type Receiver } from '../../src/index.ts';
+import {
+  memoryBroker,
+  type Broker,
+  type LogBounds,
+  type LogEntry,
+  type Receiver,
+} from '../../src/index.ts';
 
 interface Hub {
   readonly log: Broker;
@@ -18,7 +24,10 @@ export function sharedMemory(): (log: string) => Broker {
 }
 
 function nodeOf(hub: Hub): Broker {
-  const node: { receiver: Receiver; head: number } = { receiver: undefined as unknown as Receiver, head: 0 };
+  const node: { receiver: Receiver; head: number } = {
+    receiver: undefined as unknown as Receiver,
+    head: 0,
+  };
   let state: 'open' | 'closed' = 'open';
   function assertOpen(): void {
     if (state === 'closed') throw Object.assign(new Error('closed'), { code: 'ERR_SSE_CLOSED' });

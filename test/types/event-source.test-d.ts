@@ -1,5 +1,11 @@
 /** What a page knows of its events. Compiled, never run. */
-import type { EventText, JsonText, OwnEvents, TypedEventSource, TypedMessageEvent } from '../../src/index.ts';
+import type {
+  EventText,
+  JsonText,
+  OwnEvents,
+  TypedEventSource,
+  TypedMessageEvent,
+} from '../../src/index.ts';
 import { holds, type Equal } from './equal.ts';
 
 interface Haiku {
@@ -16,7 +22,9 @@ interface Schema {
 }
 
 /** As a page that is compiled without the types of the browser knows it. */
-declare const anySource: { addEventListener(type: string, listener: (event: { data: string }) => void): void };
+declare const anySource: {
+  addEventListener(type: string, listener: (event: { data: string }) => void): void;
+};
 
 function parse<T>(text: JsonText<T>): T {
   return JSON.parse(text) as T;
@@ -38,7 +46,11 @@ source.addEventListener('text', (event) => {
   void parse(event.data).title;
   void text;
 });
-source.addEventListener('typing', ({ data }) => holds<Equal<typeof data, JsonText<{ author: string }>>>(), { once: true });
+source.addEventListener(
+  'typing',
+  ({ data }) => holds<Equal<typeof data, JsonText<{ author: string }>>>(),
+  { once: true },
+);
 source.addEventListener('open', () => {});
 source.addEventListener('error', ({ type }) => void type, false);
 function onText({ data }: TypedMessageEvent<'text', Haiku>): void {
@@ -72,7 +84,12 @@ source.addEventListener('sse:nonsense', () => {});
 // A string goes as it is, and a number as JSON.
 declare const news: TypedEventSource<Schema, 'news'>;
 news.addEventListener('message', ({ data }) => holds<Equal<typeof data, string>>());
-holds<Equal<Parameters<NonNullable<typeof news.onmessage>>, [event: TypedMessageEvent<'message', string>]>>();
+holds<
+  Equal<
+    Parameters<NonNullable<typeof news.onmessage>>,
+    [event: TypedMessageEvent<'message', string>]
+  >
+>();
 holds<Equal<EventText<number>, JsonText<number>>>();
 holds<Equal<EventText<'on' | 'off'>, 'on' | 'off'>>();
 declare const counter: TypedEventSource<Schema, 'count'>;
@@ -112,6 +129,8 @@ both.addEventListener('text', onText);
 both.addEventListener('flash', ({ data }) => void parse(data).headline.length);
 both.addEventListener('message', ({ data }) => holds<Equal<typeof data, string>>());
 declare const mixed: TypedEventSource<Schema, 'news' | 'room:7'>;
-mixed.addEventListener('message', ({ data }) => holds<Equal<typeof data, string | JsonText<{ from: string }>>>());
+mixed.addEventListener('message', ({ data }) =>
+  holds<Equal<typeof data, string | JsonText<{ from: string }>>>(),
+);
 // @ts-expect-error -- an event of a channel that it does not follow
 both.addEventListener('from', () => {});

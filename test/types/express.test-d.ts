@@ -123,4 +123,6 @@ const bare = stream((_stream, req: IncomingMessage, res: ServerResponse) => {
 });
 app.get('/bare', bare);
 createServer((req, res) => events(req, res, () => hello(req, res, () => bare(req, res, () => {}))));
-createHttp2Server((req, res) => events(req, res, () => channels.listen('lobby')(req, res, () => {})));
+createHttp2Server((req, res) =>
+  events(req, res, () => channels.listen('lobby')(req, res, () => {})),
+);

@@ -18,5 +18,8 @@ source.addEventListener('open', () => document.body.classList.add('open'));
 // @ts-expect-error -- no such event
 source.addEventListener('txet', () => {});
 
-const news = new EventSource('/news', { withCredentials: true }) as TypedEventSource<Schema, 'news'>;
+const news = new EventSource('/news', { withCredentials: true }) as TypedEventSource<
+  Schema,
+  'news'
+>;
 news.addEventListener('message', ({ data }) => document.body.append(data));

@@ -78,7 +78,10 @@ declare const retrying: PublishOptions<'message'> | undefined;
 await channels.publish('news', 'hello', retrying);
 // @ts-expect-error -- haiku has no message
 await channels.publish('haiku', { text: 'old pond' }, retrying);
-export function tell<E extends EventName<Schema, 'haiku'>>(event: E, told: EventData<Schema, 'haiku', E>): Promise<object> {
+export function tell<E extends EventName<Schema, 'haiku'>>(
+  event: E,
+  told: EventData<Schema, 'haiku', E>,
+): Promise<object> {
   return channels.publish('haiku', told, { event });
 }
 
@@ -101,7 +104,9 @@ await haiku.publish(data);
 channels.channel('hiaku');
 
 await channels.subscribe(stream, 'haiku');
-await channels.subscribe(stream, ['haiku', 'room:1'], { filter: (event) => event.event === 'text' });
+await channels.subscribe(stream, ['haiku', 'room:1'], {
+  filter: (event) => event.event === 'text',
+});
 // @ts-expect-error -- no such channel
 await channels.subscribe(stream, 'hiaku');
 // @ts-expect-error -- no such channel among them

@@ -92,7 +92,9 @@ export class EarlyMessages {
     // Another log is noticed when this one is read once more.
     if (epoch !== this.epoch) return;
     if (head > this.#head || previous >= this.#head) {
-      if (previous !== this.#head) this.#problem ??= `the log is at ${previous}, and what was heard of it at ${this.#head}`;
+      if (previous !== this.#head) {
+        this.#problem ??= `the log is at ${previous}, and what was heard of it at ${this.#head}`;
+      }
       this.#head = head;
       for (const { channel } of changes) if (this.#follows(channel)) this.#changed?.add(channel);
     }

@@ -1,5 +1,11 @@
 /** The newest events of the channels that a node listens to, so that clients which come back are served without asking Redis. */
-import { ChannelLog, mergeLogs, type HistoryLimits, type Kept, type LogRead } from '../../log/log.ts';
+import {
+  ChannelLog,
+  mergeLogs,
+  type HistoryLimits,
+  type Kept,
+  type LogRead,
+} from '../../log/log.ts';
 import type { LogEntry } from '../../log/log-entry.ts';
 import type { EntryMetadata } from './message-format.ts';
 
@@ -67,7 +73,9 @@ export class LogCache {
   /** What the answer to a question for older events must fit: they are those up to `till`, as long as this is the same run. */
   edge(channel: string): Edge | undefined {
     const mirrored = this.#channels.get(channel);
-    return mirrored === undefined ? undefined : { run: mirrored.log, from: mirrored.lost, till: mirrored.log.gone };
+    return mirrored === undefined
+      ? undefined
+      : { run: mirrored.log, from: mirrored.lost, till: mirrored.log.gone };
   }
 
   /**
@@ -91,7 +99,13 @@ export class LogCache {
    * @param entries those beyond the newest that was known here, all of them if `isWhole`
    * @param head the offset up to which all will have been pushed then
    */
-  mend(channel: string, tail: Tail, entries: readonly Kept[], isWhole: boolean, head: number): void {
+  mend(
+    channel: string,
+    tail: Tail,
+    entries: readonly Kept[],
+    isWhole: boolean,
+    head: number,
+  ): void {
     const newest = this.newest(channel);
     const known = this.#channels.get(channel);
     const end = Math.min(tail.newest, head);
@@ -101,7 +115,9 @@ export class LogCache {
       return;
     }
     this.#lose(known, tail.trimmed);
-    for (const { entry, at } of entries) if (entry.offset > tail.trimmed) this.#push(known, entry, at, tail.limits);
+    for (const { entry, at } of entries) {
+      if (entry.offset > tail.trimmed) this.#push(known, entry, at, tail.limits);
+    }
     this.#shrink();
   }
 
@@ -195,11 +211,19 @@ export class LogCache {
     const now = performance.now();
     for (const one of known) if (now - one.usedAt > SAME_USE) this.#use(one);
     const logs = known.map(({ log }) => log);
-    return { ...mergeLogs(logs, after, maxBytes), trimmed: known.map(({ log, lost }) => (log.skips ? 0 : lost)) };
+    return {
+      ...mergeLogs(logs, after, maxBytes),
+      trimmed: known.map(({ log, lost }) => (log.skips ? 0 : lost)),
+    };
   }
 
   #begin(channel: string, { trimmed, limits }: Tail, gone: number): Mirrored {
-    const mirrored: Mirrored = { channel, log: new ChannelLog(boundsOf(limits), gone), lost: trimmed, usedAt: performance.now() };
+    const mirrored: Mirrored = {
+      channel,
+      log: new ChannelLog(boundsOf(limits), gone),
+      lost: trimmed,
+      usedAt: performance.now(),
+    };
     this.#channels.set(channel, mirrored);
     return mirrored;
   }
@@ -249,7 +273,9 @@ export class LogCache {
   #lose(known: Mirrored, trimmed: number): void {
     const { log } = known;
     known.lost = Math.max(known.lost, trimmed);
-    while (log.events > 0 && (log.at(log.after(0)) as LogEntry).offset <= known.lost) this.#shift(known);
+    while (log.events > 0 && (log.at(log.after(0)) as LogEntry).offset <= known.lost) {
+      this.#shift(known);
+    }
   }
 }
 

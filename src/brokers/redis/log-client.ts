@@ -60,7 +60,9 @@ export function lostIn({ origin, jumps }: Discontinuities, after: number): numbe
 }
 
 /** An id, or why there is none. */
-export type Appended = { readonly id: string } | { readonly problem: string; readonly isUnknown: boolean };
+export type Appended =
+  | { readonly id: string }
+  | { readonly problem: string; readonly isUnknown: boolean };
 
 /** What became of a call that appends. */
 export interface AppendResult {
@@ -160,7 +162,11 @@ export class LogClient {
     most: number = MAX_ANSWER_BYTES,
     budget: number = PAGE,
   ): Promise<LogSnapshot> {
-    const asked = questions.flatMap(({ channel, after, till }) => [channel, after?.toString() ?? '', till?.toString() ?? '']);
+    const asked = questions.flatMap(({ channel, after, till }) => [
+      channel,
+      after?.toString() ?? '',
+      till?.toString() ?? '',
+    ]);
     const channels = questions.map(({ channel }) => channel);
     return this.#ask('look', channels, nonce, [`${budget}`, `${most}`, ...asked]);
   }
@@ -170,7 +176,12 @@ export class LogClient {
     return this.#ask('page', channels, '', [`${maxBytes}`, `${after}`, ...channels]);
   }
 
-  async #ask(operation: string, channels: readonly string[], nonce: string, args: readonly string[]): Promise<LogSnapshot> {
+  async #ask(
+    operation: string,
+    channels: readonly string[],
+    nonce: string,
+    args: readonly string[],
+  ): Promise<LogSnapshot> {
     const keys = channels.map((channel) => this.#stream(channel));
     const answer = await this.#inTime((signal) => this.#call(operation, nonce, keys, args, signal));
     const [epoch, head, origin, breaks, at, till, ...answers] = answer as [
@@ -199,14 +210,19 @@ export class LogClient {
     const args = publications.flatMap((publication) => publication.args);
     const keys = publications.flatMap((publication) => publication.keys);
     // Where a command may be repeated behind our back, it must not publish twice.
-    const repeat = this.#connection.repeats ? `${this.#base}:b:${randomBytes(9).toString('base64url')}` : '';
+    const repeat = this.#connection.repeats
+      ? `${this.#base}:b:${randomBytes(9).toString('base64url')}`
+      : '';
     if (repeat !== '') keys.push(repeat);
     try {
       const ttl = `${Math.ceil(this.#timeout) + REPEATABLE}`;
-      const [epoch, head, unsaid, warning, ...results] = (await this.#call('append', repeat, keys, [ttl, ...args], signal)) as [
-        ...[string, string, string, string],
-        ...string[],
-      ];
+      const [epoch, head, unsaid, warning, ...results] = (await this.#call(
+        'append',
+        repeat,
+        keys,
+        [ttl, ...args],
+        signal,
+      )) as [...[string, string, string, string], ...string[]];
       if (warning !== '') this.#report(`the bounds of the history cannot be kept: ${warning}`);
       return { epoch, head: Number(head), unsaid, appended: results.map(appendedOf) };
     } catch (error) {
@@ -216,7 +232,9 @@ export class LogClient {
 
   /** @returns the offset up to which the channel holds nothing any more */
   async clear(channel: string): Promise<Cursor & { trimmed: number }> {
-    const answer = await this.#inTime((signal) => this.#call('clear', '', [this.#stream(channel)], [channel], signal));
+    const answer = await this.#inTime((signal) =>
+      this.#call('clear', '', [this.#stream(channel)], [channel], signal),
+    );
     const [epoch, head, trimmed] = answer as [string, string, string];
     return { epoch, offset: Number(head), trimmed: Number(trimmed) };
   }
@@ -226,13 +244,31 @@ export class LogClient {
     const body = formatBody(event, data, retry);
     const bodyBytes = Buffer.byteLength(body);
     const keys = key === '' ? [] : [`${this.#base}:k:${channel}\n${key}`];
-    if (history === false) return { keys, args: [channel, key, body, '0', '', '', '', ''], bytes: bodyBytes };
+    if (history === false) {
+      return { keys, args: [channel, key, body, '0', '', '', '', ''], bytes: bodyBytes };
+    }
     const { events, bytes, age, latest } = history;
     // As it will be counted where it is held, with a place like any other.
-    const { size } = new LogEntry({ channel, epoch: 'epoch_of', offset: 1_000_000_000, event, data, retry });
+    const { size } = new LogEntry({
+      channel,
+      epoch: 'epoch_of',
+      offset: 1_000_000_000,
+      event,
+      data,
+      retry,
+    });
     return {
       keys: [this.#stream(channel), ...keys],
-      args: [channel, key, body, `${size}`, `${events}`, `${bytes}`, `${age === Infinity ? 0 : age}`, latest ? '1' : '0'],
+      args: [
+        channel,
+        key,
+        body,
+        `${size}`,
+        `${events}`,
+        `${bytes}`,
+        `${age === Infinity ? 0 : age}`,
+        latest ? '1' : '0',
+      ],
       bytes: bodyBytes,
     };
   }
@@ -243,7 +279,9 @@ export class LogClient {
       ...[number, number, number],
     ];
     const [latest, problem, more] = text.slice(7, 10);
-    if (problem !== '') this.#report(`the stream of ${channel} cannot be read: ${problem ?? 'no answer'}`);
+    if (problem !== '') {
+      this.#report(`the stream of ${channel} cannot be read: ${problem ?? 'no answer'}`);
+    }
     const entries: Kept[] = [];
     let lost = trimmed;
     let last = 0;
@@ -261,7 +299,16 @@ export class LogClient {
     const limits = limitsOf(events, limit, age, latest === '1');
     // What cannot be read is not kept, as far as a reader is concerned.
     const readable = lost === trimmed ? length : 0;
-    return { newest, trimmed: lost, bytes, length: readable, limits, isMore: more === '1', last, entries };
+    return {
+      newest,
+      trimmed: lost,
+      bytes,
+      length: readable,
+      limits,
+      isMore: more === '1',
+      last,
+      entries,
+    };
   }
 
   #stream(channel: string): string {
@@ -296,7 +343,9 @@ export class LogClient {
     ];
     const rest = [`${keys.length + 1}`, key, ...keys, ...common, ...args];
     const answer = await this.#run(key, rest, signal);
-    if (!Array.isArray(answer)) throw new TypeError('the script in Redis has answered with something else');
+    if (!Array.isArray(answer)) {
+      throw new TypeError('the script in Redis has answered with something else');
+    }
     return answer as unknown[];
   }
 
@@ -320,7 +369,10 @@ export class LogClient {
     const abort = new AbortController();
     this.#asked.add(abort);
     // Takes back what has not been written yet, too.
-    const timer = setTimeout(() => abort.abort(new Error(`no answer within ${this.#timeout} ms`)), this.#timeout);
+    const timer = setTimeout(
+      () => abort.abort(new Error(`no answer within ${this.#timeout} ms`)),
+      this.#timeout,
+    );
     try {
       return await withLimits(action(abort.signal), { signal: abort.signal });
     } catch (error) {

@@ -119,7 +119,12 @@ export class LogSubscription {
   // Ticks since an attempt has last got any further.
   #idleTicks = 0;
 
-  constructor(connection: RedisConnection, store: LogClient, timing: Timing, host: LogSubscriptionHost) {
+  constructor(
+    connection: RedisConnection,
+    store: LogClient,
+    timing: Timing,
+    host: LogSubscriptionHost,
+  ) {
     // As many wait as there are readers, and none of them leaks.
     setMaxListeners(0, this.#end.signal);
     this.#connection = connection;
@@ -226,14 +231,24 @@ export class LogSubscription {
       for (const listening of listenings) {
         // Meanwhile nobody may have wanted it any more.
         if (this.listened.get(listening.channel) === listening) this.listened.settle(listening);
-        else if (this.listened.get(listening.channel) === undefined) this.#host.forget(listening.channel);
+        else if (this.listened.get(listening.channel) === undefined) {
+          this.#host.forget(listening.channel);
+        }
       }
       attempt.signal.throwIfAborted();
       this.#open();
       const ms = performance.now() - began;
       const { epoch } = this.spine;
-      debug('heal %s: %d channels, %d events, %d ms', epoch, listenings.length, events, Math.round(ms));
-      if (diagnostics.heal.hasSubscribers) diagnostics.heal.publish({ epoch, channels: listenings.length, entries: events, ms });
+      debug(
+        'heal %s: %d channels, %d events, %d ms',
+        epoch,
+        listenings.length,
+        events,
+        Math.round(ms),
+      );
+      if (diagnostics.heal.hasSubscribers) {
+        diagnostics.heal.publish({ epoch, channels: listenings.length, entries: events, ms });
+      }
     } finally {
       this.#attempt = undefined;
       this.#early = undefined;
@@ -261,7 +276,9 @@ export class LogSubscription {
     if (this.#line !== undefined) return this.#line;
     const { timeout } = this.#timing;
     const topics = await withLimits(this.#store.topics(signal, true), { signal, ms: timeout });
-    const line = new SubscriberConnection(this.#connection, timeout, (text, topic) => this.#hear(topic, text));
+    const line = new SubscriberConnection(this.#connection, timeout, (text, topic) =>
+      this.#hear(topic, text),
+    );
     this.#topics = topics;
     this.#line = line;
     this.listened.reset();
@@ -301,7 +318,11 @@ export class LogSubscription {
     this.#wake?.();
   }
 
-  async #subscribe(line: SubscriberConnection, listenings: readonly InterestEntry[], signal: AbortSignal): Promise<void> {
+  async #subscribe(
+    line: SubscriberConnection,
+    listenings: readonly InterestEntry[],
+    signal: AbortSignal,
+  ): Promise<void> {
     const topics = this.#topics as Topics;
     for (let index = 0; index < listenings.length; index += CHANNELS_PER_QUESTION) {
       const some = listenings.slice(index, index + CHANNELS_PER_QUESTION);
@@ -318,7 +339,11 @@ export class LogSubscription {
    * too much to keep, the channels in which something happened are read once more, and so on: each round is shorter.
    * @returns how many events were read
    */
-  async #readAll(line: SubscriberConnection, listenings: readonly InterestEntry[], signal: AbortSignal): Promise<number> {
+  async #readAll(
+    line: SubscriberConnection,
+    listenings: readonly InterestEntry[],
+    signal: AbortSignal,
+  ): Promise<number> {
     let events = 0;
     let toRead: readonly string[] | EarlyMessages = listenings.map(({ channel }) => channel);
     for (;;) {
@@ -341,7 +366,11 @@ export class LogSubscription {
     toRead: readonly string[] | EarlyMessages,
     signal: AbortSignal,
   ): Promise<{ early: EarlyMessages; read: number }> {
-    const questions = (channels: readonly string[], index: number, till: number | undefined): ChannelQuery[] =>
+    const questions = (
+      channels: readonly string[],
+      index: number,
+      till: number | undefined,
+    ): ChannelQuery[] =>
       channels
         .slice(index, index + CHANNELS_PER_QUESTION)
         .map((channel) => ({ channel, after: this.#host.newest(channel), till }));
@@ -349,23 +378,43 @@ export class LogSubscription {
     // Heard on the line, it shows where in what comes there the answer belongs, and that the line carries.
     const heard = this.#heard(nonce, line, (header) => {
       // What came before is in the answer.
-      this.#early = new EarlyMessages(header.epoch, header.head, (channel) => this.spine.expects(channel));
+      this.#early = new EarlyMessages(header.epoch, header.head, (channel) =>
+        this.spine.expects(channel),
+      );
     });
     const known = toRead instanceof EarlyMessages ? [] : toRead;
-    const [first] = await this.#step(Promise.all([this.#store.look(questions(known, 0, undefined), nonce), heard]), signal);
+    const [first] = await this.#step(
+      Promise.all([this.#store.look(questions(known, 0, undefined), nonce), heard]),
+      signal,
+    );
     const { epoch, head } = first;
     const early = this.#early as EarlyMessages;
-    if (toRead instanceof EarlyMessages && toRead.problem !== undefined) throw new Error(toRead.problem);
+    if (toRead instanceof EarlyMessages && toRead.problem !== undefined) {
+      throw new Error(toRead.problem);
+    }
     // What the rounds before have read is of another log.
-    if (toRead instanceof EarlyMessages && toRead.epoch !== epoch) throw new Error('the log was lost while it was read');
+    if (toRead instanceof EarlyMessages && toRead.epoch !== epoch) {
+      throw new Error('the log was lost while it was read');
+    }
     const channels = toRead instanceof EarlyMessages ? [...(toRead.changed ?? [])] : toRead;
     let read = this.#host.mend(channels.slice(0, first.answers.length), first, head);
-    for (let next = first.answers.length; next < channels.length; next += QUESTIONS_AT_A_TIME * CHANNELS_PER_QUESTION) {
+    for (
+      let next = first.answers.length;
+      next < channels.length;
+      next += QUESTIONS_AT_A_TIME * CHANNELS_PER_QUESTION
+    ) {
       // Several at a time: while a round lasts, what is published adds to the next one.
-      const starts = Array.from({ length: QUESTIONS_AT_A_TIME }, (_, index) => next + index * CHANNELS_PER_QUESTION);
+      const starts = Array.from(
+        { length: QUESTIONS_AT_A_TIME },
+        (_, index) => next + index * CHANNELS_PER_QUESTION,
+      );
       const asked = starts.filter((start) => start < channels.length);
       const looks = await this.#step(
-        Promise.all(asked.map((start) => this.#store.look(questions(channels, start, head), '', ANSWER_BYTES))),
+        Promise.all(
+          asked.map((start) =>
+            this.#store.look(questions(channels, start, head), '', ANSWER_BYTES),
+          ),
+        ),
         signal,
       );
       for (const [index, look] of looks.entries()) {
@@ -432,7 +481,9 @@ export class LogSubscription {
       line.broken,
     );
     const questions = some.map(({ channel }) => ({ channel, after: undefined }));
-    const { epoch, answers } = await withLimits(this.#store.look(questions), { signal: line.broken });
+    const { epoch, answers } = await withLimits(this.#store.look(questions), {
+      signal: line.broken,
+    });
     if (!isSame()) return;
     if (epoch !== this.spine.epoch) {
       this.mistrust(`the log is another: ${epoch} instead of ${this.spine.epoch}`);
@@ -464,8 +515,9 @@ export class LogSubscription {
     if (topic !== topics.spine) {
       const channel = topics.channelOf(topic);
       const arrival = parseArrival(text);
-      if (arrival === undefined) this.#host.report(new Error(`an event of ${channel} that cannot be read`));
-      else if (arrival.stamp === undefined) this.#host.passed(channel, arrival.body);
+      if (arrival === undefined) {
+        this.#host.report(new Error(`an event of ${channel} that cannot be read`));
+      } else if (arrival.stamp === undefined) this.#host.passed(channel, arrival.body);
       else return { channel, arrival };
       return undefined;
     }
@@ -499,7 +551,9 @@ export class LogSubscription {
         const { epoch } = await this.#store.look([]);
         if (epoch === this.spine.epoch) {
           this.#host.report(
-            new Error(`a message of another log, ${other}, was passed over; does another registry use this prefix?`),
+            new Error(
+              `a message of another log, ${other}, was passed over; does another registry use this prefix?`,
+            ),
           );
         } else {
           this.mistrust(`the log is another: ${epoch} instead of ${this.spine.epoch}`);
@@ -517,7 +571,11 @@ export class LogSubscription {
   }
 
   /** Resolves when the probe is heard. */
-  async #heard(nonce: string, line: SubscriberConnection, onHeard?: (header: SequenceHeader) => void): Promise<void> {
+  async #heard(
+    nonce: string,
+    line: SubscriberConnection,
+    onHeard?: (header: SequenceHeader) => void,
+  ): Promise<void> {
     const heard = new Promise<void>((resolve) => {
       this.#nonces.set(nonce, (header) => {
         onHeard?.(header);
@@ -564,7 +622,10 @@ export class LogSubscription {
     const line = this.#line as SubscriberConnection;
     this.#isProbing = true;
     const nonce = randomBytes(9).toString('base64url');
-    const [looked, heard] = await Promise.allSettled([this.#store.look([], nonce), this.#heard(nonce, line)]);
+    const [looked, heard] = await Promise.allSettled([
+      this.#store.look([], nonce),
+      this.#heard(nonce, line),
+    ]);
     this.#isProbing = false;
     if (this.#line !== line || !this.isOpen || heard.status === 'fulfilled') return;
     if (looked.status === 'rejected' && isReply(looked.reason)) {

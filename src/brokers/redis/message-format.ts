@@ -51,7 +51,8 @@ export interface EventMessage {
 
 const HEADER = /^1 ([A-Za-z0-9_-]{1,64}) (\d{1,16}) (\d{1,16}) ([A-Za-z0-9_-]{0,64})$/;
 const CHANGE = /^([+-])(\d{1,16}) ([^]+)$/;
-const ARRIVAL = /^1 ([A-Za-z0-9_-]{1,64}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) ([01])$/;
+const ARRIVAL =
+  /^1 ([A-Za-z0-9_-]{1,64}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) ([01])$/;
 
 export function parseHeader(text: string): SequenceHeader | undefined {
   const [first = '', ...lines] = text.split('\n');
@@ -66,7 +67,9 @@ export function parseHeader(text: string): SequenceHeader | undefined {
     const isClear = sign === '-';
     const offset = Number(digits);
     // Each has the place that it stands in.
-    if (channel === undefined || (!isClear && offset !== previous + changes.length + 1)) return undefined;
+    if (channel === undefined || (!isClear && offset !== previous + changes.length + 1)) {
+      return undefined;
+    }
     changes.push({ isClear, offset, channel });
   }
   return { epoch, previous, head, nonce, changes };
@@ -76,28 +79,49 @@ export function parseArrival(text: string): EventMessage | undefined {
   const end = text.indexOf('\n');
   const [, epoch, ...digits] = ARRIVAL.exec(text.slice(0, end)) ?? [];
   const numbers = digits.map(Number);
-  if (epoch === undefined || !numbers.every((number) => Number.isSafeInteger(number))) return undefined;
+  if (epoch === undefined || !numbers.every((number) => Number.isSafeInteger(number))) {
+    return undefined;
+  }
   const [offset, previous, at, trimmed, events, bytes, age, latest] = numbers as [
     ...[number, number, number, number],
     ...[number, number, number, number],
   ];
   const body = text.slice(end + 1);
   if (epoch === '-') return { epoch, offset, body, stamp: undefined };
-  return { epoch, offset, body, stamp: { previous, at, trimmed, limits: limitsOf(events, bytes, age, latest === 1) } };
+  return {
+    epoch,
+    offset,
+    body,
+    stamp: { previous, at, trimmed, limits: limitsOf(events, bytes, age, latest === 1) },
+  };
 }
 
 /** In Redis no age is 0. */
-export function limitsOf(events: number, bytes: number, age: number, latest: boolean): HistoryLimits {
+export function limitsOf(
+  events: number,
+  bytes: number,
+  age: number,
+  latest: boolean,
+): HistoryLimits {
   return { events, bytes, age: age === 0 ? Infinity : age, latest };
 }
 
 /** An event without its place in the log: what the stream in Redis keeps, too. */
-export function formatBody(event: string | undefined, data: string, retry: number | undefined): string {
+export function formatBody(
+  event: string | undefined,
+  data: string,
+  retry: number | undefined,
+): string {
   return `1 ${retry ?? ''}\n${event ?? ''}\n${data}`;
 }
 
 /** @returns `undefined` for what is none, or would forge something on the wire: others write into Redis, too */
-export function entryOf(body: string, channel: string, epoch: string | undefined, offset: number): LogEntry | undefined {
+export function entryOf(
+  body: string,
+  channel: string,
+  epoch: string | undefined,
+  offset: number,
+): LogEntry | undefined {
   const first = body.indexOf('\n');
   const second = body.indexOf('\n', first + 1);
   if (first < 0 || second < 0) return undefined;
@@ -106,7 +130,14 @@ export function entryOf(body: string, channel: string, epoch: string | undefined
   if (digits === undefined || !isEvent(event)) return undefined;
   const retry = digits === '' ? undefined : Number(digits);
   if (retry !== undefined && !Number.isSafeInteger(retry)) return undefined;
-  return new LogEntry({ channel, epoch, offset, event: event === '' ? undefined : event, data: body.slice(second + 1), retry });
+  return new LogEntry({
+    channel,
+    epoch,
+    offset,
+    event: event === '' ? undefined : event,
+    data: body.slice(second + 1),
+    retry,
+  });
 }
 
 function isEvent(name: string): boolean {

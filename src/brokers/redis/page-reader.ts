@@ -7,7 +7,10 @@ import type { LogSnapshot } from './log-client.ts';
  * The entries of several channels, merged in the order of the log, at most so many bytes of frames but one entry.
  * @returns also the offset up to which nothing is left out
  */
-export function pageOf({ answers, till: cut }: LogSnapshot, maxBytes: number): LogRead & { readonly till: number } {
+export function pageOf(
+  { answers, till: cut }: LogSnapshot,
+  maxBytes: number,
+): LogRead & { readonly till: number } {
   const found = answers.flatMap(({ entries }) => entries.map(({ entry }) => entry));
   const all = found.toSorted((one, other) => one.offset - other.offset);
   const entries: LogEntry[] = [];
@@ -21,7 +24,9 @@ export function pageOf({ answers, till: cut }: LogSnapshot, maxBytes: number): L
   return {
     entries,
     complete: isAll && cut === Infinity,
-    trimmed: answers.map(({ limits, length, trimmed }) => (limits.latest && length > 0 ? 0 : trimmed)),
+    trimmed: answers.map(({ limits, length, trimmed }) =>
+      limits.latest && length > 0 ? 0 : trimmed,
+    ),
     till: isAll ? cut : (entries.at(-1) as LogEntry).offset,
   };
 }

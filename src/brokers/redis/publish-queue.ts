@@ -50,7 +50,10 @@ export class PublishQueue {
 
   add(publication: Publication): Promise<{ id: string }> {
     const item = this.#store.itemOf(publication);
-    if (this.#waiting.length >= MOST.items || (this.#waiting.length > 0 && this.#bytes + item.bytes > MOST.bytes)) {
+    if (
+      this.#waiting.length >= MOST.items ||
+      (this.#waiting.length > 0 && this.#bytes + item.bytes > MOST.bytes)
+    ) {
       return Promise.reject(refused('too many publishes wait for Redis; this one was not sent'));
     }
     const added = new Promise<{ id: string }>((resolve, reject) => {
@@ -100,7 +103,9 @@ export class PublishQueue {
     } catch (error) {
       rejectAll(
         items,
-        abort.signal.aborted && (error as SseError).delivery === 'none' ? this.#late('none') : (error as SseError),
+        abort.signal.aborted && (error as SseError).delivery === 'none'
+          ? this.#late('none')
+          : (error as SseError),
       );
     } finally {
       clearTimeout(timer);
@@ -108,7 +113,10 @@ export class PublishQueue {
   }
 
   #late(delivery: 'none' | 'unknown'): SseError {
-    return this.#unanswered(`in time; ${delivery === 'none' ? 'it was not sent' : 'it may have been published'}`, delivery);
+    return this.#unanswered(
+      `in time; ${delivery === 'none' ? 'it was not sent' : 'it may have been published'}`,
+      delivery,
+    );
   }
 
   /** How many of those that wait go next. */
@@ -155,12 +163,15 @@ function rejectAll(items: readonly Waiting[], error: SseError): void {
 }
 
 function notAccepted(result: Appended | undefined): SseError {
-  const { problem = 'no answer', isUnknown = true } = result !== undefined && 'problem' in result ? result : {};
+  const { problem = 'no answer', isUnknown = true } =
+    result !== undefined && 'problem' in result ? result : {};
   const message = `Redis has not accepted it: ${problem}`;
   return new SseError('ERR_SSE_BROKER', message, { delivery: isUnknown ? 'unknown' : 'none' });
 }
 
 /** It is in the log, and the others will find it there; but nobody has been told now, and the user of Redis cannot. */
 function unheard(problem: string): SseError {
-  return new SseError('ERR_SSE_BROKER', `Redis keeps it, but did not tell the nodes: ${problem}`, { delivery: 'unknown' });
+  return new SseError('ERR_SSE_BROKER', `Redis keeps it, but did not tell the nodes: ${problem}`, {
+    delivery: 'unknown',
+  });
 }

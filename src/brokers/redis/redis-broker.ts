@@ -13,7 +13,13 @@ import { LogCache, type Edge } from './log-cache.ts';
 import { PublishQueue } from './publish-queue.ts';
 import { pageOf } from './page-reader.ts';
 import { withLimits } from '../../common/async.ts';
-import { lostIn, LogClient, type ChannelSnapshot, type Discontinuities, type LogSnapshot } from './log-client.ts';
+import {
+  lostIn,
+  LogClient,
+  type ChannelSnapshot,
+  type Discontinuities,
+  type LogSnapshot,
+} from './log-client.ts';
 import { ConditionQueue } from './condition-queue.ts';
 
 export class RedisBroker implements Broker, LogSubscriptionHost {
@@ -85,12 +91,18 @@ export class RedisBroker implements Broker, LogSubscriptionHost {
     if (this.#receiver !== undefined) throw otherRegistryError();
     this.#receiver = receiver;
     this.#store.bounds = bounds;
-    this.#mirror = new LogCache(bounds.maxHistory, () => performance.now() + this.#ahead, this.#inUse);
+    this.#mirror = new LogCache(
+      bounds.maxHistory,
+      () => performance.now() + this.#ahead,
+      this.#inUse,
+    );
     this.#running = this.#ear.run();
   }
 
   append(publication: Publication): Promise<{ id: string }> {
-    return this.#closing === undefined ? this.#outbox.add(publication) : Promise.reject(closedError());
+    return this.#closing === undefined
+      ? this.#outbox.add(publication)
+      : Promise.reject(closedError());
   }
 
   listen(channel: string): Promise<void> | undefined {
@@ -103,11 +115,19 @@ export class RedisBroker implements Broker, LogSubscriptionHost {
 
   position(atLeast?: Cursor, signal?: AbortSignal): Cursor | Promise<Cursor> {
     if (this.#closing !== undefined) throw closedError();
-    const isHere = this.#hasReached(this.#own) && (atLeast === undefined || this.#hasReached(atLeast));
-    return isHere ? this.#here() : this.#inTime(signal, (limit) => this.#positionLater(atLeast, limit));
+    const isHere =
+      this.#hasReached(this.#own) && (atLeast === undefined || this.#hasReached(atLeast));
+    return isHere
+      ? this.#here()
+      : this.#inTime(signal, (limit) => this.#positionLater(atLeast, limit));
   }
 
-  read(channels: readonly string[], after: number, maxBytes: number, signal?: AbortSignal): Page | Promise<Page> {
+  read(
+    channels: readonly string[],
+    after: number,
+    maxBytes: number,
+    signal?: AbortSignal,
+  ): Page | Promise<Page> {
     if (this.#closing !== undefined) throw closedError();
     return (
       this.#readHere(channels, after, maxBytes) ??
@@ -170,7 +190,11 @@ export class RedisBroker implements Broker, LogSubscriptionHost {
     this.#mirror.learn(channel, answer, this.head);
   }
 
-  mend(channels: readonly string[], { epoch, at, breaks, answers }: LogSnapshot, head: number): number {
+  mend(
+    channels: readonly string[],
+    { epoch, at, breaks, answers }: LogSnapshot,
+    head: number,
+  ): number {
     if (epoch !== this.#mirror.epoch) {
       // An attempt that failed may have passed on events of the log before, whose offsets prove nothing about this one.
       if (this.#mirror.epoch !== '') this.#receiver?.interrupted();
@@ -211,16 +235,21 @@ export class RedisBroker implements Broker, LogSubscriptionHost {
     if (this.#isUnreachableTold) return;
     this.#isUnreachableTold = true;
     const reason = this.#lastFailure instanceof Error ? `: ${this.#lastFailure.message}` : '';
-    process.emitWarning(`Redis at ${this.#connection.address} has not been reached for ${ms / 1_000} s${reason}`, {
-      code: 'RES_SSE_BROKER_UNREACHABLE',
-      detail:
-        'Streams stay open and wait, and publishes reject. Check the address that redisBroker() has, and whether Redis runs.',
-    });
+    process.emitWarning(
+      `Redis at ${this.#connection.address} has not been reached for ${ms / 1_000} s${reason}`,
+      {
+        code: 'RES_SSE_BROKER_UNREACHABLE',
+        detail:
+          'Streams stay open and wait, and publishes reject. Check the address that redisBroker() has, and whether Redis runs.',
+      },
+    );
   }
 
   report(error: unknown): void {
     // The connections that are made while it is away say why it is.
-    if (!this.#ear.isOpen) this.#lastFailure = error instanceof SseError ? (error.cause ?? error) : error;
+    if (!this.#ear.isOpen) {
+      this.#lastFailure = error instanceof SseError ? (error.cause ?? error) : error;
+    }
     if (diagnostics.error.hasSubscribers) diagnostics.error.publish({ broker: this, error });
   }
 
@@ -240,11 +269,16 @@ export class RedisBroker implements Broker, LogSubscriptionHost {
   }
 
   /** Bounds a wait that has no signal to end it. */
-  async #inTime<T>(signal: AbortSignal | undefined, wait: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  async #inTime<T>(
+    signal: AbortSignal | undefined,
+    wait: (signal: AbortSignal) => Promise<T>,
+  ): Promise<T> {
     if (signal !== undefined) return wait(signal);
     const limit = new AbortController();
     const timer = setTimeout(() => {
-      limit.abort(this.#unanswered(`has not answered within ${this.#timeout} ms; try again when it is back`));
+      limit.abort(
+        this.#unanswered(`has not answered within ${this.#timeout} ms; try again when it is back`),
+      );
     }, this.#timeout);
     try {
       return await wait(limit.signal);
@@ -262,7 +296,10 @@ export class RedisBroker implements Broker, LogSubscriptionHost {
 
   #seen(): Cursor {
     const { epoch, offset } = this.#here();
-    return { epoch, offset: this.#own.epoch === epoch ? Math.max(offset, this.#own.offset) : offset };
+    return {
+      epoch,
+      offset: this.#own.epoch === epoch ? Math.max(offset, this.#own.offset) : offset,
+    };
   }
 
   /** Whether the node is open and has come so far, as far as its log goes. */
@@ -276,7 +313,10 @@ export class RedisBroker implements Broker, LogSubscriptionHost {
   }
 
   #appendedHere(epoch: string, offset: number): void {
-    this.#own = { epoch, offset: this.#own.epoch === epoch ? Math.max(offset, this.#own.offset) : offset };
+    this.#own = {
+      epoch,
+      offset: this.#own.epoch === epoch ? Math.max(offset, this.#own.offset) : offset,
+    };
     if (epoch !== this.#ear.spine.epoch) this.#ear.mistrust(`the log is another: ${epoch}`);
   }
 
@@ -315,18 +355,35 @@ export class RedisBroker implements Broker, LogSubscriptionHost {
 
   /** All of it is in the mirror, and proved. */
   #readHere(channels: readonly string[], after: number, maxBytes: number): Page | undefined {
-    if (!this.#ear.isOpen || !this.#isKnown(channels) || this.#mirror.missing(channels, after).length > 0) return undefined;
-    return told(this.#mirror.read(channels, after, maxBytes), this.#here(), lostIn(this.#breaks, after));
+    if (
+      !this.#ear.isOpen ||
+      !this.#isKnown(channels) ||
+      this.#mirror.missing(channels, after).length > 0
+    ) {
+      return undefined;
+    }
+    return told(
+      this.#mirror.read(channels, after, maxBytes),
+      this.#here(),
+      lostIn(this.#breaks, after),
+    );
   }
 
-  async #readLater(channels: readonly string[], after: number, maxBytes: number, signal: AbortSignal): Promise<Page> {
+  async #readLater(
+    channels: readonly string[],
+    after: number,
+    maxBytes: number,
+    signal: AbortSignal,
+  ): Promise<Page> {
     let from = after;
     for (;;) {
       await this.#waiters.until(0, signal);
       if (!this.#ear.isOpen) continue;
       if (this.#isKnown(channels)) {
         const missing = this.#mirror.missing(channels, from);
-        if (missing.length > 0 && (await this.#ask(this.#load(missing), signal)) === undefined) continue;
+        if (missing.length > 0 && (await this.#ask(this.#load(missing), signal)) === undefined) {
+          continue;
+        }
         const page = this.#readHere(channels, from, maxBytes);
         if (page !== undefined) return page;
         if (!this.#ear.isOpen) continue;
@@ -342,7 +399,9 @@ export class RedisBroker implements Broker, LogSubscriptionHost {
         continue;
       }
       const { till, ...page } = pageOf(look, maxBytes);
-      if (page.complete || page.entries.length > 0) return told(page, { epoch, offset: head }, lostIn(breaks, after));
+      if (page.complete || page.entries.length > 0) {
+        return told(page, { epoch, offset: head }, lostIn(breaks, after));
+      }
       // There was nothing but what cannot be read.
       from = till;
     }
@@ -388,7 +447,9 @@ export class RedisBroker implements Broker, LogSubscriptionHost {
     const name = [after, maxBytes, ...channels].join('\n');
     const known = this.#pages.get(name);
     if (known !== undefined) return known;
-    const page = this.#shared(this.#store.page(channels, after, maxBytes)).finally(() => this.#pages.delete(name));
+    const page = this.#shared(this.#store.page(channels, after, maxBytes)).finally(() =>
+      this.#pages.delete(name),
+    );
     this.#pages.set(name, page);
     return page;
   }
@@ -415,29 +476,45 @@ export class RedisBroker implements Broker, LogSubscriptionHost {
   /** @param name of the set of channels */
   async #loadNow(channels: readonly string[], name: string): Promise<void> {
     // Sizes first: what does not fit is not read.
-    const { epoch, answers } = await this.#store.look(channels.map((channel) => ({ channel, after: undefined })));
+    const { epoch, answers } = await this.#store.look(
+      channels.map((channel) => ({ channel, after: undefined })),
+    );
     if (epoch !== this.#mirror.epoch) return;
     const bytes = answers.reduce((sum, answer) => sum + answer.bytes, 0);
-    if (!this.#mirror.makeRoom(bytes + this.#loadingBytes, new Set([...channels, ...this.#loading.keys()]))) {
+    if (
+      !this.#mirror.makeRoom(
+        bytes + this.#loadingBytes,
+        new Set([...channels, ...this.#loading.keys()]),
+      )
+    ) {
       this.#noteTooLarge(name);
       return;
     }
     this.#loadingBytes += bytes;
     try {
-      await this.#loadAll(channels.map((channel, index) => ({ channel, bytes: (answers[index] as ChannelSnapshot).bytes })));
+      await this.#loadAll(
+        channels.map((channel, index) => ({
+          channel,
+          bytes: (answers[index] as ChannelSnapshot).bytes,
+        })),
+      );
     } finally {
       this.#loadingBytes -= bytes;
     }
   }
 
-  async #loadAll(channels: readonly { readonly channel: string; readonly bytes: number }[]): Promise<void> {
+  async #loadAll(
+    channels: readonly { readonly channel: string; readonly bytes: number }[],
+  ): Promise<void> {
     let waiting: Load[] = channels.flatMap(({ channel, bytes }) => {
       const edge = this.#mirror.edge(channel);
       return edge === undefined ? [] : [{ channel, bytes, edge, after: edge.from, entries: [] }];
     });
     while (waiting.length > 0) {
       const some = waiting.slice(0, countWithin(waiting, BYTES_PER_LOAD));
-      const look = await this.#store.look(some.map(({ channel, edge, after }) => ({ channel, after, till: edge.till })));
+      const look = await this.#store.look(
+        some.map(({ channel, edge, after }) => ({ channel, after, till: edge.till })),
+      );
       if (look.epoch !== this.#mirror.epoch) return;
       const unfinished: Load[] = [];
       for (const [index, load] of some.entries()) {
@@ -483,5 +560,9 @@ function countWithin(channels: readonly Load[], most: number): number {
 }
 
 function told(read: Omit<Page, 'position'>, position: Cursor, lost: number): Page {
-  return { ...read, trimmed: lost === 0 ? read.trimmed : read.trimmed.map((one) => Math.max(one, lost)), position };
+  return {
+    ...read,
+    trimmed: lost === 0 ? read.trimmed : read.trimmed.map((one) => Math.max(one, lost)),
+    position,
+  };
 }

@@ -48,7 +48,12 @@ interface Single extends Subscriber {
 interface Cluster {
   readonly slots: readonly ({ readonly master: object } | undefined)[];
   nodeClient(node: object): Promise<Single>;
-  sendCommand(key: string, isReadonly: boolean, args: string[], options: CommandOptions): Promise<unknown>;
+  sendCommand(
+    key: string,
+    isReadonly: boolean,
+    args: string[],
+    options: CommandOptions,
+  ): Promise<unknown>;
 }
 
 interface Sentinel {
@@ -78,7 +83,9 @@ export interface RedisConnection {
 
 /** @param prefix the hash tag of all keys */
 export function connectionOf(client: RedisClient, prefix: string): RedisConnection {
-  if ('slots' in client && 'nodeClient' in client) return clusterConnection(client as unknown as Cluster, prefix);
+  if ('slots' in client && 'nodeClient' in client) {
+    return clusterConnection(client as unknown as Cluster, prefix);
+  }
   if ('getMasterNode' in client) return sentinelConnection(client as unknown as Sentinel);
   const single = client as unknown as Single;
   return {
@@ -87,7 +94,10 @@ export function connectionOf(client: RedisClient, prefix: string): RedisConnecti
       () => Promise.resolve(single),
       () => {},
     ),
-    database: databaseOf((args, options) => single.sendCommand(args, options), single.options?.database ?? 0),
+    database: databaseOf(
+      (args, options) => single.sendCommand(args, options),
+      single.options?.database ?? 0,
+    ),
   };
 }
 
@@ -95,7 +105,11 @@ export function connectionOf(client: RedisClient, prefix: string): RedisConnecti
  * A client of our own, made when it is first needed.
  * @param report what it says of itself
  */
-export function ownConnection(url: string, heartbeat: number, report: (error: unknown) => void): RedisConnection {
+export function ownConnection(
+  url: string,
+  heartbeat: number,
+  report: (error: unknown) => void,
+): RedisConnection {
   let made: Promise<Single & { destroy(): void }> | undefined;
 
   async function make(): Promise<Single & { destroy(): void }> {
@@ -131,10 +145,17 @@ export function ownConnection(url: string, heartbeat: number, report: (error: un
 
 /** Where node-redis connects to with these options. */
 function addressOf({ host, port, path }: SocketOptions): string {
-  return path ?? `${host === undefined || host === '' ? 'localhost' : host}:${port === undefined || port === '' ? 6_379 : port}`;
+  return (
+    path ??
+    `${host === undefined || host === '' ? 'localhost' : host}:${port === undefined || port === '' ? 6_379 : port}`
+  );
 }
 
-function singleConnection(address: string, client: () => Promise<Single>, close: () => void): RedisConnection {
+function singleConnection(
+  address: string,
+  client: () => Promise<Single>,
+  close: () => void,
+): RedisConnection {
   return {
     address,
     isSharded: false,
@@ -157,7 +178,9 @@ function clusterConnection(cluster: Cluster, prefix: string): RedisConnection {
     send: (key, args, signal) => cluster.sendCommand(key, false, args, optionsFor(signal)),
     async subscriber() {
       const master = cluster.slots[slot]?.master;
-      if (master === undefined) throw refused('the Cluster has nobody for our slot now, or its client is not connected');
+      if (master === undefined) {
+        throw refused('the Cluster has nobody for our slot now, or its client is not connected');
+      }
       return listenerLike(await cluster.nodeClient(master));
     },
     close: () => {},
@@ -188,7 +211,9 @@ function databaseOf(
 
   async function ask(signal: AbortSignal): Promise<number> {
     try {
-      const digits = /\bdb=(\d+)/.exec(String(await send(['CLIENT', 'INFO'], optionsFor(signal))))?.[1];
+      const digits = /\bdb=(\d+)/.exec(
+        String(await send(['CLIENT', 'INFO'], optionsFor(signal))),
+      )?.[1];
       return digits === undefined ? given : Number(digits);
     } catch (error) {
       if (/^(NOPERM|ERR) /.test(textOf(error))) return given;
@@ -216,7 +241,9 @@ function slotOf(tag: string): number {
   let crc = 0;
   for (const byte of Buffer.from(tag)) {
     crc ^= byte << 8;
-    for (let bit = 0; bit < 8; bit++) crc = ((crc << 1) ^ ((crc & 0x80_00) === 0 ? 0 : 0x10_21)) & 0xff_ff;
+    for (let bit = 0; bit < 8; bit++) {
+      crc = ((crc << 1) ^ ((crc & 0x80_00) === 0 ? 0 : 0x10_21)) & 0xff_ff;
+    }
   }
   return crc % 16_384;
 }
@@ -254,7 +281,9 @@ export class SubscriberConnection {
     connecting.then(() => this.broken.aborted && this.#destroy()).catch(() => {});
     await this.#answered(connecting);
     for (const event of ['end', 'reconnecting', 'topology-change', 'sharded-channel-moved']) {
-      client.on(event, () => this.#break(new Error(`the connection to Redis has changed: ${event}`)));
+      client.on(event, () =>
+        this.#break(new Error(`the connection to Redis has changed: ${event}`)),
+      );
     }
   }
 
@@ -262,7 +291,9 @@ export class SubscriberConnection {
   async subscribe(topics: string[]): Promise<void> {
     const client = this.#client as Subscriber;
     await this.#answered(
-      this.#connection.isSharded ? client.sSubscribe(topics, this.#listener) : client.subscribe(topics, this.#listener),
+      this.#connection.isSharded
+        ? client.sSubscribe(topics, this.#listener)
+        : client.subscribe(topics, this.#listener),
     );
   }
 
@@ -282,7 +313,11 @@ export class SubscriberConnection {
   }
 
   #break(error: unknown): void {
-    this.#end.abort(error instanceof Error ? error : new Error('the connection to Redis has failed', { cause: error }));
+    this.#end.abort(
+      error instanceof Error
+        ? error
+        : new Error('the connection to Redis has failed', { cause: error }),
+    );
   }
 
   #destroy(): void {
@@ -324,7 +359,10 @@ export function asBrokerError(error: unknown): SseError {
   const isRaised = text.includes('user_script');
   const isNone = !isSystemError(error) && !isRaised && (REPLY.test(text) || UNSENT.test(text));
   const delivery = isNone ? 'none' : 'unknown';
-  return new SseError('ERR_SSE_BROKER', `Redis has not accepted it: ${text}`, { cause: error, delivery });
+  return new SseError('ERR_SSE_BROKER', `Redis has not accepted it: ${text}`, {
+    cause: error,
+    delivery,
+  });
 }
 
 function isSystemError(error: unknown): boolean {

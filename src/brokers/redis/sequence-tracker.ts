@@ -4,7 +4,13 @@
  * channel: a header that does not begin where the one before it ended, or that speaks of an event which has not come.
  */
 import type { LogEntry } from '../../log/log-entry.ts';
-import { entryOf, type EventMessage, type Change, type SequenceHeader, type EntryMetadata } from './message-format.ts';
+import {
+  entryOf,
+  type EventMessage,
+  type Change,
+  type SequenceHeader,
+  type EntryMetadata,
+} from './message-format.ts';
 
 /** Events that wait for their header: those of one call of the script, so many of an honest writer never. */
 const MOST_WAITING = 4_096;
@@ -25,7 +31,10 @@ export class SequenceTracker {
   epoch = '';
   /** The offset up to which nothing is missing. */
   head = 0;
-  readonly #waiting = new Map<number, { readonly entry: LogEntry; readonly stamp: EntryMetadata }>();
+  readonly #waiting = new Map<
+    number,
+    { readonly entry: LogEntry; readonly stamp: EntryMetadata }
+  >();
 
   constructor(host: SequenceTrackerHost) {
     this.#host = host;
@@ -64,7 +73,9 @@ export class SequenceTracker {
     if (epoch !== this.epoch) return `the log is another: ${epoch} instead of ${this.epoch}`;
     // What was read already.
     if (head <= this.head && previous < this.head) return undefined;
-    if (previous !== this.head) return `the log is at ${previous}, and what was heard of it at ${this.head}`;
+    if (previous !== this.head) {
+      return `the log is at ${previous}, and what was heard of it at ${this.head}`;
+    }
     for (const change of changes) {
       const missing = this.#take(change);
       if (missing !== undefined) return missing;
