@@ -76,7 +76,7 @@ describe('one turn does', () => {
     const bytes = 1_048_576;
     const all = jobs(50, () => {
       at.push(turns.now);
-      queue.spend(bytes);
+      queue.countBytes(bytes);
     });
     for (const job of all) queue.add(job, true);
     await until('all steps', () => at.length === all.length);
@@ -124,7 +124,7 @@ describe('pages of a broker elsewhere', () => {
     let most = 0;
     let used = 0;
     const all = jobs(500, () => {
-      queue.beginRead();
+      queue.startRead();
       most = Math.max(most, ++inHand);
       reading.push(() => {
         // The page has come; it is used in a later step, which comes before those that would read.
@@ -133,7 +133,7 @@ describe('pages of a broker elsewhere', () => {
             step: () => {
               inHand--;
               used++;
-              queue.endRead();
+              queue.finishRead();
             },
           },
           false,
@@ -155,10 +155,10 @@ describe('pages of a broker elsewhere', () => {
     const queue = new CatchUpQueue();
     let ended = 0;
     const all = jobs(200, () => {
-      queue.beginRead();
+      queue.startRead();
       setImmediate(() => {
         ended++;
-        queue.endRead();
+        queue.finishRead();
       });
     });
     for (const job of all) queue.add(job, false);
@@ -173,7 +173,7 @@ describe('a stream that has ended', () => {
     }
     const queue = new CatchUpQueue();
     // No turn has anything left, so that all wait.
-    for (const job of jobs(MAX_STEPS, () => queue.spend(MAX_BYTES))) queue.add(job, true);
+    for (const job of jobs(MAX_STEPS, () => queue.countBytes(MAX_BYTES))) queue.add(job, true);
     let steps = 0;
     const refs = jobs(50, () => steps++).map((job) => {
       queue.add(job, true);
@@ -207,7 +207,7 @@ describe('turn()', () => {
     const done: number[] = [];
     const at: number[] = [];
     for (let index = 0; index < 1_000; index++) {
-      void queue.turn().then(() => (done.push(index), at.push(turns.now)));
+      void queue.waitForTurn().then(() => (done.push(index), at.push(turns.now)));
     }
     await until('all', () => done.length === 1_000);
     turns.stop();
@@ -225,7 +225,7 @@ describe('turn()', () => {
       at.push(turns.now);
     };
     for (const job of jobs(1_000, note)) queue.add(job, false);
-    for (let index = 0; index < 1_000; index++) void queue.turn().then(note);
+    for (let index = 0; index < 1_000; index++) void queue.waitForTurn().then(note);
     await until('all', () => left === 0);
     turns.stop();
     expect(Math.max(...perTurn(at))).toBeLessThanOrEqual(MAX_STEPS);

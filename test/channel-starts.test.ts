@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { ChannelStarts, WHATEVER_IS_HELD } from '../src/channels/channel-starts.ts';
+import { ChannelStarts, OLDEST_HELD } from '../src/channels/channel-starts.ts';
 import { LogEntry } from '../src/log/log-entry.ts';
 
 function entry(channel: string, offset: number): LogEntry {
@@ -33,28 +33,28 @@ describe('a channel has lost something exactly if more is gone than the stream h
     { cursor: 5, start: 3, trimmed: 6, isLost: true },
     { cursor: 0, start: 0, trimmed: 1, isLost: true },
     // From the oldest that is held: whatever was held before is no gap.
-    { cursor: 0, start: WHATEVER_IS_HELD, trimmed: 0, isLost: false },
-    { cursor: 0, start: WHATEVER_IS_HELD, trimmed: 9, isLost: false },
-    { cursor: 5, start: WHATEVER_IS_HELD, trimmed: 9, isLost: false },
+    { cursor: 0, start: OLDEST_HELD, trimmed: 0, isLost: false },
+    { cursor: 0, start: OLDEST_HELD, trimmed: 9, isLost: false },
+    { cursor: 5, start: OLDEST_HELD, trimmed: 9, isLost: false },
   ])(
     'cursor $cursor, start $start, trimmed $trimmed: $isLost',
     ({ cursor, start, trimmed, isLost }) => {
       const starts = new ChannelStarts();
-      if (start !== undefined) starts.startAt('a', start);
-      expect(starts.lostOf(['a'], [trimmed], cursor)).toEqual(isLost ? ['a'] : []);
+      if (start !== undefined) starts.setStart('a', start);
+      expect(starts.collectLost(['a'], [trimmed], cursor)).toEqual(isLost ? ['a'] : []);
       // Told once: the same page again shows nothing new, unless more has gone.
-      expect(starts.lostOf(['a'], [trimmed], cursor)).toEqual([]);
+      expect(starts.collectLost(['a'], [trimmed], cursor)).toEqual([]);
       const more = Math.max(trimmed, cursor, start ?? 0) + 1;
-      expect(starts.lostOf(['a'], [more], cursor)).toEqual(['a']);
+      expect(starts.collectLost(['a'], [more], cursor)).toEqual(['a']);
     },
   );
 
   test('and each channel is judged by itself', () => {
     const starts = new ChannelStarts();
-    starts.startAt('b', 10);
-    starts.startAt('d', WHATEVER_IS_HELD);
-    expect(starts.lostOf(['a', 'b', 'c', 'd'], [7, 7, 4, 7], 5)).toEqual(['a']);
-    expect(starts.lostOf(['a', 'b', 'c', 'd'], [7, 11, 6, 8], 5)).toEqual(['b', 'c', 'd']);
+    starts.setStart('b', 10);
+    starts.setStart('d', OLDEST_HELD);
+    expect(starts.collectLost(['a', 'b', 'c', 'd'], [7, 7, 4, 7], 5)).toEqual(['a']);
+    expect(starts.collectLost(['a', 'b', 'c', 'd'], [7, 11, 6, 8], 5)).toEqual(['b', 'c', 'd']);
   });
 });
 
@@ -64,17 +64,17 @@ describe('an event is owed', () => {
     ['below its start', 8, 7, false],
     ['at its start', 8, 8, false],
     ['beyond its start', 8, 9, true],
-    ['whatever is held', WHATEVER_IS_HELD, 1, true],
+    ['whatever is held', OLDEST_HELD, 1, true],
   ])('%s (%s), at offset %i: %s', (_, start, offset, isOwed) => {
     const starts = new ChannelStarts();
-    if (start !== undefined) starts.startAt('a', start);
+    if (start !== undefined) starts.setStart('a', start);
     expect(starts.isOwed(entry('a', offset))).toBe(isOwed);
     expect(starts.isOwed(entry('b', offset))).toBe(true);
   });
 
   test('of a channel whose loss was told: only what came after the loss', () => {
     const starts = new ChannelStarts();
-    starts.lostOf(['a', 'b'], [7, 0], 5);
+    starts.collectLost(['a', 'b'], [7, 0], 5);
     expect([6, 7, 8].map((offset) => starts.isOwed(entry('a', offset)))).toEqual([
       false,
       false,
@@ -87,24 +87,24 @@ describe('an event is owed', () => {
 describe('a start', () => {
   test('never goes back, except to whatever is held', () => {
     const starts = new ChannelStarts();
-    starts.startAt('a', 8);
-    starts.startAt('a', 3);
+    starts.setStart('a', 8);
+    starts.setStart('a', 3);
     expect([3, 8, 9].map((offset) => starts.isOwed(entry('a', offset)))).toEqual([
       false,
       false,
       true,
     ]);
-    starts.startAt('a', WHATEVER_IS_HELD);
+    starts.setStart('a', OLDEST_HELD);
     expect(starts.isOwed(entry('a', 1))).toBe(true);
     // What was not held when it was looked at is not owed any more.
-    starts.lostOf(['a'], [4], 0);
+    starts.collectLost(['a'], [4], 0);
     expect([4, 5].map((offset) => starts.isOwed(entry('a', offset)))).toEqual([false, true]);
   });
 
   test('of a channel that is not followed any more is forgotten, and of the others stays', () => {
     const starts = new ChannelStarts();
-    starts.startAt('a', 8);
-    starts.startAt('b', 8);
+    starts.setStart('a', 8);
+    starts.setStart('b', 8);
     starts.keepOnly(new Set(['b']));
     expect([starts.isOwed(entry('a', 5)), starts.isOwed(entry('b', 5))]).toEqual([true, false]);
   });
@@ -117,17 +117,17 @@ describe('a cursor of another log', () => {
     starts.addForeign(['a']);
     starts.addForeign(['c']);
     expect(starts.hasForeign).toBe(true);
-    expect(starts.lostOf(['a', 'b', 'c'], [0, 0, 0], 0)).toEqual(['a', 'c']);
+    expect(starts.collectLost(['a', 'b', 'c'], [0, 0, 0], 0)).toEqual(['a', 'c']);
     starts.clearForeign();
     expect(starts.hasForeign).toBe(false);
-    expect(starts.lostOf(['a', 'b', 'c'], [0, 0, 0], 0)).toEqual([]);
+    expect(starts.collectLost(['a', 'b', 'c'], [0, 0, 0], 0)).toEqual([]);
   });
 
   test('of a channel that is not followed any more is no loss', () => {
     const starts = new ChannelStarts();
     starts.addForeign(['a', 'b']);
     starts.keepOnly(new Set(['b']));
-    expect(starts.lostOf(['a', 'b'], [0, 0], 0)).toEqual(['b']);
+    expect(starts.collectLost(['a', 'b'], [0, 0], 0)).toEqual(['b']);
     starts.keepOnly(new Set());
     expect(starts.hasForeign).toBe(false);
   });
@@ -135,9 +135,9 @@ describe('a cursor of another log', () => {
 
 test('a log that begins anew has lost something of each channel, and no start of the old one means anything', () => {
   const starts = new ChannelStarts();
-  starts.startAt('a', 100);
+  starts.setStart('a', 100);
   starts.addForeign(['c']);
-  starts.beginAnew(['a', 'b']);
+  starts.markAllLost(['a', 'b']);
   expect(starts.isOwed(entry('a', 1))).toBe(true);
-  expect(starts.lostOf(['a', 'b'], [0, 0], 0)).toEqual(['a', 'b']);
+  expect(starts.collectLost(['a', 'b'], [0, 0], 0)).toEqual(['a', 'b']);
 });

@@ -99,30 +99,30 @@ class FakeMember implements Member {
   join(position: number): void {
     this.deliveriesAtRetirement = undefined;
     this.position = position;
-    this.audience = this.fanOut.join(this.channels, this);
+    this.audience = this.fanOut.addMember(this.channels, this);
   }
 
   leave(): void {
     if (this.audience === undefined) return;
-    this.fanOut.leave(this.audience, this);
+    this.fanOut.removeMember(this.audience, this);
     this.audience = undefined;
   }
 
   flush(isAll: boolean): void {
     const before = this.deliveries;
     if (this.audience?.isRetired === true) this.fallBehind();
-    else if (this.audience !== undefined) this.fanOut.flush(this.audience, this, isAll);
+    else if (this.audience !== undefined) this.fanOut.flushMember(this.audience, this, isAll);
     this.flushed += this.deliveries - before;
   }
 
-  take(frame: Frame): Socket | undefined {
+  takeFrame(frame: Frame): Socket | undefined {
     this.asked++;
     if (this.inStep) throw new Error('asked while in step');
     if (this.isTaking) throw new Error('asked in the middle of a frame');
     const due = frame.entries.filter(({ offset }) => offset > this.position);
     if (due.length === 0) return undefined;
     if (this.isSlow && !this.isLiveOnly) {
-      this.position = Math.max(this.position, frame.first - 1);
+      this.position = Math.max(this.position, frame.firstOffset - 1);
       this.fallBehind();
       return undefined;
     }
@@ -131,7 +131,7 @@ class FakeMember implements Member {
       throw new Error('a frame that is not its entries');
     }
     this.frames.push(frame);
-    this.position = frame.last;
+    this.position = frame.lastOffset;
     this.bytes += length;
     this.events += due.length;
     this.#note(
@@ -148,7 +148,7 @@ class FakeMember implements Member {
       : undefined;
   }
 
-  miss(upTo: number): void {
+  onDropped(upTo: number): void {
     if (this.position >= upTo) return;
     if (!this.isLiveOnly) {
       this.fallBehind();
@@ -564,12 +564,12 @@ describe('a member in step', () => {
       for (let run = runs.shift(); run !== undefined; run = runs.shift()) run();
     }
     const [early, late] = [countingMember(), countingMember()];
-    const audience = fanOut.join(['a'], early);
+    const audience = fanOut.addMember(['a'], early);
     // Few and large, where a real audience is given many and small.
     const bytes = Buffer.alloc(2 ** 27);
     for (let count = 0; count < 20; count++) give(bytes);
     late.position = offset;
-    fanOut.join(['a'], late);
+    fanOut.addMember(['a'], late);
     for (let count = 0; count < 3; count++) give(Buffer.alloc(100));
     // In step: what is on the audience's account is taken off its own.
     expect(audience.progressOf(late)).toBeDefined();
@@ -585,12 +585,12 @@ function countingMember(): Member & { bytes: number; position: number } {
     listIndex: -1,
     bytes: 0,
     position: 0,
-    take({ bytes, last }) {
+    takeFrame({ bytes, lastOffset: last }) {
       this.bytes += bytes.length;
       this.position = last;
       return { writable: true, writableLength: 0, write: () => true } as unknown as Socket;
     },
-    miss: () => {},
+    onDropped: () => {},
     fail: () => {},
     fallBehind: () => {},
     onAttached({ bytes }) {
@@ -631,7 +631,7 @@ describe('an entry', () => {
     const spies = Object.entries(Object.getOwnPropertyDescriptors(prototype)).map(
       ([name, descriptor]) =>
         'value' in descriptor
-          ? vi.spyOn(prototype, name as 'begin')
+          ? vi.spyOn(prototype, name as 'startFrame')
           : vi.spyOn(prototype, name as 'position', 'get'),
     );
     world.publish('all');
@@ -791,7 +791,7 @@ describe('beyond its bound', () => {
     const world = new World();
     const withHistory = world.join(['a']);
     const liveOnly = world.join(['a'], true);
-    const missed = vi.spyOn(liveOnly, 'miss');
+    const missed = vi.spyOn(liveOnly, 'onDropped');
     const elsewhere = world.join(['b']);
     world.publish('a', LARGE.length);
     world.publish('b');

@@ -29,7 +29,7 @@ test('ignores an entry that came before, also after it was forgotten or dropped'
   feed.forget(7);
   expect(feed.push(entry(7))).toBe(false);
   feed.push(entry(9));
-  feed.drop();
+  feed.dropAll();
   expect(feed.push(entry(9))).toBe(false);
   expect([feed.events, feed.bytes, feed.newest]).toEqual([0, 0, 9]);
 });
@@ -69,16 +69,16 @@ test.each<[number, number[]]>([
 test('drops everything, and says up to which offset and how many entries until all audiences were told', () => {
   const feed = filled(3, 7);
   const { bytes } = feed;
-  expect([feed.dropped, feed.droppedCount]).toEqual([0, 0]);
-  expect(feed.drop()).toBe(bytes);
-  expect([feed.dropped, feed.droppedCount, feed.events, feed.bytes]).toEqual([7, 2, 0, 0]);
+  expect([feed.droppedUpTo, feed.droppedEvents]).toEqual([0, 0]);
+  expect(feed.dropAll()).toBe(bytes);
+  expect([feed.droppedUpTo, feed.droppedEvents, feed.events, feed.bytes]).toEqual([7, 2, 0, 0]);
   feed.push(entry(9));
-  feed.drop();
-  expect([feed.dropped, feed.droppedCount]).toEqual([9, 3]);
+  feed.dropAll();
+  expect([feed.droppedUpTo, feed.droppedEvents]).toEqual([9, 3]);
   feed.push(entry(12));
   // A round that began before the drop tells nobody of it.
   feed.forget(7);
-  expect([feed.droppedCount, offsetsOf(feed)]).toEqual([3, [12]]);
+  expect([feed.droppedEvents, offsetsOf(feed)]).toEqual([3, [12]]);
   feed.forget(12);
-  expect([feed.dropped, feed.droppedCount]).toEqual([9, 0]);
+  expect([feed.droppedUpTo, feed.droppedEvents]).toEqual([9, 0]);
 });

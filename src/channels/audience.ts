@@ -1,14 +1,30 @@
 /**
- * The live streams that follow the same set of channels: one frame is right for all of them.
+ * The live streams that follow the same set of channels: the same frame is right for all of them.
  *
- * Most of them take every frame whole. They are *in step*: their cursor and their counts are kept here, once for all, and a
- * frame touches nothing of theirs but the socket. At tens of thousands of streams each object that is touched has to come
- * from memory, which is what a delivery costs.
+ * Most members receive every frame as a whole. Such a member is *attached*: the audience keeps its
+ * cursor and its counts, once for all attached members, and the delivery of a frame touches nothing
+ * of the member but its socket. With tens of thousands of streams, each object that is touched has
+ * to be fetched from memory; that is the main cost of a delivery.
  *
  * ```text
- * members   m0   m1   m2   m3   m4   m5        sockets[i]: the socket of m(i) while it is in step, else undefined
- *           └── waiting ──┘└── done ───┘       done: has been given the current frame, or has come since
- *                         ▲ #waiting           the current frame is given from the end of `waiting` to its beginning
+ * index        0     1     2     3     4     5
+ * members    [ m0    m1    m2    m3    m4    m5 ]
+ * #sockets   [ s0    -     s2    s3    s4    -  ]     a socket: the member is attached
+ *              └─ pending ─────┘ └─ delivered ──┘     state of the current frame
+ *                                ▲
+ *                                #pendingCount = 3
+ * ```
+ *
+ * The current frame is delivered backwards, from index `#pendingCount - 1` to 0. A member that joins
+ * meanwhile is added at the end, outside the pending part. A member that leaves is replaced by the
+ * last member of its part (swap-remove), so that the pending part stays contiguous.
+ *
+ * Both arrays belong together, so a member has one progress:
+ *
+ * ```text
+ * not attached             the member's own counts
+ * attached, pending        #progress         counts without the current frame
+ * attached, delivered      #nextProgress     counts with the current frame
  * ```
  */
 import type { Socket } from 'node:net';
@@ -19,93 +35,93 @@ import type { Feed } from './feed.ts';
 import type { Frame } from './frame.ts';
 import { IndexedList, type IndexedListMember } from '../common/indexed-list.ts';
 
-/** What all that are in step have been given together. */
+/** Cursor and counts that an audience keeps for all of its attached members. */
 export interface GroupProgress extends WriteProgress {
-  /** Offset of the newest event. */
+  /** Offset of the newest event that was written. */
   readonly cursor: number;
 }
 
-/** A live stream, as its audience sees it. */
+/** A live stream, as seen by its audience. No method throws. */
 export interface Member extends IndexedListMember {
-  /** Offset up to which it has been given everything, while it is not in step. */
+  /** While the member is not attached: offset up to which it has received everything. */
   readonly position: number;
   /**
-   * Takes what of the frame is beyond its position. Never throws.
-   * @returns its socket, if it has taken all and the next frames may be written there without asking it
+   * Writes the entries of the frame that are beyond the member's position.
+   * @returns the member's socket, if the member has written the whole frame and the audience may
+   * write the next frames to the socket directly; the member is attached then
    */
-  take(frame: Frame): Socket | undefined;
-  /** Entries up to the offset were dropped before it was given them. Never throws. */
-  miss(upTo: number, events: number): void;
-  /** It is not to be given what is pending, or anything any more: it leaves, and reads the log. Never throws. */
+  takeFrame(frame: Frame): Socket | undefined;
+  /** Entries up to the offset were dropped before the member received them. */
+  onDropped(upTo: number, events: number): void;
+  /** The member leaves the audience, and its stream reads the log. */
   fallBehind(): void;
-  /** Its socket has thrown: the stream ends. Never throws. */
+  /** The member's socket threw an error: the stream ends. */
   fail(error: unknown): void;
-  /** From here on what it is given is on the audience's account. */
-  onAttached(pace: GroupProgress): void;
-  /** From here on it is for itself. */
-  onDetached(pace: GroupProgress): void;
+  /** The audience counts for the member from here on, starting from `progress`. */
+  onAttached(progress: GroupProgress): void;
+  /** The member counts for itself from here on, starting from `progress`. */
+  onDetached(progress: GroupProgress): void;
 }
 
-/** Audiences between two interruptions. Afterwards they are retired: their streams have to read the log. */
-export interface Generation {
-  readonly isRetired: boolean;
-}
-
-// Beyond it the counts are begun anew: V8 keeps an integer of more than 31 bits in an object of its own, for each stream.
+// If an audience has counted more bytes than this, its counts restart at 0. V8 allocates an object
+// for an integer of more than 31 bits, for each stream that copies the counts.
 const MAX_COUNTED_BYTES = 2 ** 30;
 
+/** The members of one set of channels, and the delivery of the current frame to them. */
 export class Audience extends IndexedList<Member> {
+  /** The set of channels, each channel once. */
   readonly channels: readonly string[];
+  /** The feed of each of the channels. */
   readonly feeds: readonly Feed[];
-  readonly #generation: Generation;
-  // Beside each member that is in step its socket.
+  /** Whether a broker was interrupted: no frame is delivered any more, and all members leave. */
+  isRetired = false;
+  /**
+   * The state that members with identical subscriptions share. Owned by the audience, defined and
+   * set by its members: see `shared-subscription-state.ts`.
+   */
+  sharedState: object | undefined;
+  // At the index of each attached member, its socket.
   readonly #sockets: (Socket | undefined)[] = [];
-  // How many members have not been given the current frame.
-  #waiting = 0;
-  #pace: GroupProgress;
-  // With the current frame.
-  #paceAfter: GroupProgress;
-  // The frame that not every member has been given yet.
-  #current: Frame | undefined;
-  // How many entries were dropped, where the members are told of that instead of being given a frame.
-  #dropped: number | undefined;
+  // Number of members that have not received the current frame.
+  #pendingCount = 0;
+  #progress: GroupProgress;
+  #nextProgress: GroupProgress;
+  // The frame that is being delivered.
+  #currentFrame: Frame | undefined;
+  // Set instead of a frame if entries were dropped: their number, of which the members are informed.
+  #droppedEvents: number | undefined;
 
-  /** @param position offset up to which nothing is to be given to the members */
-  constructor(
-    channels: readonly string[],
-    feeds: readonly Feed[],
-    position: number,
-    generation: Generation,
-  ) {
+  /** @param position offset up to which nothing will be delivered to the members */
+  constructor(channels: readonly string[], feeds: readonly Feed[], position: number) {
     super();
     this.channels = channels;
     this.feeds = feeds;
-    this.#pace = { cursor: position, bytes: 0, events: 0, writtenAt: 0 };
-    this.#paceAfter = this.#pace;
-    this.#generation = generation;
+    this.#progress = { cursor: position, bytes: 0, events: 0, writtenAt: 0 };
+    this.#nextProgress = this.#progress;
   }
 
-  get isRetired(): boolean {
-    return this.#generation.isRetired;
-  }
-
-  /** Offset up to which its members have been given everything, or are being given it. */
+  /** Offset up to which the members have received everything, or are receiving it. */
   get position(): number {
-    return this.#paceAfter.cursor;
+    return this.#nextProgress.cursor;
   }
 
-  /** Offset of the newest entry that was published in its channels. */
-  get newest(): number {
+  /** Offset of the newest entry that was published in the channels. */
+  get newestOffset(): number {
     return Math.max(...this.feeds.map(({ newest }) => newest));
   }
 
-  /** What was dropped beyond the position: up to which offset, and how many entries. */
+  /**
+   * Looks for entries beyond the position that were dropped.
+   * @returns the offset of the newest of them and their number; `undefined` if there are none
+   */
   droppedAfter(position: number): { readonly upTo: number; readonly events: number } | undefined {
-    const feeds = this.feeds.filter(({ dropped }) => dropped > position);
+    const feeds = this.feeds.filter(({ droppedUpTo }) => droppedUpTo > position);
     if (feeds.length === 0) return undefined;
-    const upTo = Math.max(...feeds.map(({ dropped }) => dropped));
-    return { upTo, events: feeds.reduce((sum, { droppedCount }) => sum + droppedCount, 0) };
+    const upTo = Math.max(...feeds.map(({ droppedUpTo }) => droppedUpTo));
+    return { upTo, events: feeds.reduce((sum, { droppedEvents }) => sum + droppedEvents, 0) };
   }
+
+  // Members.
 
   override add(member: Member): void {
     super.add(member);
@@ -115,9 +131,10 @@ export class Audience extends IndexedList<Member> {
   override delete(member: Member): boolean {
     if (!this.has(member)) return false;
     this.detach(member);
-    // Those that wait stay together: the last of them goes to its place before the last of all goes to that one's.
-    if (member.listIndex < this.#waiting) {
-      this.#exchange(member, this.members[--this.#waiting] as Member);
+    // First close the hole in the pending part with the last pending member. The hole is then at
+    // the border of the parts, and the last of all members can fill it.
+    if (member.listIndex < this.#pendingCount) {
+      this.#swapMembers(member, this.members[--this.#pendingCount] as Member);
     }
     const { listIndex } = member;
     const last = this.#sockets.pop();
@@ -125,7 +142,7 @@ export class Audience extends IndexedList<Member> {
     return super.delete(member);
   }
 
-  #exchange(one: Member, other: Member): void {
+  #swapMembers(one: Member, other: Member): void {
     const { listIndex } = one;
     const socket = this.#sockets[listIndex];
     this.#sockets[listIndex] = this.#sockets[other.listIndex];
@@ -136,42 +153,54 @@ export class Audience extends IndexedList<Member> {
     other.listIndex = listIndex;
   }
 
-  /** What has been given to a member in step. */
+  /** @returns what an attached member has received; `undefined` if the member is not attached */
   progressOf({ listIndex }: Member): GroupProgress | undefined {
     if (this.#sockets[listIndex] === undefined) return undefined;
-    return listIndex < this.#waiting ? this.#pace : this.#paceAfter;
+    return listIndex < this.#pendingCount ? this.#progress : this.#nextProgress;
   }
 
-  /** Takes a member out of step, before anything else is done with it. The next frame that it takes whole brings it back. */
+  /**
+   * Detaches a member, so that something else can be written to its stream. The member attaches
+   * again with the next frame that it takes as a whole. No effect if it is not attached.
+   */
   detach(member: Member): void {
-    const pace = this.progressOf(member);
-    if (pace === undefined) return;
+    const progress = this.progressOf(member);
+    if (progress === undefined) return;
     this.#sockets[member.listIndex] = undefined;
-    member.onDetached(pace);
+    member.onDetached(progress);
   }
 
-  /** The frame that the member has still to be given, if there is one. */
-  frameFor(member: Member): Frame | undefined {
-    return member.listIndex < this.#waiting && this.has(member) ? this.#current : undefined;
+  // Delivery.
+
+  /** The current frame, if the member has not received it yet. */
+  pendingFrameOf(member: Member): Frame | undefined {
+    return member.listIndex < this.#pendingCount && this.has(member)
+      ? this.#currentFrame
+      : undefined;
   }
 
-  /** The frame is for all members from now on. */
-  begin(frame: Frame): void {
-    this.#start(frame.last, frame.bytes.length, frame.entries.length);
-    this.#current = frame;
+  /** Whether a frame, or the loss of dropped entries, has not reached every member. */
+  get isDelivering(): boolean {
+    return this.#currentFrame !== undefined || this.#droppedEvents !== undefined;
   }
 
-  /** Entries up to the offset were dropped: the members are told, instead of being given them. */
-  beginDropped(upTo: number, events: number): void {
-    this.#start(upTo, 0, 0);
-    this.#dropped = events;
+  /** Starts the delivery of a frame to all members. */
+  startFrame(frame: Frame): void {
+    this.#startDelivery(frame.lastOffset, frame.bytes.length, frame.entries.length);
+    this.#currentFrame = frame;
   }
 
-  #start(cursor: number, addedBytes: number, addedEvents: number): void {
-    if (this.#pace.bytes > MAX_COUNTED_BYTES) this.#countAnew();
-    this.#waiting = this.members.length;
-    const { bytes, events } = this.#pace;
-    this.#paceAfter = {
+  /** Starts to inform all members that entries up to the offset were dropped. */
+  startDropped(upTo: number, events: number): void {
+    this.#startDelivery(upTo, 0, 0);
+    this.#droppedEvents = events;
+  }
+
+  #startDelivery(cursor: number, addedBytes: number, addedEvents: number): void {
+    if (this.#progress.bytes > MAX_COUNTED_BYTES) this.#resetCounts();
+    this.#pendingCount = this.members.length;
+    const { bytes, events } = this.#progress;
+    this.#nextProgress = {
       cursor,
       bytes: bytes + addedBytes,
       events: events + addedEvents,
@@ -180,78 +209,73 @@ export class Audience extends IndexedList<Member> {
   }
 
   /**
-   * Gives the current frame to so many members more.
-   * @returns how many of that number are left when all have had it
+   * Delivers the current frame to a number of pending members.
+   * @returns the part of that number that was not needed, because all members have the frame
    */
-  give(most: number): number {
-    const frame = this.#current;
-    // A frame that is not all new, or larger than one write may be, is a matter for each member.
+  deliver(maxMembers: number): number {
+    const frame = this.#currentFrame;
+    // A frame that is partly old, or larger than one write may be, needs a decision of each member.
     const isForAll =
       frame !== undefined &&
-      frame.first > this.#pace.cursor &&
+      frame.firstOffset > this.#progress.cursor &&
       frame.bytes.length <= HIGH_WATER_MARK;
-    let left = most;
-    // Backwards: members that come meanwhile are behind those that wait.
-    for (; left > 0 && this.#waiting > 0; left--) {
-      const slot = this.#waiting - 1;
-      const socket = this.#sockets[slot];
+    let left = maxMembers;
+    for (; left > 0 && this.#pendingCount > 0; left--) {
+      const index = this.#pendingCount - 1;
+      const socket = this.#sockets[index];
       if (isForAll && socket?.writable === true && socket.writableLength <= CHUNK_BYTES) {
-        this.#waiting = slot;
+        this.#pendingCount = index;
         try {
           socket.write(frame.chunk);
         } catch (error) {
           // The member may have moved meanwhile, or its stream may have ended.
-          this.#failAt(this.#sockets.indexOf(socket), error);
+          this.#failMemberAt(this.#sockets.indexOf(socket), error);
         }
       } else {
-        this.#offer(this.members[slot] as Member);
-        // A callback may have had the frame abandoned.
-        if (!this.isGiving) return left;
+        this.#deliverTo(this.members[index] as Member);
+        // A callback may have abandoned the frame.
+        if (!this.isDelivering) return left;
       }
     }
-    if (this.#waiting === 0) this.#finish();
+    if (this.#pendingCount === 0) this.#finishDelivery();
     return left;
   }
 
-  /** An agent has put a `write` of its own on the socket of the member there, and it has thrown. */
-  #failAt(slot: number, error: unknown): void {
-    const member = this.members[slot];
+  /** A monitoring agent may have replaced the `write` of a socket, and its `write` may throw. */
+  #failMemberAt(index: number, error: unknown): void {
+    const member = this.members[index];
     if (member === undefined) return;
     this.detach(member);
     member.fail(error);
   }
 
-  /** Whether not every member has been given the current frame. */
-  get isGiving(): boolean {
-    return this.#current !== undefined || this.#dropped !== undefined;
-  }
-
-  #offer(member: Member): void {
+  #deliverTo(member: Member): void {
     this.detach(member);
-    this.#waiting--;
-    if (this.#dropped !== undefined) member.miss(this.#paceAfter.cursor, this.#dropped);
-    if (this.#current === undefined) return;
-    const socket = member.take(this.#current);
+    this.#pendingCount--;
+    if (this.#droppedEvents !== undefined) {
+      member.onDropped(this.#nextProgress.cursor, this.#droppedEvents);
+    }
+    if (this.#currentFrame === undefined) return;
+    const socket = member.takeFrame(this.#currentFrame);
     if (socket === undefined || !this.has(member)) return;
     this.#sockets[member.listIndex] = socket;
-    member.onAttached(this.#paceAfter);
+    member.onAttached(this.#nextProgress);
   }
 
-  #countAnew(): void {
+  #resetCounts(): void {
     for (const member of this.members) this.detach(member);
-    this.#pace = { ...this.#pace, bytes: 0, events: 0 };
+    this.#progress = { ...this.#progress, bytes: 0, events: 0 };
   }
 
-  /** Every member has been given the current frame. */
-  #finish(): void {
-    this.abandon();
-    this.#pace = this.#paceAfter;
+  #finishDelivery(): void {
+    this.abandonFrame();
+    this.#progress = this.#nextProgress;
   }
 
-  /** The members that still wait for the current frame will not be given it. */
-  abandon(): void {
-    for (const entry of this.#current?.entries ?? []) entry.rest();
-    this.#current = undefined;
-    this.#dropped = undefined;
+  /** Stops the delivery: pending members will not receive the current frame. */
+  abandonFrame(): void {
+    for (const entry of this.#currentFrame?.entries ?? []) entry.rest();
+    this.#currentFrame = undefined;
+    this.#droppedEvents = undefined;
   }
 }

@@ -1,8 +1,4 @@
-/**
- * The streams that have to read the log, in the order in which they came. Each turn of the event loop does a bounded amount of
- * this work, whatever the number of streams: thousands of clients that come back together must not stall the others.
- */
-
+/** The streams that have to read the log, and a limit for the work of one event loop turn. */
 import { nextTurnOutsideRequests } from '../common/async-context.ts';
 
 /** A stream that has to read the log. */
@@ -11,108 +7,119 @@ export interface CatchUpJob {
   step(): void;
 }
 
-// Done in one turn: steps, and bytes of what was read.
-const MAX_STEPS = 100;
-const MAX_BYTES = 4_194_304;
+// Limits of one turn: the number of steps, and the bytes of the pages that the steps read.
+const MAX_STEPS_PER_TURN = 100;
+const MAX_BYTES_PER_TURN = 4_194_304;
 
-// Pages of a broker elsewhere that are being read, or wait in memory until their stream has its turn.
-const MAX_READS = 64;
+// Limit of the pages of a remote broker that are being read, or that wait for their stream's step.
+const MAX_PENDING_READS = 64;
 
+/**
+ * A queue of catching-up streams, first in, first out. Thousands of clients may reconnect at once;
+ * the limits keep them from blocking the event loop for all other work.
+ *
+ * ```text
+ * each turn:   waitForTurn()  ──►  jobs that have a page  ──►  other jobs
+ *              └─────────── at most 100 steps and 4 MiB ───────────────┘
+ * ```
+ */
 export class CatchUpQueue {
   readonly #jobs = new Set<CatchUpJob>();
-  // Jobs whose page is here. They go first, because it takes memory.
+  // Jobs whose page has arrived. They run first, because their pages take memory.
   readonly #jobsWithPage = new Set<CatchUpJob>();
-  readonly #turns = new Set<() => void>();
-  #steps = MAX_STEPS;
-  #bytes = MAX_BYTES;
-  #reads = 0;
-  /** Whether an answer had to be waited for: a broker in this process answers at once. */
-  hasWaited = false;
+  readonly #waitingForTurn = new Set<() => void>();
+  #stepsLeft = MAX_STEPS_PER_TURN;
+  #bytesLeft = MAX_BYTES_PER_TURN;
+  #pendingReads = 0;
+  /** Whether the broker has ever answered with a promise. A broker in this process never does. */
+  isBrokerRemote = false;
   #isScheduled = false;
 
   /**
-   * The job's next step is done in one of the next turns.
-   * @param isNow or already in this one, if this has not done too much yet
-   * @param hasPage whether the job has a page in hand
+   * Queues the next step of a job.
+   * @param isNow whether the step may run inside this call, if the limits of this turn allow it
+   * @param hasPage whether the page of the job has arrived. @defaultValue `false`
    */
   add(job: CatchUpJob, isNow: boolean, hasPage = false): void {
-    if (isNow && this.#hasAllowance && (hasPage || this.#canRead)) this.#step(job);
+    if (isNow && this.#isWithinLimits && (hasPage || this.#canRead)) this.#runStep(job);
     else (hasPage ? this.#jobsWithPage : this.#jobs).add(job);
     this.#schedule();
   }
 
-  /** The stream has ended. */
+  /** Removes a job, because its stream has ended. */
   delete(job: CatchUpJob): void {
     this.#jobs.delete(job);
     this.#jobsWithPage.delete(job);
   }
 
-  /** Resolves in a turn that has not done too much yet. */
-  turn(): Promise<void> {
+  /** Resolves in a turn whose limits are not reached. Counts as one step of that turn. */
+  waitForTurn(): Promise<void> {
     return new Promise((resolve) => {
-      this.#turns.add(resolve);
+      this.#waitingForTurn.add(resolve);
       this.#schedule();
     });
   }
 
-  /** What a step has read counts for this turn. */
-  spend(bytes: number): void {
-    this.#bytes -= bytes;
+  /** Counts the bytes that a step has read for the limit of this turn. */
+  countBytes(bytes: number): void {
+    this.#bytesLeft -= bytes;
   }
 
-  /** A page of a broker elsewhere is being read. */
-  beginRead(): void {
-    this.hasWaited = true;
-    this.#reads++;
+  /** A read from a remote broker starts. Every call needs a {@link finishRead}. */
+  startRead(): void {
+    this.isBrokerRemote = true;
+    this.#pendingReads++;
   }
 
-  /** The page was used, or is not needed any more. */
-  endRead(): void {
-    this.#reads--;
+  /** The page of a read was used, or is not needed any more. */
+  finishRead(): void {
+    this.#pendingReads--;
     this.#schedule();
   }
 
-  get #hasAllowance(): boolean {
-    return this.#steps > 0 && this.#bytes > 0;
+  get #isWithinLimits(): boolean {
+    return this.#stepsLeft > 0 && this.#bytesLeft > 0;
   }
 
   get #canRead(): boolean {
-    return this.#reads < MAX_READS;
+    return this.#pendingReads < MAX_PENDING_READS;
   }
 
-  #step(job: CatchUpJob): void {
-    this.#steps--;
+  #runStep(job: CatchUpJob): void {
+    this.#stepsLeft--;
     job.step();
   }
 
-  readonly #run = (): void => {
+  readonly #runTurn = (): void => {
     this.#isScheduled = false;
-    this.#steps = MAX_STEPS;
-    this.#bytes = MAX_BYTES;
-    for (const resolve of this.#turns) {
-      if (this.#steps-- === 0) break;
-      this.#turns.delete(resolve);
+    this.#stepsLeft = MAX_STEPS_PER_TURN;
+    this.#bytesLeft = MAX_BYTES_PER_TURN;
+    for (const resolve of this.#waitingForTurn) {
+      if (this.#stepsLeft-- === 0) break;
+      this.#waitingForTurn.delete(resolve);
       resolve();
     }
     this.#runJobs(this.#jobsWithPage, () => true);
     this.#runJobs(this.#jobs, () => this.#canRead);
-    // The next turn begins with a fresh allowance, whether or not there is something to do by now.
-    if (this.#steps < MAX_STEPS && (this.#canRead || this.#jobsWithPage.size > 0)) this.#schedule();
+    // This turn used a part of its limits. Schedule a turn also if nothing is queued, so that calls
+    // of `add` in the next turn find fresh limits.
+    const hasRunnableJobs = this.#canRead || this.#jobsWithPage.size > 0;
+    if (this.#stepsLeft < MAX_STEPS_PER_TURN && hasRunnableJobs) this.#schedule();
   };
 
-  /** Does one step of each: a job that is added again meanwhile has its next step in the next turn. */
+  /** Runs one step of each job. A job that is added again meanwhile runs in the next turn. */
   #runJobs(jobs: Set<CatchUpJob>, isPossible: () => boolean): void {
     let left = jobs.size;
     for (const job of jobs) {
-      if (left-- === 0 || !this.#hasAllowance || !isPossible()) return;
+      if (left-- === 0 || !this.#isWithinLimits || !isPossible()) return;
       jobs.delete(job);
-      this.#step(job);
+      this.#runStep(job);
     }
   }
 
   #schedule(): void {
     if (this.#isScheduled) return;
     this.#isScheduled = true;
-    nextTurnOutsideRequests(this.#run);
+    nextTurnOutsideRequests(this.#runTurn);
   }
 }

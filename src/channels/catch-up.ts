@@ -203,7 +203,7 @@ export class CatchUp implements CatchUpJob {
     }
     const { interruptions } = host;
     // A broker elsewhere may answer late: the end of the stream takes the question back.
-    const signal = host.catchUps.hasWaited
+    const signal = host.catchUps.isBrokerRemote
       ? (this.#abort ??= new AbortController()).signal
       : undefined;
     const page = host.broker.read(channels, position, PAGE, signal);
@@ -216,7 +216,7 @@ export class CatchUp implements CatchUpJob {
     const reading = this.#reading;
     if (reading === undefined) return undefined;
     this.#reading = undefined;
-    this.#owner.host.catchUps.endRead();
+    this.#owner.host.catchUps.finishRead();
     return reading;
   }
 
@@ -228,13 +228,13 @@ export class CatchUp implements CatchUpJob {
   async #read(asked: Promise<Page>, question: Omit<Reading, 'page'>): Promise<void> {
     const { catchUps } = this.#owner.host;
     this.#phase = 'reading';
-    catchUps.beginRead();
+    catchUps.startRead();
     try {
       this.#reading = { ...question, page: await asked };
       if (!this.#owner.isBehind) this.#takeReading();
       this.#again(true);
     } catch (error) {
-      catchUps.endRead();
+      catchUps.finishRead();
       this.#phase = 'idle';
       // The end of the stream has taken the question back.
       if (this.#owner.isBehind) this.#owner.fail(error);
@@ -250,20 +250,20 @@ export class CatchUp implements CatchUpJob {
   #take({ channels, interruptions, page }: Reading): void {
     const owner = this.#owner;
     const { host, stream } = owner;
-    host.catchUps.spend(page.entries.reduce((sum, { frame }) => sum + frame.length, 0));
+    host.catchUps.countBytes(page.entries.reduce((sum, { frame }) => sum + frame.length, 0));
     if (page.position.epoch !== owner.epoch) {
       owner.beginAnew(page.position.epoch);
-      this.starts.beginAnew(channels);
+      this.starts.markAllLost(channels);
       this.#again(false);
       return;
     }
-    host.deliveries.begin(stream);
+    host.deliveries.enter(stream);
     let asked: GapToAsk | undefined;
     try {
       asked = this.#tellGap(page);
       if (asked === undefined) this.#deliver(page);
     } finally {
-      host.deliveries.end();
+      host.deliveries.exit();
     }
     owner.onDelivered();
     this.#resolveUpTo(owner.position);
@@ -276,7 +276,7 @@ export class CatchUp implements CatchUpJob {
       this.#again(false);
       return;
     }
-    for (const hold of owner.subscriptions) if (hold.isPlaced) hold.begin();
+    for (const hold of owner.subscriptions) if (hold.isPlaced) hold.markStarted();
     // Nothing of these channels has come or been missed since the page was read.
     const isProven =
       interruptions === host.interruptions && host.newestSeen(channels) <= owner.position;
@@ -290,7 +290,7 @@ export class CatchUp implements CatchUpJob {
    */
   #tellGap({ trimmed, position }: Page): GapToAsk | undefined {
     const owner = this.#owner;
-    const lost = this.starts.lostOf(owner.channels, trimmed, owner.position);
+    const lost = this.starts.collectLost(owner.channels, trimmed, owner.position);
     if (lost.length === 0) return undefined;
     const after = this.starts.hasForeign ? '' : owner.cursor;
     const gap: Gap = {
@@ -318,7 +318,7 @@ export class CatchUp implements CatchUpJob {
   /** The subscriptions to these channels are told of a loss. */
   #lose(channels: readonly string[]): void {
     for (const hold of this.#owner.subscriptions) {
-      if (channels.some((channel) => hold.hasPlaced(channel))) hold.lose();
+      if (channels.some((channel) => hold.hasPlaced(channel))) hold.noteLoss();
     }
   }
 
@@ -332,7 +332,7 @@ export class CatchUp implements CatchUpJob {
           this.#writeGap(this.#stillFollowed(channels), after, gap.cursor);
           continue;
         }
-        hold.wasAsked = true;
+        hold.wasAskedAboutGap = true;
         this.#lose(channels);
         this.addedMeanwhile = [];
         const answer = await this.#answerOf(hold, { ...gap, channels });
@@ -399,7 +399,7 @@ export class CatchUp implements CatchUpJob {
         owner.channels.includes(channel) && this.addedMeanwhile?.includes(channel) !== true,
     );
     if (owner.channels.length === channels.length) owner.moveTo(cursor.offset);
-    else for (const channel of channels) this.starts.startAt(channel, cursor.offset);
+    else for (const channel of channels) this.starts.setStart(channel, cursor.offset);
   }
 
   #deliver({ entries, complete, position }: Page): void {
@@ -442,7 +442,7 @@ export class CatchUp implements CatchUpJob {
     let rest = due;
     while (rest.length > 0 && stream.bufferedAmount <= CHUNK_BYTES) {
       const count = countFitting(rest, CHUNK_BYTES);
-      const frame = host.fanOut.joined(rest.slice(0, count));
+      const frame = host.fanOut.frameOf(rest.slice(0, count));
       if (!stream.writeShared(frame, count)) break;
       rest = rest.slice(count);
     }
@@ -463,7 +463,7 @@ function questionsFor(lost: readonly string[], holds: readonly SubscriptionRecor
   let rest = lost;
   for (const hold of holds) {
     // Asked again before anything was delivered, a slow handler on a busy channel would never come to an end.
-    if (hold.options.onGap === undefined || hold.wasAsked) continue;
+    if (hold.options.onGap === undefined || hold.wasAskedAboutGap) continue;
     const channels = rest.filter((channel) => hold.hasPlaced(channel));
     if (channels.length === 0) continue;
     questions.push({ hold, channels });

@@ -1,67 +1,80 @@
-/** From where a stream is owed each of its channels, and which of them have lost something. Arithmetic of offsets only. */
+/** The offset from which a catching-up stream receives each of its channels, and gap arithmetic. */
 import type { LogEntry } from '../log/log-entry.ts';
 
 /**
- * A stream has one cursor for all of its channels. While it catches up, some channels may be owed less than the cursor says:
- * those that are followed only from a later offset, and those whose loss was told already.
+ * A stream has one cursor for all of its channels. While the stream catches up, a channel may start
+ * at a later offset than the cursor: a channel that was added later, or a channel whose loss was
+ * already reported.
  *
  * ```text
- * offset    0 ────── trimmed ─────── cursor ─────── start of b ─────── head
- * a                                  │ owed from here ──────────────────►
- * b                                                 │ owed from here ───►
- * c         lost  ◄──────── trimmed is beyond the cursor: a gap
+ * offset    0 ───── trimmed ───── cursor ───── start of b ───── end of the log
+ * a                               │ receives from here ─────────────────►
+ * b                                            │ receives from here ────►
+ * c         lost  ◄────────────── trimmed > cursor: c has a gap
  * ```
+ *
+ * The start of a channel is `max(cursor, starts.get(channel) ?? 0)`. The channel has lost something
+ * exactly if `trimmed`, the offset of its newest event that the log no longer holds, is greater than
+ * its start.
  */
 export class ChannelStarts {
-  // Channels of which nothing at or below the offset is owed, beyond the cursor. WHATEVER_IS_HELD: from the oldest that is held.
-  // Made with the first of them: thousands of streams that wait for their turn on a pipelined connection have none.
+  // Events of a channel at or below its offset are not delivered. OLDEST_HELD: all events that the
+  // log holds are delivered. The map is created with its first key: thousands of streams that wait
+  // for their turn on a pipelined connection need none.
   #starts: Map<string, number> | undefined;
-  // Channels that have lost something which no offset tells: their cursor was not of this log.
-  #foreign: ReadonlySet<string> = NONE;
+  // Channels whose loss no offset shows, because their cursor belonged to another log.
+  #foreign: ReadonlySet<string> = NO_CHANNELS;
 
-  /** Whether a loss is still to be told that no offset shows. */
+  /** Whether a loss that no offset shows still has to be reported. */
   get hasForeign(): boolean {
     return this.#foreign.size > 0;
   }
 
+  /** The cursor of these channels belonged to another log. */
   addForeign(channels: readonly string[]): void {
     this.#foreign = new Set([...this.#foreign, ...channels]);
   }
 
-  /** The loss is told. */
+  /** The loss of all foreign channels was reported. */
   clearForeign(): void {
-    this.#foreign = NONE;
+    this.#foreign = NO_CHANNELS;
   }
 
-  /** Nothing of the channel at or below the offset is owed. */
-  startAt(channel: string, offset: number): void {
+  /**
+   * Events of the channel at or below the offset will not be delivered. A start never moves back,
+   * except to {@link OLDEST_HELD}.
+   */
+  setStart(channel: string, offset: number): void {
     const starts = (this.#starts ??= new Map<string, number>());
-    const known = starts.get(channel);
+    const previous = starts.get(channel);
     starts.set(
       channel,
-      known === undefined || offset === WHATEVER_IS_HELD ? offset : Math.max(known, offset),
+      previous === undefined || offset === OLDEST_HELD ? offset : Math.max(previous, offset),
     );
   }
 
+  /** Whether the stream receives the entry, as far as the start of its channel is concerned. */
   isOwed(entry: LogEntry): boolean {
     return entry.offset > (this.#starts?.get(entry.channel) ?? 0);
   }
 
   /**
-   * The channels that have lost something: exactly those of which more was trimmed than the stream has of them. It is noted as told.
+   * Finds the channels that have lost something, and notes the loss as reported: the start of such
+   * a channel becomes the trimmed offset, so that the same loss is not found again.
    * @param trimmed for each of the channels, the offset of its newest event that is no longer held
+   * @param cursor the stream's cursor
    */
-  lostOf(channels: readonly string[], trimmed: readonly number[], cursor: number): string[] {
+  collectLost(channels: readonly string[], trimmed: readonly number[], cursor: number): string[] {
     return channels.filter((channel, index) => {
-      const gone = trimmed[index] as number;
+      const trimmedUpTo = trimmed[index] as number;
       const start = this.#starts?.get(channel);
-      const isLost = start !== WHATEVER_IS_HELD && gone > Math.max(cursor, start ?? 0);
-      if (isLost || start === WHATEVER_IS_HELD) this.startAt(channel, gone);
+      const isLost = start !== OLDEST_HELD && trimmedUpTo > Math.max(cursor, start ?? 0);
+      if (isLost || start === OLDEST_HELD) this.setStart(channel, trimmedUpTo);
       return isLost || this.#foreign.has(channel);
     });
   }
 
-  /** Forgets what it knows of channels that are not followed any more. */
+  /** Removes all channels but these, because the stream does not follow the others any more. */
   keepOnly(channels: ReadonlySet<string>): void {
     for (const channel of this.#starts?.keys() ?? []) {
       if (!channels.has(channel)) this.#starts?.delete(channel);
@@ -71,14 +84,14 @@ export class ChannelStarts {
     }
   }
 
-  /** The log was lost, and another has begun: all channels have lost something. */
-  beginAnew(channels: readonly string[]): void {
+  /** A new log replaced the log: all channels have lost something, and no start is valid. */
+  markAllLost(channels: readonly string[]): void {
     this.#starts = undefined;
     this.#foreign = new Set(channels);
   }
 }
 
-const NONE: ReadonlySet<string> = new Set();
+const NO_CHANNELS: ReadonlySet<string> = new Set();
 
-/** The start of a channel of which all is owed that is held, whatever was held before: that is no gap. */
-export const WHATEVER_IS_HELD = -1;
+/** The start of a channel that receives all held events; trimmed events are not a gap for it. */
+export const OLDEST_HELD = -1;

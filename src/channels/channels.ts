@@ -513,7 +513,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     this.#followed.set(channel, followed);
     const listening = this.broker.listen(channel);
     if (listening === undefined) return;
-    this.catchUps.hasWaited = true;
+    this.catchUps.isBrokerRemote = true;
     const waiting = new Set<(error?: Error) => void>();
     followed.waiting = waiting;
     const onListening = (error?: Error): void => {

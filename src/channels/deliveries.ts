@@ -1,25 +1,31 @@
-/**
- * The streams that are being given events right now.
- *
- * The application's code runs in the middle of that: filters, a wrapped `res.write`, diagnostics subscribers. When it calls back,
- * what is pending for such a stream must not be written, because it would come before what is being written; and what the stream
- * follows must not change. Changes wait until the events are written.
- */
+/** The streams to which events are being written at this moment. */
 import type { EventStream } from '../stream/event-stream.ts';
 
+/**
+ * A stack of the deliveries that are in progress.
+ *
+ * Code of the application runs in the middle of a delivery: filters, a wrapped `res.write`,
+ * subscribers of diagnostics channels. If that code calls a method of the same stream, two things
+ * must not happen: pending events must not be written, because they would come before the events
+ * that are being written; and the channels of the stream must not change. Such changes are
+ * deferred until the delivery has ended.
+ */
 export class Deliveries {
-  // Nearly always empty or of one stream; more than one where the application writes to another stream meanwhile.
+  // Usually empty, or of length 1. If the application writes to another stream from inside a
+  // delivery, the length is greater.
   readonly #streams: EventStream[] = [];
 
-  begin(stream: EventStream): void {
+  /** A delivery to the stream starts. Every call needs an {@link exit}, also after an error. */
+  enter(stream: EventStream): void {
     this.#streams.push(stream);
   }
 
-  /** Ends the delivery that began last. */
-  end(): void {
+  /** The delivery that started last has ended. */
+  exit(): void {
     this.#streams.pop();
   }
 
+  /** Whether a delivery to the stream is in progress. */
   has(stream: EventStream): boolean {
     return this.#streams.length > 0 && this.#streams.includes(stream);
   }

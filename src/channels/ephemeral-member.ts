@@ -32,42 +32,44 @@ export class EphemeralMember implements Member {
   }
 
   join(channels: readonly string[]): void {
-    this.#audience = this.#owner.host.liveOnly.join(channels, this);
+    this.#audience = this.#owner.host.liveOnly.addMember(channels, this);
     // What was published before is not for it.
-    this.position = Math.max(this.position, this.#audience.newest);
+    this.position = Math.max(this.position, this.#audience.newestOffset);
   }
 
   leave(): void {
     if (this.#audience === undefined) return;
-    this.#owner.host.liveOnly.leave(this.#audience, this);
+    this.#owner.host.liveOnly.removeMember(this.#audience, this);
     this.#audience = undefined;
   }
 
   /** Writes all that was published before; there is no log from which the stream could get the rest. */
   flush(): void {
-    if (this.#audience !== undefined) this.#owner.host.liveOnly.flush(this.#audience, this, true);
+    if (this.#audience !== undefined) {
+      this.#owner.host.liveOnly.flushMember(this.#audience, this, true);
+    }
   }
 
   /** Never in step: how much may be queued for its reader is a matter of its own. */
-  take(frame: Frame): undefined {
+  takeFrame(frame: Frame): undefined {
     const from = this.position;
-    if (frame.last <= from) return;
+    if (frame.lastOffset <= from) return;
     // Before anything is written: a filter or a wrapped `res.write` may call back.
-    this.position = frame.last;
+    this.position = frame.lastOffset;
     const { stream, host } = this.#owner;
-    host.deliveries.begin(stream);
+    host.deliveries.enter(stream);
     try {
-      if (frame.first > from && !this.#owner.isFiltered) this.#write(frame);
+      if (frame.firstOffset > from && !this.#owner.isFiltered) this.#write(frame);
       else this.#filter(frame, from);
     } catch (error) {
       this.#owner.fail(error);
     } finally {
-      host.deliveries.end();
+      host.deliveries.exit();
     }
     this.#owner.onDelivered();
   }
 
-  miss(upTo: number, events: number): void {
+  onDropped(upTo: number, events: number): void {
     if (this.position >= upTo) return;
     this.position = upTo;
     this.#owner.stream.loseEvents(events);
@@ -105,6 +107,6 @@ export class EphemeralMember implements Member {
     const passed = this.#passed;
     if (passed === undefined) return;
     this.#passed = undefined;
-    this.#write(this.#owner.host.liveOnly.joined(passed));
+    this.#write(this.#owner.host.liveOnly.frameOf(passed));
   }
 }

@@ -1,227 +1,248 @@
 /**
- * Published events to all live streams: what one turn of the event loop publishes is joined once and written once to each.
+ * Delivers published events to all live streams. The events of one event loop turn are joined to one
+ * buffer, which is written once to each stream.
  *
  * ```text
- * push(entry) ──► feed of its channel ──► due
- * each turn, at most SLICE streams:
- *   round = the feeds that are due ──► each audience of them, one after the other:
- *     the entries of its feeds beyond its position, joined to a frame of at most 64 KiB ──► each member
- *   end of the round: the feeds forget what all their audiences have been given
+ * push(entry) ──► feed of its channel ──► #dueFeeds
+ *
+ * each turn, at most 250 members:
+ *   1. start a round, if none is in progress:   round.feeds = #dueFeeds, each with `upTo` = its newest
+ *   2. for each audience of these feeds:        frame = entries of its feeds beyond its position,
+ *                                                       at most 64 KiB
+ *                                               audience.startFrame(frame), audience.deliver()
+ *   3. end the round:                           round.feeds forget the entries up to `upTo`
+ *
+ * feed news     1  2  3  │  4  5                 4 and 5 were published while the round lasted:
+ *                     upTo  next round           the feed is due again, and the next round joins them
  * ```
  *
- * While a round lasts, what is published waits in the feeds and is joined to larger frames of the next one.
+ * A round may last many turns. If an audience did not receive all entries of a feed, because they
+ * exceed one frame, the feed is marked incomplete: it keeps its entries and is due again.
  */
 import { nextTurnOutsideRequests } from '../common/async-context.ts';
-import { Audience, type Generation, type Member } from './audience.ts';
+import { Audience, type Member } from './audience.ts';
 import { HIGH_WATER_MARK } from '../stream/response-writer.ts';
 import { Feed } from './feed.ts';
 import { Frame } from './frame.ts';
 import { mergeLogs } from '../log/log.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 
-// So many streams are written to before other work gets its turn; at ten thousand the loop would stall for a tenth of a second.
-const SLICE = 250;
+// Number of streams that are written to before other work gets its turn. With 10,000, the event
+// loop would be blocked for 100 ms.
+const MAX_MEMBERS_PER_TURN = 250;
 
-// So much of one channel waits for its audiences, in bytes of frames, and so much of all. What is more has to be read from the log.
+// Limits for pending entries, in bytes of their frames: of one feed, and of all feeds of a fan-out.
+// Beyond a limit the entries of a feed are dropped, and its streams read the log.
 const MAX_FEED_BYTES = 16_777_216;
 const MAX_PENDING_BYTES = 67_108_864;
 
-class FollowedFeed extends Feed {
+class AudienceFeed extends Feed {
   /** The audiences that follow the channel. */
   readonly audiences: Set<Audience> = new Set();
 }
 
-class LiveGeneration implements Generation {
-  isRetired = false;
-  readonly audiences: Map<string, Audience> = new Map();
-  readonly feeds: Map<string, FollowedFeed> = new Map();
-}
-
-/** The feeds that were due when the round began, each with its newest offset then, and the audiences still to be visited. */
+/** One visit to all audiences of the feeds that were due when the round started. */
 interface Round {
-  readonly feeds: readonly { readonly feed: FollowedFeed; readonly upTo: number }[];
+  /** Each feed, with the offset of its newest entry at the start of the round. */
+  readonly feeds: readonly { readonly feed: AudienceFeed; readonly upTo: number }[];
+  /** The audiences that remain to be visited. */
   readonly audiences: Iterator<Audience, undefined>;
 }
 
-interface Next {
+/** The entries beyond a position, for one frame. */
+interface PendingEntries {
   readonly entries: readonly LogEntry[];
-  /** Whether that is all there is. */
+  /** Whether no further entries, and no dropped entries, follow. */
   readonly complete: boolean;
   readonly dropped: { readonly upTo: number; readonly events: number } | undefined;
 }
 
-/** The audiences of one registry. */
+/** All audiences and feeds of one registry. */
 export class FanOut {
   readonly #hasLog: boolean;
-  readonly #schedule: (run: () => void) => void;
-  readonly #run = (): void => this.#giveSlice();
-  #generation = new LiveGeneration();
-  // Audiences of earlier generations whose members have not left yet.
+  readonly #scheduleTurn: (run: () => void) => void;
+  readonly #runTurn = (): void => this.#deliverSlice();
+  #audiences = new Map<string, Audience>();
+  #feeds = new Map<string, AudienceFeed>();
+  // Retired audiences whose members have not left yet.
   readonly #retired: Audience[] = [];
-  #due: FollowedFeed[] = [];
+  #dueFeeds: AudienceFeed[] = [];
   #round: Round | undefined;
-  // The audience whose members are being given a frame.
-  #giving: Audience | undefined;
+  // The audience to which a frame is being delivered.
+  #currentAudience: Audience | undefined;
   #pendingBytes = 0;
-  // What was joined last of what ends with an entry. Weak: what the log lets go of is not to be kept here.
-  readonly #joined = new WeakMap<LogEntry, WeakRef<Frame>>();
+  // The most recent frame that ends with an entry. Weak references, because the fan-out must not
+  // keep entries that the log has removed.
+  readonly #recentFrames = new WeakMap<LogEntry, WeakRef<Frame>>();
   #isScheduled = false;
 
   /**
-   * @param schedule calls back when this turn of the event loop is over
-   * @param hasLog whether members can read the log for what they were not given
+   * @param schedule calls its argument when this turn of the event loop is over
+   * @param hasLog whether members can read the log for entries that they did not receive.
+   * @defaultValue `true`
    */
   constructor(schedule: (run: () => void) => void = nextTurnOutsideRequests, hasLog = true) {
     this.#hasLog = hasLog;
-    this.#schedule = schedule;
+    this.#scheduleTurn = schedule;
   }
 
-  /** Takes an entry in; its audiences get it when this turn of the event loop is over. */
+  /** Adds a published entry. Its audiences receive it when this turn of the event loop is over. */
   push(entry: LogEntry): void {
-    const feed = this.#generation.feeds.get(entry.channel);
+    const feed = this.#feeds.get(entry.channel);
     if (feed?.push(entry) !== true) return;
-    const before = this.#pendingBytes;
+    const bytesBefore = this.#pendingBytes;
     this.#pendingBytes += entry.frame.length;
-    // A single entry is given to the streams, however large it is, unless too much waits for them already.
-    const isTooMuch = feed.events > 1 ? this.#isTooMuch(feed) : before > MAX_PENDING_BYTES;
-    if (isTooMuch) this.#pendingBytes -= feed.drop();
-    this.#makeDue(feed);
-    this.#scheduleRun();
+    // A single entry of a feed is delivered however large it is, unless too much is pending already.
+    const isTooMuch = feed.events > 1 ? this.#isOverLimit(feed) : bytesBefore > MAX_PENDING_BYTES;
+    if (isTooMuch) this.#pendingBytes -= feed.dropAll();
+    this.#markDue(feed);
+    this.#schedule();
   }
 
-  #isTooMuch({ bytes }: Feed): boolean {
+  #isOverLimit({ bytes }: Feed): boolean {
     return bytes > MAX_FEED_BYTES || this.#pendingBytes > MAX_PENDING_BYTES;
   }
 
-  /** Whether something was published that the member has not been given. */
+  /** Whether something was published that the member has not received. */
   hasPending({ feeds }: Audience, { position }: Member): boolean {
     return feeds.some(({ newest }) => newest > position);
   }
 
   /**
-   * Gives one member what was published, before its turn: at most one frame of 64 KiB beside the one that is being given.
-   * What is more it is told to miss, so that it reads that from the log.
-   * @param isAll gives it all there is, however much
+   * Delivers pending entries to one member before its turn: the current frame, and one more frame
+   * of at most 64 KiB. If more is pending, the member falls behind and reads the rest from the log.
+   * @param isAll delivers all pending entries instead, whatever their size
    */
-  flush(audience: Audience, member: Member, isAll: boolean): void {
+  flushMember(audience: Audience, member: Member, isAll: boolean): void {
     audience.detach(member);
-    const current = audience.frameFor(member);
-    if (current !== undefined) member.take(current);
+    const currentFrame = audience.pendingFrameOf(member);
+    if (currentFrame !== undefined) member.takeFrame(currentFrame);
     while (audience.has(member)) {
       const { position } = member;
-      const { entries, complete, dropped } = this.#nextFor(audience, position);
-      if (entries.length > 0) member.take(this.joined(entries));
-      else if (dropped !== undefined) member.miss(dropped.upTo, dropped.events);
+      const { entries, complete, dropped } = this.#pendingAfter(audience, position);
+      if (entries.length > 0) member.takeFrame(this.frameOf(entries));
+      else if (dropped !== undefined) member.onDropped(dropped.upTo, dropped.events);
       if (complete || member.position === position) return;
       if (!isAll && dropped === undefined) {
-        // Not told as dropped: it is still here, for the others.
+        // Not `onDropped`: the feeds still hold the rest, for the other members.
         member.fallBehind();
         return;
       }
     }
   }
 
-  /** Entries joined. Streams that are owed the same are given the same bytes. */
-  joined(entries: readonly LogEntry[]): Frame {
+  /**
+   * Joins entries to a frame.
+   * @returns the frame that was made last of the same entries, if it still exists
+   */
+  frameOf(entries: readonly LogEntry[]): Frame {
     const last = entries.at(-1) as LogEntry;
-    const known = this.#joined.get(last)?.deref();
-    if (known?.holds(entries) === true) return known;
+    const recentFrame = this.#recentFrames.get(last)?.deref();
+    if (recentFrame?.consistsOf(entries) === true) return recentFrame;
     const frame = new Frame(entries);
-    this.#joined.set(last, new WeakRef(frame));
+    this.#recentFrames.set(last, new WeakRef(frame));
     return frame;
   }
 
-  /** The members of all audiences, as they are now. */
+  // Members.
+
+  /** A copy of the list of all members, those of retired audiences included. */
   get members(): Member[] {
-    return [...this.#generation.audiences.values(), ...this.#retired].flatMap(
-      ({ members }) => members,
-    );
+    return [...this.#audiences.values(), ...this.#retired].flatMap(({ members }) => members);
   }
 
-  /** @param channels each once */
-  join(channels: readonly string[], member: Member): Audience {
-    const audience = this.#generation.audiences.get(keyOf(channels)) ?? this.#add(channels);
+  /** @param channels a set: each channel once */
+  addMember(channels: readonly string[], member: Member): Audience {
+    const audience = this.#audiences.get(channelsKey(channels)) ?? this.#addAudience(channels);
     audience.add(member);
     return audience;
   }
 
-  leave(audience: Audience, member: Member): void {
+  removeMember(audience: Audience, member: Member): void {
     audience.delete(member);
-    const { audiences, feeds } = this.#generation;
     if (audience.isRetired || audience.members.length > 0) return;
-    audiences.delete(keyOf(audience.channels));
+    this.#audiences.delete(channelsKey(audience.channels));
     for (const channel of audience.channels) {
-      const feed = feeds.get(channel) as FollowedFeed;
+      const feed = this.#feeds.get(channel) as AudienceFeed;
       feed.audiences.delete(audience);
       if (feed.audiences.size > 0) continue;
-      feeds.delete(channel);
+      this.#feeds.delete(channel);
       this.#pendingBytes -= feed.forget(Infinity);
     }
   }
 
   /**
-   * From here on what is pushed proves nothing about what came before. No audience is given anything any more, and their members
-   * are told to leave, in slices.
+   * Retires all audiences, because this node may have missed events: entries that are pushed later
+   * prove nothing about events before them. Retired audiences deliver nothing any more. Their
+   * members leave in the next turns, at most 250 in each, and read the log.
    */
   retireAll(): void {
-    const { audiences } = this.#generation;
-    if (audiences.size === 0) return;
-    this.#generation.isRetired = true;
-    this.#giving?.abandon();
-    this.#giving = undefined;
+    if (this.#audiences.size === 0) return;
+    for (const audience of this.#audiences.values()) {
+      audience.isRetired = true;
+      this.#retired.push(audience);
+    }
+    this.#currentAudience?.abandonFrame();
+    this.#currentAudience = undefined;
     this.#round = undefined;
-    this.#due = [];
+    this.#dueFeeds = [];
     this.#pendingBytes = 0;
-    this.#generation = new LiveGeneration();
-    for (const audience of audiences.values()) this.#retired.push(audience);
-    this.#scheduleRun();
+    this.#audiences = new Map();
+    this.#feeds = new Map();
+    this.#schedule();
   }
 
-  #add(channels: readonly string[]): Audience {
-    const { audiences, feeds } = this.#generation;
-    const followed = channels.map((channel) => {
-      const feed = feeds.get(channel) ?? new FollowedFeed(channel);
-      feeds.set(channel, feed);
+  #addAudience(channels: readonly string[]): Audience {
+    const feeds = channels.map((channel) => {
+      const feed = this.#feeds.get(channel) ?? new AudienceFeed(channel);
+      this.#feeds.set(channel, feed);
       return feed;
     });
-    const position = Math.max(...followed.map(({ newest }) => newest));
-    const audience = new Audience(channels, followed, position, this.#generation);
-    audiences.set(keyOf(channels), audience);
-    for (const feed of followed) feed.audiences.add(audience);
+    const position = Math.max(...feeds.map(({ newest }) => newest));
+    const audience = new Audience(channels, feeds, position);
+    this.#audiences.set(channelsKey(channels), audience);
+    for (const feed of feeds) feed.audiences.add(audience);
     return audience;
   }
 
-  #makeDue(feed: FollowedFeed): void {
+  // Rounds.
+
+  #markDue(feed: AudienceFeed): void {
     if (feed.isDue) return;
     feed.isDue = true;
-    this.#due.push(feed);
+    this.#dueFeeds.push(feed);
   }
 
-  #scheduleRun(): void {
+  /** Schedules a turn. Not a microtask: other callbacks of this turn may publish to the same frame. */
+  #schedule(): void {
     if (this.#isScheduled) return;
     this.#isScheduled = true;
-    // Not a microtask: what other callbacks of this turn publish is joined, too.
-    this.#schedule(this.#run);
+    this.#scheduleTurn(this.#runTurn);
   }
 
-  #giveSlice(): void {
+  /** Does the work of one turn. */
+  #deliverSlice(): void {
     this.#isScheduled = false;
-    let left = this.#retireMembers(SLICE);
+    let left = this.#removeRetiredMembers(MAX_MEMBERS_PER_TURN);
     while (left > 0) {
-      this.#giving ??= this.#next();
-      if (this.#giving === undefined) return;
-      // An audience that has nothing to give has been looked at all the same.
+      this.#currentAudience ??= this.#nextAudience();
+      if (this.#currentAudience === undefined) return;
+      // The visit of an audience counts, too, also if nothing is pending for the audience.
       left--;
-      if (!this.#giving.isGiving && !this.#begin(this.#giving)) this.#giving = undefined;
-      else left = this.#giving.give(left);
-      if (this.#giving?.isGiving === false) this.#giving = undefined;
+      if (!this.#currentAudience.isDelivering && !this.#startNextFrame(this.#currentAudience)) {
+        this.#currentAudience = undefined;
+      } else left = this.#currentAudience.deliver(left);
+      if (this.#currentAudience?.isDelivering === false) this.#currentAudience = undefined;
     }
-    this.#scheduleRun();
+    this.#schedule();
   }
 
-  /** @returns how many of that number are left when all members of retired audiences have left */
-  #retireMembers(most: number): number {
-    let left = most;
+  /**
+   * Lets members of retired audiences fall behind.
+   * @returns the part of the number that was not needed, because all such members have left
+   */
+  #removeRetiredMembers(maxMembers: number): number {
+    let left = maxMembers;
     for (
       let audience = this.#retired.at(-1);
       audience !== undefined && left > 0;
@@ -238,68 +259,73 @@ export class FanOut {
     return left;
   }
 
-  /** The next audience of the round, or of the next round. */
-  #next(): Audience | undefined {
-    const next = this.#round?.audiences.next().value;
-    if (next !== undefined) return next;
+  /** The next audience of this round or, after the end of this round, of a new round. */
+  #nextAudience(): Audience | undefined {
+    const audience = this.#round?.audiences.next().value;
+    if (audience !== undefined) return audience;
     this.#endRound();
-    if (this.#due.length === 0) return undefined;
-    const feeds = this.#due.map((feed) => ({ feed, upTo: feed.newest }));
-    this.#due = [];
+    if (this.#dueFeeds.length === 0) return undefined;
+    const feeds = this.#dueFeeds.map((feed) => ({ feed, upTo: feed.newest }));
+    this.#dueFeeds = [];
     for (const { feed } of feeds) {
       feed.isDue = false;
-      // An earlier round in which the feed was not due may have left it set; all audiences are visited now.
-      feed.hasRest = false;
+      // May be left over from a round to which the feed did not belong. This round visits all of
+      // its audiences.
+      feed.isIncomplete = false;
     }
     this.#round = { feeds, audiences: audiencesOf(feeds) };
     return this.#round.audiences.next().value;
   }
 
-  /** What every audience has been given is forgotten. */
+  /** Removes the entries that every audience has received. */
   #endRound(): void {
     for (const { feed, upTo } of this.#round?.feeds ?? []) {
-      // An audience that did not get all of it will be visited once more.
-      if (!feed.hasRest) this.#pendingBytes -= feed.forget(upTo);
+      // An incomplete feed is due again.
+      if (!feed.isIncomplete) this.#pendingBytes -= feed.forget(upTo);
     }
     this.#round = undefined;
   }
 
-  /** @returns `false` where the audience has been given everything */
-  #begin(audience: Audience): boolean {
-    const { entries, complete, dropped } = this.#nextFor(audience, audience.position);
-    if (!complete) this.#visitAgain(audience);
-    if (entries.length > 0) audience.begin(this.joined(entries));
-    else if (dropped !== undefined) audience.beginDropped(dropped.upTo, dropped.events);
-    return audience.isGiving;
+  /** @returns `false` if nothing is pending for the audience */
+  #startNextFrame(audience: Audience): boolean {
+    const { entries, complete, dropped } = this.#pendingAfter(audience, audience.position);
+    if (!complete) this.#markIncomplete(audience);
+    if (entries.length > 0) audience.startFrame(this.frameOf(entries));
+    else if (dropped !== undefined) audience.startDropped(dropped.upTo, dropped.events);
+    return audience.isDelivering;
   }
 
-  /** What comes behind the position: entries of at most one write, or that entries were dropped. */
-  #nextFor(audience: Audience, position: number): Next {
+  /** The entries after the position for one frame, or the information that entries were dropped. */
+  #pendingAfter(audience: Audience, position: number): PendingEntries {
     const dropped = audience.droppedAfter(position);
     const { entries, complete } = mergeLogs(audience.feeds, position, HIGH_WATER_MARK);
     if (dropped === undefined) return { entries, complete, dropped };
-    // What is still here comes first where there is no log to read it from.
-    const before = this.#hasLog ? [] : entries.filter(({ offset }) => offset < dropped.upTo);
-    return { entries: before, complete: false, dropped };
+    // With a log, the members read everything from there. Without a log, older entries that the
+    // feeds still hold are delivered first.
+    const older = this.#hasLog ? [] : entries.filter(({ offset }) => offset < dropped.upTo);
+    return { entries: older, complete: false, dropped };
   }
 
-  /** The audience is given the rest in the next round. */
-  #visitAgain({ channels }: Audience): void {
+  /** The audience has not received all entries of its feeds: the next round visits it again. */
+  #markIncomplete({ channels }: Audience): void {
     for (const channel of channels) {
-      const feed = this.#generation.feeds.get(channel);
+      const feed = this.#feeds.get(channel);
       if (feed === undefined || feed.events === 0) continue;
-      feed.hasRest = true;
-      this.#makeDue(feed);
+      feed.isIncomplete = true;
+      this.#markDue(feed);
     }
   }
 }
 
 function* audiencesOf(feeds: Round['feeds']): Generator<Audience, undefined> {
-  // Audiences that come while the round lasts are visited, too; those that have left are not.
+  // The iteration of a Set visits audiences that are added meanwhile, but not those that are deleted.
   for (const { feed } of feeds) yield* feed.audiences;
 }
 
-/** One key for each set of channels. A channel name has no control characters, so it cannot be ambiguous. */
-export function keyOf(channels: readonly string[]): string {
+/**
+ * Makes a key that is the same for the same set of channels, whatever their order. Channel names
+ * contain no control characters, so two sets cannot have the same key.
+ */
+export function channelsKey(channels: readonly string[]): string {
   return channels.length === 1 ? (channels[0] as string) : channels.toSorted().join('\n');
 }

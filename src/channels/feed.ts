@@ -1,28 +1,45 @@
-/** The newest entries of one channel that not every audience of the channel has been given yet. */
+/** The newest entries of one channel that at least one audience of the channel has not received. */
 import type { EntryRun } from '../log/log.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 
+/**
+ * A queue of entries for the audiences of one channel.
+ *
+ * ```text
+ * published    1   2   3   4   5   6   7   8        offsets of this channel's entries
+ *              └ dropped ┘ └ gone ┘└ entries ┘
+ *                        ▲                  ▲
+ *                        droppedUpTo        newest
+ * ```
+ *
+ * Entries that all audiences have received are removed with {@link forget}. If a feed holds too
+ * much, {@link dropAll} removes all entries; then audiences whose position is below `droppedUpTo`
+ * must learn that they missed something.
+ */
 export class Feed implements EntryRun {
   readonly channel: string;
-  /** Offset of the newest entry that was published, whether or not it is still here. */
+  /** Offset of the newest entry that was published, whether or not this feed still holds it. */
   newest = 0;
-  /** Offset of the newest entry that was dropped before every audience had been given it; 0 = none. */
-  dropped = 0;
-  /** How many entries were dropped since all audiences were told last. */
-  droppedCount = 0;
-  /** Bytes of the entries that are here. */
+  /** Offset of the newest entry that was dropped before every audience received it; 0 if none. */
+  droppedUpTo = 0;
+  /** Number of entries dropped since the last time all audiences were informed. */
+  droppedEvents = 0;
+  /** Bytes of the entries that the feed holds. */
   bytes = 0;
-  /** Whether a round of the fan-out will visit its audiences. */
+  /** Whether a coming round of the fan-out visits the audiences of this feed. */
   isDue = false;
-  /** Whether an audience was given only a part of the entries in this round. */
-  hasRest = false;
+  /** Whether an audience received only a part of the entries in the current round. */
+  isIncomplete = false;
   #entries: LogEntry[] = [];
 
   constructor(channel: string) {
     this.channel = channel;
   }
 
-  /** Adds a published entry. An entry that came before is ignored. @returns whether it was added */
+  /**
+   * Adds a published entry.
+   * @returns `false` if the entry, or a newer entry, was added before
+   */
   push(entry: LogEntry): boolean {
     if (entry.offset <= this.newest) return false;
     this.newest = entry.offset;
@@ -31,16 +48,22 @@ export class Feed implements EntryRun {
     return true;
   }
 
-  /** Drops all entries: audiences that have not been given them must be told. @returns their bytes */
-  drop(): number {
-    this.dropped = this.newest;
-    this.droppedCount += this.#entries.length;
+  /**
+   * Drops all entries. Audiences that have not received them must be informed.
+   * @returns the bytes that the entries held
+   */
+  dropAll(): number {
+    this.droppedUpTo = this.newest;
+    this.droppedEvents += this.#entries.length;
     return this.#clear();
   }
 
-  /** Forgets the entries up to the offset, which every audience has been given. @returns their bytes */
+  /**
+   * Removes the entries up to an offset, because every audience has received them.
+   * @returns the bytes that the entries held
+   */
   forget(upTo: number): number {
-    if (upTo >= this.dropped) this.droppedCount = 0;
+    if (upTo >= this.droppedUpTo) this.droppedEvents = 0;
     if (upTo >= this.newest) return this.#clear();
     const index = this.after(upTo);
     let bytes = 0;
@@ -53,10 +76,12 @@ export class Feed implements EntryRun {
     return bytes;
   }
 
+  /** Number of entries that the feed holds. */
   get events(): number {
     return this.#entries.length;
   }
 
+  /** Index of the first entry whose offset is greater than `offset`, by binary search. */
   after(offset: number): number {
     let low = 0;
     let high = this.#entries.length;
@@ -74,7 +99,7 @@ export class Feed implements EntryRun {
 
   #clear(): number {
     const { bytes } = this;
-    // What filters have made of them would stay as long as the log keeps them.
+    // The text that filters made of an entry would otherwise stay as long as the log keeps the entry.
     for (const entry of this.#entries) entry.rest();
     this.bytes = 0;
     this.#entries = [];

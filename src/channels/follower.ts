@@ -14,7 +14,7 @@ import type { Audience, Member, GroupProgress } from './audience.ts';
 import type { Cursor } from '../protocol/cursor.ts';
 import { formatCursor } from '../protocol/cursor.ts';
 import { CatchUp, type CatchUpHost, type CatchUpOwner } from './catch-up.ts';
-import { WHATEVER_IS_HELD } from './channel-starts.ts';
+import { OLDEST_HELD } from './channel-starts.ts';
 import { diagnostics } from '../common/diagnostics.ts';
 import { SseError } from '../common/errors.ts';
 import type {
@@ -28,7 +28,7 @@ import type { FanOut } from './fan-out.ts';
 import type { Frame } from './frame.ts';
 import { EphemeralMember, type EphemeralOwner } from './ephemeral-member.ts';
 import type { LogEntry } from '../log/log-entry.ts';
-import { startOf, wishedStart, type Start } from './start.ts';
+import { resolveStart, requestedCursor, type SubscriptionStart } from './start.ts';
 import {
   GapCounts,
   SubscriptionRecord,
@@ -212,7 +212,7 @@ export class StreamFollower
     const hold = new SubscriptionRecord(channels, options);
     const subscription = new SubscriptionHandle(this, hold);
     const placed = placedChannelsOf(this.subscriptions);
-    hold.join(channels.filter((channel) => placed.has(channel)));
+    hold.markPlaced(channels.filter((channel) => placed.has(channel)));
     const earlier = this.subscriptions.at(-1);
     // Called from inside `onGap`: waiting for the start here would deadlock.
     const mustNotWait = this.#rare?.catchUp?.isAsking === true;
@@ -227,10 +227,10 @@ export class StreamFollower
       // No await where none is needed: with the memory broker the stream is live when this call returns.
       const position = located instanceof Promise ? await located : located;
       // Thousands of streams may have waited for the same answer.
-      if (located instanceof Promise) await this.host.catchUps.turn();
+      if (located instanceof Promise) await this.host.catchUps.waitForTurn();
       // Each in its turn, whichever answer comes first.
       if (earlier !== undefined && !earlier.isPlaced && this.subscriptions.includes(earlier)) {
-        await earlier.placed();
+        await earlier.whenPlaced();
       }
       if (!this.subscriptions.includes(hold) || this.stream.open().readyState === 2) {
         return endedSubscription(channels);
@@ -242,17 +242,17 @@ export class StreamFollower
       this.remove(hold);
       throw error;
     }
-    if (!hold.hasBegun && !mustNotWait) await hold.begun();
+    if (!hold.hasStarted && !mustNotWait) await hold.whenStarted();
     return subscription;
   }
 
   /** Where the log stands, once this node listens to the channels. */
   private locate(hold: SubscriptionRecord, fresh: readonly string[]): Cursor | Promise<Cursor> {
     // A broker in this process answers at once: nothing has to be taken back, and a signal costs several µs.
-    const signal = this.host.catchUps.hasWaited ? hold.signal : undefined;
+    const signal = this.host.catchUps.isBrokerRemote ? hold.signal : undefined;
     const listening = this.host.whenListening(fresh, signal);
     const ask = (): Cursor | Promise<Cursor> =>
-      this.host.broker.position(wishedStart(this.stream.lastEventId, hold.options), signal);
+      this.host.broker.position(requestedCursor(this.stream.lastEventId, hold.options), signal);
     const position = listening === undefined ? ask() : listening.then(ask);
     return position instanceof Promise ? this.openMeanwhile(position) : position;
   }
@@ -291,7 +291,7 @@ export class StreamFollower
     this.#rare?.gaps?.keepOnly(this.subscriptions);
     const followed = new Set(channelsOf(this.subscriptions));
     for (const channel of hold.channels) if (!followed.has(channel)) this.host.release(channel);
-    hold.begin();
+    hold.markStarted();
     this.#rare?.catchUp?.onEnded(hold);
     this.regroup(head);
     if (this.subscriptions.length === 0) this.host.forget(this);
@@ -307,15 +307,20 @@ export class StreamFollower
     // Meanwhile the stream may have ended, or the application may have thought better of it.
     if (!this.subscriptions.includes(hold)) return;
     const before = this.channels;
-    hold.place();
-    for (const other of this.subscriptions) if (!other.isPlaced) other.join(hold.channels);
+    hold.markAllPlaced();
+    for (const other of this.subscriptions) if (!other.isPlaced) other.markPlaced(hold.channels);
     this.regroup(head);
     const known = new Set(before);
     const added = this.channels.filter((channel) => !known.has(channel));
     if (added.length === 0) {
-      hold.begin();
+      hold.markStarted();
     } else {
-      this.place(before, added, position, startOf(this.stream.lastEventId, hold.options, position));
+      this.place(
+        before,
+        added,
+        position,
+        resolveStart(this.stream.lastEventId, hold.options, position),
+      );
       if (before.length === 0 && hold.options.checkpoints !== false) {
         this.catchUp.owesCheckpoint = true;
       }
@@ -328,7 +333,7 @@ export class StreamFollower
     before: readonly string[],
     added: readonly string[],
     position: Cursor,
-    start: Start,
+    start: SubscriptionStart,
   ): void {
     const { catchUp } = this;
     const { starts } = catchUp;
@@ -338,15 +343,15 @@ export class StreamFollower
       this.#cursor = start.offset;
     } else if (start.offset < this.#cursor) {
       // The new channels have to catch up with the cursor: it steps back, once, for them only.
-      for (const channel of before) starts.startAt(channel, this.#cursor);
+      for (const channel of before) starts.setStart(channel, this.#cursor);
       this.#cursor = start.offset;
     } else {
-      for (const channel of added) starts.startAt(channel, start.offset);
+      for (const channel of added) starts.setStart(channel, start.offset);
     }
     if (catchUp.isAsking) catchUp.addedMeanwhile = [...(catchUp.addedMeanwhile ?? []), ...added];
     if (start.isForeign) starts.addForeign(added);
     // All that the history holds is not a gap, whatever it held before.
-    if (start.isWhole) for (const channel of added) starts.startAt(channel, WHATEVER_IS_HELD);
+    if (start.isFromOldest) for (const channel of added) starts.setStart(channel, OLDEST_HELD);
     if (this.#written <= this.#cursor) return;
     // The client is told at once that ids step back, or it would come back with one beyond what it has of the new channels.
     catchUp.hasSteppedBack = true;
@@ -365,24 +370,24 @@ export class StreamFollower
 
   // What an audience gives.
 
-  take(frame: Frame): Socket | undefined {
+  takeFrame(frame: Frame): Socket | undefined {
     const from = this.#cursor;
-    if (frame.last <= from) return undefined;
-    if (frame.first <= from || this.isFiltered) {
+    if (frame.lastOffset <= from) return undefined;
+    if (frame.firstOffset <= from || this.isFiltered) {
       this.takePart(frame, from);
       return undefined;
     }
     const written = this.#written;
     // Before anything is written: a wrapped `res.write` may call back.
-    this.#cursor = frame.last;
-    this.#written = frame.last;
+    this.#cursor = frame.lastOffset;
+    this.#written = frame.lastOffset;
     const { deliveries } = this.host;
-    deliveries.begin(this.stream);
+    deliveries.enter(this.stream);
     let isTaken: boolean;
     try {
       isTaken = this.stream.writeShared(frame, frame.entries.length);
     } finally {
-      deliveries.end();
+      deliveries.exit();
     }
     if (!isTaken) {
       this.#cursor = from;
@@ -418,7 +423,7 @@ export class StreamFollower
     this.#state.audience?.detach(this);
   }
 
-  miss(upTo: number): void {
+  onDropped(upTo: number): void {
     if (this.#cursor < upTo) this.fallBehind();
   }
 
@@ -436,7 +441,7 @@ export class StreamFollower
     const { audience } = this.#state;
     if (audience?.isRetired === true) this.fallBehind();
     else if (audience !== undefined && isAll) this.flushAll(audience);
-    else if (audience !== undefined) this.host.fanOut.flush(audience, this, false);
+    else if (audience !== undefined) this.host.fanOut.flushMember(audience, this, false);
     this.#rare?.liveOnly?.flush();
   }
 
@@ -453,7 +458,7 @@ export class StreamFollower
 
   private flushAll(audience: Audience): void {
     this.rare.isLeaving = true;
-    this.host.fanOut.flush(audience, this, true);
+    this.host.fanOut.flushMember(audience, this, true);
     this.rare.isLeaving = false;
     this.tidy();
   }
@@ -465,9 +470,9 @@ export class StreamFollower
       return;
     }
     // Before the filters are called: they may call back.
-    this.#cursor = frame.last;
+    this.#cursor = frame.lastOffset;
     const { deliveries } = this.host;
-    deliveries.begin(this.stream);
+    deliveries.enter(this.stream);
     try {
       const { rare } = this;
       for (const entry of frame.entries) {
@@ -477,7 +482,7 @@ export class StreamFollower
     } catch (error) {
       this.fail(error);
     } finally {
-      deliveries.end();
+      deliveries.exit();
     }
     this.onDelivered();
   }
@@ -487,7 +492,7 @@ export class StreamFollower
     const passed = this.#rare?.passed;
     if (passed === undefined) return;
     this.rare.passed = undefined;
-    const { bytes, last } = this.host.fanOut.joined(passed);
+    const { bytes, lastOffset: last } = this.host.fanOut.frameOf(passed);
     this.onWriting(last);
     this.stream.writeBytes(bytes, passed.length);
   }
@@ -499,7 +504,7 @@ export class StreamFollower
       this.takePart(frame, from);
       return;
     }
-    this.#cursor = Math.max(this.#cursor, frame.first - 1);
+    this.#cursor = Math.max(this.#cursor, frame.firstOffset - 1);
     this.fallBehind();
   }
 
@@ -532,7 +537,7 @@ export class StreamFollower
   join(): void {
     const { catchUp } = this;
     this.rare.catchUp = undefined;
-    const audience = this.host.fanOut.join(this.channels, this);
+    const audience = this.host.fanOut.addMember(this.channels, this);
     this.host.forget(this);
     const neighbour = audience.members.at(-2);
     if (neighbour instanceof StreamFollower && isAlike(this.#state, neighbour.#state)) {
@@ -547,7 +552,7 @@ export class StreamFollower
 
   /** Whether a subscription wants the entry: every one on its channel has a say, and one that lets it through is enough. */
   lets(entry: LogEntry): boolean {
-    return this.subscriptions.some((hold) => hold.hasPlaced(entry.channel) && hold.lets(entry));
+    return this.subscriptions.some((hold) => hold.hasPlaced(entry.channel) && hold.accepts(entry));
   }
 
   /** Something threw for this reader: its stream ends, before anything that it should not see. */
@@ -600,7 +605,7 @@ export class StreamFollower
     this.hold([]);
     this.change({ channels: [] });
     for (const channel of channelsOf(subscriptions)) this.host.release(channel);
-    for (const hold of subscriptions) hold.begin();
+    for (const hold of subscriptions) hold.markStarted();
     this.host.forget(this);
     // Gaps that were told remain counted for those who hold a subscription.
     if (this.#rare !== undefined) this.#rare.catchUp = undefined;
@@ -613,11 +618,11 @@ export class StreamFollower
   writeCheckpoint(offset: number): void {
     this.#written = offset;
     const { deliveries } = this.host;
-    deliveries.begin(this.stream);
+    deliveries.enter(this.stream);
     try {
       this.stream.writeOwn(checkpointText(formatCursor(this.epoch, offset)));
     } finally {
-      deliveries.end();
+      deliveries.exit();
     }
   }
 
@@ -647,7 +652,7 @@ export class StreamFollower
 
   /** Resolves when the stream has been given everything up to the position. */
   private async reached({ epoch, offset }: Cursor): Promise<void> {
-    await Promise.all(this.subscriptions.map((hold) => hold.placed()));
+    await Promise.all(this.subscriptions.map((hold) => hold.whenPlaced()));
     this.flush();
     // While it was waited for, another log may have begun.
     if (this.isBehind && (this.epoch !== epoch || this.#cursor < offset)) {
@@ -697,7 +702,7 @@ export class StreamFollower
   private leave(): void {
     const { audience } = this.#state;
     if (audience === undefined) return;
-    this.host.fanOut.leave(audience, this);
+    this.host.fanOut.removeMember(audience, this);
     this.change({ audience: undefined });
     this.host.remember(this);
   }
@@ -728,6 +733,6 @@ export class StreamFollower
 
   /** A subscription that loses something from here on is asked again. */
   private noteDelivery(): void {
-    for (const hold of this.subscriptions) hold.wasAsked = false;
+    for (const hold of this.subscriptions) hold.wasAskedAboutGap = false;
   }
 }

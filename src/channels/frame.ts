@@ -1,25 +1,26 @@
-/** Published events joined: what one turn of the event loop published, or a page from the log, as the bytes that many streams share. */
+/** Published events joined to one buffer, which many streams share. */
 import type { LogEntry } from '../log/log-entry.ts';
 import { SharedBytes } from '../protocol/shared-bytes.ts';
 
-/** The events of one turn for one audience, in the order of their offsets. */
+/** Consecutive events of one audience, or of one page of the log, in the order of their offsets. */
 export class Frame extends SharedBytes {
   readonly entries: readonly LogEntry[];
   /** Offset of the first entry. */
-  readonly first: number;
+  readonly firstOffset: number;
   /** Offset of the last entry. */
-  readonly last: number;
+  readonly lastOffset: number;
 
+  /** @param entries at least one; a single entry's bytes are not copied */
   constructor(entries: readonly LogEntry[]) {
     const first = entries[0] as LogEntry;
     super(entries.length === 1 ? first.frame : Buffer.concat(entries.map((entry) => entry.frame)));
     this.entries = entries;
-    this.first = first.offset;
-    this.last = (entries.at(-1) as LogEntry).offset;
+    this.firstOffset = first.offset;
+    this.lastOffset = (entries.at(-1) as LogEntry).offset;
   }
 
-  /** Whether it is these entries, all of them and no others. */
-  holds(entries: readonly LogEntry[]): boolean {
+  /** Whether the frame consists of exactly these entries. */
+  consistsOf(entries: readonly LogEntry[]): boolean {
     return (
       entries.length === this.entries.length &&
       entries.every((entry, index) => entry === this.entries[index])
@@ -27,7 +28,11 @@ export class Frame extends SharedBytes {
   }
 }
 
-/** How many of the entries one frame of so many bytes may hold, but at least one: more would have to be taken apart for each stream. */
+/**
+ * Counts how many of the entries fit into one frame.
+ * @param maxBytes limit of the frame; a larger frame would have to be split again for each stream
+ * @returns at least 1, also if the first entry alone is larger than `maxBytes`
+ */
 export function countFitting(entries: readonly LogEntry[], maxBytes: number): number {
   let count = 0;
   let bytes = 0;

@@ -1,35 +1,65 @@
-/** Where a subscription begins. */
+/** The offset at which a subscription starts. Pure functions. */
 import { parseCursor, type Cursor } from '../protocol/cursor.ts';
 import type { SubscribeOptions } from '../stream/event-stream.ts';
 
-export interface Start {
+/** The resolved start of a subscription. */
+export interface SubscriptionStart {
+  /** The subscription receives the events whose offset is greater. */
   readonly offset: number;
-  /** The cursor is not of this log: all that the log holds follows, and the gap is told. */
+  /**
+   * The requested cursor belongs to another log, or is not a cursor. The subscription receives
+   * everything that the log holds, after a gap notification.
+   */
   readonly isForeign: boolean;
-  /** The application has asked for all that the log holds. */
-  readonly isWhole: boolean;
+  /** The application requested everything that the log holds (`since: 'start'`). */
+  readonly isFromOldest: boolean;
 }
 
-/** @returns the cursor that it asks to begin at, if it is one */
-export function wishedStart(lastEventId: string, options: SubscribeOptions): Cursor | undefined {
-  return parseCursor(wishOf(lastEventId, options).text);
+/** @returns the cursor that a subscription requests as its start; `undefined` if it is not one */
+export function requestedCursor(
+  lastEventId: string,
+  options: SubscribeOptions,
+): Cursor | undefined {
+  return parseCursor(requestedStart(lastEventId, options).text);
 }
 
-/** @param position where the log stands */
-export function startOf(lastEventId: string, options: SubscribeOptions, position: Cursor): Start {
-  const { text, isOfClient } = wishOf(lastEventId, options);
+/**
+ * Decides where a subscription starts.
+ *
+ * | requested                                | offset              | isForeign | isFromOldest |
+ * | ---------------------------------------- | ------------------- | --------- | ------------ |
+ * | `'now'`                                  | the log's position  | no        | no           |
+ * | `'start'`                                | 0                   | no        | yes          |
+ * | a cursor of this log, not beyond its end | the cursor's offset | no        | no           |
+ * | anything else                            | 0                   | yes       | no           |
+ *
+ * The words `'now'` and `'start'` are valid only as `since`, not as an id of the client.
+ * @param lastEventId the client's last event id, untrusted; `''` if the client sent none
+ * @param options `resume` (default `true`) and `since` (default `'now'`) are used
+ * @param position the current end of the log
+ */
+export function resolveStart(
+  lastEventId: string,
+  options: SubscribeOptions,
+  position: Cursor,
+): SubscriptionStart {
+  const { text, isOfClient } = requestedStart(lastEventId, options);
   if (!isOfClient && text === 'now') {
-    return { offset: position.offset, isForeign: false, isWhole: false };
+    return { offset: position.offset, isForeign: false, isFromOldest: false };
   }
-  if (!isOfClient && text === 'start') return { offset: 0, isForeign: false, isWhole: true };
+  if (!isOfClient && text === 'start') return { offset: 0, isForeign: false, isFromOldest: true };
   const cursor = parseCursor(text);
-  const isOurs =
+  const isOfThisLog =
     cursor !== undefined && cursor.epoch === position.epoch && cursor.offset <= position.offset;
-  return { offset: isOurs ? cursor.offset : 0, isForeign: !isOurs, isWhole: false };
+  return {
+    offset: isOfThisLog ? cursor.offset : 0,
+    isForeign: !isOfThisLog,
+    isFromOldest: false,
+  };
 }
 
-/** The client's own id, untrusted, goes before what the application says. */
-function wishOf(
+/** The client's own id takes precedence over the application's `since`, unless `resume: false`. */
+function requestedStart(
   lastEventId: string,
   { resume = true, since = 'now' }: SubscribeOptions,
 ): { text: string; isOfClient: boolean } {

@@ -2,7 +2,7 @@
 import { bindToContext } from '../common/async-context.ts';
 import { SseError, describeValue } from '../common/errors.ts';
 import type { SubscribeOptions, Subscription } from '../stream/event-stream.ts';
-import { keyOf } from './fan-out.ts';
+import { channelsKey } from './fan-out.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 
 /** Of whose channels a subscription holds some. */
@@ -20,7 +20,7 @@ export class SubscriptionRecord {
   /** Whether no gap was told before it had begun. */
   recovered = true;
   /** Whether its `onGap` was asked since anything was delivered. */
-  wasAsked = false;
+  wasAskedAboutGap = false;
   // Nothing once its start is known and its gap told, or there will be none any more.
   #start: PendingStart | undefined = new PendingStart();
 
@@ -43,8 +43,8 @@ export class SubscriptionRecord {
     const { channels, options } = this;
     // One that is asked remembers that.
     if (
-      !this.hasBegun ||
-      !other.hasBegun ||
+      !this.hasStarted ||
+      !other.hasStarted ||
       options.onGap !== undefined ||
       other.options.onGap !== undefined
     ) {
@@ -71,13 +71,13 @@ export class SubscriptionRecord {
   hasPlaced(channel: string): boolean {
     return (
       this.channels.includes(channel) &&
-      (this.isPlaced || this.#start?.joined.includes(channel) === true)
+      (this.isPlaced || this.#start?.placedChannels.includes(channel) === true)
     );
   }
 
   /** Its channels that have their place in the stream. */
   get placedChannels(): readonly string[] {
-    return this.isPlaced ? this.channels : (this.#start?.joined ?? []);
+    return this.isPlaced ? this.channels : (this.#start?.placedChannels ?? []);
   }
 
   /** Aborted if the subscription ends before it has its place: what waits for a broker elsewhere waits no more. */
@@ -89,58 +89,58 @@ export class SubscriptionRecord {
   }
 
   /** Whether its start is known and the gap told, or the subscription has ended. */
-  get hasBegun(): boolean {
+  get hasStarted(): boolean {
     return this.#start === undefined;
   }
 
   /** Resolves when its channels have their place, or the subscription has ended. */
-  placed(): Promise<void> {
+  whenPlaced(): Promise<void> {
     return new Promise((resolve) => {
       if (this.#start === undefined || this.#start.isPlaced) resolve();
       else this.#start.onPlaced = [...this.#start.onPlaced, resolve];
     });
   }
 
-  /** Resolves when {@link hasBegun}. */
-  begun(): Promise<void> {
+  /** Resolves when {@link hasStarted}. */
+  whenStarted(): Promise<void> {
     return new Promise((resolve) => {
       if (this.#start === undefined) resolve();
-      else this.#start.onBegun = resolve;
+      else this.#start.onStarted = resolve;
     });
   }
 
   /** The stream follows these already: those it has go on where they are, whoever else leaves. */
-  join(channels: readonly string[]): void {
+  markPlaced(channels: readonly string[]): void {
     if (this.#start === undefined) return;
-    this.#start.joined = [
-      ...this.#start.joined,
+    this.#start.placedChannels = [
+      ...this.#start.placedChannels,
       ...channels.filter((channel) => this.channels.includes(channel)),
     ];
   }
 
-  place(): void {
+  markAllPlaced(): void {
     if (this.#start === undefined) return;
     this.#start.isPlaced = true;
     this.#start.abort = undefined;
     for (const resolve of this.#start.onPlaced) resolve();
   }
 
-  begin(): void {
+  markStarted(): void {
     const start = this.#start;
     this.#start = undefined;
     if (start?.isPlaced === false) start.abort?.abort();
     if (start === undefined) return;
     for (const resolve of start.onPlaced) resolve();
-    start.onBegun?.();
+    start.onStarted?.();
   }
 
   /** A gap of its channels is told. */
-  lose(): void {
-    if (!this.hasBegun) this.recovered = false;
+  noteLoss(): void {
+    if (!this.hasStarted) this.recovered = false;
   }
 
   /** @throws {SseError} `ERR_SSE_FILTER` for an answer that is not a boolean; whatever the filter throws */
-  lets(entry: LogEntry): boolean {
+  accepts(entry: LogEntry): boolean {
     const { filter } = this.options;
     if (filter === undefined) return true;
     const answer: unknown = filter(entry);
@@ -152,15 +152,15 @@ export class SubscriptionRecord {
   }
 }
 
-const NOBODY: readonly (() => void)[] = [];
+const NO_CALLBACKS: readonly (() => void)[] = [];
 
 /** A subscription that has not begun yet, and who waits for it. */
 class PendingStart {
   isPlaced = false;
   abort: AbortController | undefined;
-  joined: readonly string[] = [];
-  onPlaced: readonly (() => void)[] = NOBODY;
-  onBegun: (() => void) | undefined;
+  placedChannels: readonly string[] = [];
+  onPlaced: readonly (() => void)[] = NO_CALLBACKS;
+  onStarted: (() => void) | undefined;
 }
 
 /** What the caller of `subscribe` has of it. Nobody else keeps it: most callers let go of it at once. */
@@ -207,17 +207,17 @@ export class GapCounts {
 
   /** A gap concerns these subscriptions. */
   add(holds: readonly SubscriptionRecord[]): void {
-    const keys = new Set(holds.map(({ channels }) => keyOf(channels)));
+    const keys = new Set(holds.map(({ channels }) => channelsKey(channels)));
     for (const key of keys) this.#counts.set(key, (this.#counts.get(key) ?? 0) + 1);
   }
 
   of(channels: readonly string[]): number {
-    return this.#counts.get(keyOf(channels)) ?? 0;
+    return this.#counts.get(channelsKey(channels)) ?? 0;
   }
 
   /** Forgets the sets that nobody is subscribed to any more. */
   keepOnly(holds: readonly SubscriptionRecord[]): void {
-    const keys = new Set(holds.map(({ channels }) => keyOf(channels)));
+    const keys = new Set(holds.map(({ channels }) => channelsKey(channels)));
     for (const key of this.#counts.keys()) if (!keys.has(key)) this.#counts.delete(key);
   }
 
