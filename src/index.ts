@@ -1,6 +1,6 @@
-/** Server-Sent Events for Express and Connect. */
+/** The public entry of the package: Server-Sent Events for Express and Connect. */
 export { memoryBroker } from './brokers/memory.ts';
-export { createChannels } from './channels/channels.ts';
+export { createChannels } from './channels/registry.ts';
 export { SseError } from './common/errors.ts';
 export { EventStream } from './stream/event-stream.ts';
 export { LogEntry } from './log/log-entry.ts';

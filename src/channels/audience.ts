@@ -15,9 +15,9 @@
  *                                #pendingCount = 3
  * ```
  *
- * The current frame is delivered backwards, from index `#pendingCount - 1` to 0. A member that joins
- * meanwhile is added at the end, outside the pending part. A member that leaves is replaced by the
- * last member of its part (swap-remove), so that the pending part stays contiguous.
+ * The current frame is delivered backwards, from index `#pendingCount - 1` to 0. A member that
+ * joins meanwhile is added at the end, outside the pending part. A member that leaves is replaced
+ * by the last member of its part (swap-remove), so that the pending part stays contiguous.
  *
  * Both arrays belong together, so a member has one progress:
  *
@@ -88,7 +88,8 @@ export class Audience extends IndexedList<Member> {
   #nextProgress: GroupProgress;
   // The frame that is being delivered.
   #currentFrame: Frame | undefined;
-  // Set instead of a frame if entries were dropped: their number, of which the members are informed.
+  // Set instead of a frame if entries were dropped: their number, of which the members are
+  // informed.
   #droppedEvents: number | undefined;
 
   /** @param position offset up to which nothing will be delivered to the members */

@@ -1,294 +1,270 @@
 /**
- * A stream that is behind its channels: new, resuming or slow. It reads the log in pages at its reader's pace, until nothing is left.
+ * Reads the log for a stream that is catching up: a new, resuming or slow stream. The log is read
+ * in pages, as fast as the stream's reader takes them, until nothing is left.
  *
  * ```text
- * idle ──start()──► queued ──step()──► reading (a broker elsewhere) ──► queued
- *   ▲                 ▲  ▲     │
- *   │                 │  │     ├──► draining: the reader has more than the high-water mark to take ──► queued
- *   │                 │  │     ├──► asking: the application answers `onGap` ──► queued
- *   │                 │  └─────┤    a page was delivered, and it was not the last
- *   └──────────────── │ ───────┘    caught up, ended, or nothing is followed any more
+ *                  ┌───────── the limits of this turn allow the next step ────────┐
+ *                  │                                                              ▼
+ * idle ─start()─► queued ◄── a page was delivered, and was not the last ─────── stepping
+ *  ▲               ▲ ▲ ▲                                                          │
+ *  │               │ │ └── the page has arrived ── reading ◄── remote broker ─────┤
+ *  │               │ └──── the queue is short ──── draining ◄─ slow reader ───────┤
+ *  │               └────── `onGap` has answered ── asking ◄─── gap ───────────────┤
+ *  │                                                                              │
+ *  └──────────────────────── nothing is left, or the stream has ended ────────────┘
  * ```
+ *
+ * One step reads a page, reports a gap or delivers the page, and decides what follows.
  */
 import { CHUNK_BYTES } from '../stream/write-queue.ts';
-import type { Broker, Page } from '../brokers/broker.ts';
-import type { CatchUpJob, CatchUpQueue } from './catch-up-queue.ts';
-import { ChannelStarts } from './channel-starts.ts';
+import type { Page } from '../brokers/broker.ts';
 import { HIGH_WATER_MARK } from '../stream/response-writer.ts';
-import { formatCursor, parseCursor } from '../protocol/cursor.ts';
-import type { Deliveries } from './deliveries.ts';
-import { SseError, describeValue } from '../common/errors.ts';
-import type { EventStream, Gap } from '../stream/event-stream.ts';
-import type { FanOut } from './fan-out.ts';
-import { countFitting } from './frame.ts';
+import type { Gap } from '../stream/event-stream.ts';
+import { formatCursor } from '../protocol/cursor.ts';
 import type { LogEntry } from '../log/log-entry.ts';
+import type { CatchUpJob } from './catch-up-queue.ts';
+import { ChannelStarts } from './channel-starts.ts';
+import type { FollowerState } from './follower-state.ts';
+import { countFitting } from './frame.ts';
+import { GapInquiry, planGapQuestions, writeGapEvent } from './gap-inquiry.ts';
 import type { SubscriptionRecord } from './subscription.ts';
-import { gapText } from '../protocol/event-stream-format.ts';
 
-// Bytes of one page from the log: about what a reader may have queued before it counts as behind.
-const PAGE = HIGH_WATER_MARK;
+// The size of a page: as much as may be queued for a reader before the reader counts as slow.
+const PAGE_BYTES = HIGH_WATER_MARK;
 
-/** What catching up needs from the registry. */
-export interface CatchUpHost {
-  readonly broker: Broker;
-  readonly catchUps: CatchUpQueue;
-  readonly deliveries: Deliveries;
-  readonly fanOut: FanOut;
-  /** The offset up to which this node has received all that there is. */
-  readonly head: number;
-  /** How often this node may have missed something. */
-  readonly interruptions: number;
-  /** The offset of the newest entry that this node has received of these channels. */
-  newestSeen(channels: readonly string[]): number;
-}
-
-/** The follower whose stream is behind. */
-export interface CatchUpOwner {
-  readonly host: CatchUpHost;
-  readonly stream: EventStream;
-  readonly isBehind: boolean;
-  readonly subscriptions: readonly SubscriptionRecord[];
-  /** The channels with history; a new array with each change. */
-  readonly channels: readonly string[];
-  readonly epoch: string;
-  /** Offset up to which everything was written, filtered out or told as a gap. */
-  readonly position: number;
-  /** The same as an id. */
-  readonly cursor: string;
-  /** Whether an id was written since the log began. */
-  readonly hasWritten: boolean;
-  /** Whether a subscription wants the entry. */
-  lets(entry: LogEntry): boolean;
-  moveTo(offset: number): void;
-  /** The log was lost, and another has begun. */
-  beginAnew(epoch: string): void;
-  /** Events up to the offset are about to be written. */
-  onWriting(offset: number): void;
-  /** Events have been written. */
-  onDelivered(): void;
-  writeCheckpoint(offset: number): void;
-  onGap(gap: Gap): void;
-  /** Nothing is left: the stream is live from here on. */
-  join(): void;
-  fail(error: unknown): void;
-}
-
-/** What a subscription is asked to answer for. */
-interface Question {
-  readonly hold: SubscriptionRecord;
-  readonly channels: readonly string[];
-}
-
-/** Waits until the stream has been given everything up to an offset. */
+/** A caller that waits until the stream has received everything up to an offset. */
 interface Waiter {
   readonly offset: number;
   readonly resolve: () => void;
 }
 
-/** A gap of which the application is to be asked. */
-interface GapToAsk {
-  readonly questions: readonly Question[];
-  readonly gap: Gap;
-  /** The id up to which the client has everything; `''` where that is not known. */
-  readonly after: string;
-}
-
-/** A page, and what was true when it was asked for. */
-interface Reading {
-  readonly channels: readonly string[];
-  readonly interruptions: number;
+/** A page, with the state at the moment at which the page was requested. */
+interface PageRead {
   readonly page: Page;
+  /** A page of an earlier generation does not fit the stream's channels any more. */
+  readonly generation: number;
+  readonly interruptions: number;
 }
 
+/** The work of one stream that is catching up. */
 export class CatchUp implements CatchUpJob {
+  /** The start of each channel, and the gap arithmetic. */
   readonly starts: ChannelStarts = new ChannelStarts();
-  /** Channels that were subscribed to anew while `onGap` was being answered. */
-  addedMeanwhile: string[] | undefined;
-  /** The client is to be told where it is with the next page. */
-  owesCheckpoint = false;
-  /** Ids have stepped back for channels that came later. */
+  /** The next page begins with an `sse:checkpoint` event, which tells the client its position. */
+  isCheckpointPending = false;
+  /** The position moved back because channels were added: ids have become smaller. */
   hasSteppedBack = false;
   #phase: 'idle' | 'queued' | 'stepping' | 'reading' | 'draining' | 'asking' = 'idle';
-  readonly #owner: CatchUpOwner;
-  // A page of a broker elsewhere that waits for the stream's turn.
-  #reading: Reading | undefined;
-  // Entries that the filters have let through and that are not written yet.
-  #passed: LogEntry[] | undefined;
-  // Goes on without the answer of the subscription that is being asked, if it is this one.
-  #skip: ((ended: SubscriptionRecord) => void) | undefined;
-  // Stops what waits for a broker elsewhere.
+  readonly #owner: FollowerState;
+  // Incremented whenever the channels of the stream change.
+  #generation = 0;
+  // A page of a remote broker that waits for the next step.
+  #pageRead: PageRead | undefined;
+  // Entries that the filters have accepted, and that are not written yet.
+  #acceptedEntries: LogEntry[] | undefined;
+  #inquiry: GapInquiry | undefined;
+  // Aborts pending reads when the stream ends.
   #abort: AbortController | undefined;
-  // Those who wait until the stream has been given everything up to an offset.
-  #waiting: readonly Waiter[] | undefined;
+  #waiters: readonly Waiter[] | undefined;
 
-  constructor(owner: CatchUpOwner) {
+  constructor(owner: FollowerState) {
     this.#owner = owner;
   }
 
-  /** Whether the application is being asked what to do about a gap. */
+  /** Whether an `onGap` of the application is running. */
   get isAsking(): boolean {
     return this.#phase === 'asking';
   }
 
-  /** Whether nothing is under way. */
   get isIdle(): boolean {
     return this.#phase === 'idle';
   }
 
-  /** Only these channels are followed from here on. */
-  keepOnly(channels: ReadonlySet<string>): void {
-    this.starts.keepOnly(channels);
-    // Nothing is owed any more.
-    if (channels.size === 0) this.#resolveUpTo(Infinity);
-  }
+  // Methods that the follower calls.
 
   /**
-   * Begins to read, unless that is under way.
-   * @param isNow in this turn if possible, instead of in a later one. Callbacks are called from here then.
+   * Starts to read, unless reading has started before.
+   * @param isNow whether the first step may be done inside this call, with its callbacks
    */
   start(isNow: boolean): void {
     if (this.#phase !== 'idle') return;
     this.#phase = 'queued';
-    this.#owner.host.catchUps.add(this, isNow, this.#reading !== undefined);
+    this.#owner.host.catchUpQueue.add(this, isNow, this.#pageRead !== undefined);
   }
 
   /** The stream has ended. */
   stop(): void {
-    this.#owner.host.catchUps.delete(this);
+    this.#generation++;
+    this.#owner.host.catchUpQueue.delete(this);
     this.#abort?.abort();
-    this.#takeReading();
-    this.#resolveUpTo(Infinity);
+    this.#takePageRead();
+    this.resolveWaiters();
   }
 
-  /** Resolves when the stream has been given everything up to the offset, or has ended. */
-  reached(offset: number): Promise<void> {
+  /** Resolves when the stream has received everything up to the offset, or has ended. */
+  whenReached(offset: number): Promise<void> {
     return new Promise((resolve) => {
-      this.#waiting = [...(this.#waiting ?? []), { offset, resolve }];
+      this.#waiters = [...(this.#waiters ?? []), { offset, resolve }];
     });
   }
 
-  /** The stream has caught up. */
-  onJoined(): void {
-    this.#resolveUpTo(Infinity);
+  /** Resolves the waiters for all offsets up to this one. @defaultValue all waiters */
+  resolveWaiters(upTo: number = Infinity): void {
+    if (this.#waiters === undefined) return;
+    const reached = this.#waiters.filter(({ offset }) => offset <= upTo);
+    this.#waiters = this.#waiters.filter(({ offset }) => offset > upTo);
+    for (const { resolve } of reached) resolve();
   }
+
+  /** The stream follows these channels from here on, and no others. */
+  onChannelsChanged(channels: ReadonlySet<string>): void {
+    this.#generation++;
+    this.starts.keepOnly(channels);
+    if (channels.size === 0) this.resolveWaiters();
+  }
+
+  /** These channels are new to the stream. */
+  onChannelsAdded(channels: readonly string[]): void {
+    this.#inquiry?.onChannelsAdded(channels);
+  }
+
+  /** A subscription of the stream has ended. */
+  onSubscriptionEnded(record: SubscriptionRecord): void {
+    this.#inquiry?.onSubscriptionEnded(record);
+  }
+
+  // Steps.
 
   step(): void {
     this.#phase = 'stepping';
     try {
-      this.#next();
+      this.#doStep();
     } catch (error) {
       this.#owner.fail(error);
     }
-    // Nothing that follows has begun.
+    // If the step has started nothing else, nothing follows.
     if (this.#isStepping) this.#phase = 'idle';
   }
 
+  // A method, because TypeScript would conclude from the assignment above that the phase is the
+  // same.
   get #isStepping(): boolean {
     return this.#phase === 'stepping';
   }
 
-  #next(): void {
-    const { host, stream, isBehind, channels, position } = this.#owner;
-    // A page in hand is used now or dropped: while it is kept it takes the place of another read.
-    const reading = this.#takeReading();
-    // A delivery that is under way begins anew when it has ended.
-    if (!isBehind || host.deliveries.has(stream)) return;
+  #doStep(): void {
+    const { host, stream, isCatchingUp, channels, position } = this.#owner;
+    // Taken in any case: an unused page would occupy one of the queue's pending reads.
+    const pageRead = this.#takePageRead();
+    // During a delivery to the stream nothing can be written. `onDelivered` starts again.
+    if (!isCatchingUp || host.deliveries.has(stream)) return;
     if (stream.isBehind) {
-      this.#drain();
+      this.#waitForDrain();
       return;
     }
-    if (reading?.channels === channels) {
-      this.#take(reading);
+    if (pageRead?.generation === this.#generation) {
+      this.#usePage(pageRead);
       return;
     }
-    const { interruptions } = host;
-    // A broker elsewhere may answer late: the end of the stream takes the question back.
-    const signal = host.catchUps.isBrokerRemote
+    const request = {
+      generation: this.#generation,
+      interruptions: host.followedChannels.interruptions,
+    };
+    // A broker in this process answers at once, so that there is nothing to abort.
+    const signal = host.catchUpQueue.isBrokerRemote
       ? (this.#abort ??= new AbortController()).signal
       : undefined;
-    const page = host.broker.read(channels, position, PAGE, signal);
-    if (page instanceof Promise) void this.#read(page, { channels, interruptions });
-    else this.#take({ channels, interruptions, page });
+    const page = host.broker.read(channels, position, PAGE_BYTES, signal);
+    if (page instanceof Promise) void this.#waitForPage(page, request);
+    else this.#usePage({ ...request, page });
   }
 
-  /** The page that is in hand, which is used or dropped now. */
-  #takeReading(): Reading | undefined {
-    const reading = this.#reading;
-    if (reading === undefined) return undefined;
-    this.#reading = undefined;
-    this.#owner.host.catchUps.finishRead();
-    return reading;
+  /** Removes the page that has arrived, if there is one. The caller uses or drops the page. */
+  #takePageRead(): PageRead | undefined {
+    const pageRead = this.#pageRead;
+    if (pageRead === undefined) return undefined;
+    this.#pageRead = undefined;
+    this.#owner.host.catchUpQueue.finishRead();
+    return pageRead;
   }
 
-  #drain(): void {
+  #waitForDrain(): void {
     this.#phase = 'draining';
-    void this.#owner.stream.drained().then(() => this.#again(true));
+    void this.#owner.stream.drained().then(() => this.#continue(true));
   }
 
-  async #read(asked: Promise<Page>, question: Omit<Reading, 'page'>): Promise<void> {
-    const { catchUps } = this.#owner.host;
+  async #waitForPage(page: Promise<Page>, request: Omit<PageRead, 'page'>): Promise<void> {
+    const { catchUpQueue } = this.#owner.host;
     this.#phase = 'reading';
-    catchUps.startRead();
+    catchUpQueue.startRead();
     try {
-      this.#reading = { ...question, page: await asked };
-      if (!this.#owner.isBehind) this.#takeReading();
-      this.#again(true);
+      this.#pageRead = { ...request, page: await page };
+      if (!this.#owner.isCatchingUp) this.#takePageRead();
+      this.#continue(true);
     } catch (error) {
-      catchUps.finishRead();
+      catchUpQueue.finishRead();
       this.#phase = 'idle';
-      // The end of the stream has taken the question back.
-      if (this.#owner.isBehind) this.#owner.fail(error);
+      // If the stream has ended, this is the error of the abort.
+      if (this.#owner.isCatchingUp) this.#owner.fail(error);
     }
   }
 
-  /** The next step follows, in this turn if `isNow` and possible. */
-  #again(isNow: boolean): void {
+  /** Queues the next step, if there is one. @param isNow as in {@link start} */
+  #continue(isNow: boolean): void {
     this.#phase = 'idle';
-    if (this.#owner.isBehind) this.start(isNow);
+    if (this.#owner.isCatchingUp) this.start(isNow);
   }
 
-  #take({ channels, interruptions, page }: Reading): void {
+  // Pages.
+
+  #usePage({ page, generation, interruptions }: PageRead): void {
     const owner = this.#owner;
     const { host, stream } = owner;
-    host.catchUps.countBytes(page.entries.reduce((sum, { frame }) => sum + frame.length, 0));
+    host.catchUpQueue.countBytes(page.entries.reduce((sum, { frame }) => sum + frame.length, 0));
     if (page.position.epoch !== owner.epoch) {
-      owner.beginAnew(page.position.epoch);
-      this.starts.markAllLost(channels);
-      this.#again(false);
+      // Another log has replaced the log. The next page reports the gap.
+      owner.moveToLog(page.position.epoch, 0);
+      this.starts.markAllLost(owner.channels);
+      this.#continue(false);
       return;
     }
     host.deliveries.enter(stream);
-    let asked: GapToAsk | undefined;
+    let inquiry: GapInquiry | undefined;
     try {
-      asked = this.#tellGap(page);
-      if (asked === undefined) this.#deliver(page);
+      inquiry = this.#reportGap(page);
+      if (inquiry === undefined) this.#deliver(page);
     } finally {
       host.deliveries.exit();
     }
     owner.onDelivered();
-    this.#resolveUpTo(owner.position);
-    if (asked !== undefined) {
-      void this.#ask(asked);
-      return;
-    }
-    // A callback has changed what is followed, or ended the stream.
-    if (channels !== owner.channels) {
-      this.#again(false);
-      return;
-    }
-    for (const hold of owner.subscriptions) if (hold.isPlaced) hold.markStarted();
-    // Nothing of these channels has come or been missed since the page was read.
-    const isProven =
-      interruptions === host.interruptions && host.newestSeen(channels) <= owner.position;
-    if (page.complete && isProven) owner.join();
-    else this.#again(false);
+    this.resolveWaiters(owner.position);
+    if (inquiry !== undefined) void this.#runInquiry(inquiry);
+    else if (generation === this.#generation) this.#finishPage(page, interruptions);
+    // A callback has changed the channels, or has ended the stream.
+    else this.#continue(false);
+  }
+
+  /** The page was delivered. Decides whether the stream has caught up. */
+  #finishPage({ complete }: Page, interruptions: number): void {
+    const owner = this.#owner;
+    const { followedChannels } = owner.host;
+    for (const record of owner.subscriptions) if (record.isPlaced) record.markStarted();
+    // Between the request of a page and its delivery, the node may have received newer events, or
+    // may have missed events.
+    const isUpToDate =
+      interruptions === followedChannels.interruptions &&
+      followedChannels.newestReceived(owner.channels) <= owner.position;
+    if (complete && isUpToDate) owner.onCaughtUp();
+    else this.#continue(false);
   }
 
   /**
-   * Tells what the page shows to be lost.
-   * @returns what the application is to be asked, if it is; the log has to be read again afterwards
+   * Reports the gap that a page shows, if there is one, with `sse:gap` events for the channels that
+   * have no `onGap`.
+   * @returns the questions for the application. The page is not delivered then: the answers may
+   * change the position, and the log has to be read again.
    */
-  #tellGap({ trimmed, position }: Page): GapToAsk | undefined {
+  #reportGap({ trimmed, position }: Page): GapInquiry | undefined {
     const owner = this.#owner;
     const lost = this.starts.collectLost(owner.channels, trimmed, owner.position);
     if (lost.length === 0) return undefined;
@@ -299,147 +275,73 @@ export class CatchUp implements CatchUpJob {
       cursor: formatCursor(position.epoch, position.offset),
     };
     this.starts.clearForeign();
-    this.owesCheckpoint = true;
+    this.isCheckpointPending = true;
     owner.onGap(gap);
-    const questions = questionsFor(lost, owner.subscriptions);
-    const untold = lost.filter(
+    const questions = planGapQuestions(lost, owner.subscriptions);
+    const withoutHandler = lost.filter(
       (channel) => !questions.some(({ channels }) => channels.includes(channel)),
     );
-    this.#writeGap(untold, after, gap.cursor);
-    return questions.length === 0 ? undefined : { questions, gap, after };
+    writeGapEvent(owner, withoutHandler, after, gap.cursor);
+    if (questions.length === 0) return undefined;
+    return new GapInquiry(owner, this.starts, gap, after, questions);
   }
 
-  #writeGap(channels: readonly string[], after: string, cursor: string): void {
-    if (channels.length === 0) return;
-    this.#lose(channels);
-    this.#owner.stream.writeOwn(gapText(channels, after, cursor));
-  }
-
-  /** The subscriptions to these channels are told of a loss. */
-  #lose(channels: readonly string[]): void {
-    for (const hold of this.#owner.subscriptions) {
-      if (channels.some((channel) => hold.hasPlaced(channel))) hold.noteLoss();
-    }
-  }
-
-  async #ask({ questions, gap, after }: GapToAsk): Promise<void> {
-    const owner = this.#owner;
+  async #runInquiry(inquiry: GapInquiry): Promise<void> {
     this.#phase = 'asking';
+    this.#inquiry = inquiry;
     try {
-      for (const { hold, channels } of questions) {
-        if (!owner.subscriptions.includes(hold)) {
-          // It has ended while another was asked; others may follow its channels.
-          this.#writeGap(this.#stillFollowed(channels), after, gap.cursor);
-          continue;
-        }
-        hold.wasAskedAboutGap = true;
-        this.#lose(channels);
-        this.addedMeanwhile = [];
-        const answer = await this.#answerOf(hold, { ...gap, channels });
-        if (!owner.subscriptions.includes(hold)) {
-          this.#writeGap(this.#stillFollowed(channels), after, gap.cursor);
-        } else if (answer !== undefined) this.#goOnFrom(answer, channels, gap);
-      }
+      await inquiry.run();
     } catch (error) {
       this.#phase = 'idle';
-      owner.fail(error);
+      this.#owner.fail(error);
       return;
+    } finally {
+      this.#inquiry = undefined;
     }
-    this.#again(true);
-  }
-
-  /** Those that another subscription has followed all the time. */
-  #stillFollowed(channels: readonly string[]): readonly string[] {
-    return channels.filter(
-      (channel) =>
-        this.#owner.channels.includes(channel) && this.addedMeanwhile?.includes(channel) !== true,
-    );
-  }
-
-  /** What `onGap` answers; `undefined` as soon as the subscription has ended, because its answer does not matter then. */
-  #answerOf(hold: SubscriptionRecord, gap: Gap): Promise<unknown> {
-    return new Promise((resolve, reject) => {
-      this.#skip = (ended) => {
-        if (ended === hold) resolve(undefined);
-      };
-      Promise.resolve(hold.options.onGap?.(this.#owner.stream, gap)).then(resolve, reject);
-    });
-  }
-
-  /** A subscription has ended. */
-  onEnded(hold: SubscriptionRecord): void {
-    this.#skip?.(hold);
-  }
-
-  /**
-   * The answer speaks of what was lost; channels that lost nothing are owed what comes before it, and so are those that were
-   * subscribed to anew while the application was thinking.
-   * @throws {SseError} `ERR_SSE_CURSOR` for what is no place to go on from, unless the stream is being closed
-   */
-  #goOnFrom(answer: unknown, asked: readonly string[], gap: Gap): void {
-    const owner = this.#owner;
-    const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
-    // Beyond the head, events that are still to be published would be passed over.
-    const newest = Math.max(parseCursor(gap.cursor)?.offset ?? 0, owner.host.head);
-    if (
-      cursor === undefined ||
-      cursor.epoch !== owner.epoch ||
-      cursor.offset < owner.position ||
-      cursor.offset > newest
-    ) {
-      // The handler has closed the stream, perhaps by an expression whose value it returns.
-      if (owner.stream.isOver && typeof answer !== 'string') return;
-      throw new SseError(
-        'ERR_SSE_CURSOR',
-        `expected onGap to return nothing or a cursor to go on from, such as gap.cursor, got ${describeValue(answer)}`,
-      );
-    }
-    const channels = asked.filter(
-      (channel) =>
-        owner.channels.includes(channel) && this.addedMeanwhile?.includes(channel) !== true,
-    );
-    if (owner.channels.length === channels.length) owner.moveTo(cursor.offset);
-    else for (const channel of channels) this.starts.setStart(channel, cursor.offset);
+    this.#continue(true);
   }
 
   #deliver({ entries, complete, position }: Page): void {
     const owner = this.#owner;
     const from = owner.position;
-    // Before anything is written and the filters are called: they may call back.
+    // Set before anything is written, because filters and a wrapped `res.write` may call back.
     owner.moveTo(Math.max(from, complete ? position.offset : (entries.at(-1) as LogEntry).offset));
-    if (this.owesCheckpoint) {
-      this.owesCheckpoint = false;
-      // Below it nothing is owed any more, and nothing at or below it is still to come.
+    if (this.isCheckpointPending) {
+      this.isCheckpointPending = false;
+      // The greatest offset at which the client has everything: just before the first entry.
       owner.writeCheckpoint(
         Math.max(from, entries[0] === undefined ? position.offset : entries[0].offset - 1),
       );
     }
     try {
       for (const entry of entries) {
-        if (this.starts.isOwed(entry) && owner.lets(entry)) (this.#passed ??= []).push(entry);
+        if (this.starts.isOwed(entry) && owner.accepts(entry)) {
+          (this.#acceptedEntries ??= []).push(entry);
+        }
       }
     } finally {
       for (const entry of entries) entry.rest();
     }
-    this.writePassed();
+    this.writeAccepted();
   }
 
-  /** Writes the entries that the filters have let through by now. */
-  writePassed(): void {
-    const passed = this.#passed;
-    if (passed === undefined) return;
-    this.#passed = undefined;
-    this.#owner.onWriting((passed.at(-1) as LogEntry).offset);
-    this.#write(passed);
+  /** Writes the entries that the filters have accepted by now. */
+  writeAccepted(): void {
+    const accepted = this.#acceptedEntries;
+    if (accepted === undefined) return;
+    this.#acceptedEntries = undefined;
+    this.#owner.onWriting((accepted.at(-1) as LogEntry).offset);
+    this.#writeEntries(accepted);
   }
 
   /**
-   * Streams that come back together are mostly owed the same: what a reader can take now is joined once for all of them. The rest
-   * is not copied; it waits as the log holds it.
+   * Writes entries. Streams that reconnect together usually receive the same events, so the part
+   * that the reader can take now is written as shared frames. The rest is queued without a copy, as
+   * the buffers that the log holds.
    */
-  #write(due: readonly LogEntry[]): void {
+  #writeEntries(entries: readonly LogEntry[]): void {
     const { stream, host } = this.#owner;
-    let rest = due;
+    let rest = entries;
     while (rest.length > 0 && stream.bufferedAmount <= CHUNK_BYTES) {
       const count = countFitting(rest, CHUNK_BYTES);
       const frame = host.fanOut.frameOf(rest.slice(0, count));
@@ -448,26 +350,4 @@ export class CatchUp implements CatchUpJob {
     }
     if (rest.length > 0) stream.writeAll(rest.map(({ frame }) => frame));
   }
-
-  #resolveUpTo(offset: number): void {
-    if (this.#waiting === undefined) return;
-    const reached = this.#waiting.filter((waiter) => waiter.offset <= offset);
-    this.#waiting = this.#waiting.filter((waiter) => waiter.offset > offset);
-    for (const { resolve } of reached) resolve();
-  }
-}
-
-/** Which subscription is asked for which of the channels; each channel is answered for once. */
-function questionsFor(lost: readonly string[], holds: readonly SubscriptionRecord[]): Question[] {
-  const questions: Question[] = [];
-  let rest = lost;
-  for (const hold of holds) {
-    // Asked again before anything was delivered, a slow handler on a busy channel would never come to an end.
-    if (hold.options.onGap === undefined || hold.wasAskedAboutGap) continue;
-    const channels = rest.filter((channel) => hold.hasPlaced(channel));
-    if (channels.length === 0) continue;
-    questions.push({ hold, channels });
-    rest = rest.filter((channel) => !channels.includes(channel));
-  }
-  return questions;
 }

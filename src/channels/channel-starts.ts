@@ -14,8 +14,8 @@ import type { LogEntry } from '../log/log-entry.ts';
  * ```
  *
  * The start of a channel is `max(cursor, starts.get(channel) ?? 0)`. The channel has lost something
- * exactly if `trimmed`, the offset of its newest event that the log no longer holds, is greater than
- * its start.
+ * exactly if `trimmed`, the offset of its newest event that the log no longer holds, is greater
+ * than its start.
  */
 export class ChannelStarts {
   // Events of a channel at or below its offset are not delivered. OLDEST_HELD: all events that the

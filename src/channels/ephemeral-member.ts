@@ -1,66 +1,56 @@
-/** A stream's place among those that follow channels without history. They have no cursor: what is not written now is gone. */
+/** The membership of a stream in an audience of channels without history. */
 import type { Audience, Member } from './audience.ts';
-import type { Deliveries } from './deliveries.ts';
-import type { EventStream } from '../stream/event-stream.ts';
-import type { FanOut } from './fan-out.ts';
+import type { FollowerState } from './follower-state.ts';
 import type { Frame } from './frame.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 
-/** Whose place it is. */
-export interface EphemeralOwner {
-  readonly host: { readonly liveOnly: FanOut; readonly deliveries: Deliveries };
-  readonly stream: EventStream;
-  /** Whether a subscription has a filter. */
-  readonly isFiltered: boolean;
-  /** Whether a subscription wants the entry. */
-  lets(entry: LogEntry): boolean;
-  /** The stream has been given events. */
-  onDelivered(): void;
-  fail(error: unknown): void;
-}
-
+/**
+ * Channels without history have no log: events that are not written now are lost. So this member
+ * never falls behind, as a `StreamFollower` does. If the reader is slow, the stream's `onSlow`
+ * option decides whether events are dropped or the stream is closed. The member is never attached
+ * to its audience, because that decision is different for each reader.
+ */
 export class EphemeralMember implements Member {
-  readonly #owner: EphemeralOwner;
+  readonly #owner: FollowerState;
   listIndex = -1;
   position = 0;
-  // Entries that the filters have let through and that are not written yet.
-  #passed: LogEntry[] | undefined;
+  // Entries that the filters have accepted, and that are not written yet.
+  #acceptedEntries: LogEntry[] | undefined;
   #audience: Audience | undefined;
 
-  constructor(owner: EphemeralOwner) {
+  constructor(owner: FollowerState) {
     this.#owner = owner;
   }
 
+  /** Joins the audience of these channels. Events that were published before are not delivered. */
   join(channels: readonly string[]): void {
-    this.#audience = this.#owner.host.liveOnly.addMember(channels, this);
-    // What was published before is not for it.
+    this.#audience = this.#owner.host.ephemeralFanOut.addMember(channels, this);
     this.position = Math.max(this.position, this.#audience.newestOffset);
   }
 
   leave(): void {
     if (this.#audience === undefined) return;
-    this.#owner.host.liveOnly.removeMember(this.#audience, this);
+    this.#owner.host.ephemeralFanOut.removeMember(this.#audience, this);
     this.#audience = undefined;
   }
 
-  /** Writes all that was published before; there is no log from which the stream could get the rest. */
+  /** Writes all pending events, because the stream could not get them later. */
   flush(): void {
-    if (this.#audience !== undefined) {
-      this.#owner.host.liveOnly.flushMember(this.#audience, this, true);
-    }
+    if (this.#audience === undefined) return;
+    this.#owner.host.ephemeralFanOut.flushMember(this.#audience, this, true);
   }
 
-  /** Never in step: how much may be queued for its reader is a matter of its own. */
+  /** @returns `undefined`: never attached */
   takeFrame(frame: Frame): undefined {
     const from = this.position;
     if (frame.lastOffset <= from) return;
-    // Before anything is written: a filter or a wrapped `res.write` may call back.
+    // Set before anything is written, because a filter or a wrapped `res.write` may call back.
     this.position = frame.lastOffset;
     const { stream, host } = this.#owner;
     host.deliveries.enter(stream);
     try {
       if (frame.firstOffset > from && !this.#owner.isFiltered) this.#write(frame);
-      else this.#filter(frame, from);
+      else this.#writeFiltered(frame, from);
     } catch (error) {
       this.#owner.fail(error);
     } finally {
@@ -75,6 +65,7 @@ export class EphemeralMember implements Member {
     this.#owner.stream.loseEvents(events);
   }
 
+  /** Called only for retired audiences. Audiences of channels without history are never retired. */
   fallBehind(): void {
     this.leave();
   }
@@ -87,26 +78,28 @@ export class EphemeralMember implements Member {
 
   onDetached(): void {}
 
-  #write(due: Frame): void {
+  #write(frame: Frame): void {
     const { stream } = this.#owner;
-    const { length } = due.entries;
-    if (stream.admits(length) && !stream.writeShared(due, length)) {
-      stream.writeBytes(due.bytes, length);
+    const { length } = frame.entries;
+    if (stream.admits(length) && !stream.writeShared(frame, length)) {
+      stream.writeBytes(frame.bytes, length);
     }
   }
 
-  #filter(frame: Frame, from: number): void {
+  #writeFiltered(frame: Frame, from: number): void {
     for (const entry of frame.entries) {
-      if (entry.offset > from && this.#owner.lets(entry)) (this.#passed ??= []).push(entry);
+      if (entry.offset > from && this.#owner.accepts(entry)) {
+        (this.#acceptedEntries ??= []).push(entry);
+      }
     }
-    this.writePassed();
+    this.writeAccepted();
   }
 
-  /** Writes the entries that the filters have let through by now. */
-  writePassed(): void {
-    const passed = this.#passed;
-    if (passed === undefined) return;
-    this.#passed = undefined;
-    this.#write(this.#owner.host.liveOnly.frameOf(passed));
+  /** Writes the entries that the filters have accepted by now. */
+  writeAccepted(): void {
+    const accepted = this.#acceptedEntries;
+    if (accepted === undefined) return;
+    this.#acceptedEntries = undefined;
+    this.#write(this.#owner.host.ephemeralFanOut.frameOf(accepted));
   }
 }

@@ -1,19 +1,19 @@
 /**
- * Delivers published events to all live streams. The events of one event loop turn are joined to one
- * buffer, which is written once to each stream.
+ * Delivers published events to all live streams. The events of one event loop turn are joined to
+ * one buffer, which is written once to each stream.
  *
  * ```text
  * push(entry) ──► feed of its channel ──► #dueFeeds
  *
  * each turn, at most 250 members:
- *   1. start a round, if none is in progress:   round.feeds = #dueFeeds, each with `upTo` = its newest
+ *   1. start a round, if none is in progress:   round.feeds = #dueFeeds; `upTo` of each = its newest
  *   2. for each audience of these feeds:        frame = entries of its feeds beyond its position,
  *                                                       at most 64 KiB
  *                                               audience.startFrame(frame), audience.deliver()
  *   3. end the round:                           round.feeds forget the entries up to `upTo`
  *
- * feed news     1  2  3  │  4  5                 4 and 5 were published while the round lasted:
- *                     upTo  next round           the feed is due again, and the next round joins them
+ * feed news     1  2  3  │  4  5       4 and 5 were published while the round lasted: the feed
+ *                     upTo             is due again, and the next round joins them to one frame
  * ```
  *
  * A round may last many turns. If an audience did not receive all entries of a feed, because they
@@ -92,7 +92,8 @@ export class FanOut {
     if (feed?.push(entry) !== true) return;
     const bytesBefore = this.#pendingBytes;
     this.#pendingBytes += entry.frame.length;
-    // A single entry of a feed is delivered however large it is, unless too much is pending already.
+    // A single entry of a feed is delivered however large it is, unless too much is pending
+    // already.
     const isTooMuch = feed.events > 1 ? this.#isOverLimit(feed) : bytesBefore > MAX_PENDING_BYTES;
     if (isTooMuch) this.#pendingBytes -= feed.dropAll();
     this.#markDue(feed);
@@ -213,7 +214,9 @@ export class FanOut {
     this.#dueFeeds.push(feed);
   }
 
-  /** Schedules a turn. Not a microtask: other callbacks of this turn may publish to the same frame. */
+  /**
+   * Schedules a turn. Not a microtask: other callbacks of this turn may publish to the same frame.
+   */
   #schedule(): void {
     if (this.#isScheduled) return;
     this.#isScheduled = true;
@@ -318,7 +321,8 @@ export class FanOut {
 }
 
 function* audiencesOf(feeds: Round['feeds']): Generator<Audience, undefined> {
-  // The iteration of a Set visits audiences that are added meanwhile, but not those that are deleted.
+  // The iteration of a Set visits audiences that are added meanwhile, but not those that are
+  // deleted.
   for (const { feed } of feeds) yield* feed.audiences;
 }
 

@@ -99,7 +99,8 @@ export class Feed implements EntryRun {
 
   #clear(): number {
     const { bytes } = this;
-    // The text that filters made of an entry would otherwise stay as long as the log keeps the entry.
+    // The text that filters made of an entry would otherwise stay as long as the log keeps the
+    // entry.
     for (const entry of this.#entries) entry.rest();
     this.bytes = 0;
     this.#entries = [];

@@ -1,33 +1,43 @@
-/** What one call of `subscribe` agreed on, and what its caller has of it. */
+/** The record that a stream keeps of one call of `subscribe`. */
 import { bindToContext } from '../common/async-context.ts';
 import { SseError, describeValue } from '../common/errors.ts';
-import type { SubscribeOptions, Subscription } from '../stream/event-stream.ts';
-import { channelsKey } from './fan-out.ts';
+import type { SubscribeOptions } from '../stream/event-stream.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 
-/** Of whose channels a subscription holds some. */
-export interface SubscriptionOwner {
-  readonly cursor: string;
-  /** How many gaps have been told to those who subscribed to these. */
-  gapsOf(channels: readonly string[]): number;
-  remove(hold: SubscriptionRecord): void;
-}
-
-/** A stream's hold on its channels. Streams that have agreed on the same, and have begun, share one. */
+/**
+ * One subscription of a stream: its channels and options, and the progress of its start.
+ *
+ * ```text
+ * created ──markAllPlaced()──► placed ──markStarted()──► started
+ *    │                           │                         ▲
+ *    └───────────────────────────┴── markStarted(), if ────┘
+ *                                    the subscription ends
+ * ```
+ *
+ * - *created*: the broker has not yet answered where the log stands. The stream follows none of the
+ *   channels, except those that another of its subscriptions had placed before.
+ * - *placed*: the stream has an offset for each of the channels, and reads the log.
+ * - *started*: the first page was delivered, and a gap at the start was reported. Resolves the
+ *   promise of `subscribe()`.
+ *
+ * Streams with identical started subscriptions share one record: see {@link isLike}.
+ */
 export class SubscriptionRecord {
+  /** The channels, each once. */
   readonly channels: readonly string[];
   readonly options: SubscribeOptions;
-  /** Whether no gap was told before it had begun. */
+  /** Whether no gap was reported before the subscription started: `Subscription.recovered`. */
   recovered = true;
-  /** Whether its `onGap` was asked since anything was delivered. */
+  /** Whether its `onGap` was called, and no event was delivered since. */
   wasAskedAboutGap = false;
-  // Nothing once its start is known and its gap told, or there will be none any more.
+  // `undefined` from the moment at which the subscription has started or ended.
   #start: PendingStart | undefined = new PendingStart();
 
+  /** @param options are copied, so that later changes of the caller's object have no effect */
   constructor(channels: readonly string[], options: SubscribeOptions) {
     this.channels = channels;
     const { since, resume, filter, onGap, checkpoints } = options;
-    // A copy: what was agreed on does not change with the caller's object. Functions run in the context of the subscriber.
+    // Functions of the application run in the async context of the call of `subscribe`.
     this.options = {
       since,
       resume,
@@ -37,37 +47,38 @@ export class SubscriptionRecord {
     };
   }
 
-  /** Whether a stream that has the one might as well have the other. */
+  // Shared records.
+
+  /**
+   * Whether several streams may share the record. Records with a filter or `onGap` are not shared:
+   * each call of `subscribe` has its own bound function, and `wasAskedAboutGap` belongs to one
+   * stream.
+   */
+  get isShareable(): boolean {
+    return this.hasStarted && this.options.filter === undefined && this.options.onGap === undefined;
+  }
+
+  /** Whether a stream can use either record in place of the other. */
   isLike(other: SubscriptionRecord): boolean {
     if (this === other) return true;
     const { channels, options } = this;
-    // One that is asked remembers that.
-    if (
-      !this.hasStarted ||
-      !other.hasStarted ||
-      options.onGap !== undefined ||
-      other.options.onGap !== undefined
-    ) {
-      return false;
-    }
-    if (
-      options.filter !== other.options.filter ||
-      options.checkpoints !== other.options.checkpoints
-    ) {
-      return false;
-    }
     return (
+      this.isShareable &&
+      other.isShareable &&
+      options.checkpoints === other.options.checkpoints &&
       channels.length === other.channels.length &&
       channels.every((channel, index) => channel === other.channels[index])
     );
   }
 
-  /** Whether its channels have their place in the stream. */
+  // The start.
+
+  /** Whether all of its channels are placed. */
   get isPlaced(): boolean {
     return this.#start?.isPlaced ?? true;
   }
 
-  /** Whether it has the channel, and that has its place in the stream. */
+  /** Whether the subscription includes the channel, and the channel is placed. */
   hasPlaced(channel: string): boolean {
     return (
       this.channels.includes(channel) &&
@@ -75,25 +86,25 @@ export class SubscriptionRecord {
     );
   }
 
-  /** Its channels that have their place in the stream. */
+  /** Those of its channels that are placed. */
   get placedChannels(): readonly string[] {
     return this.isPlaced ? this.channels : (this.#start?.placedChannels ?? []);
   }
 
-  /** Aborted if the subscription ends before it has its place: what waits for a broker elsewhere waits no more. */
-  get signal(): AbortSignal {
+  /** Whether the subscription has started, or has ended before. */
+  get hasStarted(): boolean {
+    return this.#start === undefined;
+  }
+
+  /** Returns a signal that aborts if the subscription ends before it is placed. */
+  getSignal(): AbortSignal {
     const abort = this.#start?.abort ?? new AbortController();
     if (this.#start === undefined) abort.abort();
     else this.#start.abort = abort;
     return abort.signal;
   }
 
-  /** Whether its start is known and the gap told, or the subscription has ended. */
-  get hasStarted(): boolean {
-    return this.#start === undefined;
-  }
-
-  /** Resolves when its channels have their place, or the subscription has ended. */
+  /** Resolves when all channels are placed, or the subscription has ended. */
   whenPlaced(): Promise<void> {
     return new Promise((resolve) => {
       if (this.#start === undefined || this.#start.isPlaced) resolve();
@@ -101,7 +112,7 @@ export class SubscriptionRecord {
     });
   }
 
-  /** Resolves when {@link hasStarted}. */
+  /** Resolves when the subscription has started or ended. Called at most once. */
   whenStarted(): Promise<void> {
     return new Promise((resolve) => {
       if (this.#start === undefined) resolve();
@@ -109,7 +120,10 @@ export class SubscriptionRecord {
     });
   }
 
-  /** The stream follows these already: those it has go on where they are, whoever else leaves. */
+  /**
+   * Marks those of its channels that are among `channels` as placed, because the stream follows
+   * them already. They remain placed if the other subscription ends.
+   */
   markPlaced(channels: readonly string[]): void {
     if (this.#start === undefined) return;
     this.#start.placedChannels = [
@@ -118,6 +132,7 @@ export class SubscriptionRecord {
     ];
   }
 
+  /** Marks all of its channels as placed. */
   markAllPlaced(): void {
     if (this.#start === undefined) return;
     this.#start.isPlaced = true;
@@ -125,6 +140,7 @@ export class SubscriptionRecord {
     for (const resolve of this.#start.onPlaced) resolve();
   }
 
+  /** Marks the subscription as started, or as ended if it has not started. */
   markStarted(): void {
     const start = this.#start;
     this.#start = undefined;
@@ -134,12 +150,18 @@ export class SubscriptionRecord {
     start.onStarted?.();
   }
 
-  /** A gap of its channels is told. */
+  // Events.
+
+  /** A gap of its channels is reported. */
   noteLoss(): void {
     if (!this.hasStarted) this.recovered = false;
   }
 
-  /** @throws {SseError} `ERR_SSE_FILTER` for an answer that is not a boolean; whatever the filter throws */
+  /**
+   * Applies the filter.
+   * @throws {SseError} `ERR_SSE_FILTER` if the filter does not return a boolean
+   * @throws the filter's own errors
+   */
   accepts(entry: LogEntry): boolean {
     const { filter } = this.options;
     if (filter === undefined) return true;
@@ -147,14 +169,15 @@ export class SubscriptionRecord {
     if (typeof answer === 'boolean') return answer;
     throw new SseError(
       'ERR_SSE_FILTER',
-      `expected the filter to return true or false, got ${describeValue(answer)}; it cannot be async`,
+      'expected the filter to return true or false, ' +
+        `got ${describeValue(answer)}; it cannot be async`,
     );
   }
 }
 
 const NO_CALLBACKS: readonly (() => void)[] = [];
 
-/** A subscription that has not begun yet, and who waits for it. */
+/** The state of a subscription that has not started, and the callbacks that wait for its start. */
 class PendingStart {
   isPlaced = false;
   abort: AbortController | undefined;
@@ -163,82 +186,14 @@ class PendingStart {
   onStarted: (() => void) | undefined;
 }
 
-/** What the caller of `subscribe` has of it. Nobody else keeps it: most callers let go of it at once. */
-export class SubscriptionHandle implements Subscription {
-  readonly #holder: SubscriptionOwner;
-  readonly #hold: SubscriptionRecord;
-  readonly #gapsBefore: number;
-  // Set at its end, after which nothing more counts.
-  #gaps: number | undefined;
-
-  constructor(holder: SubscriptionOwner, hold: SubscriptionRecord) {
-    this.#holder = holder;
-    this.#hold = hold;
-    this.#gapsBefore = holder.gapsOf(hold.channels);
-  }
-
-  get channels(): readonly string[] {
-    return this.#hold.channels;
-  }
-
-  get recovered(): boolean {
-    return this.#hold.recovered;
-  }
-
-  get gaps(): number {
-    return this.#gaps ?? this.#holder.gapsOf(this.channels) - this.#gapsBefore;
-  }
-
-  get cursor(): string {
-    return this.#holder.cursor;
-  }
-
-  unsubscribe(): void {
-    // The stream may have another like it, which must stay.
-    if (this.#gaps !== undefined) return;
-    this.#gaps = this.gaps;
-    this.#holder.remove(this.#hold);
-  }
+/** The placed channels of the subscriptions. */
+export function placedChannelsOf(records: readonly SubscriptionRecord[]): ReadonlySet<string> {
+  return new Set(records.flatMap(({ placedChannels }) => placedChannels));
 }
 
-/** How many gaps a stream was told, for each set of channels that was subscribed to. */
-export class GapCounts {
-  readonly #counts = new Map<string, number>();
-
-  /** A gap concerns these subscriptions. */
-  add(holds: readonly SubscriptionRecord[]): void {
-    const keys = new Set(holds.map(({ channels }) => channelsKey(channels)));
-    for (const key of keys) this.#counts.set(key, (this.#counts.get(key) ?? 0) + 1);
-  }
-
-  of(channels: readonly string[]): number {
-    return this.#counts.get(channelsKey(channels)) ?? 0;
-  }
-
-  /** Forgets the sets that nobody is subscribed to any more. */
-  keepOnly(holds: readonly SubscriptionRecord[]): void {
-    const keys = new Set(holds.map(({ channels }) => channelsKey(channels)));
-    for (const key of this.#counts.keys()) if (!keys.has(key)) this.#counts.delete(key);
-  }
-
-  get isEmpty(): boolean {
-    return this.#counts.size === 0;
-  }
-}
-
-/** A subscription on a stream that has ended. */
-export function endedSubscription(channels: readonly string[]): Subscription {
-  return { channels, recovered: false, gaps: 0, cursor: '', unsubscribe: () => {} };
-}
-
-/** The channels of the holds that have their place in the stream. */
-export function placedChannelsOf(holds: readonly SubscriptionRecord[]): ReadonlySet<string> {
-  return new Set(holds.flatMap(({ placedChannels }) => placedChannels));
-}
-
-/** The channels of the holds, each once. */
-export function channelsOf(holds: readonly SubscriptionRecord[]): readonly string[] {
-  return holds.length === 1
-    ? (holds[0] as SubscriptionRecord).channels
-    : [...new Set(holds.flatMap((hold) => hold.channels))];
+/** The channels of the subscriptions, each once. */
+export function channelsOf(records: readonly SubscriptionRecord[]): readonly string[] {
+  return records.length === 1
+    ? (records[0] as SubscriptionRecord).channels
+    : [...new Set(records.flatMap(({ channels }) => channels))];
 }

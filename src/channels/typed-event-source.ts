@@ -3,10 +3,16 @@ import type { ChannelName, EventData, EventName, SchemaOf } from '../common/sche
 
 declare const json: unique symbol;
 
-/** A string that is JSON of a `T`. It is a string like any other; only its type remembers what `JSON.parse` makes of it. */
+/**
+ * A string that is JSON of a `T`. It is a string like any other; only its type remembers what
+ * `JSON.parse` makes of it.
+ */
 export type JsonText<T> = string & { readonly [json]?: T };
 
-/** What comes out of `JSON.parse` where `T` went into `JSON.stringify`: a `Date` has become a string, functions are gone. */
+/**
+ * What comes out of `JSON.parse` where `T` went into `JSON.stringify`: a `Date` has become a
+ * string, functions are gone.
+ */
 export type Jsonified<T> = T extends { toJSON(): infer J }
   ? Jsonified<J>
   : T extends readonly unknown[]
@@ -32,7 +38,9 @@ export interface OwnEvents {
   'sse:checkpoint': { cursor: string };
   /** The stream has ended and is not to be opened again. */
   'sse:end': Record<string, never>;
-  /** Something was lost for good: of these channels, after this cursor (`''` where it is not known). */
+  /**
+   * Something was lost for good: of these channels, after this cursor (`''` where it is not known).
+   */
   'sse:gap': { channels: string[]; after: string; cursor: string };
   /** A heartbeat that a page can see. */
   'sse:ping': Record<string, never>;
@@ -72,8 +80,9 @@ interface ListenerMethod<S, N extends ChannelName<S>> {
 }
 
 /**
- * An `EventSource` of a page, or of the npm package of that name, that follows the channels `N` of a registry with the schema `S`:
- * `addEventListener` takes their events and the library's own, and no others.
+ * An `EventSource` of a page, or of the npm package of that name, that follows the channels `N` of
+ * a registry with the schema `S`: `addEventListener` takes their events and the library's own, and
+ * no others.
  * @example
  * import type { JsonText, TypedEventSource } from 'res-sse';
  * import type { Schema } from './server.ts';

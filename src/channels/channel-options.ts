@@ -1,0 +1,82 @@
+/** Validation of channel names and of the options of a registry's methods. */
+import { booleanRule, functionRule, integerRule, type OptionRule } from '../common/options.ts';
+import { SseError, describeValue } from '../common/errors.ts';
+import { historyRules } from '../log/history.ts';
+import type { SubscribeOptions } from '../stream/event-stream.ts';
+import type { ChannelsOptions, PublishOptions } from './channels.ts';
+
+/** The rules of `createChannels()`. */
+export const channelsRules: Readonly<Record<keyof ChannelsOptions, OptionRule>> = {
+  broker: {
+    expected: 'a broker',
+    test: (value) => typeof value === 'object' && value !== null && 'append' in value,
+  },
+  ...historyRules,
+  maxHistory: integerRule('bytes', 0, Number.MAX_SAFE_INTEGER),
+  maxChannels: integerRule('channels', 1, Number.MAX_SAFE_INTEGER),
+  maxEvent: integerRule('bytes', 1, Number.MAX_SAFE_INTEGER),
+  serialize: functionRule,
+};
+
+/** The rules of `publish()`. Control characters and ranges are checked with the event's fields. */
+export const publishRules: Readonly<Record<keyof PublishOptions, OptionRule>> = {
+  event: { expected: 'a string', test: (value) => typeof value === 'string' },
+  retry: {
+    expected: 'a whole number of ms from 0 to 2147483647',
+    test: (value) => typeof value === 'number',
+  },
+  key: {
+    expected: 'a non-empty string of at most 256 UTF-8 bytes',
+    test: (value) => typeof value === 'string' && value !== '' && Buffer.byteLength(value) <= 256,
+  },
+};
+
+/** The rules of `subscribe()` and `listen()`. Any string is valid as `since`: see `start.ts`. */
+export const subscribeRules: Readonly<Record<keyof SubscribeOptions, OptionRule>> = {
+  since: { expected: "'now', 'start' or a cursor", test: (value) => typeof value === 'string' },
+  resume: booleanRule,
+  filter: functionRule,
+  onGap: functionRule,
+  checkpoints: booleanRule,
+};
+
+const MAX_NAME_BYTES = 256;
+const MAX_NAMES = 100;
+
+/**
+ * Names often come from a URL, so they are checked at run time, too.
+ * @throws {SseError} `ERR_SSE_CHANNEL_NAME`
+ */
+export function assertChannelName(name: string): void {
+  const isValid =
+    typeof name === 'string' &&
+    name !== '' &&
+    Buffer.byteLength(name) <= MAX_NAME_BYTES &&
+    // Control characters, and surrogates that are not in a pair.
+    !/[\p{Cc}\p{Cs}]/u.test(name);
+  if (isValid) return;
+  throw new SseError(
+    'ERR_SSE_CHANNEL_NAME',
+    `expected a channel name to be a non-empty string of at most ${MAX_NAME_BYTES} UTF-8 bytes ` +
+      `without control characters, got ${describeValue(name)}`,
+  );
+}
+
+/**
+ * Checks a list of names, and removes duplicates.
+ * @returns 1 to 100 names
+ * @throws {SseError} `ERR_SSE_CHANNEL_NAME`
+ */
+export function toChannelSet(names: string | readonly string[]): string[] {
+  const distinct = [
+    ...new Set(Array.isArray(names) ? (names as readonly string[]) : [names as string]),
+  ];
+  if (distinct.length === 0 || distinct.length > MAX_NAMES) {
+    throw new SseError(
+      'ERR_SSE_CHANNEL_NAME',
+      `expected 1 to ${MAX_NAMES} channel names, got ${distinct.length}`,
+    );
+  }
+  for (const name of distinct) assertChannelName(name);
+  return distinct;
+}

@@ -1,0 +1,172 @@
+/** The channels that streams of this node follow, and what the node has received of them. */
+import type { Broker } from '../brokers/broker.ts';
+import type { History } from '../log/history.ts';
+import type { LogEntry } from '../log/log-entry.ts';
+import type { CatchUpQueue } from './catch-up-queue.ts';
+
+type ListeningCallback = (error?: Error) => void;
+
+interface FollowedChannel {
+  /** Number of streams that follow the channel. */
+  streams: number;
+  /** Offset of the newest entry received of the channel, valid only since this interruption. */
+  newest: number;
+  newestSince: number;
+  readonly hasHistory: boolean;
+  /** Called when the broker listens to the channel, or cannot; `undefined` from then on. */
+  onListening: Set<ListeningCallback> | undefined;
+}
+
+// Number of callbacks that are called before other work gets its turn: each may start a stream.
+const MAX_CALLBACKS_PER_TURN = 250;
+
+/** Counts the followers of each channel, and lets the broker listen to the followed channels. */
+export class FollowedChannels {
+  readonly #channels = new Map<string, FollowedChannel>();
+  readonly #broker: Broker;
+  readonly #history: History;
+  readonly #catchUpQueue: CatchUpQueue;
+  /**
+   * Number of followers of all channels: a stream that follows three channels counts three times.
+   */
+  followers = 0;
+  /** Number of times that this node may have missed entries. */
+  interruptions = 0;
+
+  constructor(broker: Broker, history: History, catchUpQueue: CatchUpQueue) {
+    this.#broker = broker;
+    this.#history = history;
+    this.#catchUpQueue = catchUpQueue;
+  }
+
+  get size(): number {
+    return this.#channels.size;
+  }
+
+  names(): string[] {
+    return [...this.#channels.keys()];
+  }
+
+  has(channel: string): boolean {
+    return this.#channels.has(channel);
+  }
+
+  /** Number of streams that follow the channel. */
+  followersOf(channel: string): number {
+    return this.#channels.get(channel)?.streams ?? 0;
+  }
+
+  /** Whether a followed channel keeps a history. Without history, events cannot be read later. */
+  hasHistory(channel: string): boolean {
+    return this.#channels.get(channel)?.hasHistory === true;
+  }
+
+  /**
+   * Whether a channel that a stream is about to follow keeps a history. Calls `historyFor` of the
+   * application, which may throw, or call back into the library.
+   */
+  willHaveHistory(channel: string): boolean {
+    return this.#channels.get(channel)?.hasHistory ?? this.#history.of(channel) !== false;
+  }
+
+  /** A stream follows the channel. Every call needs a {@link release}. */
+  retain(channel: string, hasHistory: boolean): void {
+    this.followers++;
+    const followed = this.#channels.get(channel);
+    if (followed === undefined) this.#listen(channel, hasHistory);
+    else followed.streams++;
+  }
+
+  #listen(channel: string, hasHistory: boolean): void {
+    const followed: FollowedChannel = {
+      streams: 1,
+      newest: 0,
+      newestSince: 0,
+      hasHistory,
+      onListening: undefined,
+    };
+    this.#channels.set(channel, followed);
+    const listening = this.#broker.listen(channel);
+    if (listening === undefined) return;
+    this.#catchUpQueue.isBrokerRemote = true;
+    const callbacks = new Set<ListeningCallback>();
+    followed.onListening = callbacks;
+    const callAll = (error?: Error): void => {
+      followed.onListening = undefined;
+      callInSlices(callbacks, error);
+    };
+    listening.then(() => callAll(), callAll);
+  }
+
+  /** A stream does not follow the channel any more. */
+  release(channel: string): void {
+    this.followers--;
+    const followed = this.#channels.get(channel);
+    if (followed === undefined || --followed.streams > 0) return;
+    this.#channels.delete(channel);
+    this.#broker.unlisten(channel);
+  }
+
+  /**
+   * Resolves when this node receives the entries of all these channels, or the signal is aborted.
+   * Rejects if the broker cannot listen to one of them.
+   * @returns `undefined` if the node receives them already
+   */
+  whenListening(
+    channels: readonly string[],
+    signal: AbortSignal | undefined,
+  ): Promise<void> | undefined {
+    const waits = channels.flatMap((channel) => this.#channels.get(channel)?.onListening ?? []);
+    if (waits.length === 0) return undefined;
+    return new Promise((resolve, reject) => {
+      let left = waits.length;
+      const onListening: ListeningCallback = (error) => {
+        if (error !== undefined) reject(error);
+        else if (--left === 0) resolve();
+      };
+      for (const callbacks of waits) callbacks.add(onListening);
+      // Without this, streams that end while the broker is unreachable would stay in memory.
+      const onAbort = (): void => {
+        for (const callbacks of waits) callbacks.delete(onListening);
+        resolve();
+      };
+      signal?.addEventListener('abort', onAbort, { once: true });
+    });
+  }
+
+  /** The node has received an entry. */
+  noteReceived({ channel, offset }: LogEntry): void {
+    const followed = this.#channels.get(channel);
+    if (followed === undefined) return;
+    followed.newest = offset;
+    followed.newestSince = this.interruptions;
+  }
+
+  /**
+   * The offset of the newest entry that this node has received of these channels; 0 if it has
+   * received none since the last interruption. Entries before it may belong to another log.
+   */
+  newestReceived(channels: readonly string[]): number {
+    return Math.max(
+      ...channels.map((channel) => {
+        const followed = this.#channels.get(channel);
+        return followed?.newestSince === this.interruptions ? followed.newest : 0;
+      }),
+    );
+  }
+}
+
+/**
+ * Calls the callbacks, a limited number per turn. Callbacks that are deleted meanwhile are skipped.
+ */
+function callInSlices(callbacks: Set<ListeningCallback>, error: Error | undefined): void {
+  let left = MAX_CALLBACKS_PER_TURN;
+  for (const callback of callbacks) {
+    if (left-- === 0) {
+      setImmediate(callInSlices, callbacks, error);
+      return;
+    }
+    callbacks.delete(callback);
+    callback(error);
+  }
+}

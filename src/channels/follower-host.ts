@@ -1,0 +1,28 @@
+/** The registry, as seen by the followers of its channels. */
+import type { Broker } from '../brokers/broker.ts';
+import type { EventStream } from '../stream/event-stream.ts';
+import type { CatchUpQueue } from './catch-up-queue.ts';
+import type { Deliveries } from './deliveries.ts';
+import type { FanOut } from './fan-out.ts';
+import type { FollowedChannels } from './followed-channels.ts';
+
+/** The parts of a registry that its followers use. */
+export interface FollowerHost {
+  readonly broker: Broker;
+  readonly followedChannels: FollowedChannels;
+  /** Delivers events of channels with history to the live streams. */
+  readonly fanOut: FanOut;
+  /** Delivers events of channels without history. */
+  readonly ephemeralFanOut: FanOut;
+  readonly catchUpQueue: CatchUpQueue;
+  readonly deliveries: Deliveries;
+  /**
+   * The stream has a subscription and is not live. The registry cannot find such a stream by the
+   * audiences of {@link fanOut}, so it keeps a list.
+   */
+  trackStream(stream: EventStream): void;
+  /** The stream is live, or has no subscription any more. */
+  untrackStream(stream: EventStream): void;
+  /** A gap was reported to a stream. */
+  countGap(): void;
+}

@@ -1,0 +1,170 @@
+/** The position of one stream in the log of its channels, and its subscription state. */
+import type { EventStream, Gap } from '../stream/event-stream.ts';
+import { formatCursor } from '../protocol/cursor.ts';
+import { checkpointText } from '../protocol/event-stream-format.ts';
+import type { LogEntry } from '../log/log-entry.ts';
+import type { GroupProgress } from './audience.ts';
+import type { FollowerHost } from './follower-host.ts';
+import { SharedSubscriptionState } from './shared-subscription-state.ts';
+import type { SubscriptionRecord } from './subscription.ts';
+
+const NOTHING_WRITTEN = -1;
+
+/**
+ * The base class of `StreamFollower`, and the interface that `CatchUp` and `EphemeralMember` have
+ * of it. Not an object of its own: of a quiet live stream, `StreamFollower` is the only object
+ * beside `EventStream`, and there are tens of thousands of them. Methods are `private` or
+ * `protected`, not `#private`: a class with `#private` methods adds 8 bytes to each of its objects.
+ *
+ * ```text
+ * offsets     ...  41   42   43   44   45   46   47   ...    of all channels of the registry
+ *                       ▲         ▲              ▲
+ *                       │         │              end of the log
+ *                       │         position: everything up to here was written, filtered out,
+ *                       │                   or reported as a gap
+ *                       writtenOffset: the newest id that the client has received
+ * ```
+ */
+export abstract class FollowerState {
+  /** Index in the audience's list of members. Set by the audience. */
+  listIndex = -1;
+  readonly stream: EventStream;
+  // Both are valid while the follower is not attached to an audience. While it is attached, the
+  // audience has the cursor, which is also the newest written id.
+  protected cursorOffset = 0;
+  protected writtenOffset: number = NOTHING_WRITTEN;
+  protected state: SharedSubscriptionState;
+
+  constructor(host: FollowerHost, stream: EventStream) {
+    this.stream = stream;
+    this.state = SharedSubscriptionState.initial(host);
+  }
+
+  // Implemented by the follower.
+
+  /** What the audience counts for the follower while it is attached. */
+  abstract get groupProgress(): GroupProgress | undefined;
+  /** A delivery to the stream has ended. */
+  abstract onDelivered(): void;
+  /** A gap was found, and is about to be reported. */
+  abstract onGap(gap: Gap): void;
+  /** Nothing is left to read from the log: the stream becomes live. */
+  abstract onCaughtUp(): void;
+  /** Ends the stream, because code that runs for it threw an error. */
+  abstract fail(error: unknown): void;
+
+  // Subscriptions.
+
+  get host(): FollowerHost {
+    return this.state.host;
+  }
+
+  /** In the order of the calls of `subscribe`. */
+  get subscriptions(): readonly SubscriptionRecord[] {
+    return this.state.subscriptions;
+  }
+
+  /** The placed channels with history. */
+  get channels(): readonly string[] {
+    return this.state.channels;
+  }
+
+  /** Whether a subscription has a filter. */
+  get isFiltered(): boolean {
+    return this.state.isFiltered;
+  }
+
+  /** Whether the stream receives published events from an audience. */
+  get isLive(): boolean {
+    return this.state.audience?.isRetired === false;
+  }
+
+  /** Whether the stream reads from the log, and receives no events from an audience. */
+  get isCatchingUp(): boolean {
+    return !this.isLive && this.channels.length > 0;
+  }
+
+  /** Whether the stream waits for the start of a subscription, or is catching up. */
+  get isWaiting(): boolean {
+    return this.isCatchingUp || this.subscriptions.some(({ isPlaced }) => !isPlaced);
+  }
+
+  /** Replaces the list of subscriptions. */
+  setSubscriptions(subscriptions: readonly SubscriptionRecord[]): void {
+    this.state = this.state.with({ subscriptions });
+  }
+
+  /**
+   * Applies the filters: the stream receives an entry if at least one of its subscriptions to the
+   * channel accepts the entry.
+   */
+  accepts(entry: LogEntry): boolean {
+    return this.subscriptions.some(
+      (record) => record.hasPlaced(entry.channel) && record.accepts(entry),
+    );
+  }
+
+  // Position.
+
+  /** The epoch of the log to which the position belongs; `''` before it is known. */
+  get epoch(): string {
+    return this.state.epoch;
+  }
+
+  /** Offset up to which everything was written, filtered out, or reported as a gap. */
+  get position(): number {
+    return this.groupProgress?.cursor ?? this.cursorOffset;
+  }
+
+  /** The position as an event id; `''` before it is known. */
+  get cursor(): string {
+    return this.epoch === '' ? '' : formatCursor(this.epoch, this.position);
+  }
+
+  /** Whether an id of this log was written to the client. */
+  get hasWritten(): boolean {
+    return this.writtenOffset !== NOTHING_WRITTEN;
+  }
+
+  /** Whether the client has received an id beyond the position. Not called while attached. */
+  get hasWrittenBeyondPosition(): boolean {
+    return this.writtenOffset > this.cursorOffset;
+  }
+
+  /** Sets the position. Not called while attached. */
+  moveTo(offset: number): void {
+    this.cursorOffset = offset;
+  }
+
+  /** Sets the position in another log, or in the first log of the stream. */
+  moveToLog(epoch: string, offset: number): void {
+    if (this.epoch !== epoch) {
+      this.writtenOffset = NOTHING_WRITTEN;
+      this.state = this.state.with({ epoch });
+    }
+    this.cursorOffset = offset;
+  }
+
+  /** Events up to the offset are about to be written to the client. */
+  onWriting(offset: number): void {
+    this.writtenOffset = offset;
+    this.noteDelivery();
+  }
+
+  /** Writes an `sse:checkpoint` event, from which the client resumes. */
+  writeCheckpoint(offset: number): void {
+    this.writtenOffset = offset;
+    const { deliveries } = this.host;
+    deliveries.enter(this.stream);
+    try {
+      this.stream.writeOwn(checkpointText(formatCursor(this.epoch, offset)));
+    } finally {
+      deliveries.exit();
+    }
+  }
+
+  /** After a delivery, the next gap is a reason to call `onGap` again. */
+  protected noteDelivery(): void {
+    for (const record of this.subscriptions) record.wasAskedAboutGap = false;
+  }
+}

@@ -1,0 +1,194 @@
+/** Gaps: writes `sse:gap` events, and asks the application's `onGap` where to continue. */
+import type { Gap } from '../stream/event-stream.ts';
+import { SseError, describeValue } from '../common/errors.ts';
+import { parseCursor } from '../protocol/cursor.ts';
+import { gapText } from '../protocol/event-stream-format.ts';
+import type { ChannelStarts } from './channel-starts.ts';
+import type { FollowerState } from './follower-state.ts';
+import type { SubscriptionRecord } from './subscription.ts';
+
+/** A subscription whose `onGap` is called, and the lost channels for which its answer counts. */
+export interface GapQuestion {
+  readonly record: SubscriptionRecord;
+  readonly channels: readonly string[];
+}
+
+/**
+ * Decides which subscriptions are asked about a gap. Each lost channel has at most one question: it
+ * goes to the first subscription that has the channel and an `onGap`.
+ *
+ * A subscription that was asked, and has received no event since, is not asked again. Otherwise a
+ * slow handler on a busy channel would be asked without end, because it loses events while it runs.
+ */
+export function planGapQuestions(
+  lost: readonly string[],
+  records: readonly SubscriptionRecord[],
+): GapQuestion[] {
+  const questions: GapQuestion[] = [];
+  let rest = lost;
+  for (const record of records) {
+    if (record.options.onGap === undefined || record.wasAskedAboutGap) continue;
+    const channels = rest.filter((channel) => record.hasPlaced(channel));
+    if (channels.length === 0) continue;
+    questions.push({ record, channels });
+    rest = rest.filter((channel) => !channels.includes(channel));
+  }
+  return questions;
+}
+
+/**
+ * Writes an `sse:gap` event for these channels. No effect if there are none.
+ * @param after the id up to which the client has everything; `''` if that is not known
+ * @param cursor the id of the newest event of the log
+ */
+export function writeGapEvent(
+  owner: FollowerState,
+  channels: readonly string[],
+  after: string,
+  cursor: string,
+): void {
+  if (channels.length === 0) return;
+  noteLoss(owner, channels);
+  owner.stream.writeOwn(gapText(channels, after, cursor));
+}
+
+function noteLoss({ subscriptions }: FollowerState, channels: readonly string[]): void {
+  for (const record of subscriptions) {
+    if (channels.some((channel) => record.hasPlaced(channel))) record.noteLoss();
+  }
+}
+
+/**
+ * Asks subscriptions about one gap, one after the other. Nothing else is written for the channels
+ * of the stream until all have answered.
+ *
+ * ```text
+ * onGap returns a cursor     the asked channels continue behind the cursor
+ * onGap returns nothing      the asked channels continue with all that the log still holds
+ * the subscription ends      the answer is ignored; channels that another subscription follows get
+ *                            an sse:gap event instead
+ * onGap throws               the stream ends
+ * ```
+ */
+export class GapInquiry {
+  readonly #owner: FollowerState;
+  readonly #starts: ChannelStarts;
+  readonly #gap: Gap;
+  readonly #after: string;
+  readonly #questions: readonly GapQuestion[];
+  // Channels that were added while the current question was open: the answer does not concern them.
+  #addedChannels: string[] = [];
+  // Resolves the current question without an answer, if this is the asked subscription.
+  #skip: ((ended: SubscriptionRecord) => void) | undefined;
+
+  /** @param after the id up to which the client has everything; `''` if that is not known */
+  constructor(
+    owner: FollowerState,
+    starts: ChannelStarts,
+    gap: Gap,
+    after: string,
+    questions: readonly GapQuestion[],
+  ) {
+    this.#owner = owner;
+    this.#starts = starts;
+    this.#gap = gap;
+    this.#after = after;
+    this.#questions = questions;
+  }
+
+  /**
+   * Asks all questions. Rejects with the error of a handler.
+   * @throws {SseError} `ERR_SSE_CURSOR` if a handler returns anything but a valid cursor or nothing
+   */
+  async run(): Promise<void> {
+    for (const { record, channels } of this.#questions) {
+      if (!this.#isActive(record)) {
+        // The subscription ended while another one was asked.
+        this.#writeGapEvent(channels);
+        continue;
+      }
+      record.wasAskedAboutGap = true;
+      noteLoss(this.#owner, channels);
+      this.#addedChannels = [];
+      const answer = await this.#ask(record, { ...this.#gap, channels });
+      if (!this.#isActive(record)) this.#writeGapEvent(channels);
+      else if (answer !== undefined) this.#continueFrom(answer, channels);
+    }
+  }
+
+  /** The stream follows further channels, while a question is open. */
+  onChannelsAdded(channels: readonly string[]): void {
+    this.#addedChannels.push(...channels);
+  }
+
+  /** A subscription of the stream has ended. */
+  onSubscriptionEnded(record: SubscriptionRecord): void {
+    this.#skip?.(record);
+  }
+
+  #isActive(record: SubscriptionRecord): boolean {
+    return this.#owner.subscriptions.includes(record);
+  }
+
+  #writeGapEvent(channels: readonly string[]): void {
+    writeGapEvent(this.#owner, this.#stillFollowed(channels), this.#after, this.#gap.cursor);
+  }
+
+  /** Those of the channels that the stream has followed since the question was asked. */
+  #stillFollowed(channels: readonly string[]): readonly string[] {
+    return channels.filter(
+      (channel) => this.#owner.channels.includes(channel) && !this.#addedChannels.includes(channel),
+    );
+  }
+
+  /** Calls `onGap`. Resolves with its answer, or with `undefined` when the subscription ends. */
+  #ask(record: SubscriptionRecord, gap: Gap): Promise<unknown> {
+    const { stream } = this.#owner;
+    return new Promise((resolve, reject) => {
+      this.#skip = (ended) => {
+        if (ended === record) resolve(undefined);
+      };
+      Promise.resolve(record.options.onGap?.(stream, gap)).then(resolve, reject);
+    });
+  }
+
+  /**
+   * Lets the asked channels continue behind the answered cursor. Channels that have lost nothing,
+   * or were added while the question was open, must still receive the events before the cursor. So
+   * the stream's position moves only if there are no such channels.
+   */
+  #continueFrom(answer: unknown, asked: readonly string[]): void {
+    const owner = this.#owner;
+    const offset = this.#toOffset(answer);
+    if (offset === undefined) return;
+    const channels = this.#stillFollowed(asked);
+    if (owner.channels.length === channels.length) owner.moveTo(offset);
+    else for (const channel of channels) this.#starts.setStart(channel, offset);
+  }
+
+  /**
+   * @returns the offset of the answered cursor; `undefined` if the answer does not matter
+   * @throws {SseError} `ERR_SSE_CURSOR`
+   */
+  #toOffset(answer: unknown): number | undefined {
+    const owner = this.#owner;
+    const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
+    // Events beyond the end of the log are still to be published, and would be skipped.
+    const newest = Math.max(parseCursor(this.#gap.cursor)?.offset ?? 0, owner.host.broker.head);
+    if (
+      cursor?.epoch === owner.epoch &&
+      cursor.offset >= owner.position &&
+      cursor.offset <= newest
+    ) {
+      return cursor.offset;
+    }
+    // The handler has closed the stream, for example by an arrow function that returns the result
+    // of `stream.close()`.
+    if (owner.stream.isOver && typeof answer !== 'string') return undefined;
+    throw new SseError(
+      'ERR_SSE_CURSOR',
+      'expected onGap to return nothing or a cursor from which to continue, such as gap.cursor, ' +
+        `got ${describeValue(answer)}`,
+    );
+  }
+}

@@ -1,0 +1,32 @@
+/** Fields that a quiet live stream does not need. */
+import type { LogEntry } from '../log/log-entry.ts';
+import type { CatchUp } from './catch-up.ts';
+import type { EphemeralMember } from './ephemeral-member.ts';
+import type { GapCounts } from './gap-counts.ts';
+
+/** Created when a follower needs one of the fields, and removed when it needs none of them. */
+export class RareState {
+  /** Defined while the stream is catching up. */
+  catchUp: CatchUp | undefined;
+  /** Defined while the stream follows channels without history. */
+  ephemeral: EphemeralMember | undefined;
+  /** Defined if the stream has lost something. */
+  gapCounts: GapCounts | undefined;
+  /** All pending events are being written, whatever their size, because the stream leaves. */
+  isFlushingAll = false;
+  /** Entries that the filters have accepted, and that are not written yet. */
+  acceptedEntries: LogEntry[] | undefined;
+  /** Changes that callbacks have requested in the middle of a delivery. */
+  deferredChanges: (() => void)[] | undefined;
+
+  get isEmpty(): boolean {
+    const hasGaps = this.gapCounts !== undefined && !this.gapCounts.isEmpty;
+    return (
+      this.catchUp === undefined &&
+      this.ephemeral === undefined &&
+      !hasGaps &&
+      !this.isFlushingAll &&
+      !this.deferredChanges
+    );
+  }
+}

@@ -1,0 +1,333 @@
+/** The channel registry: publishes to a broker, and lets streams follow channels. */
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { Broker, Receiver } from '../brokers/broker.ts';
+import { closedError } from '../brokers/errors.ts';
+import { memoryBroker } from '../brokers/memory.ts';
+import { runOutsideRequests } from '../common/async-context.ts';
+import { diagnostics } from '../common/diagnostics.ts';
+import { SseError } from '../common/errors.ts';
+import { assertOptions } from '../common/options.ts';
+import { drawRetry } from '../common/retry-range.ts';
+import type { AnySchema, SchemaOf } from '../common/schema.ts';
+import {
+  refuse,
+  stream as streamRoute,
+  type RouteHandler,
+  type RouteRequest,
+  type RouteResponse,
+} from '../http/route.ts';
+import { checkTimes } from '../http/warnings.ts';
+import { History } from '../log/history.ts';
+import type { LogEntry } from '../log/log-entry.ts';
+import { formatCursor } from '../protocol/cursor.ts';
+import {
+  assertEvent,
+  assertRetry,
+  dataText,
+  eventBytes,
+  type Serialize,
+} from '../protocol/event-stream-format.ts';
+import type { EventStream, SubscribeOptions, Subscription } from '../stream/event-stream.ts';
+import { CatchUpQueue } from './catch-up-queue.ts';
+import {
+  assertChannelName,
+  channelsRules,
+  publishRules,
+  subscribeRules,
+  toChannelSet,
+} from './channel-options.ts';
+import type {
+  Channel,
+  Channels,
+  ChannelsOptions,
+  ChannelsStats,
+  ListenNames,
+  PublishOptions,
+} from './channels.ts';
+import { Deliveries } from './deliveries.ts';
+import { FanOut } from './fan-out.ts';
+import { FollowedChannels } from './followed-channels.ts';
+import type { FollowerHost } from './follower-host.ts';
+import { StreamFollower } from './follower.ts';
+import { endedSubscription, subscribe } from './subscribing.ts';
+
+// Range of the reconnection time for the clients of a closed registry, in ms, so that they do not
+// all reconnect at once.
+const CLOSE_RETRY = { min: 1_000, max: 5_000 };
+
+// Number of streams that close() ends before other work gets its turn.
+const MAX_CLOSES_PER_TURN = 250;
+
+/**
+ * Makes a channel registry. Pass it to `sse({ channels })`, so that `res.sse.subscribe` follows its
+ * channels.
+ * @typeParam S the schema: the events of each channel, and the data of each event
+ * @throws {SseError} `ERR_SSE_OPTION`
+ * @example
+ * const channels = createChannels<{ haiku: { text: Haiku } }>();
+ */
+export function createChannels<S extends SchemaOf<S> = AnySchema>(
+  options: ChannelsOptions = {},
+): Channels<S> {
+  return new ChannelRegistry(
+    assertOptions('createChannels()', options, channelsRules),
+  ) as Channels as unknown as Channels<S>;
+}
+
+class ChannelRegistry implements Channels, FollowerHost, Receiver {
+  readonly fanOut: FanOut = new FanOut();
+  readonly ephemeralFanOut: FanOut = new FanOut(undefined, false);
+  readonly catchUpQueue: CatchUpQueue = new CatchUpQueue();
+  readonly deliveries: Deliveries = new Deliveries();
+  readonly followedChannels: FollowedChannels;
+  readonly broker: Broker;
+  readonly #serialize: Serialize;
+  readonly #history: History;
+  readonly #maxEventBytes: number;
+  // The streams with subscriptions that are not live. Live streams are found by their audiences.
+  readonly #trackedStreams = new Set<EventStream>();
+  #published = 0;
+  #gaps = 0;
+  #closing: Promise<void> | undefined;
+
+  constructor({
+    broker = memoryBroker(),
+    serialize = JSON.stringify,
+    maxEvent = 1_048_576,
+    ...options
+  }: ChannelsOptions) {
+    const { maxHistory = 67_108_864, maxChannels = 10_000, history } = options;
+    if (typeof history === 'object') {
+      checkTimes('the history of createChannels()', { age: history.age });
+    }
+    this.broker = broker;
+    this.#serialize = serialize;
+    this.#maxEventBytes = maxEvent;
+    this.#history = new History(options);
+    this.followedChannels = new FollowedChannels(broker, this.#history, this.catchUpQueue);
+    runOutsideRequests(() => broker.open(this, { maxHistory, maxChannels }));
+  }
+
+  // Methods of Channels.
+
+  async publish(
+    name: string,
+    data: unknown,
+    options: PublishOptions = {},
+  ): Promise<{ id: string }> {
+    assertChannelName(name);
+    const { event, retry, key } = assertOptions('publish()', options, publishRules);
+    if (event !== undefined) assertEvent(event);
+    if (retry !== undefined) assertRetry(retry);
+    const text = dataText(data, this.#serialize);
+    this.#assertSize(text, event);
+    this.#assertOpen();
+    const { id } = await this.broker.append({
+      channel: name,
+      event,
+      data: text,
+      retry,
+      key,
+      history: this.#history.of(name),
+    });
+    this.#published++;
+    if (diagnostics.publish.hasSubscribers) diagnostics.publish.publish({ channel: name, id });
+    return { id };
+  }
+
+  async subscribe(
+    stream: EventStream,
+    names: string | readonly string[],
+    options: SubscribeOptions = {},
+  ): Promise<Subscription> {
+    return this.#follow(stream, toChannelSet(names), options);
+  }
+
+  /** Every check comes before the first change: an invalid call does not open the stream. */
+  async #follow(
+    stream: EventStream,
+    channels: readonly string[],
+    options: SubscribeOptions,
+  ): Promise<Subscription> {
+    const checked = assertOptions('subscribe()', options, subscribeRules);
+    this.#assertOpen();
+    if (stream.isOver) return endedSubscription(channels);
+    const follower = this.#followerOf(stream);
+    stream.follower = follower;
+    return subscribe(follower, channels, checked);
+  }
+
+  /**
+   * The follower of a stream, which is made with the first subscription.
+   * @throws {SseError} `ERR_SSE_OTHER_REGISTRY`, `ERR_SSE_ID_TAKEN`
+   */
+  #followerOf(stream: EventStream): StreamFollower {
+    const { follower } = stream;
+    if (follower instanceof StreamFollower && follower.host === this) return follower;
+    if (follower !== undefined) {
+      throw new SseError(
+        'ERR_SSE_OTHER_REGISTRY',
+        'this stream follows channels of another registry; a stream has one cursor, so it can ' +
+          'follow only one registry',
+      );
+    }
+    stream.assertFollows();
+    return new StreamFollower(this, stream);
+  }
+
+  async cursor(): Promise<string> {
+    this.#assertOpen();
+    const { epoch, offset } = await this.broker.position();
+    return formatCursor(epoch, offset);
+  }
+
+  async clear(name: string): Promise<void> {
+    assertChannelName(name);
+    this.#assertOpen();
+    await this.broker.clear(name);
+  }
+
+  channel<N extends string>(name: N): Channel<AnySchema, N> {
+    assertChannelName(name);
+    const { followedChannels } = this;
+    return {
+      name,
+      get size() {
+        return followedChannels.followersOf(name);
+      },
+      publish: (data: unknown, options?: PublishOptions) => this.publish(name, data, options),
+      subscribe: (stream, options) => this.subscribe(stream, name, options),
+    };
+  }
+
+  listen<Req extends IncomingMessage = RouteRequest, Res extends ServerResponse = RouteResponse>(
+    names: ListenNames<Req>,
+    options: SubscribeOptions | ((req: Req) => SubscribeOptions | Promise<SubscribeOptions>) = {},
+  ): RouteHandler<Req, Res> {
+    // Invalid arguments throw when the route is made, not at the first request. The array is shared
+    // by all streams of the route.
+    const fixedNames = typeof names === 'function' ? undefined : toChannelSet(names);
+    if (typeof options !== 'function') assertOptions('listen()', options, subscribeRules);
+    return streamRoute<Req, Res>(async (stream, req, res) => {
+      const requested = typeof names === 'function' ? await names(req) : names;
+      if (requested === null) {
+        refuse(res, 403, 'ERR_SSE_FORBIDDEN', 'You may not follow this.');
+        return;
+      }
+      await this.#follow(
+        stream,
+        fixedNames ?? toChannelSet(requested),
+        typeof options === 'function' ? await options(req) : options,
+      );
+    });
+  }
+
+  names(): string[] {
+    return this.followedChannels.names();
+  }
+
+  stats(): ChannelsStats {
+    let behind = 0;
+    for (const { follower } of this.#trackedStreams) if (follower?.isWaiting === true) behind++;
+    return {
+      channels: this.followedChannels.size,
+      subscriptions: this.followedChannels.followers,
+      behind,
+      published: this.#published,
+      gaps: this.#gaps,
+      history: this.broker.held,
+      broker: { state: this.broker.state },
+    };
+  }
+
+  close(): Promise<void> {
+    if (this.#closing === undefined) {
+      // Set before the first stream ends, because a callback may call close() again.
+      let settle!: (closed: Promise<void>) => void;
+      this.#closing = new Promise((resolve) => {
+        settle = resolve;
+      });
+      settle(this.#close());
+    }
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    // Repeated, because a callback at the end of one stream may subscribe another stream.
+    for (let open = this.#openStreams(); open.length > 0; open = this.#openStreams()) {
+      for (const [index, stream] of open.entries()) {
+        if (index > 0 && index % MAX_CLOSES_PER_TURN === 0) await nextTurn();
+        try {
+          stream.finish('shutdown', { retry: drawRetry(CLOSE_RETRY) });
+        } catch (error) {
+          // The stream was not open, and a listener for its response head threw.
+          stream.onError(error);
+        }
+      }
+    }
+    await this.broker.close();
+  }
+
+  /** A list of the streams that have a subscription and have not ended. */
+  #openStreams(): EventStream[] {
+    const live = this.fanOut.members.flatMap((member) =>
+      member instanceof StreamFollower ? [member.stream] : [],
+    );
+    return [...live, ...this.#trackedStreams].filter(({ readyState }) => readyState !== 2);
+  }
+
+  /** @throws {SseError} `ERR_SSE_DATA` if the event is larger than `maxEvent` */
+  #assertSize(text: string, event: string | undefined): void {
+    const bytes = eventBytes(text, event);
+    if (bytes <= this.#maxEventBytes) return;
+    throw new SseError(
+      'ERR_SSE_DATA',
+      `expected an event of at most ${this.#maxEventBytes} bytes, got ${bytes}; publish a ` +
+        'reference from which clients can fetch the data, or raise `maxEvent` of createChannels()',
+    );
+  }
+
+  #assertOpen(): void {
+    if (this.#closing !== undefined) throw closedError();
+  }
+
+  // Methods of Receiver, called by the broker.
+
+  follows(channel: string): boolean {
+    return this.followedChannels.has(channel);
+  }
+
+  receive(entry: LogEntry): void {
+    if (entry.epoch === undefined) {
+      this.ephemeralFanOut.push(entry);
+      return;
+    }
+    this.followedChannels.noteReceived(entry);
+    this.fanOut.push(entry);
+  }
+
+  interrupted(): void {
+    this.followedChannels.interruptions++;
+    this.fanOut.retireAll();
+  }
+
+  // Methods of FollowerHost, called by followers.
+
+  trackStream(stream: EventStream): void {
+    this.#trackedStreams.add(stream);
+  }
+
+  untrackStream(stream: EventStream): void {
+    this.#trackedStreams.delete(stream);
+  }
+
+  countGap(): void {
+    this.#gaps++;
+  }
+}
+
+function nextTurn(): Promise<void> {
+  return new Promise((resolve) => {
+    setImmediate(resolve);
+  });
+}
