@@ -43,7 +43,7 @@ describe('the start of a subscription', () => {
     { id: 'e.4', since: 'start', resume: false, offset: 0, isFromOldest: true },
     { id: 'f.4', since: 'e.7', resume: false, offset: 7 },
   ])(
-    'id $id, since $since, resume $resume: offset $offset, foreign $isForeign, oldest $isFromOldest',
+    'id $id, since $since, resume $resume: offset $offset, foreign $isForeign, all $isFromOldest',
     ({ id = '', since, resume, offset, isForeign = false, isFromOldest = false }) => {
       expect(resolveStart(id, { since, resume }, POSITION)).toEqual({
         offset,

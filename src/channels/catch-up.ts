@@ -67,6 +67,7 @@ export class CatchUp implements CatchUpJob {
   #abort: AbortController | undefined;
   #waiters: readonly Waiter[] | undefined;
 
+  /** @param owner the follower of the stream */
   constructor(owner: FollowerState) {
     this.#owner = owner;
   }
@@ -76,6 +77,7 @@ export class CatchUp implements CatchUpJob {
     return this.#phase === 'asking';
   }
 
+  /** Whether no step is queued and nothing is awaited. */
   get isIdle(): boolean {
     return this.#phase === 'idle';
   }
@@ -135,6 +137,7 @@ export class CatchUp implements CatchUpJob {
 
   // Steps.
 
+  /** Does one step. Called by the queue. An error of a filter or of the broker ends the stream. */
   step(): void {
     this.#phase = 'stepping';
     try {
@@ -152,6 +155,7 @@ export class CatchUp implements CatchUpJob {
     return this.#phase === 'stepping';
   }
 
+  /** Waits for the reader, uses the page that has arrived, or requests the next page. */
   #doStep(): void {
     const { host, stream, isCatchingUp, channels, position } = this.#owner;
     // Taken in any case: an unused page would occupy one of the queue's pending reads.
@@ -188,11 +192,13 @@ export class CatchUp implements CatchUpJob {
     return pageRead;
   }
 
+  /** Continues when the reader has taken enough of what is queued. */
   #waitForDrain(): void {
     this.#phase = 'draining';
     void this.#owner.stream.drained().then(() => this.#continue(true));
   }
 
+  /** Continues with the page of a remote broker. The page waits for a turn with fresh limits. */
   async #waitForPage(page: Promise<Page>, request: Omit<PageRead, 'page'>): Promise<void> {
     const { catchUpQueue } = this.#owner.host;
     this.#phase = 'reading';
@@ -217,6 +223,7 @@ export class CatchUp implements CatchUpJob {
 
   // Pages.
 
+  /** Reports the gap that the page shows, or delivers the page. */
   #usePage({ page, generation, interruptions }: PageRead): void {
     const owner = this.#owner;
     const { host, stream } = owner;
@@ -286,6 +293,7 @@ export class CatchUp implements CatchUpJob {
     return new GapInquiry(owner, this.starts, gap, after, questions);
   }
 
+  /** Asks the application, and continues from the cursors that it returns. */
   async #runInquiry(inquiry: GapInquiry): Promise<void> {
     this.#phase = 'asking';
     this.#inquiry = inquiry;
@@ -301,6 +309,7 @@ export class CatchUp implements CatchUpJob {
     this.#continue(true);
   }
 
+  /** Writes the entries of a page that the stream receives, and moves the position behind them. */
   #deliver({ entries, complete, position }: Page): void {
     const owner = this.#owner;
     const from = owner.position;

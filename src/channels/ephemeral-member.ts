@@ -13,6 +13,7 @@ import type { LogEntry } from '../log/log-entry.ts';
 export class EphemeralMember implements Member {
   readonly #owner: FollowerState;
   listIndex = -1;
+  /** Offset among the events without history of this node. Every event at or below it is over. */
   position = 0;
   // Entries that the filters have accepted, and that are not written yet.
   #acceptedEntries: LogEntry[] | undefined;
@@ -28,6 +29,7 @@ export class EphemeralMember implements Member {
     this.position = Math.max(this.position, this.#audience.newestOffset);
   }
 
+  /** Leaves the audience. No effect outside an audience. */
   leave(): void {
     if (this.#audience === undefined) return;
     this.#owner.host.ephemeralFanOut.removeMember(this.#audience, this);
@@ -59,6 +61,7 @@ export class EphemeralMember implements Member {
     this.#owner.onDelivered();
   }
 
+  /** The fan-out held too many events. For the stream, they count as dropped. */
   onDropped(upTo: number, events: number): void {
     if (this.position >= upTo) return;
     this.position = upTo;
@@ -78,6 +81,7 @@ export class EphemeralMember implements Member {
 
   onDetached(): void {}
 
+  /** Writes events, unless too much is queued for the reader. */
   #write(frame: Frame): void {
     const { stream } = this.#owner;
     const { length } = frame.entries;

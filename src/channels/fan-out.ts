@@ -6,7 +6,7 @@
  * push(entry) ──► feed of its channel ──► #dueFeeds
  *
  * each turn, at most 250 members:
- *   1. start a round, if none is in progress:   round.feeds = #dueFeeds; `upTo` of each = its newest
+ *   1. start a round, if none is in progress:   round.feeds = #dueFeeds, upTo = feed.newest
  *   2. for each audience of these feeds:        frame = entries of its feeds beyond its position,
  *                                                       at most 64 KiB
  *                                               audience.startFrame(frame), audience.deliver()

@@ -30,7 +30,12 @@ import { GapCounts } from './gap-counts.ts';
 import { RareState } from './rare-state.ts';
 import { channelsOf, placedChannelsOf, type SubscriptionRecord } from './subscription.ts';
 
-/** Follows channels for one stream, with one cursor for all subscriptions of the stream. */
+/**
+ * Follows channels for one stream, with one cursor for all subscriptions of the stream.
+ *
+ * The fields of a quiet stream are in the base class. Fields that only few streams need are in a
+ * {@link RareState}, which exists only while one of them is in use.
+ */
 export class StreamFollower extends FollowerState implements Follower, Member {
   #rare: RareState | undefined;
 
@@ -122,10 +127,12 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     this.fallBehind();
   }
 
+  /** Dropped entries are still in the log. */
   onDropped(upTo: number): void {
     if (this.cursorOffset < upTo) this.fallBehind();
   }
 
+  /** Does what could not be done while the delivery was in progress. */
   onDelivered(): void {
     this.runDeferredChanges();
     this.startCatchUp(false);
@@ -148,6 +155,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     this.stream.onDetached(progress);
   }
 
+  /** Called by the stream before something is written that the audience does not count. */
   detach(): void {
     this.state.audience?.detach(this);
   }
@@ -160,6 +168,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     this.startCatchUp(false);
   }
 
+  /** Leaves the audience, with the counts of an attached member. No effect outside an audience. */
   private leaveAudience(): void {
     const { audience } = this.state;
     if (audience === undefined) return;
@@ -173,6 +182,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     if (this.isCatchingUp) this.ensureCatchUp().start(isNow);
   }
 
+  /** Joins the audience of the channels. */
   onCaughtUp(): void {
     const catchUp = this.ensureCatchUp();
     this.ensureRareState().catchUp = undefined;
@@ -224,6 +234,10 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     return this.host.broker.head;
   }
 
+  /**
+   * A subscription has been removed from the list, and its channels were released.
+   * @param head as in {@link updateChannels}
+   */
   onSubscriptionEnded(record: SubscriptionRecord, head: number | undefined): void {
     const rare = this.#rare;
     rare?.gapCounts?.keepOnly(this.subscriptions);
@@ -247,6 +261,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     return this.#rare?.gapCounts?.of(channels) ?? 0;
   }
 
+  /** Counts a gap for the subscriptions to its channels. */
   onGap(gap: Gap): void {
     const records = this.subscriptions.filter((record) =>
       gap.channels.some((channel) => record.hasPlaced(channel)),
@@ -265,6 +280,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
 
   // Methods that the stream calls.
 
+  /** Writes pending events. In the middle of a delivery only {@link flushAccepted}. */
   flush(isAll = false): void {
     if (this.host.deliveries.has(this.stream)) {
       this.flushAccepted();
@@ -289,6 +305,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     this.#rare.ephemeral?.writeAccepted();
   }
 
+  /** Writes all pending events, also if the reader is slow. */
   private flushAll(audience: Audience): void {
     const rare = this.ensureRareState();
     rare.isFlushingAll = true;
@@ -301,6 +318,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     const catchUp = this.#rare?.catchUp;
     // Before the application has answered, or a gap is reported, the position is not the client's.
     if (catchUp?.isAsking === true || catchUp?.starts.hasForeign === true) return false;
+    // No position is known, or it is about to change.
     if (this.channels.length === 0 || this.epoch === '' || this.host.deliveries.has(this.stream)) {
       return false;
     }
@@ -308,6 +326,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     const written = this.groupProgress?.cursor ?? this.writtenOffset;
     const cursor = Math.max(this.position, this.headIfCaughtUp ?? 0);
     if (cursor <= written) return false;
+    // A checkpoint does not belong to the events that the audience counts.
     this.detach();
     this.cursorOffset = cursor;
     this.writeCheckpoint(cursor);
@@ -345,6 +364,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     }
   }
 
+  /** The stream has ended: leaves everything, and releases everything that waits for the stream. */
   stop(): void {
     this.leaveAudience();
     this.#rare?.ephemeral?.leave();
@@ -390,6 +410,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
 
   // Rare state.
 
+  /** Returns the catch-up of the stream, which is made if the stream has none. */
   ensureCatchUp(): CatchUp {
     return (this.ensureRareState().catchUp ??= new CatchUp(this));
   }
@@ -398,6 +419,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     return (this.#rare ??= new RareState());
   }
 
+  /** Removes the rare state if none of its fields is in use. */
   private releaseRareState(): void {
     if (this.#rare?.isEmpty === true) this.#rare = undefined;
   }

@@ -74,6 +74,19 @@ export function createChannels<S extends SchemaOf<S> = AnySchema>(
   ) as Channels as unknown as Channels<S>;
 }
 
+/**
+ * One object for three callers, each of which sees only its interface:
+ *
+ * ```text
+ * application ──Channels──────► ┌─────────────────┐ ──Broker──► memoryBroker(), redisBroker()
+ *                               │ ChannelRegistry │
+ * broker ───────Receiver──────► │                 │ ──push()──► fanOut (with history)
+ *                               │                 │             ephemeralFanOut (without history)
+ * followers ────FollowerHost──► └─────────────────┘
+ * ```
+ *
+ * The state of streams is not here but in their followers.
+ */
 class ChannelRegistry implements Channels, FollowerHost, Receiver {
   readonly fanOut: FanOut = new FanOut();
   readonly ephemeralFanOut: FanOut = new FanOut(undefined, false);
@@ -86,8 +99,10 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   readonly #maxEventBytes: number;
   // The streams with subscriptions that are not live. Live streams are found by their audiences.
   readonly #trackedStreams = new Set<EventStream>();
+  // Counters for stats().
   #published = 0;
   #gaps = 0;
+  // The result of close(); defined from the first call on.
   #closing: Promise<void> | undefined;
 
   constructor({
@@ -105,6 +120,8 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     this.#maxEventBytes = maxEvent;
     this.#history = new History(options);
     this.followedChannels = new FollowedChannels(broker, this.#history, this.catchUpQueue);
+    // A broker may start timers and connections. They must not keep the async context of a request
+    // in which the registry was made.
     runOutsideRequests(() => broker.open(this, { maxHistory, maxChannels }));
   }
 
@@ -119,6 +136,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     const { event, retry, key } = assertOptions('publish()', options, publishRules);
     if (event !== undefined) assertEvent(event);
     if (retry !== undefined) assertRetry(retry);
+    // Invalid arguments are reported also after close(), so the check for that comes last.
     const text = dataText(data, this.#serialize);
     this.#assertSize(text, event);
     this.#assertOpen();
@@ -227,6 +245,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   }
 
   stats(): ChannelsStats {
+    // Live streams are never waiting.
     let behind = 0;
     for (const { follower } of this.#trackedStreams) if (follower?.isWaiting === true) behind++;
     return {
@@ -243,6 +262,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   close(): Promise<void> {
     if (this.#closing === undefined) {
       // Set before the first stream ends, because a callback may call close() again.
+      // `#close()` starts to run inside this call.
       let settle!: (closed: Promise<void>) => void;
       this.#closing = new Promise((resolve) => {
         settle = resolve;
@@ -252,6 +272,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     return this.#closing;
   }
 
+  /** Ends all streams, a limited number per turn, and closes the broker. */
   async #close(): Promise<void> {
     // Repeated, because a callback at the end of one stream may subscribe another stream.
     for (let open = this.#openStreams(); open.length > 0; open = this.#openStreams()) {
@@ -287,6 +308,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     );
   }
 
+  /** @throws {SseError} `ERR_SSE_CLOSED` after close() */
   #assertOpen(): void {
     if (this.#closing !== undefined) throw closedError();
   }
@@ -297,6 +319,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     return this.followedChannels.has(channel);
   }
 
+  /** An entry without an epoch is not in the log, because its channel has no history. */
   receive(entry: LogEntry): void {
     if (entry.epoch === undefined) {
       this.ephemeralFanOut.push(entry);
@@ -306,6 +329,10 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     this.fanOut.push(entry);
   }
 
+  /**
+   * This node may have missed entries. All streams read the log; pages that were requested before
+   * prove nothing any more.
+   */
   interrupted(): void {
     this.followedChannels.interruptions++;
     this.fanOut.retireAll();
@@ -326,6 +353,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   }
 }
 
+/** Resolves in the next turn of the event loop. */
 function nextTurn(): Promise<void> {
   return new Promise((resolve) => {
     setImmediate(resolve);

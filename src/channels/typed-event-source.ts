@@ -1,17 +1,19 @@
-/** What a page knows of its events, by the schema of the channels that it follows. Types only. */
+/**
+ * Types of the events that a page receives, derived from the schema of its channels. Types only.
+ */
 import type { ChannelName, EventData, EventName, SchemaOf } from '../common/schema.ts';
 
 declare const json: unique symbol;
 
 /**
- * A string that is JSON of a `T`. It is a string like any other; only its type remembers what
- * `JSON.parse` makes of it.
+ * A string that is the JSON text of a `T`. At run time an ordinary string; the type is the result
+ * type of `JSON.parse`.
  */
 export type JsonText<T> = string & { readonly [json]?: T };
 
 /**
- * What comes out of `JSON.parse` where `T` went into `JSON.stringify`: a `Date` has become a
- * string, functions are gone.
+ * The result type of `JSON.parse(JSON.stringify(value))` for a value of the type `T`: a `Date`
+ * becomes a string, and functions are omitted.
  */
 export type Jsonified<T> = T extends { toJSON(): infer J }
   ? Jsonified<J>
@@ -21,7 +23,7 @@ export type Jsonified<T> = T extends { toJSON(): infer J }
       ? { [K in keyof T as T[K] extends (...args: never) => unknown ? never : K]: Jsonified<T[K]> }
       : T;
 
-/** What is in `event.data`: a string as it was sent, anything else as JSON. */
+/** The type of `event.data`: a string is sent unchanged, anything else as JSON. */
 export type EventText<T> = T extends string ? T : JsonText<Jsonified<T>>;
 
 /** The `MessageEvent` of one event type. */
@@ -32,25 +34,26 @@ export interface TypedMessageEvent<E extends string, T> {
   readonly origin: string;
 }
 
-/** The library's own events. */
+/** The events that the library sends itself, and their data. */
 export interface OwnEvents {
-  /** The place to resume from. */
+  /** The position from which the client resumes when it reconnects. */
   'sse:checkpoint': { cursor: string };
-  /** The stream has ended and is not to be opened again. */
+  /** The stream has ended, and the page must not open it again. */
   'sse:end': Record<string, never>;
   /**
-   * Something was lost for good: of these channels, after this cursor (`''` where it is not known).
+   * Events of these channels behind the id `after` were lost and cannot be sent any more; `''` if
+   * that id is not known. `cursor` is the id of the newest event when the gap was found.
    */
   'sse:gap': { channels: string[]; after: string; cursor: string };
-  /** A heartbeat that a page can see. */
+  /** A heartbeat that is visible to the page, if `heartbeat` has `visible: true`. */
   'sse:ping': Record<string, never>;
 }
 
-/** The names of the events of one channel or several. */
+/** The event types of one or several channels. */
 export type ReceivedName<S, N extends ChannelName<S>> =
   N extends ChannelName<S> ? EventName<S, N> : never;
 
-/** The data of an event of one channel or several. */
+/** The data of an event type of one or several channels, or of the library. */
 export type ReceivedData<S, N extends ChannelName<S>, E> = E extends keyof OwnEvents
   ? OwnEvents[E]
   : N extends ChannelName<S>
@@ -59,11 +62,12 @@ export type ReceivedData<S, N extends ChannelName<S>, E> = E extends keyof OwnEv
 
 type Listener<Ev> = ((event: Ev) => void) | { handleEvent(event: Ev): void };
 
-// Of `open` and `error`; no types of the browser's are needed for it.
+// The event of `open` and `error`, declared here so that the types of the DOM are not needed.
 interface PlainEvent {
   readonly type: string;
 }
 
+/** The type of `addEventListener` and `removeEventListener`. */
 interface ListenerMethod<S, N extends ChannelName<S>> {
   <E extends ReceivedName<S, N> | keyof OwnEvents>(
     type: E,
@@ -80,9 +84,10 @@ interface ListenerMethod<S, N extends ChannelName<S>> {
 }
 
 /**
- * An `EventSource` of a page, or of the npm package of that name, that follows the channels `N` of
- * a registry with the schema `S`: `addEventListener` takes their events and the library's own, and
- * no others.
+ * An `EventSource` of a page, or of the npm package `eventsource`, that follows channels of a
+ * registry: `addEventListener` accepts only the event types of these channels and of the library.
+ * @typeParam S the schema of the registry
+ * @typeParam N the names of the channels. @defaultValue all channels of the schema
  * @example
  * import type { JsonText, TypedEventSource } from 'res-sse';
  * import type { Schema } from './server.ts';
