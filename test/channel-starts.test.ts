@@ -68,19 +68,19 @@ describe('an event is owed', () => {
   ])('%s (%s), at offset %i: %s', (_, start, offset, isOwed) => {
     const starts = new ChannelStarts();
     if (start !== undefined) starts.setStart('a', start);
-    expect(starts.isOwed(entry('a', offset))).toBe(isOwed);
-    expect(starts.isOwed(entry('b', offset))).toBe(true);
+    expect(starts.isAfterStart(entry('a', offset))).toBe(isOwed);
+    expect(starts.isAfterStart(entry('b', offset))).toBe(true);
   });
 
   test('of a channel whose loss was told: only what came after the loss', () => {
     const starts = new ChannelStarts();
     starts.collectLost(['a', 'b'], [7, 0], 5);
-    expect([6, 7, 8].map((offset) => starts.isOwed(entry('a', offset)))).toEqual([
+    expect([6, 7, 8].map((offset) => starts.isAfterStart(entry('a', offset)))).toEqual([
       false,
       false,
       true,
     ]);
-    expect(starts.isOwed(entry('b', 6))).toBe(true);
+    expect(starts.isAfterStart(entry('b', 6))).toBe(true);
   });
 });
 
@@ -89,16 +89,16 @@ describe('a start', () => {
     const starts = new ChannelStarts();
     starts.setStart('a', 8);
     starts.setStart('a', 3);
-    expect([3, 8, 9].map((offset) => starts.isOwed(entry('a', offset)))).toEqual([
+    expect([3, 8, 9].map((offset) => starts.isAfterStart(entry('a', offset)))).toEqual([
       false,
       false,
       true,
     ]);
     starts.setStart('a', OLDEST_HELD);
-    expect(starts.isOwed(entry('a', 1))).toBe(true);
+    expect(starts.isAfterStart(entry('a', 1))).toBe(true);
     // What was not held when it was looked at is not owed any more.
     starts.collectLost(['a'], [4], 0);
-    expect([4, 5].map((offset) => starts.isOwed(entry('a', offset)))).toEqual([false, true]);
+    expect([4, 5].map((offset) => starts.isAfterStart(entry('a', offset)))).toEqual([false, true]);
   });
 
   test('of a channel that is not followed any more is forgotten, and of the others stays', () => {
@@ -106,7 +106,10 @@ describe('a start', () => {
     starts.setStart('a', 8);
     starts.setStart('b', 8);
     starts.keepOnly(new Set(['b']));
-    expect([starts.isOwed(entry('a', 5)), starts.isOwed(entry('b', 5))]).toEqual([true, false]);
+    expect([starts.isAfterStart(entry('a', 5)), starts.isAfterStart(entry('b', 5))]).toEqual([
+      true,
+      false,
+    ]);
   });
 });
 
@@ -138,6 +141,6 @@ test('a log that begins anew has lost something of each channel, and no start of
   starts.setStart('a', 100);
   starts.addForeign(['c']);
   starts.markAllLost(['a', 'b']);
-  expect(starts.isOwed(entry('a', 1))).toBe(true);
+  expect(starts.isAfterStart(entry('a', 1))).toBe(true);
   expect(starts.collectLost(['a', 'b'], [0, 0], 0)).toEqual(['a', 'b']);
 });

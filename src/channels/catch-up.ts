@@ -99,7 +99,7 @@ export class CatchUp implements CatchUpJob {
     this.#generation++;
     this.#owner.host.catchUpQueue.delete(this);
     this.#abort?.abort();
-    this.#takePageRead();
+    this.#removePageRead();
     this.resolveWaiters();
   }
 
@@ -159,7 +159,7 @@ export class CatchUp implements CatchUpJob {
   #doStep(): void {
     const { host, stream, isCatchingUp, channels, position } = this.#owner;
     // Taken in any case: an unused page would occupy one of the queue's pending reads.
-    const pageRead = this.#takePageRead();
+    const pageRead = this.#removePageRead();
     // During a delivery to the stream nothing can be written. `onDelivered` starts again.
     if (!isCatchingUp || host.deliveries.has(stream)) return;
     if (stream.isBehind) {
@@ -184,7 +184,7 @@ export class CatchUp implements CatchUpJob {
   }
 
   /** Removes the page that has arrived, if there is one. The caller uses or drops the page. */
-  #takePageRead(): PageRead | undefined {
+  #removePageRead(): PageRead | undefined {
     const pageRead = this.#pageRead;
     if (pageRead === undefined) return undefined;
     this.#pageRead = undefined;
@@ -205,7 +205,7 @@ export class CatchUp implements CatchUpJob {
     catchUpQueue.startRead();
     try {
       this.#pageRead = { ...request, page: await page };
-      if (!this.#owner.isCatchingUp) this.#takePageRead();
+      if (!this.#owner.isCatchingUp) this.#removePageRead();
       this.#continue(true);
     } catch (error) {
       catchUpQueue.finishRead();
@@ -324,7 +324,7 @@ export class CatchUp implements CatchUpJob {
     }
     try {
       for (const entry of entries) {
-        if (this.starts.isOwed(entry) && owner.accepts(entry)) {
+        if (this.starts.isAfterStart(entry) && owner.accepts(entry)) {
           (this.#acceptedEntries ??= []).push(entry);
         }
       }

@@ -54,7 +54,7 @@ export class ChannelStarts {
   }
 
   /** Whether the stream receives the entry, as far as the start of its channel is concerned. */
-  isOwed(entry: LogEntry): boolean {
+  isAfterStart(entry: LogEntry): boolean {
     return entry.offset > (this.#starts?.get(entry.channel) ?? 0);
   }
 

@@ -46,7 +46,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     const from = this.cursorOffset;
     if (frame.lastOffset <= from) return undefined;
     if (frame.firstOffset <= from || this.isFiltered) {
-      this.takeAccepted(frame, from);
+      this.writeFiltered(frame, from);
       return undefined;
     }
     const written = this.writtenOffset;
@@ -78,7 +78,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   }
 
   /** Writes those entries of the frame that are beyond `from` and that the filters accept. */
-  private takeAccepted(frame: Frame, from: number): void {
+  private writeFiltered(frame: Frame, from: number): void {
     if (this.stream.isBehind && this.#rare?.isFlushingAll !== true) {
       this.onSlowReader(frame, from);
       return;
@@ -119,7 +119,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
    */
   private onSlowReader(frame: Frame, from: number): void {
     if (this.#rare?.isFlushingAll === true) {
-      this.takeAccepted(frame, from);
+      this.writeFiltered(frame, from);
       return;
     }
     // The stream has received everything before the frame, also the events of other channels.

@@ -109,7 +109,8 @@ function addRecord(
   for (const channel of newChannels) {
     host.followedChannels.retain(channel, histories.get(channel) === true);
   }
-  follower.setSubscriptions([...subscriptions, record]);
+  // `concat` makes an array of the exact size; a spread would reserve room for 17 elements.
+  follower.setSubscriptions(subscriptions.concat(record));
   if (!follower.isLive) host.trackStream(follower.stream);
   return newChannels;
 }
