@@ -7,7 +7,7 @@ const MAX_STEPS = 100;
 const MAX_BYTES = 4_194_304;
 const MAX_READS = 64;
 
-/** Counts turns of the event loop: each begins after the queue's own work of the one before. */
+/** Counts turns of the event loop. A turn starts after the queue's work of the previous turn. */
 class Turns {
   now = 0;
   #isOver = false;
@@ -25,7 +25,7 @@ class Turns {
   }
 }
 
-/** What was done in each turn. */
+/** The number of steps of each turn. */
 function perTurn(turns: readonly number[]): number[] {
   const counts = new Map<number, number>();
   for (const turn of turns) counts.set(turn, (counts.get(turn) ?? 0) + 1);
@@ -97,7 +97,7 @@ describe('one turn does', () => {
     turns.stop();
     const keys = done.map(({ index, turn }) => `${index} in ${turn}`);
     expect(new Set(keys).size).toBe(keys.length);
-    // Each is as far as the others.
+    // All streams have made the same progress.
     const counts = perTurn(done.map(({ index }) => index));
     expect(Math.max(...counts) - Math.min(...counts)).toBeLessThanOrEqual(1);
   });
@@ -127,7 +127,7 @@ describe('pages of a broker elsewhere', () => {
       queue.startRead();
       most = Math.max(most, ++inHand);
       reading.push(() => {
-        // The page has come; it is used in a later step, which comes before those that would read.
+        // The page has arrived. Its step comes before the steps that request a page.
         queue.add(
           {
             step: () => {
@@ -172,7 +172,7 @@ describe('a stream that has ended', () => {
       throw new Error('run node with --expose-gc, as vitest.config.ts does');
     }
     const queue = new CatchUpQueue();
-    // No turn has anything left, so that all wait.
+    // The limits of this turn are used up, so that all jobs wait.
     for (const job of jobs(MAX_STEPS, () => queue.countBytes(MAX_BYTES))) queue.add(job, true);
     let steps = 0;
     const refs = jobs(50, () => steps++).map((job) => {

@@ -8,31 +8,31 @@ function entry(channel: string, offset: number): LogEntry {
 
 interface Case {
   readonly cursor: number;
-  /** The start of the channel; `undefined` where it has none of its own. */
+  /** The start of the channel; `undefined` if only the cursor applies. */
   readonly start?: number;
-  /** The newest event of the channel that is no longer held. */
+  /** Offset of the newest event of the channel that the log no longer holds. */
   readonly trimmed: number;
   readonly isLost: boolean;
 }
 
 describe('a channel has lost something exactly if more is gone than the stream has of it', () => {
   test.each<Case>([
-    // Without a start of its own the cursor says what the stream has.
+    // Without a start, the cursor applies.
     { cursor: 0, trimmed: 0, isLost: false },
     { cursor: 0, trimmed: 1, isLost: true },
     { cursor: 5, trimmed: 0, isLost: false },
     { cursor: 5, trimmed: 4, isLost: false },
     { cursor: 5, trimmed: 5, isLost: false },
     { cursor: 5, trimmed: 6, isLost: true },
-    // A start beyond the cursor: nothing at or below it is owed.
+    // A start beyond the cursor: events up to the start are not delivered.
     { cursor: 5, start: 8, trimmed: 6, isLost: false },
     { cursor: 5, start: 8, trimmed: 8, isLost: false },
     { cursor: 5, start: 8, trimmed: 9, isLost: true },
-    // A start that the cursor has passed.
+    // A start below the cursor has no effect.
     { cursor: 5, start: 3, trimmed: 4, isLost: false },
     { cursor: 5, start: 3, trimmed: 6, isLost: true },
     { cursor: 0, start: 0, trimmed: 1, isLost: true },
-    // From the oldest that is held: whatever was held before is no gap.
+    // With OLDEST_HELD, trimmed events are not a gap.
     { cursor: 0, start: OLDEST_HELD, trimmed: 0, isLost: false },
     { cursor: 0, start: OLDEST_HELD, trimmed: 9, isLost: false },
     { cursor: 5, start: OLDEST_HELD, trimmed: 9, isLost: false },
@@ -42,7 +42,7 @@ describe('a channel has lost something exactly if more is gone than the stream h
       const starts = new ChannelStarts();
       if (start !== undefined) starts.setStart('a', start);
       expect(starts.collectLost(['a'], [trimmed], cursor)).toEqual(isLost ? ['a'] : []);
-      // Told once: the same page again shows nothing new, unless more has gone.
+      // A loss is found once: the same page shows no loss, unless more was trimmed.
       expect(starts.collectLost(['a'], [trimmed], cursor)).toEqual([]);
       const more = Math.max(trimmed, cursor, start ?? 0) + 1;
       expect(starts.collectLost(['a'], [more], cursor)).toEqual(['a']);
@@ -96,7 +96,7 @@ describe('a start', () => {
     ]);
     starts.setStart('a', OLDEST_HELD);
     expect(starts.isAfterStart(entry('a', 1))).toBe(true);
-    // What was not held when it was looked at is not owed any more.
+    // Events that were trimmed at the first look are not delivered any more.
     starts.collectLost(['a'], [4], 0);
     expect([4, 5].map((offset) => starts.isAfterStart(entry('a', offset)))).toEqual([false, true]);
   });

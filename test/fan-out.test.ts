@@ -6,11 +6,14 @@ import { FanOut } from '../src/channels/fan-out.ts';
 import type { Frame } from '../src/channels/frame.ts';
 import { LogEntry } from '../src/log/log-entry.ts';
 
-const WRITE_MARK = 65_536;
-const SLICE = 250;
+const HIGH_WATER_MARK = 65_536;
+const MAX_MEMBERS_PER_TURN = 250;
 const MAX_FEED_BYTES = 16_777_216;
 
-/** An entry whose frame is large and shared by all such entries, so that the bound of a feed can be reached thousands of times. */
+/**
+ * A large frame that entries share, so that a test can reach the limit of a feed thousands of
+ * times.
+ */
 const LARGE = Buffer.alloc(9_000_000);
 
 function entryOf(channel: string, offset: number, size: number): LogEntry {
@@ -20,45 +23,45 @@ function entryOf(channel: string, offset: number, size: number): LogEntry {
   return { channel, epoch: 'e', offset, frame: LARGE, rest: () => {} } as unknown as LogEntry;
 }
 
-/** A range of offsets that a member was told to have lost: beyond `from`, up to `to`. */
+/** A range of offsets that a member has lost: greater than `from`, up to `to`. */
 interface Loss {
   readonly from: number;
   readonly to: number;
 }
 
-/** A stream that keeps account of itself as a real one does, and notes what comes to it by whichever way. */
+/** A member that counts as a stream does, and records everything that is delivered to it. */
 class FakeMember implements Member {
   listIndex = -1;
   readonly channels: readonly string[];
   readonly fanOut: FanOut;
-  /** A stream without history: it cannot fall behind, because there is no log to read. */
-  readonly isLiveOnly: boolean;
+  /** Follows channels without history: the member cannot fall behind, because there is no log. */
+  readonly isEphemeral: boolean;
   readonly received: number[] = [];
   readonly frames: Frame[] = [];
   readonly losses: Loss[] = [];
-  /** Where it began. */
+  /** The position at which the member joined first. */
   readonly from: number;
   position: number;
   written = 0;
   delivered = 0;
   bytes = 0;
   events = 0;
-  inStep = false;
+  isAttached = false;
   isTaking = false;
-  /** How often it was given something by its audience, past it or not. */
+  /** Number of deliveries, directly to the socket or by `takeFrame()`. */
   deliveries = 0;
-  /** The same when its audience was retired. */
+  /** The value of `deliveries` at the moment at which the audience was retired. */
   deliveriesAtRetirement: number | undefined;
-  /** How often it was offered a frame, whether or not there was something for it. */
+  /** Number of calls of `takeFrame()`, also without a new entry. */
   asked = 0;
-  /** How many of these deliveries were flushes. */
+  /** Number of deliveries that were flushes. */
   flushed = 0;
-  /** Whether the next frames may go to its socket. */
+  /** Whether the audience may write the next frames to the socket directly. */
   isPlain = true;
-  /** Whether its reader is behind: it takes no frame. */
+  /** Whether the reader is slow: the member falls behind with the next frame. */
   isSlow = false;
   audience: Audience | undefined;
-  /** What the application's code does in the middle of the next frame. */
+  /** Code of the application, which runs in the middle of the next frame. */
   meddle: (() => void) | undefined;
   readonly socket: {
     writable: boolean;
@@ -68,11 +71,11 @@ class FakeMember implements Member {
     writable: true,
     writableLength: 0,
     write: (chunk: Buffer): boolean => {
-      if (!this.inStep) throw new Error('written to past a member that is not in step');
+      if (!this.isAttached) throw new Error('written to past a member that is not attached');
       if (!this.socket.writable || this.socket.writableLength > 16_384) {
         throw new Error('written to a socket that is not ready');
       }
-      if (chunk.length > WRITE_MARK + 64) throw new Error('more than one write may hold');
+      if (chunk.length > HIGH_WATER_MARK + 64) throw new Error('more than one write may hold');
       const text = chunk.toString();
       const body = text.slice(text.indexOf('\r\n') + 2, -2);
       this.#note(
@@ -83,15 +86,15 @@ class FakeMember implements Member {
     },
   };
 
-  constructor(fanOut: FanOut, channels: readonly string[], from: number, isLiveOnly = false) {
+  constructor(fanOut: FanOut, channels: readonly string[], from: number, isEphemeral = false) {
     this.fanOut = fanOut;
     this.channels = channels;
     this.from = from;
     this.position = from;
-    this.isLiveOnly = isLiveOnly;
+    this.isEphemeral = isEphemeral;
   }
 
-  /** Up to which offset it has everything, whoever keeps the account. */
+  /** Offset up to which the member has received everything, attached or not. */
   get cursor(): number {
     return this.audience?.progressOf(this)?.cursor ?? this.position;
   }
@@ -117,11 +120,11 @@ class FakeMember implements Member {
 
   takeFrame(frame: Frame): Socket | undefined {
     this.asked++;
-    if (this.inStep) throw new Error('asked while in step');
+    if (this.isAttached) throw new Error('asked while attached');
     if (this.isTaking) throw new Error('asked in the middle of a frame');
     const due = frame.entries.filter(({ offset }) => offset > this.position);
     if (due.length === 0) return undefined;
-    if (this.isSlow && !this.isLiveOnly) {
+    if (this.isSlow && !this.isEphemeral) {
       this.position = Math.max(this.position, frame.firstOffset - 1);
       this.fallBehind();
       return undefined;
@@ -150,7 +153,7 @@ class FakeMember implements Member {
 
   onDropped(upTo: number): void {
     if (this.position >= upTo) return;
-    if (!this.isLiveOnly) {
+    if (!this.isEphemeral) {
       this.fallBehind();
       return;
     }
@@ -167,19 +170,19 @@ class FakeMember implements Member {
   }
 
   onAttached({ bytes, events }: GroupProgress): void {
-    this.inStep = true;
+    this.isAttached = true;
     this.bytes -= bytes;
     this.events -= events;
   }
 
   onDetached({ bytes, events, cursor }: GroupProgress): void {
-    this.inStep = false;
+    this.isAttached = false;
     this.bytes += bytes;
     this.events += events;
     this.position = cursor;
   }
 
-  /** It reads the log, as a stream does that is behind. */
+  /** Reads the log, as a stream does that is catching up. */
   readLog(offsets: readonly number[], head: number): void {
     this.received.push(...offsets.filter((offset) => offset > this.position));
     this.position = head;
@@ -193,7 +196,9 @@ class FakeMember implements Member {
   }
 }
 
-/** A fan-out whose turns are under the test's control, and what each member that was ever in it must have. */
+/**
+ * A fan-out whose turns the test runs, with all of its members and a log of all published entries.
+ */
 class World {
   readonly members: FakeMember[] = [];
   readonly log: { readonly channel: string; readonly offset: number }[] = [];
@@ -212,14 +217,15 @@ class World {
     return this.#run !== undefined;
   }
 
-  /** One turn of the event loop. @returns whether there was something to do */
+  /** Runs one turn of the event loop. @returns whether a turn was scheduled */
   turn(): boolean {
     const run = this.#run;
     this.#run = undefined;
     if (run === undefined) return false;
     const before = this.#deliveries;
     run();
-    if (this.#deliveries - before > SLICE) throw new Error('more than a slice in one turn');
+    if (this.#deliveries - before > MAX_MEMBERS_PER_TURN)
+      throw new Error('more than a slice in one turn');
     return true;
   }
 
@@ -227,7 +233,7 @@ class World {
     return this.members.reduce((sum, { deliveries, flushed }) => sum + deliveries - flushed, 0);
   }
 
-  /** Turns until there is nothing left to do. */
+  /** Runs turns until no further turn is scheduled. */
   rest(): void {
     let turns = 0;
     while (this.turn()) if (++turns > 10_000) throw new Error('it does not come to rest');
@@ -240,8 +246,8 @@ class World {
     return entry;
   }
 
-  join(channels: readonly string[], isLiveOnly = false): FakeMember {
-    const member = new FakeMember(this.fanOut, channels, this.head, isLiveOnly);
+  join(channels: readonly string[], isEphemeral = false): FakeMember {
+    const member = new FakeMember(this.fanOut, channels, this.head, isEphemeral);
     this.members.push(member);
     member.join(this.head);
     return member;
@@ -256,14 +262,14 @@ class World {
     }
   }
 
-  /** A member that is behind reads the log, and comes back. */
+  /** A member that has fallen behind reads the log, and joins again. */
   rejoin(member: FakeMember): void {
-    if (member.audience !== undefined || member.isTaking || member.isLiveOnly) return;
+    if (member.audience !== undefined || member.isTaking || member.isEphemeral) return;
     member.readLog(this.offsetsOf(member), this.head);
     member.join(this.head);
   }
 
-  /** What it has to have been given by now. */
+  /** The offsets that the member must have received by now. */
   offsetsOf({ channels, from, losses }: FakeMember, upTo = this.head): number[] {
     const offsets: number[] = [];
     for (const { channel, offset } of this.log) {
@@ -273,7 +279,7 @@ class World {
     return offsets;
   }
 
-  /** Each has exactly what is at or below its cursor, and its account says so. */
+  /** Checks that each member has received exactly the entries up to its cursor, and counts them. */
   audit(): void {
     const feeds = new Set(this.members.flatMap(({ audience }) => audience?.feeds ?? []));
     for (const feed of feeds) {
@@ -290,18 +296,19 @@ class World {
       ) {
         throw new Error(`at ${cursor} it has ${received.join()} instead of ${due.join()}`);
       }
-      const pace = audience?.progressOf(member);
+      const progress = audience?.progressOf(member);
       const { deliveriesAtRetirement: before } = member;
-      // A flush that is under way goes on: what it gives was published before.
+      // A flush that is in progress goes on: its entries were published before.
       const given = member.deliveries - member.flushed;
       if (before !== undefined && given > before) {
         throw new Error('given something by a retired audience');
       }
-      if (member.inStep !== (pace !== undefined)) throw new Error('in step for one side only');
-      if (member.bytes + (pace?.bytes ?? 0) !== member.written) {
+      if (member.isAttached !== (progress !== undefined))
+        throw new Error('attached for one side only');
+      if (member.bytes + (progress?.bytes ?? 0) !== member.written) {
         throw new Error('bytes that are not those written');
       }
-      if (member.events + (pace?.events ?? 0) !== member.delivered) {
+      if (member.events + (progress?.events ?? 0) !== member.delivered) {
         throw new Error('events that are not those delivered');
       }
     }
@@ -321,7 +328,7 @@ type Deed =
   | 'end'
   | 'flush'
   | 'flush all'
-  | 'step out'
+  | 'detach'
   | 'block'
   | 'unblock'
   | 'break'
@@ -336,7 +343,7 @@ const DEEDS: readonly Deed[] = [
   'end',
   'flush',
   'flush all',
-  'step out',
+  'detach',
   'block',
   'unblock',
   'break',
@@ -360,7 +367,7 @@ type Step =
   | {
       readonly do: 'join';
       readonly set: number;
-      readonly isLiveOnly: boolean;
+      readonly isEphemeral: boolean;
       readonly times: number;
     }
   | { readonly do: 'deed'; readonly deed: Deed; readonly which: number }
@@ -382,8 +389,8 @@ const doing = fc.record({
 const joining = fc.record({
   do: fc.constant('join' as const),
   set: fc.nat(SETS.length - 1),
-  isLiveOnly: fc.boolean(),
-  // Now and then more than one turn may give to.
+  isEphemeral: fc.boolean(),
+  // Sometimes more members than one turn delivers to.
   times: fc.constantFrom(1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 260),
 });
 
@@ -408,7 +415,7 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
       }),
     },
   ),
-  // Short ones, which are the default, hardly ever have a leaving member with others in step.
+  // In short runs, the default, a member rarely leaves while others are attached.
   { minLength: 5, maxLength: 60, size: 'max' },
 );
 
@@ -428,7 +435,7 @@ function carryOut(world: World, step: Step): void {
     }
     case 'join': {
       for (let count = 0; count < step.times; count++) {
-        world.join(SETS[step.set] as string[], step.isLiveOnly);
+        world.join(SETS[step.set] as string[], step.isEphemeral);
       }
       return;
     }
@@ -447,20 +454,20 @@ function carryOut(world: World, step: Step): void {
 function doTo(world: World, member: FakeMember, deed: Deed): void {
   switch (deed) {
     case 'leave': {
-      // As a stream that unsubscribes does: what it is owed comes first.
+      // As a stream does that unsubscribes: pending entries are delivered first.
       if (!member.isTaking) member.flush(true);
       member.leave();
       return;
     }
     case 'end': {
-      // As one that is cut off does: what it is owed is owed no more.
+      // As a stream does that is destroyed: pending entries are not delivered.
       member.leave();
       return;
     }
     case 'flush':
     case 'flush all': {
       if (member.isTaking) return;
-      // What its own callbacks publish meanwhile has its turn.
+      // Entries that callbacks publish during the flush are delivered in a later turn.
       const due = world.offsetsOf(member).at(-1) ?? 0;
       member.flush(deed === 'flush all');
       const isLive = member.audience?.isRetired === false;
@@ -469,7 +476,7 @@ function doTo(world: World, member: FakeMember, deed: Deed): void {
       }
       return;
     }
-    case 'step out': {
+    case 'detach': {
       member.audience?.detach(member);
       return;
     }
@@ -501,15 +508,15 @@ function doTo(world: World, member: FakeMember, deed: Deed): void {
 }
 
 test('every member is given everything once and in order, or leaves with a position below which it has everything', () => {
-  const seen = { fellBehind: 0, lost: 0, inStep: 0, retired: 0 };
+  const seen = { fellBehind: 0, lost: 0, isAttached: 0, retired: 0 };
   fc.assert(
     fc.property(steps, (all) => {
       const world = new World();
       for (const step of all) {
         carryOut(world, step);
         world.audit();
-        for (const { inStep, audience } of world.members) {
-          if (inStep) seen.inStep++;
+        for (const { isAttached, audience } of world.members) {
+          if (isAttached) seen.isAttached++;
           if (audience?.isRetired === true) seen.retired++;
         }
       }
@@ -525,17 +532,17 @@ test('every member is given everything once and in order, or leaves with a posit
         if (member.losses.length > 0) seen.lost++;
         expect(audience.isRetired).toBe(false);
         expect(member.received).toEqual(world.offsetsOf(member));
-        // The feeds hold nothing that every audience has been given.
+        // The feeds hold no entry that every audience has received.
         for (const feed of audience.feeds) expect([feed.bytes, feed.events]).toEqual([0, 0]);
       }
     }),
     { numRuns: 600 },
   );
-  // Without these the property would prove little.
+  // The property is significant only if these situations occurred often.
   for (const count of Object.values(seen)) expect(count).toBeGreaterThan(100);
 }, 120_000);
 
-describe('a member in step', () => {
+describe('an attached member', () => {
   test('that has taken a whole frame is not asked again, until somebody takes it out of step', () => {
     const world = new World();
     const member = world.join(['a']);
@@ -543,16 +550,16 @@ describe('a member in step', () => {
       world.publish('a');
       world.rest();
     };
-    const pace = (): number | undefined => member.audience?.progressOf(member)?.cursor;
-    expect([pace(), member.inStep]).toEqual([undefined, false]);
+    const progress = (): number | undefined => member.audience?.progressOf(member)?.cursor;
+    expect([progress(), member.isAttached]).toEqual([undefined, false]);
     publishAndGive();
-    expect([pace(), member.inStep]).toEqual([1, true]);
+    expect([progress(), member.isAttached]).toEqual([1, true]);
     publishAndGive();
-    expect([pace(), member.inStep, member.frames.length]).toEqual([2, true, 1]);
+    expect([progress(), member.isAttached, member.frames.length]).toEqual([2, true, 1]);
     member.flush(false);
-    expect([pace(), member.inStep, member.position]).toEqual([undefined, false, 2]);
+    expect([progress(), member.isAttached, member.position]).toEqual([undefined, false, 2]);
     publishAndGive();
-    expect([pace(), member.received]).toEqual([3, [1, 2, 3]]);
+    expect([progress(), member.received]).toEqual([3, [1, 2, 3]]);
   });
 
   test('has counts that are no larger for what its audience was given before it came', () => {
@@ -565,13 +572,13 @@ describe('a member in step', () => {
     }
     const [early, late] = [countingMember(), countingMember()];
     const audience = fanOut.addMember(['a'], early);
-    // Few and large, where a real audience is given many and small.
+    // A few large frames have the same effect as many small frames.
     const bytes = Buffer.alloc(2 ** 27);
     for (let count = 0; count < 20; count++) give(bytes);
     late.position = offset;
     fanOut.addMember(['a'], late);
     for (let count = 0; count < 3; count++) give(Buffer.alloc(100));
-    // In step: what is on the audience's account is taken off its own.
+    // When the member is attached, the audience's counts are subtracted from its own.
     expect(audience.progressOf(late)).toBeDefined();
     expect(Math.abs(late.bytes)).toBeLessThan(2 ** 31);
     for (const member of [early, late]) audience.detach(member);
@@ -579,7 +586,7 @@ describe('a member in step', () => {
   });
 });
 
-/** Keeps count as a stream does, and of nothing else. */
+/** A member that only counts, as a stream does. */
 function countingMember(): Member & { bytes: number; position: number } {
   return {
     listIndex: -1,
@@ -672,7 +679,7 @@ describe('one turn', () => {
     expect(world.members.every(({ received }) => received.length === 1 && received[0] === 1)).toBe(
       true,
     );
-    // All of them were given the same bytes.
+    // All members received the same frame.
     expect(new Set(world.members.map(({ frames }) => frames[0])).size).toBe(1);
     expect(world.members[0]?.audience?.feeds.map(({ bytes }) => bytes)).toEqual([0, 0]);
   });
@@ -703,7 +710,8 @@ describe('what is published together', () => {
     for (let count = 0; count < 40; count++) world.publish('b', 10_000);
     world.rest();
     expect(member.frames.length).toBeGreaterThan(5);
-    for (const { bytes } of member.frames) expect(bytes.length).toBeLessThanOrEqual(WRITE_MARK);
+    for (const { bytes } of member.frames)
+      expect(bytes.length).toBeLessThanOrEqual(HIGH_WATER_MARK);
   });
 
   test('is the same frame for different sets of channels that are owed the same', () => {
@@ -729,8 +737,8 @@ describe('what is published together', () => {
     world.publish('a');
     world.rest();
     expect([early.received, late.received]).toEqual([[1, 2], [2]]);
-    // What was not offered does not keep it out of step.
-    expect(late.inStep).toBe(true);
+    // A frame that the member did not receive does not prevent attaching.
+    expect(late.isAttached).toBe(true);
   });
 
   test('while a round lasts is joined for the next one', () => {
@@ -753,7 +761,7 @@ describe('a flush before its turn', () => {
     const [hasty, patient] = [world.join(['a']), world.join(['a'])];
     for (let count = 0; count < 40; count++) world.publish('a', 10_000);
     hasty.flush(false);
-    expect(hasty.written).toBeLessThanOrEqual(WRITE_MARK);
+    expect(hasty.written).toBeLessThanOrEqual(HIGH_WATER_MARK);
     expect(hasty.audience).toBe(undefined);
     expect(hasty.received).toEqual(world.offsetsOf(hasty, hasty.position));
     expect(hasty.position).toBeGreaterThan(0);
@@ -869,7 +877,7 @@ describe('beyond its bound', () => {
   ])('counts no longer what was %s: after 200 MB in all nothing is dropped', (_, dispose) => {
     const world = new World();
     for (let round = 0; round < 25; round++) {
-      // Below the bound of one channel, and together above a quarter of that of all.
+      // Below the limit of one channel; the four together exceed a quarter of the limit of all.
       const members = ['a', 'b', 'c', 'd'].map((channel) => world.join([channel]));
       for (const channel of ['a', 'b', 'c', 'd']) world.publish(channel, 5);
       for (const channel of ['a', 'b']) world.publish(channel, LARGE.length);

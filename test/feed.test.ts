@@ -76,7 +76,7 @@ test('drops everything, and says up to which offset and how many entries until a
   feed.dropAll();
   expect([feed.droppedUpTo, feed.droppedEvents]).toEqual([9, 3]);
   feed.push(entry(12));
-  // A round that began before the drop tells nobody of it.
+  // A round that started before the drop informs no audience of the drop.
   feed.forget(7);
   expect([feed.droppedEvents, offsetsOf(feed)]).toEqual([3, [12]]);
   feed.forget(12);

@@ -6,10 +6,10 @@ import type { LogEntry } from '../log/log-entry.ts';
  * A queue of entries for the audiences of one channel.
  *
  * ```text
- * published    1   2   3   4   5   6   7   8        offsets of this channel's entries
- *              └ dropped ┘ └ gone ┘└ entries ┘
- *                        ▲                  ▲
- *                        droppedUpTo        newest
+ * offsets of the channel    1    2    3    4    5    6    7    8
+ *                           dropped      delivered     in the feed
+ *                                ▲                            ▲
+ *                                droppedUpTo                  newest
  * ```
  *
  * Entries that all audiences have received are removed with {@link forget}. If a feed holds too
