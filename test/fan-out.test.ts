@@ -224,8 +224,9 @@ class World {
     if (run === undefined) return false;
     const before = this.#deliveries;
     run();
-    if (this.#deliveries - before > MAX_MEMBERS_PER_TURN)
+    if (this.#deliveries - before > MAX_MEMBERS_PER_TURN) {
       throw new Error('more than a slice in one turn');
+    }
     return true;
   }
 
@@ -303,8 +304,9 @@ class World {
       if (before !== undefined && given > before) {
         throw new Error('given something by a retired audience');
       }
-      if (member.isAttached !== (progress !== undefined))
+      if (member.isAttached !== (progress !== undefined)) {
         throw new Error('attached for one side only');
+      }
       if (member.bytes + (progress?.bytes ?? 0) !== member.written) {
         throw new Error('bytes that are not those written');
       }
@@ -710,8 +712,9 @@ describe('what is published together', () => {
     for (let count = 0; count < 40; count++) world.publish('b', 10_000);
     world.rest();
     expect(member.frames.length).toBeGreaterThan(5);
-    for (const { bytes } of member.frames)
+    for (const { bytes } of member.frames) {
       expect(bytes.length).toBeLessThanOrEqual(HIGH_WATER_MARK);
+    }
   });
 
   test('is the same frame for different sets of channels that are owed the same', () => {
