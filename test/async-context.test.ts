@@ -1,4 +1,4 @@
-/** In which async context the application's functions run (`AsyncLocalStorage`), and that a context is let go of. */
+/** The async context (`AsyncLocalStorage`) of the application's functions, and its release. */
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { expect, test } from 'vitest';
@@ -18,7 +18,7 @@ function user(): string | undefined {
   return requests.getStore()?.user;
 }
 
-/** Streams whose requests have a store of their own, named by the query. */
+/** Streams whose requests have their own store. The query names the store. */
 function serveUsers(handler: (stream: EventStream) => unknown, channels?: Channels) {
   return serveStreams(
     (stream, req) => requests.run({ user: req.query['user'] as string }, () => handler(stream)),
@@ -44,7 +44,7 @@ test('a filter runs in the context of the request that subscribed, whoever publi
   await until('both subscriptions', () => channels.stats().subscriptions === 2);
   await requests.run({ user: 'publisher' }, () => channels.publish('a', 'live'));
   await Promise.all([ada.next(), bob.next()]);
-  // A flush is in the context of the call that flushes.
+  // A flush runs in the context of the call that flushes.
   void requests.run({ user: 'publisher' }, () => channels.publish('a', 'flushed'));
   for (const stream of server.streams) requests.run({ user: 'sender' }, () => stream.comment());
   await Promise.all([ada.next(), bob.next()]);
@@ -72,7 +72,8 @@ test('an onGap in mid-stream runs in the context of the request that subscribed'
   await until('the subscription', () => channels.stats().subscriptions === 1);
   requests.run({ user: 'publisher' }, () => {
     for (let count = 0; count < 3; count++) void channels.publish('a', 'x'.repeat(40_000));
-    // More is pending than a flush gives, so the stream reads the rest from the log, which has lost it.
+    // More is pending than a flush delivers, so the stream reads the rest from the log, which has
+    // trimmed it.
     server.streams[0]?.send('now');
   });
   await until('the snapshot', () => ada.events.some(({ data }) => data.startsWith('snapshot')));
@@ -126,7 +127,8 @@ test('a stream that is gone leaves the store of its request to the garbage colle
   await using server = await serveStreams(
     (stream, req) => {
       const own = { user: req.query['user'] as string };
-      // The first opens the timer of the heartbeats and the subscription of the channel.
+      // The first stream starts the timer of the monitor, and lets the broker listen to the
+      // channel.
       store ??= new WeakRef(own);
       return requests.run(own, () => stream.subscribe('a'));
     },

@@ -58,7 +58,7 @@ test('a user who logs out has no stream any more, in whatever tab, and an EventS
   await tab.end();
   expect(tab.events.at(-1)?.event).toBe('sse:end');
   await closed;
-  // The second was answered 204, which ends it.
+  // The second request was answered 204, which ends the EventSource.
   expect(requests).toBe(2);
   expect(kept.ended).toBe(false);
   expect(events.stats()).toMatchObject({ open: 1, closed: { revoked: 2 } });
@@ -114,7 +114,7 @@ describe('a user who is removed', () => {
     remove(user: string): Promise<void>;
   }
 
-  /** One of several nodes, which have their users and Redis in common. */
+  /** One of several nodes with the same users and the same Redis. */
   async function startNode(url: string, users: object): Promise<Node> {
     const app = express();
     const channels = createChannels({ broker: redisBroker({ url }) });
@@ -152,7 +152,7 @@ describe('a user who is removed', () => {
       return answer;
     }
 
-    /** What a look-up waits for, after it has seen the rights of that time. */
+    /** A look-up waits for this promise after it has read the rights. */
     lookUp: () => Promise<unknown> = () => delay(20);
 
     async remove(user: string): Promise<void> {
@@ -183,7 +183,7 @@ describe('a user who is removed', () => {
       expect(reader.events.map(({ data }) => data)).toEqual(
         isAnn ? ['for all'] : ['for all', ...forBob],
       );
-      // The client comes back soon, and is told that it may not.
+      // The client reconnects soon, and is refused.
       expect(reader.retries).toEqual(isAnn ? [1_000] : []);
       expect(reader.text).not.toMatch(/look again|rights/);
       reader.close();
@@ -205,7 +205,7 @@ describe('a user who is removed', () => {
       };
     });
     await using node = await startNode(redis.url, users);
-    // With an id, which the client may have made up, as without one.
+    // The same with an id, which the client may have invented, as without an id.
     const { id } = await node.channels.publish('news', 'before');
     const reading = read(`${node.url}/events?user=ann`, { headers: { 'Last-Event-ID': id } });
     await asked;
@@ -260,7 +260,7 @@ test('a client that asks for everything again and again gets what perMinute and 
   app.use(events as SseMiddleware);
   app.get('/', channels.listen('news', { since: 'start' }));
   await using server = await serve(app);
-  // Twice as much as is kept.
+  // Twice the size of the history.
   for (let n = 0; n < 2_000; n++) await channels.publish('news', 'x'.repeat(1_000));
   const { events: kept } = channels.stats().history;
   let bytes = 0;
@@ -274,6 +274,6 @@ test('a client that asks for everything again and again gets what perMinute and 
   expect(refused).toBe(10);
   expect((events as SseMiddleware).stats()).toMatchObject({ opened: 30, rejected: 10 });
   expect(bytes).toBeLessThanOrEqual(30 * 1_048_576);
-  // It is the figure of the page, not one far below it.
+  // The result is about the figure of the page, not far below it.
   expect(bytes).toBeGreaterThan(15 * 1_048_576);
 });

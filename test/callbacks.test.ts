@@ -6,9 +6,9 @@ import { read } from './support/reader.ts';
 import { dial, requestText } from './support/server.ts';
 import { until, within } from './support/wait.ts';
 
-/** Code of the application that is called in the middle of something, and calls back into the library. */
+/** Code of the application that the library calls, and that calls back into the library. */
 
-/** Subscribes to these diagnostics channels until disposed of. */
+/** Subscribes to these diagnostics channels until it is disposed. */
 function listening(listeners: Record<string, (message: never) => void>): Disposable {
   const all = Object.entries(listeners) as [string, (message: unknown) => void][];
   for (const [name, listener] of all) subscribe(`res-sse:${name}`, listener);
@@ -19,7 +19,7 @@ function listening(listeners: Record<string, (message: never) => void>): Disposa
   };
 }
 
-/** Sends what no reader takes, until something happens. */
+/** Sends more than the reader takes, until a condition is true. */
 async function sendUntil(server: StreamServer, condition: () => boolean): Promise<EventStream> {
   const socket = await dial(server.port, requestText('/'));
   socket.pause();
@@ -235,7 +235,7 @@ test('close() in a wrapped write comes behind the event that is being written', 
     },
     (_req, res) => void res.sse?.send('last'),
   );
-  // Behind sse(), which is in front of every route of the app.
+  // Behind the sse() that is in front of every route of the app.
   using reader = await read(`${server.url}/wrapped`);
   await reader.end();
   expect(reader.events.map(({ data }) => data)).toEqual(['last']);

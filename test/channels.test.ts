@@ -20,7 +20,7 @@ import { until, within } from './support/wait.ts';
 
 const ASK = { Accept: 'text/event-stream' };
 
-/** Streams that follow what the query names: `/?follow=a&follow=b`. */
+/** A server whose streams follow the channels of the query: `/?follow=a&follow=b`. */
 async function serveChannels(
   channels: Channels = createChannels(),
 ): Promise<StreamServer & { channels: Channels }> {
@@ -213,7 +213,7 @@ describe('subscribe', () => {
     expect((await other.next()).data).toBe('after');
     using reader = await read(server.url);
     expect((await reader.next()).data).toBe('after');
-    // The first one was there already when the second came.
+    // The first stream followed the channel before the second one.
     expect((await other.take(2)).map((event) => event.data)).toEqual(['before', 'after']);
   });
 
@@ -678,7 +678,7 @@ describe('an event larger than maxEvent', () => {
       code: 'ERR_SSE_DATA',
       delivery: undefined,
     });
-    // Each line has the name of its field.
+    // Each line of the data has the field name.
     await expect(channels.publish('a', '\n'.repeat(15))).rejects.toMatchObject({
       code: 'ERR_SSE_DATA',
     });

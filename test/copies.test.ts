@@ -6,7 +6,9 @@ import { read } from './support/reader.ts';
 import { serve } from './support/server.ts';
 import { until, within } from './support/wait.ts';
 
-/** Two copies of the package in one process: of an app, and of a library that it uses. */
+/**
+ * Two copies of the package in one process: the app's copy, and the copy of a library of the app.
+ */
 
 let second: typeof first;
 
@@ -25,7 +27,10 @@ describe.each([
   ['the first copy in front', () => [first, second] as const],
   ['the second copy in front', () => [second, first] as const],
 ])('with %s', (_, copies) => {
-  /** An app with the one copy's `sse()` in front of a route with the other's, and a route with `stream()` of the other's alone. */
+  /**
+   * An app with `sse()` of one copy in front of a route with `sse()` of the other copy, and a route
+   * with only `stream()` of the other copy.
+   */
   async function nested(outerOptions: first.SseOptions, innerOptions: first.SseOptions) {
     const [outerCopy, innerCopy] = copies();
     const app = express();

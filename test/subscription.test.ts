@@ -29,7 +29,7 @@ interface ChannelServer extends StreamServer {
   readonly subscriptions: Subscription[];
 }
 
-/** Streams at `/` that follow channels; each subscription is noted when it resolves. */
+/** A server whose streams at `/` follow channels. Records each subscription that resolves. */
 async function serveChannels(
   registry: ChannelsOptions = {},
   { follow = 'a', options = {}, sse = {} }: Setup = {},
@@ -46,7 +46,7 @@ async function serveChannels(
   return Object.assign(server, { channels, subscriptions });
 }
 
-/** Publishes one event for each and gives the ids. */
+/** Publishes one event for each item. Returns the ids. */
 async function publish(channels: Channels, name: string, ...all: unknown[]): Promise<string[]> {
   const ids: string[] = [];
   for (const each of all) ids.push((await channels.publish(name, String(each))).id);
@@ -169,7 +169,7 @@ describe('clients that come back together', () => {
     );
     await Promise.all(readers.map((reader) => reader.take(3)));
     expect(packets).toHaveLength(20);
-    // One buffer for all, not twenty that are equal.
+    // One buffer for all streams, not twenty equal buffers.
     expect(new Set(packets.flat().filter((part) => part.includes('data: three\n'))).size).toBe(1);
     for (const reader of readers) {
       expect(reader.text).toBe(readers[0]?.text);
@@ -202,7 +202,7 @@ describe('clients that come back together', () => {
       expect((await reader.next()).data).toBe('live');
       reader.close();
     }
-    // Straight to the socket, as one chunk that was framed once.
+    // Written to the socket directly, as one HTTP chunk that all streams share.
     expect(chunks).toHaveLength(readers.length);
     expect(new Set(chunks).size).toBe(1);
   });
@@ -338,7 +338,7 @@ describe('a gap', () => {
     await until('the subscription', () => server.subscriptions.length === 1);
     expect(server.subscriptions[0]).toMatchObject({ recovered: false, gaps: 1 });
     expect(server.channels.stats().gaps).toBe(1);
-    // A checkpoint right after it: below the first event that follows.
+    // A checkpoint follows, below the next event.
     expect(reader.checkpoints).toEqual([ids[1]]);
     expect(reader.text.indexOf('sse:gap')).toBeLessThan(reader.text.indexOf('sse:checkpoint'));
     expect(reader.text.indexOf('sse:checkpoint')).toBeLessThan(reader.text.indexOf('data: 3'));
@@ -462,7 +462,7 @@ describe('a gap', () => {
 });
 
 describe('onGap', () => {
-  /** A server whose history holds two events, and the ids of five that were published. */
+  /** A server whose history holds two events, and the ids of five published events. */
   async function serveGaps(
     onGap: (stream: EventStream, gap: Gap, server: ChannelServer) => unknown,
   ): Promise<ChannelServer & { ids: string[] }> {
@@ -609,7 +609,7 @@ describe('checkpoints', () => {
     const ids = await publish(server.channels, 'busy', 1, 2, 3);
     await until('the second', () => reader.checkpoints.length === 2);
     expect(reader.checkpoints[1]).toBe(ids[2]);
-    // Nothing new, nothing to tell: heartbeats again.
+    // Without a new event there is no checkpoint, but heartbeats.
     const { length } = reader.comments;
     await until('heartbeats', () => reader.comments.length > length + 3);
     expect(reader.checkpoints).toHaveLength(2);
@@ -722,7 +722,7 @@ test('a newest-only channel skips a reader that lags to the newest event, and th
 });
 
 describe('a slow reader', () => {
-  /** A raw reader that has stopped reading, on a stream that follows `a` and has fallen behind. */
+  /** A raw reader that has stopped reading; its stream follows `a` and has fallen behind. */
   async function fallBehind(
     server: ChannelServer,
   ): Promise<{ socket: Socket; parser: StrictParser; published: number }> {
@@ -772,7 +772,7 @@ describe('a slow reader', () => {
       await server.channels.publish('a', `${more}:${'x'.repeat(10_000)}`);
     }
     await new Promise((resolve) => setImmediate(resolve));
-    // 10 MB later not a byte more is queued for it.
+    // After 10 MB of further events, no more bytes are queued for the stream.
     expect(stream.bufferedAmount).toBe(queued);
     socket.resume();
     await until('it to be live again', () => server.channels.stats().behind === 0);
@@ -802,7 +802,7 @@ describe('a slow reader', () => {
       cursor: expect.any(String),
     });
     expect(server.subscriptions[0]).toMatchObject({ recovered: true, gaps: 1 });
-    // What came before the gap has no hole, and neither has what came after.
+    // No event is missing before the gap, and none after it.
     const got = numbers(parser);
     const hole = got.findIndex((number, index) => number !== index);
     expect(got.slice(hole)).toEqual(
