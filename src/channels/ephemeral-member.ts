@@ -2,7 +2,7 @@
 import type { Audience, Member } from './audience.ts';
 import type { Deliveries } from './deliveries.ts';
 import type { EventStream } from '../stream/event-stream.ts';
-import type { FanOut } from './fan-out.ts';
+import { keyOf, type FanOut } from './fan-out.ts';
 import type { Frame } from './frame.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 
@@ -19,6 +19,9 @@ export interface EphemeralOwner {
   fail(error: unknown): void;
 }
 
+// Flushes in a row, if a filter publishes with every event that it is shown.
+const MAX_FLUSH_ROUNDS = 10;
+
 export class EphemeralMember implements Member {
   readonly #owner: EphemeralOwner;
   listIndex = -1;
@@ -31,9 +34,16 @@ export class EphemeralMember implements Member {
     this.#owner = owner;
   }
 
-  join(channels: readonly string[]): void {
-    this.#audience = this.#owner.host.liveOnly.join(channels, this);
-    // What was published before is not for it.
+  /** Follows these channels from here on, and no others. */
+  follow(channels: readonly string[]): void {
+    const { liveOnly } = this.#owner.host;
+    if (this.#audience !== undefined && keyOf(channels) === keyOf(this.#audience.channels)) return;
+    if (this.#audience !== undefined) this.#loseRest(this.#audience);
+    // A callback may have ended the stream.
+    if (this.#owner.stream.readyState === 2) return;
+    this.leave();
+    this.#audience = liveOnly.join(channels, this);
+    // Events that were published before are not for this stream.
     this.position = Math.max(this.position, this.#audience.newest);
   }
 
@@ -43,9 +53,22 @@ export class EphemeralMember implements Member {
     this.#audience = undefined;
   }
 
-  /** Writes all that was published before; there is no log from which the stream could get the rest. */
+  /**
+   * Writes all that was published before, because there is no log from which the stream could read it
+   * later. A filter may publish again meanwhile: that is written, too, a bounded number of times.
+   */
   flush(): void {
-    if (this.#audience !== undefined) this.#owner.host.liveOnly.flush(this.#audience, this, true);
+    const { liveOnly } = this.#owner.host;
+    for (let round = 0; round < MAX_FLUSH_ROUNDS && this.#audience !== undefined; round++) {
+      liveOnly.flush(this.#audience, this, true);
+      if (this.#audience === undefined || !liveOnly.hasPending(this.#audience, this)) return;
+    }
+  }
+
+  /** The place in the audience is given up: events that the flush has left behind are lost, and counted. */
+  #loseRest(audience: Audience): void {
+    const events = this.#owner.host.liveOnly.countPending(audience, this);
+    if (events > 0) this.miss(audience.newest, events);
   }
 
   /** Never in step: how much may be queued for its reader is a matter of its own. */

@@ -98,6 +98,11 @@ export class FanOut {
     return feeds.some(({ newest }) => newest > position);
   }
 
+  /** How many published events are still here that the member has not been given. */
+  countPending({ feeds }: Audience, { position }: Member): number {
+    return feeds.reduce((sum, feed) => sum + feed.events - feed.after(position), 0);
+  }
+
   /**
    * Gives one member what was published, before its turn: at most one frame of 64 KiB beside the one that is being given.
    * What is more it is told to miss, so that it reads that from the log.
