@@ -341,8 +341,9 @@ export class CatchUp implements CatchUpJob {
         } else if (answer !== undefined) this.#goOnFrom(answer, channels, gap);
       }
     } catch (error) {
-      this.#phase = 'idle';
+      // Still in the phase 'asking': a callback of `fail` that subscribes must not start another read.
       owner.fail(error);
+      this.#phase = 'idle';
       return;
     }
     this.#again(true);
@@ -378,9 +379,13 @@ export class CatchUp implements CatchUpJob {
    */
   #goOnFrom(answer: unknown, asked: readonly string[], gap: Gap): void {
     const owner = this.#owner;
+    const asking = parseCursor(gap.cursor);
+    // The log was lost while the application was asked: the answer is about a log that is gone, and
+    // the client is told a gap of every channel.
+    if (asking?.epoch !== owner.epoch) return;
     const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
     // Beyond the head, events that are still to be published would be passed over.
-    const newest = Math.max(parseCursor(gap.cursor)?.offset ?? 0, owner.host.head);
+    const newest = Math.max(asking.offset, owner.host.head);
     if (
       cursor === undefined ||
       cursor.epoch !== owner.epoch ||

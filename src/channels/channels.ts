@@ -283,6 +283,8 @@ interface Followed {
   readonly hasHistory: boolean;
   /** Called when the broker listens to the channel, or cannot; `undefined` from then on. */
   waiting: Set<(error?: Error) => void> | undefined;
+  /** The broker could not listen: the next stream asks it again. */
+  hasFailed: boolean;
 }
 
 class ChannelRegistry implements Channels, FollowerHost, Receiver {
@@ -498,19 +500,25 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   retain(channel: string, hasHistory: boolean): void {
     this.#subscriptions++;
     const known = this.#followed.get(channel);
-    if (known === undefined) this.#listen(channel, hasHistory);
-    else known.streams++;
-  }
-
-  #listen(channel: string, hasHistory: boolean): void {
+    if (known !== undefined) {
+      known.streams++;
+      if (known.hasFailed) this.#listen(channel, known);
+      return;
+    }
     const followed: Followed = {
       streams: 1,
       newest: 0,
       newestSince: 0,
       hasHistory,
       waiting: undefined,
+      hasFailed: false,
     };
     this.#followed.set(channel, followed);
+    this.#listen(channel, followed);
+  }
+
+  #listen(channel: string, followed: Followed): void {
+    followed.hasFailed = false;
     const listening = this.broker.listen(channel);
     if (listening === undefined) return;
     this.catchUps.hasWaited = true;
@@ -518,6 +526,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     followed.waiting = waiting;
     const onListening = (error?: Error): void => {
       followed.waiting = undefined;
+      followed.hasFailed = error !== undefined;
       callInSlices(waiting, error);
     };
     listening.then(() => onListening(), onListening);

@@ -235,7 +235,11 @@ export class StreamFollower
       if (!this.subscriptions.includes(hold) || this.stream.open().readyState === 2) {
         return endedSubscription(channels);
       }
-      this.begin(hold, position);
+      const current = this.isOfThisLog(position)
+        ? position
+        : await this.locateAgain(hold, position);
+      if (!this.subscriptions.includes(hold)) return endedSubscription(channels);
+      this.begin(hold, current);
     } catch (error) {
       // The stream has ended meanwhile, which is no error.
       if (!this.subscriptions.includes(hold)) return endedSubscription(channels);
@@ -255,6 +259,26 @@ export class StreamFollower
       this.host.broker.position(wishedStart(this.stream.lastEventId, hold.options), signal);
     const position = listening === undefined ? ask() : listening.then(ask);
     return position instanceof Promise ? this.openMeanwhile(position) : position;
+  }
+
+  /** Whether the position is of the log that the stream reads, or the stream reads none yet. */
+  private isOfThisLog({ epoch }: Cursor): boolean {
+    return this.channels.length === 0 || epoch === this.epoch;
+  }
+
+  /**
+   * Asks for the position once more. While the subscription waited, the log may have been lost: then the
+   * stream reads the new log already, and an offset of the old log would be wrong there.
+   * @returns a position in the stream's log, or twice the same answer: then the stream still reads the old log
+   */
+  private async locateAgain(hold: SubscriptionRecord, position: Cursor): Promise<Cursor> {
+    let earlier: Cursor;
+    let current = position;
+    do {
+      earlier = current;
+      current = await this.locate(hold, []);
+    } while (!this.isOfThisLog(current) && current.epoch !== earlier.epoch);
+    return current;
   }
 
   /** Opens the stream if the broker does not answer soon. Clients that get an error instead would not come back. */
@@ -332,6 +356,11 @@ export class StreamFollower
   ): void {
     const { catchUp } = this;
     const { starts } = catchUp;
+    if (!this.isOfThisLog(position)) {
+      // The node knows of the new log before this stream has read a page of it.
+      this.beginAnew(position.epoch);
+      starts.beginAnew(before);
+    }
     if (before.length === 0) {
       if (this.epoch !== position.epoch) this.#written = -1;
       this.change({ epoch: position.epoch });
@@ -680,18 +709,25 @@ export class StreamFollower
     const liveOnly = channels.filter((channel) => !this.host.hasHistory(channel));
     this.leave();
     const { rare } = this;
-    rare.liveOnly?.leave();
     const withHistory = new Set(channels);
     for (const channel of liveOnly) withHistory.delete(channel);
     this.change({ channels: [...withHistory] });
     rare.catchUp?.keepOnly(withHistory);
-    if (liveOnly.length === 0) rare.liveOnly = undefined;
-    else (rare.liveOnly ??= new EphemeralMember(this)).join(liveOnly);
+    if (liveOnly.length > 0) {
+      (rare.liveOnly ??= new EphemeralMember(this)).follow(liveOnly);
+    } else {
+      rare.liveOnly?.leave();
+      rare.liveOnly = undefined;
+    }
   }
 
   /** Catches up with the log, if there is something to catch up with. */
   private advance(isNow: boolean): void {
-    if (this.isBehind) this.catchUp.start(isNow);
+    if (!this.isBehind) return;
+    // A retired audience still lists the stream until its turn to leave. If the stream joined another
+    // audience before that turn, the retired audience could never be emptied.
+    this.leave();
+    this.catchUp.start(isNow);
   }
 
   private leave(): void {
