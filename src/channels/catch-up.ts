@@ -300,8 +300,9 @@ export class CatchUp implements CatchUpJob {
     try {
       await inquiry.run();
     } catch (error) {
-      this.#phase = 'idle';
+      // Still in the phase 'asking': a callback of `fail` that subscribes must not start another read.
       this.#owner.fail(error);
+      this.#phase = 'idle';
       return;
     } finally {
       this.#inquiry = undefined;

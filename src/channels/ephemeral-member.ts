@@ -1,8 +1,12 @@
 /** The membership of a stream in an audience of channels without history. */
 import type { Audience, Member } from './audience.ts';
+import { channelsKey } from './fan-out.ts';
 import type { FollowerState } from './follower-state.ts';
 import type { Frame } from './frame.ts';
 import type { LogEntry } from '../log/log-entry.ts';
+
+// Limit for the flushes in a row, if a filter publishes with every event.
+const MAX_FLUSH_ROUNDS = 10;
 
 /**
  * Channels without history have no log: events that are not written now are lost. So this member
@@ -23,8 +27,17 @@ export class EphemeralMember implements Member {
     this.#owner = owner;
   }
 
-  /** Joins the audience of these channels. Events that were published before are not delivered. */
-  join(channels: readonly string[]): void {
+  /**
+   * Follows these channels from here on, and no others. Events that were published before are not
+   * delivered.
+   */
+  follow(channels: readonly string[]): void {
+    const audience = this.#audience;
+    if (audience !== undefined && channelsKey(channels) === channelsKey(audience.channels)) return;
+    if (audience !== undefined) this.#dropPending(audience);
+    // A callback may have ended the stream.
+    if (this.#owner.stream.readyState === 2) return;
+    this.leave();
     this.#audience = this.#owner.host.ephemeralFanOut.addMember(channels, this);
     this.position = Math.max(this.position, this.#audience.newestOffset);
   }
@@ -36,10 +49,22 @@ export class EphemeralMember implements Member {
     this.#audience = undefined;
   }
 
-  /** Writes all pending events, because the stream could not get them later. */
+  /**
+   * Writes all pending events, because the stream could not get them later. If a filter publishes
+   * meanwhile, these events are written, too, a limited number of times.
+   */
   flush(): void {
-    if (this.#audience === undefined) return;
-    this.#owner.host.ephemeralFanOut.flushMember(this.#audience, this, true);
+    const { ephemeralFanOut } = this.#owner.host;
+    for (let round = 0; round < MAX_FLUSH_ROUNDS && this.#audience !== undefined; round++) {
+      ephemeralFanOut.flushMember(this.#audience, this, true);
+      if (this.#audience === undefined || !ephemeralFanOut.hasPending(this.#audience, this)) return;
+    }
+  }
+
+  /** The member leaves its audience: events that the flush has left are lost, and counted. */
+  #dropPending(audience: Audience): void {
+    const events = this.#owner.host.ephemeralFanOut.countPending(audience, this);
+    if (events > 0) this.onDropped(audience.newestOffset, events);
   }
 
   /** @returns `undefined`: never attached */

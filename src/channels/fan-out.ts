@@ -109,6 +109,11 @@ export class FanOut {
     return feeds.some(({ newest }) => newest > position);
   }
 
+  /** Number of published events in the feeds that the member has not received. */
+  countPending({ feeds }: Audience, { position }: Member): number {
+    return feeds.reduce((sum, feed) => sum + feed.events - feed.after(position), 0);
+  }
+
   /**
    * Delivers pending entries to one member before its turn: the current frame, and one more frame
    * of at most 64 KiB. If more is pending, the member falls behind and reads the rest from the log.

@@ -15,6 +15,8 @@ interface FollowedChannel {
   readonly hasHistory: boolean;
   /** Called when the broker listens to the channel, or cannot; `undefined` from then on. */
   onListening: Set<ListeningCallback> | undefined;
+  /** The broker could not listen to the channel: the next stream that follows it asks again. */
+  hasFailed: boolean;
 }
 
 // Number of callbacks that are called before other work gets its turn: each may start a stream.
@@ -73,19 +75,28 @@ export class FollowedChannels {
   retain(channel: string, hasHistory: boolean): void {
     this.followers++;
     const followed = this.#channels.get(channel);
-    if (followed === undefined) this.#listen(channel, hasHistory);
-    else followed.streams++;
+    if (followed === undefined) this.#add(channel, hasHistory);
+    else {
+      followed.streams++;
+      if (followed.hasFailed) this.#listen(channel, followed);
+    }
   }
 
-  #listen(channel: string, hasHistory: boolean): void {
+  #add(channel: string, hasHistory: boolean): void {
     const followed: FollowedChannel = {
       streams: 1,
       newest: 0,
       newestSince: 0,
       hasHistory,
       onListening: undefined,
+      hasFailed: false,
     };
     this.#channels.set(channel, followed);
+    this.#listen(channel, followed);
+  }
+
+  #listen(channel: string, followed: FollowedChannel): void {
+    followed.hasFailed = false;
     const listening = this.#broker.listen(channel);
     if (listening === undefined) return;
     this.#catchUpQueue.isBrokerRemote = true;
@@ -93,6 +104,7 @@ export class FollowedChannels {
     followed.onListening = callbacks;
     const callAll = (error?: Error): void => {
       followed.onListening = undefined;
+      followed.hasFailed = error !== undefined;
       callInSlices(callbacks, error);
     };
     listening.then(() => callAll(), callAll);

@@ -179,7 +179,11 @@ export class StreamFollower extends FollowerState implements Follower, Member {
 
   /** Starts to read the log, if the stream has to. @param isNow as in `CatchUp.start` */
   startCatchUp(isNow: boolean): void {
-    if (this.isCatchingUp) this.ensureCatchUp().start(isNow);
+    if (!this.isCatchingUp) return;
+    // A retired audience still lists the stream until its turn to leave. If the stream joined another
+    // audience before that turn, the retired audience could never be emptied.
+    this.leaveAudience();
+    this.ensureCatchUp().start(isNow);
   }
 
   /** Joins the audience of the channels. */
@@ -212,13 +216,15 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     const ephemeral = channels.filter((channel) => !followedChannels.hasHistory(channel));
     this.leaveAudience();
     const rare = this.ensureRareState();
-    rare.ephemeral?.leave();
     const withHistory = new Set(channels);
     for (const channel of ephemeral) withHistory.delete(channel);
     this.state = this.state.with({ channels: [...withHistory] });
     rare.catchUp?.onChannelsChanged(withHistory);
-    if (ephemeral.length === 0) rare.ephemeral = undefined;
-    else (rare.ephemeral ??= new EphemeralMember(this)).join(ephemeral);
+    if (ephemeral.length > 0) (rare.ephemeral ??= new EphemeralMember(this)).follow(ephemeral);
+    else {
+      rare.ephemeral?.leave();
+      rare.ephemeral = undefined;
+    }
   }
 
   /**

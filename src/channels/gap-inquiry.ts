@@ -172,9 +172,13 @@ export class GapInquiry {
    */
   #toOffset(answer: unknown): number | undefined {
     const owner = this.#owner;
+    const end = parseCursor(this.#gap.cursor);
+    // Another log has replaced the log while the application was asked. The answer concerns the old
+    // log, and the client gets a gap notification for every channel.
+    if (end?.epoch !== owner.epoch) return undefined;
     const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
     // Events beyond the end of the log are still to be published, and would be skipped.
-    const newest = Math.max(parseCursor(this.#gap.cursor)?.offset ?? 0, owner.host.broker.head);
+    const newest = Math.max(end.offset, owner.host.broker.head);
     if (
       cursor?.epoch === owner.epoch &&
       cursor.offset >= owner.position &&

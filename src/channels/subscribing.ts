@@ -68,6 +68,10 @@ export async function subscribe(
       await previous.whenPlaced();
     }
     if (isRemoved() || stream.open().readyState === 2) return endedSubscription(channels);
+    if (!isOfStreamLog(follower, position)) {
+      position = await requestCurrentPosition(follower, record, position);
+      if (isRemoved()) return endedSubscription(channels);
+    }
     placeSubscription(follower, record, position);
   } catch (error) {
     // If the stream has ended meanwhile, that is not an error.
@@ -134,6 +138,31 @@ function requestPosition(
   return position instanceof Promise ? openIfSlow(stream, position) : position;
 }
 
+/** Whether the position belongs to the log that the stream reads, or the stream reads none yet. */
+function isOfStreamLog({ channels, epoch }: StreamFollower, position: Cursor): boolean {
+  return channels.length === 0 || position.epoch === epoch;
+}
+
+/**
+ * Requests the position again. While the subscription waited, another log may have replaced the log:
+ * then the stream already reads the new log, and an offset of the old log would be wrong there.
+ * @returns a position in the stream's log, or the same log twice: then the stream still reads an
+ * older log
+ */
+async function requestCurrentPosition(
+  follower: StreamFollower,
+  record: SubscriptionRecord,
+  position: Cursor,
+): Promise<Cursor> {
+  let previous: Cursor;
+  let current = position;
+  do {
+    previous = current;
+    current = await requestPosition(follower, record, []);
+  } while (!isOfStreamLog(follower, current) && current.epoch !== previous.epoch);
+  return current;
+}
+
 /**
  * Opens the stream if the broker does not answer soon, because it may be unreachable. An
  * EventSource that gets an error response instead would not reconnect.
@@ -198,12 +227,17 @@ function startChannels(
   follower: StreamFollower,
   before: readonly string[],
   added: readonly string[],
-  { epoch }: Cursor,
+  position: Cursor,
   start: SubscriptionStart,
 ): void {
   const catchUp = follower.ensureCatchUp();
   const { starts } = catchUp;
-  if (before.length === 0) follower.moveToLog(epoch, start.offset);
+  if (!isOfStreamLog(follower, position)) {
+    // The node knows of the new log before this stream has read a page of it.
+    follower.moveToLog(position.epoch, 0);
+    starts.markAllLost(before);
+  }
+  if (before.length === 0) follower.moveToLog(position.epoch, start.offset);
   else if (start.offset < follower.position) {
     for (const channel of before) starts.setStart(channel, follower.position);
     follower.moveTo(start.offset);

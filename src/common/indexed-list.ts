@@ -11,7 +11,9 @@ export class IndexedList<T extends IndexedListMember> {
     return this.members[member.listIndex] === member;
   }
 
+  /** @throws {Error} if the member is in a list: it would stay in the first one, and could not leave that any more */
   add(member: T): void {
+    if (member.listIndex !== -1) throw new Error('this member is in a list already');
     member.listIndex = this.members.push(member) - 1;
   }
 

@@ -892,3 +892,70 @@ test('an onGap that subscribes its channel anew is told no gap of what was befor
   expect(reader.events.map((event) => event.event ?? event.data[0])).toEqual(['1', 'n', '4']);
   expect(second).toMatchObject({ recovered: true, gaps: 0 });
 });
+
+describe('a filter that publishes on a channel without history', () => {
+  const historyFor = (name: string): false | undefined =>
+    name.startsWith('live') ? false : undefined;
+
+  /** Publishes `2` when the filter is shown `1`, while `change` flushes what is pending. */
+  async function received(change: (other: Subscription, stream: EventStream) => unknown) {
+    const channels = createChannels({ historyFor });
+    let other: Subscription | undefined;
+    await using server = await serveStreams(
+      async (stream) => {
+        other = await stream.subscribe(['other', 'live2']);
+        await stream.subscribe('live', {
+          filter: (event) => {
+            if (event.data === '1') void channels.publish('live', '2');
+            return true;
+          },
+        });
+      },
+      { channels },
+    );
+    using reader = await read(server.url);
+    await until('three subscriptions', () => channels.stats().subscriptions === 3);
+    void channels.publish('live', '1');
+    change(other!, server.streams[0]!);
+    await until('the flush', () => reader.text.includes('data: 1'));
+    await channels.publish('live', '3');
+    await until('the last event', () => reader.text.includes('data: 3'));
+    return data(reader.events.filter(({ event }) => event !== 'sse:checkpoint'));
+  }
+
+  test('loses nothing when another subscription ends meanwhile', async () => {
+    expect(await received((other) => other.unsubscribe())).toEqual(['1', '2', '3']);
+  });
+
+  test('loses nothing when the stream subscribes to more meanwhile', async () => {
+    const subscribed = await received((_, stream) => stream.subscribe(['live3', 'more']));
+    expect(subscribed).toEqual(['1', '2', '3']);
+  });
+
+  test('loses no event uncounted when it publishes with every event', async () => {
+    const channels = createChannels({ historyFor });
+    let subscription: Subscription | undefined;
+    let published = 0;
+    await using server = await serveStreams(
+      async (stream) => {
+        subscription = await stream.subscribe('live2');
+        await stream.subscribe('live', {
+          filter: () => {
+            if (published < 100) void channels.publish('live', `${++published}`);
+            return true;
+          },
+        });
+      },
+      { channels, onSlow: 'drop' },
+    );
+    using reader = await read(server.url);
+    await until('both subscriptions', () => channels.stats().subscriptions === 2);
+    void channels.publish('live', '0');
+    subscription!.unsubscribe();
+    const dropped = (): number => server.events.stats().dropped;
+    await until(
+      'every event, received or counted',
+      () => published >= 10 && reader.events.length + dropped() === published + 1,
+    );
+  });
+});
