@@ -418,7 +418,7 @@ describe('a large event to a reader that takes everything at once', () => {
   test.each<[string, (stream: EventStream) => void]>([
     ['is closed', (stream) => void stream.close()],
     ['is ended by the application', (stream) => void stream.res.end()],
-    ['is closed by closeWhere', (stream) => void stream.finish('revoked')],
+    ['is closed by closeWhere', (stream) => void stream.closeFor('revoked')],
   ])(
     'arrives whole, with what was sent after it, where the stream %s in the same turn',
     async (_, end) => {
@@ -440,7 +440,7 @@ describe('a large event to a reader that takes everything at once', () => {
     await using server = await serveStreams((stream) => {
       stream.send('x'.repeat(SIZE));
       void stream.drained().then(() => stream.res.destroy());
-      setImmediate(() => stream.cut('revoked'));
+      setImmediate(() => stream.destroyFor('revoked'));
     });
     using reader = await read(server.url);
     await reader.end();

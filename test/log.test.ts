@@ -181,12 +181,12 @@ describe('over so many channels', () => {
     put(log, 'a');
     put(log, 'b');
     followed.add('a');
-    log.moved('a');
+    log.onSubscribersChanged('a');
     put(log, 'c');
     expect([offsets(log, ['a']), offsets(log, ['b'])]).toEqual([[1], []]);
     followed.delete('a');
-    log.moved('a');
-    log.moved('unknown');
+    log.onSubscribersChanged('a');
+    log.onSubscribersChanged('unknown');
     put(log, 'd');
     put(log, 'e');
     expect(offsets(log, ['a'])).toEqual([]);
@@ -229,7 +229,7 @@ test('whatever is published, memory is bounded, the sums are right and trimmed t
           else if ('wait' in each) now += each.wait;
           else {
             if (!followed.delete(each.toggle)) followed.add(each.toggle);
-            log.moved(each.toggle);
+            log.onSubscribersChanged(each.toggle);
           }
           let events = 0;
           let bytes = 0;

@@ -250,7 +250,7 @@ export class Audience extends IndexedList<Member> {
 
   /** The members that still wait for the current frame will not be given it. */
   abandon(): void {
-    for (const entry of this.#current?.entries ?? []) entry.rest();
+    for (const entry of this.#current?.entries ?? []) entry.releaseView();
     this.#current = undefined;
     this.#dropped = undefined;
   }

@@ -23,7 +23,7 @@ import type { FanOut } from './fan-out.ts';
 import { countFitting } from './frame.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 import type { SubscriptionRecord } from './subscription.ts';
-import { gapText } from '../protocol/event-stream-format.ts';
+import { formatGap } from '../protocol/event-stream-format.ts';
 
 // Bytes of one page from the log: about what a reader may have queued before it counts as behind.
 const PAGE = HIGH_WATER_MARK;
@@ -312,7 +312,7 @@ export class CatchUp implements CatchUpJob {
   #writeGap(channels: readonly string[], after: string, cursor: string): void {
     if (channels.length === 0) return;
     this.#lose(channels);
-    this.#owner.stream.writeOwn(gapText(channels, after, cursor));
+    this.#owner.stream.writeText(formatGap(channels, after, cursor));
   }
 
   /** The subscriptions to these channels are told of a loss. */
@@ -388,7 +388,7 @@ export class CatchUp implements CatchUpJob {
       cursor.offset > newest
     ) {
       // The handler has closed the stream, perhaps by an expression whose value it returns.
-      if (owner.stream.isOver && typeof answer !== 'string') return;
+      if (owner.stream.isClosingOrClosed && typeof answer !== 'string') return;
       throw new SseError(
         'ERR_SSE_CURSOR',
         `expected onGap to return nothing or a cursor to go on from, such as gap.cursor, got ${describeValue(answer)}`,
@@ -419,7 +419,7 @@ export class CatchUp implements CatchUpJob {
         if (this.starts.isOwed(entry) && owner.lets(entry)) (this.#passed ??= []).push(entry);
       }
     } finally {
-      for (const entry of entries) entry.rest();
+      for (const entry of entries) entry.releaseView();
     }
     this.writePassed();
   }

@@ -35,8 +35,8 @@ import { checkTimes } from '../http/warnings.ts';
 import {
   assertEvent,
   assertRetry,
-  dataText,
-  eventBytes,
+  serializeData,
+  countEventBytes,
   type Serialize,
 } from '../protocol/event-stream-format.ts';
 
@@ -329,7 +329,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     const { event, retry, key } = assertOptions('publish()', options, publishRules);
     if (event !== undefined) assertEvent(event);
     if (retry !== undefined) assertRetry(retry);
-    const text = dataText(data, this.#serialize);
+    const text = serializeData(data, this.#serialize);
     this.#assertSize(text, event);
     this.#assertOpen();
     const { id } = await this.broker.append({
@@ -338,7 +338,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
       data: text,
       retry,
       key,
-      history: this.#history.of(name),
+      history: this.#history.limitsFor(name),
     });
     this.#published++;
     if (diagnostics.publish.hasSubscribers) diagnostics.publish.publish({ channel: name, id });
@@ -360,7 +360,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   ): Promise<Subscription> {
     const checked = assertOptions('subscribe()', options, subscribeRules);
     this.#assertOpen();
-    if (stream.isOver) return endedSubscription(channels);
+    if (stream.isClosingOrClosed) return endedSubscription(channels);
     // Wrong use is told before the stream opens.
     const follower = this.#followerOf(stream);
     stream.follower = follower;
@@ -492,7 +492,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   }
 
   willHaveHistory(channel: string): boolean {
-    return this.#followed.get(channel)?.hasHistory ?? this.#history.of(channel) !== false;
+    return this.#followed.get(channel)?.hasHistory ?? this.#history.limitsFor(channel) !== false;
   }
 
   retain(channel: string, hasHistory: boolean): void {
@@ -567,7 +567,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
       for (const [index, stream] of open.entries()) {
         if (index > 0 && index % STREAMS_PER_TURN === 0) await nextTurn();
         try {
-          stream.finish('shutdown', { retry: drawRetry(CLOSE_RETRY) });
+          stream.closeFor('shutdown', { retry: drawRetry(CLOSE_RETRY) });
         } catch (error) {
           // A listener for the head of a stream that was still to open threw.
           stream.onError(error);
@@ -587,7 +587,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
 
   /** @throws {SseError} `ERR_SSE_DATA` for more than every node and every client can be expected to take */
   #assertSize(text: string, event: string | undefined): void {
-    const bytes = eventBytes(text, event);
+    const bytes = countEventBytes(text, event);
     if (bytes <= this.#maxEvent) return;
     throw new SseError(
       'ERR_SSE_DATA',
@@ -609,7 +609,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
         'this stream follows channels of another registry; a stream has one cursor, so it can follow only one',
       );
     }
-    stream.assertFollows();
+    stream.assertNoOwnIds();
     return new StreamFollower(this, stream);
   }
 }

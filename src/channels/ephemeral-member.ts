@@ -70,7 +70,7 @@ export class EphemeralMember implements Member {
   miss(upTo: number, events: number): void {
     if (this.position >= upTo) return;
     this.position = upTo;
-    this.#owner.stream.loseEvents(events);
+    this.#owner.stream.dropEvents(events);
   }
 
   fallBehind(): void {
@@ -88,7 +88,7 @@ export class EphemeralMember implements Member {
   #write(due: Frame): void {
     const { stream } = this.#owner;
     const { length } = due.entries;
-    if (stream.admits(length) && !stream.writeShared(due, length)) {
+    if (stream.admitEvents(length) && !stream.writeShared(due, length)) {
       stream.writeBytes(due.bytes, length);
     }
   }

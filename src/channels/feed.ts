@@ -46,7 +46,7 @@ export class Feed implements EntryRun {
     let bytes = 0;
     for (const entry of this.#entries.slice(0, index)) {
       bytes += entry.frame.length;
-      entry.rest();
+      entry.releaseView();
     }
     this.#entries = this.#entries.slice(index);
     this.bytes -= bytes;
@@ -75,7 +75,7 @@ export class Feed implements EntryRun {
   #clear(): number {
     const { bytes } = this;
     // What filters have made of them would stay as long as the log keeps them.
-    for (const entry of this.#entries) entry.rest();
+    for (const entry of this.#entries) entry.releaseView();
     this.bytes = 0;
     this.#entries = [];
     return bytes;

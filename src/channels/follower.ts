@@ -38,7 +38,7 @@ import {
   placedChannelsOf,
   type SubscriptionOwner,
 } from './subscription.ts';
-import { checkpointText } from '../protocol/event-stream-format.ts';
+import { formatCheckpoint } from '../protocol/event-stream-format.ts';
 
 // A stream whose start is not known within this time, in ms, opens all the same: the broker is away.
 const OPEN_AFTER = 1_000;
@@ -207,7 +207,7 @@ export class StreamFollower
       channels.map((channel) => [channel, this.host.willHaveHistory(channel)]),
     );
     this.flush(true);
-    if (this.stream.isOver) return endedSubscription(channels);
+    if (this.stream.isClosingOrClosed) return endedSubscription(channels);
     this.assertFewSubscriptions();
     const hold = new SubscriptionRecord(channels, options);
     const subscription = new SubscriptionHandle(this, hold);
@@ -397,7 +397,7 @@ export class StreamFollower
       return undefined;
     }
     // What the other place writes is not on this one's account.
-    return this.#rare?.liveOnly === undefined ? this.stream.direct : undefined;
+    return this.#rare?.liveOnly === undefined ? this.stream.directSocket : undefined;
   }
 
   get groupProgress(): GroupProgress | undefined {
@@ -615,7 +615,7 @@ export class StreamFollower
     const { deliveries } = this.host;
     deliveries.begin(this.stream);
     try {
-      this.stream.writeOwn(checkpointText(formatCursor(this.epoch, offset)));
+      this.stream.writeText(formatCheckpoint(formatCursor(this.epoch, offset)));
     } finally {
       deliveries.end();
     }

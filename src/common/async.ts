@@ -5,9 +5,9 @@ export interface Limits {
   /** Aborted: the wait rejects at once with the signal's reason. */
   readonly signal?: AbortSignal | undefined;
   /** Time in ms after which the wait rejects. */
-  readonly ms?: number | undefined;
+  readonly timeoutMs?: number | undefined;
   /** Makes the error of a wait that took too long. */
-  readonly late?: ((ms: number) => Error) | undefined;
+  readonly createTimeoutError?: ((ms: number) => Error) | undefined;
 }
 
 /**
@@ -18,7 +18,10 @@ export interface Limits {
  * a listener and the timer is cleared, and what stays on the promise holds neither the caller nor
  * the value. The promise itself should settle some time.
  */
-export function withLimits<T>(promise: Promise<T>, { signal, ms, late }: Limits): Promise<T> {
+export function withLimits<T>(
+  promise: Promise<T>,
+  { signal, timeoutMs: ms, createTimeoutError: late }: Limits,
+): Promise<T> {
   if (signal === undefined && ms === undefined) return promise;
   const wait = new Wait<T>(signal);
   promise.then(

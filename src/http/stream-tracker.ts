@@ -100,7 +100,7 @@ export class StreamTracker implements OpenStreams {
     this.#admission.opened(stream.res);
     this.#opened++;
     this.#open++;
-    this.#heartbeats.add(stream.host.heartbeat);
+    this.#heartbeats.add(stream.host.monitor);
   }
 
   closed(reason: CloseReason): void {
@@ -113,8 +113,8 @@ export class StreamTracker implements OpenStreams {
   gone(stream: EventStream, wasOpen: boolean): void {
     this.#admission.free(stream.res);
     if (!wasOpen) return;
-    const { heartbeat } = stream.host;
-    if (heartbeat.connections.length === 0) this.#heartbeats.delete(heartbeat);
+    const { monitor } = stream.host;
+    if (monitor.streams.length === 0) this.#heartbeats.delete(monitor);
     this.#ending--;
     this.#gone++;
     this.#sent += stream.eventsWritten;
@@ -153,7 +153,7 @@ export class StreamTracker implements OpenStreams {
       stream.cork();
       stream.flush();
     }
-    for (const stream of streams) stream.conclude(reason, options);
+    for (const stream of streams) stream.closeWithoutFlush(reason, options);
     this.#held = this.#held.concat(streams);
     if (!this.#isReleasing) this.#release();
   }
@@ -184,9 +184,7 @@ export class StreamTracker implements OpenStreams {
 
   /** Those that are open or ending, as they are now. What a middleware's heartbeat looks after is event streams. */
   get #streams(): EventStream[] {
-    return [...this.#heartbeats].flatMap(
-      ({ connections }) => connections as readonly EventStream[],
-    );
+    return [...this.#heartbeats].flatMap(({ streams }) => streams as readonly EventStream[]);
   }
 
   #endAll(within: number, retry: RetryRange, resolve: (outcome: Shutdown) => void): void {
@@ -208,7 +206,7 @@ export class StreamTracker implements OpenStreams {
 
     const endSome = (): void => {
       const until = Math.min(next + STREAMS_PER_TURN, waveEnd);
-      while (next < until) streams[next++]?.finish('shutdown', { retry: drawRetry(retry) });
+      while (next < until) streams[next++]?.closeFor('shutdown', { retry: drawRetry(retry) });
       isEnding = next < waveEnd;
       if (isEnding) setImmediate(endSome);
     };
@@ -223,7 +221,7 @@ export class StreamTracker implements OpenStreams {
         // It has ended by itself meanwhile.
         if (stream.listIndex === -1) continue;
         destroyed++;
-        stream.cut('shutdown');
+        stream.destroyFor('shutdown');
       }
       if (rest.length > 0) setImmediate(destroySome, rest);
       else timer = setTimeout(done, END_GRACE_MS);

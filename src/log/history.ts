@@ -61,7 +61,7 @@ export class History {
   }
 
   /** @throws {SseError} `ERR_SSE_OPTION` for what `historyFor` returns; whatever it throws */
-  of(channel: string): HistoryLimits | false {
+  limitsFor(channel: string): HistoryLimits | false {
     const own = this.#historyFor?.(channel);
     if (own === undefined) return this.#common;
     if (own === false) return false;

@@ -1,7 +1,7 @@
 /** One published event: encoded once, parsed once for all filters, and kept as the bytes that go over the wire. */
 import { inspect } from 'node:util';
 import { formatCursor } from '../protocol/cursor.ts';
-import { dataOfEvent, eventText } from '../protocol/event-stream-format.ts';
+import { parseEventData, formatEvent } from '../protocol/event-stream-format.ts';
 
 /** One published event, as a filter sees it. */
 export interface ChannelEvent {
@@ -48,7 +48,7 @@ export class LogEntry implements ChannelEvent {
     this.epoch = epoch;
     this.offset = offset;
     this.event = event ?? 'message';
-    const text = eventText(
+    const text = formatEvent(
       data,
       event,
       epoch === undefined ? undefined : formatCursor(epoch, offset),
@@ -90,12 +90,12 @@ export class LogEntry implements ChannelEvent {
   }
 
   /** Forgets what filters have looked at. */
-  rest(): void {
+  releaseView(): void {
     this.#view = undefined;
   }
 
   #viewed(): View {
-    this.#view ??= { data: dataOfEvent(this.frame.toString()), parsed: undefined };
+    this.#view ??= { data: parseEventData(this.frame.toString()), parsed: undefined };
     return this.#view;
   }
 }

@@ -22,9 +22,9 @@ export interface LogRead {
 }
 
 /** An entry, and when it was appended, in ms of some clock. */
-export interface Kept {
+export interface TimedEntry {
   readonly entry: LogEntry;
-  readonly at: number;
+  readonly appendedAt: number;
 }
 
 /** Entries of one channel in the order of their offsets, without a hole. */
@@ -42,15 +42,15 @@ export class ChannelLog implements EntryRun {
   bytes = 0;
   newest = 0;
   // Entries before `first` are gone; the array is cut now and then.
-  #entries: Kept[] = [];
+  #entries: TimedEntry[] = [];
   #first = 0;
   /** Offset of the newest event that is not here, or 0: beyond it the run is whole. */
-  gone: number;
+  lastMissingOffset: number;
 
   /** @param gone what is known of a channel of this name before */
   constructor(limits: HistoryLimits, gone: number) {
     this.limits = limits;
-    this.gone = gone;
+    this.lastMissingOffset = gone;
   }
 
   get events(): number {
@@ -59,35 +59,35 @@ export class ChannelLog implements EntryRun {
 
   /** Offset of the newest event that is gone and missed. */
   get trimmed(): number {
-    return this.skips ? 0 : this.gone;
+    return this.isNewestOnly ? 0 : this.lastMissingOffset;
   }
 
   /** Whether what is gone is not missed: only the newest event matters, and it is here. */
-  get skips(): boolean {
+  get isNewestOnly(): boolean {
     return this.limits.latest && this.events > 0;
   }
 
   push(entry: LogEntry, at: number): void {
-    this.#entries.push({ entry, at });
+    this.#entries.push({ entry, appendedAt: at });
     this.bytes += entry.size;
     this.newest = entry.offset;
   }
 
   /** Takes in what comes right before the run, which then goes back to the offset. */
-  prepend(older: readonly Kept[], gone: number): void {
+  prepend(older: readonly TimedEntry[], gone: number): void {
     this.#entries = [...older, ...this.#entries.slice(this.#first)];
     this.#first = 0;
     for (const { entry } of older) this.bytes += entry.size;
     this.newest = Math.max(this.newest, older.at(-1)?.entry.offset ?? 0);
-    this.gone = gone;
+    this.lastMissingOffset = gone;
   }
 
   /** Lets go of the oldest entry. @returns its bytes */
   shift(): number {
-    const { entry } = this.#entries[this.#first] as Kept;
+    const { entry } = this.#entries[this.#first] as TimedEntry;
     // Let go of it at once; the hole is cut later.
-    this.#entries[this.#first++] = undefined as unknown as Kept;
-    this.gone = entry.offset;
+    this.#entries[this.#first++] = undefined as unknown as TimedEntry;
+    this.lastMissingOffset = entry.offset;
     this.bytes -= entry.size;
     if (this.#first > 64 && this.#first * 2 > this.#entries.length) {
       this.#entries = this.#entries.slice(this.#first);
@@ -97,13 +97,13 @@ export class ChannelLog implements EntryRun {
   }
 
   /** Whether the oldest entry is beyond a bound. */
-  isOver(now: number): boolean {
+  exceedsLimits(now: number): boolean {
     const { events, bytes, age } = this.limits;
     if (this.events === 0) return false;
     return (
       this.events > events ||
       this.bytes > bytes ||
-      now - (this.#entries[this.#first] as Kept).at > age
+      now - (this.#entries[this.#first] as TimedEntry).appendedAt > age
     );
   }
 
@@ -113,7 +113,7 @@ export class ChannelLog implements EntryRun {
     let high = this.#entries.length;
     while (low < high) {
       const middle = (low + high) >>> 1;
-      if ((this.#entries[middle] as Kept).entry.offset <= offset) low = middle + 1;
+      if ((this.#entries[middle] as TimedEntry).entry.offset <= offset) low = middle + 1;
       else high = middle;
     }
     return low;
@@ -139,7 +139,7 @@ export class Log {
   // The newest offset of any channel that was forgotten: of an unknown channel nothing better is known.
   #floor = 0;
   /** Channels that were forgotten although they held events. */
-  forgotten = 0;
+  forgottenChannels = 0;
 
   /**
    * @param follows whether a channel has subscribers
@@ -177,7 +177,7 @@ export class Log {
   }
 
   /** A channel has got its first subscriber, or lost its last. */
-  moved(channel: string): void {
+  onSubscribersChanged(channel: string): void {
     const log = this.#get(channel);
     if (log !== undefined) this.#place(channel, log);
   }
@@ -213,7 +213,7 @@ export class Log {
 
   #trim(log: ChannelLog): void {
     const now = this.#now();
-    while (log.isOver(now)) this.#shift(log);
+    while (log.exceedsLimits(now)) this.#shift(log);
   }
 
   /** Lets go of the oldest events of the channels that were published to least recently. */
@@ -233,7 +233,7 @@ export class Log {
   #forgetOldest(): void {
     const logs = this.#idle.size > 0 ? this.#idle : this.#followed;
     const [channel, log] = logs.entries().next().value as [string, ChannelLog];
-    if (log.events > 0) this.forgotten++;
+    if (log.events > 0) this.forgottenChannels++;
     this.clear(channel);
     this.#floor = Math.max(this.#floor, log.newest);
     logs.delete(channel);

@@ -23,24 +23,24 @@ export interface EventFields {
 export type Serialize = (data: unknown) => string | undefined;
 
 /** The id that says "do not come back": a client that brings it is answered 204, which stops an EventSource. */
-export const FINAL_MARK = 'sse:end';
+export const FINAL_ID = 'sse:end';
 
 const LINE_BREAK = /\r\n|\r|\n/g;
 
 /** A comment without text, the heartbeat. No blank line after it: some clients take that for an empty event. */
-export const HEARTBEAT: Buffer = Buffer.from(':\n');
+export const HEARTBEAT_COMMENT: Buffer = Buffer.from(':\n');
 
 /** The heartbeat that a page can see. */
-export const PING: Buffer = Buffer.from('event: sse:ping\ndata: {}\n\n');
+export const PING_EVENT: Buffer = Buffer.from('event: sse:ping\ndata: {}\n\n');
 
 /** The last event of a stream that is not to be reconnected. */
-export const END: string = `event: sse:end\ndata: {}\nid: ${FINAL_MARK}\n\n`;
+export const END_EVENT: string = `event: sse:end\ndata: {}\nid: ${FINAL_ID}\n\n`;
 
 /**
  * The text of `data` as it goes into an event.
  * @throws {SseError} `ERR_SSE_DATA` for what no text can be made of
  */
-export function dataText(data: unknown, serialize: Serialize): string {
+export function serializeData(data: unknown, serialize: Serialize): string {
   if (typeof data === 'string') return data;
   if (data === undefined || typeof data === 'function' || typeof data === 'symbol') {
     throw new SseError(
@@ -146,10 +146,10 @@ export function assertId(id: EventId): void {
         `an id cannot contain CR, LF or NUL, got ${describeValue(id)}`,
       );
     }
-    if (id === FINAL_MARK) {
+    if (id === FINAL_ID) {
       throw new SseError(
         'ERR_SSE_ID',
-        `the id "${FINAL_MARK}" marks a final end; call close({ final: true }) for that`,
+        `the id "${FINAL_ID}" marks a final end; call close({ final: true }) for that`,
       );
     }
   } else if (typeof id !== 'bigint' && !Number.isFinite(id)) {
@@ -174,17 +174,17 @@ export function assertRetry(retry: number): void {
  * An event as it goes over the wire. The fields are asserted before: {@link assertFields}.
  * The id comes last: some clients take it with its line, and would resume behind an event that a broken connection cut off.
  */
-export function eventText(data: string, event?: string, id?: EventId, retry?: number): string {
+export function formatEvent(data: string, event?: string, id?: EventId, retry?: number): string {
   let text = event === undefined || event === '' ? '' : `event: ${event}\n`;
-  if (retry !== undefined) text += retryText(retry);
+  if (retry !== undefined) text += formatRetry(retry);
   const end = id === undefined ? '\n\n' : `\nid: ${id}\n\n`;
   // Two scans and a concatenation are the cheapest way for data of one line, which nearly all is (PERFORMANCE, section 5).
   if (!data.includes('\n') && !data.includes('\r')) return `${text}data: ${data}${end}`;
   return `${text}data: ${data.replace(LINE_BREAK, '\ndata: ')}${end}`;
 }
 
-/** Bytes of what {@link eventText} writes of these, without the id and the reconnection time. */
-export function eventBytes(data: string, event?: string): number {
+/** Bytes of what {@link formatEvent} writes of these, without the id and the reconnection time. */
+export function countEventBytes(data: string, event?: string): number {
   const named =
     event === undefined || event === '' ? 0 : Buffer.byteLength(event) + 'event: \n'.length;
   const bytes = named + Buffer.byteLength(data) + 'data: \n\n'.length;
@@ -197,19 +197,19 @@ export function eventBytes(data: string, event?: string): number {
   return bytes + added;
 }
 
-/** The data of an event as {@link eventText} wrote it, with LF for every line end. */
-export function dataOfEvent(text: string): string {
+/** The data of an event as {@link formatEvent} wrote it, with LF for every line end. */
+export function parseEventData(text: string): string {
   const lines = text.split('\n').filter((line) => line.startsWith('data: '));
   return lines.map((line) => line.slice('data: '.length)).join('\n');
 }
 
 /** The event that gives a client a place to resume from. It carries data, because some clients take an id only from an event that does. */
-export function checkpointText(id: string): string {
+export function formatCheckpoint(id: string): string {
   return `event: sse:checkpoint\ndata: ${JSON.stringify({ cursor: id })}\nid: ${id}\n\n`;
 }
 
 /** What a client is told of a gap: which channels lost something, after which of its cursors, and where the log is now. */
-export function gapText(channels: readonly string[], after: string, cursor: string): string {
+export function formatGap(channels: readonly string[], after: string, cursor: string): string {
   return `event: sse:gap\ndata: ${JSON.stringify({ channels, after, cursor })}\n\n`;
 }
 
@@ -217,7 +217,7 @@ export function gapText(channels: readonly string[], after: string, cursor: stri
  * A comment, each line of it one of its own.
  * @throws {SseError} `ERR_SSE_COMMENT` for text that is not a string
  */
-export function commentText(text: string): string {
+export function formatComment(text: string): string {
   if (typeof text !== 'string') {
     throw new SseError(
       'ERR_SSE_COMMENT',
@@ -227,7 +227,7 @@ export function commentText(text: string): string {
   return text === '' ? ':\n' : `: ${text.replace(LINE_BREAK, '\n: ')}\n`;
 }
 
-/** The reconnection time on its own. It takes effect with its line and must get no blank line, see {@link HEARTBEAT}. */
-export function retryText(retry: number): string {
+/** The reconnection time on its own. It takes effect with its line and must get no blank line, see {@link HEARTBEAT_COMMENT}. */
+export function formatRetry(retry: number): string {
   return `retry: ${retry}\n`;
 }

@@ -18,7 +18,7 @@ const BEYOND_ASCII = /[\u0080-\uffff]/;
  * Ranges (any type, `text/*`) name nothing: a browser's navigation is not a request for a stream.
  */
 export function asksForEventStream(req: IncomingMessage): boolean {
-  const accept = acceptOf(req);
+  const accept = readAccept(req);
   // Nearly every request of an application ends here.
   if (accept === undefined || !/event-stream/i.test(accept)) return false;
   return new Negotiator({ headers: { accept } })
@@ -28,12 +28,12 @@ export function asksForEventStream(req: IncomingMessage): boolean {
 
 /** Whether `Accept` names `text/event-stream` with q = 0. */
 export function refusesEventStream(req: IncomingMessage): boolean {
-  return REFUSED.test(acceptOf(req) ?? '') && !asksForEventStream(req);
+  return REFUSED.test(readAccept(req) ?? '') && !asksForEventStream(req);
 }
 
 /** The first of these media types that the client would rather have, or the first of all where it takes none. */
 export function preferredType(req: IncomingMessage, types: readonly string[]): string {
-  const accept = acceptOf(req);
+  const accept = readAccept(req);
   return (
     new Negotiator({ headers: accept === undefined ? {} : { accept } }).mediaType([...types]) ??
     (types[0] as string)
@@ -41,13 +41,13 @@ export function preferredType(req: IncomingMessage, types: readonly string[]): s
 }
 
 /** `Accept`, without the media types that do not end within the bound. */
-function acceptOf({ headers: { accept } }: IncomingMessage): string | undefined {
+function readAccept({ headers: { accept } }: IncomingMessage): string | undefined {
   if (accept === undefined || accept.length <= MAX_ACCEPT) return accept;
   return accept.slice(0, Math.max(0, accept.lastIndexOf(',', MAX_ACCEPT)));
 }
 
 /** The `Last-Event-ID` header, else the `lastEventId` query parameter, else `''`. */
-export function lastEventIdOf(req: IncomingMessage): string {
+export function readLastEventId(req: IncomingMessage): string {
   const header = req.headers['last-event-id'];
   // Browsers send the UTF-8 bytes of the id (WHATWG HTML, 9.2.4); Node reads header bytes as latin1.
   if (typeof header === 'string') {
@@ -55,10 +55,10 @@ export function lastEventIdOf(req: IncomingMessage): string {
   }
   // Middleware may have rewritten `url`; Express and Connect keep the original beside it.
   const { url, originalUrl } = req as IncomingMessage & { readonly originalUrl?: unknown };
-  return queryIdOf(url) ?? queryIdOf(originalUrl) ?? '';
+  return readQueryId(url) ?? readQueryId(originalUrl) ?? '';
 }
 
-function queryIdOf(url: unknown): string | undefined {
+function readQueryId(url: unknown): string | undefined {
   const query = typeof url === 'string' ? url.indexOf('?') : -1;
   return query === -1
     ? undefined

@@ -10,17 +10,17 @@ import { booleanRule, functionRule, assertOptions, type OptionRule } from '../co
 import { drawRetry, retryTimeRule } from '../common/retry-range.ts';
 import type { StreamSettings } from './stream-options.ts';
 import { pipe, type PipeOptions, type PipeSource } from './pipe.ts';
-import { lastEventIdOf } from '../protocol/request-headers.ts';
+import { readLastEventId } from '../protocol/request-headers.ts';
 import type { AnySchema, ChannelName, SchemaOf } from '../common/schema.ts';
 import {
-  END,
-  HEARTBEAT,
-  PING,
+  END_EVENT,
+  HEARTBEAT_COMMENT,
+  PING_EVENT,
   assertFields,
-  commentText,
-  dataText,
-  eventText,
-  retryText,
+  formatComment,
+  serializeData,
+  formatEvent,
+  formatRetry,
   type EventFields,
   type EventId,
 } from '../protocol/event-stream-format.ts';
@@ -36,18 +36,18 @@ export interface CloseOptions {
 /** What a stream needs from the middleware that made it. */
 export interface StreamHost {
   readonly settings: StreamSettings;
-  readonly heartbeat: StreamMonitor;
+  readonly monitor: StreamMonitor;
   readonly subscribe: Subscribe | undefined;
   /** Called for each error after a stream has opened. */
   readonly onError?: ((error: unknown, stream: EventStream) => void) | undefined;
   /** Whether the stream may open. Where not, the request has been answered. Asked before anything is written. */
-  admits?(stream: EventStream): boolean;
+  admit?(stream: EventStream): boolean;
   /** The stream is open. @returns how it is to be ended at once, if it is */
-  opened(stream: EventStream): CloseOptions | void;
+  onOpened(stream: EventStream): CloseOptions | void;
   /** A stream that was open has ended. */
-  closed(reason: CloseReason): void;
+  onEnded(reason: CloseReason): void;
   /** Nothing of it is left, whether or not it was ever open. */
-  gone(stream: EventStream, wasOpen: boolean): void;
+  onClosed(stream: EventStream, wasOpen: boolean): void;
 }
 
 /** What a stream has lost: events that were published, followed, and are not kept any more. */
@@ -182,7 +182,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
   }
 
   // Made only when there is something of it: most streams have none.
-  #particulars: Particulars | undefined;
+  #particulars: RareState | undefined;
 
   /** The middleware it belongs to; an inner one takes an idle stream over from an outer one. @internal */
   host: StreamHost;
@@ -205,7 +205,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
    * (of polyfills and of pages that carry a cursor), else `''`. Untrusted input.
    */
   get lastEventId(): string {
-    return lastEventIdOf(this.req);
+    return readLastEventId(this.req);
   }
 
   /**
@@ -213,14 +213,14 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
    * the end is not called: clean up with {@link closed}.
    */
   get signal(): AbortSignal {
-    const { controller } = this.particulars;
+    const { controller } = this.rareState;
     if (this.readyState === 2) controller.abort();
     return controller.signal;
   }
 
   /** Resolves with the reason when the stream ends; never rejects. */
   get closed(): Promise<CloseReason> {
-    const { closed } = this.particulars;
+    const { closed } = this.rareState;
     if (this.reason !== undefined) closed.resolve(this.reason);
     return closed.promise;
   }
@@ -241,9 +241,9 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
     const fields = assertFields(
       typeof second === 'object' && second !== null ? second : { event: second, id, retry },
     );
-    const text = dataText(data, this.host.settings.serialize);
-    if (fields.id !== undefined) takeIds(this);
-    return this.writeDirect(eventText(text, fields.event, fields.id, fields.retry), true);
+    const text = serializeData(data, this.host.settings.serialize);
+    if (fields.id !== undefined) claimIds(this);
+    return this.writeDirect(formatEvent(text, fields.event, fields.id, fields.retry), true);
   }
 
   /**
@@ -252,7 +252,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
    * @throws {SseError} `ERR_SSE_COMMENT` for text that is not a string
    */
   comment(text = ''): boolean {
-    return this.writeDirect(commentText(text), false);
+    return this.writeDirect(formatComment(text), false);
   }
 
   /**
@@ -263,20 +263,20 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
    */
   open(): this {
     if (this.readyState !== 0) return this;
-    if (!this.res.headersSent && this.host.admits?.(this) === false) {
+    if (!this.res.headersSent && this.host.admit?.(this) === false) {
       this.endFor('server');
       return this;
     }
-    const { settings, heartbeat } = this.host;
-    const retry = settings.retry === undefined ? '' : retryText(drawRetry(settings.retry));
-    this.begin(settings, `${retry}:\n`);
+    const { settings, monitor: heartbeat } = this.host;
+    const retry = settings.retry === undefined ? '' : formatRetry(drawRetry(settings.retry));
+    this.writeHead(settings, `${retry}:\n`);
     // A HEAD request has been answered by now.
     if (!this.isWritable()) return this;
     heartbeat.add(this);
-    const ending = this.host.opened(this);
+    const ending = this.host.onOpened(this);
     debug('open %s %s', this.req.method, this.req.url);
     if (diagnostics.open.hasSubscribers) diagnostics.open.publish({ stream: this });
-    return ending ? this.finish('shutdown', ending) : this;
+    return ending ? this.closeFor('shutdown', ending) : this;
   }
 
   /**
@@ -297,7 +297,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
   drained(): Promise<void> {
     if (this.readyState !== 1 || !this.isBehind) return Promise.resolve();
     this.awaitDrain();
-    const { waiting } = this.particulars;
+    const { waiting } = this.rareState;
     return new Promise((resolve) => {
       waiting.push(resolve);
     });
@@ -329,36 +329,36 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
    */
   close(options: CloseOptions = {}): this {
     const checked = assertCloseOptions('close()', options);
-    if (checked.final !== true) return this.finish('server', checked);
+    if (checked.final !== true) return this.closeFor('server', checked);
     const settling = this.readyState === 2 ? undefined : this.follower?.settle();
-    if (settling === undefined) return this.finish('final', checked);
-    this.particulars.isEnding = true;
-    this.particulars.controller.abort();
+    if (settling === undefined) return this.closeFor('final', checked);
+    this.rareState.isEnding = true;
+    this.rareState.controller.abort();
     settling
-      .then(() => void this.finish('final', checked))
+      .then(() => void this.closeFor('final', checked))
       // A listener for the head of a stream that was still to open threw.
       .catch((error: unknown) => this.onError(error));
     return this;
   }
 
   /** Whether the stream has ended, or is being ended and gives nothing more. @internal */
-  get isOver(): boolean {
+  get isClosingOrClosed(): boolean {
     return this.readyState === 2 || this.#particulars?.isEnding === true;
   }
 
   /** Ends the stream for a reason of the library's. @internal */
-  finish(reason: CloseReason, options: CloseOptions = {}): this {
+  closeFor(reason: CloseReason, options: CloseOptions = {}): this {
     if (this.readyState === 2) return this;
     if (this.readyState === 0 && !this.res.headersSent) this.open();
     this.follower?.flush(reason === 'server' || reason === 'final');
-    return this.conclude(reason, options);
+    return this.closeWithoutFlush(reason, options);
   }
 
   /** Ends the stream without what its channels owe it. @internal */
-  conclude(reason: CloseReason, { retry, final = false }: CloseOptions): this {
-    const last = (retry === undefined ? '' : retryText(retry)) + (final ? END : '');
+  closeWithoutFlush(reason: CloseReason, { retry, final = false }: CloseOptions): this {
+    const last = (retry === undefined ? '' : formatRetry(retry)) + (final ? END_EVENT : '');
     // A wrapped `write` that gets the last bytes may call back: nothing comes after them.
-    if (last !== '') this.particulars.isEnding = true;
+    if (last !== '') this.rareState.isEnding = true;
     this.endFor(reason, last === '' ? undefined : Buffer.from(last));
     return this;
   }
@@ -366,7 +366,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
   /** Ends the stream because something threw for this reader; nobody else notices. @internal */
   fail(error: unknown): void {
     this.report(error);
-    this.finish('error', { retry: drawRetry(ERROR_RETRY) });
+    this.closeFor('error', { retry: drawRetry(ERROR_RETRY) });
   }
 
   /** Tells the application of an error after the stream has opened. Its client is told nothing of it. @internal */
@@ -386,7 +386,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
   }
 
   /** @throws {SseError} `ERR_SSE_ID_TAKEN` after an id of the application's own @internal */
-  assertFollows(): void {
+  assertNoOwnIds(): void {
     if (this.#particulars?.hasOwnIds === true) {
       throw new SseError(
         'ERR_SSE_ID_TAKEN',
@@ -396,12 +396,12 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
   }
 
   /** Writes an event of the library's own. @internal */
-  writeOwn(text: string): void {
+  writeText(text: string): void {
     this.writeBytes(Buffer.from(text));
   }
 
   /** Whether so many events more, or a comment, may be queued for this reader; carries out `onSlow` if not. @internal */
-  admits(events: number): boolean {
+  admitEvents(events: number): boolean {
     const { maxBuffered } = this.host.settings;
     // What this library holds back counts as taken: the head of the response, and what waits for a further turn.
     if (
@@ -410,22 +410,22 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
     ) {
       return true;
     }
-    this.loseEvents(events);
+    this.dropEvents(events);
     return false;
   }
 
   /** The reader is not given so many events: carries out `onSlow`. @internal */
-  loseEvents(events: number): void {
+  dropEvents(events: number): void {
     const { onSlow } = this.host.settings;
     const { bufferedAmount } = this;
-    this.particulars.dropped += events;
-    this.tellSlow(bufferedAmount, onSlow);
-    if (onSlow === 'close') this.cut('slow');
+    this.rareState.dropped += events;
+    this.publishSlow(bufferedAmount, onSlow);
+    if (onSlow === 'close') this.destroyFor('slow');
   }
 
   /** A subscriber that sends finds the reader as slow as before, and is not told again for that. @internal */
-  tellSlow(bufferedAmount: number, action: 'close' | 'drop'): void {
-    const { particulars } = this;
+  publishSlow(bufferedAmount: number, action: 'close' | 'drop'): void {
+    const { rareState: particulars } = this;
     if (!diagnostics.slow.hasSubscribers || particulars.isTellingSlow) return;
     particulars.isTellingSlow = true;
     diagnostics.slow.publish({ stream: this, bufferedAmount, action });
@@ -457,7 +457,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
   /** @internal */
   protected override onEnded(reason: CloseReason): void {
     const wasOpen = this.listIndex !== -1;
-    if (wasOpen) this.host.closed(reason);
+    if (wasOpen) this.host.onEnded(reason);
     this.follower?.stop();
     this.#particulars?.ended(reason);
     if (!wasOpen) return;
@@ -467,8 +467,8 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
 
   /** @internal */
   protected override onClosed(): void {
-    const wasOpen = this.host.heartbeat.delete(this);
-    this.host.gone(this, wasOpen);
+    const wasOpen = this.host.monitor.delete(this);
+    this.host.onClosed(this, wasOpen);
   }
 
   /** @internal */
@@ -485,19 +485,19 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
   override onIdle(): void {
     // Or it would seem silent until others are given something.
     this.detach();
-    this.writeBytes(this.host.settings.visibleHeartbeat ? PING : HEARTBEAT);
+    this.writeBytes(this.host.settings.visibleHeartbeat ? PING_EVENT : HEARTBEAT_COMMENT);
   }
 
   /** @internal */
   override onExpired(): void {
-    this.finish('aged');
+    this.closeFor('aged');
   }
 
   // Not `#own` and so on: a class with private methods marks each of its objects, 8 B for each stream.
 
   /** @internal */
-  get particulars(): Particulars {
-    this.#particulars ??= new Particulars();
+  get rareState(): RareState {
+    this.#particulars ??= new RareState();
     return this.#particulars;
   }
 
@@ -506,7 +506,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
     if (this.#particulars?.isEnding === true || !this.open().isWritable()) return false;
     // What the channels owe this reader was published before this call, so it goes first.
     this.follower?.flush();
-    if (!this.admits(isEvent ? 1 : 0)) return false;
+    if (!this.admitEvents(isEvent ? 1 : 0)) return false;
     this.writeBytes(Buffer.from(text), isEvent ? 1 : 0);
     return this.readyState === 1 && !this.isBehind;
   }
@@ -531,18 +531,18 @@ function print({ req }: EventStream, error: unknown): void {
 }
 
 /** @throws {SseError} `ERR_SSE_ID_TAKEN` on a stream that follows channels */
-function takeIds(stream: EventStream): void {
+function claimIds(stream: EventStream): void {
   if (stream.follower !== undefined) {
     throw new SseError(
       'ERR_SSE_ID_TAKEN',
       'this stream follows channels, whose ids are the cursor it resumes from; send without an id',
     );
   }
-  stream.particulars.hasOwnIds = true;
+  stream.rareState.hasOwnIds = true;
 }
 
 /** What only some streams have: who waits for their end or their reader, ids of their own, events that were dropped. */
-class Particulars {
+class RareState {
   hasOwnIds = false;
   dropped = 0;
   isTellingSlow = false;

@@ -59,7 +59,7 @@ export async function pipe<T>(
       // Not Promise.race: with one long-lived promise that keeps a reaction for each item.
       const step = await new Promise<IteratorResult<T> | undefined>((resolve, reject) => {
         wake = resolve;
-        settle(tap).then(resolve, reject);
+        nextItem(tap).then(resolve, reject);
       });
       if (step === undefined || step.done === true || signal.aborted) return;
       try {
@@ -84,7 +84,7 @@ function sendItem<T>(sink: Sink, item: T, index: number, { event, id, map }: Pip
 }
 
 /** The next item; a promise in a plain iterable is awaited, as `for await` does. */
-async function settle<T>(tap: Tap<T>): Promise<IteratorResult<T>> {
+async function nextItem<T>(tap: Tap<T>): Promise<IteratorResult<T>> {
   const step = await tap.next();
   if (step.done === true) return step;
   try {

@@ -195,7 +195,7 @@ export abstract class ResponseWriter {
   }
 
   /** The socket, if shared bytes may go there without asking this object, as long as it holds no more than a piece. @internal */
-  get direct(): Socket | undefined {
+  get directSocket(): Socket | undefined {
     return this.#state === 'open' && this.#backlog === undefined
       ? (this.#socket ?? undefined)
       : undefined;
@@ -251,7 +251,7 @@ export abstract class ResponseWriter {
    * @throws {SseError} `ERR_SSE_HEADERS_SENT` when the response has begun as something else
    * @internal
    */
-  protected begin(settings: StreamSettings, prelude: string): void {
+  protected writeHead(settings: StreamSettings, prelude: string): void {
     const { res } = this;
     if (res.headersSent) {
       throw new SseError(
@@ -385,7 +385,7 @@ export abstract class ResponseWriter {
   }
 
   /** Ends the connection now and drops what is queued. @internal */
-  cut(reason: CloseReason): void {
+  destroyFor(reason: CloseReason): void {
     this.#ended(reason);
     this.#forget();
     try {
@@ -433,7 +433,7 @@ export abstract class ResponseWriter {
   onError(error: unknown): void {
     this.report(error);
     // A response that has ended in order sends its last bytes and closes: the application has written to it too late.
-    if (this.readyState !== 2 || !this.res.writableEnded) this.cut('error');
+    if (this.readyState !== 2 || !this.res.writableEnded) this.destroyFor('error');
   }
 
   /** The application writes to the response itself: from here on bytes take the same way, behind what was queued. @internal */

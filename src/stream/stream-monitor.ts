@@ -69,7 +69,7 @@ export class StreamMonitor {
   }
 
   /** Those that it looks after. */
-  get connections(): readonly ResponseWriter[] {
+  get streams(): readonly ResponseWriter[] {
     return this.#connections.members;
   }
 
@@ -143,7 +143,7 @@ export class StreamMonitor {
     if (!blocked) {
       this.#blocked.delete(connection);
     } else if (this.#isStalled(connection)) {
-      connection.cut('stalled');
+      connection.destroyFor('stalled');
       return;
     }
     if (connection.readyState !== 1) return;
