@@ -17,7 +17,13 @@ function entryOf(channel: string, offset: number, size: number): LogEntry {
   if (size < LARGE.length) {
     return new LogEntry({ channel, epoch: 'e', offset, data: 'x'.repeat(size) });
   }
-  return { channel, epoch: 'e', offset, frame: LARGE, rest: () => {} } as unknown as LogEntry;
+  return {
+    channel,
+    epoch: 'e',
+    offset,
+    frame: LARGE,
+    releaseView: () => {},
+  } as unknown as LogEntry;
 }
 
 /** A range of offsets that a member was told to have lost: beyond `from`, up to `to`. */
@@ -560,7 +566,12 @@ describe('a member in step', () => {
     const fanOut = new FanOut((run) => void runs.push(run));
     let offset = 0;
     function give(frame: Buffer): void {
-      fanOut.push({ channel: 'a', offset: ++offset, frame, rest: () => {} } as unknown as LogEntry);
+      fanOut.push({
+        channel: 'a',
+        offset: ++offset,
+        frame,
+        releaseView: () => {},
+      } as unknown as LogEntry);
       for (let run = runs.shift(); run !== undefined; run = runs.shift()) run();
     }
     const [early, late] = [countingMember(), countingMember()];

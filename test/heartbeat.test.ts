@@ -3,8 +3,7 @@ import type { Socket } from 'node:net';
 import { performance } from 'node:perf_hooks';
 import { describe, expect, test, vi } from 'vitest';
 import { createChannels, type EventStream } from '../src/index.ts';
-import type { ResponseWriter } from '../src/stream/response-writer.ts';
-import { StreamMonitor } from '../src/stream/stream-monitor.ts';
+import { StreamMonitor, type MonitoredStream } from '../src/stream/stream-monitor.ts';
 import { resolveStreamOptions } from '../src/stream/stream-options.ts';
 import { serveStreams } from './support/app.ts';
 import { start } from './support/child.ts';
@@ -155,13 +154,13 @@ test('what is due while something is queued is done as soon as nothing is, not a
   const heartbeat = new StreamMonitor(resolveStreamOptions({ heartbeat: 400 }));
   const [free, blocked] = [standIn(), standIn()];
   blocked.bufferedAmount = 1;
-  for (const each of [free, blocked]) heartbeat.add(each as unknown as ResponseWriter);
+  for (const each of [free, blocked]) heartbeat.add(each as unknown as MonitoredStream);
   await until('what is due', () => free.ticks === 1);
   expect(blocked.ticks).toBe(0);
   blocked.bufferedAmount = 0;
   await until('it for the other', () => blocked.ticks === 1);
   expect(free.ticks).toBe(1);
-  for (const each of [free, blocked]) heartbeat.delete(each as unknown as ResponseWriter);
+  for (const each of [free, blocked]) heartbeat.delete(each as unknown as MonitoredStream);
 });
 
 describe('stallTimeout counts time in which the process ran:', () => {
@@ -247,11 +246,11 @@ test('a sweep over many streams goes on in the next turn, not with the next tick
   );
   const heartbeat = new StreamMonitor(resolveStreamOptions({ heartbeat: 400 }));
   const many = Array.from({ length: 2_000 }, standIn);
-  for (const each of many) heartbeat.add(each as unknown as ResponseWriter);
+  for (const each of many) heartbeat.add(each as unknown as MonitoredStream);
   await until('what is due', () => many.every(({ ticks }) => ticks === 1));
   // The loop waits in its poll phase, and does not go on, where it has only immediates that are unref'd.
   expect(unrefs).not.toHaveBeenCalled();
-  for (const each of many) heartbeat.delete(each as unknown as ResponseWriter);
+  for (const each of many) heartbeat.delete(each as unknown as MonitoredStream);
   vi.restoreAllMocks();
 });
 

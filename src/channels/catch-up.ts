@@ -10,15 +10,15 @@
  *   └──────────────── │ ───────┘    caught up, ended, or nothing is followed any more
  * ```
  */
-import { CHUNK_BYTES } from '../stream/write-queue.ts';
+import { CHUNK_BYTES, HIGH_WATER_MARK } from '../stream/write-queue.ts';
 import type { Broker, Page } from '../brokers/broker.ts';
 import type { CatchUpJob, CatchUpQueue } from './catch-up-queue.ts';
 import { ChannelStarts } from './channel-starts.ts';
-import { HIGH_WATER_MARK } from '../stream/response-writer.ts';
 import { formatCursor, parseCursor } from '../protocol/cursor.ts';
 import type { Deliveries } from './deliveries.ts';
 import { SseError, describeValue } from '../common/errors.ts';
-import type { EventStream, Gap } from '../stream/event-stream.ts';
+import type { EventStream } from '../stream/event-stream.ts';
+import type { Gap } from '../stream/subscription-types.ts';
 import type { FanOut } from './fan-out.ts';
 import { countFitting } from './frame.ts';
 import type { LogEntry } from '../log/log-entry.ts';

@@ -13,7 +13,7 @@
  */
 import { nextTurnOutsideRequests } from '../common/async-context.ts';
 import { Audience, type Generation, type Member } from './audience.ts';
-import { HIGH_WATER_MARK } from '../stream/response-writer.ts';
+import { HIGH_WATER_MARK } from '../stream/write-queue.ts';
 import { Feed } from './feed.ts';
 import { Frame } from './frame.ts';
 import { mergeLogs } from '../log/log.ts';

@@ -17,13 +17,8 @@ import { CatchUp, type CatchUpHost, type CatchUpOwner } from './catch-up.ts';
 import { WHATEVER_IS_HELD } from './channel-starts.ts';
 import { diagnostics } from '../common/diagnostics.ts';
 import { SseError } from '../common/errors.ts';
-import type {
-  EventStream,
-  Follower,
-  Gap,
-  SubscribeOptions,
-  Subscription,
-} from '../stream/event-stream.ts';
+import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
+import type { Follower, Gap, Subscription } from '../stream/subscription-types.ts';
 import type { FanOut } from './fan-out.ts';
 import type { Frame } from './frame.ts';
 import { EphemeralMember, type EphemeralOwner } from './ephemeral-member.ts';

@@ -1,7 +1,8 @@
 /** What one call of `subscribe` agreed on, and what its caller has of it. */
 import { bindToContext } from '../common/async-context.ts';
 import { SseError, describeValue } from '../common/errors.ts';
-import type { SubscribeOptions, Subscription } from '../stream/event-stream.ts';
+import type { SubscribeOptions } from '../stream/event-stream.ts';
+import type { Subscription } from '../stream/subscription-types.ts';
 import { keyOf } from './fan-out.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 

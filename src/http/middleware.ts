@@ -2,16 +2,11 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2';
 import { admissionRules, type AdmissionOptions, type Refusal } from './admission.ts';
-import type { CloseReason } from '../stream/response-writer.ts';
+import { assertCloseOptions, type CloseOptions } from '../stream/close-options.ts';
+import type { CloseReason } from '../stream/close-reason.ts';
 import { diagnostics } from '../common/diagnostics.ts';
 import { SseError } from '../common/errors.ts';
-import {
-  EventStream,
-  assertCloseOptions,
-  type CloseOptions,
-  type StreamHost,
-  type Subscribe,
-} from '../stream/event-stream.ts';
+import { EventStream, type StreamHost, type Subscribe } from '../stream/event-stream.ts';
 import { StreamMonitor } from '../stream/stream-monitor.ts';
 import {
   booleanRule,

@@ -1,8 +1,9 @@
 /** A middleware's own account of its streams: who may have one, which are open, what became of the others, and their end all together. */
 import type { ServerResponse } from 'node:http';
 import { Admission, type AdmissionOptions, type Refusal } from './admission.ts';
-import type { CloseReason } from '../stream/response-writer.ts';
-import type { CloseOptions, EventStream } from '../stream/event-stream.ts';
+import type { CloseOptions } from '../stream/close-options.ts';
+import type { CloseReason } from '../stream/close-reason.ts';
+import type { EventStream } from '../stream/event-stream.ts';
 import type { StreamMonitor } from '../stream/stream-monitor.ts';
 import { drawRetry, type RetryRange } from '../common/retry-range.ts';
 
