@@ -844,7 +844,7 @@ describe('beyond its bound', () => {
       channel: 'a',
       offset: 1,
       frame: Buffer.alloc(17_000_000),
-      rest: () => {},
+      releaseView: () => {},
     } as unknown as LogEntry);
     world.rest();
     expect(member.received).toEqual([1]);
