@@ -42,7 +42,7 @@ export class Feed implements EntryRun {
   forget(upTo: number): number {
     if (upTo >= this.dropped) this.droppedCount = 0;
     if (upTo >= this.newest) return this.#clear();
-    const index = this.after(upTo);
+    const index = this.indexAfter(upTo);
     let bytes = 0;
     for (const entry of this.#entries.slice(0, index)) {
       bytes += entry.frame.length;
@@ -57,7 +57,7 @@ export class Feed implements EntryRun {
     return this.#entries.length;
   }
 
-  after(offset: number): number {
+  indexAfter(offset: number): number {
     let low = 0;
     let high = this.#entries.length;
     while (low < high) {

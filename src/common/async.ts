@@ -28,9 +28,9 @@ export interface Limits {
 /**
  * Settles like the promise, or rejects earlier when a limit is reached.
  *
- * `Promise.race()` would leave a reaction on each of its promises until that promise settles. A race
- * with a promise that lives as long as a connection would be a memory leak. Here the listener is
- * removed from the signal and the timer is cleared. The reaction that stays on the promise keeps
+ * `Promise.race()` would leave a reaction on each of its promises until that promise settles. A
+ * race with a promise that lives as long as a connection would be a memory leak. Here the listener
+ * is removed from the signal and the timer is cleared. The reaction that stays on the promise keeps
  * neither the caller nor the value in memory, but the promise should settle some time.
  */
 export function withLimits<T>(

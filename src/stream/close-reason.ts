@@ -1,4 +1,6 @@
-/** Close reasons: the type, and how the reason of an end that this library did not begin is found. */
+/**
+ * Close reasons: the type, and how the reason of an end that this library did not begin is found.
+ */
 import type { ServerResponse } from 'node:http';
 import type { Http2ServerResponse } from 'node:http2';
 import type { Socket } from 'node:net';

@@ -3,8 +3,8 @@ import { OutgoingMessage, type ServerResponse } from 'node:http';
 import { Socket } from 'node:net';
 
 // Node's own `write()`. Any other `write()` of a response has to see the bytes. An agent may have
-// replaced the method before this module was loaded; the text of the function tells. If a version of
-// Node has another text, the bytes go through `res.write()`, which is slower and correct.
+// replaced the method before this module was loaded; the text of the function tells. If a version
+// of Node has another text, the bytes go through `res.write()`, which is slower and correct.
 /* oxlint-disable typescript/unbound-method -- compared, never called */
 const NODE_WRITE: unknown = /\bwrite_\(this\b/.test(
   Function.prototype.toString.call(OutgoingMessage.prototype.write),
@@ -15,12 +15,12 @@ const NODE_WRITE: unknown = /\bwrite_\(this\b/.test(
 
 /**
  * Finds the socket to which a stream may write HTTP chunks itself. Then one chunk, framed once,
- * serves all streams. Nobody must be able to tell the difference, so all of these must hold: HTTP/1.1
- * with chunked encoding, `write()` not wrapped, content not encoded, the response has the socket, and
- * its head was written.
+ * serves all streams. Nobody must be able to tell the difference, so all of these must hold:
+ * HTTP/1.1 with chunked encoding, `write()` not wrapped, content not encoded, the response has the
+ * socket, and its head was written.
  * @param write the response's `write()` without the interception of this library
- * @returns `null` if the stream must never bypass the response; `undefined` if the response is still
- * pipelined or holds bytes, so that the caller has to ask again later
+ * @returns `null` if the stream must never bypass the response; `undefined` if the response is
+ * still pipelined or holds bytes, so that the caller has to ask again later
  */
 export function findDirectSocket(res: ServerResponse, write: unknown): Socket | null | undefined {
   const { socket } = res;

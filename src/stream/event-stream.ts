@@ -83,15 +83,18 @@ export interface SubscribeOptions {
       ) => string | undefined | void | Promise<string | undefined | void>)
     | undefined;
   /**
-   * Whether the client gets `sse:checkpoint` events, so that it can resume before it has received any
-   * other event: one on subscribing, and one in each heartbeat period while the stream is ahead of
-   * the last id. After a gap a checkpoint is sent in any case.
+   * Whether the client gets `sse:checkpoint` events, so that it can resume before it has received
+   * any other event: one on subscribing, and one in each heartbeat period while the stream is ahead
+   * of the last id. After a gap a checkpoint is sent in any case.
    * @defaultValue `true`
    */
   checkpoints?: boolean | undefined;
 }
 
-/** Follows channels on a stream. A host passes the function in, because `channels/` imports `stream/`. */
+/**
+ * Follows channels on a stream. A host passes the function in, because `channels/` imports
+ * `stream/`.
+ */
 export type Subscribe = (
   stream: EventStream,
   names: string | readonly string[],
@@ -99,26 +102,28 @@ export type Subscribe = (
 ) => Promise<Subscription>;
 
 const valueOrFunction: OptionRule = {
-  expected: 'a value for all items or a function of each',
+  expected: 'a value for all items or a function that returns one for each',
   test: (value) => value !== null,
 };
 
 const pipeRules = { event: valueOrFunction, id: valueOrFunction, map: functionRule };
 
-// Reconnection time after an error in this process: the same request would most likely fail again, and
-// a client that reconnects at once would repeat the error without end.
+// Reconnection time after an error in this process: the same request would most likely fail again,
+// and a client that reconnects at once would repeat the error without end.
 const ERROR_RETRY_MS = { min: 10_000, max: 30_000 };
 
-// A registered symbol, so that two copies of the package in one process recognise each other's streams.
+// A registered symbol, so that two copies of the package in one process recognise each other's
+// streams.
 const brand = Symbol.for('res-sse.EventStream');
 
 /**
- * One event stream: one response to one client. Nothing is written before the first `send`, `comment`,
- * `open`, `pipe` or `subscribe`, so a handler can still answer the request otherwise.
+ * One event stream: one response to one client. Nothing is written before the first `send`,
+ * `comment`, `open`, `pipe` or `subscribe`, so a handler can still answer the request otherwise.
  *
- * A client that disconnects or is slow never makes a method throw. Wrong use throws an `SseError` at
- * the call.
- * @typeParam S the schema of the channels that `subscribe` follows; every stream can be given this type
+ * A client that disconnects or is slow never makes a method throw. Wrong use throws an `SseError`
+ * at the call.
+ * @typeParam S the schema of the channels that `subscribe` follows; every stream can be given this
+ * type
  * @example
  * app.get('/listen', stream(async (stream: EventStream<Schema>) => {
  *   await stream.subscribe('haiku');
@@ -139,7 +144,10 @@ export class EventStream<S extends SchemaOf<S> = AnySchema>
   // Made when it is first used. Most streams have none.
   #rare: RareState | undefined;
 
-  /** The middleware of the stream. An inner middleware replaces the host of an idle stream. @internal */
+  /**
+   * The middleware of the stream. An inner middleware replaces the host of an idle stream.
+   * @internal
+   */
   host: StreamHost;
 
   /** @internal */
@@ -164,7 +172,8 @@ export class EventStream<S extends SchemaOf<S> = AnySchema>
 
   /**
    * Aborted when the stream ends, for any reason. Pass the signal to everything that you await for
-   * this client. A listener that is added after the end is not called: use {@link closed} to clean up.
+   * this client. A listener that is added after the end is not called: use {@link closed} to clean
+   * up.
    */
   get signal(): AbortSignal {
     const controller = this.rareState().abortController();
@@ -181,12 +190,13 @@ export class EventStream<S extends SchemaOf<S> = AnySchema>
 
   /**
    * Writes one event, and opens the stream if it is not open yet.
-   * @param data a string is sent unchanged, each of its lines as a line of the event; any other value
-   * is passed through `serialize`
-   * @returns `false` if the event was dropped, the stream is closed, or more than 64 KiB are queued;
-   * then wait for `drained()`
+   * @param data a string is sent unchanged, each of its lines as a line of the event; any other
+   * value is passed through `serialize`
+   * @returns `false` if the event was dropped, the stream is closed, or more than 64 KiB are
+   * queued; then wait for `drained()`
    * @throws {SseError} for data and fields that cannot be sent; `ERR_SSE_ID_TAKEN` for an `id` on a
-   * stream that follows channels; `ERR_SSE_HEADERS_SENT` if the response has begun as something else
+   * stream that follows channels; `ERR_SSE_HEADERS_SENT` if the response has begun as something
+   * else
    * @example
    * res.sse.send({ price: 42 }, { event: 'tick', id: 7 });
    * res.sse.send('hello', 'greeting', 8);
@@ -213,9 +223,9 @@ export class EventStream<S extends SchemaOf<S> = AnySchema>
   }
 
   /**
-   * Sends status 200, the headers and a first comment, so that proxies and browsers report the stream
-   * as open. Everything else that is written before the caller returns leaves in the same packet.
-   * Without effect if the stream is open or closed.
+   * Sends status 200, the headers and a first comment, so that proxies and browsers report the
+   * stream as open. Everything else that is written before the caller returns leaves in the same
+   * packet. Without effect if the stream is open or closed.
    * @throws {SseError} `ERR_SSE_HEADERS_SENT` if the response has begun as something else
    */
   open(): this {
@@ -237,12 +247,13 @@ export class EventStream<S extends SchemaOf<S> = AnySchema>
   }
 
   /**
-   * Sends each item of a source as an event, no faster than the client reads. The stream stays open.
+   * Sends each item of a source as an event, no faster than the client reads. The stream stays
+   * open.
    *
    * When the stream ends, a Node stream is destroyed, a web stream cancelled, and `return()` of an
-   * iterator called at once, even while the next item is awaited; the promise resolves without waiting
-   * for the source. If a generator is suspended in an `await`, its `finally` runs only after that
-   * `await`: pass {@link signal} to the awaited operation.
+   * iterator called at once, even while the next item is awaited; the promise resolves without
+   * waiting for the source. If a generator is suspended in an `await`, its `finally` runs only
+   * after that `await`: pass {@link signal} to the awaited operation.
    * @returns a promise that rejects with the error of the source, or with the `SseError` of an item
    * that cannot be sent
    * @example
@@ -264,8 +275,8 @@ export class EventStream<S extends SchemaOf<S> = AnySchema>
    * call names a channel that the stream already follows, the stream continues where it is, and an
    * event of that channel is sent if one of the filters lets it through.
    * @param names 1 to 100 channel names; a name that is given twice counts once
-   * @returns a promise that resolves when the start is known; it rejects with an `SseError` for wrong
-   * use, `ERR_SSE_NO_CHANNELS` without `sse({ channels })`
+   * @returns a promise that resolves when the start is known; it rejects with an `SseError` for
+   * wrong use, `ERR_SSE_NO_CHANNELS` without `sse({ channels })`
    */
   async subscribe(
     names: ChannelName<S> | readonly ChannelName<S>[],
@@ -274,16 +285,16 @@ export class EventStream<S extends SchemaOf<S> = AnySchema>
     if (this.host.subscribe === undefined) {
       throw new SseError(
         'ERR_SSE_NO_CHANNELS',
-        'this stream has no channels to follow; pass sse({ channels })',
+        'no channels are configured for this stream; pass sse({ channels })',
       );
     }
     return this.host.subscribe(this, names, options);
   }
 
   /**
-   * Ends the stream after the queued bytes. Without effect if the stream has ended. If the stream is
-   * still catching up with its channels, the client gets the other events when it reconnects. With
-   * `final` it will not reconnect, so the stream ends only after these events.
+   * Ends the stream after the queued bytes. Without effect if the stream has ended. If the stream
+   * is still catching up with its channels, the client gets the other events when it reconnects.
+   * With `final` it will not reconnect, so the stream ends only after these events.
    * @throws {SseError} `ERR_SSE_OPTION` for an unknown option or a value out of its range
    */
   close(options: CloseOptions = {}): this {
@@ -345,7 +356,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema>
     if (this.#rare?.hasOwnIds === true) {
       throw new SseError(
         'ERR_SSE_ID_TAKEN',
-        'this stream has sent ids of its own; on a stream that follows channels the ids are theirs',
+        'this stream has sent ids of its own; on a stream that follows channels, the channels set the ids',
       );
     }
   }
@@ -423,7 +434,10 @@ export class EventStream<S extends SchemaOf<S> = AnySchema>
     return this.#rare;
   }
 
-  /** Writes an event or a comment of the application, as far as the client is not too slow. @internal */
+  /**
+   * Writes an event or a comment of the application, as far as the client is not too slow.
+   * @internal
+   */
   private writeDirect(text: string, isEvent: boolean): boolean {
     if (this.#rare?.isClosing === true || !this.open().isWritable()) return false;
     // Events that were published before this call come before it.
@@ -438,7 +452,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema>
     if (this.follower !== undefined) {
       throw new SseError(
         'ERR_SSE_ID_TAKEN',
-        'this stream follows channels, whose ids are the cursor it resumes from; send without an id',
+        'this stream follows channels, which set the ids from which it resumes; send without an id',
       );
     }
     this.rareState().hasOwnIds = true;

@@ -1,7 +1,7 @@
 /**
  * Interception of `res.write()` and `res.end()`. If the application or other middleware writes to
- * the response of a stream, the bytes must come behind the bytes that the library has queued. So the
- * library puts its own two methods in front of those of the response:
+ * the response of a stream, the bytes must come behind the bytes that the library has queued. So
+ * the library puts its own two methods in front of those of the response:
  *
  * ```text
  * res.write(x) ──► interceptedWrite ──► writer.onApplicationWrite()     writes the queue

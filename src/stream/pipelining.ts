@@ -1,6 +1,6 @@
 /**
- * Responses that share a socket one after the other: pipelined responses, which wait for the socket,
- * and the inactivity timeout of the socket.
+ * Responses that share a socket one after the other: pipelined responses, which wait for the
+ * socket, and the inactivity timeout of the socket.
  *
  * ```text
  * client sends:   GET /a   GET /b   GET /c     on one connection
@@ -29,8 +29,8 @@ interface TaggedSocket extends Socket {
 }
 
 /**
- * Remembers that the writer's response waits for the socket, if it does. A waiting response emits no
- * `'close'` when the connection ends; then the writer is told by the socket instead.
+ * Remembers that the writer's response waits for the socket, if it does. A waiting response emits
+ * no `'close'` when the connection ends; then the writer is told by the socket instead.
  */
 export function registerPipelined(res: ServerResponse, writer: PipelinedWriter): void {
   if (res.socket !== null) return;

@@ -9,8 +9,8 @@ interface ReportedStream {
 }
 
 /**
- * Reports an error to the subscribers of `res-sse:error` and to `onError`. Without both, the error is
- * printed. The client is told nothing. Never throws.
+ * Reports an error to the subscribers of `res-sse:error` and to `onError`. Without both, the error
+ * is printed. The client is told nothing. Never throws.
  */
 export function reportError<S extends ReportedStream>(
   stream: S,

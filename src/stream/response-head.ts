@@ -30,8 +30,8 @@ export function setHead(
 }
 
 /**
- * Undoes {@link setHead} after the head could not be written, so that the application can answer the
- * request with the error. Without effect if the head was sent.
+ * Undoes {@link setHead} after the head could not be written, so that the application can answer
+ * the request with the error. Without effect if the head was sent.
  */
 export function restoreHead(res: ServerResponse, { statusCode, headers }: SavedHead): void {
   if (res.headersSent) return;

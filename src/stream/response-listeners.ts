@@ -2,8 +2,8 @@
  * Listeners on a response and its socket.
  *
  * A closure for each stream would cost memory for each of tens of thousands of streams. The
- * listeners here are shared functions. They find the writer through a property of the response or of
- * the socket (a `WeakMap` would also cost more memory for each stream than one property does).
+ * listeners here are shared functions. They find the writer through a property of the response or
+ * of the socket (a `WeakMap` would also cost more memory for each stream than one property does).
  */
 import type { ServerResponse } from 'node:http';
 import { Socket } from 'node:net';

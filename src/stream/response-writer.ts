@@ -3,12 +3,13 @@
  * ends the response.
  *
  * ```text
- * writeBytes() ──► queue empty, and little unsent? ──yes──► passToResponse() ──► res.write(bytes), or
- *                         │ no                                    ▲              socket.write(chunk)
- *                         └──► WriteQueue ──► pumpQueue() ────────┘
- * writeShared() ─► direct socket, queue empty, and little unsent? ──yes──► socket.write(frame.chunk)
- *                         │ no
- *                         └──► writeBytes(), or false: the stream is behind
+ * writeBytes() ──► no queue, and little unsent? ──yes──► passToResponse() ──► res.write(bytes)
+ *                       │ no                                    ▲             or socket.write(chunk)
+ *                       └──► WriteQueue ──► pumpQueue() ────────┘
+ *
+ * writeShared() ─► direct socket, no queue, little unsent? ──yes──► socket.write(shared.chunk)
+ *                       │ no
+ *                       └──► writeBytes(), or nothing if the stream is behind
  * ```
  */
 import type { ServerResponse } from 'node:http';
@@ -57,13 +58,13 @@ import { WriteTotals } from './write-totals.ts';
 const activeWriters = new Set<ResponseWriter>();
 
 /**
- * The base class of `EventStream`. `ResponseWriter` knows bytes, `EventStream` knows events. The two
- * are one object and not two, because there may be tens of thousands of streams.
+ * The base class of `EventStream`. `ResponseWriter` knows bytes, `EventStream` knows events. The
+ * two are one object and not two, because there may be tens of thousands of streams.
  *
  * Methods that are not for callers are `private` and not `#`, here and in the other classes with an
- * object for each stream (`EventStream`, `StreamFollower`): V8 marks each object of a class with `#`
- * methods, which costs 8 B for each class and stream. `#` fields cost no more than other fields. All
- * other classes use `#` for both.
+ * object for each stream (`EventStream`, `StreamFollower`): V8 marks each object of a class with
+ * `#` methods, which costs 8 B for each class and stream. `#` fields cost no more than other
+ * fields. All other classes use `#` for both.
  */
 export abstract class ResponseWriter extends WriteTotals {
   // The fields that each delivery reads come first, so that they share a line of the processor's
@@ -72,13 +73,16 @@ export abstract class ResponseWriter extends WriteTotals {
   // The socket, if bytes may bypass `res.write()`; `null` if they must not; `undefined` before
   // either is known.
   #socket: Socket | null | undefined;
-  // Bytes that were not yet passed to the response; `undefined` unless the client is slow or an event
-  // is large.
+  // Bytes that were not yet passed to the response; `undefined` unless the client is slow or an
+  // event is large.
   #queue: WriteQueue | undefined;
   /** The response. Do not write parts of events to it: the library cannot complete them. */
   readonly res: ServerResponse;
 
-  /** Index of the stream in the list of its monitor; -1 before it opens and after it is closed. @internal */
+  /**
+   * Index of the stream in the list of its monitor; -1 before it opens and after it is closed.
+   * @internal
+   */
   listIndex = -1;
 
   #isAwaitingDrain = false;
@@ -132,8 +136,8 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * Queued bytes that wait only for this process: for the end of the tick in which the stream opens,
-   * or for the next turn of the event loop. No client is too slow for these bytes. @internal
+   * Queued bytes that wait only for this process: for the end of the tick in which the stream
+   * opens, or for the next turn of the event loop. No client is too slow for these bytes. @internal
    */
   get bytesHeldBack(): number {
     return corkedBytesOf(this) + (this.#queue?.deferredBytes ?? 0);
@@ -204,7 +208,7 @@ export abstract class ResponseWriter extends WriteTotals {
     if (res.headersSent) {
       throw new SseError(
         'ERR_SSE_HEADERS_SENT',
-        'the response has begun already; an event stream is a response of its own',
+        'the response has already begun as something else; open the stream before writing to it',
       );
     }
     const savedHead = saveHead(res);
@@ -237,8 +241,8 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * Writes bytes, or queues them behind bytes that the client has not read. Detaches the stream from
-   * its group, like every other way to write except {@link writeShared}. Never throws.
+   * Writes bytes, or queues them behind bytes that the client has not read. Detaches the stream
+   * from its group, like every other way to write except {@link writeShared}. Never throws.
    * @param events number of events in the bytes
    * @internal
    */
@@ -261,8 +265,8 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * Writes several events, joined to pieces of {@link CHUNK_BYTES}. The buffers are not copied before
-   * the client can take them.
+   * Writes several events, joined to pieces of {@link CHUNK_BYTES}. The buffers are not copied
+   * before the client can take them.
    * @internal
    */
   writeAll(buffers: readonly Buffer[]): void {
@@ -274,8 +278,8 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * Writes events that many streams share; the bytes are neither copied nor framed again. This is the
-   * hot path of a stream that is not attached. The caller has detached the stream.
+   * Writes events that many streams share; the bytes are neither copied nor framed again. This is
+   * the hot path of a stream that is not attached. The caller has detached the stream.
    * @returns `false` if the stream is behind, and nothing was written
    * @internal
    */
@@ -338,8 +342,8 @@ export abstract class ResponseWriter extends WriteTotals {
     this.markEnded(reason);
     this.discardQueue();
     try {
-      // A pipelined response has no socket before its turn. If only the response were destroyed, the
-      // responses behind it would hang, so the connection is destroyed.
+      // A pipelined response has no socket before its turn. If only the response were destroyed,
+      // the responses behind it would hang, so the connection is destroyed.
       if (this.isPipelined) this.res.req.socket.destroy();
       else this.res.destroy();
     } catch (error) {
@@ -356,7 +360,10 @@ export abstract class ResponseWriter extends WriteTotals {
     if (req.httpVersionMajor === 1 && writableFinished) req.socket.destroySoon();
   }
 
-  /** Calls {@link onDrain} as soon as no more than {@link HIGH_WATER_MARK} bytes are queued. @internal */
+  /**
+   * Calls {@link onDrain} as soon as no more than {@link HIGH_WATER_MARK} bytes are queued.
+   * @internal
+   */
   awaitDrain(): void {
     if (this.#isAwaitingDrain) return;
     this.#isAwaitingDrain = true;
@@ -388,7 +395,10 @@ export abstract class ResponseWriter extends WriteTotals {
     this.onClosed();
   }
 
-  /** Code that carries this stream threw: the stream ends, and no other stream is affected. @internal */
+  /**
+   * Code that carries this stream threw: the stream ends, and no other stream is affected.
+   * @internal
+   */
   onError(error: unknown): void {
     this.report(error);
     // If the response was ended in order, its last bytes are still sent: the error is one of a late
@@ -408,7 +418,10 @@ export abstract class ResponseWriter extends WriteTotals {
     if (hadQueue && this.readyState === 2) this.endResponse();
   }
 
-  /** The application ends the response itself. Pending events are written before the end. @internal */
+  /**
+   * The application ends the response itself. Pending events are written before the end.
+   * @internal
+   */
   onApplicationEnd(): void {
     if (this.#state === 'open') this.flush();
     // Also if the stream was closed before and its end waited for the queue.
@@ -419,8 +432,8 @@ export abstract class ResponseWriter extends WriteTotals {
   /** Every write that is not shared begins here. @returns whether bytes can be written @internal */
   private prepareToWrite(): boolean {
     if (!this.isWritable()) return false;
-    // While attached, the totals and the time of the last write are those of the group, and the group
-    // would write to the socket past the queue.
+    // While attached, the totals and the time of the last write are those of the group, and the
+    // group would write to the socket past the queue.
     this.follower?.detach();
     return true;
   }
@@ -485,8 +498,8 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * Passes queued bytes to the response as long as it accepts more, at most a share for each turn of
-   * the event loop. @internal
+   * Passes queued bytes to the response as long as it accepts more, at most a share for each turn
+   * of the event loop. @internal
    */
   private pumpQueue(): void {
     // The queue is read again each time: a wrapped `write()` may send, or end the stream.
@@ -518,7 +531,10 @@ export abstract class ResponseWriter extends WriteTotals {
     });
   }
 
-  /** Passes all queued bytes to the response at once: what the application writes comes behind. @internal */
+  /**
+   * Passes all queued bytes to the response at once: what the application writes comes behind.
+   * @internal
+   */
   private passWholeQueue(): void {
     while (this.#queue !== undefined && !this.#queue.isEmpty) {
       this.passToResponse(this.#queue.shift());
@@ -551,7 +567,10 @@ export abstract class ResponseWriter extends WriteTotals {
     this.moveTo(null);
   }
 
-  /** Writes to this socket, or to the response, from here on, and listens for `'drain'` there. @internal */
+  /**
+   * Writes to this socket, or to the response, from here on, and listens for `'drain'` there.
+   * @internal
+   */
   private moveTo(socket: Socket | null): void {
     const wasAwaitingDrain = this.#isAwaitingDrain && (this.#socket ?? null) !== socket;
     if (wasAwaitingDrain) this.stopAwaitingDrain();

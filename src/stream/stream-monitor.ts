@@ -1,6 +1,6 @@
 /**
- * One timer for all streams of a middleware: sends heartbeats to idle streams, destroys stalled ones
- * and ends old ones.
+ * One timer for all streams of a middleware: sends heartbeats to idle streams, destroys stalled
+ * ones and ends old ones.
  */
 import { runOutsideRequests } from '../common/async-context.ts';
 import { clock } from '../common/clock.ts';
@@ -8,8 +8,8 @@ import { IndexedList, type IndexedListMember } from '../common/indexed-list.ts';
 import type { StreamSettings } from './stream-options.ts';
 import { HIGH_WATER_MARK } from './write-queue.ts';
 
-// The timer fires 16 times within the shortest period, but at least once in a second. So no deadline
-// is missed by more than an eighth of its period or a second.
+// The timer fires 16 times within the shortest period, but at least once in a second. So no
+// deadline is missed by more than an eighth of its period or a second.
 const SWEEPS_PER_PERIOD = 16;
 const MAX_SWEEP_INTERVAL_MS = 1_000;
 
@@ -47,7 +47,9 @@ export interface MonitoredStream extends IndexedListMember {
 
 /** What the monitor remembers of a stream with queued bytes. */
 interface BlockedStream {
-  /** When the stream was first seen with this `bytesFlushed`, in ms of {@link StreamMonitor.#runMs}. */
+  /**
+   * When the stream was first seen with this `bytesFlushed`, in ms of {@link StreamMonitor.#runMs}.
+   */
   readonly since: number;
   readonly bytesFlushed: number;
   /** Whether an `onTick()` is to be made up for when the queue is empty. */
@@ -71,11 +73,11 @@ export class StreamMonitor {
   #nextIndex = -1;
   #nextTickAt = 0;
   #lastSweepAt = 0;
-  // Time in ms in which the process ran. While the process was stopped, suspended or busy, it read no
-  // socket, so that time does not count against a client.
+  // Time in ms in which the process ran. While the process was stopped, suspended or busy, it read
+  // no socket, so that time does not count against a client.
   #runMs = 0;
-  // Whether the current sweep calls `onTick()`: at the same time for all streams, because a time for
-  // each stream would cost memory.
+  // Whether the current sweep calls `onTick()`: at the same time for all streams, because a time
+  // for each stream would cost memory.
   #isTickDue = false;
 
   constructor({ heartbeat, stallTimeout, maxLifetime }: StreamSettings) {
@@ -139,8 +141,8 @@ export class StreamMonitor {
   }
 
   /**
-   * Checks some streams, from the end of the list to its start. If a stream is deleted meanwhile, the
-   * last stream takes its place: that one was checked already.
+   * Checks some streams, from the end of the list to its start. If a stream is deleted meanwhile,
+   * the last stream takes its place: that one was checked already.
    */
   #sweep(): void {
     const now = clock();
@@ -162,8 +164,8 @@ export class StreamMonitor {
   #check(stream: MonitoredStream, now: number): void {
     const isBlocked = stream.bufferedAmount > 0;
     const hasMissedTick = this.#blocked.get(stream)?.hasMissedTick === true;
-    // A wrapped response may swallow a 'drain', and with a large `highWaterMark` Node may emit none.
-    // In both cases the stream would wait for ever.
+    // A wrapped response may swallow a 'drain', and with a large `highWaterMark` Node may emit
+    // none. In both cases the stream would wait for ever.
     if (stream.isAwaitingDrain && (stream.res.writableLength || 0) <= HIGH_WATER_MARK) {
       stream.resume();
     }

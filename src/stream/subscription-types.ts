@@ -1,6 +1,6 @@
 /**
- * Types through which a stream and the channels that it follows know each other. `channels/` imports
- * `stream/`, so a stream knows its follower only through the interface in this file.
+ * Types through which a stream and the channels that it follows know each other. `channels/`
+ * imports `stream/`, so a stream knows its follower only through the interface in this file.
  */
 
 /** A loss of events: published in followed channels, not yet received, and no longer kept. */

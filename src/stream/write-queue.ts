@@ -1,6 +1,6 @@
 /**
- * The queue of bytes that were not yet passed to a response: events of a slow client, or the rest of
- * a large event.
+ * The queue of bytes that were not yet passed to a response: events of a slow client, or the rest
+ * of a large event.
  */
 
 /** Bytes of one write at most, so that progress inside a large event can be seen. */
@@ -9,7 +9,8 @@ export const CHUNK_BYTES = 16_384;
 /** Queued bytes beyond which a stream counts as behind. */
 export const HIGH_WATER_MARK = 65_536;
 
-// Bytes that one queue passes on in one turn of the event loop, so that other streams get their turn.
+// Bytes that one queue passes on in one turn of the event loop, so that other streams get their
+// turn.
 const MAX_BYTES_PER_TURN = 262_144;
 
 // Smaller buffers are copied together: an object for each event would weigh more than its bytes.
@@ -59,7 +60,10 @@ export class WriteQueue {
     return this.#isDeferred ? this.#deferredBytes : 0;
   }
 
-  /** Begins a new share if a new turn has begun. @returns whether the share of this turn is used up */
+  /**
+   * Begins a new share if a new turn has begun.
+   * @returns whether the share of this turn is used up
+   */
   hasUsedUpTurn(): boolean {
     const now = countTurn();
     if (this.#turn !== now) {
@@ -73,8 +77,8 @@ export class WriteQueue {
   defer(onNextTurn: () => void): void {
     if (this.#isDeferred) return;
     this.#isDeferred = true;
-    // Bytes that are added later do not count as deferred. Otherwise `maxBuffered` would not bound a
-    // sender that adds more in each turn than one share.
+    // Bytes that are added later do not count as deferred. Otherwise `maxBuffered` would not bound
+    // a sender that adds more in each turn than one share.
     if (this.#deferredBytes === 0) this.#deferredBytes = this.size;
     setImmediate(() => {
       this.#isDeferred = false;
@@ -83,8 +87,8 @@ export class WriteQueue {
   }
 
   /**
-   * Adds bytes at the end. Small buffers are joined and copied out of Node's buffer pool, so that the
-   * queue occupies no more memory than it counts.
+   * Adds bytes at the end. Small buffers are joined and copied out of Node's buffer pool, so that
+   * the queue occupies no more memory than it counts.
    */
   add(bytes: Buffer): void {
     this.size += bytes.length;
@@ -107,8 +111,8 @@ export class WriteQueue {
   }
 
   /**
-   * Removes up to {@link CHUNK_BYTES} from the head: several small events, or a part of a large one.
-   * The queue must not be empty.
+   * Removes up to {@link CHUNK_BYTES} from the head: several small events, or a part of a large
+   * one. The queue must not be empty.
    */
   shift(): Buffer {
     const first = this.#buffers[0] as Buffer;

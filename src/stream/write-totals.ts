@@ -1,8 +1,8 @@
 /**
  * The totals of one stream: bytes, events, and the time since which it is idle.
  *
- * While a stream is attached to a group, a delivery changes the totals of the group only. The totals
- * of the stream are then the sum of both:
+ * While a stream is attached to a group, a delivery changes the totals of the group only. The
+ * totals of the stream are then the sum of both:
  *
  * ```text
  *                   stream   group     sum
@@ -13,7 +13,9 @@
  */
 import type { Follower, WriteProgress } from './subscription-types.ts';
 
-/** The base class of `ResponseWriter`. A class of its own, but no object of its own for each stream. */
+/**
+ * The base class of `ResponseWriter`. A class of its own, but no object of its own for each stream.
+ */
 export abstract class WriteTotals {
   #bytes = 0;
   #events = 0;
@@ -33,8 +35,8 @@ export abstract class WriteTotals {
   }
 
   /**
-   * When the monitor first saw that nothing more was written, in ms of the monotonic clock. 0 after a
-   * write, until the monitor has looked. @internal
+   * When the monitor first saw that nothing more was written, in ms of the monotonic clock. 0 after
+   * a write, until the monitor has looked. @internal
    */
   get idleSince(): number {
     return this.follower?.groupProgress?.writtenAt ?? this.#idleSince;
@@ -45,7 +47,10 @@ export abstract class WriteTotals {
     this.#idleSince = time;
   }
 
-  /** The stream is attached to a group: from here on the totals of the group count for it. @internal */
+  /**
+   * The stream is attached to a group: from here on the totals of the group count for it.
+   * @internal
+   */
   onAttached({ bytes, events }: WriteProgress): void {
     this.#bytes -= bytes;
     this.#events -= events;

@@ -279,7 +279,7 @@ export class LogCache {
   #lose(known: Mirrored, trimmed: number): void {
     const { log } = known;
     known.lost = Math.max(known.lost, trimmed);
-    while (log.events > 0 && (log.at(log.after(0)) as LogEntry).offset <= known.lost) {
+    while (log.events > 0 && (log.at(log.indexAfter(0)) as LogEntry).offset <= known.lost) {
       this.#shift(known);
     }
   }
