@@ -13,7 +13,7 @@ export type SchemaOf<S> = { [N in keyof S]: object };
  * The names of the channels. A template literal type, so that the compiler's errors list the names
  * instead of this alias.
  */
-// oxlint-disable-next-line typescript/no-unnecessary-template-expression -- keeps the alias out of errors
+// oxlint-disable-next-line typescript/no-unnecessary-template-expression -- see above
 export type ChannelName<S> = `${keyof S & string}`;
 
 /** The event names of a channel. */

@@ -210,7 +210,8 @@ export function assertRetry(retry: number): void {
   if (!Number.isSafeInteger(retry) || retry < 0 || retry > MAX_RETRY_MS) {
     throw new SseError(
       'ERR_SSE_RETRY',
-      `expected \`retry\` to be a whole number of ms from 0 to ${MAX_RETRY_MS}, got ${describeValue(retry)}`,
+      `expected \`retry\` to be a whole number of ms from 0 to ${MAX_RETRY_MS}, ` +
+        `got ${describeValue(retry)}`,
     );
   }
 }

@@ -24,7 +24,7 @@ import type { CloseReason } from './close-reason.ts';
 import { pipe, type PipeOptions, type PipeSource } from './pipe.ts';
 import { RareState } from './rare-state.ts';
 import { reportError } from './report-error.ts';
-import { ResponseWriter } from './response-writer.ts';
+import { ResponseLifecycle } from './response-lifecycle.ts';
 import type { MonitoredStream, StreamMonitor } from './stream-monitor.ts';
 import type { StreamSettings } from './stream-options.ts';
 import type { Gap, Subscription } from './subscription-types.ts';
@@ -130,7 +130,7 @@ const brand = Symbol.for('res-sse.EventStream');
  * }));
  */
 export class EventStream<S extends SchemaOf<S> = AnySchema>
-  extends ResponseWriter
+  extends ResponseLifecycle
   implements MonitoredStream
 {
   static {
@@ -356,7 +356,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema>
     if (this.#rare?.hasOwnIds === true) {
       throw new SseError(
         'ERR_SSE_ID_TAKEN',
-        'this stream has sent ids of its own; on a stream that follows channels, the channels set the ids',
+        'this stream has sent ids of its own; if it followed channels, they would set the ids',
       );
     }
   }

@@ -51,8 +51,9 @@ export function unregisterPipelined(res: ServerResponse, writer: PipelinedWriter
 }
 
 /** Whether the response still waits for the socket. Until its turn nothing of it is sent. */
-export function isResponsePipelined(res: ServerResponse, writer: PipelinedWriter): boolean {
-  return res.socket === null && !res.writableFinished && findPipelined(res)?.has(writer) === true;
+export function isResponsePipelined(res: ServerResponse, writer: object): boolean {
+  const writers: ReadonlySet<object> | undefined = findPipelined(res);
+  return res.socket === null && !res.writableFinished && writers?.has(writer) === true;
 }
 
 /**

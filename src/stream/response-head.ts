@@ -2,38 +2,39 @@
 import type { OutgoingHttpHeader, OutgoingHttpHeaders, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 
-/** The status and headers of a response before the library changed them. */
-export interface SavedHead {
-  readonly statusCode: number;
-  readonly headers: OutgoingHttpHeaders;
-}
-
 // For each stream that opens in this tick: the number of head bytes that are corked.
 const corkedBytes = new Map<object, number>();
 
-/** @returns a copy of status and headers, for {@link restoreHead} */
-export function saveHead(res: ServerResponse): SavedHead {
-  return { statusCode: res.statusCode, headers: res.getHeaders() };
-}
-
-/** Sets status and headers of an event stream. */
-export function setHead(
+/**
+ * Sets status and headers of an event stream and sends them. If that throws (a listener for the head
+ * may throw), status and headers are restored, so that the application can answer the request with
+ * the error.
+ */
+export function sendHead(
   res: ServerResponse,
   extraHeaders: readonly (readonly [string, OutgoingHttpHeader])[],
+  writer: object,
 ): void {
-  res.statusCode = 200;
-  res.setHeader('Content-Type', 'text/event-stream');
-  res.setHeader('Cache-Control', 'no-cache, no-transform');
-  res.setHeader('X-Accel-Buffering', 'no');
-  res.removeHeader('Content-Length');
-  for (const [name, value] of extraHeaders) res.setHeader(name, value);
+  const { statusCode } = res;
+  const headers = res.getHeaders();
+  try {
+    res.statusCode = 200;
+    res.setHeader('Content-Type', 'text/event-stream');
+    res.setHeader('Cache-Control', 'no-cache, no-transform');
+    res.setHeader('X-Accel-Buffering', 'no');
+    res.removeHeader('Content-Length');
+    for (const [name, value] of extraHeaders) res.setHeader(name, value);
+    corkHead(res, writer);
+    // Node keeps a head that is flushed alone as one string. Joined to the first chunk, the head
+    // would stay a tree of strings, 650 B larger.
+    res.flushHeaders();
+  } catch (error) {
+    restoreHead(res, statusCode, headers);
+    throw error;
+  }
 }
 
-/**
- * Undoes {@link setHead} after the head could not be written, so that the application can answer
- * the request with the error. Without effect if the head was sent.
- */
-export function restoreHead(res: ServerResponse, { statusCode, headers }: SavedHead): void {
+function restoreHead(res: ServerResponse, statusCode: number, headers: OutgoingHttpHeaders): void {
   if (res.headersSent) return;
   res.statusCode = statusCode;
   for (const name of res.getHeaderNames()) {
@@ -48,7 +49,7 @@ export function restoreHead(res: ServerResponse, { statusCode, headers }: SavedH
  * Corks the connection until the current tick ends, so that the head and the first events leave in
  * one packet. Node itself does so only after the head.
  */
-export function corkHead(res: ServerResponse, writer: object): void {
+function corkHead(res: ServerResponse, writer: object): void {
   // On HTTP/1 the socket is corked, not the response: from Node 22 on, a response that was corked
   // writes its head and each part of a chunk separately.
   const corked = res.req.httpVersionMajor === 1 ? res.socket : res;

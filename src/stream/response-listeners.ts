@@ -8,14 +8,18 @@
 import type { ServerResponse } from 'node:http';
 import { Socket } from 'node:net';
 
-/** A writer, as its response and its socket see the writer. */
-export interface ResponseOwner {
+/** A writer that waits for `'drain'`. */
+export interface DrainListener {
+  /** The response or the socket accepts bytes again. */
+  resume(): void;
+}
+
+/** A writer, as its response sees the writer. */
+export interface ResponseOwner extends DrainListener {
   /** The response or its connection is closed. */
   onResponseClosed(): void;
   /** The response emitted `'error'`. */
   onError(error: unknown): void;
-  /** The response or the socket accepts bytes again. */
-  resume(): void;
 }
 
 const writerKey = Symbol('res-sse.writer');
@@ -25,7 +29,7 @@ interface TaggedResponse extends ServerResponse {
 }
 
 interface TaggedSocket extends Socket {
-  [writerKey]?: ResponseOwner | undefined;
+  [writerKey]?: DrainListener | undefined;
 }
 
 const NO_BYTES = Buffer.alloc(0);
@@ -55,7 +59,7 @@ export function ignoreClose(res: ServerResponse): void {
 export function listenForDrain(
   res: ServerResponse,
   socket: Socket | null | undefined,
-  writer: ResponseOwner,
+  writer: DrainListener,
 ): void {
   if (socket === undefined || socket === null) {
     res.on('drain', onDrain);

@@ -1,54 +1,29 @@
 /**
- * The base class of a stream: writes bytes to one response, queues the bytes of a slow client, and
- * ends the response.
+ * Writing: how the bytes of one stream reach its response, and what happens if they cannot.
  *
  * ```text
- * writeBytes() ──► no queue, and little unsent? ──yes──► passToResponse() ──► res.write(bytes)
- *                       │ no                                    ▲             or socket.write(chunk)
- *                       └──► WriteQueue ──► pumpQueue() ────────┘
+ * writeBytes()    no queue, little unsent: passToResponse() ─► res.write() or socket.write()
+ *                 else: WriteQueue ─► pumpQueue() ─► passToResponse()
  *
- * writeShared() ─► direct socket, no queue, little unsent? ──yes──► socket.write(shared.chunk)
- *                       │ no
- *                       └──► writeBytes(), or nothing if the stream is behind
+ * writeShared()   direct socket, no queue, little unsent: socket.write(shared.chunk)
+ *                 else: writeBytes(), or nothing if the stream is behind
  * ```
  */
 import type { ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
-import { SseError } from '../common/errors.ts';
 import { toHttpChunk, type SharedBytes } from '../protocol/shared-bytes.ts';
-import { explainEnd, isConnectionClosed, type CloseReason } from './close-reason.ts';
+import { explainEnd, type CloseReason } from './close-reason.ts';
 import { findDirectSocket } from './direct-socket.ts';
 import {
   applicationWriteOf,
   callOriginal,
-  hasSession,
   interceptMethods,
   withoutSession,
   type OverriddenMethods,
 } from './interception.ts';
-import {
-  isResponsePipelined,
-  liftTimeout,
-  registerPipelined,
-  restoreTimeout,
-  unregisterPipelined,
-} from './pipelining.ts';
-import {
-  corkHead,
-  corkedBytesOf,
-  restoreHead,
-  saveHead,
-  setCorkedBytes,
-  setHead,
-} from './response-head.ts';
-import {
-  ignoreClose,
-  ignoreDrain,
-  listenForDrain,
-  listenToResponse,
-  requestDrain,
-} from './response-listeners.ts';
-import type { StreamSettings } from './stream-options.ts';
+import { isResponsePipelined } from './pipelining.ts';
+import { corkedBytesOf } from './response-head.ts';
+import { ignoreDrain, listenForDrain, requestDrain } from './response-listeners.ts';
 import { CHUNK_BYTES, HIGH_WATER_MARK, WriteQueue } from './write-queue.ts';
 import { WriteTotals } from './write-totals.ts';
 
@@ -58,13 +33,14 @@ import { WriteTotals } from './write-totals.ts';
 const activeWriters = new Set<ResponseWriter>();
 
 /**
- * The base class of `EventStream`. `ResponseWriter` knows bytes, `EventStream` knows events. The
- * two are one object and not two, because there may be tens of thousands of streams.
+ * The classes of a stream, from the base up: `WriteTotals`, `ResponseWriter` (writing),
+ * `ResponseLifecycle` (head and end), `EventStream` (events). They are one object and not four,
+ * because there may be tens of thousands of streams.
  *
- * Methods that are not for callers are `private` and not `#`, here and in the other classes with an
- * object for each stream (`EventStream`, `StreamFollower`): V8 marks each object of a class with
- * `#` methods, which costs 8 B for each class and stream. `#` fields cost no more than other
- * fields. All other classes use `#` for both.
+ * Methods that are not for callers are `private` or `protected` and not `#`, here and in the other
+ * classes with an object for each stream (`EventStream`, `StreamFollower`): V8 marks each object of
+ * a class with `#` methods, which costs 8 B for each class and stream. `#` fields cost no more than
+ * other fields. All other classes use `#` for both.
  */
 export abstract class ResponseWriter extends WriteTotals {
   // The fields that each delivery reads come first, so that they share a line of the processor's
@@ -93,19 +69,10 @@ export abstract class ResponseWriter extends WriteTotals {
   constructor(res: ServerResponse) {
     super();
     this.res = res;
-    if (isConnectionClosed(res)) {
-      // The client left while earlier middleware ran, and the response emits no 'close' (any more).
-      this.#state = 'client';
-      return;
-    }
-    listenToResponse(res, this);
-    registerPipelined(res, this);
   }
 
   /** The stream has ended: nothing more will be written. Called once. @internal */
   protected abstract onEnded(reason: CloseReason): void;
-  /** The response is closed. Called once, after {@link onEnded}. @internal */
-  protected abstract onClosed(): void;
   /** No more than {@link HIGH_WATER_MARK} bytes are queued any more. @internal */
   protected abstract onDrain(): void;
   /** Code that serves this stream threw. @internal */
@@ -173,8 +140,18 @@ export abstract class ResponseWriter extends WriteTotals {
     return this.#overridden;
   }
 
+  /** Whether bytes wait that were not yet passed to the response. @internal */
+  protected get hasQueue(): boolean {
+    return this.#queue !== undefined;
+  }
+
+  /** Whether a `write()` of the response is running that this stream has called. @internal */
+  protected get isPassingBytes(): boolean {
+    return activeWriters.has(this);
+  }
+
   /** Bytes that the response or the socket holds. @internal */
-  private get bytesInResponse(): number {
+  protected get bytesInResponse(): number {
     // The responses of some adapters (for AWS Lambda, for example) have no `writableLength`.
     return (this.#socket ?? this.res).writableLength || 0;
   }
@@ -185,7 +162,7 @@ export abstract class ResponseWriter extends WriteTotals {
    */
   isWritable(): boolean {
     if (this.#state === 'open' && (this.res.writableEnded || this.res.destroyed)) {
-      this.discardQueue();
+      this.stopWriting();
       this.onEndedElsewhere();
     }
     return this.#state === 'open';
@@ -194,50 +171,6 @@ export abstract class ResponseWriter extends WriteTotals {
   /** Writes the events that the channels have published for this stream so far. @internal */
   flush(): void {
     this.follower?.flush();
-  }
-
-  /**
-   * Sends status 200, the headers and the first bytes, in one packet with everything else that is
-   * written in this tick. The answer to a HEAD request ends after the head.
-   * @param prelude text that comes before everything else
-   * @throws {SseError} `ERR_SSE_HEADERS_SENT` if the response has begun as something else
-   * @internal
-   */
-  protected writeHead(settings: StreamSettings, prelude: string): void {
-    const { res } = this;
-    if (res.headersSent) {
-      throw new SseError(
-        'ERR_SSE_HEADERS_SENT',
-        'the response has already begun as something else; open the stream before writing to it',
-      );
-    }
-    const savedHead = saveHead(res);
-    // If a listener for the head sends an event, the event is queued behind the prelude.
-    this.#queue = new WriteQueue([Buffer.from(prelude)]);
-    this.#state = 'open';
-    try {
-      setHead(res, settings.headers);
-      corkHead(res, this);
-      // Node keeps a head that is flushed alone as one string. Joined to the first chunk, the head
-      // would stay a tree of strings, 650 B larger.
-      res.flushHeaders();
-    } catch (error) {
-      this.#queue = undefined;
-      if (this.readyState === 1) this.#state = 'idle';
-      restoreHead(res, savedHead);
-      throw error;
-    }
-    if (res.req.method === 'HEAD') {
-      this.#queue = undefined;
-      this.markEnded('server');
-      this.endResponse();
-      return;
-    }
-    liftTimeout(res);
-    // The end of the response must be intercepted, or the session would be saved then.
-    if (hasSession(res.req)) this.intercept();
-    this.pumpQueue();
-    setCorkedBytes(this, this.bytesInResponse);
   }
 
   /**
@@ -313,7 +246,7 @@ export abstract class ResponseWriter extends WriteTotals {
   cork(): void {
     if (!this.prepareToWrite() || this.#queue !== undefined) return;
     this.intercept();
-    this.#queue = new WriteQueue([]);
+    this.setQueue([]);
   }
 
   /** Writes what was queued, and the end if the stream has ended meanwhile. @internal */
@@ -321,26 +254,10 @@ export abstract class ResponseWriter extends WriteTotals {
     if (this.#queue !== undefined) this.resume();
   }
 
-  /**
-   * Ends the stream after the queued bytes.
-   * @param last bytes to write before the end
-   * @internal
-   */
-  endFor(reason: CloseReason, last?: Buffer): void {
-    if (this.#state !== 'idle' && !this.isWritable()) return;
-    const wasOpen = this.#state === 'open';
-    if (last !== undefined) this.writeBytes(last);
-    this.markEnded(reason);
-    if (!wasOpen || this.#queue !== undefined) return;
-    // Called from a wrapped `write()`: an empty queue puts the end behind the bytes of that call.
-    if (activeWriters.has(this)) this.#queue = new WriteQueue([]);
-    else this.endResponse();
-  }
-
   /** Ends the stream now, destroys the response and drops the queued bytes. @internal */
   destroyFor(reason: CloseReason): void {
     this.markEnded(reason);
-    this.discardQueue();
+    this.stopWriting();
     try {
       // A pipelined response has no socket before its turn. If only the response were destroyed,
       // the responses behind it would hang, so the connection is destroyed.
@@ -349,15 +266,6 @@ export abstract class ResponseWriter extends WriteTotals {
     } catch (error) {
       this.report(error);
     }
-  }
-
-  /**
-   * Closes the connection of a response that has ended, so that the client does not reuse it. Not
-   * over HTTP/2, where a session may carry other streams. @internal
-   */
-  closeConnection(): void {
-    const { req, writableFinished } = this.res;
-    if (req.httpVersionMajor === 1 && writableFinished) req.socket.destroySoon();
   }
 
   /**
@@ -385,16 +293,6 @@ export abstract class ResponseWriter extends WriteTotals {
     this.onDrain();
   }
 
-  /** The response or its connection is closed, whoever closed it. @internal */
-  onResponseClosed(): void {
-    ignoreClose(this.res);
-    unregisterPipelined(this.res, this);
-    restoreTimeout(this.res);
-    this.discardQueue();
-    this.onEndedElsewhere();
-    this.onClosed();
-  }
-
   /**
    * Code that carries this stream threw: the stream ends, and no other stream is affected.
    * @internal
@@ -406,31 +304,8 @@ export abstract class ResponseWriter extends WriteTotals {
     if (this.readyState !== 2 || !this.res.writableEnded) this.destroyFor('error');
   }
 
-  /**
-   * The application writes to the response itself. The queue is passed to the response before, and
-   * from here on all bytes take the way through the response. @internal
-   */
-  onApplicationWrite(): void {
-    this.leaveSocket();
-    const hadQueue = this.#queue !== undefined;
-    this.passWholeQueue();
-    // If the stream was closed before, its end waited for the queue.
-    if (hadQueue && this.readyState === 2) this.endResponse();
-  }
-
-  /**
-   * The application ends the response itself. Pending events are written before the end.
-   * @internal
-   */
-  onApplicationEnd(): void {
-    if (this.#state === 'open') this.flush();
-    // Also if the stream was closed before and its end waited for the queue.
-    this.passWholeQueue();
-    this.markEnded('server');
-  }
-
   /** Every write that is not shared begins here. @returns whether bytes can be written @internal */
-  private prepareToWrite(): boolean {
+  protected prepareToWrite(): boolean {
     if (!this.isWritable()) return false;
     // While attached, the totals and the time of the last write are those of the group, and the
     // group would write to the socket past the queue.
@@ -439,14 +314,24 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /** @internal */
-  private markEnded(reason: CloseReason): void {
+  protected setState(state: 'idle' | 'open' | CloseReason): void {
+    this.#state = state;
+  }
+
+  /** Replaces the queue; the next bytes are added behind these. @internal */
+  protected setQueue(buffers: readonly Buffer[] | undefined): void {
+    this.#queue = buffers && new WriteQueue(buffers);
+  }
+
+  /** Ends the stream, but not yet the response. @internal */
+  protected markEnded(reason: CloseReason): void {
     if (this.readyState === 2) return;
     this.#state = reason;
     this.onEnded(reason);
   }
 
   /** The response ended or was destroyed without a call of this library. @internal */
-  private onEndedElsewhere(): void {
+  protected onEndedElsewhere(): void {
     if (this.readyState === 2) return;
     const { reason, error } = explainEnd(this.res);
     if (error !== undefined) this.report(error);
@@ -454,7 +339,7 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /** Ends the response. Middleware may have wrapped `end()`, too, and may throw. @internal */
-  private endResponse(): void {
+  protected endResponse(): void {
     withoutSession(this.res, () => {
       try {
         this.res.end();
@@ -501,7 +386,7 @@ export abstract class ResponseWriter extends WriteTotals {
    * Passes queued bytes to the response as long as it accepts more, at most a share for each turn
    * of the event loop. @internal
    */
-  private pumpQueue(): void {
+  protected pumpQueue(): void {
     // The queue is read again each time: a wrapped `write()` may send, or end the stream.
     for (let queue = this.#queue; queue !== undefined && !queue.isEmpty; queue = this.#queue) {
       if (queue.hasUsedUpTurn()) {
@@ -535,15 +420,15 @@ export abstract class ResponseWriter extends WriteTotals {
    * Passes all queued bytes to the response at once: what the application writes comes behind.
    * @internal
    */
-  private passWholeQueue(): void {
+  protected passWholeQueue(): void {
     while (this.#queue !== undefined && !this.#queue.isEmpty) {
       this.passToResponse(this.#queue.shift());
     }
     this.#queue = undefined;
   }
 
-  /** @internal */
-  private discardQueue(): void {
+  /** Nothing more can be written: drops the queue and stops listening. @internal */
+  protected stopWriting(): void {
     this.#queue = undefined;
     this.stopAwaitingDrain();
     this.#socket = null;
@@ -562,7 +447,7 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /** The bytes go through `res.write()` from here on. @internal */
-  private leaveSocket(): void {
+  protected leaveSocket(): void {
     this.follower?.detach();
     this.moveTo(null);
   }
@@ -579,7 +464,7 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /** @internal */
-  private intercept(): void {
+  protected intercept(): void {
     this.#overridden ??= interceptMethods(this.res);
   }
 
