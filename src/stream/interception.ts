@@ -4,12 +4,12 @@
  * the library puts its own two methods in front of those of the response:
  *
  * ```text
- * res.write(x) ──► interceptedWrite ──► writer.onApplicationWrite()     writes the queue
- *                         └───────────► the method that was there before
+ * res.write(x) ─► interceptedWrite ─┬─► writer.onApplicationWrite()    writes the queue
+ *                                   └─► the method that was there before
  * ```
  *
- * Most streams are never intercepted: only those that write to the socket directly, that have had a
- * queue, or whose request has a session.
+ * A response is intercepted as soon as that is necessary: when its stream writes to the socket
+ * directly or queues bytes, and when its request has a session.
  */
 import type { ServerResponse } from 'node:http';
 import { writerOf, type ResponseOwner } from './response-listeners.ts';
