@@ -16,8 +16,8 @@ import { StrictParser } from './support/strict-parser.ts';
 import { until, within } from './support/wait.ts';
 
 /**
- * Channel events go straight to the socket, past `res.write`, where nobody can tell the difference. Each test is a row of the
- * table of hazards in PERFORMANCE.md, section 2.
+ * Events of channels are written directly to the socket, past `res.write()`, if nobody can tell the
+ * difference. Each test checks one situation in which somebody could.
  */
 
 const KB = Buffer.from(`data: ${'x'.repeat(1_016)}\n\n`);
@@ -27,7 +27,7 @@ interface DirectServer extends TestServer {
   readonly streams: EventStream[];
 }
 
-/** A bare server whose streams follow `a`; `prepare` is the application in front. */
+/** A bare server whose streams follow channel `a`. @param prepare middleware in front of `sse()` */
 async function serveDirect(
   prepare: (res: ServerResponse, url: string) => void = () => {},
   { channels = createChannels(), ...options }: SseOptions & { channels?: Channels } = {},
@@ -51,7 +51,10 @@ async function serveDirect(
   return Object.assign(server, { channels, streams });
 }
 
-/** A raw client that undoes chunked framing strictly, and what comes after the first response. */
+/**
+ * A raw client that decodes HTTP chunks strictly. `rest()` returns the bytes after the first
+ * response.
+ */
 async function connectTo(
   server: TestServer,
   request = requestText('/'),
@@ -91,7 +94,7 @@ async function connectTo(
   };
 }
 
-/** Whether an event that is published now goes to the socket already framed. */
+/** Publishes an event. @returns whether the event was written to the socket as a complete chunk */
 async function goesDirect(
   server: DirectServer,
   client: { parser: () => StrictParser },
@@ -114,7 +117,7 @@ function data(parser: StrictParser): string[] {
   return parser.events.filter((event) => event.data !== 'probe').map((event) => event.data);
 }
 
-/** Published, and given to the streams. */
+/** Publishes events and waits until they were written to the streams. */
 async function publish(server: DirectServer, ...all: string[]): Promise<void> {
   for (const each of all) void server.channels.publish('a', each);
   await new Promise((resolve) => setImmediate(() => setImmediate(resolve)));
@@ -301,7 +304,7 @@ test.each(['close', 'res.end'] as const)(
     await until('the stream', () => server.streams.length === 1);
     expect(await goesDirect(server, client)).toBe(true);
     const [stream] = server.streams as [EventStream];
-    // In the middle of a turn that owes the stream something.
+    // In the middle of a turn in which an event is pending for the stream.
     void server.channels.publish('a', 'owed');
     if (how === 'close') stream.close();
     else stream.res.end();
@@ -420,7 +423,7 @@ test('a wrapped response is written to by its wrapper after a large event, too',
 });
 
 describe('streams in step, which are given what is published past their own objects', () => {
-  /** Two streams that have just been given the same, and a raw client of each. */
+  /** Two attached streams that have just received the same event, and a raw client of each. */
   async function serveInStep(options = {}) {
     const server = await serveDirect(() => {}, options);
     const clients = [await connectTo(server), await connectTo(server)] as const;
@@ -445,7 +448,7 @@ describe('streams in step, which are given what is published past their own obje
     await using inStep = await serveInStep();
     const { server, clients, streams } = inStep;
     const { channels } = server;
-    // One is taken out of step on the way, the other is not.
+    // The comment detaches one of the streams. The other one stays attached.
     streams[0].comment('own');
     await publish(server, '3');
     await publish(server, '4', '5');
@@ -541,7 +544,10 @@ describe('streams in step, which are given what is published past their own obje
 });
 
 describe('a socket whose write an agent has replaced, and which throws, ends its own stream and harms no other', () => {
-  /** Three streams on the direct way, and a raw client of each; from now on the socket of the second throws. */
+  /**
+   * Three streams that write to their sockets directly, and a raw client of each. From now on the
+   * socket of the second stream throws.
+   */
   async function serveThrowing() {
     const server = await serveDirect();
     const clients = [

@@ -46,7 +46,7 @@ describe('a request asks for an event stream when Accept names it', () => {
       asksForEventStream(request({ accept: `${'a/b,'.repeat(200)}text/event-stream,${others}` })),
     ).toBe(true);
     expect(refusesEventStream(request({ accept: `${others}text/event-stream;q=0` }))).toBe(false);
-    // Not half of a parameter.
+    // Cut between media types, not inside a parameter.
     const accept = `text/event-stream;a=${'x'.repeat(1_000)};q=0`;
     expect(asksForEventStream(request({ accept: `${accept},a/b` }))).toBe(false);
     expect(

@@ -18,7 +18,7 @@ import {
 import { codeOf } from './support/code-of.ts';
 import { StrictParser } from './support/strict-parser.ts';
 
-/** As `send` and `publish` do it: assert, then encode. */
+/** Checks and encodes an event as `send` and `publish` do. */
 function encode(data: unknown, fields: EventFields = {}): Buffer {
   assertFields(fields);
   return Buffer.from(
@@ -44,14 +44,14 @@ function readByOther(text: string): EventSourceMessage[] {
   return events;
 }
 
-/** What a client makes of text: every line break is LF, and lone surrogates cannot be said in UTF-8. */
+/** The text as a client receives it: every line break is LF, and UTF-8 has no lone surrogates. */
 function asReceived(text: string): string {
   return Buffer.from(text)
     .toString()
     .replace(/\r\n|\r/g, '\n');
 }
 
-// Strings dense in what the format treats specially.
+// Strings with many characters that have a meaning in the format.
 const nasty = fc.oneof(
   fc.string({ unit: 'binary' }),
   fc
@@ -269,7 +269,7 @@ describe('refused at the call, before a byte is written', () => {
 
   test.each([
     ['a promise', () => Promise.resolve('x')],
-    // oxlint-disable-next-line unicorn/no-thenable -- that is the case
+    // oxlint-disable-next-line unicorn/no-thenable -- the case under test
     ['another thenable', () => ({ then() {} })],
   ])('data that is %s, whatever serialize would make of it: it says to await it', (_, make) => {
     for (const serialize of [JSON.stringify, () => 'text']) {
@@ -323,7 +323,9 @@ describe('nothing can be forged', () => {
     `x${end}${end}data: forged${end}${end}`,
   ]);
 
-  /** Refused, or harmless to an independent reader. */
+  /**
+   * Expects that the library refuses the text, or that an independent parser reads it as intended.
+   */
   function expectNoForgery(attack: () => string | Buffer): void {
     let wire: string | Buffer;
     try {
@@ -337,11 +339,11 @@ describe('nothing can be forged', () => {
       [],
     );
     expect(lastEventId).not.toBe('forged');
-    // The event itself and the next one, or the next one after a comment.
+    // The event and the next event, or a comment and the next event.
     expect(events.length).toBeLessThanOrEqual(2);
   }
 
-  // Each found elsewhere in 2026; where an advisory names the fields it names them here.
+  // Found in other libraries in 2026; with the fields that the advisory names.
   test.each<[string, (keyof EventFields | 'data' | 'comment')[]]>([
     ['CVE-2026-29085', ['event', 'id', 'retry']],
     ['CVE-2026-33128', ['event', 'id', 'data']],
