@@ -24,10 +24,12 @@ export type {
   ListenNames,
   PublishOptions,
 } from './channels/channels.ts';
-export type { CloseReason } from './stream/response-writer.ts';
+export type { CloseOptions } from './stream/close-options.ts';
+export type { CloseReason } from './stream/close-reason.ts';
 export type { Cursor } from './protocol/cursor.ts';
 export type { SseErrorCode } from './common/errors.ts';
-export type { CloseOptions, Gap, SubscribeOptions, Subscription } from './stream/event-stream.ts';
+export type { SubscribeOptions } from './stream/event-stream.ts';
+export type { Gap, Subscription } from './stream/subscription-types.ts';
 export type { HistoryOptions } from './log/history.ts';
 export type { HistoryLimits, LogRead } from './log/log.ts';
 export type { ChannelEvent, LogEntryInit } from './log/log-entry.ts';

@@ -11,7 +11,7 @@ import { until, within } from './support/wait.ts';
 
 const KB = 'x'.repeat(1_024);
 
-/** A stream whose reader has stopped reading, with the kernel's buffers full. */
+/** Opens a stream whose client reads nothing, and fills the buffers of the kernel. */
 async function blocked(
   server: Awaited<ReturnType<typeof serveStreams>>,
 ): Promise<{ stream: EventStream; socket: import('node:net').Socket }> {
@@ -20,7 +20,8 @@ async function blocked(
   await until('the stream', () => server.streams.length > 0);
   const stream = server.streams.at(-1) as EventStream;
   stream.open();
-  // One large event fits an empty queue; what of it the kernel has not taken stays here.
+  // An event of any size is accepted while nothing is queued. The bytes that the kernel does not
+  // accept stay queued in this process.
   stream.send('x'.repeat(16_000_000));
   let before = -1;
   await until('the kernel to be full', async () => {
@@ -45,7 +46,7 @@ describe('a reader that stops reading', () => {
     const stream = server.streams[0] as EventStream;
     let most = 0;
     await until('its end', () => {
-      // A turn's worth each time, so that what the kernel takes is taken.
+      // The bytes of one turn each time, so that the kernel can accept them.
       for (let count = 0; count < 50 && stream.readyState === 1; count++) {
         stream.send(KB);
         most = Math.max(most, stream.bufferedAmount);
@@ -126,7 +127,7 @@ test('a large event that makes progress all the time is not taken for a stall', 
   socket.on('data', (chunk) => {
     received += chunk.length;
     socket.pause();
-    // Slower than the whole could be written in one stallTimeout, faster than one piece takes.
+    // The whole event takes longer than one stallTimeout, but each piece of it takes less.
     setTimeout(() => socket.resume(), 20);
   });
   const begun = Date.now();
@@ -192,7 +193,7 @@ test('send says false beyond the write mark of 64 KiB, whatever write answers, a
   const answers: boolean[] = [];
   await using server = await serveStreams(async (stream) => {
     stream.open();
-    // Well beyond what res.write answers false to on Node 20.
+    // On Node 20, `res.write()` returns false for far fewer bytes.
     answers.push(stream.send('x'.repeat(40_000)));
     answers.push(stream.send('x'.repeat(40_000)));
     await stream.drained();
@@ -279,7 +280,7 @@ test('small events that are queued weigh what they count', async () => {
   const before = process.memoryUsage();
   const queued = stream.bufferedAmount;
   while (stream.bufferedAmount < queued + 1_000_000) stream.send('');
-  // What the queue has let go of is counted until a collection has found it and swept up behind itself.
+  // Released buffers count until a garbage collection has found and freed them.
   await until('what is queued to weigh no more', () => {
     globalThis.gc?.();
     const after = process.memoryUsage();
@@ -411,14 +412,14 @@ describe('a large event to a reader that takes everything at once', () => {
     );
     using reader = await read(server.url);
     expect((await reader.take(2)).map(({ data }) => data.length)).toEqual([SIZE, 5]);
-    // One share of the turn's own, and one for a `drain`.
+    // One share for the turn itself, and one for a 'drain'.
     expect(most).toBeLessThanOrEqual(2 * (262_144 + 16_384));
   }, 30_000);
 
   test.each<[string, (stream: EventStream) => void]>([
     ['is closed', (stream) => void stream.close()],
     ['is ended by the application', (stream) => void stream.res.end()],
-    ['is closed by closeWhere', (stream) => void stream.finish('revoked')],
+    ['is closed by closeWhere', (stream) => void stream.closeFor('revoked')],
   ])(
     'arrives whole, with what was sent after it, where the stream %s in the same turn',
     async (_, end) => {
@@ -440,7 +441,7 @@ describe('a large event to a reader that takes everything at once', () => {
     await using server = await serveStreams((stream) => {
       stream.send('x'.repeat(SIZE));
       void stream.drained().then(() => stream.res.destroy());
-      setImmediate(() => stream.cut('revoked'));
+      setImmediate(() => stream.destroyFor('revoked'));
     });
     using reader = await read(server.url);
     await reader.end();
@@ -522,7 +523,7 @@ test('a wrapped write that sends, closes or ends in the middle of a large event 
     await using server = await listening(
       createServer((req, res) => {
         const write = res.write.bind(res);
-        // How many writes a turn has is a matter of the version of Node.
+        // The number of writes in one turn depends on the version of Node.
         let writesAfterLast: number | undefined;
         res.write = ((...args: Parameters<typeof write>) => {
           const answer = write(...args);

@@ -12,7 +12,7 @@ function thrower(): never {
   throw BOOM;
 }
 
-/** What throws after a stream has opened, and the reason with which the stream ends. */
+/** Code that throws after a stream has opened. */
 const sources: [string, (given: EventStream, res: express.Response) => unknown][] = [
   ['a handler', (given) => (given.send('x'), thrower())],
   ['a handler that is async', async (given) => (given.send('x'), thrower())],
@@ -33,7 +33,7 @@ const sources: [string, (given: EventStream, res: express.Response) => unknown][
     'a wrapped write',
     async (given, res) => {
       given.open();
-      // The head has left.
+      // Until the head was sent.
       await new Promise((resolve) => setImmediate(resolve));
       res.write = thrower;
       given.send('x');
@@ -41,7 +41,7 @@ const sources: [string, (given: EventStream, res: express.Response) => unknown][
   ],
 ];
 
-/** An app whose route does this, behind `sse()`. */
+/** Serves an app with `sse()` and a route with this handler. */
 async function serveFailing(
   handler: (given: EventStream, res: express.Response) => unknown,
   options: SseOptions = {},

@@ -210,7 +210,7 @@ describe('open', () => {
     await reader.end();
     expect(reader.text).toBe(':\ndata: x\n\n');
     expect(packets).toHaveLength(1);
-    // The next request on the connection is answered as ever.
+    // The next request on the connection is answered normally.
     using next = await read(server.url);
     await next.end();
     expect(next.text).toBe(reader.text);

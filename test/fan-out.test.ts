@@ -20,7 +20,13 @@ function entryOf(channel: string, offset: number, size: number): LogEntry {
   if (size < LARGE.length) {
     return new LogEntry({ channel, epoch: 'e', offset, data: 'x'.repeat(size) });
   }
-  return { channel, epoch: 'e', offset, frame: LARGE, rest: () => {} } as unknown as LogEntry;
+  return {
+    channel,
+    epoch: 'e',
+    offset,
+    frame: LARGE,
+    releaseView: () => {},
+  } as unknown as LogEntry;
 }
 
 /** A range of offsets that a member has lost: greater than `from`, up to `to`. */
@@ -569,7 +575,12 @@ describe('an attached member', () => {
     const fanOut = new FanOut((run) => void runs.push(run));
     let offset = 0;
     function give(frame: Buffer): void {
-      fanOut.push({ channel: 'a', offset: ++offset, frame, rest: () => {} } as unknown as LogEntry);
+      fanOut.push({
+        channel: 'a',
+        offset: ++offset,
+        frame,
+        releaseView: () => {},
+      } as unknown as LogEntry);
       for (let run = runs.shift(); run !== undefined; run = runs.shift()) run();
     }
     const [early, late] = [countingMember(), countingMember()];
@@ -844,7 +855,7 @@ describe('beyond its bound', () => {
       channel: 'a',
       offset: 1,
       frame: Buffer.alloc(17_000_000),
-      rest: () => {},
+      releaseView: () => {},
     } as unknown as LogEntry);
     world.rest();
     expect(member.received).toEqual([1]);

@@ -43,7 +43,7 @@ test.each([
   [8, 3],
   [99, 3],
 ])('finds the first entry beyond offset %i at index %i', (offset, index) => {
-  expect(filled(3, 7, 8).after(offset)).toBe(index);
+  expect(filled(3, 7, 8).indexAfter(offset)).toBe(index);
 });
 
 test.each<[number, number[]]>([

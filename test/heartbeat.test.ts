@@ -3,8 +3,7 @@ import type { Socket } from 'node:net';
 import { performance } from 'node:perf_hooks';
 import { describe, expect, test, vi } from 'vitest';
 import { createChannels, type EventStream } from '../src/index.ts';
-import type { ResponseWriter } from '../src/stream/response-writer.ts';
-import { StreamMonitor } from '../src/stream/stream-monitor.ts';
+import { StreamMonitor, type MonitoredStream } from '../src/stream/stream-monitor.ts';
 import { resolveStreamOptions } from '../src/stream/stream-options.ts';
 import { serveStreams } from './support/app.ts';
 import { start } from './support/child.ts';
@@ -81,7 +80,8 @@ test('a stream in step with others gets it that long after its last event, whate
     await channels.publish('a', each);
     await until('the event', () => reader.events.length === each);
   }
-  // Once in each interval a checkpoint may be due. The last event comes soon after, so that the next is due before the heartbeat.
+  // A checkpoint may be written once in each interval. The last events come soon after one, so that
+  // the next checkpoint would come before the heartbeat.
   await until('that', () => performance.now() - opened > heartbeat + 150);
   for (const each of [3, 4]) {
     await channels.publish('a', each);
@@ -104,7 +104,7 @@ test('no heartbeat goes into a blocked stream', async () => {
   const stream = server.streams[0] as EventStream;
   stream.send('x'.repeat(30_000_000));
   using other = await read(server.url);
-  // The kernel has taken what it can once the rest stays the same.
+  // The buffers of the kernel are full when the number of queued bytes stays the same.
   let rest = -1;
   await until('the kernel to be full', async () => {
     const same = rest === stream.bufferedAmount;
@@ -117,7 +117,7 @@ test('no heartbeat goes into a blocked stream', async () => {
   const { bytes } = server.events.stats();
   await until('ten more heartbeats elsewhere', () => other.comments.length >= beats + 10);
   expect(stream.bufferedAmount).toBe(rest);
-  // All that was written since is the other stream's heartbeats, two bytes each.
+  // Only heartbeats of the other stream were written since then, of two bytes each.
   expect(server.events.stats().bytes - bytes).toBeLessThanOrEqual(
     2 * (other.comments.length - beats + 2),
   );
@@ -155,17 +155,17 @@ test('what is due while something is queued is done as soon as nothing is, not a
   const heartbeat = new StreamMonitor(resolveStreamOptions({ heartbeat: 400 }));
   const [free, blocked] = [standIn(), standIn()];
   blocked.bufferedAmount = 1;
-  for (const each of [free, blocked]) heartbeat.add(each as unknown as ResponseWriter);
+  for (const each of [free, blocked]) heartbeat.add(each as unknown as MonitoredStream);
   await until('what is due', () => free.ticks === 1);
   expect(blocked.ticks).toBe(0);
   blocked.bufferedAmount = 0;
   await until('it for the other', () => blocked.ticks === 1);
   expect(free.ticks).toBe(1);
-  for (const each of [free, blocked]) heartbeat.delete(each as unknown as ResponseWriter);
+  for (const each of [free, blocked]) heartbeat.delete(each as unknown as MonitoredStream);
 });
 
 describe('stallTimeout counts time in which the process ran:', () => {
-  /** Reads 64 KiB at a time, without a pause of its own. */
+  /** Reads 64 KiB at a time, without pauses. */
   function readSlowly(socket: Socket): void {
     socket.on('data', () => {
       socket.pause();
@@ -247,15 +247,18 @@ test('a sweep over many streams goes on in the next turn, not with the next tick
   );
   const heartbeat = new StreamMonitor(resolveStreamOptions({ heartbeat: 400 }));
   const many = Array.from({ length: 2_000 }, standIn);
-  for (const each of many) heartbeat.add(each as unknown as ResponseWriter);
+  for (const each of many) heartbeat.add(each as unknown as MonitoredStream);
   await until('what is due', () => many.every(({ ticks }) => ticks === 1));
-  // The loop waits in its poll phase, and does not go on, where it has only immediates that are unref'd.
+  // While only unref'd immediates are left, the event loop would wait in its poll phase.
   expect(unrefs).not.toHaveBeenCalled();
-  for (const each of many) heartbeat.delete(each as unknown as ResponseWriter);
+  for (const each of many) heartbeat.delete(each as unknown as MonitoredStream);
   vi.restoreAllMocks();
 });
 
-/** What a heartbeat sees of a connection: a kernel that takes bytes at a given moment cannot be had. */
+/**
+ * A fake stream, as the monitor sees a stream: a real kernel does not accept bytes at a given
+ * moment.
+ */
 function standIn() {
   return {
     listIndex: -1,

@@ -26,7 +26,7 @@ function makeLog(maxBytes = ALL, maxChannels = ALL): Log {
   );
 }
 
-/** Appends the next event of the registry. */
+/** Appends the next event of the registry to a channel. */
 function put(
   log: Log,
   channel: string,
@@ -138,7 +138,7 @@ test('over all channels so many bytes are kept: the oldest events of those publi
   const log = makeLog(4 * SIZE);
   for (const channel of ['a', 'a', 'b', 'b']) put(log, channel);
   put(log, 'a');
-  // The two of b are older than the newest of a, and b was published to less recently.
+  // Both events of b are older than the newest of a, and the last publish to b is longer ago.
   expect([offsets(log, ['a']), offsets(log, ['b'])]).toEqual([[1, 2, 5], [4]]);
   put(log, 'c');
   expect([offsets(log, ['a']), offsets(log, ['b']), offsets(log, ['c'])]).toEqual([
@@ -169,9 +169,9 @@ describe('over so many channels', () => {
     const log = makeLog(ALL, 2);
     for (const channel of ['a', 'b', 'c', 'd']) put(log, channel);
     expect(['a', 'b', 'never'].map((channel) => trimmed(log, channel))).toEqual([2, 2, 2]);
-    // When d came a was forgotten already, and d might have been here before, too.
+    // When d was added, a had already been forgotten, and d might have been forgotten before, too.
     expect(['c', 'd'].map((channel) => trimmed(log, channel))).toEqual([0, 1]);
-    // One that comes back has lost what it had.
+    // A forgotten channel has lost its events, even after a new publish.
     put(log, 'a');
     expect([offsets(log, ['a']), trimmed(log, 'a')]).toEqual([[5], 2]);
   });
@@ -181,12 +181,12 @@ describe('over so many channels', () => {
     put(log, 'a');
     put(log, 'b');
     followed.add('a');
-    log.moved('a');
+    log.onSubscribersChanged('a');
     put(log, 'c');
     expect([offsets(log, ['a']), offsets(log, ['b'])]).toEqual([[1], []]);
     followed.delete('a');
-    log.moved('a');
-    log.moved('unknown');
+    log.onSubscribersChanged('a');
+    log.onSubscribersChanged('unknown');
     put(log, 'd');
     put(log, 'e');
     expect(offsets(log, ['a'])).toEqual([]);
@@ -229,7 +229,7 @@ test('whatever is published, memory is bounded, the sums are right and trimmed t
           else if ('wait' in each) now += each.wait;
           else {
             if (!followed.delete(each.toggle)) followed.add(each.toggle);
-            log.moved(each.toggle);
+            log.onSubscribersChanged(each.toggle);
           }
           let events = 0;
           let bytes = 0;
@@ -242,11 +242,12 @@ test('whatever is published, memory is bounded, the sums are right and trimmed t
             const all = published.get(channel) ?? [];
             events += entries.length;
             bytes += entries.reduce((sum, entry) => sum + entry.size, 0);
-            // What is kept is the newest, without a hole; what is not kept is at or below trimmed.
+            // The newest events are kept, without a hole. All other events are at or below
+            // `trimmed`.
             expect(kept).toEqual(all.slice(all.length - kept.length));
             const lost = all.slice(0, all.length - kept.length);
             expect(gone).toBeGreaterThanOrEqual(lost.at(-1) ?? 0);
-            // More than that only where a channel was forgotten.
+            // `trimmed` is larger only if the channel was forgotten.
             if ((gone as number) > (lost.at(-1) ?? 0)) forgotten.add(channel);
           }
           expect(log.held).toEqual({ events, bytes });

@@ -63,7 +63,7 @@ describe('pipe sends each item of', () => {
   });
 });
 
-/** Pipes into a reader that leaves when the source has been asked for its second item. */
+/** Pipes to a client that disconnects when the source is asked for its second item. */
 async function leaveDuring(
   makeSource: (asked: () => void) => PipeSource<unknown>,
 ): Promise<unknown> {
@@ -306,7 +306,7 @@ test('pipe pulls no faster than the reader reads', async () => {
     return same && pulled > 0;
   });
   const stream = server.streams[0] as EventStream;
-  // At most the write mark and one item wait here; the rest of what was pulled is with the kernel.
+  // At most 64 KiB and one item are queued here. The kernel has accepted all other items.
   expect(stream.bufferedAmount).toBeGreaterThan(65_536 - 20_000);
   expect(stream.bufferedAmount).toBeLessThan(65_536 + 20_000);
   let received = 0;

@@ -7,7 +7,10 @@ import { sse, stream, type CloseReason, type EventStream } from '../src/index.ts
 import { dial, listening, requestText, serve, type TestServer } from './support/server.ts';
 import { until, within } from './support/wait.ts';
 
-/** Whose end it was: `'client'` is the peer or the network, `'server'` and `'error'` are this process. */
+/**
+ * The reason says who ended the stream: `'client'` is the peer or the network, `'server'` and
+ * `'error'` are this process.
+ */
 
 type Ending = {
   given: EventStream;
@@ -25,7 +28,7 @@ async function reasonOf(
   let given: EventStream | undefined;
   let fail: ((error: unknown) => void) | undefined;
   app.use((_req, res, next) => {
-    // In front of the listener of the stream.
+    // Added before the listener of the stream.
     res.on('close', () => touch(res.sse as EventStream));
     next();
   });

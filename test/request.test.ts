@@ -2,7 +2,7 @@ import type { IncomingMessage } from 'node:http';
 import { describe, expect, test } from 'vitest';
 import {
   asksForEventStream,
-  lastEventIdOf,
+  readLastEventId,
   preferredType,
   refusesEventStream,
 } from '../src/protocol/request-headers.ts';
@@ -46,7 +46,7 @@ describe('a request asks for an event stream when Accept names it', () => {
       asksForEventStream(request({ accept: `${'a/b,'.repeat(200)}text/event-stream,${others}` })),
     ).toBe(true);
     expect(refusesEventStream(request({ accept: `${others}text/event-stream;q=0` }))).toBe(false);
-    // Not half of a parameter.
+    // Cut between media types, not inside a parameter.
     const accept = `text/event-stream;a=${'x'.repeat(1_000)};q=0`;
     expect(asksForEventStream(request({ accept: `${accept},a/b` }))).toBe(false);
     expect(
@@ -91,27 +91,27 @@ describe('a request refuses an event stream only by name and q = 0', () => {
 describe('the last event ID', () => {
   test('is the header, decoded as the UTF-8 that browsers send', () => {
     const bytes = Buffer.from('größer 😀').toString('latin1');
-    expect(lastEventIdOf(request({ 'last-event-id': bytes }))).toBe('größer 😀');
+    expect(readLastEventId(request({ 'last-event-id': bytes }))).toBe('größer 😀');
   });
 
   test('is the query parameter where there is no header', () => {
-    expect(lastEventIdOf(request({}, '/listen?a=1&lastEventId=e.5%2B%C3%BC'))).toBe('e.5+ü');
-    expect(lastEventIdOf(request({ 'last-event-id': 'h' }, '/listen?lastEventId=q'))).toBe('h');
+    expect(readLastEventId(request({}, '/listen?a=1&lastEventId=e.5%2B%C3%BC'))).toBe('e.5+ü');
+    expect(readLastEventId(request({ 'last-event-id': 'h' }, '/listen?lastEventId=q'))).toBe('h');
   });
 
   test('is that of the original URL where middleware has taken the query away', () => {
     const rewritten = Object.assign(request({}, '/'), { originalUrl: '/listen?lastEventId=q' });
-    expect(lastEventIdOf(rewritten)).toBe('q');
+    expect(readLastEventId(rewritten)).toBe('q');
     expect(
-      lastEventIdOf(
+      readLastEventId(
         Object.assign(request({}, '/?lastEventId=own'), { originalUrl: '/listen?lastEventId=q' }),
       ),
     ).toBe('own');
   });
 
   test("is '' where there is neither", () => {
-    expect(lastEventIdOf(request({}, '/listen'))).toBe('');
-    expect(lastEventIdOf(request({}, '/listen?other=1'))).toBe('');
-    expect(lastEventIdOf({ headers: {} } as unknown as IncomingMessage)).toBe('');
+    expect(readLastEventId(request({}, '/listen'))).toBe('');
+    expect(readLastEventId(request({}, '/listen?other=1'))).toBe('');
+    expect(readLastEventId({ headers: {} } as unknown as IncomingMessage)).toBe('');
   });
 });

@@ -6,7 +6,10 @@ import { read } from './support/reader.ts';
 import { serve } from './support/server.ts';
 import { until } from './support/wait.ts';
 
-/** A stream ends hours after its request began. Its session is as old, and is not written over a newer one. */
+/**
+ * A stream may end hours after its request began. The session of the request is as old, and must
+ * not overwrite a newer session.
+ */
 
 interface Data {
   user?: string;

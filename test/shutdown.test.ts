@@ -281,11 +281,11 @@ describe('close()', () => {
       const heartbeat = new StreamMonitor(resolveStreamOptions({}));
       const host: StreamHost = {
         settings: resolveStreamOptions({}),
-        heartbeat,
+        monitor: heartbeat,
         subscribe: undefined,
-        opened: (given) => roster.opened(given),
-        closed: (reason) => roster.closed(reason),
-        gone: (given, wasOpen) => roster.gone(given, wasOpen),
+        onOpened: (given) => roster.opened(given),
+        onEnded: (reason) => roster.closed(reason),
+        onClosed: (given, wasOpen) => roster.gone(given, wasOpen),
       };
       const streams = Array.from({ length: 60_000 }, () => {
         const req = { method: 'GET', url: '/', headers: {}, httpVersionMajor: 2, socket: {} };

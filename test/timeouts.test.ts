@@ -7,9 +7,12 @@ import { sse, stream, type EventStream, type SseOptions } from '../src/index.ts'
 import { dial, listening, requestText } from './support/server.ts';
 import { until } from './support/wait.ts';
 
-/** Inactivity timeouts of Node's, which know nothing of heartbeats. */
+/** Inactivity timeouts of Node's HTTP server, which do not depend on heartbeats. */
 
-/** A server whose connections time out after 100 ms, with streams at `/` and requests that are never answered elsewhere. */
+/**
+ * A server whose connections time out after 100 ms. `/` is a stream; all other requests are never
+ * answered.
+ */
 async function serveTimeouts(
   prepare: express.RequestHandler = (_req, _res, next) => next(),
   keepAliveTimeout = 5_000,
@@ -28,7 +31,7 @@ async function serveTimeouts(
   return Object.assign(await listening(raw), { events, streams });
 }
 
-/** Connections with nothing to say that are cut one after the other. */
+/** Opens idle connections, one after the other, and waits until the server closes them. */
 async function cutOthers(port: number): Promise<void> {
   for (let count = 0; count < 3; count++) {
     const other = await dial(port, requestText('/never'));

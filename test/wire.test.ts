@@ -3,26 +3,26 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { SseError } from '../src/common/errors.ts';
 import {
-  END,
-  FINAL_MARK,
-  HEARTBEAT,
-  PING,
+  END_EVENT,
+  FINAL_ID,
+  HEARTBEAT_COMMENT,
+  PING_EVENT,
   assertFields,
-  commentText,
-  dataText,
-  eventBytes,
-  eventText,
-  retryText,
+  formatComment,
+  serializeData,
+  countEventBytes,
+  formatEvent,
+  formatRetry,
   type EventFields,
 } from '../src/protocol/event-stream-format.ts';
 import { codeOf } from './support/code-of.ts';
 import { StrictParser } from './support/strict-parser.ts';
 
-/** As `send` and `publish` do it: assert, then encode. */
+/** Checks and encodes an event as `send` and `publish` do. */
 function encode(data: unknown, fields: EventFields = {}): Buffer {
   assertFields(fields);
   return Buffer.from(
-    eventText(dataText(data, JSON.stringify), fields.event, fields.id, fields.retry),
+    formatEvent(serializeData(data, JSON.stringify), fields.event, fields.id, fields.retry),
   );
 }
 
@@ -44,14 +44,14 @@ function readByOther(text: string): EventSourceMessage[] {
   return events;
 }
 
-/** What a client makes of text: every line break is LF, and lone surrogates cannot be said in UTF-8. */
+/** The text as a client receives it: every line break is LF, and UTF-8 has no lone surrogates. */
 function asReceived(text: string): string {
   return Buffer.from(text)
     .toString()
     .replace(/\r\n|\r/g, '\n');
 }
 
-// Strings dense in what the format treats specially.
+// Strings with many characters that have a meaning in the format.
 const nasty = fc.oneof(
   fc.string({ unit: 'binary' }),
   fc
@@ -87,7 +87,7 @@ const eventId = fc
     fc.integer(),
     fc.bigInt(),
   )
-  .filter((id) => id !== FINAL_MARK);
+  .filter((id) => id !== FINAL_ID);
 const fields: fc.Arbitrary<EventFields> = fc.record(
   { event: eventName, id: eventId, retry: fc.nat() },
   { requiredKeys: [] },
@@ -212,9 +212,9 @@ describe('read back by a parser written from the standard and by eventsource-par
     fc.assert(
       fc.property(nasty, nasty, (comment, data) => {
         const bytes = Buffer.concat([
-          Buffer.from(commentText(comment)),
+          Buffer.from(formatComment(comment)),
           encode(data),
-          Buffer.from(commentText(comment)),
+          Buffer.from(formatComment(comment)),
         ]);
         const parser = readStrictly(bytes);
         expect(parser.events).toEqual([
@@ -241,7 +241,7 @@ describe('refused at the call, before a byte is written', () => {
     ['an id with LF', { id: '1\ndata: forged' }, 'ERR_SSE_ID'],
     ['an id with CR', { id: '1\rdata: forged' }, 'ERR_SSE_ID'],
     ['an id with NUL', { id: 'a\0b' }, 'ERR_SSE_ID'],
-    ['the final mark as an id', { id: FINAL_MARK }, 'ERR_SSE_ID'],
+    ['the final mark as an id', { id: FINAL_ID }, 'ERR_SSE_ID'],
     ['an id that is NaN', { id: Number.NaN }, 'ERR_SSE_ID'],
     ['an id that is an object', { id: { toString: () => 'x\n' } }, 'ERR_SSE_ID'],
     ['a null id', { id: null }, 'ERR_SSE_ID'],
@@ -269,11 +269,11 @@ describe('refused at the call, before a byte is written', () => {
 
   test.each([
     ['a promise', () => Promise.resolve('x')],
-    // oxlint-disable-next-line unicorn/no-thenable -- that is the case
+    // oxlint-disable-next-line unicorn/no-thenable -- the case under test
     ['another thenable', () => ({ then() {} })],
   ])('data that is %s, whatever serialize would make of it: it says to await it', (_, make) => {
     for (const serialize of [JSON.stringify, () => 'text']) {
-      expect(() => dataText(make(), serialize)).toThrow(
+      expect(() => serializeData(make(), serialize)).toThrow(
         expect.objectContaining({
           code: 'ERR_SSE_DATA',
           message: expect.stringMatching(/promise; await it/),
@@ -289,9 +289,9 @@ describe('refused at the call, before a byte is written', () => {
   ])(
     'data that is %s, of which JSON makes {}, but not with a serialize of its own, nor a toJSON',
     (_, data) => {
-      expect(codeOf(() => dataText(data, JSON.stringify))).toBe('ERR_SSE_DATA');
-      expect(dataText(data, () => 'own')).toBe('own');
-      expect(dataText(Object.assign(data, { toJSON: () => 'json' }), JSON.stringify)).toBe(
+      expect(codeOf(() => serializeData(data, JSON.stringify))).toBe('ERR_SSE_DATA');
+      expect(serializeData(data, () => 'own')).toBe('own');
+      expect(serializeData(Object.assign(data, { toJSON: () => 'json' }), JSON.stringify)).toBe(
         '"json"',
       );
     },
@@ -306,11 +306,11 @@ describe('refused at the call, before a byte is written', () => {
   });
 
   test('a serialize that returns no string', () => {
-    expect(codeOf(() => dataText({}, () => undefined))).toBe('ERR_SSE_DATA');
+    expect(codeOf(() => serializeData({}, () => undefined))).toBe('ERR_SSE_DATA');
   });
 
   test('a comment that is no string', () => {
-    expect(codeOf(() => commentText(7 as unknown as string))).toBe('ERR_SSE_COMMENT');
+    expect(codeOf(() => formatComment(7 as unknown as string))).toBe('ERR_SSE_COMMENT');
   });
 });
 
@@ -323,7 +323,9 @@ describe('nothing can be forged', () => {
     `x${end}${end}data: forged${end}${end}`,
   ]);
 
-  /** Refused, or harmless to an independent reader. */
+  /**
+   * Expects that the library refuses the text, or that an independent parser reads it as intended.
+   */
   function expectNoForgery(attack: () => string | Buffer): void {
     let wire: string | Buffer;
     try {
@@ -337,11 +339,11 @@ describe('nothing can be forged', () => {
       [],
     );
     expect(lastEventId).not.toBe('forged');
-    // The event itself and the next one, or the next one after a comment.
+    // The event and the next event, or a comment and the next event.
     expect(events.length).toBeLessThanOrEqual(2);
   }
 
-  // Each found elsewhere in 2026; where an advisory names the fields it names them here.
+  // Found in other libraries in 2026; with the fields that the advisory names.
   test.each<[string, (keyof EventFields | 'data' | 'comment')[]]>([
     ['CVE-2026-29085', ['event', 'id', 'retry']],
     ['CVE-2026-33128', ['event', 'id', 'data']],
@@ -353,7 +355,7 @@ describe('nothing can be forged', () => {
     for (const way of ways) {
       for (const payload of payloads) {
         if (way === 'data') expectNoForgery(() => encode(payload));
-        else if (way === 'comment') expectNoForgery(() => commentText(payload));
+        else if (way === 'comment') expectNoForgery(() => formatComment(payload));
         else {
           expect(codeOf(() => encode('x', { [way]: payload }))).toBe(
             `ERR_SSE_${way.toUpperCase()}`,
@@ -366,17 +368,17 @@ describe('nothing can be forged', () => {
 
 describe("the library's own frames", () => {
   test('a heartbeat and a retry are lines without a blank one, which some clients take for an empty event', () => {
-    expect(HEARTBEAT.toString()).toBe(':\n');
-    expect(retryText(1_000)).toBe('retry: 1000\n');
-    expect(commentText('a\nb')).toBe(': a\n: b\n');
-    expect(commentText('')).toBe(':\n');
+    expect(HEARTBEAT_COMMENT.toString()).toBe(':\n');
+    expect(formatRetry(1_000)).toBe('retry: 1000\n');
+    expect(formatComment('a\nb')).toBe(': a\n: b\n');
+    expect(formatComment('')).toBe(':\n');
   });
 
   test('the final event and the visible heartbeat carry JSON', () => {
-    const parser = readStrictly(Buffer.from(END), PING);
+    const parser = readStrictly(Buffer.from(END_EVENT), PING_EVENT);
     expect(parser.events).toEqual([
-      { type: 'sse:end', data: '{}', lastEventId: FINAL_MARK },
-      { type: 'sse:ping', data: '{}', lastEventId: FINAL_MARK },
+      { type: 'sse:end', data: '{}', lastEventId: FINAL_ID },
+      { type: 'sse:ping', data: '{}', lastEventId: FINAL_ID },
     ]);
   });
 });
@@ -384,7 +386,7 @@ describe("the library's own frames", () => {
 test('the size of an event is told without encoding it', () => {
   fc.assert(
     fc.property(nasty, fc.option(eventName, { nil: undefined }), (data, event) => {
-      expect(eventBytes(data, event)).toBe(Buffer.byteLength(eventText(data, event)));
+      expect(countEventBytes(data, event)).toBe(Buffer.byteLength(formatEvent(data, event)));
     }),
   );
 });

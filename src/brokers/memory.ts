@@ -82,11 +82,11 @@ class MemoryBroker implements Broker {
   }
 
   listen(channel: string): undefined {
-    this.#log?.moved(channel);
+    this.#log?.onSubscribersChanged(channel);
   }
 
   unlisten(channel: string): void {
-    this.#log?.moved(channel);
+    this.#log?.onSubscribersChanged(channel);
   }
 
   position(): Cursor {
@@ -112,7 +112,7 @@ class MemoryBroker implements Broker {
 
   #keep(entry: LogEntry, history: HistoryLimits): void {
     this.#log?.append(entry, history);
-    if (this.#isForgettingTold || this.#log?.forgotten === 0) return;
+    if (this.#isForgettingTold || this.#log?.forgottenChannels === 0) return;
     this.#isForgettingTold = true;
     process.emitWarning(
       'more channels than maxChannels are in use: the history of some is forgotten, and their readers are told a gap',

@@ -28,9 +28,9 @@
  * ```
  */
 import type { Socket } from 'node:net';
-import { CHUNK_BYTES } from '../stream/write-queue.ts';
+import { CHUNK_BYTES, HIGH_WATER_MARK } from '../stream/write-queue.ts';
 import { clock } from '../common/clock.ts';
-import { HIGH_WATER_MARK, type WriteProgress } from '../stream/response-writer.ts';
+import type { WriteProgress } from '../stream/subscription-types.ts';
 import type { Feed } from './feed.ts';
 import type { Frame } from './frame.ts';
 import { IndexedList, type IndexedListMember } from '../common/indexed-list.ts';
@@ -275,7 +275,7 @@ export class Audience extends IndexedList<Member> {
 
   /** Stops the delivery: pending members will not receive the current frame. */
   abandonFrame(): void {
-    for (const entry of this.#currentFrame?.entries ?? []) entry.rest();
+    for (const entry of this.#currentFrame?.entries ?? []) entry.releaseView();
     this.#currentFrame = undefined;
     this.#droppedEvents = undefined;
   }

@@ -16,10 +16,9 @@
  *
  * One step reads a page, reports a gap or delivers the page, and decides what follows.
  */
-import { CHUNK_BYTES } from '../stream/write-queue.ts';
+import { CHUNK_BYTES, HIGH_WATER_MARK } from '../stream/write-queue.ts';
 import type { Page } from '../brokers/broker.ts';
-import { HIGH_WATER_MARK } from '../stream/response-writer.ts';
-import type { Gap } from '../stream/event-stream.ts';
+import type { Gap } from '../stream/subscription-types.ts';
 import { formatCursor } from '../protocol/cursor.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 import type { CatchUpJob } from './catch-up-queue.ts';
@@ -330,7 +329,7 @@ export class CatchUp implements CatchUpJob {
         }
       }
     } finally {
-      for (const entry of entries) entry.rest();
+      for (const entry of entries) entry.releaseView();
     }
     this.writeAccepted();
   }

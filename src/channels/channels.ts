@@ -5,7 +5,8 @@ import type { AnySchema, ChannelName, EventData, EventName, SchemaOf } from '../
 import type { RouteHandler, RouteRequest, RouteResponse } from '../http/route.ts';
 import type { HistoryOptions } from '../log/history.ts';
 import type { Serialize } from '../protocol/event-stream-format.ts';
-import type { EventStream, SubscribeOptions, Subscription } from '../stream/event-stream.ts';
+import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
+import type { Subscription } from '../stream/subscription-types.ts';
 
 /**
  * The event type of a call that names none. If the channel has no event `message`, that is an

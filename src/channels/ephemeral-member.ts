@@ -90,7 +90,7 @@ export class EphemeralMember implements Member {
   onDropped(upTo: number, events: number): void {
     if (this.position >= upTo) return;
     this.position = upTo;
-    this.#owner.stream.loseEvents(events);
+    this.#owner.stream.dropEvents(events);
   }
 
   /** Called only for retired audiences. Audiences of channels without history are never retired. */
@@ -110,7 +110,7 @@ export class EphemeralMember implements Member {
   #write(frame: Frame): void {
     const { stream } = this.#owner;
     const { length } = frame.entries;
-    if (stream.admits(length) && !stream.writeShared(frame, length)) {
+    if (stream.admitEvents(length) && !stream.writeShared(frame, length)) {
       stream.writeBytes(frame.bytes, length);
     }
   }

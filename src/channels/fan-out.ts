@@ -21,7 +21,7 @@
  */
 import { nextTurnOutsideRequests } from '../common/async-context.ts';
 import { Audience, type Member } from './audience.ts';
-import { HIGH_WATER_MARK } from '../stream/response-writer.ts';
+import { HIGH_WATER_MARK } from '../stream/write-queue.ts';
 import { Feed } from './feed.ts';
 import { Frame } from './frame.ts';
 import { mergeLogs } from '../log/log.ts';
@@ -111,7 +111,7 @@ export class FanOut {
 
   /** Number of published events in the feeds that the member has not received. */
   countPending({ feeds }: Audience, { position }: Member): number {
-    return feeds.reduce((sum, feed) => sum + feed.events - feed.after(position), 0);
+    return feeds.reduce((sum, feed) => sum + feed.events - feed.indexAfter(position), 0);
   }
 
   /**

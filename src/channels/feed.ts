@@ -65,11 +65,11 @@ export class Feed implements EntryRun {
   forget(upTo: number): number {
     if (upTo >= this.droppedUpTo) this.droppedEvents = 0;
     if (upTo >= this.newest) return this.#clear();
-    const index = this.after(upTo);
+    const index = this.indexAfter(upTo);
     let bytes = 0;
     for (const entry of this.#entries.slice(0, index)) {
       bytes += entry.frame.length;
-      entry.rest();
+      entry.releaseView();
     }
     this.#entries = this.#entries.slice(index);
     this.bytes -= bytes;
@@ -82,7 +82,7 @@ export class Feed implements EntryRun {
   }
 
   /** Index of the first entry whose offset is greater than `offset`, by binary search. */
-  after(offset: number): number {
+  indexAfter(offset: number): number {
     let low = 0;
     let high = this.#entries.length;
     while (low < high) {
@@ -101,7 +101,7 @@ export class Feed implements EntryRun {
     const { bytes } = this;
     // The text that filters made of an entry would otherwise stay as long as the log keeps the
     // entry.
-    for (const entry of this.#entries) entry.rest();
+    for (const entry of this.#entries) entry.releaseView();
     this.bytes = 0;
     this.#entries = [];
     return bytes;

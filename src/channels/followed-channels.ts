@@ -68,7 +68,7 @@ export class FollowedChannels {
    * application, which may throw, or call back into the library.
    */
   willHaveHistory(channel: string): boolean {
-    return this.#channels.get(channel)?.hasHistory ?? this.#history.of(channel) !== false;
+    return this.#channels.get(channel)?.hasHistory ?? this.#history.limitsFor(channel) !== false;
   }
 
   /** A stream follows the channel. Every call needs a {@link release}. */

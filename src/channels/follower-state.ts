@@ -1,7 +1,8 @@
 /** The position of one stream in the log of its channels, and its subscription state. */
-import type { EventStream, Gap } from '../stream/event-stream.ts';
+import type { EventStream } from '../stream/event-stream.ts';
+import type { Gap } from '../stream/subscription-types.ts';
 import { formatCursor } from '../protocol/cursor.ts';
-import { checkpointText } from '../protocol/event-stream-format.ts';
+import { formatCheckpoint } from '../protocol/event-stream-format.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 import type { GroupProgress } from './audience.ts';
 import type { FollowerHost } from './follower-host.ts';
@@ -157,7 +158,7 @@ export abstract class FollowerState {
     const { deliveries } = this.host;
     deliveries.enter(this.stream);
     try {
-      this.stream.writeOwn(checkpointText(formatCursor(this.epoch, offset)));
+      this.stream.writeText(formatCheckpoint(formatCursor(this.epoch, offset)));
     } finally {
       deliveries.exit();
     }

@@ -20,7 +20,7 @@
 import type { Socket } from 'node:net';
 import type { Cursor } from '../protocol/cursor.ts';
 import { diagnostics } from '../common/diagnostics.ts';
-import type { Follower, Gap } from '../stream/event-stream.ts';
+import type { Follower, Gap } from '../stream/subscription-types.ts';
 import type { Audience, Member, GroupProgress } from './audience.ts';
 import { CatchUp } from './catch-up.ts';
 import { EphemeralMember } from './ephemeral-member.ts';
@@ -74,7 +74,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
       return undefined;
     }
     // An attached stream must not be written to by others, as its ephemeral member does.
-    return this.#rare?.ephemeral === undefined ? this.stream.direct : undefined;
+    return this.#rare?.ephemeral === undefined ? this.stream.directSocket : undefined;
   }
 
   /** Writes those entries of the frame that are beyond `from` and that the filters accept. */

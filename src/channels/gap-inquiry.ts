@@ -1,8 +1,8 @@
 /** Gaps: writes `sse:gap` events, and asks the application's `onGap` where to continue. */
-import type { Gap } from '../stream/event-stream.ts';
+import type { Gap } from '../stream/subscription-types.ts';
 import { SseError, describeValue } from '../common/errors.ts';
 import { parseCursor } from '../protocol/cursor.ts';
-import { gapText } from '../protocol/event-stream-format.ts';
+import { formatGap } from '../protocol/event-stream-format.ts';
 import type { ChannelStarts } from './channel-starts.ts';
 import type { FollowerState } from './follower-state.ts';
 import type { SubscriptionRecord } from './subscription.ts';
@@ -49,7 +49,7 @@ export function writeGapEvent(
 ): void {
   if (channels.length === 0) return;
   noteLoss(owner, channels);
-  owner.stream.writeOwn(gapText(channels, after, cursor));
+  owner.stream.writeText(formatGap(channels, after, cursor));
 }
 
 function noteLoss({ subscriptions }: FollowerState, channels: readonly string[]): void {
@@ -188,7 +188,7 @@ export class GapInquiry {
     }
     // The handler has closed the stream, for example by an arrow function that returns the result
     // of `stream.close()`.
-    if (owner.stream.isOver && typeof answer !== 'string') return undefined;
+    if (owner.stream.isClosingOrClosed && typeof answer !== 'string') return undefined;
     throw new SseError(
       'ERR_SSE_CURSOR',
       'expected onGap to return nothing or a cursor from which to continue, such as gap.cursor, ' +

@@ -23,11 +23,12 @@ import { formatCursor } from '../protocol/cursor.ts';
 import {
   assertEvent,
   assertRetry,
-  dataText,
-  eventBytes,
+  serializeData,
+  countEventBytes,
   type Serialize,
 } from '../protocol/event-stream-format.ts';
-import type { EventStream, SubscribeOptions, Subscription } from '../stream/event-stream.ts';
+import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
+import type { Subscription } from '../stream/subscription-types.ts';
 import { CatchUpQueue } from './catch-up-queue.ts';
 import {
   assertChannelName,
@@ -137,7 +138,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     if (event !== undefined) assertEvent(event);
     if (retry !== undefined) assertRetry(retry);
     // Invalid arguments are reported also after close(), so the check for that comes last.
-    const text = dataText(data, this.#serialize);
+    const text = serializeData(data, this.#serialize);
     this.#assertSize(text, event);
     this.#assertOpen();
     const { id } = await this.broker.append({
@@ -146,7 +147,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
       data: text,
       retry,
       key,
-      history: this.#history.of(name),
+      history: this.#history.limitsFor(name),
     });
     this.#published++;
     if (diagnostics.publish.hasSubscribers) diagnostics.publish.publish({ channel: name, id });
@@ -169,7 +170,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   ): Promise<Subscription> {
     const checked = assertOptions('subscribe()', options, subscribeRules);
     this.#assertOpen();
-    if (stream.isOver) return endedSubscription(channels);
+    if (stream.isClosingOrClosed) return endedSubscription(channels);
     const follower = this.#followerOf(stream);
     stream.follower = follower;
     return subscribe(follower, channels, checked);
@@ -189,7 +190,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
           'follow only one registry',
       );
     }
-    stream.assertFollows();
+    stream.assertNoOwnIds();
     return new StreamFollower(this, stream);
   }
 
@@ -279,7 +280,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
       for (const [index, stream] of open.entries()) {
         if (index > 0 && index % MAX_CLOSES_PER_TURN === 0) await nextTurn();
         try {
-          stream.finish('shutdown', { retry: drawRetry(CLOSE_RETRY) });
+          stream.closeFor('shutdown', { retry: drawRetry(CLOSE_RETRY) });
         } catch (error) {
           // The stream was not open, and a listener for its response head threw.
           stream.onError(error);
@@ -299,7 +300,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
 
   /** @throws {SseError} `ERR_SSE_DATA` if the event is larger than `maxEvent` */
   #assertSize(text: string, event: string | undefined): void {
-    const bytes = eventBytes(text, event);
+    const bytes = countEventBytes(text, event);
     if (bytes <= this.#maxEventBytes) return;
     throw new SseError(
       'ERR_SSE_DATA',

@@ -15,7 +15,8 @@
  */
 import { SseError } from '../common/errors.ts';
 import type { Cursor } from '../protocol/cursor.ts';
-import type { EventStream, SubscribeOptions, Subscription } from '../stream/event-stream.ts';
+import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
+import type { Subscription } from '../stream/subscription-types.ts';
 import { OLDEST_HELD } from './channel-starts.ts';
 import type { StreamFollower } from './follower.ts';
 import { requestedCursor, resolveStart, type SubscriptionStart } from './start.ts';
@@ -45,7 +46,7 @@ export async function subscribe(
     channels.map((channel) => [channel, host.followedChannels.willHaveHistory(channel)]),
   );
   follower.flush(true);
-  if (stream.isOver) return endedSubscription(channels);
+  if (stream.isClosingOrClosed) return endedSubscription(channels);
   assertSubscriptionLimit(follower);
   const record = new SubscriptionRecord(channels, options);
   const handle = new SubscriptionHandle(follower, record);

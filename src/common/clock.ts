@@ -1,6 +1,10 @@
+/** The monotonic clock of the library. */
 import { performance } from 'node:perf_hooks';
 
-/** Whole ms, monotonic: a fraction would cost each stream an object of its own for each time it keeps. */
+/**
+ * @returns the time in whole ms, monotonic. V8 keeps a fraction as an object of its own, which
+ * would cost memory for each time that a stream stores.
+ */
 export function clock(): number {
   return Math.ceil(performance.now());
 }

@@ -1,9 +1,10 @@
+/** The diagnostics channels of the library, and its output for `NODE_DEBUG`. */
 import { channel, subscribe, type Channel } from 'node:diagnostics_channel';
 import { debuglog } from 'node:util';
 
 /**
- * The library's `node:diagnostics_channel` channels. Their names, `res-sse:` and the key, are public API;
- * a message is made only while somebody subscribes.
+ * The `node:diagnostics_channel` channels of the library. Their names (`res-sse:` and the key) are
+ * public API. A message is made only while the channel has subscribers.
  */
 export const diagnostics: Readonly<
   Record<'open' | 'close' | 'publish' | 'slow' | 'gap' | 'reject' | 'heal' | 'error', Channel>
@@ -14,37 +15,53 @@ export const diagnostics: Readonly<
   close: channel('res-sse:close'),
   /** `{ channel, id }` */
   publish: channel('res-sse:publish'),
-  /** `{ stream, bufferedAmount, action }`: a reader at `maxBuffered`, and what was done, `'close'` or `'drop'` */
+  /**
+   * `{ stream, bufferedAmount, action }`: more than `maxBuffered` bytes are queued for a client;
+   * the action is `'close'` or `'drop'`
+   */
   slow: channel('res-sse:slow'),
-  /** `{ stream, channels, lastEventId, cursor }`: what a stream has lost */
+  /** `{ stream, channels, lastEventId, cursor }`: a stream has lost events */
   gap: channel('res-sse:gap'),
-  /** `{ req, reason }`: a request that gets no stream, and why, `'maxStreams'`, `'maxStreamsPer'` or `'shutdown'` */
+  /**
+   * `{ req, reason }`: a request gets no stream; the reason is `'maxStreams'`, `'maxStreamsPer'` or
+   * `'shutdown'`
+   */
   reject: channel('res-sse:reject'),
-  /** `{ epoch, channels, entries, ms }`: a node has what it had missed of a broker elsewhere, or knows that it is lost */
+  /**
+   * `{ epoch, channels, entries, ms }`: after an interruption, a node has read the events that it
+   * had missed, or knows that they are lost
+   */
   heal: channel('res-sse:heal'),
-  /** `{ stream, error }`: an error that must not reach anybody else, in a handler, a filter or a wrapped `res.write`; `{ broker, error }` of a broker elsewhere */
+  /**
+   * `{ stream, error }`: an error of a handler, a filter or a wrapped `res.write()`, which affects
+   * this stream only; `{ broker, error }`: an error of a broker in another process
+   */
   error: channel('res-sse:error'),
 };
 
-/** Prints a line when `NODE_DEBUG` names `res-sse`, a connection's life without any code; costs one check otherwise. */
+/**
+ * Prints a line if `NODE_DEBUG` contains `res-sse`, so that the life of each stream can be followed
+ * without any code. Costs one check otherwise.
+ */
 export const debug: ReturnType<typeof debuglog> = debuglog('res-sse');
 
-interface Printed {
+/** The messages of all channels, as far as they are printed. */
+interface PrintedMessage {
   stream?: { req: { method: string; url: string } };
   req?: { method: string; url: string };
   [detail: string]: unknown;
 }
 
-// What has no line of its own where it happens is printed from its message.
+// 'open', 'close' and errors of streams are printed where they occur, all other messages here.
 if (debug.enabled) {
   for (const name of ['publish', 'slow', 'gap', 'reject'] as const) {
     subscribe(`res-sse:${name}`, (message) => {
-      const { stream, req = stream?.req, ...details } = message as Printed;
+      const { stream, req = stream?.req, ...details } = message as PrintedMessage;
       debug('%s%s %o', name, req === undefined ? '' : ` ${req.method} ${req.url}`, details);
     });
   }
   subscribe('res-sse:error', (message) => {
-    const { stream, error } = message as Printed;
+    const { stream, error } = message as PrintedMessage;
     if (stream === undefined) debug('error of the broker: %o', error);
   });
 }

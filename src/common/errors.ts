@@ -1,4 +1,6 @@
-/** Every code an {@link SseError} can carry. `docs` and the README list them with their fix. */
+/** `SseError` and its codes. */
+
+/** The codes of {@link SseError}. `docs/errors.md` and the README list each code with its fix. */
 export type SseErrorCode =
   | 'ERR_SSE_BROKER'
   | 'ERR_SSE_CHANNEL_NAME'
@@ -20,12 +22,12 @@ export type SseErrorCode =
   | 'ERR_SSE_RETRY'
   | 'ERR_SSE_SOURCE';
 
-// A registered symbol, so that `instanceof` holds between two copies of the package in one process.
+// A registered symbol, so that `instanceof` works between two copies of the package in one process.
 const brand = Symbol.for('res-sse.SseError');
 
 /**
- * Wrong use of the library. Thrown at the call that is wrong, before it has had any effect;
- * a reader that leaves or is slow is never an error but a `CloseReason`.
+ * Wrong use of the library. Thrown by the wrong call, before the call has any effect. A client that
+ * disconnects or is slow never causes an error: its stream ends with a `CloseReason`.
  *
  * @example
  * try {
@@ -41,12 +43,13 @@ export class SseError extends Error {
     Object.defineProperty(this.prototype, brand, { value: true });
   }
 
-  /** What is wrong, for programs. The message says it for people, with the fix. */
+  /** The kind of the error. The message describes the error and its fix. */
   readonly code: SseErrorCode;
 
   /**
-   * Of a publish that was not accepted: `'none'`, nobody got it; `'unknown'`, it may have been published, and only a `key` makes
-   * it safe to try again. `undefined` for everything else.
+   * For a publish that was not accepted: `'none'` if nobody received the event; `'unknown'` if the
+   * event may have been published, so that only a publish with a `key` can be repeated safely.
+   * `undefined` for all other errors.
    */
   readonly delivery: 'none' | 'unknown' | undefined;
 
@@ -66,12 +69,21 @@ export class SseError extends Error {
   }
 }
 
-/** `'x' (string)`, `-1 (number)`, `undefined`: a value as an error message shows it. @internal */
+// Characters of a string that an error message shows.
+const MAX_SHOWN_LENGTH = 60;
+
+/**
+ * Describes a value for an error message: `"x" (string)`, `-1 (number)`, `undefined`. A long string
+ * is cut, and an object is not shown, because a message may be logged.
+ * @internal
+ */
 export function describeValue(value: unknown): string {
   if (value === undefined || value === null) return String(value);
   const type = Array.isArray(value) ? 'array' : typeof value;
   if (typeof value === 'string') {
-    return `${JSON.stringify(value.length > 60 ? `${value.slice(0, 60)}…` : value)} (string)`;
+    const isLong = value.length > MAX_SHOWN_LENGTH;
+    const shown = isLong ? `${value.slice(0, MAX_SHOWN_LENGTH)}…` : value;
+    return `${JSON.stringify(shown)} (string)`;
   }
   if (typeof value === 'number' || typeof value === 'bigint' || typeof value === 'boolean') {
     return `${value} (${type})`;

@@ -1,23 +1,38 @@
-/** A list in no order, from which a member leaves at once: the last one takes its place. Members know theirs. */
+/**
+ * An unordered list from which a member is deleted in constant time ("swap-remove"): each member
+ * knows its index, and the last member takes the place of the deleted one.
+ *
+ * ```text
+ * members     a  b  c  d          delete(b)          a  d  c
+ * listIndex   0  1  2  3                             0  1  2          b: -1
+ * ```
+ */
+
+/** A member of an {@link IndexedList}. */
 export interface IndexedListMember {
-  /** Its place in the list, -1 outside. Kept by the list. */
+  /** The index of the member, -1 outside of a list. Only the list changes the index. */
   listIndex: number;
 }
 
+/** The list. A member can be in one list at a time. */
 export class IndexedList<T extends IndexedListMember> {
   readonly members: T[] = [];
 
+  /** Whether the member is in this list. */
   has(member: T): boolean {
     return this.members[member.listIndex] === member;
   }
 
-  /** @throws {Error} if the member is in a list: it would stay in the first one, and could not leave that any more */
+  /**
+   * Adds a member at the end.
+   * @throws {Error} if the member is in a list: it would remain in that list and could not leave it
+   */
   add(member: T): void {
     if (member.listIndex !== -1) throw new Error('this member is in a list already');
     member.listIndex = this.members.push(member) - 1;
   }
 
-  /** @returns whether it was in */
+  /** @returns whether the member was in a list; the caller knows that it was this one */
   delete(member: T): boolean {
     const { listIndex } = member;
     if (listIndex === -1) return false;

@@ -1,28 +1,38 @@
-/** Rules for options: each says in words for the error message what a value may be, and tests it. */
+/**
+ * Rules for options: each rule tests a value, and describes for an error message what is allowed.
+ */
 import { SseError, describeValue } from './errors.ts';
 
-/** What an option may be: `expected` completes "expected `name` to be …", `test` tells. */
+/** A rule for the value of an option. */
 export interface OptionRule {
+  /** Completes the sentence "expected `name` to be …". */
   readonly expected: string;
+  /** @returns whether the value is allowed */
   test(value: unknown): boolean;
 }
 
-// The longest delay that Node's timers take; a longer one would fire at once.
+/** The longest delay of Node's timers in ms. A timer with a longer delay would fire at once. */
 export const MAX_TIMER_MS = 2_147_483_647;
 
-/** A whole number of a unit in a range, or one of the values named beside it. */
+/**
+ * A whole number in a range.
+ * @param unit plural of the unit, for the error message: `bytes`
+ * @param others values that are allowed in addition
+ */
 export function integerRule(
   unit: string,
   min: number,
   max: number,
   ...others: readonly false[]
 ): OptionRule {
+  const alternatives = others.map((other) => ` or ${String(other)}`).join('');
   return {
-    expected: `a whole number of ${unit} from ${min} to ${max}${others.map((other) => ` or ${String(other)}`).join('')}`,
+    expected: `a whole number of ${unit} from ${min} to ${max}${alternatives}`,
     test: (value) => isInteger(value, min, max) || others.includes(value as false),
   };
 }
 
+/** One of these strings. */
 export function oneOfRule(...values: readonly string[]): OptionRule {
   return {
     expected: values.map((value) => `'${value}'`).join(' or '),
@@ -30,38 +40,42 @@ export function oneOfRule(...values: readonly string[]): OptionRule {
   };
 }
 
+/** Any function. */
 export const functionRule: OptionRule = {
   expected: 'a function',
   test: (value) => typeof value === 'function',
 };
 
+/** `true` or `false`. */
 export const booleanRule: OptionRule = {
   expected: 'true or false',
   test: (value) => typeof value === 'boolean',
 };
 
-/** A time in ms that a timer can take. */
+/** A time in ms that is not too long for a timer of Node. */
 export function millisecondsRule(min: number, ...others: readonly false[]): OptionRule {
   return integerRule('ms', min, MAX_TIMER_MS, ...others);
 }
 
 /**
- * @param owner what the options are given to, as the message names it: `sse()`
- * @returns the options as they were checked. Each is read once, so that an accessor cannot say something else afterwards.
- * @throws {SseError} `ERR_SSE_OPTION` for an unknown key or a value out of its range; `undefined` counts as not given
+ * Checks options against their rules. An option that is `undefined` counts as not set.
+ * @param owner the function that takes the options, as error messages name it: `sse()`
+ * @returns a copy of the checked options. Each option is read once, because a getter could return
+ * another value the second time.
+ * @throws {SseError} `ERR_SSE_OPTION` for an unknown option or a value that its rule does not allow
  */
 export function assertOptions<T extends object>(
   owner: string,
-  given: T,
+  options: T,
   rules: Readonly<Record<string, OptionRule>>,
 ): T {
-  if (!isObject(given)) {
+  if (!isObject(options)) {
     throw new SseError(
       'ERR_SSE_OPTION',
-      `expected the options of ${owner} to be an object, got ${describeValue(given)}`,
+      `expected the options of ${owner} to be an object, got ${describeValue(options)}`,
     );
   }
-  for (const name of Object.keys(given)) {
+  for (const name of Object.keys(options)) {
     if (Object.hasOwn(rules, name)) continue;
     throw new SseError(
       'ERR_SSE_OPTION',
@@ -70,7 +84,7 @@ export function assertOptions<T extends object>(
   }
   const checked: Record<string, unknown> = {};
   for (const [name, rule] of Object.entries(rules)) {
-    const value = given[name];
+    const value = options[name];
     if (value === undefined) continue;
     if (!rule.test(value)) {
       throw new SseError(
@@ -83,14 +97,17 @@ export function assertOptions<T extends object>(
   return checked as T;
 }
 
+/** Whether the value is an object and not an array. */
 export function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
+/** Whether the value is an object without other keys than these. */
 export function hasOnly(value: unknown, ...keys: string[]): value is Record<string, unknown> {
   return isObject(value) && Object.keys(value).every((key) => keys.includes(key));
 }
 
+/** Whether the value is a whole number from `min` to `max`. */
 export function isInteger(value: unknown, min: number, max: number): value is number {
   return Number.isSafeInteger(value) && (value as number) >= min && (value as number) <= max;
 }

@@ -2,16 +2,11 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2';
 import { admissionRules, type AdmissionOptions, type Refusal } from './admission.ts';
-import type { CloseReason } from '../stream/response-writer.ts';
+import { assertCloseOptions, type CloseOptions } from '../stream/close-options.ts';
+import type { CloseReason } from '../stream/close-reason.ts';
 import { diagnostics } from '../common/diagnostics.ts';
 import { SseError } from '../common/errors.ts';
-import {
-  EventStream,
-  assertCloseOptions,
-  type CloseOptions,
-  type StreamHost,
-  type Subscribe,
-} from '../stream/event-stream.ts';
+import { EventStream, type StreamHost, type Subscribe } from '../stream/event-stream.ts';
 import { StreamMonitor } from '../stream/stream-monitor.ts';
 import {
   booleanRule,
@@ -30,7 +25,7 @@ import {
 } from '../stream/stream-options.ts';
 import {
   asksForEventStream,
-  lastEventIdOf,
+  readLastEventId,
   refusesEventStream,
 } from '../protocol/request-headers.ts';
 import { StreamTracker, type OpenStreams, type Shutdown, type SseStats } from './stream-tracker.ts';
@@ -45,7 +40,7 @@ import {
   type RouteRequest,
 } from './route.ts';
 import { PerRequestDetector, Warnings, checkTimes } from './warnings.ts';
-import { FINAL_MARK, retryText } from '../protocol/event-stream-format.ts';
+import { FINAL_ID, formatRetry } from '../protocol/event-stream-format.ts';
 
 declare global {
   // eslint-disable-next-line typescript/no-namespace -- the way in which Express's types are extended
@@ -206,7 +201,7 @@ export function sse(options: SseOptions = {}): SseMiddleware {
       if (streamOf(res)?.readyState === 0) res.sse = undefined;
       res[negotiatedBy] = host;
       next();
-    } else if (asks && req.method === 'GET' && lastEventIdOf(req) === FINAL_MARK) {
+    } else if (asks && req.method === 'GET' && readLastEventId(req) === FINAL_ID) {
       res.statusCode = 204;
       res.setHeader('Cache-Control', 'no-store');
       res.end();
@@ -215,7 +210,7 @@ export function sse(options: SseOptions = {}): SseMiddleware {
     }
   }
 
-  /** Who did not name an event stream may not get one: then it is decided when it opens, see {@link Host.admits}. */
+  /** Who did not name an event stream may not get one: then it is decided when it opens, see {@link Host.admit}. */
   function attach(res: NegotiatedResponse, host: Host, asks: boolean, next: Next): void {
     const earlier = streamOf(res);
     let stream: EventStream;
@@ -277,7 +272,7 @@ class Host implements StreamHost {
 
   readonly options: SseOptions;
   readonly settings: StreamSettings;
-  readonly heartbeat: StreamMonitor;
+  readonly monitor: StreamMonitor;
   readonly accept: 'event-stream' | 'any';
   readonly subscribe: Subscribe | undefined;
   readonly onError: SseOptions['onError'];
@@ -290,7 +285,7 @@ class Host implements StreamHost {
     const { channels, accept = 'event-stream' } = options;
     this.options = options;
     this.settings = resolveStreamOptions(options);
-    this.heartbeat = new StreamMonitor(this.settings);
+    this.monitor = new StreamMonitor(this.settings);
     this.accept = accept;
     this.onError = options.onError;
     this.subscribe = channels && ((...args) => channels.subscribe(...args));
@@ -299,7 +294,7 @@ class Host implements StreamHost {
   }
 
   /** Who named an event stream has been let in on the way here; of everybody else it shows only now that it is a stream. */
-  admits(stream: EventStream): boolean {
+  admit(stream: EventStream): boolean {
     return (
       this.accept === 'event-stream' ||
       asksForEventStream(stream.req) ||
@@ -318,7 +313,7 @@ class Host implements StreamHost {
     return true;
   }
 
-  opened(stream: EventStream): CloseOptions | undefined {
+  onOpened(stream: EventStream): CloseOptions | undefined {
     for (const roster of this.rosters) roster.opened(stream);
     if (this.options.warnings !== false) this.warnings.opened(stream);
     // Its request came before the shutdown began.
@@ -326,11 +321,11 @@ class Host implements StreamHost {
     return closing && { retry: drawRetry(closing) };
   }
 
-  closed(reason: CloseReason): void {
+  onEnded(reason: CloseReason): void {
     for (const roster of this.rosters) roster.closed(reason);
   }
 
-  gone(stream: EventStream, wasOpen: boolean): void {
+  onClosed(stream: EventStream, wasOpen: boolean): void {
     // A connection that is kept alive would hold up a `server.close()` that was called before, and bring its client back here.
     if (wasOpen && this.rosters.some(({ closing }) => closing !== undefined)) {
       stream.closeConnection();
@@ -361,7 +356,7 @@ function sendAway(res: ServerResponse, retry: number): void {
   res.statusCode = 200;
   res.setHeader('Content-Type', 'text/event-stream');
   res.setHeader('Cache-Control', 'no-cache, no-transform');
-  res.end(retryText(retry));
+  res.end(formatRetry(retry));
 }
 
 /** Whoever is not an EventSource would take an empty 200 for success. */

@@ -147,7 +147,7 @@ function requireStream(res: NegotiatedResponse): EventStream | undefined {
   // Its client has left while earlier middleware was at work. What a handler registers for it would stay for ever.
   if (own.readyState === 2) return undefined;
   // Before the handler is put to work for a stream that may be one too many.
-  return own.readyState === 1 || host.admits?.(own) !== false ? own : undefined;
+  return own.readyState === 1 || host.admit?.(own) !== false ? own : undefined;
 }
 
 async function run(

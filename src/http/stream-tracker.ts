@@ -1,8 +1,9 @@
 /** A middleware's own account of its streams: who may have one, which are open, what became of the others, and their end all together. */
 import type { ServerResponse } from 'node:http';
 import { Admission, type AdmissionOptions, type Refusal } from './admission.ts';
-import type { CloseReason } from '../stream/response-writer.ts';
-import type { CloseOptions, EventStream } from '../stream/event-stream.ts';
+import type { CloseOptions } from '../stream/close-options.ts';
+import type { CloseReason } from '../stream/close-reason.ts';
+import type { EventStream } from '../stream/event-stream.ts';
 import type { StreamMonitor } from '../stream/stream-monitor.ts';
 import { drawRetry, type RetryRange } from '../common/retry-range.ts';
 
@@ -100,7 +101,7 @@ export class StreamTracker implements OpenStreams {
     this.#admission.opened(stream.res);
     this.#opened++;
     this.#open++;
-    this.#heartbeats.add(stream.host.heartbeat);
+    this.#heartbeats.add(stream.host.monitor);
   }
 
   closed(reason: CloseReason): void {
@@ -113,8 +114,8 @@ export class StreamTracker implements OpenStreams {
   gone(stream: EventStream, wasOpen: boolean): void {
     this.#admission.free(stream.res);
     if (!wasOpen) return;
-    const { heartbeat } = stream.host;
-    if (heartbeat.connections.length === 0) this.#heartbeats.delete(heartbeat);
+    const { monitor } = stream.host;
+    if (monitor.streams.length === 0) this.#heartbeats.delete(monitor);
     this.#ending--;
     this.#gone++;
     this.#sent += stream.eventsWritten;
@@ -153,7 +154,7 @@ export class StreamTracker implements OpenStreams {
       stream.cork();
       stream.flush();
     }
-    for (const stream of streams) stream.conclude(reason, options);
+    for (const stream of streams) stream.closeWithoutFlush(reason, options);
     this.#held = this.#held.concat(streams);
     if (!this.#isReleasing) this.#release();
   }
@@ -184,9 +185,7 @@ export class StreamTracker implements OpenStreams {
 
   /** Those that are open or ending, as they are now. What a middleware's heartbeat looks after is event streams. */
   get #streams(): EventStream[] {
-    return [...this.#heartbeats].flatMap(
-      ({ connections }) => connections as readonly EventStream[],
-    );
+    return [...this.#heartbeats].flatMap(({ streams }) => streams as readonly EventStream[]);
   }
 
   #endAll(within: number, retry: RetryRange, resolve: (outcome: Shutdown) => void): void {
@@ -208,7 +207,7 @@ export class StreamTracker implements OpenStreams {
 
     const endSome = (): void => {
       const until = Math.min(next + STREAMS_PER_TURN, waveEnd);
-      while (next < until) streams[next++]?.finish('shutdown', { retry: drawRetry(retry) });
+      while (next < until) streams[next++]?.closeFor('shutdown', { retry: drawRetry(retry) });
       isEnding = next < waveEnd;
       if (isEnding) setImmediate(endSome);
     };
@@ -223,7 +222,7 @@ export class StreamTracker implements OpenStreams {
         // It has ended by itself meanwhile.
         if (stream.listIndex === -1) continue;
         destroyed++;
-        stream.cut('shutdown');
+        stream.destroyFor('shutdown');
       }
       if (rest.length > 0) setImmediate(destroySome, rest);
       else timer = setTimeout(done, END_GRACE_MS);

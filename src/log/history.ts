@@ -1,25 +1,29 @@
-/** How much of which channel is kept. */
+/** History limits: how many events of each channel are kept. */
 import { SseError, describeValue } from '../common/errors.ts';
-import type { HistoryLimits } from './log.ts';
 import {
+  assertOptions,
   booleanRule,
   functionRule,
-  assertOptions,
   integerRule,
   millisecondsRule,
   type OptionRule,
 } from '../common/options.ts';
+import type { HistoryLimits } from './log.ts';
 
-/** How much of a channel is kept; whichever bound bites first. */
+/** Limits for the history of one channel. The oldest events go as soon as one limit is exceeded. */
 export interface HistoryOptions {
-  /** @defaultValue `1000`; 1 of a newest-only channel */
+  /** Maximum number of events. @defaultValue `1000`; 1 for a newest-only channel */
   events?: number | undefined;
-  /** Bytes, counting each event's frame and a fixed overhead. @defaultValue `1_048_576` */
+  /**
+   * Maximum number of bytes. An event counts with its text on the wire and a fixed overhead.
+   * @defaultValue `1_048_576`
+   */
   bytes?: number | undefined;
-  /** In ms. @defaultValue none */
+  /** Maximum age in ms. @defaultValue none */
   age?: number | undefined;
   /**
-   * A newest-only channel, for dashboards: a reader that lags skips to the newest event, and that is no gap.
+   * Whether the channel is newest-only, for dashboards: a slow client skips to the newest event,
+   * and the skipped events are not reported as a gap.
    * @defaultValue `false`
    */
   latest?: boolean | undefined;
@@ -32,7 +36,10 @@ const limitRules: Readonly<Record<keyof HistoryOptions, OptionRule>> = {
   latest: booleanRule,
 };
 
-/** The rules for the two options of `createChannels()`; what is in a history is asserted when it is resolved. */
+/**
+ * The rules for the two history options of `createChannels()`. The content of `history` is checked
+ * by {@link History}.
+ */
 export const historyRules: Readonly<Record<'history' | 'historyFor', OptionRule>> = {
   history: {
     expected: '{ events, bytes, age, latest } or false',
@@ -41,48 +48,53 @@ export const historyRules: Readonly<Record<'history' | 'historyFor', OptionRule>
   historyFor: functionRule,
 };
 
-/** Answers for each channel what is kept of it. */
-export class History {
-  readonly #common: HistoryLimits | false;
-  readonly #historyFor: ((name: string) => HistoryOptions | false | undefined) | undefined;
-  // By the object that `historyFor` returned: most applications return the same few.
-  readonly #resolved = new WeakMap<HistoryOptions, HistoryLimits | false>();
+/** The two history options of `createChannels()`. */
+export interface HistorySource {
+  history?: HistoryOptions | false | undefined;
+  historyFor?: ((name: string) => HistoryOptions | false | undefined) | undefined;
+}
 
-  /** @throws {SseError} `ERR_SSE_OPTION` */
-  constructor({
-    history = {},
-    historyFor,
-  }: {
-    history?: HistoryOptions | false | undefined;
-    historyFor?: ((name: string) => HistoryOptions | false | undefined) | undefined;
-  }) {
-    this.#common = resolve('history of createChannels()', history);
+/** Finds the history limits of each channel. */
+export class History {
+  readonly #defaultLimits: HistoryLimits | false;
+  readonly #historyFor: HistorySource['historyFor'];
+  // The limits for each object that `historyFor` returned: most applications return the same few.
+  readonly #limits = new WeakMap<HistoryOptions, HistoryLimits | false>();
+
+  /** @throws {SseError} `ERR_SSE_OPTION` for limits that are out of range */
+  constructor({ history = {}, historyFor }: HistorySource) {
+    this.#defaultLimits = resolveLimits('history of createChannels()', history);
     this.#historyFor = historyFor;
   }
 
-  /** @throws {SseError} `ERR_SSE_OPTION` for what `historyFor` returns; whatever it throws */
-  of(channel: string): HistoryLimits | false {
-    const own = this.#historyFor?.(channel);
-    if (own === undefined) return this.#common;
-    if (own === false) return false;
-    let limits = typeof own === 'object' ? this.#resolved.get(own) : undefined;
+  /**
+   * Calls `historyFor` of the application, if there is one.
+   * @returns `false` for a channel without history
+   * @throws {SseError} `ERR_SSE_OPTION` if `historyFor` returns anything else than limits; also
+   * everything that `historyFor` throws
+   */
+  limitsFor(channel: string): HistoryLimits | false {
+    const options = this.#historyFor?.(channel);
+    if (options === undefined) return this.#defaultLimits;
+    if (options === false) return false;
+    let limits = typeof options === 'object' ? this.#limits.get(options) : undefined;
     if (limits === undefined) {
-      limits = resolve(`what historyFor returned for ${describeValue(channel)}`, own);
-      this.#resolved.set(own, limits);
+      limits = resolveLimits(`what historyFor returned for ${describeValue(channel)}`, options);
+      this.#limits.set(options, limits);
     }
     return limits;
   }
 }
 
-function resolve(owner: string, given: HistoryOptions | false): HistoryLimits | false {
-  if (given === false) return false;
-  const checked = assertOptions(owner, given, limitRules);
+/** Checks history options and fills in the defaults. */
+function resolveLimits(owner: string, options: HistoryOptions | false): HistoryLimits | false {
+  if (options === false) return false;
   const {
     latest = false,
     age = Infinity,
     bytes = 1_048_576,
     events = latest ? 1 : 1_000,
-  } = checked;
+  } = assertOptions(owner, options, limitRules);
   if (latest && events !== 1) {
     throw new SseError(
       'ERR_SSE_OPTION',

@@ -1,84 +1,100 @@
-/** One published event: encoded once, parsed once for all filters, and kept as the bytes that go over the wire. */
+/**
+ * One published event. The event is encoded once, for the log and all streams, and is parsed once
+ * for all filters.
+ */
 import { inspect } from 'node:util';
 import { formatCursor } from '../protocol/cursor.ts';
-import { dataOfEvent, eventText } from '../protocol/event-stream-format.ts';
+import { parseEventData, formatEvent } from '../protocol/event-stream-format.ts';
 
-/** One published event, as a filter sees it. */
+/** A published event, as a filter sees it. */
 export interface ChannelEvent {
+  /** The channel of the event. */
   readonly channel: string;
-  /** `''` on a channel without history. */
+  /** The event's id, a cursor; `''` on a channel without history. */
   readonly id: string;
-  /** `message` where none was given. */
+  /** The event type; `message` if the event was published without one. */
   readonly event: string;
-  /** The data as a client receives it: every line end is LF. */
+  /** The data as a client receives it: every line break is LF. */
   readonly data: string;
-  /** The data parsed, once for all filters; `undefined` for what is not JSON. */
+  /** The data, parsed once for all filters; `undefined` if the data is not JSON. */
   json(): unknown;
 }
 
-/** What an entry is made of. */
+/** The values from which a {@link LogEntry} is made. */
 export interface LogEntryInit {
   channel: string;
-  /** The log's name; `undefined` on a channel without history, whose events carry no id. */
+  /** The name of the log; `undefined` on a channel without history, whose events have no id. */
   epoch: string | undefined;
-  /** Grows across the whole registry, from 1; on a channel without history, among such events of this node. */
+  /**
+   * The position in the log: 1 for the first event of the registry, then growing. Events of
+   * channels without history have offsets of their own on each node.
+   */
   offset: number;
+  /** Event type. @defaultValue `'message'`, which is not written */
   event?: string | undefined;
+  /** The text of the data. */
   data: string;
   /** Reconnection time in ms. */
   retry?: number | undefined;
 }
 
-// What an entry costs beside its frame: the objects and the strings that hold it, measured and rounded up.
-const OVERHEAD = 400;
+// Memory of an entry in addition to its frame: its objects and strings, measured and rounded up.
+const ENTRY_OVERHEAD_BYTES = 400;
 
-/** A published event with its place in the log. */
+/** A published event with its position in the log. */
 export class LogEntry implements ChannelEvent {
   readonly channel: string;
   readonly epoch: string | undefined;
   readonly offset: number;
   readonly event: string;
-  /** The event as it goes over the wire. */
+  /** The bytes of the event as they are sent. */
   readonly frame: Buffer;
-  // Derived from the frame while somebody looks: kept, it would double what the log weighs.
-  #view: View | undefined;
+  // Made from the frame while filters read the event. Views that are kept would double the memory
+  // of the log.
+  #view: EntryView | undefined;
 
   constructor({ channel, epoch, offset, event, data, retry }: LogEntryInit) {
     this.channel = channel;
     this.epoch = epoch;
     this.offset = offset;
     this.event = event ?? 'message';
-    const text = eventText(
+    const text = formatEvent(
       data,
       event,
       epoch === undefined ? undefined : formatCursor(epoch, offset),
       retry,
     );
-    // Not from Node's pool: a small entry that stays would keep the whole slab.
+    // Not from Node's buffer pool: a small entry would keep a whole slab of the pool in memory.
     this.frame = Buffer.allocUnsafeSlow(Buffer.byteLength(text));
     this.frame.write(text);
   }
 
+  /** The cursor of the event; `''` on a channel without history. */
   get id(): string {
     return this.epoch === undefined ? '' : formatCursor(this.epoch, this.offset);
   }
 
-  /** Bytes it counts for in a history. */
+  /** Number of bytes for which the entry counts in a history. */
   get size(): number {
-    return this.frame.length + OVERHEAD;
+    return this.frame.length + ENTRY_OVERHEAD_BYTES;
   }
 
+  /** The data as a client receives it: every line break is LF. */
   get data(): string {
-    return this.#viewed().data;
+    return this.#ensureView().data;
   }
 
+  /** The data, parsed once for all filters; `undefined` if the data is not JSON. */
   json(): unknown {
-    const view = this.#viewed();
+    const view = this.#ensureView();
     view.parsed ??= { value: parseJson(view.data) };
     return view.parsed.value;
   }
 
-  /** The members of a {@link ChannelEvent}, for `JSON.stringify` and `console.log`: they are getters, which neither would show. */
+  /**
+   * The members of a {@link ChannelEvent}, for `JSON.stringify` and `console.log`, which do not
+   * show getters.
+   */
   toJSON(): { channel: string; id: string; event: string; data: string } {
     const { channel, id, event, data } = this;
     return { channel, id, event, data };
@@ -89,18 +105,19 @@ export class LogEntry implements ChannelEvent {
     return this.toJSON();
   }
 
-  /** Forgets what filters have looked at. */
-  rest(): void {
+  /** Releases the text and the parsed data. A later read makes them again. */
+  releaseView(): void {
     this.#view = undefined;
   }
 
-  #viewed(): View {
-    this.#view ??= { data: dataOfEvent(this.frame.toString()), parsed: undefined };
+  #ensureView(): EntryView {
+    this.#view ??= { data: parseEventData(this.frame.toString()), parsed: undefined };
     return this.#view;
   }
 }
 
-interface View {
+/** An entry as filters read it. */
+interface EntryView {
   readonly data: string;
   parsed: { readonly value: unknown } | undefined;
 }

@@ -1,119 +1,155 @@
-/** The bounded log of one registry: per channel a run of entries, and what is known of those that are gone. */
+/**
+ * The bounded log of one registry. Each channel has a run: its newest entries, in the order of
+ * their offsets and without a hole. Offsets grow across all channels, so the entries of one channel
+ * have jumps between their offsets, but nothing is missing there.
+ *
+ * ```text
+ * offset          1   2   3   4   5   6   7
+ * channel a       ×       ×   a           a      lastMissingOffset 3, newest 7
+ * channel b           ×           b   b          lastMissingOffset 2, newest 6
+ *
+ * × was published and is no longer kept
+ * read([a, b], after 2)      4a 5b 6b 7a         trimmed: 3 for a (a gap, 3 > 2), 2 for b (no gap)
+ * ```
+ */
 import type { LogEntry } from './log-entry.ts';
 
-/** How much of a channel is kept; whichever bound bites first. */
+/** Limits for the history of one channel, with all defaults filled in. */
 export interface HistoryLimits {
+  /** Maximum number of events. */
   readonly events: number;
+  /** Maximum number of bytes, overhead included. */
   readonly bytes: number;
-  /** In ms. */
+  /** Maximum age in ms; `Infinity` without a limit. */
   readonly age: number;
-  /** Only the newest event matters: what it replaced is not missed. */
+  /** Whether only the newest event matters, so that older events are not missed. */
   readonly latest: boolean;
 }
 
-/** What the log holds of some channels after a place in it. */
+/** The entries of some channels after an offset. */
 export interface LogRead {
-  /** In the order of their offsets. */
+  /** The entries, in the order of their offsets. */
   readonly entries: readonly LogEntry[];
-  /** Whether these are all. */
+  /** Whether these are all entries after the offset. */
   readonly complete: boolean;
-  /** For each channel asked for, the offset of the newest event that is no longer kept; 0 where none is missing. */
+  /**
+   * For each channel of the call, the offset of the newest event that is no longer kept; 0 if none
+   * is missing.
+   */
   readonly trimmed: readonly number[];
 }
 
-/** An entry, and when it was appended, in ms of some clock. */
-export interface Kept {
+/** An entry and the time at which it was appended, in ms of the clock of the log. */
+export interface TimedEntry {
   readonly entry: LogEntry;
-  readonly at: number;
+  readonly appendedAt: number;
 }
 
-/** Entries of one channel in the order of their offsets, without a hole. */
+/** Entries of one channel, in the order of their offsets and without a hole. */
 export interface EntryRun {
-  /** Offset of the newest entry. */
+  /** Offset of the newest entry that was ever in the run. */
   readonly newest: number;
-  /** Index of the first entry beyond the offset. */
-  after(offset: number): number;
+  /** @returns the index of the first entry with a larger offset */
+  indexAfter(offset: number): number;
+  /** @returns the entry at an index of {@link indexAfter}, `undefined` behind the last */
   at(index: number): LogEntry | undefined;
 }
 
-/** What is kept of one channel: a run of entries without a hole, up to its newest. */
+// A hole of fewer removed entries at the start of the array is never cut.
+const MIN_HOLE_LENGTH = 64;
+
+/** The kept entries of one channel: a run without a hole, up to the newest entry. */
 export class ChannelLog implements EntryRun {
+  /** The limits of the channel, as of its last publish. */
   limits: HistoryLimits;
+  /** Number of kept bytes. */
   bytes = 0;
   newest = 0;
-  // Entries before `first` are gone; the array is cut now and then.
-  #entries: Kept[] = [];
-  #first = 0;
-  /** Offset of the newest event that is not here, or 0: beyond it the run is whole. */
-  gone: number;
+  // Entries before `#firstIndex` were removed. The array is cut only now and then, because cutting
+  // copies it.
+  #entries: TimedEntry[] = [];
+  #firstIndex = 0;
+  /**
+   * Offset of the newest event that is not in the run, or 0. All events with a larger offset are in
+   * the run.
+   */
+  lastMissingOffset: number;
 
-  /** @param gone what is known of a channel of this name before */
-  constructor(limits: HistoryLimits, gone: number) {
+  /** @param lastMissingOffset an offset up to which events may have been published before */
+  constructor(limits: HistoryLimits, lastMissingOffset: number) {
     this.limits = limits;
-    this.gone = gone;
+    this.lastMissingOffset = lastMissingOffset;
   }
 
+  /** Number of kept entries. */
   get events(): number {
-    return this.#entries.length - this.#first;
+    return this.#entries.length - this.#firstIndex;
   }
 
-  /** Offset of the newest event that is gone and missed. */
+  /** Offset of the newest event that a client may miss; 0 if there is none. */
   get trimmed(): number {
-    return this.skips ? 0 : this.gone;
+    return this.isNewestOnly ? 0 : this.lastMissingOffset;
   }
 
-  /** Whether what is gone is not missed: only the newest event matters, and it is here. */
-  get skips(): boolean {
+  /** Whether no client misses an older event: only the newest event matters, and it is kept. */
+  get isNewestOnly(): boolean {
     return this.limits.latest && this.events > 0;
   }
 
+  /**
+   * Appends an entry.
+   * @param at the current time, in ms
+   */
   push(entry: LogEntry, at: number): void {
-    this.#entries.push({ entry, at });
+    this.#entries.push({ entry, appendedAt: at });
     this.bytes += entry.size;
     this.newest = entry.offset;
   }
 
-  /** Takes in what comes right before the run, which then goes back to the offset. */
-  prepend(older: readonly Kept[], gone: number): void {
-    this.#entries = [...older, ...this.#entries.slice(this.#first)];
-    this.#first = 0;
+  /**
+   * Adds the entries that come directly before the run.
+   * @param lastMissingOffset offset of the newest event that is missing before them
+   */
+  prepend(older: readonly TimedEntry[], lastMissingOffset: number): void {
+    this.#entries = [...older, ...this.#entries.slice(this.#firstIndex)];
+    this.#firstIndex = 0;
     for (const { entry } of older) this.bytes += entry.size;
     this.newest = Math.max(this.newest, older.at(-1)?.entry.offset ?? 0);
-    this.gone = gone;
+    this.lastMissingOffset = lastMissingOffset;
   }
 
-  /** Lets go of the oldest entry. @returns its bytes */
+  /** Removes the oldest entry. The run must not be empty. @returns the bytes of the entry */
   shift(): number {
-    const { entry } = this.#entries[this.#first] as Kept;
-    // Let go of it at once; the hole is cut later.
-    this.#entries[this.#first++] = undefined as unknown as Kept;
-    this.gone = entry.offset;
+    const { entry } = this.#entries[this.#firstIndex] as TimedEntry;
+    // The entry is released at once, the hole in the array is cut later.
+    this.#entries[this.#firstIndex++] = undefined as unknown as TimedEntry;
+    this.lastMissingOffset = entry.offset;
     this.bytes -= entry.size;
-    if (this.#first > 64 && this.#first * 2 > this.#entries.length) {
-      this.#entries = this.#entries.slice(this.#first);
-      this.#first = 0;
+    if (this.#firstIndex > MIN_HOLE_LENGTH && this.#firstIndex * 2 > this.#entries.length) {
+      this.#entries = this.#entries.slice(this.#firstIndex);
+      this.#firstIndex = 0;
     }
     return entry.size;
   }
 
-  /** Whether the oldest entry is beyond a bound. */
-  isOver(now: number): boolean {
+  /** Whether the oldest entry has to go. */
+  exceedsLimits(now: number): boolean {
     const { events, bytes, age } = this.limits;
     if (this.events === 0) return false;
     return (
       this.events > events ||
       this.bytes > bytes ||
-      now - (this.#entries[this.#first] as Kept).at > age
+      now - (this.#entries[this.#firstIndex] as TimedEntry).appendedAt > age
     );
   }
 
-  /** Index of the first entry beyond the offset. */
-  after(offset: number): number {
-    let low = this.#first;
+  /** @returns the index of the first entry with a larger offset */
+  indexAfter(offset: number): number {
+    let low = this.#firstIndex;
     let high = this.#entries.length;
     while (low < high) {
       const middle = (low + high) >>> 1;
-      if ((this.#entries[middle] as Kept).entry.offset <= offset) low = middle + 1;
+      if ((this.#entries[middle] as TimedEntry).entry.offset <= offset) low = middle + 1;
       else high = middle;
     }
     return low;
@@ -124,24 +160,30 @@ export class ChannelLog implements EntryRun {
   }
 }
 
+/** The log. Each event is in the run of one channel, and counts for the limits of the whole log. */
 export class Log {
   readonly #maxBytes: number;
   readonly #maxChannels: number;
   readonly #now: () => number;
-  // Each in the order of the last publish. Channels that nobody follows are forgotten first.
-  readonly #idle = new Map<string, ChannelLog>();
+  // The channels without and with subscribers, each in the order of the last publish. The log
+  // forgets channels without subscribers first.
+  readonly #unfollowed = new Map<string, ChannelLog>();
   readonly #followed = new Map<string, ChannelLog>();
-  // Those that hold something, whose oldest events go first when all together hold too much.
-  readonly #holding = new Set<ChannelLog>();
+  // The channels with entries, in the order of the last publish. If all channels together exceed
+  // `maxBytes`, the first of them lose their oldest entries.
+  readonly #withEntries = new Set<ChannelLog>();
   readonly #follows: (channel: string) => boolean;
   #events = 0;
   #bytes = 0;
-  // The newest offset of any channel that was forgotten: of an unknown channel nothing better is known.
-  #floor = 0;
-  /** Channels that were forgotten although they held events. */
-  forgotten = 0;
+  // The newest offset of any channel that was forgotten. Every unknown channel may be one of these,
+  // so all events up to this offset count as missing there.
+  #forgottenOffset = 0;
+  /** Number of channels that were forgotten although they had entries. */
+  forgottenChannels = 0;
 
   /**
+   * @param maxBytes maximum number of bytes of all channels together
+   * @param maxChannels maximum number of channels
    * @param follows whether a channel has subscribers
    * @param now a clock in ms, for the age of entries
    */
@@ -157,43 +199,45 @@ export class Log {
     this.#now = now;
   }
 
+  /** Number of events and bytes of all channels together. */
   get held(): { events: number; bytes: number } {
     return { events: this.#events, bytes: this.#bytes };
   }
 
+  /** Appends an entry to its channel, and removes entries that exceed a limit. */
   append(entry: LogEntry, limits: HistoryLimits): void {
     const { channel } = entry;
-    const log = this.#get(channel) ?? new ChannelLog(limits, this.#floor);
+    const log = this.#get(channel) ?? new ChannelLog(limits, this.#forgottenOffset);
     log.limits = limits;
     this.#place(channel, log);
     log.push(entry, this.#now());
-    this.#holding.delete(log);
-    this.#holding.add(log);
+    this.#withEntries.delete(log);
+    this.#withEntries.add(log);
     this.#events++;
     this.#bytes += entry.size;
     this.#trim(log);
-    while (this.#idle.size + this.#followed.size > this.#maxChannels) this.#forgetOldest();
+    while (this.#unfollowed.size + this.#followed.size > this.#maxChannels) this.#forgetOldest();
     if (this.#bytes > this.#maxBytes) this.#shrink();
   }
 
-  /** A channel has got its first subscriber, or lost its last. */
-  moved(channel: string): void {
+  /** A channel has got its first subscriber, or has lost its last one. */
+  onSubscribersChanged(channel: string): void {
     const log = this.#get(channel);
     if (log !== undefined) this.#place(channel, log);
   }
 
   /**
-   * What the channels hold beyond the offset, merged.
-   * @param maxBytes at most so many bytes of frames, but at least one entry
+   * Reads the entries of some channels after an offset.
+   * @param maxBytes maximum number of bytes of frames; one entry is returned in any case
    */
   read(channels: readonly string[], after: number, maxBytes: number): LogRead {
     const logs = channels.map((channel) => this.#get(channel));
     for (const log of logs) if (log !== undefined) this.#trim(log);
-    const trimmed = logs.map((log) => log?.trimmed ?? this.#floor);
+    const trimmed = logs.map((log) => log?.trimmed ?? this.#forgottenOffset);
     return { ...mergeLogs(logs, after, maxBytes), trimmed };
   }
 
-  /** Forgets what a channel holds; whoever has not got it yet has lost it. */
+  /** Removes all entries of a channel. Streams that have not received them report a gap. */
   clear(channel: string): void {
     const log = this.#get(channel);
     if (log === undefined) return;
@@ -201,48 +245,53 @@ export class Log {
   }
 
   #get(channel: string): ChannelLog | undefined {
-    return this.#idle.get(channel) ?? this.#followed.get(channel);
+    return this.#unfollowed.get(channel) ?? this.#followed.get(channel);
   }
 
-  /** Puts it at the end of the order in which channels are forgotten. */
+  /** Moves the channel to the end of the order in which channels are forgotten. */
   #place(channel: string, log: ChannelLog): void {
-    this.#idle.delete(channel);
+    this.#unfollowed.delete(channel);
     this.#followed.delete(channel);
-    (this.#follows(channel) ? this.#followed : this.#idle).set(channel, log);
+    (this.#follows(channel) ? this.#followed : this.#unfollowed).set(channel, log);
   }
 
+  /** Removes the entries that exceed the limits of the channel. */
   #trim(log: ChannelLog): void {
     const now = this.#now();
-    while (log.isOver(now)) this.#shift(log);
+    while (log.exceedsLimits(now)) this.#shift(log);
   }
 
-  /** Lets go of the oldest events of the channels that were published to least recently. */
+  /** Removes the oldest entries of the channels whose last publish is the longest ago. */
   #shrink(): void {
-    for (const leastRecent of this.#holding) {
+    for (const leastRecent of this.#withEntries) {
       while (this.#bytes > this.#maxBytes && leastRecent.events > 0) this.#shift(leastRecent);
       if (this.#bytes <= this.#maxBytes) break;
     }
   }
 
+  /** Removes the oldest entry of a channel. */
   #shift(log: ChannelLog): void {
     this.#bytes -= log.shift();
     this.#events--;
-    if (log.events === 0) this.#holding.delete(log);
+    if (log.events === 0) this.#withEntries.delete(log);
   }
 
+  /** Forgets the channel whose last publish is the longest ago. */
   #forgetOldest(): void {
-    const logs = this.#idle.size > 0 ? this.#idle : this.#followed;
+    const logs = this.#unfollowed.size > 0 ? this.#unfollowed : this.#followed;
     const [channel, log] = logs.entries().next().value as [string, ChannelLog];
-    if (log.events > 0) this.forgotten++;
+    if (log.events > 0) this.forgottenChannels++;
     this.clear(channel);
-    this.#floor = Math.max(this.#floor, log.newest);
+    this.#forgottenOffset = Math.max(this.#forgottenOffset, log.newest);
     logs.delete(channel);
   }
 }
 
 /**
- * The entries of all runs beyond the offset, in the order of their offsets.
- * @param maxBytes at most so many bytes of frames, but at least one entry
+ * Merges runs.
+ * @param after only entries with a larger offset are returned
+ * @param maxBytes maximum number of bytes of frames; one entry is returned in any case
+ * @returns the entries in the order of their offsets, and whether these are all
  */
 export function mergeLogs(
   runs: readonly (EntryRun | undefined)[],
@@ -251,7 +300,7 @@ export function mergeLogs(
 ): { entries: LogEntry[]; complete: boolean } {
   const heads: Head[] = [];
   for (const run of runs) {
-    if (run !== undefined && run.newest > after) addHead(heads, run, run.after(after));
+    if (run !== undefined && run.newest > after) addHead(heads, run, run.indexAfter(after));
   }
   const entries: LogEntry[] = [];
   let bytes = 0;

@@ -1,24 +1,34 @@
-/** A place in a log: `<epoch>.<offset>`, an event's id and what a client brings back. */
+/** Cursors: positions in a log, written as `<epoch>.<offset>`. Every event id is a cursor. */
 
-/** The epoch names the log, so that a lost one is not mistaken for the next; the offset grows across the whole registry. */
+/**
+ * A position in the log of a registry. The epoch names the log: after a log was lost, its cursors
+ * must not be taken for positions in the next log. The offset grows across all channels of the
+ * registry.
+ */
 export interface Cursor {
   readonly epoch: string;
   readonly offset: number;
 }
 
-// Beyond this it is no cursor of ours, however it goes on: a client may send a megabyte.
+// A cursor from a client may be a text of a megabyte. Longer texts are not cursors of this library
+// and are not parsed.
 const MAX_LENGTH = 127;
 
-const FORM = /^([A-Za-z0-9_-]+)\.(0|[1-9][0-9]{0,15})$/;
+// Up to 16 digits: `Number.MAX_SAFE_INTEGER` has 16.
+const PATTERN = /^([A-Za-z0-9_-]+)\.(0|[1-9][0-9]{0,15})$/;
 
+/** Writes a cursor as text. */
 export function formatCursor(epoch: string, offset: number): string {
   return `${epoch}.${offset}`;
 }
 
-/** @returns `undefined` for whatever {@link formatCursor} does not make; the text comes from the network */
+/**
+ * Parses the text of a cursor, which may come from the network.
+ * @returns `undefined` for any text that {@link formatCursor} does not write
+ */
 export function parseCursor(text: string): Cursor | undefined {
   if (text.length > MAX_LENGTH) return undefined;
-  const [, epoch, digits] = FORM.exec(text) ?? [];
+  const [, epoch, digits] = PATTERN.exec(text) ?? [];
   if (epoch === undefined) return undefined;
   const offset = Number(digits);
   return Number.isSafeInteger(offset) ? { epoch, offset } : undefined;

@@ -1,75 +1,77 @@
 /**
- * The event stream format: fields in, bytes out. Everything that reaches a client is validated or encoded here.
- * WHATWG HTML, 9.2.5 "Parsing an event stream" and 9.2.6 "Interpreting an event stream".
+ * The event stream format: converts fields to text. All text that reaches a client is validated or
+ * encoded here. See WHATWG HTML, 9.2.5 "Parsing an event stream" and 9.2.6 "Interpreting an event
+ * stream".
+ *
+ * ```text
+ * event: tick              optional
+ * retry: 1000              optional
+ * data: first line         one line for each line of the data
+ * data: second line
+ * id: 7                    optional, always last
+ *                          the blank line dispatches the event
+ * ```
  */
 import { isAnyArrayBuffer, isMap, isNativeError, isSet } from 'node:util/types';
 import { SseError, describeValue } from '../common/errors.ts';
 import { MAX_RETRY_MS } from '../common/retry-range.ts';
 
-/** What an event's `id` may be given as; on the wire it is text. */
+/** The types of an event's `id`. On the wire every id is text. */
 export type EventId = string | number | bigint;
 
-/** The fields of an event besides its data. */
+/** The fields of an event in addition to its data. */
 export interface EventFields {
-  /** Event type, what `addEventListener` listens for. Without one the event is a `message`. No CR, no LF, not beginning `sse:`. */
+  /**
+   * Event type, the name for `addEventListener`. Without a type the event is a `message`. Must not
+   * contain CR or LF, and must not begin with `sse:`.
+   */
   event?: string | undefined;
-  /** Last event ID, which the client sends back when it reconnects. No CR, LF or NUL. `''` resets it. */
+  /**
+   * Last event ID, which the client sends back when it reconnects. Must not contain CR, LF or NUL.
+   * `''` resets the id.
+   */
   id?: EventId | undefined;
-  /** Reconnection time in ms, a whole number from 0 to 2,147,483,647. */
+  /** Reconnection time in ms: a whole number from 0 to 2,147,483,647. */
   retry?: number | undefined;
 }
 
-/** Makes text of data that is not a string, `JSON.stringify` by default. */
+/** Converts data that is not a string to text. The default is `JSON.stringify`. */
 export type Serialize = (data: unknown) => string | undefined;
 
-/** The id that says "do not come back": a client that brings it is answered 204, which stops an EventSource. */
-export const FINAL_MARK = 'sse:end';
+/**
+ * The id of the last event of a stream that must not be reconnected. A client that reconnects with
+ * this id is answered 204, which stops an `EventSource`.
+ */
+export const FINAL_ID = 'sse:end';
 
 const LINE_BREAK = /\r\n|\r|\n/g;
 
-/** A comment without text, the heartbeat. No blank line after it: some clients take that for an empty event. */
-export const HEARTBEAT: Buffer = Buffer.from(':\n');
+/**
+ * The heartbeat: a comment without text. No blank line follows, because some clients would dispatch
+ * an empty event.
+ */
+export const HEARTBEAT_COMMENT: Buffer = Buffer.from(':\n');
 
 /** The heartbeat that a page can see. */
-export const PING: Buffer = Buffer.from('event: sse:ping\ndata: {}\n\n');
+export const PING_EVENT: Buffer = Buffer.from('event: sse:ping\ndata: {}\n\n');
 
-/** The last event of a stream that is not to be reconnected. */
-export const END: string = `event: sse:end\ndata: {}\nid: ${FINAL_MARK}\n\n`;
+/** The last event of a stream that must not be reconnected. */
+export const END_EVENT: string = `event: sse:end\ndata: {}\nid: ${FINAL_ID}\n\n`;
 
 /**
- * The text of `data` as it goes into an event.
- * @throws {SseError} `ERR_SSE_DATA` for what no text can be made of
+ * Converts data to the text of an event.
+ * @param data a string is returned unchanged
+ * @param serialize called for any other value
+ * @throws {SseError} `ERR_SSE_DATA` if the data cannot be converted
  */
-export function dataText(data: unknown, serialize: Serialize): string {
+export function serializeData(data: unknown, serialize: Serialize): string {
   if (typeof data === 'string') return data;
-  if (data === undefined || typeof data === 'function' || typeof data === 'symbol') {
-    throw new SseError(
-      'ERR_SSE_DATA',
-      `expected data to be a string or what \`serialize\` can take, got ${describeValue(data)}`,
-    );
-  }
-  if (ArrayBuffer.isView(data) || isAnyArrayBuffer(data)) {
-    throw new SseError(
-      'ERR_SSE_DATA',
-      'an event stream carries text only; encode bytes first, for example with buffer.toString("base64")',
-    );
-  }
-  if (isThenable(data)) {
-    throw new SseError('ERR_SSE_DATA', 'got a promise; await it and send what it resolves with');
-  }
-  if (serialize === JSON.stringify && isEmptyAsJson(data)) {
-    throw new SseError(
-      'ERR_SSE_DATA',
-      'JSON makes {} of a Map, a Set or an Error; send a plain object or an array, or give `serialize`',
-    );
-  }
+  assertSerializable(data, serialize);
   let text: unknown;
   try {
     text = serialize(data);
   } catch (cause) {
-    throw new SseError('ERR_SSE_DATA', `\`serialize\` could not take the data: ${String(cause)}`, {
-      cause,
-    });
+    throw new SseError('ERR_SSE_DATA', `\`serialize\` threw: ${String(cause)}`, { cause });
   }
   if (typeof text !== 'string') {
     throw new SseError(
@@ -80,12 +82,44 @@ export function dataText(data: unknown, serialize: Serialize): string {
   return text;
 }
 
+/**
+ * Finds data that would be lost silently, because `JSON.stringify` converts it to `undefined` or
+ * `{}`.
+ * @throws {SseError} `ERR_SSE_DATA`
+ */
+function assertSerializable(data: unknown, serialize: Serialize): void {
+  if (data === undefined || typeof data === 'function' || typeof data === 'symbol') {
+    throw new SseError(
+      'ERR_SSE_DATA',
+      `expected data to be a string or a value for \`serialize\`, got ${describeValue(data)}`,
+    );
+  }
+  if (ArrayBuffer.isView(data) || isAnyArrayBuffer(data)) {
+    throw new SseError(
+      'ERR_SSE_DATA',
+      'an event stream carries text only; encode bytes first, ' +
+        'for example with buffer.toString("base64")',
+    );
+  }
+  if (isThenable(data)) {
+    throw new SseError('ERR_SSE_DATA', 'got a promise; await it and send the result');
+  }
+  if (serialize === JSON.stringify && isEmptyAsJson(data)) {
+    throw new SseError(
+      'ERR_SSE_DATA',
+      'JSON.stringify converts a Map, a Set or an Error to {}; ' +
+        'send a plain object or an array, or pass `serialize`',
+    );
+  }
+}
+
 function isThenable(data: unknown): boolean {
   return (
     typeof data === 'object' && data !== null && 'then' in data && typeof data.then === 'function'
   );
 }
 
+/** Whether `JSON.stringify` converts the value to `{}`, although the value has a content. */
 function isEmptyAsJson(data: unknown): boolean {
   return (
     (isMap(data) || isSet(data) || isNativeError(data)) &&
@@ -94,9 +128,11 @@ function isEmptyAsJson(data: unknown): boolean {
 }
 
 /**
- * @returns the fields as they were checked. Each is read once: an accessor could say something else the second time.
- * @throws {SseError} `ERR_SSE_FIELD` for a key that is no field, `ERR_SSE_EVENT`, `ERR_SSE_ID` or `ERR_SSE_RETRY`
- * for a value that would forge, lose or garble something on the wire
+ * Checks the fields of an event.
+ * @returns a copy of the checked fields. Each field is read once, because a getter could return
+ * another value the second time.
+ * @throws {SseError} `ERR_SSE_FIELD` for an unknown key; `ERR_SSE_EVENT`, `ERR_SSE_ID` or
+ * `ERR_SSE_RETRY` for a value that would forge, lose or garble something on the wire
  */
 export function assertFields(fields: EventFields): EventFields {
   for (const key of Object.keys(fields)) {
@@ -114,7 +150,10 @@ export function assertFields(fields: EventFields): EventFields {
   return { event, id, retry };
 }
 
-/** @throws {SseError} `ERR_SSE_EVENT` */
+/**
+ * Checks an event type.
+ * @throws {SseError} `ERR_SSE_EVENT`
+ */
 export function assertEvent(event: string): void {
   if (typeof event !== 'string') {
     throw new SseError(
@@ -131,25 +170,28 @@ export function assertEvent(event: string): void {
   if (event.startsWith('sse:')) {
     throw new SseError(
       'ERR_SSE_EVENT',
-      `event names beginning "sse:" are the library's own, got ${describeValue(event)}`,
+      `event names that begin with "sse:" are reserved, got ${describeValue(event)}`,
     );
   }
 }
 
-/** @throws {SseError} `ERR_SSE_ID` */
+/**
+ * Checks a last event ID.
+ * @throws {SseError} `ERR_SSE_ID`
+ */
 export function assertId(id: EventId): void {
   if (typeof id === 'string') {
-    // A client ignores an id with NUL (9.2.6), so the reader would silently resume in the wrong place.
+    // A client ignores an id with NUL (9.2.6), and would later resume from an older id.
     if (id.includes('\n') || id.includes('\r') || id.includes('\0')) {
       throw new SseError(
         'ERR_SSE_ID',
         `an id cannot contain CR, LF or NUL, got ${describeValue(id)}`,
       );
     }
-    if (id === FINAL_MARK) {
+    if (id === FINAL_ID) {
       throw new SseError(
         'ERR_SSE_ID',
-        `the id "${FINAL_MARK}" marks a final end; call close({ final: true }) for that`,
+        `the id "${FINAL_ID}" is reserved; call close({ final: true }) instead`,
       );
     }
   } else if (typeof id !== 'bigint' && !Number.isFinite(id)) {
@@ -160,36 +202,44 @@ export function assertId(id: EventId): void {
   }
 }
 
-/** @throws {SseError} `ERR_SSE_RETRY` */
+/**
+ * Checks a reconnection time.
+ * @throws {SseError} `ERR_SSE_RETRY`
+ */
 export function assertRetry(retry: number): void {
   if (!Number.isSafeInteger(retry) || retry < 0 || retry > MAX_RETRY_MS) {
     throw new SseError(
       'ERR_SSE_RETRY',
-      `expected \`retry\` to be a whole number of ms from 0 to ${MAX_RETRY_MS}, got ${describeValue(retry)}`,
+      `expected \`retry\` to be a whole number of ms from 0 to ${MAX_RETRY_MS}, ` +
+        `got ${describeValue(retry)}`,
     );
   }
 }
 
 /**
- * An event as it goes over the wire. The fields are asserted before: {@link assertFields}.
- * The id comes last: some clients take it with its line, and would resume behind an event that a broken connection cut off.
+ * Writes an event as it is sent. The fields must have been checked with {@link assertFields}.
+ *
+ * The id comes last. Some clients store an id as soon as they have read its line. If the connection
+ * broke before the data, they would resume behind an event that they have not received.
  */
-export function eventText(data: string, event?: string, id?: EventId, retry?: number): string {
+export function formatEvent(data: string, event?: string, id?: EventId, retry?: number): string {
   let text = event === undefined || event === '' ? '' : `event: ${event}\n`;
-  if (retry !== undefined) text += retryText(retry);
+  if (retry !== undefined) text += formatRetry(retry);
   const end = id === undefined ? '\n\n' : `\nid: ${id}\n\n`;
-  // Two scans and a concatenation are the cheapest way for data of one line, which nearly all is (PERFORMANCE, section 5).
+  // Most data is one line. Two scans and a concatenation are the cheapest way for that.
   if (!data.includes('\n') && !data.includes('\r')) return `${text}data: ${data}${end}`;
   return `${text}data: ${data.replace(LINE_BREAK, '\ndata: ')}${end}`;
 }
 
-/** Bytes of what {@link eventText} writes of these, without the id and the reconnection time. */
-export function eventBytes(data: string, event?: string): number {
-  const named =
+/**
+ * @returns the number of bytes that {@link formatEvent} writes, without id and reconnection time
+ */
+export function countEventBytes(data: string, event?: string): number {
+  const typeBytes =
     event === undefined || event === '' ? 0 : Buffer.byteLength(event) + 'event: \n'.length;
-  const bytes = named + Buffer.byteLength(data) + 'data: \n\n'.length;
+  const bytes = typeBytes + Buffer.byteLength(data) + 'data: \n\n'.length;
   if (!data.includes('\n') && !data.includes('\r')) return bytes;
-  // Each line break becomes LF and the name of the field once more.
+  // Each line break is replaced by LF and the name of the field.
   let added = 0;
   for (const [lineBreak] of data.matchAll(LINE_BREAK)) {
     added += '\ndata: '.length - lineBreak.length;
@@ -197,27 +247,35 @@ export function eventBytes(data: string, event?: string): number {
   return bytes + added;
 }
 
-/** The data of an event as {@link eventText} wrote it, with LF for every line end. */
-export function dataOfEvent(text: string): string {
+/** @returns the data of an event that {@link formatEvent} wrote, with LF for every line break */
+export function parseEventData(text: string): string {
   const lines = text.split('\n').filter((line) => line.startsWith('data: '));
   return lines.map((line) => line.slice('data: '.length)).join('\n');
 }
 
-/** The event that gives a client a place to resume from. It carries data, because some clients take an id only from an event that does. */
-export function checkpointText(id: string): string {
+/**
+ * Writes a checkpoint: an event whose id is a cursor from which the client can resume. The event
+ * has data, because some clients ignore the id of an event without data.
+ */
+export function formatCheckpoint(id: string): string {
   return `event: sse:checkpoint\ndata: ${JSON.stringify({ cursor: id })}\nid: ${id}\n\n`;
 }
 
-/** What a client is told of a gap: which channels lost something, after which of its cursors, and where the log is now. */
-export function gapText(channels: readonly string[], after: string, cursor: string): string {
+/**
+ * Writes a gap notification.
+ * @param channels the channels that lost events
+ * @param after the cursor of the client
+ * @param cursor the cursor of the newest event
+ */
+export function formatGap(channels: readonly string[], after: string, cursor: string): string {
   return `event: sse:gap\ndata: ${JSON.stringify({ channels, after, cursor })}\n\n`;
 }
 
 /**
- * A comment, each line of it one of its own.
+ * Writes a comment. Each line of the text becomes a comment line.
  * @throws {SseError} `ERR_SSE_COMMENT` for text that is not a string
  */
-export function commentText(text: string): string {
+export function formatComment(text: string): string {
   if (typeof text !== 'string') {
     throw new SseError(
       'ERR_SSE_COMMENT',
@@ -227,7 +285,10 @@ export function commentText(text: string): string {
   return text === '' ? ':\n' : `: ${text.replace(LINE_BREAK, '\n: ')}\n`;
 }
 
-/** The reconnection time on its own. It takes effect with its line and must get no blank line, see {@link HEARTBEAT}. */
-export function retryText(retry: number): string {
+/**
+ * Writes a reconnection time. The line takes effect at once. No blank line follows, for the same
+ * reason as in {@link HEARTBEAT_COMMENT}.
+ */
+export function formatRetry(retry: number): string {
   return `retry: ${retry}\n`;
 }

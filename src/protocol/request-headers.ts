@@ -1,64 +1,71 @@
-/** What a request says about event streams. */
+/** Request headers that concern event streams: `Accept` and `Last-Event-ID`. */
 import type { IncomingMessage } from 'node:http';
 import Negotiator from 'negotiator';
 
 const EVENT_STREAM = 'text/event-stream';
 
-// Negotiator leaves out what has q = 0, so a refusal is looked for in the header itself.
+// Negotiator omits media types with q = 0, so a refusal is looked for in the header itself.
 const REFUSED = /(?:^|,)\s*text\/event-stream\s*(?:;[^,]*)?;\s*q=0(?:\.0{0,3})?\s*(?:[;,]|$)/i;
 
-// Characters of `Accept` that are looked at. A header can have 16 KB, and parsing that takes several ms; no client needs as much.
-const MAX_ACCEPT = 1_024;
+// Characters of `Accept` that are parsed. A header may have 16 KB, whose parsing would take several
+// ms. No client needs as much.
+const MAX_ACCEPT_LENGTH = 1_024;
 
-// Our own ids have nothing of the kind, and each stream that resumes is asked for its id several times.
-const BEYOND_ASCII = /[\u0080-\uffff]/;
+// The ids of this library are ASCII. The test is cheaper than decoding, and each stream that
+// resumes reads its id several times.
+const NON_ASCII = /[\u0080-\uffff]/;
 
 /**
- * Whether `Accept` names `text/event-stream` with q > 0, in any case, at any place, with any parameters.
- * Ranges (any type, `text/*`) name nothing: a browser's navigation is not a request for a stream.
+ * Whether `Accept` contains `text/event-stream` with q > 0: in any case, at any position, with any
+ * parameters. Wildcards (`text/*`, for example) do not count: a browser that loads a page sends
+ * them, too, and does not expect a stream.
  */
 export function asksForEventStream(req: IncomingMessage): boolean {
-  const accept = acceptOf(req);
-  // Nearly every request of an application ends here.
+  const accept = readAccept(req);
+  // Most requests of an application end here.
   if (accept === undefined || !/event-stream/i.test(accept)) return false;
   return new Negotiator({ headers: { accept } })
     .mediaTypes()
     .some((type) => type.toLowerCase() === EVENT_STREAM);
 }
 
-/** Whether `Accept` names `text/event-stream` with q = 0. */
+/** Whether `Accept` contains `text/event-stream` with q = 0. */
 export function refusesEventStream(req: IncomingMessage): boolean {
-  return REFUSED.test(acceptOf(req) ?? '') && !asksForEventStream(req);
+  return REFUSED.test(readAccept(req) ?? '') && !asksForEventStream(req);
 }
 
-/** The first of these media types that the client would rather have, or the first of all where it takes none. */
+/**
+ * Chooses the media type of an answer.
+ * @param types the media types that the server can send; not empty
+ * @returns the type that the client prefers; the first type if the client accepts none of them
+ */
 export function preferredType(req: IncomingMessage, types: readonly string[]): string {
-  const accept = acceptOf(req);
+  const accept = readAccept(req);
   return (
     new Negotiator({ headers: accept === undefined ? {} : { accept } }).mediaType([...types]) ??
     (types[0] as string)
   );
 }
 
-/** `Accept`, without the media types that do not end within the bound. */
-function acceptOf({ headers: { accept } }: IncomingMessage): string | undefined {
-  if (accept === undefined || accept.length <= MAX_ACCEPT) return accept;
-  return accept.slice(0, Math.max(0, accept.lastIndexOf(',', MAX_ACCEPT)));
+/** @returns `Accept`, cut after the last media type that ends within {@link MAX_ACCEPT_LENGTH} */
+function readAccept({ headers: { accept } }: IncomingMessage): string | undefined {
+  if (accept === undefined || accept.length <= MAX_ACCEPT_LENGTH) return accept;
+  return accept.slice(0, Math.max(0, accept.lastIndexOf(',', MAX_ACCEPT_LENGTH)));
 }
 
-/** The `Last-Event-ID` header, else the `lastEventId` query parameter, else `''`. */
-export function lastEventIdOf(req: IncomingMessage): string {
+/** @returns the `Last-Event-ID` header, else the `lastEventId` query parameter, else `''` */
+export function readLastEventId(req: IncomingMessage): string {
   const header = req.headers['last-event-id'];
-  // Browsers send the UTF-8 bytes of the id (WHATWG HTML, 9.2.4); Node reads header bytes as latin1.
+  // Browsers send the id as UTF-8 (WHATWG HTML, 9.2.4); Node decodes header bytes as latin1.
   if (typeof header === 'string') {
-    return BEYOND_ASCII.test(header) ? Buffer.from(header, 'latin1').toString() : header;
+    return NON_ASCII.test(header) ? Buffer.from(header, 'latin1').toString() : header;
   }
-  // Middleware may have rewritten `url`; Express and Connect keep the original beside it.
+  // Middleware may have rewritten `url`. Express and Connect keep the original URL beside it.
   const { url, originalUrl } = req as IncomingMessage & { readonly originalUrl?: unknown };
-  return queryIdOf(url) ?? queryIdOf(originalUrl) ?? '';
+  return readQueryId(url) ?? readQueryId(originalUrl) ?? '';
 }
 
-function queryIdOf(url: unknown): string | undefined {
+function readQueryId(url: unknown): string | undefined {
   const query = typeof url === 'string' ? url.indexOf('?') : -1;
   return query === -1
     ? undefined

@@ -1,4 +1,6 @@
-/** Bytes that many connections share, and the HTTP chunk of them, framed once for all (RFC 9112, 7.1). */
+/** Bytes that many streams share, and their HTTP chunk. */
+
+/** Bytes and their HTTP chunk (RFC 9112, 7.1). The chunk is framed once for all streams. */
 export class SharedBytes {
   readonly bytes: Buffer;
   #chunk: Buffer | undefined;
@@ -7,6 +9,7 @@ export class SharedBytes {
     this.bytes = bytes;
   }
 
+  /** The bytes as one HTTP chunk: framed on the first read, then kept. */
   get chunk(): Buffer {
     this.#chunk ??= toHttpChunk(this.bytes);
     return this.#chunk;
@@ -15,7 +18,7 @@ export class SharedBytes {
 
 const CRLF = Buffer.from('\r\n');
 
-/** The bytes as one HTTP chunk. */
+/** Frames the bytes as one HTTP chunk: the length in hexadecimal, CRLF, the bytes, CRLF. */
 export function toHttpChunk(bytes: Buffer): Buffer {
   return Buffer.concat([Buffer.from(`${bytes.length.toString(16)}\r\n`, 'latin1'), bytes, CRLF]);
 }

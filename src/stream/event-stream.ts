@@ -1,83 +1,80 @@
-/** `res.sse`: one connection's public face. */
-import { setMaxListeners } from 'node:events';
+/** `EventStream`: the public class of one event stream, `res.sse`. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import { ResponseWriter, type WriteProgress, type CloseReason } from './response-writer.ts';
 import { debug, diagnostics } from '../common/diagnostics.ts';
 import { SseError } from '../common/errors.ts';
-import type { StreamMonitor } from './stream-monitor.ts';
-import type { ChannelEvent } from '../log/log-entry.ts';
-import { booleanRule, functionRule, assertOptions, type OptionRule } from '../common/options.ts';
-import { drawRetry, retryTimeRule } from '../common/retry-range.ts';
-import type { StreamSettings } from './stream-options.ts';
-import { pipe, type PipeOptions, type PipeSource } from './pipe.ts';
-import { lastEventIdOf } from '../protocol/request-headers.ts';
+import { assertOptions, functionRule, type OptionRule } from '../common/options.ts';
+import { drawRetry } from '../common/retry-range.ts';
 import type { AnySchema, ChannelName, SchemaOf } from '../common/schema.ts';
+import type { ChannelEvent } from '../log/log-entry.ts';
 import {
-  END,
-  HEARTBEAT,
-  PING,
+  END_EVENT,
+  HEARTBEAT_COMMENT,
+  PING_EVENT,
   assertFields,
-  commentText,
-  dataText,
-  eventText,
-  retryText,
+  formatComment,
+  formatEvent,
+  formatRetry,
+  serializeData,
   type EventFields,
   type EventId,
 } from '../protocol/event-stream-format.ts';
+import { readLastEventId } from '../protocol/request-headers.ts';
+import { assertCloseOptions, type CloseOptions } from './close-options.ts';
+import type { CloseReason } from './close-reason.ts';
+import { pipe, type PipeOptions, type PipeSource } from './pipe.ts';
+import { RareState } from './rare-state.ts';
+import { reportError } from './report-error.ts';
+import { ResponseLifecycle } from './response-lifecycle.ts';
+import type { MonitoredStream, StreamMonitor } from './stream-monitor.ts';
+import type { StreamSettings } from './stream-options.ts';
+import type { Gap, Subscription } from './subscription-types.ts';
 
-/** How a stream is to end. */
-export interface CloseOptions {
-  /** Reconnection time in ms that the client is told before the end. */
-  retry?: number | undefined;
-  /** Tells the client not to come back. An EventSource reconnects once and is answered 204, which stops it. */
-  final?: boolean | undefined;
-}
-
-/** What a stream needs from the middleware that made it. */
+/** The services that a stream needs from the middleware that made the stream. */
 export interface StreamHost {
   readonly settings: StreamSettings;
-  readonly heartbeat: StreamMonitor;
+  readonly monitor: StreamMonitor;
+  /** `undefined` without `sse({ channels })`. */
   readonly subscribe: Subscribe | undefined;
   /** Called for each error after a stream has opened. */
   readonly onError?: ((error: unknown, stream: EventStream) => void) | undefined;
-  /** Whether the stream may open. Where not, the request has been answered. Asked before anything is written. */
-  admits?(stream: EventStream): boolean;
-  /** The stream is open. @returns how it is to be ended at once, if it is */
-  opened(stream: EventStream): CloseOptions | void;
+  /**
+   * Called before anything is written.
+   * @returns whether the stream may open; if not, the request was answered
+   */
+  admit?(stream: EventStream): boolean;
+  /** The stream is open. @returns options to close the stream at once, if it must not stay open */
+  onOpened(stream: EventStream): CloseOptions | void;
   /** A stream that was open has ended. */
-  closed(reason: CloseReason): void;
-  /** Nothing of it is left, whether or not it was ever open. */
-  gone(stream: EventStream, wasOpen: boolean): void;
+  onEnded(reason: CloseReason): void;
+  /** The response of the stream is closed, whether or not the stream was ever open. */
+  onClosed(stream: EventStream, wasOpen: boolean): void;
 }
 
-/** What a stream has lost: events that were published, followed, and are not kept any more. */
-export interface Gap {
-  /** The channels that lost something. */
-  readonly channels: readonly string[];
-  /** What the client says it has received last. Untrusted input where it is the start of the stream. */
-  readonly lastEventId: string;
-  /** The newest event's id, read before the handler was called: what to return after a snapshot. */
-  readonly cursor: string;
-}
-
-/** How a stream follows channels. */
+/** The options of `stream.subscribe()`. */
 export interface SubscribeOptions {
   /**
-   * Where a stream begins whose client brings no id: `'now'`, `'start'` (all that the history holds), or a cursor.
+   * Where a stream begins if its client sends no last event ID: `'now'`, `'start'` (all events that
+   * the history holds), or a cursor.
    * @defaultValue `'now'`
    */
   since?: 'now' | 'start' | (string & {}) | undefined;
-  /** Whether a client that brings an id (`lastEventId`) resumes there. @defaultValue `true` */
+  /**
+   * Whether a stream begins at the last event ID of its client, if the client sends one.
+   * @defaultValue `true`
+   */
   resume?: boolean | undefined;
   /**
-   * Which events this reader gets; `true` lets one through. It fails closed: a throw or anything that is not a boolean,
-   * a promise included, ends the stream with the reason `'error'`.
+   * Called for each event; `true` lets the event through. If the filter throws or returns something
+   * other than a boolean (a promise, for example), the stream ends with the reason `'error'`.
+   * @defaultValue none: the stream gets every event
    */
   filter?: ((event: ChannelEvent) => boolean) | undefined;
   /**
-   * Called, and awaited before any further event, when the stream has lost something; send a snapshot here.
-   * Events go on from the cursor that it returns, `gap.cursor` after a snapshot, or with all that is still held.
-   * Without a handler the client gets an `sse:gap` event. A throw ends the stream with the reason `'error'`.
+   * Called when the stream has lost events, and awaited before any further event; send a snapshot
+   * here. The stream continues after the cursor that the handler returns (`gap.cursor` after a
+   * snapshot), or with all events that are still held. If the handler throws, the stream ends with
+   * the reason `'error'`.
+   * @defaultValue none: the client gets an `sse:gap` event
    */
   onGap?:
     | ((
@@ -86,93 +83,56 @@ export interface SubscribeOptions {
       ) => string | undefined | void | Promise<string | undefined | void>)
     | undefined;
   /**
-   * Whether the client gets `sse:checkpoint` events, from which it can resume before it has received any other: on subscribing,
-   * and each heartbeat while the stream is ahead of the last id. After a gap there is one anyway.
+   * Whether the client gets `sse:checkpoint` events, so that it can resume before it has received
+   * any other event: one on subscribing, and one in each heartbeat period while the stream is ahead
+   * of the last id. After a gap a checkpoint is sent in any case.
    * @defaultValue `true`
    */
   checkpoints?: boolean | undefined;
 }
 
-/** A stream's hold on its channels. */
-export interface Subscription {
-  /** The channels' names, each once. */
-  readonly channels: readonly string[];
-  /** Whether nothing was lost before the start. */
-  readonly recovered: boolean;
-  /** Gaps told so far, the one at the start included. */
-  readonly gaps: number;
-  /** The id up to which the stream has everything of its channels, now; `''` before it is known and without history. */
-  readonly cursor: string;
-  /** Stops following these channels; the stream goes on. A live stream is given what was published before. */
-  unsubscribe(): void;
-}
-
-/** Follows channels on a stream. Injected, because the channels are built on streams. */
+/**
+ * Follows channels on a stream. A host passes the function in, because `channels/` imports
+ * `stream/`.
+ */
 export type Subscribe = (
   stream: EventStream,
   names: string | readonly string[],
   options?: SubscribeOptions,
 ) => Promise<Subscription>;
 
-/** What follows channels for a stream. */
-export interface Follower {
-  /** What the stream has been given together with others, if it is in step with them. */
-  readonly groupProgress: WriteProgress | undefined;
-  /** The stream is to be given nothing together with others, for now. */
-  detach(): void;
-  /**
-   * Writes what was published and the stream has not been given yet: at most 64 KiB, after which it reads the rest from the log.
-   * @param isAll writes all of it, because there will be no later. @defaultValue `false`
-   */
-  flush(isAll?: boolean): void;
-  /** Tells the client where it is, if that is ahead of what it knows. @returns whether it did */
-  checkpoint(): boolean;
-  /**
-   * Resolves when the stream has been given what was published before, or never will be.
-   * @returns `undefined` where it has been already
-   */
-  settle(): Promise<void> | undefined;
-  /** Whether it waits for the start of a subscription, or reads what the stream is owed. */
-  readonly isWaiting: boolean;
-  /** The stream has ended. */
-  stop(): void;
-}
-
 const valueOrFunction: OptionRule = {
-  expected: 'a value for all items or a function of each',
+  expected: 'a value for all items or a function that returns one for each',
   test: (value) => value !== null,
 };
 
-const closeRules = { retry: retryTimeRule, final: booleanRule };
-
-/**
- * @returns the options as they were checked
- * @throws {SseError} `ERR_SSE_OPTION`
- */
-export function assertCloseOptions(owner: string, options: CloseOptions): CloseOptions {
-  return assertOptions(owner, options, closeRules);
-}
-
 const pipeRules = { event: valueOrFunction, id: valueOrFunction, map: functionRule };
 
-// So long a client is asked to stay away when something threw for it: it would most likely throw again at once.
-const ERROR_RETRY = { min: 10_000, max: 30_000 };
+// Reconnection time after an error in this process: the same request would most likely fail again,
+// and a client that reconnects at once would repeat the error without end.
+const ERROR_RETRY_MS = { min: 10_000, max: 30_000 };
 
-// A registered symbol, so that two copies of the package in one process recognise each other's streams.
+// A registered symbol, so that two copies of the package in one process recognise each other's
+// streams.
 const brand = Symbol.for('res-sse.EventStream');
 
 /**
- * One connection to one event source. Nothing is written before the first `send`, `comment`, `open`, `pipe` or `subscribe`,
- * so a handler can still answer the request otherwise.
+ * One event stream: one response to one client. Nothing is written before the first `send`,
+ * `comment`, `open`, `pipe` or `subscribe`, so a handler can still answer the request otherwise.
  *
- * A reader that leaves or is slow never makes anything throw; wrong use throws an `SseError` at the call.
- * @typeParam S the schema of the channels that `subscribe` follows; every stream may be given this type
+ * A client that disconnects or is slow never makes a method throw. Wrong use throws an `SseError`
+ * at the call.
+ * @typeParam S the schema of the channels that `subscribe` follows; every stream can be given this
+ * type
  * @example
  * app.get('/listen', stream(async (stream: EventStream<Schema>) => {
  *   await stream.subscribe('haiku');
  * }));
  */
-export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWriter {
+export class EventStream<S extends SchemaOf<S> = AnySchema>
+  extends ResponseLifecycle
+  implements MonitoredStream
+{
   static {
     Object.defineProperty(this.prototype, brand, { value: true });
   }
@@ -181,13 +141,14 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
     return typeof value === 'object' && value !== null && brand in value;
   }
 
-  // Made only when there is something of it: most streams have none.
-  #particulars: Particulars | undefined;
+  // Made when it is first used. Most streams have none.
+  #rare: RareState | undefined;
 
-  /** The middleware it belongs to; an inner one takes an idle stream over from an outer one. @internal */
+  /**
+   * The middleware of the stream. An inner middleware replaces the host of an idle stream.
+   * @internal
+   */
   host: StreamHost;
-  /** What follows channels for this stream. @internal */
-  follower: Follower | undefined;
 
   /** @internal */
   constructor(res: ServerResponse, host: StreamHost) {
@@ -201,36 +162,41 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
   }
 
   /**
-   * What the client says it has received last: the `Last-Event-ID` header, else the `lastEventId` query parameter
-   * (of polyfills and of pages that carry a cursor), else `''`. Untrusted input.
+   * The id of the last event that the client received: the `Last-Event-ID` header, else the
+   * `lastEventId` query parameter (sent by polyfills, and by pages that have a cursor), else `''`.
+   * Untrusted input.
    */
   get lastEventId(): string {
-    return lastEventIdOf(this.req);
+    return readLastEventId(this.req);
   }
 
   /**
-   * Aborted when the stream ends, for whatever reason. Hand it to what you await for this reader. A listener that is added after
-   * the end is not called: clean up with {@link closed}.
+   * Aborted when the stream ends, for any reason. Pass the signal to everything that you await for
+   * this client. A listener that is added after the end is not called: use {@link closed} to clean
+   * up.
    */
   get signal(): AbortSignal {
-    const { controller } = this.particulars;
+    const controller = this.rareState().abortController();
     if (this.readyState === 2) controller.abort();
     return controller.signal;
   }
 
-  /** Resolves with the reason when the stream ends; never rejects. */
+  /** Resolves with the close reason when the stream ends. Never rejects. */
   get closed(): Promise<CloseReason> {
-    const { closed } = this.particulars;
+    const closed = this.rareState().closedPromise();
     if (this.reason !== undefined) closed.resolve(this.reason);
     return closed.promise;
   }
 
   /**
-   * Writes one event, and opens the stream if it is not.
-   * @param data a string goes as it is, each of its lines on one of its own; anything else through `serialize`
-   * @returns `false` when the event was dropped, the stream is closed, or more than 64 KiB is queued; `await drained()` then
-   * @throws {SseError} for data and fields that cannot be sent; `ERR_SSE_ID_TAKEN` for an `id` on a stream that follows
-   * channels; `ERR_SSE_HEADERS_SENT` when the response has begun as something else
+   * Writes one event, and opens the stream if it is not open yet.
+   * @param data a string is sent unchanged, each of its lines as a line of the event; any other
+   * value is passed through `serialize`
+   * @returns `false` if the event was dropped, the stream is closed, or more than 64 KiB are
+   * queued; then wait for `drained()`
+   * @throws {SseError} for data and fields that cannot be sent; `ERR_SSE_ID_TAKEN` for an `id` on a
+   * stream that follows channels; `ERR_SSE_HEADERS_SENT` if the response has begun as something
+   * else
    * @example
    * res.sse.send({ price: 42 }, { event: 'tick', id: 7 });
    * res.sse.send('hello', 'greeting', 8);
@@ -241,51 +207,55 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
     const fields = assertFields(
       typeof second === 'object' && second !== null ? second : { event: second, id, retry },
     );
-    const text = dataText(data, this.host.settings.serialize);
-    if (fields.id !== undefined) takeIds(this);
-    return this.writeDirect(eventText(text, fields.event, fields.id, fields.retry), true);
+    const text = serializeData(data, this.host.settings.serialize);
+    if (fields.id !== undefined) this.claimIds();
+    return this.writeDirect(formatEvent(text, fields.event, fields.id, fields.retry), true);
   }
 
   /**
-   * Writes a comment, which clients skip, and opens the stream if it is not.
-   * @returns as {@link send}
-   * @throws {SseError} `ERR_SSE_COMMENT` for text that is not a string
+   * Writes a comment, which clients ignore, and opens the stream if it is not open yet.
+   * @param text each of its lines becomes a comment line
+   * @returns the same as {@link send}
+   * @throws {SseError} `ERR_SSE_COMMENT` if the text is not a string
    */
   comment(text = ''): boolean {
-    return this.writeDirect(commentText(text), false);
+    return this.writeDirect(formatComment(text), false);
   }
 
   /**
-   * Sends status 200, the headers and a first comment, so that proxies and browsers report the stream open. What else is written
-   * before the caller returns leaves in the same packet.
-   * Without effect on a stream that is open or closed.
-   * @throws {SseError} `ERR_SSE_HEADERS_SENT` when the response has begun as something else
+   * Sends status 200, the headers and a first comment, so that proxies and browsers report the
+   * stream as open. Everything else that is written before the caller returns leaves in the same
+   * packet. Without effect if the stream is open or closed.
+   * @throws {SseError} `ERR_SSE_HEADERS_SENT` if the response has begun as something else
    */
   open(): this {
     if (this.readyState !== 0) return this;
-    if (!this.res.headersSent && this.host.admits?.(this) === false) {
+    if (!this.res.headersSent && this.host.admit?.(this) === false) {
       this.endFor('server');
       return this;
     }
-    const { settings, heartbeat } = this.host;
-    const retry = settings.retry === undefined ? '' : retryText(drawRetry(settings.retry));
-    this.begin(settings, `${retry}:\n`);
-    // A HEAD request has been answered by now.
+    const { settings, monitor } = this.host;
+    const retry = settings.retry === undefined ? '' : formatRetry(drawRetry(settings.retry));
+    this.writeHead(settings, `${retry}:\n`);
+    // The answer to a HEAD request has ended by now.
     if (!this.isWritable()) return this;
-    heartbeat.add(this);
-    const ending = this.host.opened(this);
+    monitor.add(this);
+    const closeOptions = this.host.onOpened(this);
     debug('open %s %s', this.req.method, this.req.url);
     if (diagnostics.open.hasSubscribers) diagnostics.open.publish({ stream: this });
-    return ending ? this.finish('shutdown', ending) : this;
+    return closeOptions ? this.closeFor('shutdown', closeOptions) : this;
   }
 
   /**
-   * Sends each item of a source as an event, no faster than the reader reads. Does not end the stream.
+   * Sends each item of a source as an event, no faster than the client reads. The stream stays
+   * open.
    *
-   * When the reader leaves, a Node stream is destroyed, a web stream cancelled and an iterator's `return()` called at once,
-   * also while the next item is awaited, and the promise resolves without waiting for the source. A generator that is
-   * suspended in an `await` runs its `finally` only when that settles: give {@link signal} to what it awaits.
-   * @returns a promise that rejects with the source's own error, or with the `SseError` of an item that cannot be sent
+   * When the stream ends, a Node stream is destroyed, a web stream cancelled, and `return()` of an
+   * iterator called at once, even while the next item is awaited; the promise resolves without
+   * waiting for the source. If a generator is suspended in an `await`, its `finally` runs only
+   * after that `await`: pass {@link signal} to the awaited operation.
+   * @returns a promise that rejects with the error of the source, or with the `SseError` of an item
+   * that cannot be sent
    * @example
    * await res.sse.pipe(completion, { map: (chunk) => chunk.choices[0].delta });
    */
@@ -293,21 +263,20 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
     return pipe(source, this, assertOptions('pipe()', options, pipeRules));
   }
 
-  /** Resolves when no more than 64 KiB is queued, or the reader is gone. Never rejects. */
+  /** Resolves when no more than 64 KiB are queued, or the stream has ended. Never rejects. */
   drained(): Promise<void> {
     if (this.readyState !== 1 || !this.isBehind) return Promise.resolve();
     this.awaitDrain();
-    const { waiting } = this.particulars;
-    return new Promise((resolve) => {
-      waiting.push(resolve);
-    });
+    return this.rareState().whenDrained();
   }
 
   /**
-   * Follows one channel or several on this stream, which opens it. Name all in one call; what a later call names and the stream
-   * follows already goes on where it is, with another filter beside the first.
-   * @param names 1 to 100; one that is named twice counts once
-   * @returns a promise that rejects with an `SseError` for wrong use, `ERR_SSE_NO_CHANNELS` without `sse({ channels })`
+   * Follows one channel or several, and opens the stream. Name all channels in one call. If a later
+   * call names a channel that the stream already follows, the stream continues where it is, and an
+   * event of that channel is sent if one of the filters lets it through.
+   * @param names 1 to 100 channel names; a name that is given twice counts once
+   * @returns a promise that resolves when the start is known; it rejects with an `SseError` for
+   * wrong use, `ERR_SSE_NO_CHANNELS` without `sse({ channels })`
    */
   async subscribe(
     names: ChannelName<S> | readonly ChannelName<S>[],
@@ -316,150 +285,118 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
     if (this.host.subscribe === undefined) {
       throw new SseError(
         'ERR_SSE_NO_CHANNELS',
-        'this stream has no channels to follow; pass sse({ channels })',
+        'no channels are configured for this stream; pass sse({ channels })',
       );
     }
     return this.host.subscribe(this, names, options);
   }
 
   /**
-   * Ends the stream after what is queued. Without effect on one that has ended. A stream that is still catching up with its
-   * channels gets the rest when its client reconnects; with `final`, after which it does not, the end comes behind the rest.
-   * @throws {SseError} `ERR_SSE_OPTION`
+   * Ends the stream after the queued bytes. Without effect if the stream has ended. If the stream
+   * is still catching up with its channels, the client gets the other events when it reconnects.
+   * With `final` it will not reconnect, so the stream ends only after these events.
+   * @throws {SseError} `ERR_SSE_OPTION` for an unknown option or a value out of its range
    */
   close(options: CloseOptions = {}): this {
     const checked = assertCloseOptions('close()', options);
-    if (checked.final !== true) return this.finish('server', checked);
-    const settling = this.readyState === 2 ? undefined : this.follower?.settle();
-    if (settling === undefined) return this.finish('final', checked);
-    this.particulars.isEnding = true;
-    this.particulars.controller.abort();
-    settling
-      .then(() => void this.finish('final', checked))
-      // A listener for the head of a stream that was still to open threw.
+    if (checked.final !== true) return this.closeFor('server', checked);
+    const settled = this.readyState === 2 ? undefined : this.follower?.settle();
+    if (settled === undefined) return this.closeFor('final', checked);
+    this.rareState().isClosing = true;
+    this.rareState().abortController().abort();
+    settled
+      .then(() => void this.closeFor('final', checked))
+      // The stream was still to open, and a listener for its head threw.
       .catch((error: unknown) => this.onError(error));
     return this;
   }
 
-  /** Whether the stream has ended, or is being ended and gives nothing more. @internal */
-  get isOver(): boolean {
-    return this.readyState === 2 || this.#particulars?.isEnding === true;
+  /** Whether the stream has ended, or was closed and only writes pending events. @internal */
+  get isClosingOrClosed(): boolean {
+    return this.readyState === 2 || this.#rare?.isClosing === true;
   }
 
-  /** Ends the stream for a reason of the library's. @internal */
-  finish(reason: CloseReason, options: CloseOptions = {}): this {
+  /** Number of events that were dropped because `maxBuffered` bytes were queued. @internal */
+  get dropped(): number {
+    return this.#rare?.droppedEvents ?? 0;
+  }
+
+  /** Ends the stream after the pending events of its channels. @internal */
+  closeFor(reason: CloseReason, options: CloseOptions = {}): this {
     if (this.readyState === 2) return this;
     if (this.readyState === 0 && !this.res.headersSent) this.open();
+    // Events that are not written now are in the log when the client reconnects. If the application
+    // has closed the stream, all events that it published before are written.
     this.follower?.flush(reason === 'server' || reason === 'final');
-    return this.conclude(reason, options);
+    return this.closeWithoutFlush(reason, options);
   }
 
-  /** Ends the stream without what its channels owe it. @internal */
-  conclude(reason: CloseReason, { retry, final = false }: CloseOptions): this {
-    const last = (retry === undefined ? '' : retryText(retry)) + (final ? END : '');
-    // A wrapped `write` that gets the last bytes may call back: nothing comes after them.
-    if (last !== '') this.particulars.isEnding = true;
+  /** Ends the stream without the pending events of its channels. @internal */
+  closeWithoutFlush(reason: CloseReason, { retry, final = false }: CloseOptions): this {
+    const last = (retry === undefined ? '' : formatRetry(retry)) + (final ? END_EVENT : '');
+    // A wrapped `write()` that gets these bytes may send an event, but nothing may follow them.
+    if (last !== '') this.rareState().isClosing = true;
     this.endFor(reason, last === '' ? undefined : Buffer.from(last));
     return this;
   }
 
-  /** Ends the stream because something threw for this reader; nobody else notices. @internal */
+  /** Ends the stream because code that serves it threw. No other stream is affected. @internal */
   fail(error: unknown): void {
     this.report(error);
-    this.finish('error', { retry: drawRetry(ERROR_RETRY) });
+    this.closeFor('error', { retry: drawRetry(ERROR_RETRY_MS) });
   }
 
-  /** Tells the application of an error after the stream has opened. Its client is told nothing of it. @internal */
+  /** Reports an error to the application. The client is told nothing. @internal */
   override report(error: unknown): void {
-    // What a handler awaited for a reader that has left is aborted: that is no error.
-    if (this.readyState === 2 && isAbort(error)) return;
-    debug('error %s: %o', this.req.url, error);
-    const isHeard = diagnostics.error.hasSubscribers;
-    if (isHeard) diagnostics.error.publish({ stream: this, error });
-    const { onError } = this.host;
-    try {
-      if (onError !== undefined) onError(error, this);
-      else if (!isHeard) print(this, error);
-    } catch (thrown) {
-      print(this, thrown);
-    }
+    reportError<EventStream>(this, error, this.host.onError);
   }
 
-  /** @throws {SseError} `ERR_SSE_ID_TAKEN` after an id of the application's own @internal */
-  assertFollows(): void {
-    if (this.#particulars?.hasOwnIds === true) {
+  /** @throws {SseError} `ERR_SSE_ID_TAKEN` if the application has sent ids of its own @internal */
+  assertNoOwnIds(): void {
+    if (this.#rare?.hasOwnIds === true) {
       throw new SseError(
         'ERR_SSE_ID_TAKEN',
-        'this stream has sent ids of its own; on a stream that follows channels the ids are theirs',
+        'this stream has sent ids of its own; if it followed channels, they would set the ids',
       );
     }
   }
 
-  /** Writes an event of the library's own. @internal */
-  writeOwn(text: string): void {
+  /** Writes a checkpoint or a gap notification. @internal */
+  writeText(text: string): void {
     this.writeBytes(Buffer.from(text));
   }
 
-  /** Whether so many events more, or a comment, may be queued for this reader; carries out `onSlow` if not. @internal */
-  admits(events: number): boolean {
-    const { maxBuffered } = this.host.settings;
-    // What this library holds back counts as taken: the head of the response, and what waits for a further turn.
-    if (
-      this.bufferedAmount - this.bytesHeldBack <= maxBuffered ||
-      (events > 0 && this.eventsWritten === 0)
-    ) {
+  /**
+   * Applies `maxBuffered` before events or a comment are written. If too much is queued, the events
+   * are dropped: {@link dropEvents}. The first event of a stream always fits.
+   * @param events number of events; 0 for a comment
+   * @returns whether the bytes may be written
+   * @internal
+   */
+  admitEvents(events: number): boolean {
+    // Bytes that only this process holds back do not count against the client.
+    const queued = this.bufferedAmount - this.bytesHeldBack;
+    if (queued <= this.host.settings.maxBuffered || (events > 0 && this.eventsWritten === 0)) {
       return true;
     }
-    this.loseEvents(events);
+    this.dropEvents(events);
     return false;
   }
 
-  /** The reader is not given so many events: carries out `onSlow`. @internal */
-  loseEvents(events: number): void {
+  /** Counts events as dropped and applies `onSlow`. @internal */
+  dropEvents(events: number): void {
     const { onSlow } = this.host.settings;
-    const { bufferedAmount } = this;
-    this.particulars.dropped += events;
-    this.tellSlow(bufferedAmount, onSlow);
-    if (onSlow === 'close') this.cut('slow');
-  }
-
-  /** A subscriber that sends finds the reader as slow as before, and is not told again for that. @internal */
-  tellSlow(bufferedAmount: number, action: 'close' | 'drop'): void {
-    const { particulars } = this;
-    if (!diagnostics.slow.hasSubscribers || particulars.isTellingSlow) return;
-    particulars.isTellingSlow = true;
-    diagnostics.slow.publish({ stream: this, bufferedAmount, action });
-    particulars.isTellingSlow = false;
-  }
-
-  /** Events dropped because the reader was at `maxBuffered`, for `stats()`. @internal */
-  get dropped(): number {
-    return this.#particulars?.dropped ?? 0;
-  }
-
-  // What the lower half tells.
-
-  /** @internal */
-  protected override get groupProgress(): WriteProgress | undefined {
-    return this.follower?.groupProgress;
-  }
-
-  /** @internal */
-  protected override detach(): void {
-    this.follower?.detach();
-  }
-
-  /** @internal */
-  override flush(): void {
-    this.follower?.flush();
+    this.rareState().droppedEvents += events;
+    this.publishSlow(onSlow);
+    if (onSlow === 'close') this.destroyFor('slow');
   }
 
   /** @internal */
   protected override onEnded(reason: CloseReason): void {
     const wasOpen = this.listIndex !== -1;
-    if (wasOpen) this.host.closed(reason);
+    if (wasOpen) this.host.onEnded(reason);
     this.follower?.stop();
-    this.#particulars?.ended(reason);
+    this.#rare?.onEnded(reason);
     if (!wasOpen) return;
     debug('close %s %s: %s', this.req.method, this.req.url, reason);
     if (diagnostics.close.hasSubscribers) diagnostics.close.publish({ stream: this, reason });
@@ -467,120 +404,67 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseWrit
 
   /** @internal */
   protected override onClosed(): void {
-    const wasOpen = this.host.heartbeat.delete(this);
-    this.host.gone(this, wasOpen);
+    const wasOpen = this.host.monitor.delete(this);
+    this.host.onClosed(this, wasOpen);
   }
 
   /** @internal */
   protected override onDrain(): void {
-    this.#particulars?.drained();
+    this.#rare?.onDrain();
   }
 
   /** @internal */
-  override onTick(): void {
+  onTick(): void {
     this.follower?.checkpoint();
   }
 
   /** @internal */
-  override onIdle(): void {
-    // Or it would seem silent until others are given something.
-    this.detach();
-    this.writeBytes(this.host.settings.visibleHeartbeat ? PING : HEARTBEAT);
+  onIdle(): void {
+    this.writeBytes(this.host.settings.visibleHeartbeat ? PING_EVENT : HEARTBEAT_COMMENT);
   }
 
   /** @internal */
-  override onExpired(): void {
-    this.finish('aged');
-  }
-
-  // Not `#own` and so on: a class with private methods marks each of its objects, 8 B for each stream.
-
-  /** @internal */
-  get particulars(): Particulars {
-    this.#particulars ??= new Particulars();
-    return this.#particulars;
+  onExpired(): void {
+    this.closeFor('aged');
   }
 
   /** @internal */
-  writeDirect(text: string, isEvent: boolean): boolean {
-    if (this.#particulars?.isEnding === true || !this.open().isWritable()) return false;
-    // What the channels owe this reader was published before this call, so it goes first.
+  private rareState(): RareState {
+    this.#rare ??= new RareState();
+    return this.#rare;
+  }
+
+  /**
+   * Writes an event or a comment of the application, as far as the client is not too slow.
+   * @internal
+   */
+  private writeDirect(text: string, isEvent: boolean): boolean {
+    if (this.#rare?.isClosing === true || !this.open().isWritable()) return false;
+    // Events that were published before this call come before it.
     this.follower?.flush();
-    if (!this.admits(isEvent ? 1 : 0)) return false;
+    if (!this.admitEvents(isEvent ? 1 : 0)) return false;
     this.writeBytes(Buffer.from(text), isEvent ? 1 : 0);
     return this.readyState === 1 && !this.isBehind;
   }
-}
 
-function isAbort(error: unknown): boolean {
-  return (
-    typeof error === 'object' && error !== null && 'name' in error && error.name === 'AbortError'
-  );
-}
-
-/** As Express prints an error that nobody handles. The query may hold what is not for a log. */
-function print({ req }: EventStream, error: unknown): void {
-  if (process.env['NODE_ENV'] === 'test') return;
-  const { originalUrl = req.url } = req as IncomingMessage & { readonly originalUrl?: string };
-  const path = (originalUrl ?? '').replace(/\?.*$/, '');
-  // oxlint-disable-next-line no-console -- nobody else would hear of it
-  console.error(
-    `res-sse: an error ended or disturbed the event stream of ${req.method ?? ''} ${path}:`,
-    error,
-  );
-}
-
-/** @throws {SseError} `ERR_SSE_ID_TAKEN` on a stream that follows channels */
-function takeIds(stream: EventStream): void {
-  if (stream.follower !== undefined) {
-    throw new SseError(
-      'ERR_SSE_ID_TAKEN',
-      'this stream follows channels, whose ids are the cursor it resumes from; send without an id',
-    );
-  }
-  stream.particulars.hasOwnIds = true;
-}
-
-/** What only some streams have: who waits for their end or their reader, ids of their own, events that were dropped. */
-class Particulars {
-  hasOwnIds = false;
-  dropped = 0;
-  isTellingSlow = false;
-  waiting: (() => void)[] = [];
-  /** The application has closed the stream, which waits for what it is owed. */
-  isEnding = false;
-  #controller: AbortController | undefined;
-  #closed: { promise: Promise<CloseReason>; resolve: (reason: CloseReason) => void } | undefined;
-
-  get controller(): AbortController {
-    if (this.#controller === undefined) {
-      this.#controller = new AbortController();
-      // Each pipe and each await for this reader adds a listener: from eleven on Node 20 would warn of a leak.
-      setMaxListeners(0, this.#controller.signal);
+  /** @throws {SseError} `ERR_SSE_ID_TAKEN` on a stream that follows channels @internal */
+  private claimIds(): void {
+    if (this.follower !== undefined) {
+      throw new SseError(
+        'ERR_SSE_ID_TAKEN',
+        'this stream follows channels, which set the ids from which it resumes; send without an id',
+      );
     }
-    return this.#controller;
+    this.rareState().hasOwnIds = true;
   }
 
-  get closed(): { promise: Promise<CloseReason>; resolve: (reason: CloseReason) => void } {
-    if (this.#closed === undefined) {
-      let resolve!: (reason: CloseReason) => void;
-      const promise = new Promise<CloseReason>((settle) => {
-        resolve = settle;
-      });
-      this.#closed = { promise, resolve };
-    }
-    return this.#closed;
-  }
-
-  ended(reason: CloseReason): void {
-    this.#controller?.abort();
-    this.#closed?.resolve(reason);
-    this.drained();
-  }
-
-  drained(): void {
-    const { waiting } = this;
-    this.waiting = [];
-    for (const resolve of waiting) resolve();
+  /** Publishes that the client is slow, unless a subscriber has caused it by sending. @internal */
+  private publishSlow(action: 'close' | 'drop'): void {
+    const rare = this.rareState();
+    if (!diagnostics.slow.hasSubscribers || rare.isPublishingSlow) return;
+    const { bufferedAmount } = this;
+    rare.isPublishingSlow = true;
+    diagnostics.slow.publish({ stream: this, bufferedAmount, action });
+    rare.isPublishingSlow = false;
   }
 }

@@ -1,150 +1,169 @@
-/** Any source of items to one reader: pulls at the reader's pace, and lets go of the source when the reader leaves. */
+/**
+ * Sends the items of a source to one stream, as fast as the client reads, and releases the source.
+ */
 import type { Readable } from 'node:stream';
 import type { ReadableStream } from 'node:stream/web';
 import { bindToContext } from '../common/async-context.ts';
 import { SseError, describeValue } from '../common/errors.ts';
 import type { EventFields, EventId } from '../protocol/event-stream-format.ts';
 
-/** What `pipe` takes: an array, a generator, an async generator, a web or a Node stream. */
+/** The sources of `pipe()`: arrays, generators, async generators, web streams and Node streams. */
 export type PipeSource<T> =
   | Iterable<T | PromiseLike<T>>
   | AsyncIterable<T>
   | ReadableStream<T>
   | Readable;
 
-/** How items become events; each is a value for all, or a function of the item and its index from 0. */
+/**
+ * How items become events. Each option is one value for all items, or a function that is called
+ * with the item and its index, starting at 0.
+ */
 export interface PipeOptions<T> {
-  /** Event type. */
+  /** Event type. @defaultValue none: the event is a `message` */
   event?: string | ((item: T, index: number) => string | undefined) | undefined;
-  /** Last event ID. */
+  /** Last event ID. @defaultValue none */
   id?: EventId | ((item: T, index: number) => EventId | undefined) | undefined;
-  /** The data to send for an item, the item itself by default. */
+  /** The data to send for an item. @defaultValue the item itself */
   map?: ((item: T, index: number) => unknown) | undefined;
 }
 
-/** What a source flows into. */
-export interface Sink {
+/** The stream that a source is piped to. */
+export interface PipeTarget {
+  /** Aborted when the stream ends. */
   readonly signal: AbortSignal;
   send(data: unknown, fields: EventFields): boolean;
+  /** Resolves when the client has read enough, or the stream has ended. */
   drained(): Promise<void>;
 }
 
-interface Tap<T> {
+/** Reads items from any kind of source. */
+interface SourceReader<T> {
   next(): IteratorResult<T | PromiseLike<T>> | PromiseLike<IteratorResult<T>>;
-  /** Lets go of the source without waiting for it. */
+  /** Releases the source without waiting for it. */
   release(): void;
 }
 
-/** @see EventStream.pipe, which says what this promises */
+/**
+ * Sends one event for each item. See `EventStream.pipe()` for the contract.
+ * @throws {SseError} `ERR_SSE_SOURCE` if the source is none of {@link PipeSource}
+ */
 export async function pipe<T>(
   source: PipeSource<T>,
-  sink: Sink,
+  target: PipeTarget,
   options: PipeOptions<T>,
 ): Promise<void> {
-  const tap = tapOf(source);
-  const { signal } = sink;
+  const reader = readerOf(source);
+  const { signal } = target;
   if (signal.aborted) {
-    tap.release();
+    reader.release();
     return;
   }
-  let wake: ((left: undefined) => void) | undefined;
-  // The reader may be ended by another request; the source is let go of in the context of this call.
-  const leave = bindToContext((): void => {
-    tap.release();
-    wake?.(undefined);
+  let stopWaiting: ((step: undefined) => void) | undefined;
+  // Another request may end the stream. The source is released in the async context of this call.
+  const onAbort = bindToContext((): void => {
+    reader.release();
+    stopWaiting?.(undefined);
   });
-  signal.addEventListener('abort', leave, { once: true });
+  signal.addEventListener('abort', onAbort, { once: true });
   try {
     for (let index = 0; ; index++) {
-      // Not Promise.race: with one long-lived promise that keeps a reaction for each item.
+      // Not `Promise.race()`: a race with one long-lived promise keeps a reaction for each item.
       const step = await new Promise<IteratorResult<T> | undefined>((resolve, reject) => {
-        wake = resolve;
-        settle(tap).then(resolve, reject);
+        stopWaiting = resolve;
+        nextItem(reader).then(resolve, reject);
       });
       if (step === undefined || step.done === true || signal.aborted) return;
       try {
-        sendItem(sink, step.value, index, options);
+        sendItem(target, step.value, index, options);
       } catch (error) {
-        tap.release();
+        reader.release();
         throw error;
       }
-      await sink.drained();
+      await target.drained();
       if (signal.aborted) return;
     }
   } finally {
-    signal.removeEventListener('abort', leave);
+    signal.removeEventListener('abort', onAbort);
   }
 }
 
-function sendItem<T>(sink: Sink, item: T, index: number, { event, id, map }: PipeOptions<T>): void {
-  sink.send(map === undefined ? item : map(item, index), {
+function sendItem<T>(
+  target: PipeTarget,
+  item: T,
+  index: number,
+  { event, id, map }: PipeOptions<T>,
+): void {
+  target.send(map === undefined ? item : map(item, index), {
     event: typeof event === 'function' ? event(item, index) : event,
     id: typeof id === 'function' ? id(item, index) : id,
   });
 }
 
-/** The next item; a promise in a plain iterable is awaited, as `for await` does. */
-async function settle<T>(tap: Tap<T>): Promise<IteratorResult<T>> {
-  const step = await tap.next();
+/** Reads the next item. A promise in a plain iterable is awaited, as `for await` does. */
+async function nextItem<T>(reader: SourceReader<T>): Promise<IteratorResult<T>> {
+  const step = await reader.next();
   if (step.done === true) return step;
   try {
     return { done: false, value: await step.value };
   } catch (error) {
-    // The source does not know that its item failed.
-    tap.release();
+    // The iterator does not know that the promise has rejected, so it has to be released.
+    reader.release();
     throw error;
   }
 }
 
-function tapOf<T>(source: PipeSource<T>): Tap<T> {
+function readerOf<T>(source: PipeSource<T>): SourceReader<T> {
   if (isObject(source)) {
-    if ('getReader' in source) return webTap(source);
-    if (isNodeReadable(source)) return nodeTap(source);
-    if (Symbol.asyncIterator in source) return iteratorTap(source[Symbol.asyncIterator]());
-    if (Symbol.iterator in source) return iteratorTap(source[Symbol.iterator]());
+    if ('getReader' in source) return readWebStream(source);
+    if (isNodeReadable(source)) return readNodeStream(source);
+    if (Symbol.asyncIterator in source) return readIterator(source[Symbol.asyncIterator]());
+    if (Symbol.iterator in source) return readIterator(source[Symbol.iterator]());
   }
-  throw new SseError(
-    'ERR_SSE_SOURCE',
-    `expected an iterable, an async iterable or a readable stream to pipe, got ${describeValue(source)}`,
-  );
+  const kinds = 'an iterable, an async iterable or a readable stream';
+  throw new SseError('ERR_SSE_SOURCE', `expected ${kinds} to pipe, got ${describeValue(source)}`);
 }
 
-function iteratorTap<T>(iterator: Iterator<T | PromiseLike<T>> | AsyncIterator<T>): Tap<T> {
+function readIterator<T>(
+  iterator: Iterator<T | PromiseLike<T>> | AsyncIterator<T>,
+): SourceReader<T> {
   return {
     next: () => iterator.next(),
-    release: () => quietly(() => iterator.return?.()),
+    release: () => ignoreErrors(() => iterator.return?.()),
   };
 }
 
-function webTap<T>(source: ReadableStream<T>): Tap<T> {
+function readWebStream<T>(source: ReadableStream<T>): SourceReader<T> {
   const reader = source.getReader();
   return {
     next: async () => {
       const { done, value } = await reader.read();
       return done ? { done, value: undefined } : { done, value };
     },
-    release: () => quietly(() => reader.cancel()),
+    release: () => ignoreErrors(() => reader.cancel()),
   };
 }
 
-function nodeTap<T>(source: Readable): Tap<T> {
+function readNodeStream<T>(source: Readable): SourceReader<T> {
   const iterator: AsyncIterator<T> = source[Symbol.asyncIterator]();
   return {
     next: () => iterator.next(),
     release: () => {
-      // Nobody listens any more to what goes wrong while it is destroyed.
+      // Without a listener, an error that occurs while the source is destroyed would end the
+      // process.
       source.on('error', () => {});
-      quietly(() => source.destroy());
+      ignoreErrors(() => source.destroy());
     },
   };
 }
 
-/** What a source does after it was let go of is nobody's business any more. */
-function quietly(release: () => unknown): void {
+/**
+ * Releases a source. Errors are ignored, also those of a returned promise: nobody needs the source.
+ */
+function ignoreErrors(release: () => unknown): void {
   try {
     Promise.resolve(release()).catch(() => {});
   } catch {
-    // Nor what it throws at once.
+    // The release itself threw.
   }
 }
 
@@ -152,7 +171,7 @@ function isObject(value: unknown): value is object {
   return (typeof value === 'object' && value !== null) || typeof value === 'function';
 }
 
-// Not `instanceof`: the streams of the npm package `readable-stream` are readable, too.
+// Not `instanceof`: the streams of the npm package `readable-stream` have another class.
 function isNodeReadable(source: object): source is Readable {
   return (
     'pipe' in source &&

@@ -1,395 +1,266 @@
-/** Bytes to one response: the head, the queue of a slow reader, and the one way in which a connection ends. */
-import { OutgoingMessage, type OutgoingHttpHeaders, type ServerResponse } from 'node:http';
-import type { Http2ServerResponse } from 'node:http2';
-import { Socket } from 'node:net';
-import { WriteQueue, CHUNK_BYTES } from './write-queue.ts';
-import { SseError } from '../common/errors.ts';
-import type { StreamSettings } from './stream-options.ts';
+/**
+ * Writing: how the bytes of one stream reach its response, and what happens if they cannot.
+ *
+ * ```text
+ * writeBytes()    no queue, little unsent: passToResponse() ─► res.write() or socket.write()
+ *                 else: WriteQueue ─► pumpQueue() ─► passToResponse()
+ *
+ * writeShared()   direct socket, no queue, little unsent: socket.write(shared.chunk)
+ *                 else: writeBytes(), or nothing if the stream is behind
+ * ```
+ */
+import type { ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
 import { toHttpChunk, type SharedBytes } from '../protocol/shared-bytes.ts';
+import { explainEnd, type CloseReason } from './close-reason.ts';
+import { findDirectSocket } from './direct-socket.ts';
+import {
+  applicationWriteOf,
+  callOriginal,
+  interceptMethods,
+  withoutSession,
+  type OverriddenMethods,
+} from './interception.ts';
+import { isResponsePipelined } from './pipelining.ts';
+import { corkedBytesOf } from './response-head.ts';
+import { ignoreDrain, listenForDrain, requestDrain } from './response-listeners.ts';
+import { CHUNK_BYTES, HIGH_WATER_MARK, WriteQueue } from './write-queue.ts';
+import { WriteTotals } from './write-totals.ts';
+
+// Writers that are inside a call of the response's `write()`. If a wrapped `write()` sends another
+// event, its bytes must be queued: between the pieces of the event that is being written they would
+// garble both.
+const activeWriters = new Set<ResponseWriter>();
 
 /**
- * Why a stream ended:
- * - `'client'`: the reader left, or the network between broke
- * - `'server'`: this process closed it, ended the response or destroyed the connection (also by a timeout of Node's)
- * - `'final'`: closed with `final: true`, the client is told not to come back
- * - `'slow'`: more than `maxBuffered` was queued when an event was sent
- * - `'stalled'`: nothing of what was queued was taken for `stallTimeout`
- * - `'aged'`: older than `maxLifetime`
- * - `'revoked'`: ended by `closeWhere`
- * - `'shutdown'`: the middleware or the channels were closed
- * - `'error'`: something that serves this reader threw, or the response was destroyed with an error
+ * The classes of a stream, from the base up: `WriteTotals`, `ResponseWriter` (writing),
+ * `ResponseLifecycle` (head and end), `EventStream` (events). They are one object and not four,
+ * because there may be tens of thousands of streams.
+ *
+ * Methods that are not for callers are `private` or `protected` and not `#`, here and in the other
+ * classes with an object for each stream (`EventStream`, `StreamFollower`): V8 marks each object of
+ * a class with `#` methods, which costs 8 B for each class and stream. `#` fields cost no more than
+ * other fields. All other classes use `#` for both.
  */
-export type CloseReason =
-  | 'client'
-  | 'server'
-  | 'final'
-  | 'slow'
-  | 'stalled'
-  | 'aged'
-  | 'revoked'
-  | 'shutdown'
-  | 'error';
-
-/** Bytes queued beyond which a reader counts as behind. */
-export const HIGH_WATER_MARK = 65_536;
-
-// Node's own `write`: where a response has another, bytes have to go through that. An agent may have put its own there before this
-// module was loaded. Its text tells them apart; if Node's changes, bytes take the longer way.
-/* oxlint-disable typescript/unbound-method -- compared, never called */
-const NODE_WRITE: unknown = /\bwrite_\(this\b/.test(
-  Function.prototype.toString.call(OutgoingMessage.prototype.write),
-)
-  ? OutgoingMessage.prototype.write
-  : undefined;
-/* oxlint-enable typescript/unbound-method */
-
-// Not a WeakMap: one property costs less memory for each stream, and the listeners below can be shared functions.
-const connectionOf = Symbol('res-sse.connection');
-
-interface TaggedResponse extends ServerResponse {
-  [connectionOf]?: ResponseWriter;
-}
-
-// Connections behind another response on a pipelined socket.
-const waiting = Symbol('res-sse.waiting');
-
-// The inactivity timeout of a socket in ms, while streams keep it lifted.
-const lifted = Symbol('res-sse.lifted');
-
-const NOTHING = Buffer.alloc(0);
-
-interface TaggedSocket extends Socket {
-  [connectionOf]?: ResponseWriter | undefined;
-  [lifted]?: number | undefined;
-  [waiting]?: Set<ResponseWriter>;
-}
-
-// Of those that open in this turn: how many bytes of head wait with what else is written in it.
-const heads = new Map<ResponseWriter, number>();
-
-// Connections that are giving bytes to their response. A wrapped `write` that sends gets in here once more, and its bytes have to wait:
-// between pieces of an event they would garble it.
-const giving = new Set<ResponseWriter>();
-
-interface OverriddenMethods {
-  readonly write: ServerResponse['write'] | undefined;
-  readonly end: ServerResponse['end'] | undefined;
-}
-
-/** What many connections have been given together: one account for all of them, so that a delivery need not touch each. */
-export interface WriteProgress {
-  readonly bytes: number;
-  readonly events: number;
-  /** When they were given something last, in ms. */
-  readonly writtenAt: number;
-}
-
-// Most responses have none of their own.
-const UNWRAPPED: OverriddenMethods = { write: undefined, end: undefined };
-
-/**
- * The lower half of an event stream: it knows of bytes, `EventStream` of events. Not an object of its own, because there are tens
- * of thousands of them.
- */
-export abstract class ResponseWriter {
-  // What each delivery looks at stands together, so that it is in the processor's cache together.
-  // Once it has ended, why.
+export abstract class ResponseWriter extends WriteTotals {
+  // The fields that each delivery reads come first, so that they share a line of the processor's
+  // cache. The state is the close reason once the stream has ended.
   #state: 'idle' | 'open' | CloseReason = 'idle';
-  // Set where bytes go to the socket, past `res.write`: with the chunk framed once for all that costs what a raw socket does.
-  // `null` where that must not be; before it is decided, `undefined`.
+  // The socket, if bytes may bypass `res.write()`; `null` if they must not; `undefined` before
+  // either is known.
   #socket: Socket | null | undefined;
-  // What the response was not yet given; `undefined` unless the reader is slow or an event large.
-  #backlog: WriteQueue | undefined;
-  // Both without what is on an account with others.
-  #given = 0;
-  #sent = 0;
-  #silentSince = 0;
-  /** The response. What is written to it directly is not this library's: finish events that you begin. */
+  // Bytes that were not yet passed to the response; `undefined` unless the client is slow or an
+  // event is large.
+  #queue: WriteQueue | undefined;
+  /** The response. Do not write parts of events to it: the library cannot complete them. */
   readonly res: ServerResponse;
 
-  /** Its place with the heartbeat. @internal */
+  /**
+   * Index of the stream in the list of its monitor; -1 before it opens and after it is closed.
+   * @internal
+   */
   listIndex = -1;
 
-  #listening = false;
-  // Set where our `write` and `end` stand in front of the response's own, which are in it if middleware had put some before us.
-  #guarded: OverriddenMethods | undefined;
+  #isAwaitingDrain = false;
+  // Set while the response has the intercepted `write()` and `end()`.
+  #overridden: OverriddenMethods | undefined;
 
   /** @internal */
   constructor(res: ServerResponse) {
+    super();
     this.res = res;
-    if (isGone(res)) {
-      // The reader left while earlier middleware was at work. The response does not emit 'close' (again).
-      this.#state = 'client';
-      return;
-    }
-    (res as TaggedResponse)[connectionOf] = this;
-    res.on('close', onClose);
-    // Without a listener an error of a wrapped or destroyed response would end the process.
-    res.on('error', onError);
-    // A response behind another on a pipelined connection has no socket yet and would never hear of its end.
-    if (res.socket === null) waitingOn(res.req.socket).add(this);
   }
 
-  // What the upper half does.
-
-  /** What it has been given together with others, if it is in step with them. @internal */
-  protected abstract get groupProgress(): WriteProgress | undefined;
-  /** It is not to be given anything past this object. @internal */
-  protected abstract detach(): void;
-
-  /** The application ends the response itself: what is owed to the reader has to be written now. @internal */
-  abstract flush(): void;
-  /** The connection ends now: nothing more will be written. Called once. @internal */
+  /** The stream has ended: nothing more will be written. Called once. @internal */
   protected abstract onEnded(reason: CloseReason): void;
-  /** The response is closed, nothing of it is left in this process. Called once, after `ended`. @internal */
-  protected abstract onClosed(): void;
-  /** No more than the write mark is queued. @internal */
+  /** No more than {@link HIGH_WATER_MARK} bytes are queued any more. @internal */
   protected abstract onDrain(): void;
-  /** What is due once in each `heartbeat`, silent or not, is due. @internal */
-  abstract onTick(): void;
-  /** It has been silent for as long as `heartbeat` says. @internal */
-  abstract onIdle(): void;
-  /** It is as old as `maxLifetime` says. @internal */
-  abstract onExpired(): void;
-  /** Something threw for this reader. @internal */
+  /** Code that serves this stream threw. @internal */
   abstract report(error: unknown): void;
 
-  /** 0 idle, 1 open, 2 closed: the numbers of `EventSource.readyState` (WHATWG HTML, 9.2.2), without their connecting. */
+  /**
+   * 0 before the stream opens, 1 while it is open, 2 after its end: the numbers of
+   * `EventSource.readyState` (WHATWG HTML, 9.2.2), whose state 0 is "connecting".
+   */
   get readyState(): 0 | 1 | 2 {
     if (this.#state === 'open') return 1;
     return this.#state === 'idle' ? 0 : 2;
   }
 
-  /** Why it has ended, if it has. @internal */
+  /** The reason of the end, or `undefined` before the end. @internal */
   get reason(): CloseReason | undefined {
     return this.#state === 'open' || this.#state === 'idle' ? undefined : this.#state;
   }
 
-  /** Whether bytes can still be written. Notices that the application has ended the response behind our back. @internal */
-  isWritable(): boolean {
-    if (this.#state === 'open' && (this.res.writableEnded || this.res.destroyed)) {
-      this.#forget();
-      this.#endedElsewhere();
-    }
-    return this.#state === 'open';
+  /** Bytes that the kernel has accepted. The number grows while the client reads. @internal */
+  get bytesFlushed(): number {
+    return this.bytesWritten - this.bytesInResponse;
   }
 
-  /** Bytes handed to the response. @internal */
-  get bytesWritten(): number {
-    return this.#given + (this.groupProgress?.bytes ?? 0);
+  /** Bytes that are queued in this process and that the kernel has not accepted yet. */
+  get bufferedAmount(): number {
+    return (this.#queue?.size ?? 0) + (this.#state === 'idle' ? 0 : this.bytesInResponse);
   }
 
-  /** Events handed over. @internal */
-  get eventsWritten(): number {
-    return this.#sent + (this.groupProgress?.events ?? 0);
+  /**
+   * Queued bytes that wait only for this process: for the end of the tick in which the stream
+   * opens, or for the next turn of the event loop. No client is too slow for these bytes. @internal
+   */
+  get bytesHeldBack(): number {
+    return corkedBytesOf(this) + (this.#queue?.deferredBytes ?? 0);
   }
 
-  /** When the heartbeat noticed that nothing more was given, in ms; 0 = it has not looked since something was. @internal */
-  get idleSince(): number {
-    return this.groupProgress?.writtenAt ?? this.#silentSince;
-  }
-
-  /** @internal */
-  set idleSince(time: number) {
-    this.#silentSince = time;
-  }
-
-  /** The socket, if shared bytes may go there without asking this object, as long as it holds no more than a piece. @internal */
-  get direct(): Socket | undefined {
-    return this.#state === 'open' && this.#backlog === undefined
+  /**
+   * The socket, if a group may write shared bytes there without asking this object, as long as the
+   * socket holds no more than {@link CHUNK_BYTES}. @internal
+   */
+  get directSocket(): Socket | undefined {
+    return this.#state === 'open' && this.#queue === undefined
       ? (this.#socket ?? undefined)
       : undefined;
   }
 
-  /** What it is given from here on is on the account. @internal */
-  onAttached({ bytes, events }: WriteProgress): void {
-    this.#given -= bytes;
-    this.#sent -= events;
-  }
-
-  /** What was on the account is its own again. @internal */
-  onDetached({ bytes, events, writtenAt }: WriteProgress): void {
-    this.#given += bytes;
-    this.#sent += events;
-    this.#silentSince = writtenAt;
-  }
-
-  /** Whether it waits for the reader to take what is queued. @internal */
+  /** Whether the writer listens for `'drain'`. @internal */
   get isAwaitingDrain(): boolean {
-    return this.#listening;
+    return this.#isAwaitingDrain;
   }
 
-  /** Whether the response stands in line behind another on a pipelined connection: until its turn nobody takes anything of it. @internal */
+  /** Whether the response waits behind another response of a pipelined connection. @internal */
   get isPipelined(): boolean {
-    const { res } = this;
-    return res.socket === null && !res.writableFinished && waitingFor(res)?.has(this) === true;
+    return isResponsePipelined(this.res, this);
   }
 
-  /** Whether the reader is so far behind that it is better given nothing more now. @internal */
+  /** Whether so much is queued that the stream should be given nothing more now. @internal */
   get isBehind(): boolean {
     return this.bufferedAmount > HIGH_WATER_MARK || this.isPipelined;
   }
 
-  /** Bytes that are queued in this process and not yet with the kernel. */
-  get bufferedAmount(): number {
-    return (this.#backlog?.size ?? 0) + (this.#state === 'idle' ? 0 : this.#pressure);
+  /** The methods of the response that the interception replaced. @internal */
+  get overriddenMethods(): OverriddenMethods | undefined {
+    return this.#overridden;
   }
 
-  /** Bytes that wait for a turn of the event loop: for the end of that in which the stream opens, or for further ones. No reader has been slow to take them. @internal */
-  get bytesHeldBack(): number {
-    return (heads.get(this) ?? 0) + (this.#backlog?.excused ?? 0);
+  /** Whether bytes wait that were not yet passed to the response. @internal */
+  protected get hasQueue(): boolean {
+    return this.#queue !== undefined;
   }
 
-  /** Bytes that have gone to the kernel: grows while the reader makes progress. @internal */
-  get bytesFlushed(): number {
-    return this.bytesWritten - this.#pressure;
+  /** Whether a `write()` of the response is running that this stream has called. @internal */
+  protected get isPassingBytes(): boolean {
+    return activeWriters.has(this);
+  }
+
+  /** Bytes that the response or the socket holds. @internal */
+  protected get bytesInResponse(): number {
+    // The responses of some adapters (for AWS Lambda, for example) have no `writableLength`.
+    return (this.#socket ?? this.res).writableLength || 0;
   }
 
   /**
-   * Sends status 200, the headers and the first bytes, in one packet with what else is written in this turn. A HEAD request gets
-   * the head and ends.
-   * @throws {SseError} `ERR_SSE_HEADERS_SENT` when the response has begun as something else
+   * Whether bytes can still be written. If the application has ended or destroyed the response
+   * itself, the stream ends here. @internal
+   */
+  isWritable(): boolean {
+    if (this.#state === 'open' && (this.res.writableEnded || this.res.destroyed)) {
+      this.stopWriting();
+      this.onEndedElsewhere();
+    }
+    return this.#state === 'open';
+  }
+
+  /** Writes the events that the channels have published for this stream so far. @internal */
+  flush(): void {
+    this.follower?.flush();
+  }
+
+  /**
+   * Writes bytes, or queues them behind bytes that the client has not read. Detaches the stream
+   * from its group, like every other way to write except {@link writeShared}. Never throws.
+   * @param events number of events in the bytes
    * @internal
    */
-  protected begin(settings: StreamSettings, prelude: string): void {
-    const { res } = this;
-    if (res.headersSent) {
-      throw new SseError(
-        'ERR_SSE_HEADERS_SENT',
-        'the response has begun already; an event stream is a response of its own',
-      );
-    }
-    const { statusCode } = res;
-    const before = res.getHeaders();
-    // Whatever a listener for the head sends waits behind the prelude.
-    this.#backlog = new WriteQueue([Buffer.from(prelude)]);
-    this.#state = 'open';
-    try {
-      res.statusCode = 200;
-      res.setHeader('Content-Type', 'text/event-stream');
-      res.setHeader('Cache-Control', 'no-cache, no-transform');
-      res.setHeader('X-Accel-Buffering', 'no');
-      res.removeHeader('Content-Length');
-      for (const [name, value] of settings.headers) res.setHeader(name, value);
-      this.#cork();
-      // Flushed by itself, Node keeps the head as the one string it sent; joined to the first chunk it stays a tree of 650 B more.
-      res.flushHeaders();
-    } catch (error) {
-      this.#unbegin(statusCode, before);
-      throw error;
-    }
-    if (res.req.method === 'HEAD') {
-      this.#backlog = undefined;
-      this.#ended('server');
-      this.#finish();
-      return;
-    }
-    liftTimeout(res);
-    // So that its own end is noticed, too.
-    if (hasSession(res.req)) this.#guard();
-    this.#pump();
-    if (heads.has(this)) heads.set(this, this.#pressure);
-  }
-
-  /** The head could not be written: the response is again what it was, so that the application can answer with the error. */
-  #unbegin(statusCode: number, before: OutgoingHttpHeaders): void {
-    const { res } = this;
-    this.#backlog = undefined;
-    if (this.#state === 'open') this.#state = 'idle';
-    if (res.headersSent) return;
-    res.statusCode = statusCode;
-    for (const name of res.getHeaderNames()) if (before[name] === undefined) res.removeHeader(name);
-    for (const [name, value] of Object.entries(before)) {
-      if (value !== undefined) res.setHeader(name, value);
-    }
-  }
-
-  /** Hands bytes over, in which are so many events, or queues them behind what the reader has not taken. Never throws. @internal */
   writeBytes(bytes: Buffer, events = 0): void {
-    if (!this.isWritable()) return;
-    this.#sent += events;
-    if (this.#backlog !== undefined) this.#backlog.add(bytes);
-    else if (bytes.length > CHUNK_BYTES || this.#pressure > CHUNK_BYTES || giving.has(this)) {
-      this.#queue([bytes]);
+    if (!this.prepareToWrite()) return;
+    this.addEvents(events);
+    if (this.#queue !== undefined) {
+      this.#queue.add(bytes);
+    } else if (
+      bytes.length > CHUNK_BYTES ||
+      this.bytesInResponse > CHUNK_BYTES ||
+      activeWriters.has(this)
+    ) {
+      this.startQueue([bytes]);
     } else {
-      this.#give(bytes);
-      // What a wrapped `write` has sent meanwhile.
-      this.#pump();
+      this.passToResponse(bytes);
+      // A wrapped `write()` may have sent more meanwhile.
+      this.pumpQueue();
     }
   }
 
   /**
-   * Hands over events that many connections share, neither copied nor framed again.
-   * @returns `false`, and nothing is written, where the reader is behind
+   * Writes several events, joined to pieces of {@link CHUNK_BYTES}. The buffers are not copied
+   * before the client can take them.
+   * @internal
+   */
+  writeAll(buffers: readonly Buffer[]): void {
+    if (buffers.length === 1) this.writeBytes(buffers[0] as Buffer, 1);
+    if (buffers.length <= 1 || !this.prepareToWrite()) return;
+    this.addEvents(buffers.length);
+    if (this.#queue === undefined) this.startQueue(buffers);
+    else this.#queue.addAll(buffers);
+  }
+
+  /**
+   * Writes events that many streams share; the bytes are neither copied nor framed again. This is
+   * the hot path of a stream that is not attached. The caller has detached the stream.
+   * @returns `false` if the stream is behind, and nothing was written
    * @internal
    */
   writeShared(shared: SharedBytes, events: number): boolean {
     if (this.#state !== 'open') return true;
-    if (this.#socket === undefined) this.#decide();
+    if (this.#socket === undefined) this.chooseSocket();
     const socket = this.#socket;
     const { length } = shared.bytes;
     if (
       !socket ||
-      this.#backlog !== undefined ||
+      this.#queue !== undefined ||
       length > HIGH_WATER_MARK ||
       socket.writableLength > CHUNK_BYTES
     ) {
       if (this.isBehind) return false;
       this.writeBytes(shared.bytes, events);
     } else if (socket.writable) {
-      this.#sent += events;
-      this.#given += length;
-      this.#silentSince = 0;
+      this.addEvents(events);
+      this.addBytes(length);
       try {
         socket.write(shared.chunk);
       } catch (error) {
-        // An agent may have put a `write` of its own on the socket.
+        // An agent may have put its own `write()` on the socket.
         this.onError(error);
       }
     }
     return true;
   }
 
-  /** Hands many events over, joined to pieces as the reader takes them. They are not copied before. @internal */
-  writeAll(many: readonly Buffer[]): void {
-    if (many.length === 1) this.writeBytes(many[0] as Buffer, 1);
-    if (many.length <= 1 || !this.isWritable()) return;
-    this.#sent += many.length;
-    if (this.#backlog === undefined) this.#queue(many);
-    else this.#backlog.addAll(many);
-  }
-
-  /** Queues what is written from here on, until {@link uncork}. @internal */
+  /** Queues everything that is written until {@link uncork}. @internal */
   cork(): void {
-    if (!this.isWritable() || this.#backlog !== undefined) return;
-    this.detach();
-    this.#guard();
-    this.#backlog = new WriteQueue([]);
+    if (!this.prepareToWrite() || this.#queue !== undefined) return;
+    this.intercept();
+    this.setQueue([]);
   }
 
-  /** Writes what has been queued, and the end if the stream has ended meanwhile. @internal */
+  /** Writes what was queued, and the end if the stream has ended meanwhile. @internal */
   uncork(): void {
-    if (this.#backlog !== undefined) this.resume();
+    if (this.#queue !== undefined) this.resume();
   }
 
-  /** Ends the connection after what is queued and, if given, `last`. @internal */
-  endFor(reason: CloseReason, last?: Buffer): void {
-    if (this.#state !== 'idle' && !this.isWritable()) return;
-    const opened = this.#state === 'open';
-    if (last !== undefined) this.writeBytes(last);
-    this.#ended(reason);
-    if (!opened || this.#backlog !== undefined) return;
-    // Closed from a wrapped `write`: the end comes behind what that passes on.
-    if (giving.has(this)) this.#backlog = new WriteQueue([]);
-    else this.#finish();
-  }
-
-  /** Ends the connection now and drops what is queued. @internal */
-  cut(reason: CloseReason): void {
-    this.#ended(reason);
-    this.#forget();
+  /** Ends the stream now, destroys the response and drops the queued bytes. @internal */
+  destroyFor(reason: CloseReason): void {
+    this.markEnded(reason);
+    this.stopWriting();
     try {
-      // In line it has no socket yet, what it holds would stay, and those behind it would wait for ever.
+      // A pipelined response has no socket before its turn. If only the response were destroyed,
+      // the responses behind it would hang, so the connection is destroyed.
       if (this.isPipelined) this.res.req.socket.destroy();
       else this.res.destroy();
     } catch (error) {
@@ -397,417 +268,217 @@ export abstract class ResponseWriter {
     }
   }
 
-  /** Calls `caughtUp()` as soon as no more than the write mark is queued. @internal */
+  /**
+   * Calls {@link onDrain} as soon as no more than {@link HIGH_WATER_MARK} bytes are queued.
+   * @internal
+   */
   awaitDrain(): void {
-    this.#listen();
+    if (this.#isAwaitingDrain) return;
+    this.#isAwaitingDrain = true;
+    listenForDrain(this.res, this.#socket, this);
+    this.requestDrain();
   }
 
-  /** The response takes bytes again: gives it the queue, and tells when the reader has caught up. @internal */
+  /**
+   * The response accepts bytes again: passes queued bytes to it, and calls {@link onDrain} if the
+   * stream is not behind any more. @internal
+   */
   resume(): void {
-    this.#pump();
+    this.pumpQueue();
     if (this.isBehind) {
-      if (this.#listening) this.#expectDrain();
+      if (this.#isAwaitingDrain) this.requestDrain();
       return;
     }
-    if (this.#backlog === undefined) this.#unlisten();
+    if (this.#queue === undefined) this.stopAwaitingDrain();
     this.onDrain();
   }
 
-  /** Everything of the response is over, whoever ended it. @internal */
-  onResponseClosed(): void {
-    this.res.off('close', onClose);
-    waitingFor(this.res)?.delete(this);
-    restoreTimeout(this.res);
-    this.#forget();
-    this.#endedElsewhere();
-    this.onClosed();
-  }
-
-  /** Ends the connection that its response has left behind. A session of HTTP/2 may carry others. @internal */
-  closeConnection(): void {
-    const { req, writableFinished } = this.res;
-    if (req.httpVersionMajor === 1 && writableFinished) req.socket.destroySoon();
-  }
-
-  /** An error in what carries this one stream: it ends, and nobody else hears of it. @internal */
+  /**
+   * Code that carries this stream threw: the stream ends, and no other stream is affected.
+   * @internal
+   */
   onError(error: unknown): void {
     this.report(error);
-    // A response that has ended in order sends its last bytes and closes: the application has written to it too late.
-    if (this.readyState !== 2 || !this.res.writableEnded) this.cut('error');
+    // If the response was ended in order, its last bytes are still sent: the error is one of a late
+    // write of the application.
+    if (this.readyState !== 2 || !this.res.writableEnded) this.destroyFor('error');
   }
 
-  /** The application writes to the response itself: from here on bytes take the same way, behind what was queued. @internal */
-  onApplicationWrite(): void {
-    this.#leaveSocket();
-    const hasQueue = this.#backlog !== undefined;
-    this.#giveAll();
-    // The stream was closed before and its end waited for the queue.
-    if (hasQueue && this.readyState === 2) this.#finish();
+  /** Every write that is not shared begins here. @returns whether bytes can be written @internal */
+  protected prepareToWrite(): boolean {
+    if (!this.isWritable()) return false;
+    // While attached, the totals and the time of the last write are those of the group, and the
+    // group would write to the socket past the queue.
+    this.follower?.detach();
+    return true;
   }
 
-  /** The application ends the response itself. @internal */
-  onApplicationEnd(): void {
-    if (this.#state === 'open') this.flush();
-    // Also of a stream that was closed before, whose end waited for the queue.
-    this.#giveAll();
-    this.#ended('server');
+  /** @internal */
+  protected setState(state: 'idle' | 'open' | CloseReason): void {
+    this.#state = state;
   }
 
-  /** The response's method as it was before this connection put its own in front. @internal */
-  originalMethod<M extends 'write' | 'end'>(method: M): ServerResponse[M] {
-    return (this.#guarded?.[method] ??
-      (Object.getPrototypeOf(this.res) as ServerResponse)[method]) as ServerResponse[M];
+  /** Replaces the queue; the next bytes are added behind these. @internal */
+  protected setQueue(buffers: readonly Buffer[] | undefined): void {
+    this.#queue = buffers && new WriteQueue(buffers);
   }
 
-  #ended(reason: CloseReason): void {
+  /** Ends the stream, but not yet the response. @internal */
+  protected markEnded(reason: CloseReason): void {
     if (this.readyState === 2) return;
     this.#state = reason;
     this.onEnded(reason);
   }
 
-  /** The response has ended, or was destroyed, past this object. */
-  #endedElsewhere(): void {
+  /** The response ended or was destroyed without a call of this library. @internal */
+  protected onEndedElsewhere(): void {
     if (this.readyState === 2) return;
-    const { res } = this;
-    const error = res.writableEnded ? undefined : errorOf(res);
+    const { reason, error } = explainEnd(this.res);
     if (error !== undefined) this.report(error);
-    this.#ended(
-      error !== undefined ? 'error' : res.writableEnded || isEndedHere(res) ? 'server' : 'client',
-    );
+    this.markEnded(reason);
   }
 
-  /** Middleware may have wrapped `end`, too, and throw. */
-  #finish(): void {
-    const { res } = this;
-    const session = hideSession(res);
-    try {
-      res.end();
-    } catch (error) {
-      this.onError(error);
-    } finally {
-      showSession(res, session);
-    }
+  /** Ends the response. Middleware may have wrapped `end()`, too, and may throw. @internal */
+  protected endResponse(): void {
+    withoutSession(this.res, () => {
+      try {
+        this.res.end();
+      } catch (error) {
+        this.onError(error);
+      }
+    });
   }
 
-  /** Holds back what is written until the callers have returned, as Node does by itself once the head is out. */
-  #cork(): void {
-    const { res } = this;
-    // The socket, not the response: from Node 22 on a response that was corked lets go of its head and each part of a chunk by itself.
-    const corked = res.req.httpVersionMajor === 1 ? res.socket : res;
-    // In line behind another everything waits, and leaves together.
-    if (corked === null) return;
-    corked.cork();
-    heads.set(this, 0);
-    process.nextTick(uncork, corked, this);
-  }
-
-  /** Bytes that the response or the socket holds already. */
-  get #pressure(): number {
-    // The responses of some adapters, for Lambda for one, have no number there.
-    return (this.#socket ?? this.res).writableLength || 0;
-  }
-
-  /** The answer of `write` says only whether a `drain` will come; it never decides about the reader. */
-  #give(bytes: Buffer): boolean {
-    this.#given += bytes.length;
-    this.#silentSince = 0;
-    const isOutermost = !giving.has(this);
-    giving.add(this);
+  /**
+   * Passes bytes to the response or the socket. The result never decides whether a client is slow.
+   * @returns `false` if a `'drain'` will follow
+   * @internal
+   */
+  private passToResponse(bytes: Buffer): boolean {
+    this.addBytes(bytes.length);
+    const isOutermost = !activeWriters.has(this);
+    activeWriters.add(this);
     try {
       if (this.#socket) return !this.#socket.writable || this.#socket.write(toHttpChunk(bytes));
-      const isOurs = this.#guarded !== undefined;
-      const answer: unknown = isOurs
-        ? Reflect.apply(this.originalMethod('write'), this.res, [bytes])
-        : this.res.write(bytes);
-      // Some wrappers answer nothing; only a false promises a `drain`.
-      return answer !== false;
+      const result =
+        this.#overridden === undefined
+          ? this.res.write(bytes)
+          : callOriginal(this.res, this.#overridden, 'write', [bytes]);
+      // Some wrappers return nothing. Only `false` announces a `'drain'`.
+      return result !== false;
     } catch (error) {
       this.onError(error);
       return true;
     } finally {
-      if (isOutermost) giving.delete(this);
+      if (isOutermost) activeWriters.delete(this);
     }
   }
 
-  #queue(many: readonly Buffer[]): void {
-    this.detach();
-    this.#guard();
-    this.#backlog = new WriteQueue(many);
-    // Behind what is being given; the call that gives it goes on with the queue.
-    if (!giving.has(this)) this.#pump();
+  /** @internal */
+  private startQueue(buffers: readonly Buffer[]): void {
+    this.intercept();
+    this.#queue = new WriteQueue(buffers);
+    // If bytes are being passed right now, the caller of `passToResponse()` pumps afterwards.
+    if (!activeWriters.has(this)) this.pumpQueue();
   }
 
-  /** Gives the response what waits as long as it takes more, in shares of a turn of the event loop. */
-  #pump(): void {
-    // Looked at anew each time: a wrapped `write` may send, or end the stream.
-    for (let waits = this.#backlog; waits !== undefined && !waits.isEmpty; waits = this.#backlog) {
-      if (waits.isSpent) {
-        this.#defer(waits);
+  /**
+   * Passes queued bytes to the response as long as it accepts more, at most a share for each turn
+   * of the event loop. @internal
+   */
+  protected pumpQueue(): void {
+    // The queue is read again each time: a wrapped `write()` may send, or end the stream.
+    for (let queue = this.#queue; queue !== undefined && !queue.isEmpty; queue = this.#queue) {
+      if (queue.hasUsedUpTurn()) {
+        this.pumpNextTurn(queue);
         return;
       }
-      if (this.#give(waits.take()) && this.#pressure <= HIGH_WATER_MARK) continue;
-      this.#listen();
+      if (this.passToResponse(queue.shift()) && this.bytesInResponse <= HIGH_WATER_MARK) continue;
+      this.awaitDrain();
       break;
     }
-    if (this.#backlog === undefined || !this.#backlog.isEmpty) return;
-    this.#backlog = undefined;
+    if (this.#queue === undefined || !this.#queue.isEmpty) return;
+    this.#queue = undefined;
     if (this.readyState === 2) {
-      this.#finish();
-    } else if (this.#listening && !this.isBehind) {
-      // A wrapped `write` may have begun to wait while all of it was taken: no `drain` will come.
-      this.#unlisten();
+      this.endResponse();
+    } else if (this.#isAwaitingDrain && !this.isBehind) {
+      // A wrapped `write()` may have begun to wait although all bytes were accepted. No 'drain'
+      // follows then.
+      this.stopAwaitingDrain();
       this.onDrain();
     }
   }
 
-  #defer(waits: WriteQueue): void {
-    waits.defer(() => {
-      if (this.#backlog === waits) this.resume();
+  /** @internal */
+  private pumpNextTurn(queue: WriteQueue): void {
+    queue.defer(() => {
+      if (this.#queue === queue) this.resume();
     });
-  }
-
-  /** Gives the response all that waits, whatever it holds: what the application does next must come behind it. */
-  #giveAll(): void {
-    while (this.#backlog !== undefined && !this.#backlog.isEmpty) this.#give(this.#backlog.take());
-    this.#backlog = undefined;
   }
 
   /**
-   * Takes the way past `res.write`, if it is certain that nobody can tell the difference: Node frames with chunks itself, nobody
-   * has wrapped `write`, nothing encodes the content, the response owns the socket, and its head is out.
+   * Passes all queued bytes to the response at once: what the application writes comes behind.
+   * @internal
    */
-  #decide(): void {
-    const { res } = this;
-    const { socket } = res;
-    // Behind another response on its connection, or something still to be sent: ask again next time.
-    if (socket === null || res.writableLength > 0) return;
+  protected passWholeQueue(): void {
+    while (this.#queue !== undefined && !this.#queue.isEmpty) {
+      this.passToResponse(this.#queue.shift());
+    }
+    this.#queue = undefined;
+  }
+
+  /** Nothing more can be written: drops the queue and stops listening. @internal */
+  protected stopWriting(): void {
+    this.#queue = undefined;
+    this.stopAwaitingDrain();
     this.#socket = null;
-    // Of HTTP/2 `chunkedEncoding` is undefined, though its socket says that it is one.
-    if (!res.chunkedEncoding || res.req.httpVersionMajor !== 1 || !(socket instanceof Socket)) {
+  }
+
+  /** Decides whether bytes may bypass `res.write()`, if that is known already. @internal */
+  private chooseSocket(): void {
+    const socket = findDirectSocket(this.res, applicationWriteOf(this.res, this.#overridden));
+    if (!socket) {
+      this.#socket = socket;
       return;
     }
-    // The `write` of this library in front of Node's is there after a large event, and hides no wrapper.
-    /* oxlint-disable typescript/unbound-method -- compared, never called */
-    const write: unknown =
-      res.write === (guardedWrite as unknown) ? this.originalMethod('write') : res.write;
-    /* oxlint-enable typescript/unbound-method */
-    if (write !== NODE_WRITE || res.hasHeader('content-encoding')) return;
-    this.#guard();
+    // From here on a write of the application has to be noticed.
+    this.intercept();
+    this.moveTo(socket);
+  }
+
+  /** The bytes go through `res.write()` from here on. @internal */
+  protected leaveSocket(): void {
+    this.follower?.detach();
+    this.moveTo(null);
+  }
+
+  /**
+   * Writes to this socket, or to the response, from here on, and listens for `'drain'` there.
+   * @internal
+   */
+  private moveTo(socket: Socket | null): void {
+    const wasAwaitingDrain = this.#isAwaitingDrain && (this.#socket ?? null) !== socket;
+    if (wasAwaitingDrain) this.stopAwaitingDrain();
     this.#socket = socket;
-    if (this.#listening) {
-      this.#unlisten();
-      this.#listen();
-    }
+    if (wasAwaitingDrain) this.awaitDrain();
   }
 
-  /** Puts a `write` and an `end` in front of the response's, so that the application's own calls are noticed before they act. */
-  #guard(): void {
-    if (this.#guarded !== undefined) return;
-    const { res } = this;
-    /* oxlint-disable typescript/unbound-method -- called by `original`'s users with the response as `this` */
-    const write = Object.hasOwn(res, 'write') ? res.write : undefined;
-    const end = Object.hasOwn(res, 'end') ? res.end : undefined;
-    /* oxlint-enable typescript/unbound-method */
-    this.#guarded = write === undefined && end === undefined ? UNWRAPPED : { write, end };
-    res.write = guardedWrite as ServerResponse['write'];
-    res.end = guardedEnd as ServerResponse['end'];
+  /** @internal */
+  protected intercept(): void {
+    this.#overridden ??= interceptMethods(this.res);
   }
 
-  #leaveSocket(): void {
-    this.detach();
-    const wasListening = this.#listening && this.#socket !== undefined && this.#socket !== null;
-    if (wasListening) this.#unlisten();
-    this.#socket = null;
-    if (wasListening) this.#listen();
-  }
-
-  #forget(): void {
-    this.#backlog = undefined;
-    this.#unlisten();
-    this.#socket = null;
-  }
-
-  #listen(): void {
-    if (this.#listening) return;
-    this.#listening = true;
-    if (this.#socket === undefined || this.#socket === null) {
-      this.res.on('drain', onDrain);
-    } else {
-      (this.#socket as TaggedSocket)[connectionOf] = this;
-      this.#socket.on('drain', onSocketDrain);
-    }
-    this.#expectDrain();
-  }
-
-  /** With a `highWaterMark` above the write mark no `drain` may come: then the callback of an empty write tells. */
-  #expectDrain(): void {
-    const { socket, req } = this.res;
-    if (req.httpVersionMajor !== 1 || !socket || (this.#socket ?? this.res).writableNeedDrain) {
-      return;
-    }
-    // Node 26 keeps what one tick writes in the response until the tick ends: the socket alone still reads 0 then.
-    if (!(socket instanceof Socket) || !socket.writable || this.res.writableLength === 0) return;
-    socket.write(NOTHING, () => {
-      if (this.#listening) this.resume();
+  /** @internal */
+  private requestDrain(): void {
+    requestDrain(this.res, this.#socket, () => {
+      if (this.#isAwaitingDrain) this.resume();
     });
   }
 
-  #unlisten(): void {
-    if (!this.#listening) return;
-    this.#listening = false;
-    this.res.off('drain', onDrain);
-    if (this.#socket === undefined || this.#socket === null) return;
-    this.#socket.off('drain', onSocketDrain);
-    (this.#socket as TaggedSocket)[connectionOf] = undefined;
+  /** @internal */
+  private stopAwaitingDrain(): void {
+    if (!this.#isAwaitingDrain) return;
+    this.#isAwaitingDrain = false;
+    ignoreDrain(this.res, this.#socket);
   }
-}
-
-// Shared by all responses, so that a stream costs no closure.
-function onClose(this: TaggedResponse): void {
-  this[connectionOf]?.onResponseClosed();
-}
-
-function onError(this: TaggedResponse, error: unknown): void {
-  this[connectionOf]?.onError(error);
-}
-
-function onDrain(this: TaggedResponse): void {
-  this[connectionOf]?.resume();
-}
-
-function onSocketDrain(this: TaggedSocket): void {
-  this[connectionOf]?.resume();
-}
-
-function uncork(corked: Socket | ServerResponse, connection: ResponseWriter): void {
-  heads.delete(connection);
-  corked.uncork();
-}
-
-function guardedWrite(this: TaggedResponse, ...args: unknown[]): unknown {
-  const connection = this[connectionOf] as ResponseWriter;
-  connection.onApplicationWrite();
-  return Reflect.apply(connection.originalMethod('write'), this, args);
-}
-
-function guardedEnd(this: TaggedResponse, ...args: unknown[]): unknown {
-  const connection = this[connectionOf] as ResponseWriter;
-  connection.onApplicationEnd();
-  const session = hideSession(this);
-  try {
-    return Reflect.apply(connection.originalMethod('end'), this, args);
-  } finally {
-    showSession(this, session);
-  }
-}
-
-// The convention of express-session, whose `end` in front of the response's own writes this into its store.
-interface Sessioned {
-  session?: unknown;
-}
-
-function hasSession(req: object): req is Sessioned {
-  const property = Object.getOwnPropertyDescriptor(req, 'session');
-  const session: unknown = property?.writable === true ? property.value : undefined;
-  return (
-    typeof session === 'object' &&
-    session !== null &&
-    'save' in session &&
-    typeof session.save === 'function'
-  );
-}
-
-/**
- * The session of a request that began hours ago must not be written over a newer one. While it is hidden, express-session takes
- * the request for one without; `null` would be a wish to destroy it.
- */
-function hideSession({ req }: { readonly req: object }): unknown {
-  if (!hasSession(req)) return undefined;
-  const { session } = req;
-  req.session = false;
-  return session;
-}
-
-function showSession({ req }: { readonly req: object }, session: unknown): void {
-  if (session !== undefined) (req as Sessioned).session = session;
-}
-
-/** The connections that share the response's socket and have not had it yet. HTTP/2 has none: its socket may not even be asked. */
-function waitingFor({ req }: ServerResponse): Set<ResponseWriter> | undefined {
-  return req.httpVersionMajor === 1 ? (req.socket as TaggedSocket)[waiting] : undefined;
-}
-
-/** A stream may be silent for longer than Node lets a connection be. HTTP/2 has one timeout for all that its session carries. */
-function liftTimeout({ req }: ServerResponse): void {
-  if (req.httpVersionMajor !== 1) return;
-  const socket = req.socket as TaggedSocket;
-  if (!socket.timeout) return;
-  socket[lifted] = socket.timeout;
-  socket.setTimeout(0);
-}
-
-/** Without a `keepAliveTimeout`, Node does not give the next request on the connection its timeout back. */
-function restoreTimeout(res: ServerResponse): void {
-  if (res.req.httpVersionMajor !== 1) return;
-  const socket = res.req.socket as TaggedSocket;
-  const timeout = socket[lifted];
-  if (timeout === undefined || (waitingFor(res)?.size ?? 0) > 0) return;
-  socket[lifted] = undefined;
-  if (socket.timeout === 0 && !socket.destroyed) socket.setTimeout(timeout);
-}
-
-/** One listener for all of them: a client decides how many there are. */
-function waitingOn(socket: TaggedSocket): Set<ResponseWriter> {
-  let connections = socket[waiting];
-  if (connections === undefined) {
-    connections = new Set();
-    socket[waiting] = connections;
-    socket.once('close', onSocketClose);
-  }
-  return connections;
-}
-
-function onSocketClose(this: TaggedSocket): void {
-  for (const connection of this[waiting] ?? []) connection.onResponseClosed();
-}
-
-/** Whether the connection of the response has ended. */
-function isGone(res: ServerResponse | Http2ServerResponse): boolean {
-  if ('stream' in res) return res.stream.destroyed;
-  // A pipelined response has no socket before its turn, so the end of its connection does not destroy it.
-  return res.destroyed || (res.socket === null && res.req.socket.destroyed);
-}
-
-/** What carries a response. The mocks that some adapters make have little of it. */
-type Carrying = Partial<Pick<Socket, 'errored' | 'readableEnded'>> & {
-  readonly rstCode?: number | undefined;
-};
-
-function carrierOf(res: ServerResponse | Http2ServerResponse): Carrying {
-  if ('stream' in res) return res.stream;
-  const socket: Socket | null | undefined = res.socket ?? res.req.socket;
-  return socket ?? {};
-}
-
-// Of Node: a request that took too long, which is no error of the application's, and what the peer does to the protocol.
-const NODE_TIMEOUT = 'ERR_HTTP_REQUEST_TIMEOUT';
-const ERRORS_OF_PEER = /^(HPE_|ECONNRESET$|EPIPE$|ERR_SSL_|ERR_TLS_|ERR_HTTP2_)/;
-
-/** The application's error with which the response was destroyed, if there was one. */
-function errorOf(res: ServerResponse | Http2ServerResponse): Error | undefined {
-  const { errored } = carrierOf(res);
-  if (!errored) return undefined;
-  const { code, syscall } = errored as NodeJS.ErrnoException;
-  const isOther =
-    syscall !== undefined ||
-    (code !== undefined && (code === NODE_TIMEOUT || ERRORS_OF_PEER.test(code)));
-  return isOther ? undefined : errored;
-}
-
-/** Whether this process has destroyed the response: neither an end nor an error has come from the peer. */
-function isEndedHere(res: ServerResponse | Http2ServerResponse): boolean {
-  const { errored, readableEnded, rstCode = 0 } = carrierOf(res);
-  if (errored) return (errored as NodeJS.ErrnoException).code === NODE_TIMEOUT;
-  // A peer resets a stream of HTTP/2 with a code, or with none after the end of what it sends.
-  return readableEnded === false && rstCode === 0;
 }

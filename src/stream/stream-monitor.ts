@@ -1,159 +1,214 @@
-/** One timer for all streams of a middleware: keeps silent ones alive, cuts dead ones off, retires old ones. */
+/**
+ * One timer for all streams of a middleware: sends heartbeats to idle streams, destroys stalled
+ * ones and ends old ones.
+ */
 import { runOutsideRequests } from '../common/async-context.ts';
 import { clock } from '../common/clock.ts';
-import { HIGH_WATER_MARK, type ResponseWriter } from './response-writer.ts';
+import { IndexedList, type IndexedListMember } from '../common/indexed-list.ts';
 import type { StreamSettings } from './stream-options.ts';
-import { IndexedList } from '../common/indexed-list.ts';
+import { HIGH_WATER_MARK } from './write-queue.ts';
 
-// The timer ticks often enough that no time is missed by more than an eighth of it or a second.
-const TICKS_PER_TIME = 16;
-const LONGEST_TICK = 1_000;
+// The timer fires 16 times within the shortest period, but at least once in a second. So no
+// deadline is missed by more than an eighth of its period or a second.
+const SWEEPS_PER_PERIOD = 16;
+const MAX_SWEEP_INTERVAL_MS = 1_000;
 
-// How often, in ms, a stream without heartbeats is reminded of what else is due.
-const DUE_WITHOUT_HEARTBEAT = 15_000;
+// Period of `onTick()` for streams without heartbeats.
+const DEFAULT_TICK_MS = 15_000;
 
-// So many streams are looked at before other work gets its turn.
-const SLICE = 500;
+// Streams that are checked in one turn of the event loop, so that other work gets its turn.
+const STREAMS_PER_TURN = 500;
 
-/** A connection with something queued. */
-interface Blocked {
-  /** When it was first seen with that much delivered, in ms in which the process ran. */
-  readonly since: number;
-  /** How much had gone to the kernel by then. */
-  readonly delivered: number;
-  /** What else was due came while it was. */
-  isDue: boolean;
+/** A stream, as the monitor sees it. */
+export interface MonitoredStream extends IndexedListMember {
+  readonly res: { readonly writableLength: number };
+  readonly readyState: 0 | 1 | 2;
+  /** Bytes that are queued in this process. */
+  readonly bufferedAmount: number;
+  /** Bytes that the kernel has accepted. */
+  readonly bytesFlushed: number;
+  /** Whether the stream waits for a `'drain'`. */
+  readonly isAwaitingDrain: boolean;
+  /** When the monitor first saw that nothing more was written; a write sets 0. */
+  idleSince: number;
+  /** The response accepts bytes again. */
+  resume(): void;
+  /** Ends the stream now. */
+  destroyFor(reason: 'stalled'): void;
+  /** One heartbeat period has passed, whether or not the stream was idle. */
+  onTick(): void;
+  /** The stream was idle for one heartbeat period. */
+  onIdle(): void;
+  /** The stream is older than `maxLifetime`. */
+  onExpired(): void;
+  /** A check of the stream threw. */
+  onError(error: unknown): void;
 }
 
+/** What the monitor remembers of a stream with queued bytes. */
+interface BlockedStream {
+  /**
+   * When the stream was first seen with this `bytesFlushed`, in ms of {@link StreamMonitor.#runMs}.
+   */
+  readonly since: number;
+  readonly bytesFlushed: number;
+  /** Whether an `onTick()` is to be made up for when the queue is empty. */
+  hasMissedTick: boolean;
+}
+
+/** Sweeps over the streams of one middleware. Costs no timer while there is no stream. */
 export class StreamMonitor {
-  readonly #interval: number;
-  readonly #dueEvery: number;
-  readonly #stallTimeout: number;
-  readonly #maxLifetime: number;
-  readonly #tick: number;
-  readonly #connections = new IndexedList<ResponseWriter>();
-  // Those with something queued.
-  readonly #blocked = new Map<ResponseWriter, Blocked>();
-  // When each is to be retired; of those that never are nothing is noted.
-  readonly #deadlines = new Map<ResponseWriter, number>();
+  readonly #heartbeatMs: number;
+  readonly #tickMs: number;
+  readonly #stallTimeoutMs: number;
+  readonly #maxLifetimeMs: number;
+  readonly #sweepIntervalMs: number;
+  readonly #streams = new IndexedList<MonitoredStream>();
+  // The streams with queued bytes.
+  readonly #blocked = new Map<MonitoredStream, BlockedStream>();
+  // When each stream expires; empty without `maxLifetime`.
+  readonly #deadlines = new Map<MonitoredStream, number>();
   #timer: NodeJS.Timeout | undefined;
-  #next = -1;
-  #dueAt = 0;
-  #tickedAt = 0;
-  // Time in ms in which the process ran. While it was stopped, suspended or busy, no socket was looked at.
-  #ran = 0;
-  // Whether what else is due is due in this sweep: for all, because a time of its own for each would cost memory.
-  #isDue = false;
+  // Index of the next stream of the current sweep; -1 between sweeps.
+  #nextIndex = -1;
+  #nextTickAt = 0;
+  #lastSweepAt = 0;
+  // Time in ms in which the process ran. While the process was stopped, suspended or busy, it read
+  // no socket, so that time does not count against a client.
+  #runMs = 0;
+  // Whether the current sweep calls `onTick()`: at the same time for all streams, because a time
+  // for each stream would cost memory.
+  #isTickDue = false;
 
   constructor({ heartbeat, stallTimeout, maxLifetime }: StreamSettings) {
-    this.#interval = heartbeat === false ? Infinity : heartbeat;
-    this.#stallTimeout = stallTimeout === false ? Infinity : stallTimeout;
-    this.#maxLifetime = maxLifetime ?? Infinity;
-    this.#dueEvery = heartbeat === false ? DUE_WITHOUT_HEARTBEAT : heartbeat;
-    const shortest = Math.min(this.#dueEvery, this.#stallTimeout, this.#maxLifetime);
-    this.#tick = Math.min(LONGEST_TICK, Math.max(1, Math.floor(shortest / TICKS_PER_TIME)));
+    this.#heartbeatMs = heartbeat === false ? Infinity : heartbeat;
+    this.#stallTimeoutMs = stallTimeout === false ? Infinity : stallTimeout;
+    this.#maxLifetimeMs = maxLifetime ?? Infinity;
+    this.#tickMs = heartbeat === false ? DEFAULT_TICK_MS : heartbeat;
+    const shortest = Math.min(this.#tickMs, this.#stallTimeoutMs, this.#maxLifetimeMs);
+    this.#sweepIntervalMs = Math.min(
+      MAX_SWEEP_INTERVAL_MS,
+      Math.max(1, Math.floor(shortest / SWEEPS_PER_PERIOD)),
+    );
   }
 
-  add(connection: ResponseWriter): void {
+  /** The monitored streams: open, or ended with bytes still queued. */
+  get streams(): readonly MonitoredStream[] {
+    return this.#streams.members;
+  }
+
+  /** Monitors a stream that has opened. */
+  add(stream: MonitoredStream): void {
     const now = clock();
-    connection.idleSince = now;
+    stream.idleSince = now;
     // ±10 %, so that streams that opened together do not end together.
-    if (this.#maxLifetime < Infinity) {
-      this.#deadlines.set(connection, now + this.#maxLifetime * (0.9 + Math.random() * 0.2));
+    if (this.#maxLifetimeMs < Infinity) {
+      this.#deadlines.set(stream, now + this.#maxLifetimeMs * (0.9 + Math.random() * 0.2));
     }
-    this.#connections.add(connection);
+    this.#streams.add(stream);
     if (this.#timer !== undefined) return;
-    this.#dueAt = now + this.#dueEvery;
-    this.#tickedAt = now;
-    this.#timer = runOutsideRequests(() => setInterval(() => this.#begin(), this.#tick).unref());
+    this.#nextTickAt = now + this.#tickMs;
+    this.#lastSweepAt = now;
+    this.#timer = runOutsideRequests(() =>
+      setInterval(() => this.#startSweep(), this.#sweepIntervalMs).unref(),
+    );
   }
 
-  /** Those that it looks after. */
-  get connections(): readonly ResponseWriter[] {
-    return this.#connections.members;
-  }
-
-  /** @returns whether it was looked after */
-  delete(connection: ResponseWriter): boolean {
-    if (!this.#connections.delete(connection)) return false;
-    this.#blocked.delete(connection);
-    this.#deadlines.delete(connection);
-    if (this.#connections.members.length > 0) return true;
+  /** @returns whether the stream was monitored */
+  delete(stream: MonitoredStream): boolean {
+    if (!this.#streams.delete(stream)) return false;
+    this.#blocked.delete(stream);
+    this.#deadlines.delete(stream);
+    if (this.#streams.members.length > 0) return true;
     clearInterval(this.#timer);
     this.#timer = undefined;
     return true;
   }
 
-  /** A sweep that is not through when the next is due simply goes on. */
-  #begin(): void {
+  /** Starts a sweep, unless the previous one is still running; then that one goes on. */
+  #startSweep(): void {
     const now = clock();
-    // A tick that comes late proves nothing about the readers.
-    this.#ran += Math.min(now - this.#tickedAt, 2 * this.#tick);
-    this.#tickedAt = now;
-    if (this.#next >= 0) return;
-    this.#next = this.#connections.members.length - 1;
-    this.#isDue = now >= this.#dueAt;
-    if (this.#isDue) this.#dueAt = now + this.#dueEvery;
-    // Not in this phase of the loop: the sockets are looked at first, so that what readers have taken by now is seen.
+    // If the timer fires late, the process was busy. The excess does not count as run time.
+    this.#runMs += Math.min(now - this.#lastSweepAt, 2 * this.#sweepIntervalMs);
+    this.#lastSweepAt = now;
+    if (this.#nextIndex >= 0) return;
+    this.#nextIndex = this.#streams.members.length - 1;
+    this.#isTickDue = now >= this.#nextTickAt;
+    if (this.#isTickDue) this.#nextTickAt = now + this.#tickMs;
+    // In the check phase of the event loop: the sockets are polled before, so that bytes which
+    // clients have read by now are counted.
     setImmediate(() => this.#sweep());
   }
 
-  // Backwards: what swap-remove moves into a hole has been looked at already.
+  /**
+   * Checks some streams, from the end of the list to its start. If a stream is deleted meanwhile,
+   * the last stream takes its place: that one was checked already.
+   */
   #sweep(): void {
     const now = clock();
-    const until = Math.max(-1, this.#next - SLICE);
-    while (this.#next > until) {
-      const connection = this.#connections.members[this.#next--];
-      if (connection === undefined) continue;
+    const until = Math.max(-1, this.#nextIndex - STREAMS_PER_TURN);
+    while (this.#nextIndex > until) {
+      const stream = this.#streams.members[this.#nextIndex--];
+      if (stream === undefined) continue;
       try {
-        this.#look(connection, now);
+        this.#check(stream, now);
       } catch (error) {
-        // Whatever it is, it must not keep the others from being looked at.
-        connection.onError(error);
+        // The error concerns this stream only, and the sweep goes on.
+        stream.onError(error);
       }
     }
-    // With an unref'd immediate the loop would wait for something else to happen before it goes on.
-    if (this.#next >= 0) setImmediate(() => this.#sweep());
+    // Not `unref()`: while only unref'd immediates are left, the event loop waits for other events.
+    if (this.#nextIndex >= 0) setImmediate(() => this.#sweep());
   }
 
-  /** Whether the reader has taken nothing of what is queued for too long. */
-  #isStalled(connection: ResponseWriter): boolean {
-    const { bytesFlushed } = connection;
-    const known = this.#blocked.get(connection);
-    if (known !== undefined && bytesFlushed <= known.delivered) {
-      return this.#ran - known.since >= this.#stallTimeout;
+  #check(stream: MonitoredStream, now: number): void {
+    const isBlocked = stream.bufferedAmount > 0;
+    const hasMissedTick = this.#blocked.get(stream)?.hasMissedTick === true;
+    // A wrapped response may swallow a 'drain', and with a large `highWaterMark` Node may emit
+    // none. In both cases the stream would wait for ever.
+    if (stream.isAwaitingDrain && (stream.res.writableLength || 0) <= HIGH_WATER_MARK) {
+      stream.resume();
     }
-    this.#blocked.set(connection, {
-      since: this.#ran,
-      delivered: bytesFlushed,
-      isDue: known?.isDue === true,
+    // The call may have closed a wrapped response.
+    if (!this.#streams.has(stream)) return;
+    if (!isBlocked) {
+      this.#blocked.delete(stream);
+    } else if (this.#checkProgress(stream)) {
+      stream.destroyFor('stalled');
+      return;
+    }
+    if (stream.readyState === 1) this.#checkTimes(stream, now, isBlocked, hasMissedTick);
+  }
+
+  /** Notes how much was flushed. @returns whether the client has read nothing for too long */
+  #checkProgress(stream: MonitoredStream): boolean {
+    const { bytesFlushed } = stream;
+    const blocked = this.#blocked.get(stream);
+    if (blocked !== undefined && bytesFlushed <= blocked.bytesFlushed) {
+      return this.#runMs - blocked.since >= this.#stallTimeoutMs;
+    }
+    this.#blocked.set(stream, {
+      since: this.#runMs,
+      bytesFlushed,
+      hasMissedTick: blocked?.hasMissedTick === true,
     });
     return false;
   }
 
-  #look(connection: ResponseWriter, now: number): void {
-    const blocked = connection.bufferedAmount > 0;
-    const wasDue = this.#blocked.get(connection)?.isDue === true;
-    // A `drain` that a wrapped response swallowed, or that a large highWaterMark left out, must hold nobody for ever.
-    if (connection.isAwaitingDrain && (connection.res.writableLength || 0) <= HIGH_WATER_MARK) {
-      connection.resume();
-    }
-    // A wrapped response may have been closed by that.
-    if (!this.#connections.has(connection)) return;
-    if (!blocked) {
-      this.#blocked.delete(connection);
-    } else if (this.#isStalled(connection)) {
-      connection.cut('stalled');
+  /** Calls `onExpired()`, or else `onTick()` and `onIdle()`, if their time has come. */
+  #checkTimes(
+    stream: MonitoredStream,
+    now: number,
+    isBlocked: boolean,
+    hasMissedTick: boolean,
+  ): void {
+    if (now >= (this.#deadlines.get(stream) ?? Infinity)) {
+      stream.onExpired();
       return;
     }
-    if (connection.readyState !== 1) return;
-    if (now >= (this.#deadlines.get(connection) ?? Infinity)) {
-      connection.onExpired();
-      return;
-    }
-    if ((this.#isDue || wasDue) && !blocked) connection.onTick();
-    else if (this.#isDue) (this.#blocked.get(connection) as Blocked).isDue = true;
-    if (connection.idleSince === 0) connection.idleSince = now;
-    else if (!blocked && now - connection.idleSince >= this.#interval) connection.onIdle();
+    if ((this.#isTickDue || hasMissedTick) && !isBlocked) stream.onTick();
+    else if (this.#isTickDue) (this.#blocked.get(stream) as BlockedStream).hasMissedTick = true;
+    if (stream.idleSince === 0) stream.idleSince = now;
+    else if (!isBlocked && now - stream.idleSince >= this.#heartbeatMs) stream.onIdle();
   }
 }

@@ -17,8 +17,10 @@ import type { Serialize } from '../protocol/event-stream-format.ts';
 /** The options of `sse()` that concern one stream. */
 export interface StreamOptions {
   /**
-   * Silence in ms after which a comment is sent, so that proxies and browsers keep the connection; `false` sends none.
-   * `{ interval, visible: true }` sends an `sse:ping` event instead, which a page can see and so notice a dead line.
+   * Time in ms without a write after which a comment is sent, so that proxies and browsers keep the
+   * connection open; `false` sends none. `{ interval, visible: true }` sends an `sse:ping` event
+   * instead of the comment. A page can see the event, and can notice a dead connection by its
+   * absence.
    * @defaultValue `15_000`
    */
   heartbeat?:
@@ -26,37 +28,49 @@ export interface StreamOptions {
     | false
     | { interval?: number | undefined; visible?: boolean | undefined }
     | undefined;
-  /** Reconnection time in ms, sent when the stream opens. `{ min, max }` draws one for each client. @defaultValue none */
+  /**
+   * Reconnection time in ms that is sent when the stream opens. `{ min, max }` draws a time for
+   * each client.
+   * @defaultValue none
+   */
   retry?: number | RetryRange | undefined;
-  /** Makes text of data that is not a string. @defaultValue `JSON.stringify` */
+  /** Converts data that is not a string to text. @defaultValue `JSON.stringify` */
   serialize?: Serialize | undefined;
   /**
-   * Bytes that a slow reader may have queued in this process before an event is added.
-   * One event, however large, always fits an empty queue.
+   * Bytes that may be queued in this process for a slow client before an event is added. If nothing
+   * is queued, an event of any size is accepted.
    * @defaultValue `1_048_576`
    */
   maxBuffered?: number | undefined;
   /**
-   * What happens at `maxBuffered` to an event that is sent directly: `'close'` ends the stream (its client reconnects),
-   * `'drop'` drops the event for this reader and counts it.
+   * The action when an event is sent directly while more than `maxBuffered` bytes are queued:
+   * `'close'` ends the stream (its client reconnects), `'drop'` drops the event for this client and
+   * counts it.
    * @defaultValue `'close'`
    */
   onSlow?: 'close' | 'drop' | undefined;
   /**
-   * Time in ms with bytes queued and none of them taken after which a peer counts as dead and is cut off; `false` = never.
-   * Time in which the process did not run (a busy event loop, SIGSTOP) does not count.
+   * Time in ms after which a client that reads none of the queued bytes is disconnected; `false`
+   * never disconnects. Time in which the process does not run (a busy event loop, SIGSTOP) does not
+   * count.
    * @defaultValue `30_000`
    */
   stallTimeout?: number | false | undefined;
-  /** Age in ms, ±10 %, at which a stream is closed so that its client connects anew. @defaultValue none */
+  /**
+   * Age in ms (±10 %) at which a stream is closed, so that its client opens a new connection.
+   * @defaultValue none
+   */
   maxLifetime?: number | undefined;
-  /** `subscribe` calls that may be active on one stream at a time. @defaultValue `100` */
+  /** Maximum number of active `subscribe()` calls on one stream. @defaultValue `100` */
   maxSubscriptions?: number | undefined;
-  /** Extra response headers; `Content-Type` may be `text/event-stream; charset=utf-8`. @defaultValue none */
+  /**
+   * Additional response headers. `Content-Type` may be `text/event-stream; charset=utf-8`.
+   * @defaultValue none
+   */
   headers?: Readonly<Record<string, string | number | readonly string[]>> | undefined;
 }
 
-/** {@link StreamOptions} with every default in place, as the code below reads them. */
+/** {@link StreamOptions} with all defaults filled in. Times are in ms. */
 export interface StreamSettings {
   readonly heartbeat: number | false;
   readonly visibleHeartbeat: boolean;
@@ -70,8 +84,10 @@ export interface StreamSettings {
   readonly headers: readonly (readonly [string, OutgoingHttpHeader])[];
 }
 
-const heartbeat: OptionRule = {
-  expected: `a whole number of ms from 1 to ${MAX_TIMER_MS}, false, or { interval, visible } of such a number and a boolean`,
+const heartbeatRule: OptionRule = {
+  expected:
+    `a whole number of ms from 1 to ${MAX_TIMER_MS}, false, ` +
+    'or { interval, visible } with such a number and a boolean',
   test: (value) =>
     value === false ||
     isInteger(value, 1, MAX_TIMER_MS) ||
@@ -80,7 +96,7 @@ const heartbeat: OptionRule = {
       (value['visible'] === undefined || typeof value['visible'] === 'boolean')),
 };
 
-// Set by the stream itself or by HTTP; another value would break the one or the other.
+// Headers that the stream or Node's HTTP sets. Another value would break the response.
 const RESERVED_HEADERS = new Set([
   'connection',
   'content-encoding',
@@ -90,18 +106,20 @@ const RESERVED_HEADERS = new Set([
   'transfer-encoding',
 ]);
 
-// The charset that an event stream has anyway. Some clients and scanners want it named.
+// An event stream is always UTF-8. Some clients and security scanners require the charset anyway.
 const CONTENT_TYPE = 'text/event-stream; charset=utf-8';
 
-const headers: OptionRule = {
-  expected: `an object of header names and values without ${[...RESERVED_HEADERS].join(', ')} (but content-type may be '${CONTENT_TYPE}')`,
+const headersRule: OptionRule = {
+  expected:
+    `an object of header names and values without ${[...RESERVED_HEADERS].join(', ')} ` +
+    `(but content-type may be '${CONTENT_TYPE}')`,
   test: (value) =>
     isObject(value) && Object.entries(value).every(([name, content]) => isHeader(name, content)),
 };
 
-/** The rules for {@link StreamOptions}, in its order. */
+/** The rules for {@link StreamOptions}, in the order of the interface. */
 export const streamRules: Readonly<Record<keyof StreamOptions, OptionRule>> = {
-  heartbeat,
+  heartbeat: heartbeatRule,
   retry: retryRangeRule,
   serialize: functionRule,
   maxBuffered: integerRule('bytes', 0, Number.MAX_SAFE_INTEGER),
@@ -109,29 +127,31 @@ export const streamRules: Readonly<Record<keyof StreamOptions, OptionRule>> = {
   stallTimeout: millisecondsRule(1, false),
   maxLifetime: millisecondsRule(1),
   maxSubscriptions: integerRule('subscriptions', 1, Number.MAX_SAFE_INTEGER),
-  headers,
+  headers: headersRule,
 };
 
-/** Puts every default in place. The options are asserted before. */
-export function resolveStreamOptions(given: StreamOptions): StreamSettings {
-  const beat =
-    typeof given.heartbeat === 'object' ? given.heartbeat : { interval: given.heartbeat };
+/** Fills in the defaults. The options must have been checked with {@link streamRules}. */
+export function resolveStreamOptions(options: StreamOptions): StreamSettings {
+  const heartbeat =
+    typeof options.heartbeat === 'object' ? options.heartbeat : { interval: options.heartbeat };
   return Object.freeze({
-    heartbeat: beat.interval ?? 15_000,
-    visibleHeartbeat: 'visible' in beat && beat.visible === true,
-    retry: given.retry === undefined ? undefined : toRetryRange(given.retry),
-    serialize: given.serialize ?? JSON.stringify,
-    maxBuffered: given.maxBuffered ?? 1_048_576,
-    onSlow: given.onSlow ?? 'close',
-    stallTimeout: given.stallTimeout ?? 30_000,
-    maxLifetime: given.maxLifetime,
-    maxSubscriptions: given.maxSubscriptions ?? 100,
-    headers: Object.entries(given.headers ?? {}).map(
+    heartbeat: heartbeat.interval ?? 15_000,
+    visibleHeartbeat: 'visible' in heartbeat && heartbeat.visible === true,
+    retry: options.retry === undefined ? undefined : toRetryRange(options.retry),
+    serialize: options.serialize ?? JSON.stringify,
+    maxBuffered: options.maxBuffered ?? 1_048_576,
+    onSlow: options.onSlow ?? 'close',
+    stallTimeout: options.stallTimeout ?? 30_000,
+    maxLifetime: options.maxLifetime,
+    maxSubscriptions: options.maxSubscriptions ?? 100,
+    // Copied, because the application could change its object later.
+    headers: Object.entries(options.headers ?? {}).map(
       ([name, value]) => [name, typeof value === 'object' ? [...value] : value] as const,
     ),
   });
 }
 
+/** Whether the header may be set on an event stream, and Node accepts its name and value. */
 function isHeader(name: string, value: unknown): boolean {
   if (name.toLowerCase() === 'content-type') return value === CONTENT_TYPE;
   if (RESERVED_HEADERS.has(name.toLowerCase())) return false;

@@ -1,19 +1,27 @@
-/** What a response was not yet given: the events of a slow reader, or the rest of a large one. */
+/**
+ * The queue of bytes that were not yet passed to a response: events of a slow client, or the rest
+ * of a large event.
+ */
 
-/** Bytes that are handed over at once at most, so that progress inside one large event can be seen. */
+/** Bytes of one write at most, so that progress inside a large event can be seen. */
 export const CHUNK_BYTES = 16_384;
 
-// Bytes that one connection is given of what waits in one turn of the event loop, so that others get their turn.
-const BYTES_PER_TURN = 262_144;
+/** Queued bytes beyond which a stream counts as behind. */
+export const HIGH_WATER_MARK = 65_536;
 
-// Below it an object for each event would weigh more than its bytes.
+// Bytes that one queue passes on in one turn of the event loop, so that other streams get their
+// turn.
+const MAX_BYTES_PER_TURN = 262_144;
+
+// Smaller buffers are copied together: an object for each event would weigh more than its bytes.
 const COPY_BELOW_BYTES = 512;
 
-// Counts turns of the event loop in which bytes were taken.
+// Number of the current turn of the event loop. Turns in which no queue is used are not counted.
 let turn = 0;
 let isTurnCounted = false;
 
-function currentTurn(): number {
+/** @returns a number that is the same until the current turn of the event loop ends */
+function countTurn(): number {
   if (!isTurnCounted) {
     isTurnCounted = true;
     setImmediate(() => {
@@ -24,104 +32,119 @@ function currentTurn(): number {
   return turn;
 }
 
+/** A queue of bytes. One exists for each stream that is corked, slow or sends a large event. */
 export class WriteQueue {
-  /** Bytes that wait. */
+  /** Number of queued bytes. */
   size = 0;
-  // Bytes at its head that wait only for further turns of the event loop. Their reader takes all that it is given.
-  #excused = 0;
+  // Bytes at the head of the queue that wait only for further turns of the event loop.
+  #deferredBytes = 0;
   #isDeferred = false;
   #turn = -1;
-  #leftInTurn = 0;
-  // Several come from the log, which keeps them anyway; the array is ours.
-  readonly #waiting: Buffer[];
+  #bytesLeftInTurn = 0;
+  // Buffers of the log are queued as they are, because the log keeps them anyway.
+  readonly #buffers: Buffer[];
 
-  constructor(many: readonly Buffer[]) {
-    this.#waiting = [...many];
-    for (const bytes of many) this.size += bytes.length;
+  /** @param buffers the first bytes of the queue; not copied */
+  constructor(buffers: readonly Buffer[]) {
+    this.#buffers = [...buffers];
+    for (const bytes of buffers) this.size += bytes.length;
   }
 
+  /** Whether nothing is queued. */
   get isEmpty(): boolean {
-    return this.#waiting.length === 0;
+    return this.#buffers.length === 0;
   }
 
-  /** Whether it has had its share of this turn of the event loop. */
-  get isSpent(): boolean {
-    const now = currentTurn();
+  /** Queued bytes that no client is too slow for: they wait for the next turn of the event loop. */
+  get deferredBytes(): number {
+    return this.#isDeferred ? this.#deferredBytes : 0;
+  }
+
+  /**
+   * Begins a new share if a new turn has begun.
+   * @returns whether the share of this turn is used up
+   */
+  hasUsedUpTurn(): boolean {
+    const now = countTurn();
     if (this.#turn !== now) {
       this.#turn = now;
-      this.#leftInTurn = BYTES_PER_TURN;
+      this.#bytesLeftInTurn = MAX_BYTES_PER_TURN;
     }
-    return this.#leftInTurn <= 0;
+    return this.#bytesLeftInTurn <= 0;
   }
 
-  /** Calls `goOn` in the next turn of the event loop, once however often it is called in this one. */
-  defer(goOn: () => void): void {
+  /** Calls `onNextTurn` in the next turn of the event loop, once for all calls within one turn. */
+  defer(onNextTurn: () => void): void {
     if (this.#isDeferred) return;
     this.#isDeferred = true;
-    // What is added from here on is not excused: a sender that outruns its turns is bounded, too.
-    if (this.#excused === 0) this.#excused = this.size;
+    // Bytes that are added later do not count as deferred. Otherwise `maxBuffered` would not bound
+    // a sender that adds more in each turn than one share.
+    if (this.#deferredBytes === 0) this.#deferredBytes = this.size;
     setImmediate(() => {
       this.#isDeferred = false;
-      goOn();
+      onNextTurn();
     });
   }
 
-  /** Bytes for which no reader has been too slow. */
-  get excused(): number {
-    return this.#isDeferred ? this.#excused : 0;
-  }
-
-  /** Adds at the end; small events are joined, outside of Node's pool, so that what waits weighs what it counts. */
+  /**
+   * Adds bytes at the end. Small buffers are joined and copied out of Node's buffer pool, so that
+   * the queue occupies no more memory than it counts.
+   */
   add(bytes: Buffer): void {
     this.size += bytes.length;
-    const last = this.#waiting.at(-1);
+    const last = this.#buffers.at(-1);
     if (bytes.length >= COPY_BELOW_BYTES) {
-      this.#waiting.push(bytes);
+      this.#buffers.push(bytes);
     } else if (last === undefined || last.length >= COPY_BELOW_BYTES) {
-      this.#waiting.push(copied(bytes));
+      this.#buffers.push(joinCopied(bytes));
     } else {
-      this.#waiting[this.#waiting.length - 1] = copied(last, bytes);
+      this.#buffers[this.#buffers.length - 1] = joinCopied(last, bytes);
     }
   }
 
-  /** The same for many that somebody else keeps anyway: they are not copied. */
-  addAll(many: readonly Buffer[]): void {
-    for (const bytes of many) {
+  /** Adds buffers that the caller keeps in memory anyway; they are not copied. */
+  addAll(buffers: readonly Buffer[]): void {
+    for (const bytes of buffers) {
       this.size += bytes.length;
-      this.#waiting.push(bytes);
+      this.#buffers.push(bytes);
     }
   }
 
-  /** Takes one piece from its head: many small events, or a part of a large one. Not of an empty one. */
-  take(): Buffer {
-    const first = this.#waiting[0] as Buffer;
+  /**
+   * Removes up to {@link CHUNK_BYTES} from the head: several small events, or a part of a large
+   * one. The queue must not be empty.
+   */
+  shift(): Buffer {
+    const first = this.#buffers[0] as Buffer;
     let count = 0;
     let length = 0;
-    for (const { length: more } of this.#waiting) {
+    for (const { length: more } of this.#buffers) {
       if (length + more > CHUNK_BYTES) break;
       length += more;
       count++;
     }
     if (count === 0) {
-      this.#waiting[0] = first.subarray(CHUNK_BYTES);
-      this.#took(CHUNK_BYTES);
+      this.#buffers[0] = first.subarray(CHUNK_BYTES);
+      this.#subtract(CHUNK_BYTES);
       return first.subarray(0, CHUNK_BYTES);
     }
-    this.#took(length);
-    const piece = this.#waiting.splice(0, count);
-    return count === 1 ? first : Buffer.concat(piece, length);
+    this.#subtract(length);
+    const removed = this.#buffers.splice(0, count);
+    return count === 1 ? first : Buffer.concat(removed, length);
   }
 
-  #took(bytes: number): void {
+  #subtract(bytes: number): void {
     this.size -= bytes;
-    this.#leftInTurn -= bytes;
-    this.#excused = Math.max(0, this.#excused - bytes);
+    this.#bytesLeftInTurn -= bytes;
+    this.#deferredBytes = Math.max(0, this.#deferredBytes - bytes);
   }
 }
 
-function copied(...all: Buffer[]): Buffer {
-  const copy = Buffer.allocUnsafeSlow(all.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const each of all) at += each.copy(copy, at);
-  return copy;
+/** Joins buffers in memory of their own, outside of Node's buffer pool. */
+function joinCopied(...buffers: Buffer[]): Buffer {
+  const total = buffers.reduce((sum, { length }) => sum + length, 0);
+  const joined = Buffer.allocUnsafeSlow(total);
+  let offset = 0;
+  for (const bytes of buffers) offset += bytes.copy(joined, offset);
+  return joined;
 }

@@ -69,7 +69,11 @@ class Log {
     };
   }
 
-  entries(channel: string, after: number, till = Infinity): { entry: LogEntry; at: number }[] {
+  entries(
+    channel: string,
+    after: number,
+    till = Infinity,
+  ): { entry: LogEntry; appendedAt: number }[] {
     const kept = (this.kept.get(channel) ?? []).filter(
       (offset) => offset > after && offset <= till,
     );
@@ -80,7 +84,7 @@ class Log {
         EPOCH,
         offset,
       ) as LogEntry;
-      return { entry, at: 0 };
+      return { entry, appendedAt: 0 };
     });
   }
 }

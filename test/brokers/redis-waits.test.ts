@@ -248,11 +248,11 @@ describe('calls that wait for an offset', () => {
 describe('waiting for a promise that may be given up', () => {
   test('leaves no listener on the signal and no timer, whichever comes first', async () => {
     const { signal } = new AbortController();
-    expect(await withLimits(Promise.resolve(1), { signal, ms: 60_000 })).toBe(1);
+    expect(await withLimits(Promise.resolve(1), { signal, timeoutMs: 60_000 })).toBe(1);
     await expect(
-      withLimits(Promise.reject(new Error('no')), { signal, ms: 60_000 }),
+      withLimits(Promise.reject(new Error('no')), { signal, timeoutMs: 60_000 }),
     ).rejects.toThrow('no');
-    await expect(withLimits(new Promise(() => {}), { signal, ms: 1 })).rejects.toThrow(
+    await expect(withLimits(new Promise(() => {}), { signal, timeoutMs: 1 })).rejects.toThrow(
       'no answer within 1 ms',
     );
     expect(getEventListeners(signal, 'abort')).toHaveLength(0);

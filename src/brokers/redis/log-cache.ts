@@ -3,7 +3,7 @@ import {
   ChannelLog,
   mergeLogs,
   type HistoryLimits,
-  type Kept,
+  type TimedEntry,
   type LogRead,
 } from '../../log/log.ts';
 import type { LogEntry } from '../../log/log-entry.ts';
@@ -67,7 +67,7 @@ export class LogCache {
   /** Offset of the newest event of the channel that is known here; `undefined` where nothing is known. */
   newest(channel: string): number | undefined {
     const log = this.#channels.get(channel)?.log;
-    return log === undefined ? undefined : Math.max(log.newest, log.gone);
+    return log === undefined ? undefined : Math.max(log.newest, log.lastMissingOffset);
   }
 
   /** What the answer to a question for older events must fit: they are those up to `till`, as long as this is the same run. */
@@ -75,7 +75,7 @@ export class LogCache {
     const mirrored = this.#channels.get(channel);
     return mirrored === undefined
       ? undefined
-      : { run: mirrored.log, from: mirrored.lost, till: mirrored.log.gone };
+      : { run: mirrored.log, from: mirrored.lost, till: mirrored.log.lastMissingOffset };
   }
 
   /**
@@ -102,7 +102,7 @@ export class LogCache {
   mend(
     channel: string,
     tail: Tail,
-    entries: readonly Kept[],
+    entries: readonly TimedEntry[],
     isWhole: boolean,
     head: number,
   ): void {
@@ -115,8 +115,8 @@ export class LogCache {
       return;
     }
     this.#lose(known, tail.trimmed);
-    for (const { entry, at } of entries) {
-      if (entry.offset > tail.trimmed) this.#push(known, entry, at, tail.limits);
+    for (const { entry, appendedAt } of entries) {
+      if (entry.offset > tail.trimmed) this.#push(known, entry, appendedAt, tail.limits);
     }
     this.#shrink();
   }
@@ -131,7 +131,7 @@ export class LogCache {
       known = this.#begin(channel, { newest: previous, trimmed, limits }, previous);
     }
     // Between the one before it and itself there is nothing.
-    if (known.log.events === 0) known.log.gone = previous;
+    if (known.log.events === 0) known.log.lastMissingOffset = previous;
     this.#push(known, entry, at, limits);
     this.#lose(known, trimmed);
     this.#shrink();
@@ -157,13 +157,19 @@ export class LogCache {
   }
 
   /** Takes in older events, up to the edge that was asked for; what has come or gone meanwhile decides. */
-  prepend(channel: string, edge: Edge, tail: Tail, entries: readonly Kept[]): void {
+  prepend(channel: string, edge: Edge, tail: Tail, entries: readonly TimedEntry[]): void {
     const known = this.#channels.get(channel);
-    if (known === undefined || known.log !== edge.run || known.log.gone !== edge.till) return;
+    if (
+      known === undefined ||
+      known.log !== edge.run ||
+      known.log.lastMissingOffset !== edge.till
+    ) {
+      return;
+    }
     const { log } = known;
     const before = { events: log.events, bytes: log.bytes };
     if (log.events === 0) setLimits(log, tail.limits);
-    log.prepend(entries, Math.min(Math.max(known.lost, tail.trimmed), log.gone));
+    log.prepend(entries, Math.min(Math.max(known.lost, tail.trimmed), log.lastMissingOffset));
     this.#events += log.events - before.events;
     this.#bytes += log.bytes - before.bytes;
     this.#use(known);
@@ -201,7 +207,7 @@ export class LogCache {
       const known = this.#channels.get(channel);
       if (known === undefined) return true;
       this.#age(known);
-      return !known.log.skips && Math.max(after, known.lost) < known.log.gone;
+      return !known.log.isNewestOnly && Math.max(after, known.lost) < known.log.lastMissingOffset;
     });
   }
 
@@ -213,7 +219,7 @@ export class LogCache {
     const logs = known.map(({ log }) => log);
     return {
       ...mergeLogs(logs, after, maxBytes),
-      trimmed: known.map(({ log, lost }) => (log.skips ? 0 : lost)),
+      trimmed: known.map(({ log, lost }) => (log.isNewestOnly ? 0 : lost)),
     };
   }
 
@@ -263,9 +269,9 @@ export class LogCache {
   #age(known: Mirrored): void {
     const { log } = known;
     const now = this.#now();
-    while (log.isOver(now)) {
+    while (log.exceedsLimits(now)) {
       this.#shift(known);
-      this.#lose(known, log.gone);
+      this.#lose(known, log.lastMissingOffset);
     }
   }
 
@@ -273,7 +279,7 @@ export class LogCache {
   #lose(known: Mirrored, trimmed: number): void {
     const { log } = known;
     known.lost = Math.max(known.lost, trimmed);
-    while (log.events > 0 && (log.at(log.after(0)) as LogEntry).offset <= known.lost) {
+    while (log.events > 0 && (log.at(log.indexAfter(0)) as LogEntry).offset <= known.lost) {
       this.#shift(known);
     }
   }

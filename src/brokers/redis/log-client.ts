@@ -2,7 +2,7 @@
 import { randomBytes } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Cursor } from '../../protocol/cursor.ts';
-import type { Kept } from '../../log/log.ts';
+import type { TimedEntry } from '../../log/log.ts';
 import { LogEntry } from '../../log/log-entry.ts';
 import type { LogBounds, Publication } from '../broker.ts';
 import { asBrokerError, refused, type RedisConnection } from './redis-connection.ts';
@@ -30,7 +30,7 @@ export interface ChannelSnapshot extends Tail {
   readonly isMore: boolean;
   /** Offset of the last of those that were looked at. */
   readonly last: number;
-  readonly entries: readonly Kept[];
+  readonly entries: readonly TimedEntry[];
 }
 
 /** The log at one moment. */
@@ -282,7 +282,7 @@ export class LogClient {
     if (problem !== '') {
       this.#report(`the stream of ${channel} cannot be read: ${problem ?? 'no answer'}`);
     }
-    const entries: Kept[] = [];
+    const entries: TimedEntry[] = [];
     let lost = trimmed;
     let last = 0;
     for (let index = 10; index < text.length; index += 3) {
@@ -293,7 +293,7 @@ export class LogClient {
         this.#report(`event ${offset} of ${channel} cannot be read`);
         lost = Math.max(lost, offset);
       } else {
-        entries.push({ entry, at: Number(text[index + 1]) });
+        entries.push({ entry, appendedAt: Number(text[index + 1]) });
       }
     }
     const limits = limitsOf(events, limit, age, latest === '1');

@@ -275,7 +275,10 @@ export class LogSubscription {
   async #connected(signal: AbortSignal): Promise<SubscriberConnection> {
     if (this.#line !== undefined) return this.#line;
     const { timeout } = this.#timing;
-    const topics = await withLimits(this.#store.topics(signal, true), { signal, ms: timeout });
+    const topics = await withLimits(this.#store.topics(signal, true), {
+      signal,
+      timeoutMs: timeout,
+    });
     const line = new SubscriberConnection(this.#connection, timeout, (text, topic) =>
       this.#hear(topic, text),
     );
@@ -583,7 +586,11 @@ export class LogSubscription {
       });
     });
     try {
-      await withLimits(heard, { signal: line.broken, ms: this.#timing.timeout, late: deaf });
+      await withLimits(heard, {
+        signal: line.broken,
+        timeoutMs: this.#timing.timeout,
+        createTimeoutError: deaf,
+      });
     } finally {
       this.#nonces.delete(nonce);
     }

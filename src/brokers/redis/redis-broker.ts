@@ -2,7 +2,7 @@
 import type { Cursor } from '../../protocol/cursor.ts';
 import { diagnostics } from '../../common/diagnostics.ts';
 import { SseError } from '../../common/errors.ts';
-import type { Kept } from '../../log/log.ts';
+import type { TimedEntry } from '../../log/log.ts';
 import type { LogEntry } from '../../log/log-entry.ts';
 import type { Broker, BrokerState, LogBounds, Page, Publication, Receiver } from '../broker.ts';
 import { closedError, otherRegistryError } from '../errors.ts';
@@ -549,7 +549,7 @@ interface Load {
   readonly bytes: number;
   readonly edge: Edge;
   readonly after: number;
-  readonly entries: Kept[];
+  readonly entries: TimedEntry[];
 }
 
 /** How many of the channels make about so many bytes; at least one. */

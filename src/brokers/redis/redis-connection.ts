@@ -330,7 +330,11 @@ export class SubscriberConnection {
   }
 
   #answered<T>(answer: Promise<T>): Promise<T> {
-    return withLimits(answer, { signal: this.broken, ms: this.#timeout, late });
+    return withLimits(answer, {
+      signal: this.broken,
+      timeoutMs: this.#timeout,
+      createTimeoutError: late,
+    });
   }
 }
 

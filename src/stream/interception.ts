@@ -1,0 +1,126 @@
+/**
+ * Interception of `res.write()` and `res.end()`. If the application or other middleware writes to
+ * the response of a stream, the bytes must come behind the bytes that the library has queued. So
+ * the library puts its own two methods in front of those of the response:
+ *
+ * ```text
+ * res.write(x) ─► interceptedWrite ─┬─► writer.onApplicationWrite()    writes the queue
+ *                                   └─► the method that was there before
+ * ```
+ *
+ * A response is intercepted as soon as that is necessary: when its stream writes to the socket
+ * directly or queues bytes, and when its request has a session.
+ */
+import type { ServerResponse } from 'node:http';
+import { writerOf, type ResponseOwner } from './response-listeners.ts';
+
+/** The methods that the response had as own properties, because middleware had wrapped them. */
+export interface OverriddenMethods {
+  readonly write: ServerResponse['write'] | undefined;
+  readonly end: ServerResponse['end'] | undefined;
+}
+
+/** A writer, as the intercepted methods see the writer. */
+export interface InterceptingWriter extends ResponseOwner {
+  readonly overriddenMethods: OverriddenMethods | undefined;
+  /** The application called `res.write()`. Called before the write has any effect. */
+  onApplicationWrite(): void;
+  /** The application called `res.end()`. Called before the end has any effect. */
+  onApplicationEnd(): void;
+}
+
+// Shared by all responses without wrapped methods.
+const NOT_OVERRIDDEN: OverriddenMethods = { write: undefined, end: undefined };
+
+/**
+ * Puts the intercepted methods in front of those of the response.
+ * @returns the methods that were replaced
+ */
+export function interceptMethods(res: ServerResponse): OverriddenMethods {
+  /* oxlint-disable typescript/unbound-method -- `callOriginal` passes the response as `this` */
+  const write = Object.hasOwn(res, 'write') ? res.write : undefined;
+  const end = Object.hasOwn(res, 'end') ? res.end : undefined;
+  /* oxlint-enable typescript/unbound-method */
+  res.write = interceptedWrite as ServerResponse['write'];
+  res.end = interceptedEnd as ServerResponse['end'];
+  return write === undefined && end === undefined ? NOT_OVERRIDDEN : { write, end };
+}
+
+/** Calls a method of the response as it was before the interception. */
+export function callOriginal(
+  res: ServerResponse,
+  overridden: OverriddenMethods | undefined,
+  method: 'write' | 'end',
+  args: unknown[],
+): unknown {
+  return Reflect.apply(originalMethod(res, overridden, method), res, args);
+}
+
+/** @returns `res.write`, without the interception of this library if that is outermost */
+export function applicationWriteOf(
+  res: ServerResponse,
+  overridden: OverriddenMethods | undefined,
+): unknown {
+  /* oxlint-disable typescript/unbound-method -- compared, never called */
+  return res.write === (interceptedWrite as unknown)
+    ? originalMethod(res, overridden, 'write')
+    : res.write;
+  /* oxlint-enable typescript/unbound-method */
+}
+
+function originalMethod(
+  res: ServerResponse,
+  overridden: OverriddenMethods | undefined,
+  method: 'write' | 'end',
+): ServerResponse['write'] | ServerResponse['end'] {
+  return overridden?.[method] ?? (Object.getPrototypeOf(res) as ServerResponse)[method];
+}
+
+function interceptedWrite(this: ServerResponse, ...args: unknown[]): unknown {
+  // The methods of a response are intercepted only by its own writer.
+  const writer = writerOf(this) as InterceptingWriter;
+  writer.onApplicationWrite();
+  return callOriginal(this, writer.overriddenMethods, 'write', args);
+}
+
+function interceptedEnd(this: ServerResponse, ...args: unknown[]): unknown {
+  const writer = writerOf(this) as InterceptingWriter;
+  writer.onApplicationEnd();
+  return withoutSession(this, () => callOriginal(this, writer.overriddenMethods, 'end', args));
+}
+
+/** A request with a session, by the convention of express-session. */
+interface SessionRequest {
+  session?: unknown;
+}
+
+/** Whether the request has a session that middleware saves when the response ends. */
+export function hasSession(req: object): req is SessionRequest {
+  const property = Object.getOwnPropertyDescriptor(req, 'session');
+  const session: unknown = property?.writable === true ? property.value : undefined;
+  return (
+    typeof session === 'object' &&
+    session !== null &&
+    'save' in session &&
+    typeof session.save === 'function'
+  );
+}
+
+/**
+ * Runs the function while the session of the request is hidden.
+ *
+ * express-session wraps `res.end()` and saves the session there. The session of a stream was loaded
+ * when the request began, perhaps hours ago. If it were saved now, it would overwrite a newer one.
+ */
+export function withoutSession<T>({ req }: ServerResponse, action: () => T): T {
+  if (!hasSession(req)) return action();
+  const { session } = req;
+  // `false` makes express-session treat the request as one without a session; `null` would make it
+  // destroy the stored session.
+  req.session = false;
+  try {
+    return action();
+  } finally {
+    req.session = session;
+  }
+}

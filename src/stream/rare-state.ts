@@ -1,0 +1,57 @@
+/** State of a stream that few streams need, made when it is first used. */
+import { setMaxListeners } from 'node:events';
+import { deferred, type Deferred } from '../common/async.ts';
+import type { CloseReason } from './close-reason.ts';
+
+/** One object for each stream that uses one of these; most streams have none. */
+export class RareState {
+  /** Whether the application has sent events with ids of its own. */
+  hasOwnIds = false;
+  /** Number of events that were dropped because `maxBuffered` bytes were queued. */
+  droppedEvents = 0;
+  /** Whether a message about the slow client is being published. */
+  isPublishingSlow = false;
+  /** Whether the application has closed the stream, which still writes pending events. */
+  isClosing = false;
+  #drainWaiters: (() => void)[] = [];
+  #controller: AbortController | undefined;
+  #closed: Deferred<CloseReason> | undefined;
+
+  /** Makes the controller of `stream.signal` on the first call. */
+  abortController(): AbortController {
+    if (this.#controller === undefined) {
+      this.#controller = new AbortController();
+      // Each `pipe()` and each wait of the application adds a listener. From eleven listeners on,
+      // Node 20 would warn of a leak.
+      setMaxListeners(0, this.#controller.signal);
+    }
+    return this.#controller;
+  }
+
+  /** Makes the promise of `stream.closed` on the first call. */
+  closedPromise(): Deferred<CloseReason> {
+    this.#closed ??= deferred();
+    return this.#closed;
+  }
+
+  /** @returns a promise that resolves with the next {@link onDrain} or {@link onEnded} */
+  whenDrained(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#drainWaiters.push(resolve);
+    });
+  }
+
+  /** The stream has ended. */
+  onEnded(reason: CloseReason): void {
+    this.#controller?.abort();
+    this.#closed?.resolve(reason);
+    this.onDrain();
+  }
+
+  /** The stream is not behind any more. */
+  onDrain(): void {
+    const waiters = this.#drainWaiters;
+    this.#drainWaiters = [];
+    for (const resolve of waiters) resolve();
+  }
+}

@@ -1,0 +1,131 @@
+/** Head and end: how a response becomes an event stream, and every way in which the stream ends. */
+import type { ServerResponse } from 'node:http';
+import { SseError } from '../common/errors.ts';
+import { isConnectionClosed, type CloseReason } from './close-reason.ts';
+import { hasSession, type InterceptingWriter } from './interception.ts';
+import {
+  liftTimeout,
+  registerPipelined,
+  restoreTimeout,
+  unregisterPipelined,
+} from './pipelining.ts';
+import { sendHead, setCorkedBytes } from './response-head.ts';
+import { ignoreClose, listenToResponse } from './response-listeners.ts';
+import { ResponseWriter } from './response-writer.ts';
+import type { StreamSettings } from './stream-options.ts';
+
+/** The base class of `EventStream`: one response from its head to its end. */
+export abstract class ResponseLifecycle extends ResponseWriter implements InterceptingWriter {
+  /** @internal */
+  constructor(res: ServerResponse) {
+    super(res);
+    if (isConnectionClosed(res)) {
+      // The client left while earlier middleware ran, and the response emits no 'close' (any more).
+      this.setState('client');
+      return;
+    }
+    listenToResponse(res, this);
+    registerPipelined(res, this);
+  }
+
+  /** The response is closed. Called once, after {@link onEnded}. @internal */
+  protected abstract onClosed(): void;
+
+  /**
+   * Sends status 200, the headers and the first bytes, in one packet with everything else that is
+   * written in this tick. The answer to a HEAD request ends after the head.
+   * @param prelude text that comes before everything else
+   * @throws {SseError} `ERR_SSE_HEADERS_SENT` if the response has begun as something else
+   * @internal
+   */
+  protected writeHead(settings: StreamSettings, prelude: string): void {
+    const { res } = this;
+    if (res.headersSent) {
+      throw new SseError(
+        'ERR_SSE_HEADERS_SENT',
+        'the response has already begun as something else; open the stream before writing to it',
+      );
+    }
+    // If a listener for the head sends an event, the event is queued behind the prelude.
+    this.setQueue([Buffer.from(prelude)]);
+    this.setState('open');
+    try {
+      sendHead(res, settings.headers, this);
+    } catch (error) {
+      this.setQueue(undefined);
+      if (this.readyState === 1) this.setState('idle');
+      throw error;
+    }
+    if (res.req.method === 'HEAD') {
+      this.setQueue(undefined);
+      this.markEnded('server');
+      this.endResponse();
+      return;
+    }
+    liftTimeout(res);
+    // The end of the response must be intercepted, or the session would be saved then.
+    if (hasSession(res.req)) this.intercept();
+    this.pumpQueue();
+    setCorkedBytes(this, this.bytesInResponse);
+  }
+
+  /**
+   * Ends the stream after the queued bytes.
+   * @param last bytes to write before the end
+   * @internal
+   */
+  endFor(reason: CloseReason, last?: Buffer): void {
+    if (this.readyState !== 0 && !this.isWritable()) return;
+    const wasOpen = this.readyState === 1;
+    if (last !== undefined) this.writeBytes(last);
+    this.markEnded(reason);
+    if (!wasOpen || this.hasQueue) return;
+    // Called from a wrapped `write()`: an empty queue puts the end behind the bytes of that call.
+    if (this.isPassingBytes) this.setQueue([]);
+    else this.endResponse();
+  }
+
+  /**
+   * Closes the connection of a response that has ended, so that the client does not reuse the
+   * connection. Without effect over HTTP/2, where a session may carry other streams.
+   * @internal
+   */
+  closeConnection(): void {
+    const { req, writableFinished } = this.res;
+    if (req.httpVersionMajor === 1 && writableFinished) req.socket.destroySoon();
+  }
+
+  /** The response or its connection is closed, whoever closed it. @internal */
+  onResponseClosed(): void {
+    ignoreClose(this.res);
+    unregisterPipelined(this.res, this);
+    restoreTimeout(this.res);
+    this.stopWriting();
+    this.onEndedElsewhere();
+    this.onClosed();
+  }
+
+  /**
+   * The application writes to the response itself. The queue is passed to the response before, and
+   * from here on all bytes go through `res.write()`.
+   * @internal
+   */
+  onApplicationWrite(): void {
+    this.leaveSocket();
+    const { hasQueue } = this;
+    this.passWholeQueue();
+    // If the stream was closed before, its end waited for the queue.
+    if (hasQueue && this.readyState === 2) this.endResponse();
+  }
+
+  /**
+   * The application ends the response itself. Pending events are written before the end.
+   * @internal
+   */
+  onApplicationEnd(): void {
+    if (this.readyState === 1) this.flush();
+    // Also if the stream was closed before and its end waited for the queue.
+    this.passWholeQueue();
+    this.markEnded('server');
+  }
+}

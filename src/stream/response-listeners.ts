@@ -1,0 +1,112 @@
+/**
+ * Listeners on a response and its socket.
+ *
+ * A closure for each stream would cost memory for each of tens of thousands of streams. The
+ * listeners here are shared functions. They find the writer through a property of the response or
+ * of the socket (a `WeakMap` would also cost more memory for each stream than one property does).
+ */
+import type { ServerResponse } from 'node:http';
+import { Socket } from 'node:net';
+
+/** A writer that waits for `'drain'`. */
+export interface DrainListener {
+  /** The response or the socket accepts bytes again. */
+  resume(): void;
+}
+
+/** A writer, as its response sees the writer. */
+export interface ResponseOwner extends DrainListener {
+  /** The response or its connection is closed. */
+  onResponseClosed(): void;
+  /** The response emitted `'error'`. */
+  onError(error: unknown): void;
+}
+
+const writerKey = Symbol('res-sse.writer');
+
+interface TaggedResponse extends ServerResponse {
+  [writerKey]?: ResponseOwner;
+}
+
+interface TaggedSocket extends Socket {
+  [writerKey]?: DrainListener | undefined;
+}
+
+const NO_BYTES = Buffer.alloc(0);
+
+/** Tags the response with its writer and listens for `'close'` and `'error'`. */
+export function listenToResponse(res: ServerResponse, writer: ResponseOwner): void {
+  (res as TaggedResponse)[writerKey] = writer;
+  res.on('close', onClose);
+  // Without a listener, an error of a wrapped or destroyed response would end the process.
+  res.on('error', onError);
+}
+
+/** @returns the writer, if {@link listenToResponse} has tagged the response */
+export function writerOf(res: ServerResponse): ResponseOwner | undefined {
+  return (res as TaggedResponse)[writerKey];
+}
+
+/** Stops listening for `'close'`, so that a close is noticed once. */
+export function ignoreClose(res: ServerResponse): void {
+  res.off('close', onClose);
+}
+
+/**
+ * Listens for `'drain'`.
+ * @param socket the socket to which the stream writes directly, if it does
+ */
+export function listenForDrain(
+  res: ServerResponse,
+  socket: Socket | null | undefined,
+  writer: DrainListener,
+): void {
+  if (socket === undefined || socket === null) {
+    res.on('drain', onDrain);
+  } else {
+    (socket as TaggedSocket)[writerKey] = writer;
+    socket.on('drain', onSocketDrain);
+  }
+}
+
+/** Removes the listeners that {@link listenForDrain} added. */
+export function ignoreDrain(res: ServerResponse, socket: Socket | null | undefined): void {
+  res.off('drain', onDrain);
+  if (socket === undefined || socket === null) return;
+  socket.off('drain', onSocketDrain);
+  (socket as TaggedSocket)[writerKey] = undefined;
+}
+
+/**
+ * Makes sure that a waiting stream is told when its bytes were flushed. If the `highWaterMark` of
+ * the response is above the library's, Node emits no `'drain'`. Then the callback of an empty write
+ * says when the bytes before it were flushed.
+ */
+export function requestDrain(
+  res: ServerResponse,
+  socket: Socket | null | undefined,
+  onFlushed: () => void,
+): void {
+  const { socket: carrier, req } = res;
+  if (req.httpVersionMajor !== 1 || !carrier || (socket ?? res).writableNeedDrain) return;
+  // Node 26 keeps the writes of one tick in the response until the tick ends. Until then the
+  // `writableLength` of the socket alone is 0, so the response is asked.
+  if (!(carrier instanceof Socket) || !carrier.writable || res.writableLength === 0) return;
+  carrier.write(NO_BYTES, onFlushed);
+}
+
+function onClose(this: TaggedResponse): void {
+  this[writerKey]?.onResponseClosed();
+}
+
+function onError(this: TaggedResponse, error: unknown): void {
+  this[writerKey]?.onError(error);
+}
+
+function onDrain(this: TaggedResponse): void {
+  this[writerKey]?.resume();
+}
+
+function onSocketDrain(this: TaggedSocket): void {
+  this[writerKey]?.resume();
+}
