@@ -16,8 +16,8 @@ import { StrictParser } from './support/strict-parser.ts';
 import { until, within } from './support/wait.ts';
 
 /**
- * Channel events are written to the socket directly, without `res.write`, if no other code can
- * notice the difference. Each test is one situation in which other code could notice it.
+ * Channel events go straight to the socket, past `res.write`, where nobody can tell the difference. Each test is a row of the
+ * table of hazards in PERFORMANCE.md, section 2.
  */
 
 const KB = Buffer.from(`data: ${'x'.repeat(1_016)}\n\n`);
@@ -27,7 +27,7 @@ interface DirectServer extends TestServer {
   readonly streams: EventStream[];
 }
 
-/** A plain HTTP server whose streams follow `a`. `prepare` is code of the application. */
+/** A bare server whose streams follow `a`; `prepare` is the application in front. */
 async function serveDirect(
   prepare: (res: ServerResponse, url: string) => void = () => {},
   { channels = createChannels(), ...options }: SseOptions & { channels?: Channels } = {},
@@ -51,7 +51,7 @@ async function serveDirect(
   return Object.assign(server, { channels, streams });
 }
 
-/** A raw client with a strict chunked decoder, and the bytes after the first response. */
+/** A raw client that undoes chunked framing strictly, and what comes after the first response. */
 async function connectTo(
   server: TestServer,
   request = requestText('/'),
@@ -91,7 +91,7 @@ async function connectTo(
   };
 }
 
-/** Whether an event that is published now is written to the socket as a shared HTTP chunk. */
+/** Whether an event that is published now goes to the socket already framed. */
 async function goesDirect(
   server: DirectServer,
   client: { parser: () => StrictParser },
@@ -114,7 +114,7 @@ function data(parser: StrictParser): string[] {
   return parser.events.filter((event) => event.data !== 'probe').map((event) => event.data);
 }
 
-/** Publishes an event, and waits until it is delivered. */
+/** Published, and given to the streams. */
 async function publish(server: DirectServer, ...all: string[]): Promise<void> {
   for (const each of all) void server.channels.publish('a', each);
   await new Promise((resolve) => setImmediate(() => setImmediate(resolve)));
@@ -301,7 +301,7 @@ test.each(['close', 'res.end'] as const)(
     await until('the stream', () => server.streams.length === 1);
     expect(await goesDirect(server, client)).toBe(true);
     const [stream] = server.streams as [EventStream];
-    // In the middle of a turn in which an event is pending for the stream.
+    // In the middle of a turn that owes the stream something.
     void server.channels.publish('a', 'owed');
     if (how === 'close') stream.close();
     else stream.res.end();
@@ -420,7 +420,7 @@ test('a wrapped response is written to by its wrapper after a large event, too',
 });
 
 describe('streams in step, which are given what is published past their own objects', () => {
-  /** Two streams that have just received the same event, and a raw client of each. */
+  /** Two streams that have just been given the same, and a raw client of each. */
   async function serveInStep(options = {}) {
     const server = await serveDirect(() => {}, options);
     const clients = [await connectTo(server), await connectTo(server)] as const;
@@ -445,7 +445,7 @@ describe('streams in step, which are given what is published past their own obje
     await using inStep = await serveInStep();
     const { server, clients, streams } = inStep;
     const { channels } = server;
-    // One of the streams is detached by this, the other is not.
+    // One is taken out of step on the way, the other is not.
     streams[0].comment('own');
     await publish(server, '3');
     await publish(server, '4', '5');
@@ -541,10 +541,7 @@ describe('streams in step, which are given what is published past their own obje
 });
 
 describe('a socket whose write an agent has replaced, and which throws, ends its own stream and harms no other', () => {
-  /**
-   * Three streams with direct writes, and a raw client of each. The second socket throws from now
-   * on.
-   */
+  /** Three streams on the direct way, and a raw client of each; from now on the socket of the second throws. */
   async function serveThrowing() {
     const server = await serveDirect();
     const clients = [
