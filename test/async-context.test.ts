@@ -80,7 +80,7 @@ test('an onGap in mid-stream runs in the context of the request that subscribed'
   expect(ada.events.find(({ data }) => data.startsWith('snapshot'))?.data).toBe('snapshot for ada');
 });
 
-test('a source is let go of in the context of the request that piped it, whoever ends the stream', async () => {
+test('a source is released in the context of the request that piped it', async () => {
   const returned: (string | undefined)[] = [];
   const source = {
     [Symbol.asyncIterator]: () => ({
@@ -98,7 +98,7 @@ test('a source is let go of in the context of the request that piped it, whoever
   expect(returned).toEqual(['ada']);
 });
 
-test('what the library does by itself runs in the context of no request', async () => {
+test('work of the library itself runs outside the context of any request', async () => {
   const seen: (string | undefined)[] = [];
   await using server = await serveStreams(
     (stream) => requests.run({ user: 'ada' }, () => stream.open()),
@@ -121,7 +121,7 @@ test('what the library does by itself runs in the context of no request', async 
   }
 });
 
-test('a stream that is gone leaves the store of its request to the garbage collector while other streams go on', async () => {
+test('the store of an ended stream is garbage-collected while other streams continue', async () => {
   const channels = createChannels();
   let store: WeakRef<Store> | undefined;
   await using server = await serveStreams(

@@ -14,7 +14,7 @@ import { until } from './support/wait.ts';
 
 const page = await snippetsOf('docs/authorisation.md');
 
-test('a user who logs out has no stream any more, in whatever tab, and an EventSource does not come back', async () => {
+test('a logout ends the streams of all tabs, and an EventSource does not reconnect', async () => {
   const app = express();
   const channels = createChannels();
   const events = sse({ channels });
@@ -80,7 +80,7 @@ const bearing = (token: string, more = {}) => ({
   headers: { Authorization: `Bearer ${token}`, ...more },
 });
 
-test('a stream ends when its token expires, and its client goes on with a new one and has missed nothing', async () => {
+test('a stream ends when its token expires; with a new token the client misses no event', async () => {
   const app = express();
   const channels = createChannels();
   const events = sse({ channels });
@@ -160,7 +160,7 @@ describe('a user who is removed', () => {
     }
   }
 
-  test('gets nothing that is published after remove() has resolved, on no node, others get it, and no client sees how', async () => {
+  test('gets no event after remove() has resolved, on any node; other users get all', async () => {
     await using redis = await startRedis();
     const users = new Users();
     await using first = await startNode(redis.url, users);
@@ -170,7 +170,9 @@ describe('a user who is removed', () => {
         ['ann', 'ann', 'bob'].map((user) => read(`${url}/events?user=${user}`)),
       ),
     );
-    await until('them to follow', () => readers.every((reader) => reader.checkpoints.length > 0));
+    await until('all subscriptions', () =>
+      readers.every((reader) => reader.checkpoints.length > 0),
+    );
     await first.channels.publish('news', 'for all');
     await Promise.all(readers.map((reader) => reader.next()));
     await first.remove('ann');
@@ -194,7 +196,7 @@ describe('a user who is removed', () => {
     expect(back.status).toBe(403);
   });
 
-  test('in the moment between the check of the request and the subscription loses the stream, too', async () => {
+  test('between the check of the request and the subscription loses the stream', async () => {
     await using redis = await startRedis();
     const users = new Users();
     let goOn = (): void => {};
@@ -217,7 +219,7 @@ describe('a user who is removed', () => {
     expect(reader.events).toEqual([]);
   });
 
-  test('and may read again comes back with an old id, gets what was published before and since, and stays', async () => {
+  test('and is allowed again resumes with an old id', async () => {
     await using redis = await startRedis();
     const users = new Users();
     await using node = await startNode(redis.url, users);
@@ -233,13 +235,13 @@ describe('a user who is removed', () => {
     expect(node.events.stats()).toMatchObject({ opened: 1, open: 1 });
   });
 
-  test('loses the stream when the log is lost, and the revocation with it, and others are told a gap without its name', async () => {
+  test('loses the stream when the log is lost with the revocation; others get a gap', async () => {
     await using redis = await startRedis();
     const users = new Users();
     await using node = await startNode(redis.url, users);
     using ann = await read(`${node.url}/events?user=ann`);
     using bob = await read(`${node.url}/events?user=bob`);
-    await until('them to follow', () =>
+    await until('all subscriptions', () =>
       [ann, bob].every((reader) => reader.checkpoints.length > 0),
     );
     await users.remove('ann');
@@ -253,7 +255,7 @@ describe('a user who is removed', () => {
   });
 });
 
-test('a client that asks for everything again and again gets what perMinute and the history allow, and no more', async () => {
+test('a client that requests the history repeatedly gets what perMinute allows', async () => {
   const channels = createChannels();
   const { events } = await runSnippet(page.get('limits'), {}, { sse, channels }, ['events']);
   const app = express();
@@ -267,7 +269,10 @@ test('a client that asks for everything again and again gets what perMinute and 
   let refused = 0;
   for (let n = 0; n < 40; n++) {
     using reader = await read(server.url);
-    await until('all of it', () => reader.ended || reader.events.length === kept);
+    await until(
+      'the whole history, or the end',
+      () => reader.ended || reader.events.length === kept,
+    );
     bytes += Buffer.byteLength(reader.text);
     if (reader.ended) refused++;
   }

@@ -33,7 +33,7 @@ async function sendUntil(server: StreamServer, condition: () => boolean): Promis
 }
 
 describe('a diagnostics subscriber', () => {
-  test('is told of a stream that opens in a shutdown before it is told of its end', async () => {
+  test('gets the open message before the close message of a stream that opens in a shutdown', async () => {
     const told: string[] = [];
     using _ = listening({ open: () => told.push('open'), close: () => told.push('close') });
     let go: (() => void) | undefined;
@@ -52,7 +52,7 @@ describe('a diagnostics subscriber', () => {
     expect(told).toEqual(['open', 'close']);
   });
 
-  test('may close a stream that has just opened: nothing is sent after that, and it is counted once', async () => {
+  test('may close a stream that has just opened, which is counted once', async () => {
     using _ = listening({
       open: ({ stream }: { stream: EventStream }) => stream.close({ retry: 5 }),
     });
@@ -60,7 +60,7 @@ describe('a diagnostics subscriber', () => {
     using reader = await read(server.url);
     await reader.end();
     expect(reader.text).toBe(':\nretry: 5\n');
-    await until('it to be gone', () => server.events.stats().bytes > 0);
+    await until('the closed stream to be counted', () => server.events.stats().bytes > 0);
     expect(server.events.stats()).toMatchObject({
       open: 0,
       opened: 1,
@@ -91,7 +91,7 @@ describe('a diagnostics subscriber', () => {
     },
   );
 
-  test('may answer a request that is turned away', async () => {
+  test('may answer a rejected request', async () => {
     using _ = listening({
       reject: ({
         req,
@@ -105,7 +105,7 @@ describe('a diagnostics subscriber', () => {
   });
 });
 
-test('events that are sent where a stream has ended are not counted as sent', async () => {
+test('events that are sent on an ended stream are not counted', async () => {
   await using server = await serveStreams((stream) => {
     stream.send('1');
     stream.close();
@@ -119,7 +119,7 @@ test('events that are sent where a stream has ended are not counted as sent', as
   expect(server.events.stats().sent).toBe(1);
 });
 
-test('twenty listeners for the end of one stream are no leak that Node warns of', async () => {
+test('twenty listeners for the end of one stream cause no warning of Node', async () => {
   const warnings: Error[] = [];
   const note = (warning: Error): void => void warnings.push(warning);
   process.on('warning', note);
@@ -206,7 +206,7 @@ describe('a wrapped write that sends while bytes are being written', () => {
       const [stream] = server.streams as [EventStream];
       armed = stream;
       given.write(stream, (text) => void channels.publish('a', text));
-      await until('both', () => sent === 3);
+      await until('three sent events', () => sent === 3);
       armed = undefined;
       stream.close();
       await reader.end();

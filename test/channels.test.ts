@@ -42,12 +42,12 @@ async function rejection(promise: Promise<unknown>): Promise<string> {
 }
 
 describe('publish', () => {
-  test('reaches every stream that follows the channel, and no other, with the id it resolves to', async () => {
+  test('delivers the event, with the id it resolves to, only to the streams of the channel', async () => {
     await using server = await serveChannels();
     using a = await read(`${server.url}?follow=a`);
     using both = await read(`${server.url}?follow=a&follow=b`);
     using b = await read(`${server.url}?follow=b`);
-    await until('the streams', () => server.channels.stats().subscriptions === 4);
+    await until('the subscriptions', () => server.channels.stats().subscriptions === 4);
     const first = await server.channels.publish('a', { n: 1 }, { event: 'tick', retry: 7 });
     const second = await server.channels.publish('b', 'two');
     expect(await both.take(2)).toEqual([
@@ -60,7 +60,7 @@ describe('publish', () => {
     expect([a.events.length, b.events.length]).toEqual([1, 1]);
   });
 
-  test('gives ids of safe characters that grow across the registry and differ between registries', async () => {
+  test('returns ids that grow across the registry, and that differ between registries', async () => {
     const [channels, others] = [createChannels(), createChannels()];
     const ids: string[] = [];
     for (const name of ['a', 'b', 'a']) ids.push((await channels.publish(name, 1)).id);
@@ -75,7 +75,7 @@ describe('publish', () => {
     expect((await others.publish('a', 1)).id.split('.')[0]).not.toBe(epochs[0]);
   });
 
-  test('encodes an event once, whatever the number of readers', async () => {
+  test('encodes an event once for all readers', async () => {
     let encoded = 0;
     await using server = await serveChannels(
       createChannels({
@@ -88,7 +88,7 @@ describe('publish', () => {
     const readers = await Promise.all(
       Array.from({ length: 30 }, () => read(`${server.url}?follow=a`)),
     );
-    await until('the streams', () => server.channels.stats().subscriptions === 30);
+    await until('the subscriptions', () => server.channels.stats().subscriptions === 30);
     await server.channels.publish('a', { n: 1 });
     for (const reader of readers) {
       expect((await reader.next()).data).toBe('{"n":1}');
@@ -97,10 +97,10 @@ describe('publish', () => {
     expect(encoded).toBe(1);
   });
 
-  test('keeps the order of the calls, awaited or not', async () => {
+  test('keeps the order of the calls, with and without await', async () => {
     await using server = await serveChannels();
     using reader = await read(`${server.url}?follow=a&follow=b`);
-    await until('the stream', () => server.channels.stats().subscriptions === 2);
+    await until('the subscription', () => server.channels.stats().subscriptions === 2);
     for (let index = 0; index < 100; index++) {
       void server.channels.publish(index % 3 === 0 ? 'a' : 'b', `${index}`);
     }
@@ -162,11 +162,11 @@ describe('publish', () => {
     expect(await rejection(publish())).toBe(code);
   });
 
-  test('takes a name of 256 bytes', async () => {
+  test('accepts a name of 256 bytes', async () => {
     expect((await createChannels().publish('é'.repeat(128), 1)).id).not.toBe('');
   });
 
-  test('tells res-sse:publish once', async () => {
+  test('publishes one message on the diagnostics channel res-sse:publish', async () => {
     const messages: unknown[] = [];
     const note = (message: unknown): void => void messages.push(message);
     subscribe('res-sse:publish', note);
@@ -177,7 +177,7 @@ describe('publish', () => {
 });
 
 describe('subscribe', () => {
-  test('opens the stream and resolves with the channels, each once', async () => {
+  test('opens the stream and resolves with the channels, without duplicates', async () => {
     const channels = createChannels();
     let subscription: unknown;
     await using server = await serveStreams(
@@ -199,7 +199,7 @@ describe('subscribe', () => {
     ]).toEqual([1, 1, 0]);
   });
 
-  test('gets what is published in the same turn after it, and nothing from before it', async () => {
+  test('delivers events published later in the same turn, and no earlier events', async () => {
     const channels = createChannels();
     await using server = await serveStreams(
       async (given) => {
@@ -217,10 +217,10 @@ describe('subscribe', () => {
     expect((await other.take(2)).map((event) => event.data)).toEqual(['before', 'after']);
   });
 
-  test('on a stream that has ended gives an ended subscription, and leaves nothing behind', async () => {
+  test('on an ended stream resolves with an ended subscription, and follows no channel', async () => {
     await using server = await serveChannels();
     const reader = await read(`${server.url}?follow=a`);
-    await until('the stream', () => server.channels.stats().subscriptions === 1);
+    await until('the subscription', () => server.channels.stats().subscriptions === 1);
     const gone = server.streams[0] as EventStream;
     reader.close();
     await gone.closed;
@@ -236,7 +236,7 @@ describe('subscribe', () => {
       code = await rejection(given.subscribe('a'));
     });
     using reader = await read(server.url);
-    await until('the head', () => reader.text !== '');
+    await until('the response head', () => reader.text !== '');
     expect(code).toBe('ERR_SSE_NO_CHANNELS');
   });
 
@@ -244,7 +244,7 @@ describe('subscribe', () => {
     const others = createChannels();
     await using server = await serveChannels();
     using reader = await read(`${server.url}?follow=a`);
-    await until('the stream', () => server.channels.stats().subscriptions === 1);
+    await until('the subscription', () => server.channels.stats().subscriptions === 1);
     expect(await rejection(others.subscribe(server.streams[0] as EventStream, 'a'))).toBe(
       'ERR_SSE_OTHER_REGISTRY',
     );
@@ -290,13 +290,13 @@ describe('subscribe', () => {
     );
     using first = await read(`${server.url}?first=id`);
     using second = await read(`${server.url}?first=subscribe`);
-    await until('both', () => codes.length === 2);
+    await until('both error codes', () => codes.length === 2);
     expect(codes).toEqual(['ERR_SSE_ID_TAKEN', 'ERR_SSE_ID_TAKEN']);
     expect((await second.next()).data).toBe('without an id is fine');
     expect(first.events).toHaveLength(1);
   });
 
-  test('that historyFor throws for rejects, and takes no channel from another stream', async () => {
+  test('rejects if historyFor throws, and releases no channel of another stream', async () => {
     const channels = createChannels({
       historyFor: (name) => {
         if (name === 'bad') throw new Error('no such room');
@@ -312,7 +312,7 @@ describe('subscribe', () => {
       { channels },
     );
     using other = await read(`${server.url}?follow=a`);
-    await until('the other', () => channels.stats().subscriptions === 1);
+    await until('the other subscription', () => channels.stats().subscriptions === 1);
     for (const names of ['follow=bad&follow=a', 'follow=b&follow=bad&follow=a']) {
       using refused = await read(`${server.url}?may&${names}`);
       expect(await refused.next()).toMatchObject({ event: 'refused', data: 'Error: no such room' });
@@ -323,7 +323,7 @@ describe('subscribe', () => {
     expect((await other.next()).data).toBe('still followed');
   });
 
-  test('a second one adds its channels, and an event of a channel followed twice comes once', async () => {
+  test('a second call adds channels; events of a channel that is followed twice arrive once', async () => {
     const channels = createChannels();
     await using server = await serveStreams(
       async (given) => {
@@ -339,7 +339,7 @@ describe('subscribe', () => {
     expect(channels.stats().subscriptions).toBe(3);
   });
 
-  test('unsubscribe stops its channels, after what was published before it, and the stream goes on', async () => {
+  test('unsubscribe ends the subscription behind earlier events; the stream stays open', async () => {
     const channels = createChannels();
     await using server = await serveStreams(
       async (given) => {
@@ -365,7 +365,7 @@ describe('subscribe', () => {
 });
 
 describe('order', () => {
-  test('a direct send, a comment and a close come after what the channels owed the stream already', async () => {
+  test('send, comment and close come behind events that were published before', async () => {
     const channels = createChannels();
     await using server = await serveStreams(
       async (given) => {
@@ -386,7 +386,7 @@ describe('order', () => {
     );
   });
 
-  test('what one stream was given early is not given to it again, and to the others whole', async () => {
+  test('an event that one stream received early arrives once, at the other streams, too', async () => {
     const channels = createChannels();
     const streams: EventStream[] = [];
     await using server = await serveStreams(
@@ -397,9 +397,9 @@ describe('order', () => {
       { channels },
     );
     using early = await read(server.url);
-    await until('one', () => streams.length === 1);
+    await until('the first stream', () => streams.length === 1);
     using late = await read(server.url);
-    await until('both', () => streams.length === 2);
+    await until('both streams', () => streams.length === 2);
     void channels.publish('a', '1');
     (streams[0] as EventStream).send('direct');
     void channels.publish('a', '2');
@@ -412,7 +412,7 @@ describe('order', () => {
 });
 
 describe('a filter', () => {
-  test('lets through what it says true to, seeing the event as published', async () => {
+  test('accepts the events for which it returns true, and receives them as published', async () => {
     const seen: unknown[] = [];
     const channels = createChannels();
     await using server = await serveStreams(
@@ -457,7 +457,7 @@ describe('a filter', () => {
     ['answers with nothing', () => undefined],
     ['answers 1', () => 1],
   ])(
-    'that %s fails closed: the stream ends with error, and nobody else notices',
+    'that %s fails closed: its stream ends with error, and other streams continue',
     async (_, filter) => {
       const channels = createChannels();
       await using server = await serveStreams(
@@ -468,7 +468,7 @@ describe('a filter', () => {
       using before = await read(server.url);
       using bad = await read(`${server.url}?bad`);
       using after = await read(server.url);
-      await until('the streams', () => channels.stats().subscriptions === 3);
+      await until('the subscriptions', () => channels.stats().subscriptions === 3);
       await channels.publish('a', 'secret');
       await bad.end();
       expect(bad.text).not.toContain('secret');
@@ -479,7 +479,7 @@ describe('a filter', () => {
     },
   );
 
-  test('of another subscription on the same stream does not hide what this one wants', async () => {
+  test('of one subscription does not reject events that another subscription accepts', async () => {
     const channels = createChannels();
     await using server = await serveStreams(
       async (given) => {
@@ -496,7 +496,7 @@ describe('a filter', () => {
   });
 });
 
-test('a slow reader of a channel without history is closed at maxBuffered, and the others get everything', async () => {
+test('a slow reader of a channel without history is closed at maxBuffered; others get all events', async () => {
   const channels = createChannels({ history: false });
   await using server = await serveStreams((given) => given.subscribe('a'), {
     channels,
@@ -505,9 +505,9 @@ test('a slow reader of a channel without history is closed at maxBuffered, and t
   });
   const socket = await dial(server.port, requestText('/'));
   socket.pause();
-  await until('the slow one', () => server.streams.length === 1);
+  await until('the slow stream', () => server.streams.length === 1);
   using reader = await read(server.url);
-  await until('both', () => channels.stats().subscriptions === 2);
+  await until('both subscriptions', () => channels.stats().subscriptions === 2);
   const slow = server.streams[0] as EventStream;
   let published = 0;
   await until(
@@ -541,7 +541,7 @@ test("of several channels without history, what one drops with onSlow 'drop' tak
   for (let count = 0; count < 20; count++) void channels.publish('big', 'z'.repeat(1_000_000));
   const small = (): string[] =>
     reader.events.map((event) => event.data).filter((each) => !each.startsWith('z'));
-  await until('the small ones', () => small().length === 5);
+  await until('the small events', () => small().length === 5);
   expect(small()).toEqual(['small 0', 'small 1', 'small 2', 'small 3', 'small 4']);
   await until(
     'each large one to be there or counted',
@@ -556,14 +556,14 @@ describe('a channel handle', () => {
     expect(haiku.name).toBe('haiku');
     await using server = await serveStreams((given) => haiku.subscribe(given), { channels });
     using reader = await read(server.url);
-    await until('the stream', () => haiku.size === 1);
+    await until('the subscription', () => haiku.size === 1);
     const { id } = await haiku.publish('an old silent pond', { event: 'text' });
     expect(await reader.next()).toEqual({ event: 'text', id, data: 'an old silent pond' });
     reader.close();
-    await until('the stream to go', () => haiku.size === 0);
+    await until('the stream to end', () => haiku.size === 0);
   });
 
-  test('of a bad name is refused', () => {
+  test('with an invalid name throws', () => {
     expect(() => createChannels().channel('')).toThrow(
       expect.objectContaining({ code: 'ERR_SSE_CHANNEL_NAME' }),
     );
@@ -582,7 +582,7 @@ describe('listen', () => {
     return made;
   }
 
-  test('follows the channels it names', async () => {
+  test('follows the given channels', async () => {
     const { serve } = await import('./support/server.ts');
     const channels = createChannels();
     const made = express();
@@ -601,7 +601,7 @@ describe('listen', () => {
     using two = await read(`${server.url}/two`);
     using room = await read(`${server.url}/b?all=1`);
     using none = await read(`${server.url}/b?all=0`);
-    await until('the streams', () => channels.stats().subscriptions === 5);
+    await until('the subscriptions', () => channels.stats().subscriptions === 5);
     for (const [name, data] of [
       ['a', '1'],
       ['b', 'hidden'],
@@ -615,7 +615,7 @@ describe('listen', () => {
     expect(none.events).toEqual([]);
   });
 
-  test('answers 406 to others and 403 where the function returns null, in a sentence', async () => {
+  test('answers 406 without Accept, and 403 if the function returns null, with a text', async () => {
     const channels = createChannels();
     const made = app(
       channels,
@@ -633,7 +633,7 @@ describe('listen', () => {
     expect(channels.stats().subscriptions).toBe(0);
   });
 
-  test('hands the errors of its functions to next', async () => {
+  test('passes errors of its functions to next', async () => {
     const channels = createChannels();
     const failing = [
       channels.listen(() => {
@@ -658,7 +658,7 @@ describe('listen', () => {
       .expect(500);
   });
 
-  test('refuses wrong use where the route is made', () => {
+  test('throws for invalid arguments when the route is made', () => {
     expect(() => createChannels().listen('')).toThrow(
       expect.objectContaining({ code: 'ERR_SSE_CHANNEL_NAME' }),
     );
@@ -669,7 +669,7 @@ describe('listen', () => {
 });
 
 describe('an event larger than maxEvent', () => {
-  test('is refused before anybody gets it, and the next one is delivered', async () => {
+  test('is rejected before any stream receives it; the next event is delivered', async () => {
     const channels = createChannels({ maxEvent: 100 });
     await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
     using reader = await read(server.url);
@@ -687,7 +687,7 @@ describe('an event larger than maxEvent', () => {
     expect(channels.stats().published).toBe(1);
   });
 
-  test('has more than 1 MiB unless told otherwise', async () => {
+  test('has more than 1 MiB by default', async () => {
     const channels = createChannels();
     await channels.publish('a', 'x'.repeat(1_000_000));
     await expect(channels.publish('a', 'x'.repeat(1_048_576))).rejects.toMatchObject({
@@ -697,7 +697,7 @@ describe('an event larger than maxEvent', () => {
 });
 
 describe('close of the registry', () => {
-  test('refuses a stream that asks to follow something while the others end', async () => {
+  test('rejects a subscribe call while the streams end', async () => {
     const channels = createChannels();
     const waiting: EventStream[] = [];
     await using server = await serveStreams(
@@ -709,7 +709,7 @@ describe('close of the registry', () => {
     );
     using first = await read(server.url);
     using second = await read(server.url);
-    await until('both', () => server.streams[1]?.readyState === 1);
+    await until('both streams', () => server.streams[1]?.readyState === 1);
     let refused: unknown;
     server.streams[1]?.signal.addEventListener('abort', () => {
       waiting[0]?.subscribe('a').catch((error: unknown) => (refused = error));
@@ -720,12 +720,12 @@ describe('close of the registry', () => {
     expect([first.ended, channels.stats().subscriptions]).toEqual([false, 0]);
   });
 
-  test('that is called again by a stream which it ends is one close', async () => {
+  test('that is called again by the end of a stream happens once', async () => {
     const channels = createChannels();
     await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
     using first = await read(server.url);
     using second = await read(server.url);
-    await until('both', () => channels.stats().subscriptions === 2);
+    await until('both subscriptions', () => channels.stats().subscriptions === 2);
     const closings = new Set<Promise<void>>();
     for (const { signal } of server.streams) {
       signal.addEventListener('abort', () => void closings.add(channels.close()));
@@ -735,7 +735,7 @@ describe('close of the registry', () => {
     expect(closings.size).toBe(1);
   });
 
-  test('ends the streams that follow its channels, with a reconnection time, after what they are owed', async () => {
+  test('ends its streams, with a reconnection time, behind pending events', async () => {
     const channels = createChannels();
     await using server = await serveStreams(
       (given, req) => ('follow' in req.query ? given.subscribe('a') : given.open()),
@@ -745,7 +745,7 @@ describe('close of the registry', () => {
     );
     using follower = await read(`${server.url}?follow`);
     using other = await read(server.url);
-    await until('both', () => server.events.streams.size === 2);
+    await until('both streams', () => server.events.streams.size === 2);
     void channels.publish('a', 'last words');
     const closing = channels.close();
     expect(channels.close()).toBe(closing);
@@ -771,11 +771,11 @@ describe('close of the registry', () => {
   });
 });
 
-test('two registries in one process never meet', async () => {
+test('two registries in one process do not exchange events', async () => {
   const [ours, theirs] = [createChannels(), createChannels()];
   await using server = await serveChannels(ours);
   using reader = await read(`${server.url}?follow=a`);
-  await until('the stream', () => ours.stats().subscriptions === 1);
+  await until('the subscription', () => ours.stats().subscriptions === 1);
   await theirs.publish('a', 'theirs');
   await ours.publish('a', 'ours');
   expect((await reader.next()).data).toBe('ours');
@@ -789,7 +789,7 @@ test('a broker serves one registry', () => {
   );
 });
 
-describe('a broker that takes its time to listen', () => {
+describe('a broker that listens late', () => {
   function slowBroker(): {
     broker: Broker;
     listened: string[];
@@ -822,7 +822,7 @@ describe('a broker that takes its time to listen', () => {
     };
   }
 
-  test('is asked once for a channel, and a stream that ends meanwhile leaves nothing behind', async () => {
+  test('listens once per channel, also if a stream ends meanwhile', async () => {
     const { broker, listened, unlistened, answer } = slowBroker();
     const channels = createChannels({ broker });
     let settled = 0;
@@ -836,7 +836,7 @@ describe('a broker that takes its time to listen', () => {
     await (server.streams[0] as EventStream).closed;
     expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0 });
     answer();
-    await until('it to settle', () => settled === 1);
+    await until('the subscription to settle', () => settled === 1);
     expect([listened, unlistened]).toEqual([
       ['a', 'b'],
       ['a', 'b'],
@@ -844,7 +844,7 @@ describe('a broker that takes its time to listen', () => {
     expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0 });
   });
 
-  test('and then cannot: subscribe rejects, and leaves nothing behind', async () => {
+  test('and then fails: subscribe rejects, and follows no channel', async () => {
     const { broker, listened, answer } = slowBroker();
     const channels = createChannels({ broker });
     let error: unknown;
@@ -857,7 +857,7 @@ describe('a broker that takes its time to listen', () => {
     using reader = await read(server.url);
     await until('the subscription', () => listened.length === 1);
     answer(new Error('no broker'));
-    await until('it to settle', () => error !== undefined);
+    await until('the subscription to reject', () => error !== undefined);
     expect(error).toEqual(new Error('no broker'));
     expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0 });
     expect(reader.ended).toBe(false);
@@ -865,7 +865,7 @@ describe('a broker that takes its time to listen', () => {
 });
 
 describe('a historyFor', () => {
-  test('that closes the stream which subscribes leaves no subscription behind', async () => {
+  test('that closes the subscribing stream leaves no subscription', async () => {
     let closing: EventStream | undefined;
     const channels = createChannels({
       historyFor: () => {
@@ -884,12 +884,12 @@ describe('a historyFor', () => {
     );
     using reader = await read(server.url);
     await reader.end();
-    await until('the handler', () => returned);
-    await until('the stream to be gone', () => (server.streams[0] as EventStream).res.closed);
+    await until('the handler to return', () => returned);
+    await until('the response to close', () => (server.streams[0] as EventStream).res.closed);
     expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0, behind: 0 });
   });
 
-  test('that throws rejects subscribe, and a handler that swallows this has an open stream all the same', async () => {
+  test('that throws rejects subscribe; if the handler ignores this, the stream opens', async () => {
     const channels = createChannels({
       historyFor: (name) => {
         if (name === 'bad') throw new Error('no such room');
@@ -922,7 +922,7 @@ test('stream() and res.sse.subscribe work together in one route', async () => {
     }),
   );
   using reader = await read(`${server.url}/mixed`);
-  await until('the stream', () => channels.stats().subscriptions === 1);
+  await until('the subscription', () => channels.stats().subscriptions === 1);
   await channels.publish('a', 'from the channel');
   expect((await reader.take(2)).map((event) => event.data)).toEqual(['hello', 'from the channel']);
 });

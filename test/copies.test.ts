@@ -46,7 +46,7 @@ describe.each([
     return Object.assign(await serve(app), { outer, inner, channels, outerCopy, innerCopy });
   }
 
-  test('streams of an inner sse() are in the streams, statistics and close() of the outer', async () => {
+  test('streams of an inner sse() belong to streams, stats() and close() of the outer one', async () => {
     await using server = await nested({}, {});
     using reader = await read(`${server.url}/listen`);
     await until('the stream', () => server.channels.stats().subscriptions === 1);
@@ -63,7 +63,7 @@ describe.each([
     expect(server.inner.stats()).toMatchObject({ open: 0, closed: { shutdown: 1 } });
   });
 
-  test('limits of both hold', async () => {
+  test('the limits of both copies apply', async () => {
     await using server = await nested({ maxStreams: 2 }, { maxStreams: 1 });
     using one = await read(`${server.url}/listen`);
     await until('the stream', () => server.outer.streams.size === 1);
@@ -78,7 +78,7 @@ describe.each([
     expect(one.ended).toBe(false);
   });
 
-  test('stream() answers 406 to who does not ask, and instanceof holds for errors and streams of both', async () => {
+  test('stream() answers 406 without Accept; instanceof works for both copies', async () => {
     await using server = await nested({}, {});
     expect((await fetch(`${server.url}/alone`, { headers: { Accept: 'text/html' } })).status).toBe(
       406,

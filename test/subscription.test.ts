@@ -67,7 +67,7 @@ function gapOf(event: { event?: string | undefined; data: string } | undefined):
 }
 
 describe('a client that reconnects', () => {
-  test('gets what it missed, in order, once, and goes on live', async () => {
+  test('gets the missed events once and in order, and then live events', async () => {
     await using server = await serveChannels();
     const ids = await publish(server.channels, 'a', 1, 2, 3, 4);
     using reader = await resume(server.url, ids[1] as string);
@@ -78,7 +78,7 @@ describe('a client that reconnects', () => {
     expect(reader.events.map((event) => event.id)).toEqual([...ids.slice(2), expect.any(String)]);
   });
 
-  test('may bring its id in the query, and the header goes before it', async () => {
+  test('may send its id in the query; the header takes precedence', async () => {
     await using server = await serveChannels();
     const ids = await publish(server.channels, 'a', 1, 2, 3);
     using byQuery = await read(`${server.url}?lastEventId=${ids[0] as string}`);
@@ -90,7 +90,7 @@ describe('a client that reconnects', () => {
     expect(data(await byHeader.take(1))).toEqual(['3']);
   });
 
-  test('with the newest id has missed nothing', async () => {
+  test('with the newest id gets no missed events', async () => {
     await using server = await serveChannels();
     const ids = await publish(server.channels, 'a', 1, 2);
     using reader = await resume(server.url, ids[1] as string);
@@ -100,7 +100,7 @@ describe('a client that reconnects', () => {
     expect(server.subscriptions[0]).toMatchObject({ recovered: true, gaps: 0 });
   });
 
-  test('with resume: false begins where since says', async () => {
+  test('with resume: false starts at since', async () => {
     await using server = await serveChannels({}, { options: { resume: false } });
     const ids = await publish(server.channels, 'a', 1, 2);
     using reader = await resume(server.url, ids[0] as string);
@@ -109,7 +109,7 @@ describe('a client that reconnects', () => {
     expect((await reader.next()).data).toBe('3');
   });
 
-  test('gets a history that is larger than maxBuffered in full', async () => {
+  test('gets a history that is larger than maxBuffered completely', async () => {
     await using server = await serveChannels(
       { history: { events: 5_000, bytes: 50_000_000 } },
       { sse: { maxBuffered: 1_000 } },
@@ -148,7 +148,7 @@ describe('a client that reconnects', () => {
     expect(events.every((event, index) => Number.parseInt(event.data, 10) === index)).toBe(true);
   });
 
-  test('to several channels gets them merged in the order of publishing', async () => {
+  test('gets the events of several channels in the order of publishing', async () => {
     await using server = await serveChannels({}, { follow: ['a', 'b', 'c'] });
     const [first] = await publish(server.channels, 'a', 'first');
     for (const [index, name] of ['b', 'a', 'c', 'other', 'b', 'a', 'a', 'c'].entries()) {
@@ -159,8 +159,8 @@ describe('a client that reconnects', () => {
   });
 });
 
-describe('clients that come back together', () => {
-  test('get head, checkpoint and what they have missed in one packet each, and share the bytes of it', async () => {
+describe('clients that reconnect together', () => {
+  test('get head, checkpoint and missed events in one packet each, from shared bytes', async () => {
     await using server = await serveChannels();
     const [first, ...missed] = await publish(server.channels, 'a', 'one', 'two', 'three', 'four');
     const packets = packetsOf(server);
@@ -180,7 +180,7 @@ describe('clients that come back together', () => {
     await publish(server.channels, 'a', 'five');
   });
 
-  test('go on to share the bytes of what is published, however much they had missed', async () => {
+  test('share the bytes of later events, however many events they had missed', async () => {
     await using server = await serveChannels();
     const [first] = await publish(
       server.channels,
@@ -192,8 +192,8 @@ describe('clients that come back together', () => {
       Array.from({ length: 10 }, () => resume(server.url, first as string)),
     );
     await Promise.all(readers.map((reader) => reader.take(60)));
-    await until('all to be live', () => server.channels.stats().behind === 0);
-    await until('nothing to be queued', () =>
+    await until('all streams to be live', () => server.channels.stats().behind === 0);
+    await until('all queues to be empty', () =>
       server.streams.every((stream) => stream.bufferedAmount === 0),
     );
     const chunks = chunksWrittenTo(server.sockets);
@@ -207,7 +207,7 @@ describe('clients that come back together', () => {
     expect(new Set(chunks).size).toBe(1);
   });
 
-  test('get what has been published since, too', async () => {
+  test('get later events, too', async () => {
     await using server = await serveChannels();
     const [first] = await publish(server.channels, 'a', 'one', 'two', 'three');
     using before = await resume(server.url, first as string);
@@ -217,7 +217,7 @@ describe('clients that come back together', () => {
     expect(data(await after.take(3))).toEqual(['two', 'three', 'four']);
   });
 
-  test('get nothing of a channel that was cleared after the first of them', async () => {
+  test('get no event of a channel that was cleared after the first client', async () => {
     await using server = await serveChannels({}, { follow: ['a', 'b'] });
     const cursor = await server.channels.cursor();
     await publish(server.channels, 'a', 'a1');
@@ -231,7 +231,7 @@ describe('clients that come back together', () => {
     expect(after.text).not.toContain('a1');
   });
 
-  test('get nothing that has become too old since the first of them', async () => {
+  test('get no event that has become too old since the first client', async () => {
     const historyFor = (name: string) => (name === 'a' ? { events: 1_000, age: 300 } : undefined);
     await using server = await serveChannels({ historyFor }, { follow: ['a', 'b'] });
     const cursor = await server.channels.cursor();
@@ -250,7 +250,7 @@ describe('clients that come back together', () => {
     after?.close();
   });
 
-  test('get what their own filters let through', async () => {
+  test('get the events that their own filters accept', async () => {
     const hidden: string[] = [];
     const options = { filter: ({ data: text }: { data: string }) => !hidden.includes(text) };
     await using server = await serveChannels({}, { options });
@@ -268,7 +268,7 @@ describe('clients that come back together', () => {
   });
 });
 
-describe('a stream without an id begins', () => {
+describe('a stream without an id starts', () => {
   test('now', async () => {
     await using server = await serveChannels();
     await publish(server.channels, 'a', 1);
@@ -292,7 +292,7 @@ describe('a stream without an id begins', () => {
     expect(server.subscriptions[0]).toMatchObject({ recovered: true, gaps: 0 });
   });
 
-  test('with since: a cursor, as if the client had brought it', async () => {
+  test('with since: a cursor, as if the client had sent the cursor', async () => {
     const channels = createChannels({ history: { events: 2 } });
     const ids = await publish(channels, 'a', 1, 2, 3, 4);
     await using server = await serveStreams(
@@ -327,7 +327,7 @@ describe('a stream without an id begins', () => {
 });
 
 describe('a gap', () => {
-  test('is told with the channels, the cursor and the head, and what is still held follows', async () => {
+  test('is reported with channels, cursor and end of the log, before the events that are left', async () => {
     await using server = await serveChannels({ history: { events: 2 } });
     const ids = await publish(server.channels, 'a', 1, 2, 3, 4);
     using reader = await resume(server.url, ids[0] as string);
@@ -344,7 +344,7 @@ describe('a gap', () => {
     expect(reader.text.indexOf('sse:checkpoint')).toBeLessThan(reader.text.indexOf('data: 3'));
   });
 
-  test('is the truth with sparse offsets: of A1 B2 A3 B4 A5, A1 and A3 trimmed, cursors 3 and 4 lost nothing, 2 did', async () => {
+  test('is exact: with A1 and A3 of A1 B2 A3 B4 A5 trimmed, cursor 2 has a gap, 3 and 4 have none', async () => {
     const channels = createChannels({
       historyFor: (name) => (name === 'a' ? { events: 1 } : undefined),
     });
@@ -369,7 +369,7 @@ describe('a gap', () => {
     expect(atHead.events).toEqual([]);
   });
 
-  test('names only the channels that lost something', async () => {
+  test('names only the channels that have lost events', async () => {
     const channels = createChannels({
       historyFor: (name) => (name === 'a' ? { events: 1 } : undefined),
     });
@@ -383,20 +383,20 @@ describe('a gap', () => {
     expect(data(rest)).toEqual(['a2', 'b3']);
   });
 
-  test('of an emptied channel is told by what is known of it', async () => {
+  test('of an empty channel is found by its trimmed offset', async () => {
     await using server = await serveChannels();
     const ids = await publish(server.channels, 'a', 1, 2);
     await server.channels.clear('a');
     using lost = await resume(server.url, ids[0] as string);
     expect(gapOf(await lost.next())).toEqual({ channels: ['a'], after: ids[0], cursor: ids[1] });
-    await until('its checkpoint', () => lost.checkpoints.length === 1);
+    await until('the checkpoint after the gap', () => lost.checkpoints.length === 1);
     expect(lost.checkpoints).toEqual([ids[1]]);
     using nothing = await resume(server.url, ids[1] as string);
     await until('a checkpoint', () => nothing.checkpoints.length === 1);
     expect(nothing.events).toEqual([]);
   });
 
-  test('of a forgotten channel is told by the floor', async () => {
+  test('of a forgotten channel is found by the floor of all forgotten channels', async () => {
     await using server = await serveChannels({ maxChannels: 1 });
     const [first] = await publish(server.channels, 'a', 1, 2);
     await publish(server.channels, 'b', 1);
@@ -411,7 +411,7 @@ describe('a gap', () => {
     ['negative', (id: string) => `${id.split('.')[0] as string}.-1`],
     ['an id of another kind', () => '42'],
   ])(
-    'is told to a client whose cursor is not in the log: %s; all that is held follows',
+    'is reported for a cursor that is not in the log: %s; all held events follow',
     async (_, forge) => {
       await using server = await serveChannels();
       const ids = await publish(server.channels, 'a', 1, 2);
@@ -424,29 +424,29 @@ describe('a gap', () => {
     },
   );
 
-  test('after a restart is told before anything was published', async () => {
+  test('after a restart is reported before the first event is published', async () => {
     await using before = await serveChannels();
     const [id] = await publish(before.channels, 'a', 1);
     await using after = await serveChannels();
     using reader = await resume(after.url, id as string);
     const gap = gapOf(await reader.next()) as { channels: string[]; after: string; cursor: string };
     expect(gap).toMatchObject({ channels: ['a'], after: '' });
-    await until('its checkpoint', () => reader.checkpoints.length === 1);
+    await until('the checkpoint after the gap', () => reader.checkpoints.length === 1);
     expect(reader.checkpoints).toEqual([gap.cursor]);
     expect(gap.cursor).toBe(await after.channels.cursor());
   });
 
-  test('is not told again once the client has received an id beyond it', async () => {
+  test('is not reported again to a client that has received a later id', async () => {
     await using server = await serveChannels({ history: { events: 2 } });
     const ids = await publish(server.channels, 'a', 1, 2, 3, 4);
     using told = await resume(server.url, ids[0] as string);
-    await until('its checkpoint', () => told.checkpoints.length === 1);
+    await until('the checkpoint after the gap', () => told.checkpoints.length === 1);
     using again = await resume(server.url, told.checkpoints[0] as string);
     expect(data(await again.take(2))).toEqual(['3', '4']);
     expect(again.events.map((event) => event.event)).toEqual([undefined, undefined]);
   });
 
-  test('is told on res-sse:gap', async () => {
+  test('is published on the diagnostics channel res-sse:gap', async () => {
     const messages: unknown[] = [];
     const note = (message: unknown): void => void messages.push(message);
     subscribe('res-sse:gap', note);
@@ -473,7 +473,7 @@ describe('onGap', () => {
     return Object.assign(server, { ids: await publish(server.channels, 'a', 1, 2, 3, 4, 5) });
   }
 
-  test('is awaited before any event, and events go on from the cursor that it returns', async () => {
+  test('is awaited before any event; events continue behind the cursor that it returns', async () => {
     const gaps: Gap[] = [];
     await using server = await serveGaps(async (stream, gap, { channels }) => {
       gaps.push(gap);
@@ -491,7 +491,7 @@ describe('onGap', () => {
     expect(server.subscriptions[0]).toMatchObject({ recovered: false, gaps: 1 });
   });
 
-  test('that returns nothing is followed by what is still held', async () => {
+  test('that returns nothing is followed by the events that are still held', async () => {
     await using server = await serveGaps(async (stream) => void stream.send('sorry'));
     using reader = await resume(server.url, server.ids[0] as string);
     expect(data(await reader.take(3))).toEqual(['sorry', '4', '5']);
@@ -515,11 +515,11 @@ describe('onGap', () => {
     ],
     ['a rejection', () => Promise.reject(new Error('no database'))],
   ])(
-    'that answers with %s ends the stream with error, and nobody else notices',
+    'that returns %s ends its stream with error, and other streams continue',
     async (_, answer) => {
       await using server = await serveGaps((_stream, gap) => answer(gap));
       using bystander = await read(server.url);
-      await until('it', () => server.subscriptions.length === 1);
+      await until('the subscription', () => server.subscriptions.length === 1);
       using reader = await resume(server.url, server.ids[0] as string);
       await reader.end();
       expect(data(reader.events)).toEqual([]);
@@ -531,7 +531,7 @@ describe('onGap', () => {
     },
   );
 
-  test('that answers with a cursor beyond the head says so with ERR_SSE_CURSOR, and up to the head a later one is taken', async () => {
+  test('that returns a cursor beyond the end of the log fails with ERR_SSE_CURSOR', async () => {
     const answers: ((gap: Gap, newer: string) => string)[] = [
       (_gap, newer) => newer,
       (_gap, newer) => newer.replace(/\d+$/, (offset) => `${Number(offset) + 1}`),
@@ -551,7 +551,7 @@ describe('onGap', () => {
     expect(server.errors.splice(0)).toEqual([expect.objectContaining({ code: 'ERR_SSE_CURSOR' })]);
   });
 
-  test('is called once in a row: what a slow handler loses meanwhile is told by an sse:gap', async () => {
+  test('is called once: a loss during a slow handler is reported by sse:gap', async () => {
     let calls = 0;
     await using server = await serveGaps(async (_stream, gap, { channels }) => {
       calls++;
@@ -565,7 +565,7 @@ describe('onGap', () => {
     expect(calls).toBe(1);
   });
 
-  test('of a stream that ends meanwhile leaves nothing behind', async () => {
+  test('of a stream that ends meanwhile leaves no subscription', async () => {
     let go = (): void => {};
     let called = false;
     await using server = await serveGaps((_stream, gap) => {
@@ -573,7 +573,7 @@ describe('onGap', () => {
       return new Promise((resolve) => (go = () => resolve(gap.cursor)));
     });
     const reader = await resume(server.url, server.ids[0] as string);
-    await until('the handler', () => called);
+    await until('onGap to be called', () => called);
     reader.close();
     await until('the subscription to end', () => server.subscriptions.length === 1);
     expect(server.channels.stats()).toMatchObject({ channels: 0, subscriptions: 0, behind: 0 });
@@ -584,7 +584,7 @@ describe('onGap', () => {
 });
 
 describe('checkpoints', () => {
-  test('the first lets a client resume that has received no event', async () => {
+  test('let a client resume that has received no event', async () => {
     await using server = await serveChannels();
     await publish(server.channels, 'a', 1);
     const reader = await read(server.url);
@@ -593,21 +593,21 @@ describe('checkpoints', () => {
       `event: sse:checkpoint\ndata: {"cursor":"${reader.checkpoints[0] as string}"}\nid: ${reader.checkpoints[0] as string}\n\n`,
     );
     reader.close();
-    await until('it to leave', () => server.events.streams.size === 0);
+    await until('the stream to end', () => server.events.streams.size === 0);
     await publish(server.channels, 'a', 2, 3);
     using again = await resume(server.url, reader.checkpoints[0] as string);
     expect(data(await again.take(2))).toEqual(['2', '3']);
   });
 
-  test('each heartbeat tells a quiet stream where it is, so that it resumes without a gap', async () => {
+  test('come with heartbeats on a quiet stream, so that it resumes without a gap', async () => {
     await using server = await serveChannels(
       { historyFor: (name) => (name === 'a' ? undefined : { events: 1 }) },
       { sse: { heartbeat: 30 } },
     );
     using reader = await read(server.url);
-    await until('the first', () => reader.checkpoints.length === 1);
+    await until('the first checkpoint', () => reader.checkpoints.length === 1);
     const ids = await publish(server.channels, 'busy', 1, 2, 3);
-    await until('the second', () => reader.checkpoints.length === 2);
+    await until('the second checkpoint', () => reader.checkpoints.length === 2);
     expect(reader.checkpoints[1]).toBe(ids[2]);
     // Without a new event there is no checkpoint, but heartbeats.
     const { length } = reader.comments;
@@ -615,7 +615,7 @@ describe('checkpoints', () => {
     expect(reader.checkpoints).toHaveLength(2);
   });
 
-  test('tell where a stream is whose events were filtered out', async () => {
+  test('come also if all events were filtered out', async () => {
     await using server = await serveChannels(
       {},
       { sse: { heartbeat: 30 }, options: { filter: (event) => event.data !== 'hidden' } },
@@ -623,22 +623,22 @@ describe('checkpoints', () => {
     using reader = await read(server.url);
     await until('the subscription', () => server.subscriptions.length === 1);
     const ids = await publish(server.channels, 'a', 'shown', 'hidden');
-    await until('it', () => reader.checkpoints.at(-1) === ids[1]);
+    await until('a checkpoint at the newest event', () => reader.checkpoints.at(-1) === ids[1]);
     expect(data(reader.events)).toEqual(['shown']);
   });
 
-  test('come while a stream is busy with direct events, too', async () => {
+  test('come also while the application sends events', async () => {
     await using server = await serveChannels({}, { sse: { heartbeat: 50 } });
     using reader = await read(server.url);
-    await until('the first', () => reader.checkpoints.length === 1);
+    await until('the first checkpoint', () => reader.checkpoints.length === 1);
     const stream = server.streams[0] as EventStream;
     const timer = setInterval(() => stream.send('direct'), 5);
     const [id] = await publish(server.channels, 'busy', 1);
-    await until('the second', () => reader.checkpoints.at(-1) === id);
+    await until('the second checkpoint', () => reader.checkpoints.at(-1) === id);
     clearInterval(timer);
   });
 
-  test('of the routine are off with checkpoints: false, and after a gap there is one anyway', async () => {
+  test('are off with checkpoints: false, except after a gap', async () => {
     await using server = await serveChannels(
       { history: { events: 1 } },
       { options: { checkpoints: false }, sse: { heartbeat: 20 } },
@@ -649,10 +649,10 @@ describe('checkpoints', () => {
     await until('heartbeats', () => reader.comments.length > 5);
     expect(reader.checkpoints).toEqual([]);
     using lost = await resume(server.url, ids[0] as string);
-    await until('it', () => lost.checkpoints.length === 1);
+    await until('the checkpoint after the gap', () => lost.checkpoints.length === 1);
   });
 
-  test('never go out before a gap has been told', async () => {
+  test('are never written before a gap is reported', async () => {
     let go = (): void => {};
     await using server = await serveChannels(
       { history: { events: 1 } },
@@ -669,13 +669,13 @@ describe('checkpoints', () => {
     await until('heartbeats', () => reader.comments.length > 4);
     expect(reader.checkpoints).toEqual([]);
     go();
-    await until('it', () => reader.checkpoints.length === 1);
+    await until('the checkpoint', () => reader.checkpoints.length === 1);
     expect(reader.checkpoints).toEqual([ids[2]]);
   });
 });
 
 describe('a channel without history', () => {
-  test('is live only: no id, no checkpoint, no resume, no gap', async () => {
+  test('has no id, no checkpoint, no resume, no gap', async () => {
     await using server = await serveChannels({ history: false }, { sse: { heartbeat: 30 } });
     expect(await server.channels.publish('a', 'unseen')).toEqual({ id: '' });
     using reader = await resume(server.url, 'whatever');
@@ -688,7 +688,7 @@ describe('a channel without history', () => {
     expect(server.subscriptions[0]).toMatchObject({ recovered: true, gaps: 0, cursor: '' });
   });
 
-  test('beside one with history goes on while the stream is catching up', async () => {
+  test('delivers events while the stream catches up with another channel', async () => {
     let go = (): void => {};
     await using server = await serveChannels(
       { historyFor: (name) => (name === 'live' ? false : { events: 1 }) },
@@ -712,7 +712,7 @@ describe('a channel without history', () => {
   });
 });
 
-test('a newest-only channel skips a reader that lags to the newest event, and that is no gap', async () => {
+test('a slow reader of a newest-only channel skips to the newest event without a gap', async () => {
   await using server = await serveChannels({ history: { events: 1, latest: true } });
   const ids = await publish(server.channels, 'a', 1, 2, 3);
   using reader = await resume(server.url, ids[0] as string);
@@ -743,7 +743,7 @@ describe('a slow reader', () => {
     });
     await until('the subscription', () => server.subscriptions.length === 1);
     let published = 0;
-    await until('it to be behind', async () => {
+    await until('the stream to fall behind', async () => {
       for (let count = 0; count < 20; count++) {
         await server.channels.publish('a', `${published++}:${'x'.repeat(10_000)}`);
       }
@@ -759,7 +759,7 @@ describe('a slow reader', () => {
       .map((event) => Number.parseInt(event.data, 10));
   }
 
-  test('costs a cursor, not a queue: it leaves the live streams, and returns by itself with everything', async () => {
+  test('has a cursor instead of a queue: it falls behind, and later gets all events', async () => {
     await using server = await serveChannels(
       { history: { events: 100_000, bytes: 200_000_000 }, maxHistory: 200_000_000 },
       { sse: { stallTimeout: false } },
@@ -775,16 +775,16 @@ describe('a slow reader', () => {
     // After 10 MB of further events, no more bytes are queued for the stream.
     expect(stream.bufferedAmount).toBe(queued);
     socket.resume();
-    await until('it to be live again', () => server.channels.stats().behind === 0);
+    await until('the stream to be live again', () => server.channels.stats().behind === 0);
     await server.channels.publish('a', `${more}:live`);
-    await until('everything', () => numbers(parser).length === more + 1);
+    await until('all events', () => numbers(parser).length === more + 1);
     expect(numbers(parser)).toEqual(Array.from({ length: more + 1 }, (_, index) => index));
     expect(server.subscriptions[0]).toMatchObject({ gaps: 0 });
     expect(stream.readyState).toBe(1);
     socket.destroy();
   });
 
-  test('that is overtaken by the bounds is told a gap in mid-stream, and recovered speaks of the start only', async () => {
+  test('that is overtaken by trimming gets a gap; recovered concerns the start only', async () => {
     await using server = await serveChannels(
       { history: { events: 10 } },
       { sse: { stallTimeout: false } },
@@ -793,8 +793,8 @@ describe('a slow reader', () => {
     let more = published;
     for (; more < published + 100; more++) await server.channels.publish('a', `${more}:x`);
     socket.resume();
-    await until('it to be live again', () => server.channels.stats().behind === 0);
-    await until('the newest', () => numbers(parser).at(-1) === more - 1);
+    await until('the stream to be live again', () => server.channels.stats().behind === 0);
+    await until('the newest event', () => numbers(parser).at(-1) === more - 1);
     const gap = parser.events.find((event) => event.type === 'sse:gap');
     expect(JSON.parse(gap?.data ?? '')).toEqual({
       channels: ['a'],
@@ -812,7 +812,7 @@ describe('a slow reader', () => {
     socket.destroy();
   });
 
-  test('is told by an sse:gap what the subscription that ends while another is asked would have been asked about', async () => {
+  test('gets an sse:gap for a subscription that ends while another one is asked', async () => {
     await using server = await serveChannels(
       { history: { events: 10 } },
       { sse: { stallTimeout: false } },
@@ -838,10 +838,10 @@ describe('a slow reader', () => {
       await server.channels.publish('b', 'x');
     }
     socket.resume();
-    await until('the first to be asked', () => asked.length > 0);
+    await until('the first onGap', () => asked.length > 0);
     leave();
     answer();
-    await until('it to be live again', () => server.channels.stats().behind === 0);
+    await until('the stream to be live again', () => server.channels.stats().behind === 0);
     const told = parser.events
       .filter((event) => event.type === 'sse:gap')
       .map((event) => (JSON.parse(event.data) as Gap).channels);
@@ -849,17 +849,17 @@ describe('a slow reader', () => {
     socket.destroy();
   });
 
-  test('that leaves while it is behind leaves nothing behind', async () => {
+  test('that disconnects while catching up leaves no subscription', async () => {
     await using server = await serveChannels({}, { sse: { stallTimeout: false } });
     const { socket } = await fallBehind(server);
     socket.destroy();
-    await until('it to be gone', () => server.events.streams.size === 0);
+    await until('the stream to end', () => server.events.streams.size === 0);
     expect(server.channels.stats()).toMatchObject({ behind: 0, subscriptions: 0, channels: 0 });
   });
 });
 
 describe('a second subscribe on a stream', () => {
-  test('catches its channels up with the cursor: ids step back once, and nothing is lost or repeated', async () => {
+  test('catches up: ids step back once, and no event is lost or repeated', async () => {
     const channels = createChannels();
     const ids = [
       ...(await publish(channels, 'a', 'a1')),
@@ -880,7 +880,7 @@ describe('a second subscribe on a stream', () => {
     expect(reader.events).toHaveLength(4);
   });
 
-  test('with since begins there for its own channels only', async () => {
+  test('with since starts there for its own channels only', async () => {
     const channels = createChannels();
     await publish(channels, 'a', 'a1');
     await publish(channels, 'b', 'b2');
@@ -897,7 +897,7 @@ describe('a second subscribe on a stream', () => {
     expect(data(await reader.take(1))).toEqual(['a3']);
   });
 
-  test('tells a gap of its own channels', async () => {
+  test('reports a gap of its own channels', async () => {
     const channels = createChannels({ history: { events: 1 } });
     const subscriptions: Subscription[] = [];
     const ids = await publish(channels, 'b', 1, 2, 3);
@@ -911,7 +911,7 @@ describe('a second subscribe on a stream', () => {
     const [gap, event] = await reader.take(2);
     expect(gapOf(gap)).toMatchObject({ channels: ['b'] });
     expect(event?.data).toBe('3');
-    await until('both', () => subscriptions.length === 2);
+    await until('both subscriptions', () => subscriptions.length === 2);
     expect(subscriptions.map(({ recovered, gaps }) => [recovered, gaps])).toEqual([
       [true, 0],
       [false, 1],
@@ -919,12 +919,12 @@ describe('a second subscribe on a stream', () => {
   });
 });
 
-describe('a stream with as many subscriptions as maxSubscriptions says', () => {
+describe('a stream with maxSubscriptions subscriptions', () => {
   test.each<[string, SseOptions, number]>([
     ['100 by default', {}, 100],
     ['3', { maxSubscriptions: 3 }, 3],
   ])(
-    '(%s) is refused another with ERR_SSE_OPTION, and goes on undisturbed; one that ends makes room',
+    '(%s) gets ERR_SSE_OPTION for another one, until a subscription ends',
     async (_, options, most) => {
       const channels = createChannels();
       await using server = await serveStreams((stream) => stream.subscribe('a'), {
@@ -932,7 +932,7 @@ describe('a stream with as many subscriptions as maxSubscriptions says', () => {
         ...options,
       });
       using reader = await read(server.url);
-      await until('the first', () => channels.stats().subscriptions === 1);
+      await until('the first subscription', () => channels.stats().subscriptions === 1);
       const [stream] = server.streams as [EventStream];
       const subscriptions: Subscription[] = [];
       for (let count = 1; count < most; count++) {
@@ -960,7 +960,7 @@ describe('a stream with as many subscriptions as maxSubscriptions says', () => {
     },
   );
 
-  test('counts those that wait for their start', async () => {
+  test('counts subscriptions that wait for their start', async () => {
     const channels = createChannels();
     const outcomes: string[] = [];
     await using server = await serveStreams(
@@ -973,15 +973,15 @@ describe('a stream with as many subscriptions as maxSubscriptions says', () => {
       { channels, maxSubscriptions: 3 },
     );
     using reader = await read(server.url);
-    await until('all', () => outcomes.length === 5);
+    await until('all results', () => outcomes.length === 5);
     expect(outcomes).toEqual(['fulfilled', 'fulfilled', 'fulfilled', 'rejected', 'rejected']);
     expect(channels.names().toSorted()).toEqual(['0', '1', '2']);
     expect(reader.ended).toBe(false);
   });
 });
 
-describe('two streams that have agreed on the same', () => {
-  test('may end their subscriptions one by one, and ending one twice ends no other', async () => {
+describe('two streams with identical subscriptions', () => {
+  test('end their subscriptions one by one; ending one twice ends no other', async () => {
     const channels = createChannels();
     const subscriptions: Subscription[] = [];
     await using server = await serveStreams(
@@ -992,7 +992,7 @@ describe('two streams that have agreed on the same', () => {
     );
     using first = await read(server.url);
     using second = await read(server.url);
-    await until('all', () => subscriptions.length === 4);
+    await until('all subscriptions', () => subscriptions.length === 4);
     const [one, two, three] = subscriptions as [Subscription, Subscription, Subscription];
     one.unsubscribe();
     one.unsubscribe();
@@ -1006,7 +1006,7 @@ describe('two streams that have agreed on the same', () => {
     expect(channels.stats().subscriptions).toBe(1);
   });
 
-  test('agreed on what the options were then: a filter that is put into them later is that of later streams', async () => {
+  test('keep the options of the call, also if the options object changes later', async () => {
     const options: SubscribeOptions = {};
     await using server = await serveChannels({}, { options });
     using first = await read(server.url);
@@ -1017,16 +1017,16 @@ describe('two streams that have agreed on the same', () => {
     expect(data(await second.take(1))).toEqual(['open']);
   });
 
-  test('count gaps each for themselves, and no more after their end', async () => {
+  test('count gaps separately, and not after their end', async () => {
     await using server = await serveChannels({ history: { events: 1 } });
     const { channels, subscriptions } = server;
     using live = await read(server.url);
-    await until('the first', () => subscriptions.length === 1);
+    await until('the first subscription', () => subscriptions.length === 1);
     const ids = await publish(channels, 'a', 1, 2, 3);
     using late = await resume(server.url, ids[0] as string);
     expect(data(await live.take(3))).toEqual(['1', '2', '3']);
     expect(gapOf((await late.take(1))[0])).toMatchObject({ channels: ['a'] });
-    await until('the second', () => subscriptions.length === 2);
+    await until('the second subscription', () => subscriptions.length === 2);
     subscriptions[1]?.unsubscribe();
     expect(subscriptions.map(({ recovered, gaps }) => [recovered, gaps])).toEqual([
       [true, 0],
@@ -1038,7 +1038,7 @@ describe('two streams that have agreed on the same', () => {
 describe('a final close', () => {
   const last = { type: 'sse:end', data: '{}' };
 
-  test('comes behind all that was published before it, however far the stream is behind', async () => {
+  test('comes behind all events that were published before, also on a slow stream', async () => {
     await using server = await serveStreams(
       async (stream) => {
         await stream.subscribe('a', { since: 'start' });
@@ -1075,7 +1075,7 @@ describe('a final close', () => {
   }
 });
 
-test('cursor() hands over from a page to its stream: nothing between them is lost', async () => {
+test('cursor() connects a page and its stream without a lost event', async () => {
   await using server = await serveChannels();
   const empty = await server.channels.cursor();
   using fromEmpty = await read(`${server.url}?lastEventId=${empty}`);
@@ -1088,7 +1088,7 @@ test('cursor() hands over from a page to its stream: nothing between them is los
   expect(data(await reader.take(2))).toEqual(['between', 'after']);
 });
 
-test('a subscription says where it is', async () => {
+test('a subscription has the cursor of its stream', async () => {
   await using server = await serveChannels();
   using reader = await read(server.url);
   await until('the subscription', () => server.subscriptions.length === 1);
@@ -1097,7 +1097,7 @@ test('a subscription says where it is', async () => {
   expect(server.subscriptions[0]).toMatchObject({ channels: ['a'], cursor: id });
 });
 
-test('publish with a key publishes once, however often it is retried', async () => {
+test('publish with a key publishes once, also if it is repeated', async () => {
   await using server = await serveChannels();
   using reader = await read(server.url);
   await until('the subscription', () => server.subscriptions.length === 1);
@@ -1157,7 +1157,7 @@ describe('createChannels refuses', () => {
     );
   });
 
-  test('what historyFor returns when it is asked', async () => {
+  test('an invalid result of historyFor', async () => {
     const channels = createChannels({ historyFor: () => ({ events: 0 }) });
     await expect(channels.publish('a', 1)).rejects.toMatchObject({ code: 'ERR_SSE_OPTION' });
   });

@@ -7,11 +7,11 @@ import { TurnMeter, connectFake } from '../support/crowd.ts';
 import { read } from '../support/reader.ts';
 import { until, within } from '../support/wait.ts';
 
-/** One call does a limited amount of work, however many events are pending. */
+/** The library does a bounded amount of work for one call, whatever has been published and not been delivered yet. */
 
 const WRITE_MARK = 65_536;
 
-// The bytes of an event's other lines, with room for a long id.
+// The lines of an event around its data, with a generous id.
 const EVENT_OVERHEAD = 100;
 
 test('a comment behind each of 2,000 publishes in one turn joins each event a bounded number of times', async () => {
@@ -97,8 +97,7 @@ test('a stream that never catches up ends with close({ final: true }) when it ha
   await using server = await serveStreams(
     (stream) =>
       stream.subscribe('a', {
-        // Each page holds one event, and each delivery publishes another: the stream never catches
-        // up.
+        // Each page holds one event, and while it is delivered another is published: the stream stays behind.
         filter: () => {
           if (published < 500) publish();
           return true;
@@ -117,11 +116,11 @@ test('a stream that never catches up ends with close({ final: true }) when it ha
     .map((event) => Number.parseInt(event.data, 10));
   expect(numbers).toEqual(numbers.map((_, index) => index + 1));
   expect(numbers.length).toBeGreaterThanOrEqual(publishedBefore);
-  // One or two further pages may have been in progress.
+  // A page or two more may have been on their way.
   expect(numbers.length).toBeLessThan(publishedBefore + 20);
 });
 
-// Limits of one turn: live streams, and bytes that catching-up streams read from the log.
+// Live streams that one turn gives to, and bytes that one turn reads from the log for streams that are behind.
 const STREAMS_PER_TURN = 250;
 const CATCH_UP_BYTES_PER_TURN = 4_194_304;
 
@@ -137,11 +136,11 @@ test('a burst of 1 MB to 1,000 streams whose heartbeat is due in the same turn i
   meter.most = 0;
   const before = meter.total;
   for (const each of burst) void channels.publish('a', each);
-  // Blocks the event loop until the heartbeat is due.
+  // Blocks until the heartbeat of this turn is due.
   for (const since = performance.now(); performance.now() - since < 30;);
   const published = crowd.length * burst.length * 10_000;
   await until('the burst to be written', () => meter.total - before > published, 30_000);
-  // Two fan-out slices may run between two samples of the meter.
+  // A fan-out slice may come twice between two looks of the meter.
   expect(meter.most).toBeLessThan(2 * STREAMS_PER_TURN * (WRITE_MARK + 2 * EVENT_OVERHEAD));
   await events.close({ within: 0 });
 });
@@ -173,10 +172,10 @@ test('2,000 streams that come back together, each owed 60 KB, are given at most 
     30_000,
   );
   expect(meter.total).toBeGreaterThan(crowd.length * 60_000);
-  // The last step may exceed the limit. Two turns may run between two samples of the meter.
+  // The step that goes beyond the bound is the last; two runs may come between two looks of the meter.
   expect(meter.most).toBeLessThan(2 * (CATCH_UP_BYTES_PER_TURN + WRITE_MARK));
   expect(given).toBeGreaterThanOrEqual(4 * crowd.length);
-  // A frame that no stream is receiving may be garbage-collected; then it is joined again.
+  // Garbage collection may take a frame that nobody is being given right now; then it is joined anew.
   expect(buffers.size).toBeLessThan(given / 100);
   await events.close({ within: 0 });
 });
@@ -250,7 +249,7 @@ test('of 20,000 sets of channels that share one channel, each turn gives its eve
   void channels.publish('user:7', 'to one');
   await until('all to have it', () => meter.total >= crowd.length, 30_000);
   expect(meter.total).toBe(crowd.length);
-  // Two slices may run between two samples of the meter.
+  // A slice may come twice between two looks of the meter.
   expect(meter.most).toBeLessThanOrEqual(2 * STREAMS_PER_TURN);
   expect(texts.every((text) => text.split('data: to all').length === 2)).toBe(true);
   await events.close({ within: 0 });

@@ -12,9 +12,7 @@ import { read, type Reader } from '../support/reader.ts';
 import { dial, requestText } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 
-/**
- * Callbacks that call the library. Each case has caused a lost or repeated event or a crash before.
- */
+/** What callbacks do that they should not have to think about: each of these once lost, repeated or crashed something. */
 
 function data(events: { data: string }[]): string[] {
   return events.map((event) => event.data);
@@ -332,7 +330,7 @@ test('an onGap is not called for a subscription that has ended while another was
   await until('a to be asked', () => asked.length === 1);
   answer.shift()?.();
   await until('b to be asked', () => asked.length === 2);
-  // b and c were subscribed inside the onGap of a, so these calls did not wait for their start.
+  // Those of b and c came while a was asked, so they did not wait for their start.
   await until('c', () => subscriptions.some((subscription) => subscription.channels[0] === 'c'));
   subscriptions.find((subscription) => subscription.channels[0] === 'c')?.unsubscribe();
   answer.shift()?.();
@@ -349,7 +347,7 @@ describe('an onGap that is still at work when its subscription ends', () => {
     cursor: string;
   }
 
-  /** A stream whose subscription to `x` is inside `onGap`. */
+  /** A stream whose subscription to `x` is being asked about a gap. */
   async function serveAsked(others: string[]) {
     const channels = createChannels({ history: { events: 2 } });
     let asked: Asked | undefined;
@@ -368,8 +366,7 @@ describe('an onGap that is still at work when its subscription ends', () => {
     );
     const reader = await read(server.url);
     await until('the subscriptions', () => channels.stats().subscriptions === 1 + others.length);
-    // More than is queued for a stream, so the stream has to read the log, which has trimmed it,
-    // too.
+    // More than waits for a stream, so that it has to read the log, which has not kept it either.
     for (let count = 0; count < 60; count++) void channels.publish('x', 'x'.repeat(300_000));
     await until('onGap', () => asked !== undefined);
     return {
@@ -502,8 +499,7 @@ test('a client is told at once when a later subscribe steps back, and when it ha
   using reader = await read(server.url);
   expect(data(await reader.take(2))).toEqual(['a4', 'b3']);
   await until('the checkpoints', () => reader.checkpoints.length === 3);
-  // At the start; below b3, before b3; and at the end of the log when both channels have reached
-  // it.
+  // At the start, below b3 before it, and at the head when both are even.
   expect(reader.checkpoints.slice(1)).toEqual([cursor, await channels.cursor()]);
   const [stepBack, b3, head] = [
     reader.text.indexOf(`event: sse:checkpoint\ndata: {"cursor":"${cursor}"}`),
@@ -539,7 +535,7 @@ test('a channel that is left while catching up and entered again begins where it
   expect(data(events).filter((each) => each.startsWith('y'))).toEqual(['y2', 'y3']);
 });
 
-/** Wraps `res.write`, as middleware does. @param before called with the text of each write */
+/** Puts a `write` in front of the response's own, as middleware does. @param before called with the text of each write */
 function wrapWrite(res: ServerResponse, before: (text: string) => void): void {
   // oxlint-disable-next-line typescript/unbound-method -- called with the response as `this`
   const { write } = res;
@@ -549,7 +545,7 @@ function wrapWrite(res: ServerResponse, before: (text: string) => void): void {
   } as typeof write;
 }
 
-/** Returns a function that publishes at its first call, and does nothing later. */
+/** A function that publishes when it is called for the first time, and does nothing later. */
 function publishesOnce(channels: Channels, name: string, text: string): () => void {
   let isDone = false;
   return () => {
@@ -646,8 +642,7 @@ test.each<[string, (stream: EventStream, subscription: Subscription) => unknown]
 test('an event that a filter publishes in the turn of a heartbeat is delivered, and no checkpoint vouches for it before', async () => {
   const channels = createChannels();
   const inside = publishesOnce(channels, 'a', 'inside');
-  // The monitor visits the stream that was opened last first. Writing its checkpoint publishes the
-  // event on which the filter of the other stream reacts.
+  // The stream that is opened last is looked at first: writing its checkpoint publishes what the other one's filter answers.
   const trigger = publishesOnce(channels, 'a', 'trigger');
   let isArmed = false;
   await using server = await serveStreams(
@@ -674,7 +669,7 @@ test('an event that a filter publishes in the turn of a heartbeat is delivered, 
   expectIdsToGrow(reader);
 });
 
-/** The ids of events and checkpoints, in the order in which they were written. */
+/** The ids of events and checkpoints together, as they were written. */
 function expectIdsToGrow({ text }: Reader): void {
   const offsets = [...text.matchAll(/^id: .*\.(\d+)$/gm)].map(([, offset]) => Number(offset));
   expect(offsets).toEqual(offsets.toSorted((one, other) => one - other));
@@ -682,9 +677,7 @@ function expectIdsToGrow({ text }: Reader): void {
 
 const CROWD = 600;
 
-/**
- * Many streams that follow `a`, each with its own filter. Events are delivered to them in slices.
- */
+/** A crowd of streams that follow `a` with a filter of their own, which publishes are given to in slices. */
 async function gather(server: StreamServer, channels: Channels): Promise<Reader[]> {
   const readers = await Promise.all(Array.from({ length: CROWD }, () => read(server.url)));
   await until(
@@ -694,9 +687,7 @@ async function gather(server: StreamServer, channels: Channels): Promise<Reader[
   return readers;
 }
 
-/**
- * Publishes two events in each of several turns, while those of the previous turn are delivered.
- */
+/** Publishes two events in each of so many turns, while the crowd is still given those of the turn before. */
 async function publishInTurns(channels: Channels, turns: number): Promise<string[]> {
   const all: string[] = [];
   for (let turn = 0; turn < turns; turn++) {
@@ -747,7 +738,7 @@ test('in a crowd of 600 what a filter sends in place of an event comes in the or
     expect(redacted).toEqual(
       published.filter((each) => Number(each) % 2 === 1).map((each) => `${each}, redacted`),
     );
-    // The event replaces an event of its own turn, so no event of a later turn comes before it.
+    // It takes the place of an event of its own turn, so nothing of a later turn comes before it.
     const turns = data(reader.events).map((each) => Math.floor(Number.parseInt(each, 10) / 2));
     expect(turns).toEqual(turns.toSorted((one, other) => one - other));
     reader.close();
@@ -777,7 +768,7 @@ test('a filter that subscribes in the middle of a page steps the ids back only w
     ['invited', 'i4', 'r2', 'r5'].every((each) => data(reader.events).includes(each)),
   );
   expect(data(reader.events)).toEqual(['invited', 'i4', 'r2', 'r5']);
-  // Each part starts with an event or checkpoint whose id may be smaller. Inside a part, ids grow.
+  // Each part begins with an event or a checkpoint that may step back, and in it the ids grow.
   const written = [
     ...reader.text.matchAll(/^(event: sse:checkpoint\n)?data: .*\nid: .*\.(\d+)$/gm),
   ];
@@ -855,7 +846,7 @@ test('a subscription that ends while its onGap is being answered leaves the gap 
   );
   using reader = await read(server.url);
   await until('both subscriptions', () => subscriptions.length === 2);
-  // More than a flush delivers, so the stream reads the rest from the log, which has trimmed it.
+  // More than a flush gives, so the stream reads the rest from the log, which has lost it.
   for (const text of ['1', '2', '3']) void channels.publish('a', text.repeat(40_000));
   server.streams[0]?.send('now');
   await until('the newest', () => reader.events.some((event) => event.data.startsWith('3')));

@@ -22,9 +22,9 @@ import { startRedis, type RedisServer } from '../support/redis-server.ts';
 import { dial, requestText, serve } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 
-/** A remote broker answers late or never: streams open anyway, start in slices, and do not leak. */
+/** A broker elsewhere answers late, or never: streams open all the same, start in slices, and leave nothing behind. */
 
-/** A remote log that listens and tells its position only when the test allows it. */
+/** A log elsewhere that listens and says where it stands only when the test lets it. */
 function heldBroker(): { broker: Broker; asked: () => number; answer: (error?: Error) => void } {
   const log = memoryBroker();
   let waiting: ((error?: Error) => void)[] = [];
@@ -60,7 +60,7 @@ interface Outcomes {
   errors: unknown[];
 }
 
-/** Streams that follow channel `a` of a Redis, and the results of their subscriptions. */
+/** Streams that follow channel `a` of a Redis, and how their subscriptions went. */
 async function serveRedis(
   redis: RedisServer,
 ): Promise<StreamServer & Outcomes & { channels: Channels }> {
@@ -85,7 +85,7 @@ async function serveRedis(
   });
 }
 
-/** Connects, waits for the stream and, with `isOpen`, for its response head, and disconnects. */
+/** Connects, waits until the stream is there and its client is told so if `isOpen`, and leaves. */
 async function comeAndGo(
   server: StreamServer,
   headers: Record<string, string>,
@@ -119,7 +119,7 @@ test('a stream that cannot open after a second without an answer, because anothe
     (_req, res, next) => {
       setTimeout(() => {
         res.writeHead(503).write('busy');
-        // From here on only the timer of the subscription can open the stream.
+        // From here on only the timer of the subscription looks.
         Object.defineProperty(res, 'headersSent', { get: () => ++looks > 0 });
       }, 100);
       next();
@@ -143,7 +143,7 @@ test('a stream that cannot open after a second without an answer, because a list
     '/',
     (_req, res, next) => {
       res.writeHead = () => {
-        // The response to the error must not fail, too.
+        // The answer to the error is not to fail, too.
         delete (res as Partial<Response>).writeHead;
         throw new Error('a listener that throws');
       };
@@ -188,7 +188,7 @@ test('readers that are slow when their page comes do not keep other streams from
   );
   for (const socket of slow) socket.pause();
   await until('as many reads as there may be at a time', () => pages.length === 64);
-  // More than the kernel's buffers take.
+  // More than the kernel takes.
   for (const stream of server.streams) stream.send('y'.repeat(8_000_000));
   isHeld = false;
   for (const answer of pages.splice(0)) answer();
@@ -213,7 +213,7 @@ describe('while Redis is away', () => {
       const refs: WeakRef<EventStream>[] = [];
       for (let index = 0; index < 20; index++) {
         const headers: Record<string, string> = index % 2 === 0 ? {} : { 'Last-Event-ID': id };
-        // Some of the clients have received the response head.
+        // Some of them have been told that the stream is open.
         refs.push(await comeAndGo(server, headers, index % 10 === 0));
       }
       await until('the subscriptions to end', () => subscriptions.length === refs.length);
@@ -283,7 +283,7 @@ test('thousands of streams that have waited for the broker begin in slices when 
   answer();
   await Promise.all(subscriptions);
   expect(meter.total).toBe(crowd.length);
-  // The queue admits 100 streams per turn, and each admitted stream has at least one step.
+  // 100 are let on in one turn of the queue, and a stream that has been let on has at least one step to do.
   expect(meter.most).toBeLessThanOrEqual(400);
   await until('all to be live', () => channels.stats().behind === 0);
   await events.close({ within: 0 });
@@ -317,7 +317,7 @@ describe('a stream opens', () => {
     );
     await there.publish('warm', 'up');
     for (let round = 0; round < 30; round++) {
-      // A channel to which no node has listened before.
+      // A channel that nobody has listened to before.
       using reader = await read(`${server.url}?follow=room-${round}`);
       await there.publish(`room-${round}`, 'hello');
       expect((await reader.next()).data).toBe('hello');
@@ -396,7 +396,7 @@ test('close({ final: true }) while a node heals comes behind what was published 
   await reader.next();
   const client = await redis.client();
   await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
-  // Once the node has noticed the interruption, it recovers within some ms.
+  // As soon as the node has noticed: it heals within some ms.
   while (channels.stats().broker.state === 'open') {
     await new Promise((resolve) => setImmediate(resolve));
   }
