@@ -335,7 +335,7 @@ test('after a write of the application, bytes go through res.write(), in order, 
   client.socket.destroy();
 });
 
-test("the application's own write comes behind a large event that is on its way, not into it", async () => {
+test('a write of the application comes after a large event that is queued, not inside it', async () => {
   await using server = await serveDirect(() => {}, { maxBuffered: 10_000_000 });
   const client = await connectTo(server);
   await until('the stream', () => server.streams.length === 1);
@@ -461,7 +461,7 @@ describe('attached streams, whose group writes to their sockets,', () => {
     expect(channels.stats().behind).toBe(0);
   });
 
-  test("have their place between the application's own writes, and its end", async () => {
+  test('are written in order with writes of the application, and before its end', async () => {
     await using inStep = await serveInStep();
     const { server, clients, streams } = inStep;
     const [{ res }] = streams;

@@ -214,7 +214,7 @@ test('pipe to a client that has disconnected releases the source without reading
   expect([pulled, returned]).toEqual([0, 1]);
 });
 
-test("a Node stream that fails while it is let go of is nobody's business", async () => {
+test('an error of a Node stream that is being destroyed is ignored', async () => {
   const uncaught: unknown[] = [];
   const note = (error: unknown): void => void uncaught.push(error);
   process.on('uncaughtException', note);
