@@ -34,8 +34,8 @@ async function blocked(
   return { stream, socket };
 }
 
-describe('a reader that stops reading', () => {
-  test('is closed at maxBuffered, and its memory is let go of at once', async () => {
+describe('a client that stops reading', () => {
+  test('is disconnected at maxBuffered, and its memory is released at once', async () => {
     await using server = await serveStreams((stream) => stream.open(), {
       maxBuffered: 100_000,
       stallTimeout: false,
@@ -56,7 +56,7 @@ describe('a reader that stops reading', () => {
     expect(await stream.closed).toBe('slow');
     expect(most).toBeGreaterThan(100_000);
     expect(most).toBeLessThan(100_000 + 2 * KB.length);
-    await until('the queue to be gone', () => stream.bufferedAmount === 0);
+    await until('the queue to be empty', () => stream.bufferedAmount === 0);
     expect(server.events.stats()).toMatchObject({
       open: 0,
       closed: { slow: 1 },
@@ -66,7 +66,7 @@ describe('a reader that stops reading', () => {
     socket.destroy();
   });
 
-  test("with onSlow 'drop' loses events, which are counted, and gets the next ones when it reads again", async () => {
+  test("with onSlow 'drop' loses counted events, and gets later events when it reads again", async () => {
     await using server = await serveStreams((stream) => stream.open(), {
       onSlow: 'drop',
       stallTimeout: false,
@@ -96,28 +96,28 @@ describe('a reader that stops reading', () => {
     socket.destroy();
   });
 
-  test('and takes nothing for stallTimeout is cut off', async () => {
+  test('is disconnected after stallTimeout', async () => {
     await using server = await serveStreams((stream) => stream.open(), {
       stallTimeout: 300,
       heartbeat: false,
     });
     const { stream, socket } = await blocked(server);
     expect(await within('the close reason', stream.closed)).toBe('stalled');
-    await until('the socket to be gone', () => server.sockets.size === 0);
+    await until('the socket to be closed', () => server.sockets.size === 0);
     socket.destroy();
   });
 
-  test('is cut off while its last bytes are on their way, too', async () => {
+  test('is disconnected after stallTimeout also if the stream has ended and bytes are queued', async () => {
     await using server = await serveStreams((stream) => stream.open(), { stallTimeout: 300 });
     const { stream, socket } = await blocked(server);
     stream.close();
     expect(await stream.closed).toBe('server');
-    await until('the socket to be gone', () => server.sockets.size === 0);
+    await until('the socket to be closed', () => server.sockets.size === 0);
     socket.destroy();
   });
 });
 
-test('a large event that makes progress all the time is not taken for a stall', async () => {
+test('a large event that makes progress is not a stall, however long it takes', async () => {
   await using server = await serveStreams((stream) => stream.open(), {
     stallTimeout: 2_000,
     heartbeat: 100,
@@ -138,7 +138,7 @@ test('a large event that makes progress all the time is not taken for a stall', 
   socket.destroy();
 }, 70_000);
 
-test('one event, however large, fits an empty queue and arrives whole', async () => {
+test('one event of any size is accepted by an empty queue and arrives complete', async () => {
   const data = 'é'.repeat(4_000_000);
   await using server = await serveStreams((stream) => expect(stream.send(data)).toBe(false), {
     maxBuffered: 0,
@@ -147,15 +147,15 @@ test('one event, however large, fits an empty queue and arrives whole', async ()
   expect((await reader.next()).data === data).toBe(true);
 });
 
-test('the first comment fits beside the head, which no reader has been slow to take', async () => {
+test('the head does not count for maxBuffered: a first comment is accepted', async () => {
   await using server = await serveStreams((stream) => expect(stream.comment('hello')).toBe(true), {
     maxBuffered: 0,
   });
   using reader = await read(server.url);
-  await until('it', () => reader.text === ':\n: hello\n');
+  await until('the first two comments', () => reader.text === ':\n: hello\n');
 });
 
-test('a head of more than maxBuffered does not make a reader slow', async () => {
+test('a head of more than maxBuffered does not make a client slow', async () => {
   const headers = { 'Content-Security-Policy': 'x'.repeat(2_000) };
   await using server = await serveStreams(
     (stream) => {
@@ -168,7 +168,7 @@ test('a head of more than maxBuffered does not make a reader slow', async () => 
   expect((await reader.take(2)).map(({ data }) => data)).toEqual(['one', 'two']);
 });
 
-test('what is sent while a large event is on its way comes after it, in order', async () => {
+test('events sent while a large event is queued come after it, in order', async () => {
   await using server = await serveStreams(
     (stream) => {
       stream.send('a'.repeat(3_000_000));
@@ -189,7 +189,7 @@ test('what is sent while a large event is on its way comes after it, in order', 
   expect(events[1_002]?.data).toBe('last');
 });
 
-test('send says false beyond the write mark of 64 KiB, whatever write answers, and true again when it is drained', async () => {
+test('send returns false beyond 64 KiB, whatever res.write() returns, and true again after drained()', async () => {
   const answers: boolean[] = [];
   await using server = await serveStreams(async (stream) => {
     stream.open();
@@ -204,7 +204,7 @@ test('send says false beyond the write mark of 64 KiB, whatever write answers, a
   expect(answers).toEqual([true, false, true, true]);
 });
 
-test('a stream behind another on a pipelined connection waits its turn, and ends with the connection', async () => {
+test('a pipelined stream waits for its turn, and ends with the connection', async () => {
   await using server = await serveStreams(
     (stream) => stream.send(`stream ${server.streams.length}`),
     { stallTimeout: false },
@@ -216,7 +216,7 @@ test('a stream behind another on a pipelined connection waits its turn, and ends
   const [first, second] = server.streams as [EventStream, EventStream];
   expect(second.bufferedAmount).toBeGreaterThan(0);
   first.close();
-  await until('the second', () => text.includes('data: stream 2'));
+  await until('the second response', () => text.includes('data: stream 2'));
   expect(text.match(/HTTP\/1\.1 200 OK/g)).toHaveLength(2);
 
   const other = await dial(server.port, requestText('/') + requestText('/'));
@@ -229,7 +229,7 @@ test('a stream behind another on a pipelined connection waits its turn, and ends
     'client',
   );
   socket.destroy();
-  await until('all of them to be gone', () => server.events.streams.size === 0);
+  await until('all streams to end', () => server.events.streams.size === 0);
 });
 
 test('HTTP/1.0 gets a stream that ends with the connection', async () => {
@@ -266,7 +266,7 @@ test('comments before the first event are bounded by maxBuffered, too', async ()
   socket.destroy();
 });
 
-test('small events that are queued weigh what they count', async () => {
+test('small queued events need no more memory than they count for', async () => {
   if (globalThis.gc === undefined) {
     throw new Error('run node with --expose-gc, as vitest.config.ts does');
   }
@@ -289,7 +289,7 @@ test('small events that are queued weigh what they count', async () => {
   socket.destroy();
 });
 
-test('a server whose highWaterMark is above the write mark leaves nobody waiting', async () => {
+test('with a highWaterMark above 64 KiB, no client waits for ever', async () => {
   const events = sse({ heartbeat: 200 });
   const streams: EventStream[] = [];
   await using server = await listening(
@@ -309,7 +309,7 @@ test('a server whose highWaterMark is above the write mark leaves nobody waiting
   expect((await reader.next()).data).toHaveLength(200_000);
 });
 
-test('with a highWaterMark above the write mark drained() resolves without any timer of the library, however often it is awaited', async () => {
+test('with a highWaterMark above 64 KiB, drained() resolves without a timer, however often it is called', async () => {
   vi.useFakeTimers({ toFake: ['setTimeout', 'setInterval'] });
   onTestFinished(() => void vi.useRealTimers());
   const events = sse({ heartbeat: false, stallTimeout: false });
@@ -335,7 +335,7 @@ test('with a highWaterMark above the write mark drained() resolves without any t
   expect(waits).toBeGreaterThan(1);
 }, 10_000);
 
-test('an end or a destroy of a wrapped response that throws harms nobody', async () => {
+test('a wrapped end() or destroy() that throws affects no other stream', async () => {
   const events = sse({ heartbeat: 20, maxLifetime: 300 });
   const streams: EventStream[] = [];
   await using server = await listening(
@@ -361,7 +361,7 @@ test('an end or a destroy of a wrapped response that throws harms nobody', async
   expect(bad.response.status).toBe(200);
 });
 
-test('pipelined requests on one connection leave no listener behind', async () => {
+test('pipelined requests on one connection leave no listeners on the socket', async () => {
   await using server = await serveStreams((stream) => stream.close({ final: true }));
   const socket = await dial(
     server.port,
@@ -375,7 +375,7 @@ test('pipelined requests on one connection leave no listener behind', async () =
   socket.destroy();
 });
 
-test('what is still queued arrives when the application ends the response itself', async () => {
+test('queued events arrive when the application ends the response itself', async () => {
   await using server = await serveStreams(
     (stream) => {
       stream.send('x'.repeat(3_000_000));
@@ -391,10 +391,10 @@ test('what is still queued arrives when the application ends the response itself
   expect(await (server.streams[0] as EventStream).closed).toBe('server');
 });
 
-describe('a large event to a reader that takes everything at once', () => {
+describe('a large event to a client that reads everything at once', () => {
   const SIZE = 60_000_000;
 
-  test('is handed over in many turns of the event loop, 256 KiB each', async () => {
+  test('is written in many turns of the event loop, 256 KiB in each', async () => {
     let most = 0;
     let before = 0;
     await using server = await serveStreams(
@@ -421,7 +421,7 @@ describe('a large event to a reader that takes everything at once', () => {
     ['is ended by the application', (stream) => void stream.res.end()],
     ['is closed by closeWhere', (stream) => void stream.closeFor('revoked')],
   ])(
-    'arrives whole, with what was sent after it, where the stream %s in the same turn',
+    'arrives complete, with the events sent after it, if the stream %s in the same turn',
     async (_, end) => {
       await using server = await serveStreams(
         (stream) => {
@@ -437,7 +437,7 @@ describe('a large event to a reader that takes everything at once', () => {
     },
   );
 
-  test('leaves nothing behind where the stream is cut meanwhile', async () => {
+  test('leaves nothing in memory if the stream is destroyed meanwhile', async () => {
     await using server = await serveStreams((stream) => {
       stream.send('x'.repeat(SIZE));
       void stream.drained().then(() => stream.res.destroy());
@@ -450,7 +450,7 @@ describe('a large event to a reader that takes everything at once', () => {
     expect([bytes < SIZE, buffered]).toEqual([true, 0]);
   });
 
-  test('does not make the reader slow while it waits for further turns, until as much as maxBuffered is behind it', async () => {
+  test('does not make the client slow while it waits for further turns, until maxBuffered bytes more are queued', async () => {
     let amounts: readonly number[] = [];
     await using server = await serveStreams((stream) => {
       stream.open();
@@ -472,7 +472,7 @@ describe('a large event to a reader that takes everything at once', () => {
     expect(sent).toBeLessThan(1_100_000);
   });
 
-  test('drains: what waits for that goes on, in order', async () => {
+  test('drains: events that wait for drained() follow in order', async () => {
     await using server = await serveStreams(async (stream) => {
       for (const each of ['1', '2', '3']) {
         expect(stream.send(each.repeat(400_000))).toBe(false);
@@ -493,7 +493,7 @@ test.each<[string, (stream: EventStream) => void]>([
   ['writes to the response', (stream) => void stream.res.write('data: late\n\n')],
   ['writes to the response and ends it', (stream) => void stream.res.end('data: late\n\n')],
 ])(
-  'what is queued when a stream is closed arrives, and its end, where the application %s then',
+  'queued events and the end arrive if the application %s after closing the stream',
   async (_, act) => {
     await using server = await serveStreams(
       (stream) => {
@@ -512,7 +512,7 @@ test.each<[string, (stream: EventStream) => void]>([
   },
 );
 
-test('a wrapped write that sends, closes or ends in the middle of a large event loses and repeats nothing', async () => {
+test('a wrapped write() that sends, closes or ends inside a large event neither loses nor repeats bytes', async () => {
   for (const [act, expected] of [
     [(stream: EventStream) => void stream.send('own'), ['x', 'last', 'own']],
     [(stream: EventStream) => void stream.close(), ['x', 'last']],
@@ -541,12 +541,12 @@ test('a wrapped write that sends, closes or ends in the middle of a large event 
       }),
     );
     using reader = await read(server.url);
-    await until('all', () => reader.events.length === expected.length || reader.ended);
+    await until('all events', () => reader.events.length === expected.length || reader.ended);
     expect(reader.events.map(({ data }) => (data.length > 10 ? 'x' : data))).toEqual(expected);
   }
 });
 
-test('an error of a wrapped response ends its stream, is told on res-sse:error, and harms nobody', async () => {
+test('an error of a wrapped response ends its stream, is published on res-sse:error, and affects no other', async () => {
   const failures: unknown[] = [];
   const note = (message: unknown): void =>
     void failures.push((message as { error: unknown }).error);
@@ -580,7 +580,7 @@ test('an error of a wrapped response ends its stream, is told on res-sse:error, 
   unsubscribe('res-sse:error', note);
 });
 
-describe('a listener for the head, as on-headers makes them,', () => {
+describe('a listener for the head, such as on-headers adds,', () => {
   /** Calls the listener once, before the head is written. */
   function onHead(res: ServerResponse, listener: () => void): void {
     const writeHead = res.writeHead.bind(res) as (...args: unknown[]) => ServerResponse;
@@ -635,7 +635,7 @@ describe('a listener for the head, as on-headers makes them,', () => {
       },
     ],
   ])(
-    'that throws is an ordinary error of a handler that %s on %s, and the place is free again',
+    'that throws is an error of a handler that %s on %s, and the stream is not counted',
     async (_, method, open) => {
       await using server = await serveHeads(() => {
         throw new Error('no head today');
@@ -682,7 +682,7 @@ describe('a listener for the head, as on-headers makes them,', () => {
 });
 
 test.each([undefined, Number.NaN])(
-  'a response whose writableLength is %s, as of Lambda adapters, has nothing queued',
+  'a response whose writableLength is %s (Lambda adapters) has nothing queued',
   async (value) => {
     await using server = await serveStreams(
       async (given) => {

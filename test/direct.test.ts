@@ -123,7 +123,7 @@ async function publish(server: DirectServer, ...all: string[]): Promise<void> {
   await new Promise((resolve) => setImmediate(() => setImmediate(resolve)));
 }
 
-test('a plain response goes direct, with valid framing and everything in order', async () => {
+test('a plain response is written directly to the socket, with valid chunks and events in order', async () => {
   await using server = await serveDirect();
   const client = await connectTo(server);
   await until('the stream', () => server.streams.length === 1);
@@ -140,7 +140,7 @@ test('a plain response goes direct, with valid framing and everything in order',
   client.socket.destroy();
 });
 
-test('what one turn publishes goes direct as one chunk, up to 64 KiB', async () => {
+test('the events of one turn are written directly as one chunk, up to 64 KiB', async () => {
   await using server = await serveDirect();
   const client = await connectTo(server);
   await until('the stream', () => server.streams.length === 1);
@@ -152,12 +152,12 @@ test('what one turn publishes goes direct as one chunk, up to 64 KiB', async () 
   expect(write).toHaveBeenCalledOnce();
   await until('the events', () => data(client.parser()).length === 30);
   await publish(server, 'x'.repeat(70_000), 'y');
-  await until('the large one', () => data(client.parser()).length === 32);
+  await until('the large event', () => data(client.parser()).length === 32);
   expect(data(client.parser())).toEqual([...many, 'x'.repeat(70_000), 'y']);
   client.socket.destroy();
 });
 
-test('HTTP/1.0 does not', async () => {
+test('HTTP/1.0 is not written directly', async () => {
   await using server = await serveDirect();
   const client = await connectTo(server, requestText('/').replace('HTTP/1.1', 'HTTP/1.0'));
   await until('the stream', () => server.streams.length === 1);
@@ -167,7 +167,7 @@ test('HTTP/1.0 does not', async () => {
   client.socket.destroy();
 });
 
-test('a response that was given a length goes by what Node makes of it', async () => {
+test('a Content-Length that middleware has set is removed, and the stream works', async () => {
   await using server = await serveDirect((res) => res.setHeader('Content-Length', 5));
   const client = await connectTo(server);
   await until('the stream', () => server.streams.length === 1);
@@ -177,7 +177,7 @@ test('a response that was given a length goes by what Node makes of it', async (
   client.socket.destroy();
 });
 
-test('a response behind another on a pipelined connection waits for its socket', async () => {
+test('a pipelined response waits for its socket', async () => {
   await using server = await serveDirect();
   const client = await connectTo(server, requestText('/first') + requestText('/second'));
   await until('both streams', () => server.streams.length === 2);
@@ -194,7 +194,7 @@ test('a response behind another on a pipelined connection waits for its socket',
   client.socket.destroy();
 });
 
-test('HEAD gets a head and nothing more', async () => {
+test('HEAD is answered with a head only', async () => {
   await using server = await serveDirect();
   const client = await connectTo(server, requestText('/', {}, 'HEAD') + requestText('/'));
   await until('both requests', () => server.streams.length === 2);
@@ -205,7 +205,7 @@ test('HEAD gets a head and nothing more', async () => {
   client.socket.destroy();
 });
 
-test('HTTP/2, whose socket says that it is one, does not', async () => {
+test('HTTP/2 is not written directly, although its socket is an instance of Socket', async () => {
   const channels = createChannels();
   const events = sse({ channels });
   const raw = http2.createServer() as unknown as Server;
@@ -234,8 +234,8 @@ test('HTTP/2, whose socket says that it is one, does not', async () => {
   session.destroy();
 });
 
-describe('what wraps or encodes the response sees every byte', () => {
-  test('a wrapped write', async () => {
+describe('middleware that wraps or encodes the response gets every byte', () => {
+  test('a wrapped write()', async () => {
     let seen = '';
     await using server = await serveDirect((res) => {
       const write = res.write.bind(res) as (chunk: unknown, ...rest: unknown[]) => boolean;
@@ -253,7 +253,7 @@ describe('what wraps or encodes the response sees every byte', () => {
     client.socket.destroy();
   });
 
-  test('a response with a prototype of its own, as an instrumented one', async () => {
+  test('a response with another prototype, such as an instrumented one', async () => {
     let writes = 0;
     await using server = await serveDirect((res) => {
       const proto = Object.create(Object.getPrototypeOf(res) as object) as ServerResponse;
@@ -280,7 +280,7 @@ describe('what wraps or encodes the response sees every byte', () => {
     client.socket.destroy();
   });
 
-  test('a wrapped end is called, and the stream goes direct all the same', async () => {
+  test('a wrapped end() is called, and the stream is still written directly', async () => {
     let ends = 0;
     await using server = await serveDirect((res) => {
       const end = res.end.bind(res) as (...args: unknown[]) => ServerResponse;
@@ -297,7 +297,7 @@ describe('what wraps or encodes the response sees every byte', () => {
 });
 
 test.each(['close', 'res.end'] as const)(
-  'nothing lands behind the last chunk, where the next response on the connection begins: %s',
+  'nothing is written after the last chunk, where the next response of the connection begins: %s',
   async (how) => {
     await using server = await serveDirect();
     const client = await connectTo(server);
@@ -318,7 +318,7 @@ test.each(['close', 'res.end'] as const)(
   },
 );
 
-test("the application's own write takes the stream off the direct way for good, in order, within one turn too", async () => {
+test('after a write of the application, bytes go through res.write(), in order, also within one turn', async () => {
   await using server = await serveDirect();
   const client = await connectTo(server);
   await until('the stream', () => server.streams.length === 1);
@@ -329,13 +329,13 @@ test("the application's own write takes the stream off the direct way for good, 
   stream.send('C');
   stream.res.write('data: D\n\n');
   void server.channels.publish('a', 'E');
-  await until('all', () => data(client.parser()).length === 5);
+  await until('all events', () => data(client.parser()).length === 5);
   expect(data(client.parser())).toEqual(['A', 'B', 'C', 'D', 'E']);
   expect(await goesDirect(server, client)).toBe(false);
   client.socket.destroy();
 });
 
-test("the application's own write comes behind a large event that is on its way, not into it", async () => {
+test('a write of the application comes after a large event that is queued, not inside it', async () => {
   await using server = await serveDirect(() => {}, { maxBuffered: 10_000_000 });
   const client = await connectTo(server);
   await until('the stream', () => server.streams.length === 1);
@@ -344,12 +344,12 @@ test("the application's own write comes behind a large event that is on its way,
   stream.send('x'.repeat(2_000_000));
   stream.res.write('data: own\n\n');
   stream.send('after');
-  await until('all', () => data(client.parser()).length === 3);
+  await until('all events', () => data(client.parser()).length === 3);
   expect(data(client.parser()).map((each) => each.length)).toEqual([2_000_000, 3, 5]);
   client.socket.destroy();
 });
 
-test('a slow reader on the direct way drains by its socket, and comes back', async () => {
+test('a slow client of a direct stream drains with its socket, and is live again', async () => {
   await using server = await serveDirect(() => {}, { stallTimeout: false });
   const client = await connectTo(server);
   await until('the stream', () => server.streams.length === 1);
@@ -382,28 +382,25 @@ test.each<[string, (server: DirectServer) => void]>([
     ({ streams }) =>
       streams.forEach((stream) => stream.writeAll(Array.from({ length: 50 }, () => KB))),
   ],
-])(
-  'streams that began with %s are given one shared buffer each, once they have drained',
-  async (_, begin) => {
-    await using server = await serveDirect();
-    const clients = [await connectTo(server), await connectTo(server)] as const;
-    await until('both streams', () => server.streams.length === 2);
-    begin(server);
-    await until('the first bytes', () =>
-      server.streams.every((stream) => stream.bufferedAmount === 0),
-    );
-    const chunks = chunksWrittenTo(server.sockets);
-    await publish(server, '1');
-    await until('the event', () =>
-      clients.every((client) => client.parser().events.at(-1)?.data === '1'),
-    );
-    expect(chunks).toHaveLength(2);
-    expect(chunks[0]).toBe(chunks[1]);
-    for (const { socket } of clients) socket.destroy();
-  },
-);
+])('after %s, drained streams are written the same shared buffer', async (_, begin) => {
+  await using server = await serveDirect();
+  const clients = [await connectTo(server), await connectTo(server)] as const;
+  await until('both streams', () => server.streams.length === 2);
+  begin(server);
+  await until('the first bytes', () =>
+    server.streams.every((stream) => stream.bufferedAmount === 0),
+  );
+  const chunks = chunksWrittenTo(server.sockets);
+  await publish(server, '1');
+  await until('the event', () =>
+    clients.every((client) => client.parser().events.at(-1)?.data === '1'),
+  );
+  expect(chunks).toHaveLength(2);
+  expect(chunks[0]).toBe(chunks[1]);
+  for (const { socket } of clients) socket.destroy();
+});
 
-test('a wrapped response is written to by its wrapper after a large event, too', async () => {
+test('a wrapped response is written through its wrapper also after a large event', async () => {
   const written: string[] = [];
   await using server = await serveDirect((res) => {
     const write = res.write.bind(res);
@@ -422,7 +419,7 @@ test('a wrapped response is written to by its wrapper after a large event, too',
   client.socket.destroy();
 });
 
-describe('streams in step, which are given what is published past their own objects', () => {
+describe('attached streams, whose group writes to their sockets,', () => {
   /** Two attached streams that have just received the same event, and a raw client of each. */
   async function serveInStep(options = {}) {
     const server = await serveDirect(() => {}, options);
@@ -444,7 +441,7 @@ describe('streams in step, which are given what is published past their own obje
     };
   }
 
-  test('are counted as if each had been written to', async () => {
+  test('have the same totals as if each stream had been written to', async () => {
     await using inStep = await serveInStep();
     const { server, clients, streams } = inStep;
     const { channels } = server;
@@ -452,7 +449,7 @@ describe('streams in step, which are given what is published past their own obje
     streams[0].comment('own');
     await publish(server, '3');
     await publish(server, '4', '5');
-    await until('all', () => clients.every((client) => data(client.parser()).length === 5));
+    await until('all events', () => clients.every((client) => data(client.parser()).length === 5));
     for (const [index, { eventsWritten, bytesWritten, bytesFlushed }] of streams.entries()) {
       const { length } = clients[index]!.body();
       expect({ sent: eventsWritten, given: bytesWritten, delivered: bytesFlushed }).toEqual({
@@ -464,7 +461,7 @@ describe('streams in step, which are given what is published past their own obje
     expect(channels.stats().behind).toBe(0);
   });
 
-  test("have their place between the application's own writes, and its end", async () => {
+  test('are written in order with writes of the application, and before its end', async () => {
     await using inStep = await serveInStep();
     const { server, clients, streams } = inStep;
     const [{ res }] = streams;
@@ -484,17 +481,17 @@ describe('streams in step, which are given what is published past their own obje
     expect(data(clients[1].parser())).toEqual(['1', '2', '3', '4', '5']);
   });
 
-  test('fall out of step with a queue of their own, which stays in front', async () => {
+  test('are detached when they queue bytes, which stay in front', async () => {
     await using inStep = await serveInStep({ maxBuffered: 10_000_000 });
     const { server, clients, streams } = inStep;
     streams[0].send('x'.repeat(2_000_000));
     await publish(server, '3');
     await publish(server, '4');
-    await until('all', () => data(clients[0].parser()).length === 5);
+    await until('all events', () => data(clients[0].parser()).length === 5);
     expect(data(clients[0].parser()).map(({ length }) => length)).toEqual([1, 1, 2_000_000, 1, 1]);
   });
 
-  test('get heartbeats as soon as they are silent, and only then', async () => {
+  test('get heartbeats when they are idle, and only then', async () => {
     await using inStep = await serveInStep({ heartbeat: 200 });
     const { server, clients } = inStep;
     let published = 2;
@@ -510,7 +507,7 @@ describe('streams in step, which are given what is published past their own obje
     expect(performance.now() - silent).toBeGreaterThan(4 * 200 - 50);
   });
 
-  test('are not, while they follow channels without history, too: what is written for those is not silence', async () => {
+  test('are not attached while they follow channels without history, whose events count as writes', async () => {
     const channels = createChannels({
       historyFor: (name) => (name === 'live' ? false : undefined),
     });
@@ -531,7 +528,7 @@ describe('streams in step, which are given what is published past their own obje
     client.socket.destroy();
   });
 
-  test('know where they are', async () => {
+  test('have the right cursor', async () => {
     await using inStep = await serveInStep();
     const { server, clients, streams } = inStep;
     const subscription = await streams[0].subscribe('a');
@@ -543,7 +540,7 @@ describe('streams in step, which are given what is published past their own obje
   });
 });
 
-describe('a socket whose write an agent has replaced, and which throws, ends its own stream and harms no other', () => {
+describe('a socket whose write() was replaced by an agent and throws ends its own stream and no other', () => {
   /**
    * Three streams that write to their sockets directly, and a raw client of each. From now on the
    * socket of the second stream throws.
@@ -577,7 +574,7 @@ describe('a socket whose write an agent has replaced, and which throws, ends its
         await publish(server, '3');
         await publish(server, '4');
         const others = [clients[0], clients[2]];
-        await until('the others', () =>
+        await until('the other streams', () =>
           others.every((client) => data(client.parser()).at(-1) === '4'),
         );
         return others.map((client) => data(client.parser()));
@@ -591,7 +588,7 @@ describe('a socket whose write an agent has replaced, and which throws, ends its
     };
   }
 
-  test('with what is published', async () => {
+  test('with a published event', async () => {
     await using throwing = await serveThrowing();
     const { server, clients, bad, uncaught } = throwing;
     expect(await throwing.others()).toEqual([

@@ -81,7 +81,7 @@ describe('an error after a stream has opened', () => {
     });
     using reader = await read(`${server.url}/failing?secret=1`);
     await reader.end();
-    await until('it', () => told.length > 0);
+    await until('the error', () => told.length > 0);
     expect(told).toEqual([[BOOM, server.streams[0]]]);
     expect(await within('its end', (server.streams[0] as EventStream).closed)).toBe('error');
     expect(reader.text).not.toContain('boom');
@@ -95,12 +95,12 @@ describe('an error after a stream has opened', () => {
       await using server = await serveFailing(handler);
       using reader = await read(`${server.url}/failing?secret=1`);
       await reader.end();
-      await until('it', () => printed.mock.calls.length > 0);
+      await until('the printed error', () => printed.mock.calls.length > 0);
       expect(printed.mock.calls).toEqual([[expect.stringMatching(/GET \/failing(?!\?)/), BOOM]]);
     },
   );
 
-  test('that is an answer begun on it is one, too', async () => {
+  test('may also be an answer that was begun on the stream', async () => {
     const told: unknown[] = [];
     const answers: ((res: express.Response) => unknown)[] = [
       (res) => res.json({}),
@@ -116,14 +116,14 @@ describe('an error after a stream has opened', () => {
       );
       using reader = await read(`${server.url}/failing`);
       await reader.end();
-      await until('it', () => told.length > index);
+      await until('the next error', () => told.length > index);
     }
     expect(told).toEqual(
       answers.map(() => expect.objectContaining({ code: 'ERR_HTTP_HEADERS_SENT' })),
     );
   });
 
-  test('is not printed in tests, nor where somebody subscribes to res-sse:error', async () => {
+  test('is not printed in tests, nor if res-sse:error has subscribers', async () => {
     const heard: unknown[] = [];
     const note = (message: unknown): void => void heard.push(message);
     await using server = await serveFailing((given) => (given.send('x'), thrower()));
@@ -138,7 +138,7 @@ describe('an error after a stream has opened', () => {
     expect(printed).not.toHaveBeenCalled();
   });
 
-  test('is printed where onError throws itself, and harms nobody', async () => {
+  test('is printed if onError throws itself, and affects no other stream', async () => {
     vi.stubEnv('NODE_ENV', 'production');
     const own = new Error('of onError');
     await using server = await serveFailing((given) => (given.send('x'), thrower()), {
@@ -152,7 +152,7 @@ describe('an error after a stream has opened', () => {
     expect(server.events.stats().closed).toEqual({ error: 1 });
   });
 
-  test('is none where it is the abort of what the handler awaited for a reader that has left', async () => {
+  test('is ignored if it is an AbortError after the client has disconnected', async () => {
     const told: unknown[] = [];
     let isOver = false;
     await using server = await serveFailing(
@@ -176,7 +176,7 @@ describe('an error after a stream has opened', () => {
   });
 });
 
-test('an error before the stream has opened goes to next, and nowhere else', async () => {
+test('an error before the stream has opened is passed to next() only', async () => {
   const told: unknown[] = [];
   await using server = await serveFailing(thrower, { onError: (error) => void told.push(error) });
   expect(

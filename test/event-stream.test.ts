@@ -8,7 +8,7 @@ import { read } from './support/reader.ts';
 import { dial, packetsOf, requestText } from './support/server.ts';
 import { until, within } from './support/wait.ts';
 
-test('a stream has no method that a response has: who mistakes one for the other is told at once', async () => {
+test('a stream has none of the methods of a response, so that a mix-up is noticed at once', async () => {
   await using server = await serveStreams((stream) => {
     for (const name of ['write', 'end', 'destroy', 'setHeader', 'flushHeaders']) {
       expect(name in stream).toBe(false);
@@ -45,7 +45,7 @@ describe('send', () => {
     expect((await reader.next()).data).toBe('x');
   });
 
-  test('goes through the serialize of the options', async () => {
+  test('uses the serialize option', async () => {
     await using server = await serveStreams((stream) => stream.send({ a: 1 }), {
       serialize: (data) => `<${String(data)}>`,
     });
@@ -53,7 +53,7 @@ describe('send', () => {
     expect((await reader.next()).data).toBe('<[object Object]>');
   });
 
-  test('reads each field once, so that an accessor cannot forge what was checked before', async () => {
+  test('reads each field once, so that a getter cannot return another value after the check', async () => {
     const reads = { event: 0, id: 0, retry: 0 };
     const fields = {
       get event() {
@@ -81,7 +81,7 @@ describe('send', () => {
     expect(reads).toEqual({ event: 1, id: 1, retry: 1 });
   });
 
-  test('refuses wrong use with a code, and not one byte of it is written', async () => {
+  test('rejects wrong use with a code, and writes nothing', async () => {
     await using server = await serveStreams((stream) => {
       stream.open();
       expect(codeOf(() => stream.send('x', 'a\nb'))).toBe('ERR_SSE_EVENT');
@@ -116,7 +116,7 @@ describe('send', () => {
     expect(reader.response.status).toBe(422);
   });
 
-  test('to a reader that has gone returns false and throws nothing', async () => {
+  test('returns false and does not throw after the client has disconnected', async () => {
     await using server = await serveStreams((stream) => stream.send('x'));
     const reader = await read(server.url);
     await reader.next();
@@ -130,7 +130,7 @@ describe('send', () => {
     await stream.drained();
   });
 
-  test('in the turn in which the application has ended the response itself returns false', async () => {
+  test('returns false in the turn in which the application has ended the response itself', async () => {
     await using server = await serveStreams((stream) => {
       stream.send('x');
       stream.res.end();
@@ -144,7 +144,7 @@ describe('send', () => {
     );
   });
 
-  test('after the response has begun as something else throws ERR_SSE_HEADERS_SENT', async () => {
+  test('throws ERR_SSE_HEADERS_SENT if the response has begun as something else', async () => {
     let code = '';
     await using server = await serveStreams((stream) => {
       stream.res.end('plain');
@@ -175,7 +175,7 @@ describe('open', () => {
     expect(body).toBe('2\r\n:\n\r\n');
   });
 
-  test('sends what else is written in its turn in the same packet, and no more', async () => {
+  test('sends everything that is written in its tick in the same packet, and nothing else', async () => {
     await using server = await serveStreams((stream) => {
       stream.open();
       stream.comment('one');
@@ -216,7 +216,7 @@ describe('open', () => {
     expect(next.text).toBe(reader.text);
   });
 
-  test('and a destroy in its turn harm nobody', async () => {
+  test('and destroy() in the same turn do not throw', async () => {
     await using server = await serveStreams(
       (stream) =>
         void (server.streams.length === 1 ? stream.open().res.destroy() : stream.send('x')),
@@ -226,7 +226,7 @@ describe('open', () => {
     expect((await reader.next()).data).toBe('x');
   });
 
-  test('sends the reconnection time, for each client another of the range', async () => {
+  test('sends a reconnection time, drawn from the range for each client', async () => {
     await using server = await serveStreams((stream) => stream.close(), {
       retry: { min: 1_000, max: 1_000_000 },
     });
@@ -242,7 +242,7 @@ describe('open', () => {
     expect(Math.max(...retries)).toBeLessThanOrEqual(1_000_000);
   });
 
-  test('takes back a length and a status that were meant for another answer', async () => {
+  test('resets a length and a status that were set for another answer', async () => {
     await using server = await serveStreams((stream) => {
       stream.res.statusCode = 404;
       stream.res.setHeader('Content-Length', 3);
@@ -281,7 +281,7 @@ test('a comment is written line by line, without a blank line after it', async (
 });
 
 describe('a disconnect', () => {
-  test('is read from the response: a POST whose body was parsed streams, and notices the reader leaving', async () => {
+  test('is noticed from the response, also after the body of a POST was parsed', async () => {
     await using server = await serveStreams();
     let stream: EventStream | undefined;
     server.app.post('/ask', express.json(), async (req, res) => {
@@ -314,7 +314,7 @@ describe('a disconnect', () => {
     expect(server.events.stats()).toMatchObject({ open: 0, opened: 0, closed: {} });
   });
 
-  test('while middleware in front was at work is noticed, too', async () => {
+  test('while middleware in front is running is noticed, too', async () => {
     const { sse } = await import('../src/index.ts');
     const { serve } = await import('./support/server.ts');
     const events = sse();
@@ -335,7 +335,7 @@ describe('a disconnect', () => {
     expect(state).toBe(2);
   });
 
-  test('aborts the signal and resolves closed, whenever they are asked for', async () => {
+  test('aborts signal and resolves closed, whenever they are first read', async () => {
     await using server = await serveStreams((stream) => stream.open());
     const reader = await read(server.url);
     await until('the stream', () => server.streams.length === 1);
@@ -349,7 +349,7 @@ describe('a disconnect', () => {
     expect(signal.aborted).toBe(true);
 
     const other = await read(server.url);
-    await until('the other stream', () => server.streams.length === 2);
+    await until('the second stream', () => server.streams.length === 2);
     other.close();
     const late = server.streams[1] as EventStream;
     await until('its end', () => late.readyState === 2);
@@ -358,7 +358,7 @@ describe('a disconnect', () => {
   });
 });
 
-test('drained() of a stream that is not open resolves, also behind another response on a pipelined connection', async () => {
+test('drained() of a stream that is not open resolves, also if the response is pipelined', async () => {
   let resolved = 0;
   await using server = await serveStreams(async (stream) => {
     if (server.streams.length === 1) {
@@ -375,12 +375,12 @@ test('drained() of a stream that is not open resolves, also behind another respo
   await until('both streams', () => server.streams.length === 2);
   await until('drained()', () => resolved === 1);
   (server.streams[0] as EventStream).close();
-  await until('the second', () => text.includes('data: second'));
+  await until('the second event', () => text.includes('data: second'));
   socket.destroy();
 });
 
 describe('close', () => {
-  test('ends the stream after what was sent, once, with the reason server', async () => {
+  test('ends the stream after the events that were sent, once, with the reason server', async () => {
     await using server = await serveStreams((stream) => {
       stream.send('x');
       expect(stream.close()).toBe(stream);
@@ -395,7 +395,7 @@ describe('close', () => {
     expect(await (server.streams[0] as EventStream).closed).toBe('server');
   });
 
-  test('of an idle stream opens it, because a client that gets no 200 never comes back', async () => {
+  test('opens an idle stream first, because a client that gets no 200 never reconnects', async () => {
     await using server = await serveStreams((stream) => stream.close({ retry: 1_234 }));
     using reader = await read(server.url);
     await reader.end();
@@ -403,7 +403,7 @@ describe('close', () => {
     expect(reader.text).toBe(':\nretry: 1234\n');
   });
 
-  test('with a lot still queued delivers all of it first', async () => {
+  test('delivers all queued events first', async () => {
     await using server = await serveStreams(
       (stream) => {
         for (let index = 0; index < 20; index++) stream.send(`${index}:${'x'.repeat(100_000)}`);

@@ -11,7 +11,7 @@ import { read } from './support/reader.ts';
 import { dial, requestText } from './support/server.ts';
 import { until, within } from './support/wait.ts';
 
-describe('a silent stream', () => {
+describe('an idle stream', () => {
   test('gets a comment each heartbeat, without a blank line', async () => {
     await using server = await serveStreams((stream) => stream.open(), { heartbeat: 40 });
     using reader = await read(server.url);
@@ -20,17 +20,17 @@ describe('a silent stream', () => {
     expect(reader.events).toEqual([]);
   });
 
-  test('gets it no earlier than the heartbeat says, and soon after', async () => {
+  test('gets the comment no earlier than after one heartbeat, and soon after that', async () => {
     await using server = await serveStreams((stream) => stream.open(), { heartbeat: 400 });
     using reader = await read(server.url);
-    await until('the first', () => reader.comments.length === 2);
+    await until('the first comment', () => reader.comments.length === 2);
     const first = performance.now();
-    await until('the second', () => reader.comments.length === 3);
+    await until('the second comment', () => reader.comments.length === 3);
     const silence = performance.now() - first;
     expect(silence).toBeGreaterThan(350);
   });
 
-  test('gets an sse:ping event where the heartbeat is visible', async () => {
+  test('gets an sse:ping event if the heartbeat is visible', async () => {
     await using server = await serveStreams((stream) => stream.open(), {
       heartbeat: { interval: 20, visible: true },
     });
@@ -41,7 +41,7 @@ describe('a silent stream', () => {
     ]);
   });
 
-  test('gets none with heartbeat: false', async () => {
+  test('gets no comment with heartbeat: false', async () => {
     await using server = await serveStreams((stream) => stream.open(), {
       heartbeat: false,
       stallTimeout: 50,
@@ -54,7 +54,7 @@ describe('a silent stream', () => {
   });
 });
 
-test('an event pushes the heartbeat back: a busy stream gets none', async () => {
+test('an event delays the heartbeat: a busy stream gets none', async () => {
   await using server = await serveStreams((stream) => stream.open(), { heartbeat: 200 });
   using busy = await read(server.url);
   using silent = await read(server.url);
@@ -66,7 +66,7 @@ test('an event pushes the heartbeat back: a busy stream gets none', async () => 
   expect(busy.text).toMatch(/^:\n(data: x\n\n)+$/);
 });
 
-test('a stream in step with others gets it that long after its last event, whatever was looked for meanwhile', async () => {
+test('an attached stream gets a heartbeat one period after its last event, despite sweeps in between', async () => {
   const channels = createChannels();
   const heartbeat = 800;
   await using server = await serveStreams((stream) => stream.subscribe('a'), {
@@ -82,7 +82,7 @@ test('a stream in step with others gets it that long after its last event, whate
   }
   // A checkpoint may be written once in each interval. The last events come soon after one, so that
   // the next checkpoint would come before the heartbeat.
-  await until('that', () => performance.now() - opened > heartbeat + 150);
+  await until('one period after the start', () => performance.now() - opened > heartbeat + 150);
   for (const each of [3, 4]) {
     await channels.publish('a', each);
     await until('the event', () => reader.events.length === each);
@@ -93,7 +93,7 @@ test('a stream in step with others gets it that long after its last event, whate
   expect(performance.now() - last).toBeLessThan(heartbeat * 1.5);
 });
 
-test('no heartbeat goes into a blocked stream', async () => {
+test('no heartbeat is written to a blocked stream', async () => {
   await using server = await serveStreams((stream) => stream.open(), {
     heartbeat: 20,
     stallTimeout: false,
@@ -124,7 +124,7 @@ test('no heartbeat goes into a blocked stream', async () => {
   socket.destroy();
 });
 
-test('there is one timer for all streams, it holds no process, and it goes with the last stream', async () => {
+test("there is one timer for all streams, unref'd, and cleared with the last stream", async () => {
   const set = vi.spyOn(globalThis, 'setInterval');
   const cleared = vi.spyOn(globalThis, 'clearInterval');
   await using server = await serveStreams((stream) => stream.open(), { heartbeat: 800 });
@@ -136,12 +136,12 @@ test('there is one timer for all streams, it holds no process, and it goes with 
   expect(timers).toHaveLength(1);
   expect(timers[0]?.hasRef()).toBe(false);
   for (const reader of readers) reader.close();
-  await until('their end', () => server.events.streams.size === 0);
+  await until('all streams to end', () => server.events.streams.size === 0);
   expect(cleared).toHaveBeenCalledWith(timers[0]);
   vi.restoreAllMocks();
 });
 
-test('a stream is closed at maxLifetime, give or take a tenth, so that its client connects anew', async () => {
+test('a stream is closed at maxLifetime ±10 %, so that its client opens a new connection', async () => {
   await using server = await serveStreams((stream) => stream.open(), { maxLifetime: 300 });
   const begun = performance.now();
   using reader = await read(server.url);
@@ -151,15 +151,15 @@ test('a stream is closed at maxLifetime, give or take a tenth, so that its clien
   expect(server.events.stats().closed).toEqual({ aged: 1 });
 });
 
-test('what is due while something is queued is done as soon as nothing is, not a heartbeat later', async () => {
+test('onTick() of a blocked stream is called as soon as nothing is queued, not a heartbeat later', async () => {
   const heartbeat = new StreamMonitor(resolveStreamOptions({ heartbeat: 400 }));
   const [free, blocked] = [standIn(), standIn()];
   blocked.bufferedAmount = 1;
   for (const each of [free, blocked]) heartbeat.add(each as unknown as MonitoredStream);
-  await until('what is due', () => free.ticks === 1);
+  await until('onTick() of the free stream', () => free.ticks === 1);
   expect(blocked.ticks).toBe(0);
   blocked.bufferedAmount = 0;
-  await until('it for the other', () => blocked.ticks === 1);
+  await until('onTick() of the blocked stream', () => blocked.ticks === 1);
   expect(free.ticks).toBe(1);
   for (const each of [free, blocked]) heartbeat.delete(each as unknown as MonitoredStream);
 });
@@ -173,7 +173,7 @@ describe('stallTimeout counts time in which the process ran:', () => {
     });
   }
 
-  test('a loop that is busy for longer cuts no reader that has something queued', async () => {
+  test('a busy event loop disconnects no client with queued bytes', async () => {
     const stallTimeout = 1_000;
     await using server = await serveStreams((stream) => void stream.send('x'.repeat(30_000_000)), {
       stallTimeout,
@@ -185,21 +185,21 @@ describe('stallTimeout counts time in which the process ran:', () => {
     await until('the streams', () => server.streams.length === 10);
     for (let pauses = 0; pauses < 3; pauses++) {
       const pieces = server.streams.map(({ bytesFlushed }) => bytesFlushed);
-      await until('some progress', () =>
+      await until('progress of some stream', () =>
         server.streams.some(({ bytesFlushed }, index) => bytesFlushed > (pieces[index] as number)),
       );
       const begun = performance.now();
       while (performance.now() - begun < 1.5 * stallTimeout);
     }
     const before = server.streams.map(({ bytesFlushed }) => bytesFlushed);
-    await until('progress of all', () =>
+    await until('progress of all streams', () =>
       server.streams.every(({ bytesFlushed }, index) => bytesFlushed > (before[index] as number)),
     );
     expect(server.events.stats().closed).toEqual({});
     for (const socket of sockets) socket.destroy();
   }, 30_000);
 
-  test('a process that is stopped and goes on cuts no reader that has something queued', async () => {
+  test('a stopped and continued process disconnects no client with queued bytes', async () => {
     const program = `
       import { createServer } from 'node:http';
       import { sse } from './src/index.ts';
@@ -240,7 +240,7 @@ describe('stallTimeout counts time in which the process ran:', () => {
   }, 30_000);
 });
 
-test('a sweep over many streams goes on in the next turn, not with the next tick', async () => {
+test('a sweep over many streams continues in the next turn, not with the next timer', async () => {
   const unrefs = vi.spyOn(
     Object.getPrototypeOf(setImmediate(() => {})) as NodeJS.Immediate,
     'unref',
@@ -248,7 +248,7 @@ test('a sweep over many streams goes on in the next turn, not with the next tick
   const heartbeat = new StreamMonitor(resolveStreamOptions({ heartbeat: 400 }));
   const many = Array.from({ length: 2_000 }, standIn);
   for (const each of many) heartbeat.add(each as unknown as MonitoredStream);
-  await until('what is due', () => many.every(({ ticks }) => ticks === 1));
+  await until('onTick() of all streams', () => many.every(({ ticks }) => ticks === 1));
   // While only unref'd immediates are left, the event loop would wait in its poll phase.
   expect(unrefs).not.toHaveBeenCalled();
   for (const each of many) heartbeat.delete(each as unknown as MonitoredStream);

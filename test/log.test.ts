@@ -49,7 +49,7 @@ function trimmed(log: Log, channel: string): number {
 const SIZE = new LogEntry({ channel: 'a', epoch: 'e', offset: 1, data: '1' }).size;
 
 describe('a read', () => {
-  test('merges channels in the order of their offsets, beyond the cursor', () => {
+  test('merges the entries after the cursor in the order of their offsets', () => {
     const log = makeLog();
     for (const channel of ['a', 'b', 'c', 'a', 'b', 'a']) put(log, channel);
     expect(offsets(log, ['a', 'b'])).toEqual([1, 2, 4, 5, 6]);
@@ -58,7 +58,7 @@ describe('a read', () => {
     expect(offsets(log, ['unknown'])).toEqual([]);
   });
 
-  test('comes in pages of so many bytes, of one entry at least, and says whether it is complete', () => {
+  test('returns at most maxBytes, at least one entry, and whether these are all', () => {
     const log = makeLog();
     for (let count = 0; count < 5; count++) put(log, 'a', {}, 'x'.repeat(1_000));
     const first = log.read(['a'], 0, 2_500);
@@ -69,15 +69,15 @@ describe('a read', () => {
     expect([last.entries.map((entry) => entry.offset), last.complete]).toEqual([[5], true]);
   });
 
-  test('gives the very bytes that were published', () => {
+  test('returns the bytes that were published', () => {
     const log = makeLog();
     const entry = put(log, 'a');
     expect(log.read(['a'], 0, ALL).entries[0]?.frame).toBe(entry.frame);
   });
 });
 
-describe('of a channel is kept', () => {
-  test('so many events', () => {
+describe('the log of a channel keeps', () => {
+  test('at most `events` events', () => {
     const log = makeLog();
     for (let count = 0; count < 300; count++) put(log, 'a', { events: 3 });
     expect(offsets(log, ['a'])).toEqual([298, 299, 300]);
@@ -88,7 +88,7 @@ describe('of a channel is kept', () => {
     });
   });
 
-  test('so many bytes, and nothing of an event that is larger than that', () => {
+  test('at most `bytes` bytes, and nothing of a larger event', () => {
     const log = makeLog();
     for (let count = 0; count < 5; count++) put(log, 'a', { bytes: 2 * SIZE });
     expect(offsets(log, ['a'])).toEqual([4, 5]);
@@ -98,7 +98,7 @@ describe('of a channel is kept', () => {
     expect(log.held).toEqual({ events: 0, bytes: 0 });
   });
 
-  test('what is young enough when it is read', () => {
+  test('no event older than `age` when it is read', () => {
     const log = makeLog();
     put(log, 'a', { age: 100 });
     now = 60;
@@ -113,7 +113,7 @@ describe('of a channel is kept', () => {
     expect(trimmed(log, 'a')).toBe(2);
   });
 
-  test('nothing after clear', () => {
+  test('nothing after clear()', () => {
     const log = makeLog();
     put(log, 'a');
     put(log, 'b');
@@ -125,7 +125,7 @@ describe('of a channel is kept', () => {
   });
 });
 
-test('of a newest-only channel what was replaced is not missed, and what is gone altogether is', () => {
+test('in a newest-only channel replaced events are not missing, but cleared events are', () => {
   const log = makeLog();
   for (let count = 0; count < 5; count++) put(log, 'a', { events: 1, latest: true });
   expect(offsets(log, ['a'])).toEqual([5]);
@@ -134,7 +134,7 @@ test('of a newest-only channel what was replaced is not missed, and what is gone
   expect(trimmed(log, 'a')).toBe(5);
 });
 
-test('over all channels so many bytes are kept: the oldest events of those published to least recently go first', () => {
+test('all channels together keep at most maxHistory bytes: the channel with the oldest last publish loses events first', () => {
   const log = makeLog(4 * SIZE);
   for (const channel of ['a', 'a', 'b', 'b']) put(log, channel);
   put(log, 'a');
@@ -150,8 +150,8 @@ test('over all channels so many bytes are kept: the oldest events of those publi
   expect(log.held.bytes).toBeLessThanOrEqual(4 * SIZE);
 });
 
-describe('over so many channels', () => {
-  test('those without subscribers are forgotten first, the least recently published to first', () => {
+describe('beyond maxChannels', () => {
+  test('channels without subscribers are forgotten first, in the order of their last publish', () => {
     const log = makeLog(ALL, 3);
     followed.add('a');
     for (const channel of ['a', 'b', 'c', 'b', 'd']) put(log, channel);
@@ -165,7 +165,7 @@ describe('over so many channels', () => {
     expect([offsets(log, ['a']), offsets(log, ['b'])]).toEqual([[1], []]);
   });
 
-  test('and of an unknown channel all that is known is the floor', () => {
+  test('an unknown channel may be a forgotten one: its `trimmed` is the newest forgotten offset', () => {
     const log = makeLog(ALL, 2);
     for (const channel of ['a', 'b', 'c', 'd']) put(log, channel);
     expect(['a', 'b', 'never'].map((channel) => trimmed(log, channel))).toEqual([2, 2, 2]);
@@ -176,7 +176,7 @@ describe('over so many channels', () => {
     expect([offsets(log, ['a']), trimmed(log, 'a')]).toEqual([[5], 2]);
   });
 
-  test('one that gets or loses its subscribers changes sides', () => {
+  test('a channel that gets or loses its subscribers changes its place in the order', () => {
     const log = makeLog(ALL, 2);
     put(log, 'a');
     put(log, 'b');
@@ -193,7 +193,7 @@ describe('over so many channels', () => {
   });
 });
 
-test('whatever is published, memory is bounded, the sums are right and trimmed tells the truth', () => {
+test('whatever is published, memory is bounded, and the sums and `trimmed` are right', () => {
   const limits = fc.record({
     events: fc.integer({ min: 1, max: 4 }),
     bytes: fc.integer({ min: SIZE, max: 4 * SIZE }),
@@ -260,7 +260,7 @@ test('whatever is published, memory is bounded, the sums are right and trimmed t
   );
 });
 
-test('an event prints its channel, id, event and data in console.log and JSON.stringify', () => {
+test('console.log and JSON.stringify show the channel, id, event and data of an event', () => {
   const event = new LogEntry({
     channel: 'a',
     epoch: 'e',

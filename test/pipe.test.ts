@@ -83,7 +83,7 @@ async function leaveDuring(
   return outcome;
 }
 
-describe('when the reader leaves while the next item is awaited, pipe resolves at once and', () => {
+describe('when the client disconnects while the next item is awaited, pipe resolves at once and', () => {
   test("calls the iterator's return()", async () => {
     let returned = 0;
     const outcome = await leaveDuring((asked) => {
@@ -106,7 +106,7 @@ describe('when the reader leaves while the next item is awaited, pipe resolves a
     expect(returned).toBe(1);
   });
 
-  test('lets a generator that heeds the signal run its finally', async () => {
+  test('lets a generator that observes the signal run its finally', async () => {
     let cleaned = false;
     await using server = await serveStreams(async (stream) => {
       await stream.pipe(
@@ -125,7 +125,7 @@ describe('when the reader leaves while the next item is awaited, pipe resolves a
     const reader = await read(server.url);
     await reader.next();
     reader.close();
-    await until('finally', () => cleaned);
+    await until('the finally block', () => cleaned);
   });
 
   test('cancels a web stream', async () => {
@@ -169,7 +169,7 @@ describe('when the reader leaves while the next item is awaited, pipe resolves a
     expect(source?.destroyed).toBe(true);
   });
 
-  test('swallows what the source rejects with later', async () => {
+  test('ignores a later rejection of the source', async () => {
     let fail: ((error: Error) => void) | undefined;
     const unhandled: unknown[] = [];
     const note = (error: unknown): void => void unhandled.push(error);
@@ -195,7 +195,7 @@ describe('when the reader leaves while the next item is awaited, pipe resolves a
   });
 });
 
-test('pipe to a reader that has gone lets go of the source without pulling from it', async () => {
+test('pipe to a client that has disconnected releases the source without reading from it', async () => {
   let pulled = 0;
   let returned = 0;
   const source = {
@@ -214,7 +214,7 @@ test('pipe to a reader that has gone lets go of the source without pulling from 
   expect([pulled, returned]).toEqual([0, 1]);
 });
 
-test("a Node stream that fails while it is let go of is nobody's business", async () => {
+test('an error of a Node stream that is being destroyed is ignored', async () => {
   const uncaught: unknown[] = [];
   const note = (error: unknown): void => void uncaught.push(error);
   process.on('uncaughtException', note);
@@ -258,7 +258,7 @@ test.each(['end', 'destroy'] as const)(
   },
 );
 
-test('an iterable whose item fails is let go of', async () => {
+test('an iterable is released if the promise of an item rejects', async () => {
   let finished = false;
   let error: unknown;
   await using server = await serveStreams(async (stream) => {
@@ -277,14 +277,14 @@ test('an iterable whose item fails is let go of', async () => {
   expect([finished, error]).toEqual([true, new Error('broken item')]);
 });
 
-test('pipe refuses options that it does not know', async () => {
+test('pipe rejects unknown options', async () => {
   await using server = await serveStreams((stream) => stream.pipe(['a'], { evnt: 'x' } as object));
   using reader = await read(server.url);
   expect(reader.response.status).toBe(500);
   expect(server.errors.splice(0)).toEqual([expect.objectContaining({ code: 'ERR_SSE_OPTION' })]);
 });
 
-test('pipe pulls no faster than the reader reads', async () => {
+test('pipe reads no faster than the client', async () => {
   let pulled = 0;
   await using server = await serveStreams(
     (stream) => {
@@ -299,7 +299,7 @@ test('pipe pulls no faster than the reader reads', async () => {
   const socket = await dial(server.port, requestText('/'));
   socket.pause();
   let before = -1;
-  await until('the source to rest', async () => {
+  await until('the source to pause', async () => {
     const same = before === pulled;
     before = pulled;
     await new Promise((resolve) => setTimeout(resolve, 100));
@@ -312,7 +312,7 @@ test('pipe pulls no faster than the reader reads', async () => {
   let received = 0;
   socket.on('data', (chunk) => (received += chunk.length));
   socket.resume();
-  await until('the source to go on', () => pulled > before + 100 && received > before * 10_000);
+  await until('the source to continue', () => pulled > before + 100 && received > before * 10_000);
   socket.destroy();
   await until('the stream to end', () => server.events.streams.size === 0);
   const last = pulled;
@@ -375,7 +375,7 @@ describe('pipe rejects', () => {
     expect(error).toEqual(new Error('broken source'));
   });
 
-  test('with an SseError for an item that cannot be sent, and lets go of the source', async () => {
+  test('with an SseError for an item that cannot be sent, and releases the source', async () => {
     let finished = false;
     await using server = await serveStreams(async (stream) => {
       await stream.pipe(
@@ -412,7 +412,7 @@ describe('pipe rejects', () => {
   });
 });
 
-test('a Node stream of bytes is refused with the way out, and destroyed', async () => {
+test('a Node stream of bytes is rejected with a hint, and destroyed', async () => {
   const source = Readable.from([Buffer.from('a')]);
   await using server = await serveStreams((stream) => stream.pipe(source));
   using reader = await read(server.url);

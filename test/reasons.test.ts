@@ -48,7 +48,7 @@ async function reasonOf(
   await until('the stream', () => given !== undefined);
   end({ given: given as EventStream, server, socket, fail: fail as (error: unknown) => void });
   const reason = await within('its end', (given as EventStream).closed);
-  await until('nothing to be left', () => events.streams.size === 0);
+  await until('the stream to end', () => events.streams.size === 0);
   expect(events.stats().closed).toEqual({ [reason]: 1 });
   socket.destroy();
   return reason;
@@ -167,7 +167,7 @@ describe('over HTTP/2 a stream ends as', () => {
   });
 });
 
-test('the end of a client whose request has a large body that nobody needs is noticed at once, if the handler resumes the request', async () => {
+test('the end of a client whose request has a large unread body is noticed at once, if the handler resumes the request', async () => {
   const app = express();
   const events = sse({ heartbeat: false, stallTimeout: false });
   app.use(events);

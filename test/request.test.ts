@@ -109,7 +109,7 @@ describe('the last event ID', () => {
     ).toBe('own');
   });
 
-  test("is '' where there is neither", () => {
+  test("is '' without both", () => {
     expect(readLastEventId(request({}, '/listen'))).toBe('');
     expect(readLastEventId(request({}, '/listen?other=1'))).toBe('');
     expect(readLastEventId({ headers: {} } as unknown as IncomingMessage)).toBe('');

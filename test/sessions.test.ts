@@ -82,7 +82,7 @@ describe.each([
   });
 
   test.each(ends)(
-    'by %s leaves what other requests have put into the session since',
+    'by %s keeps the changes that other requests have made to the session since',
     async (_by, end) => {
       await using server = await serveSessions(options, touches);
       await server.ask('/cart/old');

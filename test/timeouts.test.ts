@@ -62,7 +62,7 @@ describe('over HTTP/1.1 an inactivity timeout', () => {
   });
 
   test.each([5_000, 0])(
-    'holds again for the next request of the connection, with keepAliveTimeout %i',
+    'applies again to the next request of the connection, with keepAliveTimeout %i',
     async (keepAlive) => {
       await using server = await serveTimeouts(undefined, keepAlive);
       const socket = await dial(server.port, requestText('/'));
@@ -77,7 +77,7 @@ describe('over HTTP/1.1 an inactivity timeout', () => {
     },
   );
 
-  test('does not cut a stream that was behind another on its connection', async () => {
+  test('does not disconnect a stream that was pipelined', async () => {
     await using server = await serveTimeouts();
     const socket = await dial(server.port, requestText('/') + requestText('/'));
     socket.resume();

@@ -147,7 +147,7 @@ describe('an event on the wire', () => {
     expect(encode('x', given).toString()).toBe(wire);
   });
 
-  test("an empty id resets the reader's last event ID", () => {
+  test("an empty id resets the client's last event ID", () => {
     const parser = readStrictly(encode('x', { id: 'a' }), encode('y', { id: '' }));
     expect(parser.events.map((event) => event.lastEventId)).toEqual(['a', '']);
   });

@@ -25,7 +25,7 @@ import { pipe, type PipeOptions, type PipeSource } from './pipe.ts';
 import { RareState } from './rare-state.ts';
 import { reportError } from './report-error.ts';
 import { ResponseLifecycle } from './response-lifecycle.ts';
-import type { MonitoredStream, StreamMonitor } from './stream-monitor.ts';
+import type { StreamMonitor } from './stream-monitor.ts';
 import type { StreamSettings } from './stream-options.ts';
 import type { Gap, Subscription } from './subscription-types.ts';
 
@@ -129,10 +129,7 @@ const brand = Symbol.for('res-sse.EventStream');
  *   await stream.subscribe('haiku');
  * }));
  */
-export class EventStream<S extends SchemaOf<S> = AnySchema>
-  extends ResponseLifecycle
-  implements MonitoredStream
-{
+export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLifecycle {
   static {
     Object.defineProperty(this.prototype, brand, { value: true });
   }
@@ -412,6 +409,8 @@ export class EventStream<S extends SchemaOf<S> = AnySchema>
   protected override onDrain(): void {
     this.#rare?.onDrain();
   }
+
+  // The callbacks of `MonitoredStream`.
 
   /** @internal */
   onTick(): void {

@@ -15,7 +15,7 @@ import { ResponseWriter } from './response-writer.ts';
 import type { StreamSettings } from './stream-options.ts';
 
 /** The base class of `EventStream`: one response from its head to its end. */
-export abstract class ResponseLifecycle extends ResponseWriter implements InterceptingWriter {
+export abstract class ResponseLifecycle extends ResponseWriter {
   /** @internal */
   constructor(res: ServerResponse) {
     super(res);
@@ -24,7 +24,9 @@ export abstract class ResponseLifecycle extends ResponseWriter implements Interc
       this.setState('client');
       return;
     }
-    listenToResponse(res, this);
+    // Not `implements`: the published types have no `@internal` members, so the clause would be an
+    // error there.
+    listenToResponse(res, this satisfies InterceptingWriter);
     registerPipelined(res, this);
   }
 
