@@ -31,7 +31,8 @@ export class Frame extends SharedBytes {
 /**
  * Counts how many of the entries fit into one frame.
  * @param maxBytes limit of the frame; a larger frame would have to be split again for each stream
- * @returns at least 1, also if the first entry alone is larger than `maxBytes`
+ * @returns at least 1 for a list that is not empty, also if its first entry is larger than
+ * `maxBytes`
  */
 export function countFitting(entries: readonly LogEntry[], maxBytes: number): number {
   let count = 0;
