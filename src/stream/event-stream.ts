@@ -343,7 +343,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     this.closeFor('error', { retry: drawRetry(ERROR_RETRY_MS) });
   }
 
-  /** Reports an error to the application. The client is told nothing. @internal */
+  /** Reports an error to the application, not to the client. @internal */
   override report(error: unknown): void {
     reportError<EventStream>(this, error, this.host.onError);
   }
@@ -427,7 +427,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     this.closeFor('aged');
   }
 
-  /** @internal */
+  /** Makes the rare state when it is first used. @internal */
   private rareState(): RareState {
     this.#rare ??= new RareState();
     return this.#rare;

@@ -157,7 +157,8 @@ function readNodeStream<T>(source: Readable): SourceReader<T> {
 }
 
 /**
- * Releases a source. Errors are ignored, also those of a returned promise: nobody needs the source.
+ * Releases a source. Errors are ignored, also those of a returned promise: the source is not needed
+ * any more.
  */
 function ignoreErrors(release: () => unknown): void {
   try {

@@ -30,7 +30,7 @@ interface TaggedSocket extends Socket {
 
 /**
  * Remembers that the writer's response waits for the socket, if it does. A waiting response emits
- * no `'close'` when the connection ends; then the writer is told by the socket instead.
+ * no `'close'` when the connection ends; then the socket notifies the writer instead.
  */
 export function registerPipelined(res: ServerResponse, writer: PipelinedWriter): void {
   if (res.socket !== null) return;
@@ -50,7 +50,9 @@ export function unregisterPipelined(res: ServerResponse, writer: PipelinedWriter
   findPipelined(res)?.delete(writer);
 }
 
-/** Whether the response still waits for the socket. Until its turn nothing of it is sent. */
+/**
+ * Whether the response still waits for the socket. Until its turn no byte of the response is sent.
+ */
 export function isResponsePipelined(res: ServerResponse, writer: object): boolean {
   const writers: ReadonlySet<object> | undefined = findPipelined(res);
   return res.socket === null && !res.writableFinished && writers?.has(writer) === true;

@@ -10,7 +10,7 @@ interface ReportedStream {
 
 /**
  * Reports an error to the subscribers of `res-sse:error` and to `onError`. Without both, the error
- * is printed. The client is told nothing. Never throws.
+ * is printed. The client is not notified. Never throws.
  */
 export function reportError<S extends ReportedStream>(
   stream: S,

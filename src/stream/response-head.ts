@@ -6,9 +6,9 @@ import type { Socket } from 'node:net';
 const corkedBytes = new Map<object, number>();
 
 /**
- * Sets status and headers of an event stream and sends them. If that throws (a listener for the head
- * may throw), status and headers are restored, so that the application can answer the request with
- * the error.
+ * Sets status and headers of an event stream and sends them. If that throws (a listener for the
+ * head may throw), status and headers are restored, so that the application can answer the request
+ * with the error.
  */
 export function sendHead(
   res: ServerResponse,

@@ -97,7 +97,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     if (req.httpVersionMajor === 1 && writableFinished) req.socket.destroySoon();
   }
 
-  /** The response or its connection is closed, whoever closed it. @internal */
+  /** The response or its connection is closed, for any reason. @internal */
   onResponseClosed(): void {
     ignoreClose(this.res);
     unregisterPipelined(this.res, this);

@@ -78,7 +78,7 @@ export function ignoreDrain(res: ServerResponse, socket: Socket | null | undefin
 }
 
 /**
- * Makes sure that a waiting stream is told when its bytes were flushed. If the `highWaterMark` of
+ * Makes sure that a waiting stream notices when its bytes were flushed. If the `highWaterMark` of
  * the response is above the library's, Node emits no `'drain'`. Then the callback of an empty write
  * says when the bytes before it were flushed.
  */

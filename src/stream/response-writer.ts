@@ -130,7 +130,7 @@ export abstract class ResponseWriter extends WriteTotals {
     return isResponsePipelined(this.res, this);
   }
 
-  /** Whether so much is queued that the stream should be given nothing more now. @internal */
+  /** Whether so much is queued that no more events should be written now. @internal */
   get isBehind(): boolean {
     return this.bufferedAmount > HIGH_WATER_MARK || this.isPipelined;
   }
@@ -313,7 +313,7 @@ export abstract class ResponseWriter extends WriteTotals {
     return true;
   }
 
-  /** @internal */
+  /** Sets the state without any other effect. @internal */
   protected setState(state: 'idle' | 'open' | CloseReason): void {
     this.#state = state;
   }
@@ -374,7 +374,7 @@ export abstract class ResponseWriter extends WriteTotals {
     }
   }
 
-  /** @internal */
+  /** Queues these bytes, and passes on as many of them as the response accepts. @internal */
   private startQueue(buffers: readonly Buffer[]): void {
     this.intercept();
     this.#queue = new WriteQueue(buffers);
@@ -409,7 +409,7 @@ export abstract class ResponseWriter extends WriteTotals {
     }
   }
 
-  /** @internal */
+  /** Continues with the queue in the next turn of the event loop. @internal */
   private pumpNextTurn(queue: WriteQueue): void {
     queue.defer(() => {
       if (this.#queue === queue) this.resume();
@@ -463,19 +463,19 @@ export abstract class ResponseWriter extends WriteTotals {
     if (wasAwaitingDrain) this.awaitDrain();
   }
 
-  /** @internal */
+  /** Intercepts `write()` and `end()` of the response, once. @internal */
   protected intercept(): void {
     this.#overridden ??= interceptMethods(this.res);
   }
 
-  /** @internal */
+  /** Makes sure that {@link resume} is called if Node will emit no `'drain'`. @internal */
   private requestDrain(): void {
     requestDrain(this.res, this.#socket, () => {
       if (this.#isAwaitingDrain) this.resume();
     });
   }
 
-  /** @internal */
+  /** Removes the listener for `'drain'`. @internal */
   private stopAwaitingDrain(): void {
     if (!this.#isAwaitingDrain) return;
     this.#isAwaitingDrain = false;

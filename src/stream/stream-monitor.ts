@@ -45,7 +45,7 @@ export interface MonitoredStream extends IndexedListMember {
   onError(error: unknown): void;
 }
 
-/** What the monitor remembers of a stream with queued bytes. */
+/** The state that the monitor keeps for a stream with queued bytes. */
 interface BlockedStream {
   /**
    * When the stream was first seen with this `bytesFlushed`, in ms of {@link StreamMonitor.#runMs}.

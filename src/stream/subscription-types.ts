@@ -33,20 +33,20 @@ export interface Subscription {
    */
   readonly cursor: string;
   /**
-   * Stops following these channels. The stream stays open. A live stream is first given the events
+   * Stops following these channels. The stream stays open. A live stream first gets the events
    * that were published before the call.
    */
   unsubscribe(): void;
 }
 
 /**
- * The totals of a group of streams that are given the same bytes: kept once for the group, so that
+ * The totals of a group of streams that receive the same bytes: kept once for the group, so that
  * a delivery does not change an object for each stream.
  */
 export interface WriteProgress {
-  /** Bytes given to each member of the group. */
+  /** Bytes written to each member of the group. */
   readonly bytes: number;
-  /** Events given to each member of the group. */
+  /** Events written to each member of the group. */
   readonly events: number;
   /** Time of the last delivery to the group, in ms of the monotonic clock. */
   readonly writtenAt: number;
@@ -64,8 +64,8 @@ export interface Follower {
    */
   detach(): void;
   /**
-   * Writes events that were published and not yet given to the stream: at most one frame of 64 KiB.
-   * If more events are pending, the stream reads them from the log later.
+   * Writes events that were published and not yet written to the stream: at most one frame of 64
+   * KiB. If more events are pending, the stream reads them from the log later.
    * @param isAll writes all pending events, because the stream ends or unsubscribes
    * @defaultValue `false`
    */
@@ -76,8 +76,8 @@ export interface Follower {
    */
   checkpoint(): boolean;
   /**
-   * Resolves when the stream was given the events that were published before the call, or never
-   * will be.
+   * Resolves when all events were written that were published before the call, or when that cannot
+   * happen any more.
    * @returns `undefined` if the stream has all of them already
    */
   settle(): Promise<void> | undefined;

@@ -7,7 +7,7 @@
  * ```text
  *                   stream   group     sum
  * attached          900      100       1000     onAttached() subtracts what the group had before
- * group is given 50 900      150       1050
+ * 50 B are written  900      150       1050
  * detached          1050     –         1050     onDetached() adds what the group has now
  * ```
  */
