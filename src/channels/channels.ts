@@ -22,8 +22,8 @@ import {
   type OptionRule,
 } from '../common/options.ts';
 import { drawRetry } from '../common/retry-range.ts';
+import { refuse } from '../http/refusals.ts';
 import {
-  refuse,
   stream as streamRoute,
   type RouteHandler,
   type RouteRequest,
