@@ -334,7 +334,7 @@ describe('demo/server.ts', () => {
   });
 
   it.each([
-    ['taken', undefined, /^Port (\d+) is taken; set PORT to another one\.\n$/],
+    ['taken', undefined, /^Port (\d+) is already in use; set PORT to another port\.\n$/],
     [
       'a word',
       'four',
