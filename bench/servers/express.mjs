@@ -1,4 +1,4 @@
-/** Express by hand: what most tutorials show. */
+/** Express with `res.write()`, as most tutorials show it. */
 import express from 'express';
 import { LISTEN, ready } from './control.mjs';
 
