@@ -62,6 +62,7 @@ export function cpuTime(pid) {
   return { us: ns / 1e3, userTicks: Number(fields[11]), systemTicks: Number(fields[12]) };
 }
 
+/** @returns the CPU time of one thread in ns */
 function threadTime(pid, thread) {
   try {
     return Number(readFileSync(`/proc/${pid}/task/${thread}/schedstat`, 'utf8').split(' ')[0]);

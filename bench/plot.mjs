@@ -8,8 +8,10 @@ import { readFileSync } from 'node:fs';
 import process from 'node:process';
 import { medianOf } from './table.mjs';
 
+/** The servers, in the order of the bars. */
 const SERVERS = ['raw net', 'Express by hand', 'better-sse', 'res-sse'];
 
+/** The groups of bars: name of the scenario, and the lines of the label. */
 const GROUPS = [
   ['1k', '1,000 streams', '1 event per turn'],
   ['1k-ten', '1,000 streams', '10 events per turn'],
@@ -58,6 +60,7 @@ ${groups.map(drawGroup).join('\n')}
 </svg>
 `);
 
+/** @returns the median of the CPU time per delivery, in µs */
 function medianCpu(runs) {
   return medianOf(runs.map(({ cpuUs }) => cpuUs));
 }
@@ -68,6 +71,7 @@ function describeGroup({ lines, bars }) {
   return `${lines.join(', ')}: ${values.join(', ')}`;
 }
 
+/** @returns the colour and name of a server */
 function drawLegend(server, index) {
   const x = LEFT + index * 135;
   return [

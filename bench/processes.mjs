@@ -83,6 +83,12 @@ export class Bench {
     return new Client(child, n);
   }
 
+  /**
+   * Starts a process, pinned to a CPU if one is given.
+   * @param {readonly string[]} command file and arguments
+   * @param {number | undefined} cpu
+   * @param {Record<string, string>} env additional environment variables
+   */
   #spawn(command, cpu, env) {
     // `taskset` replaces itself by the command, so the process id is that of the command.
     const [file, ...args] =
@@ -143,6 +149,7 @@ class Server {
     return this.#child.pid;
   }
 
+  /** @returns the CPU time of the server so far; see {@link cpuTime} */
   readCpuTime() {
     return cpuTime(this.pid);
   }

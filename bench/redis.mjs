@@ -98,6 +98,7 @@ export class RedisServer {
     );
   }
 
+  /** Connects again and again until the server answers to PING. */
   async #waitUntilReady() {
     const deadline = performance.now() + START_TIMEOUT_MS;
     for (;;) {
@@ -128,6 +129,7 @@ export async function startRedis(options = {}) {
   return server;
 }
 
+/** @returns {Promise<number>} a port that was free a moment ago */
 async function findFreePort() {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');

@@ -9,6 +9,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { cpuBetween, residentBytes } from './machine.mjs';
 
+/** The servers, and the variants of res-sse. */
 const NET = { name: 'raw net', file: 'net.mjs' };
 const SOCKETS = { name: "Express's sockets", file: 'sockets.mjs' };
 const EXPRESS = { name: 'Express by hand', file: 'express.mjs' };
@@ -21,9 +22,11 @@ const SUBSCRIBED = { ...OURS, name: 'res-sse, subscribed' };
 const RESUMING = { ...OURS, name: 'res-sse, resuming', resumes: 5 };
 const THREE_EACH = { ...OURS, name: 'res-sse, three each', groups: 10 };
 
+/** The servers that most scenarios compare. */
 const ALL = [NET, EXPRESS, BETTER, OURS];
 const WITH_SOCKETS = [NET, SOCKETS, EXPRESS, BETTER, OURS];
 
+/** The measures: the property of a result, and the title in the table. */
 const CPU = { key: 'cpuUs', title: 'CPU µs per delivery' };
 const CONNECT = { key: 'cpuUs', title: 'CPU µs per stream' };
 const RATE = { key: 'perSecond', title: 'deliveries per s' };
@@ -254,10 +257,15 @@ export const scenarios = [
   },
 ];
 
+/**
+ * Creates a scenario that publishes events to many streams. By default all servers run, one event
+ * is published per turn of the event loop, and the CPU time is measured.
+ */
 function fanOut(scenario) {
   return { run: runFanOut, variants: ALL, measures: [CPU], burst: 1, ...scenario };
 }
 
+/** Starts all servers with their clients, and publishes to them in turns. */
 async function runFanOut(bench, scenario, reps) {
   const { variants, n } = scenario;
   const stages = new Map();
@@ -310,6 +318,7 @@ async function runSlow(bench, scenario, reps) {
   });
 }
 
+/** Measures the encoding of events, without any stream. */
 async function runEncode(bench, { variants, size, events }, reps) {
   const servers = new Map();
   for (const variant of variants) servers.set(variant, await bench.startServer(variant));
@@ -333,6 +342,7 @@ async function runConnects(bench, { variants, n }, reps) {
   return results;
 }
 
+/** Connects all streams once, and disconnects them. */
 async function connectOnce(bench, server, { path, resumes = 0 }, n) {
   const { cursor: lastEventId } = await server.ask('/cursor');
   if (resumes > 0) {
@@ -349,6 +359,7 @@ async function connectOnce(bench, server, { path, resumes = 0 }, n) {
   return { ok: true, cpuUs: us / n, userUs: userUs / n };
 }
 
+/** Measures the memory of idle streams, with a new server for each run. */
 async function runMemory(bench, { variants, n }, reps) {
   return runInTurns(variants, reps, 0, async (variant) => {
     const server = await bench.startServer({ ...variant, args: ['--expose-gc'] });
@@ -366,6 +377,7 @@ async function runMemory(bench, { variants, n }, reps) {
   });
 }
 
+/** @returns the heap after a garbage collection, and the resident memory, both in bytes */
 async function memoryOf(server) {
   const { heapUsed: heap } = await server.ask('/memory');
   return { heap, resident: residentBytes(server.pid) };
@@ -388,6 +400,7 @@ async function runInTurns(variants, reps, warmups, runOnce) {
   return results;
 }
 
+/** Stops clients and servers. */
 async function stopAll(stages) {
   for (const { server, client } of stages) {
     await client?.stop();

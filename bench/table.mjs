@@ -1,5 +1,6 @@
 /** The results as a markdown table. */
 
+/** The columns: the title, and the function that formats a cell of a row. */
 const COLUMNS = [
   ['scenario', ({ scenario }) => scenario],
   ['server', ({ server }) => server],
@@ -59,17 +60,20 @@ function ratioOf(runs, base, key) {
   return { median: medianOf(ratios), min: Math.min(...ratios), max: Math.max(...ratios) };
 }
 
+/** @param {readonly number[]} values at least one number */
 export function medianOf(values) {
   const sorted = values.toSorted((a, b) => a - b);
   const half = sorted.length >> 1;
   return sorted.length % 2 === 1 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
 }
 
+/** @returns the median ratio with minimum and maximum, or a dash if there is none */
 function formatRatio(ratio) {
   if (ratio === undefined) return '–';
   return `${ratio.median.toFixed(2)} (${ratio.min.toFixed(2)}–${ratio.max.toFixed(2)})`;
 }
 
+/** @returns the number with about three digits, or a dash if it is missing */
 function formatNumber(value) {
   if (value === undefined || Number.isNaN(value)) return '–';
   if (Math.abs(value) >= 100) return Math.round(value).toLocaleString('en');

@@ -113,10 +113,12 @@ export function createDemo(store: HaikuStore = new MemoryStore(), broker?: Broke
   return { app, events, channels };
 }
 
+/** @returns the data of an event of `/time` */
 function currentTime(): { time: string } {
   return { time: new Date().toISOString() };
 }
 
+/** Sets the security headers of every response. */
 function setSecurityHeaders(_req: Request, res: Response, next: NextFunction): void {
   res.set(SECURITY_HEADERS);
   next();

@@ -48,6 +48,7 @@ export function parseHaiku(body: unknown): Omit<Haiku, 'id' | 'at'> {
   return parsedAuthor === '' ? { text: parsedText } : { text: parsedText, author: parsedAuthor };
 }
 
+/** @returns the trimmed lines, separated by LF */
 function parseText(value: unknown): string {
   if (typeof value !== 'string') throw badRequest('A haiku needs a "text", which is a string.');
   const lines = value.split(LINE_BREAK).map((line) => line.trim());
@@ -63,6 +64,7 @@ function parseText(value: unknown): string {
   return text;
 }
 
+/** @returns the trimmed name, `''` if there is none */
 function parseAuthor(value: unknown): string {
   if (typeof value !== 'string') throw badRequest('An "author" is a string.');
   const author = value.trim();

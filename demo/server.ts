@@ -17,6 +17,7 @@ const server = app.listen(port, (error?: Error) => {
   console.log(`Haiku chat listening on http://localhost:${listeningPort}`);
 });
 
+/** Ends the streams, then the server, then the channels. */
 async function shutDown(): Promise<void> {
   await events.close({ within: SHUTDOWN_MS });
   server.close();

@@ -57,6 +57,7 @@ async function closeWhere(n, isFake, isAnnounced) {
   };
 }
 
+/** Measures `channels.close()`. */
 async function closeRegistry(n, isFake) {
   const stage = new Stage();
   await stage.readers(n, isFake);
@@ -68,6 +69,7 @@ async function closeRegistry(n, isFake) {
   };
 }
 
+/** Waits until all streams have ended and their last bytes are written. */
 async function allEnded(stage) {
   await until(() => stage.events.stats().open === 0);
   // The last bytes of the streams are written in this time.

@@ -3,6 +3,7 @@ import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promi
 import { payload } from '../servers/control.mjs';
 import { CHANNEL, LONG, Stage, until } from './stage.mjs';
 
+/** The burst of the case `e7a`: 1 MB in total. */
 const BURST = { events: 512, size: 2_048 };
 
 /** @type {import('./cases.mjs').Case[]} */
@@ -38,6 +39,7 @@ export const fanOut = [
   },
 ];
 
+/** Measures a burst of events in one turn, with a heartbeat during the burst. */
 async function burst(n, isFake) {
   // Short enough for a heartbeat during the burst, if the burst takes longer than this time.
   const stage = new Stage({ streams: { heartbeat: 250 } });
@@ -53,6 +55,7 @@ async function burst(n, isFake) {
   };
 }
 
+/** Measures more events than the clients can take, from the first event until all have arrived. */
 async function overload(n) {
   const stage = new Stage({ streams: { heartbeat: 1_000 } });
   const client = await stage.connect(n);
@@ -83,6 +86,7 @@ async function overload(n) {
   };
 }
 
+/** Measures streams that all subscribe to different sets of channels with one common channel. */
 async function manySets(n) {
   const stage = new Stage({ registry: { ...LONG, maxChannels: 1_000_000 }, handler: followOwnSet });
   const streams = [];
@@ -105,10 +109,12 @@ async function manySets(n) {
   };
 }
 
+/** Subscribes to the common channel and to a channel of the user. */
 function followOwnSet(stream, channels) {
   return channels.subscribe(stream, ['global', `user:${stream.req.headers.user}`]);
 }
 
+/** Measures one very large event on one stream. */
 async function largeSend(n) {
   let stream;
   const stage = new Stage({
@@ -141,6 +147,7 @@ export function describeStreams(stage) {
   return `${open} open, closed ${JSON.stringify(closed)}`;
 }
 
+/** @returns the bytes as text in MB */
 export function megabytes(bytes) {
   return `${(bytes / 1e6).toFixed(1)} MB`;
 }

@@ -19,6 +19,7 @@ export const oneTurn = [
   },
 ];
 
+/** Measures a loop of publishes, each of which a comment forces to be written at once. */
 async function publishAndComment(n) {
   const stage = new Stage();
   let stream;
@@ -36,6 +37,7 @@ async function publishAndComment(n) {
   };
 }
 
+/** Measures many subscriptions of one stream, all at the same time. */
 async function manySubscriptions(n) {
   const stage = stageWithSubscriptions(n);
   let stream;

@@ -47,6 +47,7 @@ export const overRedis = [
   },
 ];
 
+/** A room has 1 MB: bytes of an event, and number of events. */
 const ROOM_EVENT = 1_000;
 const ROOM_EVENTS = 1_000;
 
@@ -75,6 +76,7 @@ class RedisMeter {
     return { ...since, longestMs };
   }
 
+  /** @returns the counters of Redis: CPU time in ms, bytes sent, calls of the script */
   async #totals() {
     const cpu = await this.#redis.info('cpu');
     const { total_net_output_bytes: sent } = await this.#redis.info('stats');
@@ -87,6 +89,7 @@ class RedisMeter {
   }
 }
 
+/** Measures publishes to new channels, each of which makes Redis forget an old channel. */
 async function sweep(n) {
   const { redis, registry } = await redisStage();
   const stage = new Stage({ registry: registry({ ...LONG, maxChannels: n }) });
@@ -128,6 +131,7 @@ async function fullCache(stage, publisher, before, rooms) {
   return { names, old };
 }
 
+/** Measures one client that reads many rooms, which are not in the cache. */
 async function coldRooms(n) {
   const { redis, registry, elsewhere } = await redisStage();
   const stage = new Stage({ registry: registry({}) });
@@ -152,6 +156,7 @@ async function coldRooms(n) {
   };
 }
 
+/** Measures many clients that read the same room, which is not in the cache. */
 async function coldReaders(n) {
   const { redis, registry, elsewhere } = await redisStage();
   const stage = new Stage({ registry: registry({ maxHistory: 8_388_608 }) });
@@ -176,6 +181,7 @@ async function coldReaders(n) {
   };
 }
 
+/** @returns the number of events of the channels in Redis */
 async function countEvents(redis, names) {
   const lengths = await Promise.all(
     names.map((name) => redis.client.sendCommand(['XLEN', `{res-sse}:s:${name}`])),
@@ -183,12 +189,14 @@ async function countEvents(redis, names) {
   return { events: lengths.reduce((sum, length) => sum + length, 0) };
 }
 
+/** @returns the bytes that were read from Redis, compared with the bytes that were delivered */
 function describeReads({ bytes, calls }, taken, more) {
   const ratio = taken === 0 ? '∞' : (bytes / taken).toFixed(1);
   const read = `${megabytes(bytes)} read from Redis`;
   return `${read}, ${megabytes(taken)} delivered (${ratio} ×), ${calls} script calls; ${more}`;
 }
 
+/** Measures events of one channel while the cache has many channels without events. */
 async function emptiedChannels(n) {
   const { registry, elsewhere } = await redisStage();
   const names = Array.from({ length: n }, (unused, at) => `quiet:${at}`);
@@ -211,6 +219,7 @@ async function emptiedChannels(n) {
   return { items: events, act: () => publishLoud(events) };
 }
 
+/** Measures the recovery of live streams after the subscribing connection was killed. */
 async function interruption(n, isFake) {
   const { redis, registry, elsewhere } = await redisStage();
   const stage = new Stage({ registry: registry() });

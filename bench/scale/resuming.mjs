@@ -33,6 +33,7 @@ export const resuming = [
   healCase({ name: 'e8b-10kb', kb: 10 }),
 ];
 
+/** Creates a case in which connected streams subscribe with an id. */
 function resumeCase({ kb, ...sizes }) {
   return {
     ...sizes,
@@ -42,6 +43,7 @@ function resumeCase({ kb, ...sizes }) {
   };
 }
 
+/** Creates a case in which clients connect with an id. */
 function connectCase({ name, kb }) {
   return {
     name,
@@ -52,6 +54,7 @@ function connectCase({ name, kb }) {
   };
 }
 
+/** Creates a case in which the node loses its connection to Redis. */
 function healCase({ name, kb }) {
   return {
     name,
@@ -83,6 +86,7 @@ async function resume(n, kb) {
   };
 }
 
+/** Measures including the connects. */
 async function connectAndResume(n, kb) {
   const stage = new Stage();
   const lastEventId = await fillLog(stage, kb);
@@ -94,6 +98,7 @@ async function connectAndResume(n, kb) {
   };
 }
 
+/** Measures the same bytes from a server without this library. */
 async function connectToNode(n, kb) {
   const server = http.createServer((req, res) => {
     res.writeHead(200, { 'Content-Type': 'text/event-stream' });
@@ -113,6 +118,7 @@ async function fillLog(stage, kb) {
   return lastEventId;
 }
 
+/** Measures requests with an id, in batches, with fake responses. */
 async function resumeWithoutSockets(n, kb) {
   const stage = new Stage();
   const lastEventId = await fillLog(stage, kb);
@@ -128,6 +134,7 @@ async function resumeWithoutSockets(n, kb) {
   };
 }
 
+/** Measures the recovery of a node that was without access to Redis for 3 s. */
 async function heal(n, kb, isFake) {
   const { registry, elsewhere, shutOut, letIn } = await redisStage();
   const stage = new Stage({ registry: registry() });

@@ -109,6 +109,7 @@ class FakeReaders {
   }
 }
 
+/** The default handler of a request for a stream. */
 function subscribe(stream, channels) {
   return channels.subscribe(stream, CHANNEL);
 }
@@ -133,6 +134,7 @@ export async function redisStage() {
   };
 }
 
+/** Waits until the condition is true. @param {number} every interval of the checks in ms */
 export async function until(condition, every = 10) {
   while (!(await condition())) await sleep(every);
 }

@@ -57,6 +57,7 @@ export async function scalingTable({ dist, cases: names, sizes, cut = '60' }) {
   return `${date}Z, Node ${process.version}, ${dist ?? 'dist'}\n\n${table}`;
 }
 
+/** @returns the cases with the given names, or all cases */
 function chooseCases(names) {
   const unknown = names?.find((name) => !cases.some((one) => one.name === name));
   if (unknown !== undefined) {
@@ -79,6 +80,7 @@ function createCurves({ sizes = [], fakeSizes = [] }, wanted) {
   return wanted === undefined ? curves : [{ ...curves[0], sizes: wanted }];
 }
 
+/** @returns the cells of one row */
 function formatLine({ name, title, item }, size, isFake, result, before) {
   const first = `\`${name}\` ${title}`;
   const n = `${size.toLocaleString('en')}${isFake ? ' (no sockets)' : ''}`;
@@ -117,6 +119,7 @@ function formatLine({ name, title, item }, size, isFake, result, before) {
   ];
 }
 
+/** @returns the number with about three digits */
 function formatNumber(value) {
   if (value >= 100) return Math.round(value).toLocaleString('en');
   return value.toFixed(value < 1 ? 2 : 1);
@@ -154,6 +157,10 @@ async function runChild(name, size, isFake, env, cutMs) {
   }
 }
 
+/**
+ * Waits for the result of a child process, for its end, or for the time limit.
+ * @returns {Promise<any>}
+ */
 function waitForResult(child, cutMs, errors) {
   return new Promise((done) => {
     let startedAt;

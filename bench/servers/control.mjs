@@ -9,6 +9,7 @@ const ENVELOPE = '{"t":"~T0123456789012345","v":""}'.length;
 
 const fillers = new Map();
 
+/** @returns a text of the given length, which is the same in all calls */
 function filler(length) {
   let text = fillers.get(length);
   if (text === undefined) {
@@ -124,6 +125,7 @@ export function ready(port, api) {
   });
 }
 
+/** Runs the command of a request, and answers with its result as JSON. */
 async function answer(api, req, res) {
   try {
     const { pathname, searchParams } = new URL(req.url, 'http://localhost');

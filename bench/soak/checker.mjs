@@ -100,6 +100,7 @@ export class Checker {
     this.violations.push(`${name}: ${text}`);
   }
 
+  /** @returns the offset that a connected client should have received by now, or -1 */
   #expectedOffset(channel) {
     const newest = this.#newest.get(channel);
     if (newest === undefined) return -1;
@@ -147,6 +148,7 @@ class Account {
     this.#items.push({ at: performance.now(), ...item });
   }
 
+  /** Judges the items that arrived before a time. @param {number} until */
   audit(until) {
     let done = 0;
     for (const item of this.#items) {
@@ -173,6 +175,7 @@ class Account {
     this.#isForeign = false;
   }
 
+  /** Checks that a gap starts at the position of the client and concerns its channels. */
   #gap({ channels, after, cursor }) {
     this.#checker.gaps++;
     const place = this.#place;
@@ -192,6 +195,7 @@ class Account {
     for (const channel of channels) this.#gapEnds.set(channel, parseId(cursor).offset);
   }
 
+  /** Checks that a checkpoint does not step back. */
   #checkpoint(to) {
     if (this.#place === undefined) {
       this.#place = to;
@@ -204,6 +208,7 @@ class Account {
     } else this.#moveTo(to);
   }
 
+  /** Checks that an event has its own id, and that the id is after the position. */
   #event({ n, channel }, to) {
     if (this.#place === undefined) {
       this.#fail(`received the event ${formatPlace(to)} before any checkpoint`);
@@ -283,6 +288,7 @@ class Log {
     return this.#numbers.slice(this.#firstBeyond(after), this.#firstBeyond(upTo));
   }
 
+  /** @returns the index of the first offset that is greater, by binary search */
   #firstBeyond(offset) {
     let low = 0;
     let high = this.#offsets.length;
@@ -295,18 +301,24 @@ class Log {
   }
 }
 
+/** @returns the log with the key, which is created if it does not exist */
 function getLog(logs, key) {
   let log = logs.get(key);
   if (log === undefined) logs.set(key, (log = new Log()));
   return log;
 }
 
+/**
+ * @returns epoch and offset of an id
+ * @throws {Error} if the id has another format
+ */
 export function parseId(id) {
   const [, epoch, digits] = /^([\w-]+)\.(\d+)$/.exec(id) ?? [];
   if (epoch === undefined) throw new Error(`invalid id ${JSON.stringify(id)}`);
   return { epoch, offset: Number(digits) };
 }
 
+/** @returns the position as text */
 function formatPlace(place) {
   return place === undefined ? 'no place' : `${place.epoch}.${place.offset}`;
 }

@@ -33,6 +33,7 @@ export class Crowd {
     this.#spoil = spoil === undefined ? undefined : new Spoil(spoil);
   }
 
+  /** All clients, connected or not. */
   get clients() {
     return Object.values(this.#members).flatMap((members) => Array.from(members));
   }
@@ -104,10 +105,12 @@ const ACTIONS = {
   slow: (client) => runWithProbability(0.02, () => client.pause(5_000 + Math.random() * 35_000)),
 };
 
+/** Calls the function with the given probability. */
 function runWithProbability(probability, callback) {
   if (Math.random() < probability) callback();
 }
 
+/** @returns different members of a list, at random */
 function drawSome(list, count) {
   return list.toSorted(() => Math.random() - 0.5).slice(0, count);
 }

@@ -46,6 +46,7 @@ export class Faults {
     return performance.now() + this.#interval * (0.5 + Math.random());
   }
 
+  /** @returns name and function of a fault, at random according to the weights */
   #draw() {
     let drawn = Math.random() * KINDS.reduce((sum, { weight }) => sum + weight, 0);
     const { name, run } = KINDS.find(({ weight }) => (drawn -= weight) < 0);
@@ -63,6 +64,7 @@ const KINDS = [
   { name: 'crashed', weight: 1, run: (redis) => restart(redis, 'SIGKILL') },
 ];
 
+/** Kills the subscribing connections of all nodes. */
 async function killPubSub({ client }) {
   await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
 }
@@ -76,12 +78,14 @@ async function killPubSubOften(redis) {
   }
 }
 
+/** Lets Redis answer no command for up to 4.3 s. */
 async function pauseCommands({ client }) {
   const ms = 300 + Math.floor(Math.random() * 4_000);
   await client.sendCommand(['CLIENT', 'PAUSE', String(ms), 'ALL']);
   await sleep(ms);
 }
 
+/** Kills all connections of all nodes. */
 async function killAll({ client }) {
   await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
   await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'normal']);

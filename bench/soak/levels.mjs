@@ -25,6 +25,7 @@ export function checkMemory(index, state, before) {
   return [`memory of node ${index} has not grown`, growth <= HEAP_TOLERANCE_BYTES, figures];
 }
 
+/** Whether a node has the same timers, sockets and listeners as before. */
 export function hasSameResources(state, before) {
   return describeResources(state) === describeResources(before);
 }
@@ -60,6 +61,7 @@ export function listRemaining({ streams, registry }, index) {
     .map(([name, count]) => `node ${index}: ${name} ${count}`);
 }
 
+/** @returns the parts of the memory of a node as text */
 export function describeMemory(state) {
   const { heapUsed, external, rss, registry } = state;
   const parts = { heap: heapUsed, external, history: registry.history.bytes, resident: rss };
@@ -68,14 +70,17 @@ export function describeMemory(state) {
     .join(', ');
 }
 
+/** @returns memory and number of keys of Redis as text */
 export function describeRedis({ memory, keys }) {
   return `${megabytes(memory)}, ${keys} keys`;
 }
 
+/** @returns the bytes as text in MB */
 export function megabytes(bytes) {
   return `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
+/** @returns timers, sockets and listeners of a node as text, which can be compared */
 function describeResources({ resources, listeners }) {
   return `${JSON.stringify(resources)}, ${listeners} listeners of the process`;
 }

@@ -53,6 +53,7 @@ async function runCommand({ id, kind, ...parameters }) {
   process.send({ id, answer: await commands[kind](parameters) });
 }
 
+/** @returns the answer of `publish()`, or its error as text */
 async function publishOne({ channel, data, key }) {
   try {
     return await channels.publish(channel, data, { key });
@@ -81,6 +82,7 @@ function readState() {
   };
 }
 
+/** @returns how often each name occurs */
 function countNames(names) {
   const counts = {};
   for (const name of names.toSorted()) counts[name] = (counts[name] ?? 0) + 1;

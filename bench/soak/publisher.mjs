@@ -10,6 +10,7 @@ const TURN_MS = 200;
 // followed by a flood of events.
 const MAX_PENDING = 200;
 
+/** Events per second, and bytes of the padding of each event, by kind of channel. */
 const PER_SECOND = { steady: 25, rooms: 15, temporary: 10, bulk: 3 };
 const PADDING = { steady: 150, rooms: 150, temporary: 100, bulk: 65_536 };
 
@@ -70,12 +71,14 @@ export class Publisher {
   }
 }
 
+/** @returns the channels of a kind */
 function channelsOf(kind) {
   if (kind === 'bulk') return [BULK];
   if (kind === 'rooms') return ROOMS;
   return kind === 'steady' ? STEADY : temporaryChannels();
 }
 
+/** @returns a member of a list, at random */
 export function drawOne(list) {
   return list[Math.floor(Math.random() * list.length)];
 }

@@ -73,6 +73,7 @@ export class Soak {
     this.#faults = new Faults(redis, options.every);
   }
 
+  /** @returns a running node, at random */
   #choose = () => drawOne(this.#nodes.filter(({ isRunning }) => isRunning));
 
   /** Starts the nodes and the checker. */
@@ -197,6 +198,7 @@ export class Soak {
     return areAllOk;
   }
 
+  /** @returns the checks of the id rule, the publishes and the clients */
   #clientChecks() {
     const { violations, judged, accepted, gaps, excused, pending } = this.#checker;
     const figures = [
@@ -215,6 +217,7 @@ export class Soak {
     ];
   }
 
+  /** Ends all processes. */
   async stop() {
     for (const node of this.#nodes) node.stop();
     await this.#redis.close();

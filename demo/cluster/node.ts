@@ -32,6 +32,7 @@ server.listen(Number(process.env['PORT']));
 let isEnding = false;
 end = () => void shutDown();
 
+/** Ends the streams, then the connections to Redis, then the server and this process. */
 async function shutDown(): Promise<void> {
   if (isEnding) return;
   isEnding = true;

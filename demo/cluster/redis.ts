@@ -79,6 +79,7 @@ export async function startRedis(): Promise<{ url: string; stop: () => Promise<v
   };
 }
 
+/** @returns a port that was free a moment ago */
 async function findFreePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');

@@ -207,6 +207,7 @@ function formatTime(date) {
 
 let isSending = false;
 
+/** Sends the lines of the form, and shows the answer of the server. */
 async function sendHaiku() {
   const text = lines
     .map((line) => line.value.trim())
@@ -236,6 +237,7 @@ async function sendHaiku() {
   }
 }
 
+/** Empties the form after a haiku was sent. */
 function clearForm() {
   for (const line of lines) {
     line.value = '';
@@ -300,12 +302,14 @@ function pasteLines(event) {
 
 const AUTHOR_KEY = 'haiku.author';
 
+/** Restores the name from an earlier visit. */
 function loadAuthor() {
   try {
     nameInput.value = localStorage.getItem(AUTHOR_KEY) ?? '';
   } catch {}
 }
 
+/** Stores the name for later visits. */
 function saveAuthor() {
   try {
     localStorage.setItem(AUTHOR_KEY, nameInput.value.trim());
