@@ -57,8 +57,8 @@ export class Warnings {
   warnMountedTwice(): void {
     this.#warnOnce(
       'RES_SSE_MOUNTED_TWICE',
-      'a request passed two sse() middleware, of which the second has no options',
-      'The second one has no effect: remove it, or pass the options of the route to it.',
+      'a request passed sse() twice, the second time without effect',
+      'Remove the second sse(), or pass the options of the route to it.',
     );
   }
 
