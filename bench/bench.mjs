@@ -1,33 +1,39 @@
-/** What res-sse costs, beside a bare socket, Express by hand and better-sse. See README.md. */
+/** Compares the cost of res-sse with bare sockets, Express and better-sse. See README.md. */
 import { writeFileSync } from 'node:fs';
 import { cpus, totalmem } from 'node:os';
 import process from 'node:process';
 import { parseArgs } from 'node:util';
 import { Bench } from './processes.mjs';
 import { scenarios } from './scenarios.mjs';
-import { rowsOf, tableOf } from './table.mjs';
+import { createRows, formatTable } from './table.mjs';
 
 const NUMBERS = ['n', 'size', 'burst', 'rate', 'events'];
 
 const HELP = `npm run bench -- [options]
 
-  --only a,b      these scenarios instead of the default set
-  --all           the default set and those marked * below
-  --reps 9        how often each server runs; memory, overload and stall get a third of it
-  --servers a,b   only these servers of each scenario, by the beginnings of their names
+  --only a,b      run these scenarios instead of the default set
+  --all           run the default set and the scenarios marked * below
+  --reps 9        number of runs of each server; a third of it for memory, overload and stall
+  --servers a,b   run only the servers whose names start with a or b
   --n, --size, --burst, --rate, --events
-                  other numbers for whatever is run: streams, bytes, events per turn, events per second, events per run
-  --json file     every single result, too
-  --no-pin        leave it to the kernel where server and client run
+                  override the number of streams, bytes per event, events per turn, events per
+                  second, events per run
+  --json file     also write the result of every run to a file
+  --no-pin        do not pin server and client to CPUs
 
-  For --only scale, which is the scaling table instead of the one of the other scenarios:
-  --dist folder   measures this build, another checkout's \`dist\`, instead of this one's
-  --cases a,b     only these cases, by the names in the table
-  --sizes 100,500 other sizes for whatever is run
-  --cut 60        seconds after which a case is cut
+  Options of the scaling table, which --only scale prints instead of the other scenarios:
+  --dist folder   measure the build in this folder instead of \`dist\` of this checkout
+  --cases a,b     run only these cases, by the names in the table
+  --sizes 100,500 override the sizes
+  --cut 60        time limit of a case in seconds
 
-${scenarios.map(({ name, title, isExtra }) => `  ${(isExtra ? `${name} *` : name).padEnd(15)} ${title}`).join('\n')}
+${scenarios.map(describeScenario).join('\n')}
 `;
+
+/** @returns a line of the help text */
+function describeScenario({ name, title, isExtra }) {
+  return `  ${(isExtra ? `${name} *` : name).padEnd(15)} ${title}`;
+}
 
 const { values: flags } = parseArgs({
   allowNegative: true,
@@ -47,23 +53,24 @@ const { values: flags } = parseArgs({
 });
 
 if (flags.help) process.stdout.write(HELP);
-else if (flags.only === 'scale') await scale();
-else await main();
+else if (flags.only === 'scale') await printScalingTable();
+else await runScenarios();
 
-async function main() {
-  const begun = Date.now();
+/** Runs the chosen scenarios and prints one table. Exits with 1 if a run was wrong. */
+async function runScenarios() {
+  const startedAt = Date.now();
   const bench = new Bench(flags.pin);
   const rows = [];
   const raw = [];
-  // Also when somebody has had enough: what was measured by then counts.
+  // At exit, so that an interrupted benchmark prints the results that it has.
   process.once('exit', () =>
-    process.stdout.write(`${machineText(bench, begun)}\n\n${tableOf(rows)}\n`),
+    process.stdout.write(`${describeMachine(bench, startedAt)}\n\n${formatTable(rows)}\n`),
   );
-  for (const scenario of chosen()) {
+  for (const scenario of chooseScenarios()) {
     process.stderr.write(`${scenario.name}: ${scenario.title}\n`);
     const reps = Math.max(1, Math.ceil(Number(flags.reps) * (scenario.share ?? 1)));
     const results = await scenario.run(bench, scenario, reps);
-    rows.push(...rowsOf(scenario, results));
+    rows.push(...createRows(scenario, results));
     raw.push({ scenario: scenario.name, results: Object.fromEntries(results) });
   }
   if (flags.json !== undefined) {
@@ -72,19 +79,19 @@ async function main() {
   process.exit(rows.some(({ failed }) => failed > 0) ? 1 : 0);
 }
 
-/** The scaling table, which has columns of its own. */
-async function scale() {
-  // Loads the built package, which the other scenarios leave to their servers.
+/** Prints the scaling table, which has other columns. */
+async function printScalingTable() {
+  // Imported here, because the module loads the package. In the other scenarios only servers do.
   const { scalingTable } = await import('./scale/table.mjs');
   process.stdout.write(`${await scalingTable(flags)}\n`);
 }
 
-/** The scenarios that are asked for, with the numbers that are. */
-function chosen() {
+/** @returns the scenarios that the flags choose, with the numbers that the flags override */
+function chooseScenarios() {
   const names = flags.only?.split(',');
   const unknown = names?.find((name) => !scenarios.some((scenario) => scenario.name === name));
   if (unknown !== undefined) {
-    throw new Error(`There is no scenario ${unknown}; --help names them all.`);
+    throw new Error(`unknown scenario ${unknown}; see --help for all scenarios`);
   }
   const numbers = Object.fromEntries(
     NUMBERS.flatMap((name) => (flags[name] === undefined ? [] : [[name, Number(flags[name])]])),
@@ -93,30 +100,37 @@ function chosen() {
     .filter(({ name, isExtra }) => names?.includes(name) ?? (flags.all || !isExtra))
     .map((scenario) =>
       Object.assign(scenario, numbers, {
-        title: titleOf(scenario, numbers),
-        variants: variantsOf(scenario),
+        title: createTitle(scenario, numbers),
+        variants: chooseVariants(scenario),
       }),
     );
 }
 
-function titleOf({ title }, numbers) {
+/** @returns the title of a scenario, with the overridden numbers */
+function createTitle({ title }, numbers) {
   const changed = Object.entries(numbers).map(([name, value]) => `${name} ${value}`);
   return changed.length === 0 ? title : `${title}; but ${changed.join(', ')}`;
 }
 
-function variantsOf({ variants }) {
-  const wanted = flags.servers?.split(',');
-  return wanted === undefined
+function chooseVariants({ variants }) {
+  const prefixes = flags.servers?.split(',');
+  return prefixes === undefined
     ? variants
-    : variants.filter(({ name }) => wanted.some((beginning) => name.startsWith(beginning)));
+    : variants.filter(({ name }) => prefixes.some((prefix) => name.startsWith(prefix)));
 }
 
-function machineText(bench, begun) {
+/** @returns the line above the table: date, machine, duration and command */
+function describeMachine(bench, startedAt) {
   const [{ model }] = cpus();
   const gigabytes = Math.round(totalmem() / 2 ** 30);
-  const minutes = ((Date.now() - begun) / 60_000).toFixed(1);
+  const minutes = ((Date.now() - startedAt) / 60_000).toFixed(1);
   return [
-    `${new Date(begun).toISOString().slice(0, 16)}Z, Node ${process.version}, ${cpus().length} × ${model}, ${gigabytes} GiB,`,
-    `${bench.pinning}, ${minutes} minutes, \`node bench/bench.mjs ${process.argv.slice(2).join(' ')}\``,
-  ].join(' ');
+    `${new Date(startedAt).toISOString().slice(0, 16)}Z`,
+    `Node ${process.version}`,
+    `${cpus().length} × ${model}`,
+    `${gigabytes} GiB`,
+    bench.pinning,
+    `${minutes} minutes`,
+    `\`node bench/bench.mjs ${process.argv.slice(2).join(' ')}\``,
+  ].join(', ');
 }

@@ -1,4 +1,7 @@
-/** The built package under measurement: `BENCH_DIST` names its folder, so that an older build can be measured by the same script. */
+/**
+ * The build that is measured. `BENCH_DIST` names its folder, so that the same script can measure an
+ * older build.
+ */
 import { join } from 'node:path';
 import process from 'node:process';
 import { pathToFileURL } from 'node:url';

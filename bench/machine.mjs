@@ -1,4 +1,4 @@
-/** What the machine gives: a C compiler, two CPUs to keep server and client apart, and the kernel's accounts of a process. */
+/** Access to the machine: the C compiler, the CPUs, and CPU time and memory of a process. */
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -6,12 +6,13 @@ import { join } from 'node:path';
 import process from 'node:process';
 
 /**
- * Compiles the load client. It is in C because one in Node would need more CPU than the servers.
- * @returns {string} its path in a directory that is removed when this process ends
+ * Compiles the load client. The client is written in C, because a client in Node would need more
+ * CPU time than the servers that are measured.
+ * @returns {string} the path of the program, in a directory that is removed at exit
  */
 export function compileClient() {
   if (process.platform !== 'linux') {
-    throw new Error('The benchmark needs Linux: it reads CPU time and memory from /proc.');
+    throw new Error('the benchmark needs Linux, because it reads /proc');
   }
   const directory = mkdtempSync(join(tmpdir(), 'res-sse-bench-'));
   process.on('exit', () => rmSync(directory, { recursive: true, force: true }));
@@ -23,15 +24,19 @@ export function compileClient() {
   );
   if (error !== undefined) {
     throw new Error(
-      'The benchmark needs a C compiler as `cc`; on Debian or Ubuntu: apt-get install gcc libc6-dev',
+      'the benchmark needs a C compiler as `cc`; on Debian: apt-get install gcc libc6-dev',
     );
   }
-  if (status !== 0) throw new Error('cc could not compile client.c');
+  if (status !== 0) throw new Error('cc failed to compile client.c');
   return out;
 }
 
-/** The CPU for the server and the one for the client; `undefined` where there are no two, or no `taskset`. */
-export function twoCpus() {
+/**
+ * Chooses one CPU for the server and another one for the client.
+ * @returns {{ server: number, client: number } | undefined} `undefined` if this process may use
+ * only one CPU, or if `taskset` is not installed
+ */
+export function chooseCpus() {
   if (spawnSync('taskset', ['--version']).status !== 0) return undefined;
   const [, allowed] = /^Cpus_allowed_list:\s*(\S+)$/m.exec(
     readFileSync('/proc/self/status', 'utf8'),
@@ -43,26 +48,31 @@ export function twoCpus() {
   return cpus.length < 2 ? undefined : { server: cpus[0], client: cpus[1] };
 }
 
-/** CPU time of all threads of a process in µs, and which part of it was the process's own code by the kernel's coarser ticks. */
+/**
+ * Reads the CPU time of all threads of a process.
+ * @returns the time in µs, and the user and system ticks, which are coarser (10 ms)
+ */
 export function cpuTime(pid) {
   let ns = 0;
   for (const thread of readdirSync(`/proc/${pid}/task`)) ns += threadTime(pid, thread);
   const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-  // Behind the name, which may hold anything: the state, then 10 fields, then the ticks.
+  // The fields follow the name in parentheses, which may contain any character: the state, 10 other
+  // fields, then the ticks.
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
   return { us: ns / 1e3, userTicks: Number(fields[11]), systemTicks: Number(fields[12]) };
 }
 
+/** @returns the CPU time of one thread in ns */
 function threadTime(pid, thread) {
   try {
     return Number(readFileSync(`/proc/${pid}/task/${thread}/schedstat`, 'utf8').split(' ')[0]);
   } catch {
-    // It has ended since the directory was read.
+    // The thread has ended since the directory was read.
     return 0;
   }
 }
 
-/** @returns what was used between two calls of {@link cpuTime} */
+/** @returns CPU time in µs between two calls of {@link cpuTime}, and the user part of it */
 export function cpuBetween(before, after) {
   const user = after.userTicks - before.userTicks;
   const system = after.systemTicks - before.systemTicks;
@@ -70,7 +80,7 @@ export function cpuBetween(before, after) {
   return { us, userUs: user + system === 0 ? 0 : (us * user) / (user + system) };
 }
 
-/** Bytes of memory that a process really occupies. */
+/** @returns the resident memory of a process in bytes */
 export function residentBytes(pid) {
   const [, kilobytes] =
     /^Rss:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8')) ?? [];

@@ -1,10 +1,17 @@
-/** A picture of results: `node bench/plot.mjs results.json > docs/performance.svg`, of a run with `--json results.json`. */
+/**
+ * Draws a bar chart of results, as SVG:
+ *
+ *     npm run bench -- --json results.json
+ *     node bench/plot.mjs results.json > docs/performance.svg
+ */
 import { readFileSync } from 'node:fs';
 import process from 'node:process';
 import { medianOf } from './table.mjs';
 
+/** The servers, in the order of the bars. */
 const SERVERS = ['raw net', 'Express by hand', 'better-sse', 'res-sse'];
 
+/** The groups of bars: name of the scenario, and the lines of the label. */
 const GROUPS = [
   ['1k', '1,000 streams', '1 event per turn'],
   ['1k-ten', '1,000 streams', '10 events per turn'],
@@ -14,6 +21,8 @@ const GROUPS = [
   ['1k-2kb-ten', '1,000 streams, 2 KB', '10 events per turn'],
 ];
 
+// Sizes in px: the column of labels, the height of a bar, the gap between groups, the width of the
+// picture, and the height of the title and legend.
 const LEFT = 170;
 const BAR = 14;
 const GAP = 22;
@@ -25,16 +34,17 @@ const groups = GROUPS.flatMap(([name, ...lines]) => {
   const found = raw.find(({ scenario }) => scenario === name);
   return found === undefined
     ? []
-    : [{ lines, bars: SERVERS.map((server) => [server, typical(found.results[server])]) }];
+    : [{ lines, bars: SERVERS.map((server) => [server, medianCpu(found.results[server])]) }];
 });
 const longest = Math.max(...groups.flatMap(({ bars }) => bars.map(([, value]) => value)));
 const unit = (WIDTH - LEFT - 60) / longest;
 const height = TOP + groups.length * (SERVERS.length * BAR + GAP);
 
-process.stdout
-  .write(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" role="img" aria-labelledby="title desc">
+const attributes = `viewBox="0 0 ${WIDTH} ${height}" role="img" aria-labelledby="title desc"`;
+
+process.stdout.write(`<svg xmlns="http://www.w3.org/2000/svg" ${attributes}>
 <title id="title">CPU time of the server for each delivered event, in µs</title>
-<desc id="desc">${groups.map(described).join('. ')}.</desc>
+<desc id="desc">${groups.map(describeGroup).join('. ')}.</desc>
 <style>
 text { font: 13px system-ui, sans-serif; fill: #222 }
 .small { font-size: 11px; fill: #666 }
@@ -45,26 +55,34 @@ text { font: 13px system-ui, sans-serif; fill: #222 }
 }
 </style>
 <text x="0" y="18">CPU of the server per delivered event, µs; less is better</text>
-${SERVERS.map(legend).join('\n')}
-${groups.map(drawn).join('\n')}
+${SERVERS.map(drawLegend).join('\n')}
+${groups.map(drawGroup).join('\n')}
 </svg>
 `);
 
-function typical(runs) {
+/** @returns the median of the CPU time per delivery, in µs */
+function medianCpu(runs) {
   return medianOf(runs.map(({ cpuUs }) => cpuUs));
 }
 
-function described({ lines, bars }) {
-  return `${lines.join(', ')}: ${bars.map(([server, value]) => `${server} ${value.toFixed(1)}`).join(', ')}`;
+/** @returns the numbers of a group as text, for the description of the picture */
+function describeGroup({ lines, bars }) {
+  const values = bars.map(([server, value]) => `${server} ${value.toFixed(1)}`);
+  return `${lines.join(', ')}: ${values.join(', ')}`;
 }
 
-function legend(server, at) {
-  const x = LEFT + at * 135;
-  return `<rect class="s${at}" x="${x}" y="34" width="12" height="12" rx="2"/><text class="small" x="${x + 18}" y="44">${server}</text>`;
+/** @returns the colour and name of a server */
+function drawLegend(server, index) {
+  const x = LEFT + index * 135;
+  return [
+    `<rect class="s${index}" x="${x}" y="34" width="12" height="12" rx="2"/>`,
+    `<text class="small" x="${x + 18}" y="44">${server}</text>`,
+  ].join('');
 }
 
-function drawn({ lines, bars }, at) {
-  const y = TOP + at * (SERVERS.length * BAR + GAP);
+/** @returns the label of a group, and one bar with its value for each server */
+function drawGroup({ lines, bars }, index) {
+  const y = TOP + index * (SERVERS.length * BAR + GAP);
   const label = lines.map(
     (line, row) =>
       `<text class="${row === 0 ? '' : 'small'}" x="0" y="${y + 22 + row * 17}">${line}</text>`,
@@ -72,7 +90,13 @@ function drawn({ lines, bars }, at) {
   const rows = bars.map(([, value], row) => {
     const length = Math.max(1, value * unit);
     const top = y + row * BAR;
-    return `<rect class="s${row}" x="${LEFT}" y="${top}" width="${length.toFixed(1)}" height="${BAR - 3}" rx="2"/><text class="small" x="${(LEFT + length + 6).toFixed(1)}" y="${top + 10}">${value.toFixed(value < 1 ? 2 : 1)}</text>`;
+    const size = `width="${length.toFixed(1)}" height="${BAR - 3}"`;
+    const number = value.toFixed(value < 1 ? 2 : 1);
+    const end = (LEFT + length + 6).toFixed(1);
+    return [
+      `<rect class="s${row}" x="${LEFT}" y="${top}" ${size} rx="2"/>`,
+      `<text class="small" x="${end}" y="${top + 10}">${number}</text>`,
+    ].join('');
   });
   return [...label, ...rows].join('\n');
 }

@@ -1,4 +1,11 @@
-/** Servers and clients, each a process of its own. */
+/**
+ * The processes of the benchmark. The driver talks to a server through its control port, and to a
+ * client through stdin and stdout:
+ *
+ *     driver ──HTTP──▶ control port of the server
+ *       │                  │ measured port
+ *       └──stdin────▶ client (in C) ◀── streams
+ */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import http from 'node:http';
@@ -6,7 +13,7 @@ import { join } from 'node:path';
 import process from 'node:process';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { compileClient, cpuTime, twoCpus } from './machine.mjs';
+import { chooseCpus, compileClient, cpuTime } from './machine.mjs';
 
 const running = new Set();
 process.on('exit', () => {
@@ -16,21 +23,21 @@ for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exi
 
 const agent = new http.Agent({ keepAlive: true });
 
-/** The machine as one benchmark uses it. */
+/** Starts servers and clients, and pins them to CPUs. */
 export class Bench {
-  #client;
+  #clientPath;
   #cpus;
 
   /**
-   * @param {boolean} pinned whether server and client get a CPU each, where there are two
-   * @param {string} [client] the load client, if it has been compiled already
+   * @param {boolean} isPinned whether server and client get one CPU each, if there are two
+   * @param {string} [clientPath] the path of the load client, if it has been compiled
    */
-  constructor(pinned, client = compileClient()) {
-    this.#client = client;
-    this.#cpus = pinned ? twoCpus() : undefined;
+  constructor(isPinned, clientPath = compileClient()) {
+    this.#clientPath = clientPath;
+    this.#cpus = isPinned ? chooseCpus() : undefined;
   }
 
-  /** In words, for the report. */
+  /** The use of the CPUs, for the report. */
   get pinning() {
     return this.#cpus === undefined
       ? 'not pinned'
@@ -46,11 +53,16 @@ export class Bench {
   }
 
   /**
-   * Connects so many streams to a server.
+   * Connects streams to a server, and waits until all are connected.
    * @param {Server} server
-   * @param {{ path?: string, n: number, groups?: number, lastEventId?: string, events?: number, reads?: boolean, together?: boolean }} streams
-   *   `events`: how many each has to get before it counts as connected; `reads`: whether anything behind the head is read;
-   *   `together`: thousands connect at once
+   * @param {object} streams
+   * @param {string} [streams.path]
+   * @param {number} streams.n number of streams
+   * @param {number} [streams.groups] number of paths over which the streams are spread
+   * @param {string} [streams.lastEventId]
+   * @param {number} [streams.events] number of events after which a stream counts as connected
+   * @param {boolean} [streams.reads] whether the client reads the body of the response
+   * @param {boolean} [streams.together] whether thousands of streams connect at the same time
    */
   async connect(
     server,
@@ -62,16 +74,23 @@ export class Bench {
     if (lastEventId !== undefined) options.push('-H', `Last-Event-ID: ${lastEventId}`);
     if (!reads) options.push('-z');
     if (together) options.push('-w', '4000');
-    // Spinning, it costs the server no interrupts; on one CPU it would take the server's time.
+    // A client that spins on a CPU of its own causes no interrupts for the server. On a shared CPU
+    // it would take the time of the server, so it sleeps.
     if (this.#cpus === undefined || !reads) options.push('-S');
-    const child = this.#spawn([this.#client, ...options], this.#cpus?.client, {});
+    const child = this.#spawn([this.#clientPath, ...options], this.#cpus?.client, {});
     const { connected } = await child.next();
-    if (connected !== n) throw new Error(`only ${connected} of ${n} streams came about`);
+    if (connected !== n) throw new Error(`only ${connected} of ${n} streams connected`);
     return new Client(child, n);
   }
 
+  /**
+   * Starts a process, pinned to a CPU if one is given.
+   * @param {readonly string[]} command file and arguments
+   * @param {number | undefined} cpu
+   * @param {Record<string, string>} env additional environment variables
+   */
   #spawn(command, cpu, env) {
-    // taskset becomes the command: its process id is the command's.
+    // `taskset` replaces itself by the command, so the process id is that of the command.
     const [file, ...args] =
       cpu === undefined ? command : ['taskset', '-c', String(cpu), ...command];
     return new Child(
@@ -80,7 +99,7 @@ export class Bench {
   }
 }
 
-/** A process that answers with lines of JSON. */
+/** A child process that writes lines of JSON. */
 class Child {
   #process;
   #lines;
@@ -96,10 +115,11 @@ class Child {
     return this.#process.pid;
   }
 
-  say(line) {
+  writeLine(line) {
     this.#process.stdin.write(`${line}\n`);
   }
 
+  /** @returns {Promise<any>} the next line of JSON */
   async next() {
     const { value, done } = await this.#lines.next();
     if (done) throw new Error(`${this.#process.spawnargs.join(' ')} ended before it answered`);
@@ -114,6 +134,7 @@ class Child {
   }
 }
 
+/** A server under test. */
 class Server {
   #child;
   #control;
@@ -128,11 +149,15 @@ class Server {
     return this.#child.pid;
   }
 
-  get cpu() {
+  /** @returns the CPU time of the server so far; see {@link cpuTime} */
+  readCpuTime() {
     return cpuTime(this.pid);
   }
 
-  /** @returns {Promise<any>} */
+  /**
+   * Sends a command to the control port.
+   * @returns {Promise<any>} the answer
+   */
   ask(command, query = {}) {
     const path = `${command}?${new URLSearchParams(query)}`;
     return new Promise((resolve, reject) => {
@@ -149,8 +174,8 @@ class Server {
     });
   }
 
-  /** Waits until the streams of a client that has gone are gone here, too. */
-  async empty() {
+  /** Waits until the server has noticed that all clients have left. */
+  async waitUntilEmpty() {
     for (;;) {
       const { connections } = await this.ask('/connections');
       if (connections === 0) return;
@@ -163,18 +188,24 @@ class Server {
   }
 }
 
+/** A running load client. */
 class Client {
   #child;
-  #streams;
+  #streamCount;
 
-  constructor(child, streams) {
+  constructor(child, streamCount) {
     this.#child = child;
-    this.#streams = streams;
+    this.#streamCount = streamCount;
   }
 
-  /** Begins to count. @returns what waits until each stream has got so many events, and tells how that went */
+  /**
+   * Starts to count events.
+   * @param {number} events number of events that each stream should receive
+   * @returns a function that waits for the events and resolves with the result. `ok` is true if
+   * each stream has received exactly that number of events and none was closed.
+   */
   async expect(events) {
-    this.#child.say(`start ${events * this.#streams} 120000`);
+    this.#child.writeLine(`start ${events * this.#streamCount} 120000`);
     await this.#child.next();
     return async () => {
       const { min_per_conn: min, max_per_conn: max, ...result } = await this.#child.next();

@@ -1,4 +1,4 @@
-/** A redis-server of the benchmark's own, on a free port of the loopback. */
+/** A `redis-server` for the benchmark, on a free port of 127.0.0.1. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -14,8 +14,10 @@ process.on('exit', () => {
   for (const server of running) server.remove();
 });
 
-const START_MS = 30_000;
+// Time limit for the start of the server, in ms.
+const START_TIMEOUT_MS = 30_000;
 
+/** A `redis-server` process, which can be stopped and started again. */
 export class RedisServer {
   /** A connected client of the default user. */
   client;
@@ -39,16 +41,16 @@ export class RedisServer {
     return this.#child.pid;
   }
 
-  /** Starts the process, again after `stop()`, on the same port and with the files it had. */
+  /** Starts the process. After `stop()`, the port and the files on disk are the same as before. */
   async launch() {
-    const given = {
+    const settings = {
       port: this.port,
       bind: '127.0.0.1',
       dir: this.#directory ?? tmpdir(),
       save: '',
       ...this.#options,
     };
-    const args = Object.entries(given).flatMap(([name, value]) => [`--${name}`, String(value)]);
+    const args = Object.entries(settings).flatMap(([name, value]) => [`--${name}`, String(value)]);
     const child = spawn('redis-server', args, { stdio: 'ignore' });
     const failed = once(child, 'error').then(([cause]) => {
       throw new Error('redis-server cannot be started', { cause });
@@ -56,29 +58,30 @@ export class RedisServer {
     failed.catch(() => {});
     this.#child = child;
     running.add(this);
-    await Promise.race([this.#answers(), failed]);
+    await Promise.race([this.#waitUntilReady(), failed]);
     if (this.client === undefined) {
       this.client = createClient({ url: this.url, socket: { reconnectStrategy: 50 } });
-      // The next command tells it.
+      // Ignored here, because the next command rejects with the error.
       this.client.on('error', () => {});
       await this.client.connect();
     }
   }
 
-  /** @param {NodeJS.Signals} signal */
+  /** Ends the process, and waits for its end. @param {NodeJS.Signals} signal */
   async stop(signal) {
     const exit = once(this.#child, 'exit');
     this.#child.kill(signal);
     await exit;
   }
 
+  /** Kills the process and removes its files. */
   remove() {
     running.delete(this);
     this.#child?.kill('SIGKILL');
     if (this.#directory !== undefined) rmSync(this.#directory, { recursive: true, force: true });
   }
 
-  /** Ends the server and the client. */
+  /** Closes the client, ends the process and removes its files. */
   async close() {
     this.client?.destroy();
     if (this.#child.exitCode === null && this.#child.signalCode === null) {
@@ -87,7 +90,7 @@ export class RedisServer {
     this.remove();
   }
 
-  /** @returns {Promise<Record<string, string>>} a section of INFO by field */
+  /** @returns {Promise<Record<string, string>>} the fields of a section of INFO */
   async info(section) {
     const text = await this.client.info(section);
     return Object.fromEntries(
@@ -95,8 +98,9 @@ export class RedisServer {
     );
   }
 
-  async #answers() {
-    const deadline = performance.now() + START_MS;
+  /** Connects again and again until the server answers to PING. */
+  async #waitUntilReady() {
+    const deadline = performance.now() + START_TIMEOUT_MS;
     for (;;) {
       const probe = createClient({ url: this.url, socket: { reconnectStrategy: false } });
       probe.on('error', () => {});
@@ -105,7 +109,7 @@ export class RedisServer {
         if ((await probe.ping()) === 'PONG') return;
       } catch (error) {
         if (performance.now() > deadline) {
-          throw new Error('redis-server has not started', { cause: error });
+          throw new Error('redis-server did not start in time', { cause: error });
         }
       } finally {
         if (probe.isOpen) probe.destroy();
@@ -116,16 +120,17 @@ export class RedisServer {
 }
 
 /**
- * Starts a redis-server that keeps nothing on disk, unless the options say so.
- * @param {Record<string, string | number>} [options] of its configuration
+ * Starts a `redis-server`. Without options the server stores nothing on disk.
+ * @param {Record<string, string | number>} [options] options of the configuration of Redis
  */
 export async function startRedis(options = {}) {
-  const server = new RedisServer(await freePort(), options);
+  const server = new RedisServer(await findFreePort(), options);
   await server.launch();
   return server;
 }
 
-async function freePort() {
+/** @returns {Promise<number>} a port that was free a moment ago */
+async function findFreePort() {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
   const { port } = server.address();

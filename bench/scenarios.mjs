@@ -1,7 +1,15 @@
-/** What is measured: each scenario runs its servers in turns, so that what they are compared by comes from neighbouring seconds. */
+/**
+ * The scenarios. Each scenario runs its servers in turns, so that the runs that are compared are
+ * only seconds apart:
+ *
+ *     run 1: net, Express, better-sse, res-sse
+ *     run 2: res-sse, better-sse, Express, net
+ *     run 3: net, Express, …
+ */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { cpuBetween, residentBytes } from './machine.mjs';
 
+/** The servers, and the variants of res-sse. */
 const NET = { name: 'raw net', file: 'net.mjs' };
 const SOCKETS = { name: "Express's sockets", file: 'sockets.mjs' };
 const EXPRESS = { name: 'Express by hand', file: 'express.mjs' };
@@ -14,49 +22,55 @@ const SUBSCRIBED = { ...OURS, name: 'res-sse, subscribed' };
 const RESUMING = { ...OURS, name: 'res-sse, resuming', resumes: 5 };
 const THREE_EACH = { ...OURS, name: 'res-sse, three each', groups: 10 };
 
+/** The servers that most scenarios compare. */
 const ALL = [NET, EXPRESS, BETTER, OURS];
 const WITH_SOCKETS = [NET, SOCKETS, EXPRESS, BETTER, OURS];
 
+/** The measures: the property of a result, and the title in the table. */
 const CPU = { key: 'cpuUs', title: 'CPU µs per delivery' };
 const CONNECT = { key: 'cpuUs', title: 'CPU µs per stream' };
 const RATE = { key: 'perSecond', title: 'deliveries per s' };
 const STALL = { key: 'stallMs', title: 'longest stall, ms' };
 const HEAP = { key: 'heapBytes', title: 'heap B per stream' };
-const GROWTH = { key: 'growth', title: 'resident MB more than before' };
+const GROWTH = { key: 'growth', title: 'growth of resident memory, MB' };
 const ENCODE = { key: 'nanoseconds', title: 'ns per event' };
 const RESIDENT = { key: 'residentBytes', title: 'resident B per stream' };
 
-// About 50,000 deliveries per second, less than the slowest can do: unpaced, a fast server outruns the client, the kernel joins
-// what waits, and it looks faster than it is.
+// About 50,000 deliveries per second, which the slowest server can do. At full speed a fast server
+// would outrun the client. The kernel would then join what is queued, and the server would seem
+// faster than it is.
 const AT_100 = { n: 100, rate: 500 };
 const AT_1000 = { n: 1_000, rate: 50 };
 const AT_10000 = { n: 10_000, rate: 4 };
 
 /**
- * @typedef {object} Variant a server and how it is used
+ * @typedef {object} Variant a server, and its use in a scenario
  * @property {string} name
  * @property {string} file
  * @property {Record<string, string>} [env]
  * @property {string} [path]
- * @property {number} [groups] how many sets of channels the streams are spread over
- * @property {number} [resumes] how many events each stream has missed when it connects
+ * @property {number} [groups] number of sets of channels over which the streams are spread
+ * @property {number} [resumes] number of events that each stream has missed when it connects
  *
  * @typedef {object} Scenario
- * @property {string} name for `--only`
+ * @property {string} name name for `--only`
  * @property {string} title
- * @property {(bench: import('./processes.mjs').Bench, scenario: Scenario, reps: number) => Promise<Map<string, Result[]>>} run
- * @property {readonly Variant[]} variants the first is what the others are compared with
+ * @property {(bench: Bench, scenario: Scenario, reps: number) => Promise<Results>} run
+ * @property {readonly Variant[]} variants the first one is the base of the ratios
  * @property {readonly { key: string, title: string }[]} measures
- * @property {number} n how many streams
- * @property {number} [size] bytes of an event's data
- * @property {number} [burst] events in one turn of the loop, 0 = what is due
+ * @property {number} n number of streams
+ * @property {number} [size] bytes of the data of an event
+ * @property {number} [burst] events per turn of the event loop; 0 publishes the number that the
+ * rate requires
  * @property {number} [rate] events per second
- * @property {number} [events] how many in one run
- * @property {number} [idle] how many streams more never read
- * @property {boolean} [isExtra] not in the default set
- * @property {number} [share] the part of `--reps` it gets, where a run is long and its result steady
+ * @property {number} [events] number of events of one run
+ * @property {number} [idle] number of additional streams that never read
+ * @property {boolean} [isExtra] whether the scenario is not in the default set
+ * @property {number} [share] the part of `--reps`, for scenarios with long runs and steady results
  *
- * @typedef {Record<string, number> & { ok: boolean }} Result of one run
+ * @typedef {import('./processes.mjs').Bench} Bench
+ * @typedef {Record<string, number> & { ok: boolean }} Result the result of one run
+ * @typedef {Map<string, Result[]>} Results the results of each variant
  */
 
 /** @type {readonly Scenario[]} */
@@ -184,7 +198,7 @@ export const scenarios = [
   }),
   fanOut({
     name: 'stall',
-    title: '10,000 streams, 200 B, how long the loop stands still',
+    title: '10,000 streams, 200 B, longest stall of the event loop',
     ...AT_10000,
     size: 200,
     events: 10,
@@ -193,7 +207,7 @@ export const scenarios = [
   }),
   {
     name: 'slow',
-    title: '450 streams read, 50 never do, 8 KB',
+    title: '450 streams that read, 50 that never read, 8 KB',
     n: 450,
     idle: 50,
     size: 8_192,
@@ -207,7 +221,7 @@ export const scenarios = [
   },
   {
     name: 'encode',
-    title: 'one event of 1 KB to bytes',
+    title: 'encoding of one event of 1 KB',
     n: 1,
     size: 1_024,
     events: 100_000,
@@ -225,7 +239,7 @@ export const scenarios = [
   },
   {
     name: 'resume',
-    title: '10,000 streams come back, five events behind',
+    title: '10,000 streams resume, five events behind',
     n: 10_000,
     share: 2 / 3,
     variants: [SUBSCRIBED, RESUMING],
@@ -243,10 +257,15 @@ export const scenarios = [
   },
 ];
 
+/**
+ * Creates a scenario that publishes events to many streams. By default all servers run, one event
+ * is published per turn of the event loop, and the CPU time is measured.
+ */
 function fanOut(scenario) {
   return { run: runFanOut, variants: ALL, measures: [CPU], burst: 1, ...scenario };
 }
 
+/** Starts all servers with their clients, and publishes to them in turns. */
 async function runFanOut(bench, scenario, reps) {
   const { variants, n } = scenario;
   const stages = new Map();
@@ -254,7 +273,7 @@ async function runFanOut(bench, scenario, reps) {
     const server = await bench.startServer(variant);
     stages.set(variant, { server, client: await bench.connect(server, { ...variant, n }) });
   }
-  const results = await inTurns(variants, reps, 1, (variant) =>
+  const results = await runInTurns(variants, reps, 1, (variant) =>
     publishOnce(stages.get(variant), scenario),
   );
   await stopAll([...stages.values()]);
@@ -266,10 +285,10 @@ async function publishOnce({ server, client }, { events, n, size, burst, rate, m
   const watches = measures.includes(STALL);
   if (watches) await server.ask('/watch');
   const counted = await client.expect(events);
-  const before = server.cpu;
+  const before = server.readCpuTime();
   await server.ask('/publish', { events, size, burst, rate });
   const { ok, rx_ms: receivedMs, p50_us: p50Us, p99_us: p99Us } = await counted();
-  const { us, userUs } = cpuBetween(before, server.cpu);
+  const { us, userUs } = cpuBetween(before, server.readCpuTime());
   const deliveries = events * n;
   const { stallMs } = watches ? await server.ask('/stall') : {};
   const perSecond = deliveries / (receivedMs / 1e3);
@@ -284,9 +303,9 @@ async function publishOnce({ server, client }, { events, n, size, burst, rate, m
   };
 }
 
-/** Whoever never reads must cost the others nothing, and the server little. */
+/** Measures clients that never read. They should cost the other clients nothing. */
 async function runSlow(bench, scenario, reps) {
-  return inTurns(scenario.variants, reps, 0, async (variant) => {
+  return runInTurns(scenario.variants, reps, 0, async (variant) => {
     const server = await bench.startServer(variant);
     const idle = await bench.connect(server, { n: scenario.idle, reads: false });
     const client = await bench.connect(server, { n: scenario.n });
@@ -299,10 +318,11 @@ async function runSlow(bench, scenario, reps) {
   });
 }
 
+/** Measures the encoding of events, without any stream. */
 async function runEncode(bench, { variants, size, events }, reps) {
   const servers = new Map();
   for (const variant of variants) servers.set(variant, await bench.startServer(variant));
-  const results = await inTurns(variants, reps, 1, async (variant) => {
+  const results = await runInTurns(variants, reps, 1, async (variant) => {
     const { nanoseconds } = await servers.get(variant).ask('/encode', { size, times: events });
     return { ok: true, nanoseconds };
   });
@@ -314,36 +334,38 @@ async function runEncode(bench, { variants, size, events }, reps) {
 async function runConnects(bench, { variants, n }, reps) {
   const servers = new Map();
   for (const variant of variants) servers.set(variant, await bench.startServer(variant));
-  // The first thousand streams find code that nothing has optimised yet.
-  const results = await inTurns(variants, reps, 3, (variant) =>
+  // Three runs for the warm-up, because the code for the first thousand streams is not optimised.
+  const results = await runInTurns(variants, reps, 3, (variant) =>
     connectOnce(bench, servers.get(variant), variant, n),
   );
   await stopAll([...servers.values()].map((server) => ({ server })));
   return results;
 }
 
+/** Connects all streams once, and disconnects them. */
 async function connectOnce(bench, server, { path, resumes = 0 }, n) {
   const { cursor: lastEventId } = await server.ask('/cursor');
   if (resumes > 0) {
     await server.ask('/publish', { events: resumes, size: 200, burst: resumes, rate: 1_000 });
   }
-  const before = server.cpu;
+  const before = server.readCpuTime();
   const client = await bench.connect(
     server,
     resumes === 0 ? { path, n } : { path, n, lastEventId, events: resumes },
   );
-  const { us, userUs } = cpuBetween(before, server.cpu);
+  const { us, userUs } = cpuBetween(before, server.readCpuTime());
   await client.stop();
-  await server.empty();
+  await server.waitUntilEmpty();
   return { ok: true, cpuUs: us / n, userUs: userUs / n };
 }
 
+/** Measures the memory of idle streams, with a new server for each run. */
 async function runMemory(bench, { variants, n }, reps) {
-  return inTurns(variants, reps, 0, async (variant) => {
+  return runInTurns(variants, reps, 0, async (variant) => {
     const server = await bench.startServer({ ...variant, args: ['--expose-gc'] });
     const before = await memoryOf(server);
     const client = await bench.connect(server, { path: variant.path, n });
-    // What connecting has left is gone by then, and no heartbeat has been sent yet.
+    // After this time the garbage of connecting is collected, and no heartbeat has been sent yet.
     await sleep(1_000);
     const after = await memoryOf(server);
     await stopAll([{ server, client }]);
@@ -355,16 +377,21 @@ async function runMemory(bench, { variants, n }, reps) {
   });
 }
 
+/** @returns the heap after a garbage collection, and the resident memory, both in bytes */
 async function memoryOf(server) {
   const { heapUsed: heap } = await server.ask('/memory');
   return { heap, resident: residentBytes(server.pid) };
 }
 
-/** @returns {Promise<Map<string, Result[]>>} the results of each variant; of those of the warm-up nothing is kept */
-async function inTurns(variants, reps, warmups, runOnce) {
+/**
+ * Runs the variants in turns.
+ * @param {number} warmups number of runs whose results are dropped
+ * @returns {Promise<Results>}
+ */
+async function runInTurns(variants, reps, warmups, runOnce) {
   const results = new Map(variants.map(({ name }) => [name, []]));
   for (let rep = -warmups; rep < reps; rep++) {
-    // To and fro, so that what drifts, drifts for all of them alike.
+    // In alternating order, so that a drift of the machine affects all variants equally.
     for (const variant of rep % 2 === 0 ? variants : variants.toReversed()) {
       const result = await runOnce(variant);
       if (rep >= 0) results.get(variant.name).push(result);
@@ -373,6 +400,7 @@ async function inTurns(variants, reps, warmups, runOnce) {
   return results;
 }
 
+/** Stops clients and servers. */
 async function stopAll(stages) {
   for (const { server, client } of stages) {
     await client?.stop();

@@ -1,4 +1,4 @@
-/** Nodes, clients and a Redis that is not well, for a long time. See README.md. */
+/** The soak: nodes, clients and a Redis with faults, for a long time. See README.md. */
 import { resolve } from 'node:path';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -9,12 +9,13 @@ import { WAYS_TO_SPOIL } from './soak/spoil.mjs';
 
 const HELP = `node bench/soak.mjs [options], after npm run build
 
-  --minutes 30    how long, without the warm-up and the end
-  --warm-up 2     minutes before the first level of memory is taken
-  --every 12      seconds from one fault of Redis to the next, on average
-  --no-faults     Redis stays well
-  --dist folder   another build than this checkout's \`dist\`
-  --spoil way     one client's record is changed, so the verdict must be FAILED: ${WAYS_TO_SPOIL.join(', ')}
+  --minutes 30    duration in minutes, without warm-up and end
+  --warm-up 2     minutes before the first measurement of memory
+  --every 12      average time between two faults of Redis, in seconds
+  --no-faults     run without faults of Redis
+  --dist folder   use the build in this folder instead of \`dist\` of this checkout
+  --spoil way     change the record of one client, so that the verdict has to be FAILED;
+                  one of: ${WAYS_TO_SPOIL.join(', ')}
 `;
 
 const { values: flags } = parseArgs({
@@ -33,11 +34,12 @@ const { values: flags } = parseArgs({
 for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(1));
 
 if (flags.help) process.stdout.write(HELP);
-else process.exit((await main()) ? 0 : 1);
+else process.exit((await runSoak()) ? 0 : 1);
 
-async function main() {
-  const isWay = flags.spoil === undefined || WAYS_TO_SPOIL.includes(flags.spoil);
-  if (!isWay) throw new Error(`--spoil takes ${WAYS_TO_SPOIL.join(', ')}`);
+/** @returns {Promise<boolean>} whether the verdict is ok */
+async function runSoak() {
+  const isKnownWay = flags.spoil === undefined || WAYS_TO_SPOIL.includes(flags.spoil);
+  if (!isKnownWay) throw new Error(`--spoil needs one of ${WAYS_TO_SPOIL.join(', ')}`);
   const redis = await startRedis({ appendonly: 'yes', appendfsync: 'always' });
   const soak = new Soak(redis, {
     dist: flags.dist === undefined ? undefined : resolve(flags.dist),
@@ -52,9 +54,9 @@ async function main() {
   await soak.load('soak', Number(flags.minutes) * 60_000);
   await soak.settle();
   await soak.empty();
-  const isWell = await soak.verdict();
+  const isOk = await soak.verdict();
   await soak.stop();
-  // The line of the verdict is out.
+  // Gives stdout the time to write the verdict before the process exits.
   await sleep(10);
-  return isWell;
+  return isOk;
 }

@@ -1,6 +1,6 @@
-/** The haiku chat: what is spoken in one tab appears in all. */
+/** The app of the haiku chat: a haiku that is sent from one browser tab appears in all tabs. */
 import { randomUUID } from 'node:crypto';
-import { setInterval as every } from 'node:timers/promises';
+import { setInterval } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import express, { type Express, type NextFunction, type Request, type Response } from 'express';
 import {
@@ -11,32 +11,35 @@ import {
   type Channels,
   type SseMiddleware,
 } from 'res-sse';
-import { ClientError, haikuOf, type Haiku } from './haiku.ts';
-import { pageOf } from './page.ts';
+import { ClientError, parseHaiku, type Haiku } from './haiku.ts';
+import { renderPage } from './page.ts';
 import { MemoryStore, type HaikuStore } from './store.ts';
 
-/** What is published: the events of each channel and their data. */
+/** The channels, their events and the data of each event. */
 export interface Schema {
   haiku: { text: Haiku };
 }
 
-/** The app, and what has to be closed when it ends. */
+/** The app, and the objects that have to be closed when it ends. */
 export interface Demo {
   app: Express;
   events: SseMiddleware;
   channels: Channels<Schema>;
 }
 
-const PUBLIC = fileURLToPath(new URL('public', import.meta.url));
+const PUBLIC_DIRECTORY = fileURLToPath(new URL('public', import.meta.url));
 
-// One route for each file, so that everything else is a 404.
+// Each file has a route of its own, so that no other file can be requested.
 const FILES = { '/app.js': 'app.js', '/syllables.js': 'syllables.js', '/style.css': 'style.css' };
 
-// 300 characters and an author, every one of them escaped as two `\uXXXX`, and some air.
-const MAX_BODY = 8_192;
+// Enough for 300 characters and an author, each character escaped as two `\uXXXX`.
+const MAX_BODY_BYTES = 8_192;
 
-const HEADERS = {
-  // Nothing from elsewhere, nothing inline, and no script may make HTML of a string.
+// Time in ms between two events of `/time`.
+const TIME_INTERVAL_MS = 5_000;
+
+const SECURITY_HEADERS = {
+  // Resources of this origin only, no inline scripts, and no HTML that a script makes of strings.
   'Content-Security-Policy': [
     "default-src 'none'",
     "script-src 'self'",
@@ -56,8 +59,10 @@ const HEADERS = {
 };
 
 /**
- * Makes the app and serves nothing yet, so that whoever calls chooses the port.
- * @param broker on several nodes, what connects them; the store is then one that they share, too
+ * Creates the app. The caller chooses the port and starts the server.
+ * @param store keeps the latest haiku. @defaultValue in memory
+ * @param broker connects several nodes, which then have to share the store, too. @defaultValue in
+ * memory, for one node
  */
 export function createDemo(store: HaikuStore = new MemoryStore(), broker?: Broker): Demo {
   const channels = createChannels<Schema>({ broker });
@@ -66,56 +71,63 @@ export function createDemo(store: HaikuStore = new MemoryStore(), broker?: Broke
   app.disable('x-powered-by');
   app.enable('case sensitive routing');
   app.enable('strict routing');
-  app.use(secure);
+  app.use(setSecurityHeaders);
   app.use(events);
 
   app.get('/', async (_req, res) => {
-    // The cursor first: what is spoken meanwhile may come by page and by stream, but not by neither.
+    // The cursor is read first. A haiku that is published between the two reads is then both in the
+    // page and in the stream. In the other order it could be in neither.
     const cursor = await channels.cursor();
     const haikus = await store.last();
-    res.set('Cache-Control', 'no-cache').type('html').send(pageOf({ cursor, haikus }));
+    res.set('Cache-Control', 'no-cache').type('html').send(renderPage({ cursor, haikus }));
   });
   for (const [path, file] of Object.entries(FILES)) {
-    app.get(path, (_req, res) => res.sendFile(file, { root: PUBLIC, acceptRanges: false }));
+    app.get(path, (_req, res) =>
+      res.sendFile(file, { root: PUBLIC_DIRECTORY, acceptRanges: false }),
+    );
   }
   app.get('/listen', channels.listen('haiku'));
   app.get(
     '/time',
     stream(async (stream) => {
-      stream.send(now(), 'time');
-      await stream.pipe(every(5_000, undefined, { signal: stream.signal }), {
-        event: 'time',
-        map: now,
-      });
+      stream.send(currentTime(), 'time');
+      const ticks = setInterval(TIME_INTERVAL_MS, undefined, { signal: stream.signal });
+      await stream.pipe(ticks, { event: 'time', map: currentTime });
     }),
   );
   app.post(
     '/speak',
     requireJson,
-    express.json({ limit: MAX_BODY, inflate: false }),
+    express.json({ limit: MAX_BODY_BYTES, inflate: false }),
     async (req, res) => {
-      const haiku = { id: randomUUID(), ...haikuOf(req.body), at: new Date().toISOString() };
-      // Kept first: a page that is made in between gets it by the stream.
+      const haiku = { id: randomUUID(), ...parseHaiku(req.body), at: new Date().toISOString() };
+      // The haiku is stored before it is published. In the other order, a page that is rendered in
+      // between would miss it: its cursor would be after the event, and its list without the haiku.
       await store.add(haiku);
       await channels.publish('haiku', haiku, { event: 'text' });
-      answer(res, 202, 'Received text message.');
+      sendText(res, 202, 'Received text message.');
     },
   );
-  app.use((_req, res) => answer(res, 404, 'There is nothing here.'));
-  app.use(answerError);
+  app.use((_req, res) => sendText(res, 404, 'There is nothing here.'));
+  app.use(sendError);
   return { app, events, channels };
 }
 
-function now(): { time: string } {
+/** @returns the data of an event of `/time` */
+function currentTime(): { time: string } {
   return { time: new Date().toISOString() };
 }
 
-function secure(_req: Request, res: Response, next: NextFunction): void {
-  res.set(HEADERS);
+/** Sets the security headers of every response. */
+function setSecurityHeaders(_req: Request, res: Response, next: NextFunction): void {
+  res.set(SECURITY_HEADERS);
   next();
 }
 
-/** In front of the parser, so that a body of another type is not read at all. A form on a foreign page can send no JSON. */
+/**
+ * Refuses bodies that are not JSON. A form on a page of another origin can send requests, but not
+ * with this type. The function is in front of the parser, so that other bodies are not read.
+ */
 function requireJson(req: Request, _res: Response, next: NextFunction): void {
   if (req.is('application/json') === false) {
     throw new ClientError(415, 'Send JSON, with the header Content-Type: application/json.');
@@ -123,29 +135,26 @@ function requireJson(req: Request, _res: Response, next: NextFunction): void {
   next();
 }
 
-/** Plain text, always: Express would call a string HTML. */
-function answer(res: Response, status: number, sentence: string): void {
+/** Sends plain text. The default type of Express for a string would be HTML. */
+function sendText(res: Response, status: number, sentence: string): void {
   res.status(status).type('text/plain').send(sentence);
 }
 
-// Four parameters are how Express knows a handler of errors.
-function answerError(error: unknown, _req: Request, res: Response, next: NextFunction): void {
+// Express recognises an error handler by its four parameters.
+function sendError(error: unknown, _req: Request, res: Response, next: NextFunction): void {
   if (res.headersSent) {
     next(error);
-  } else if (error instanceof ClientError) {
-    answer(res, error.status, error.message);
-  } else {
-    // The parser's errors have a status; of their messages, which quote the body, nothing goes out.
-    const { status } = Object(error) as { status?: unknown };
-    if (status === 413) {
-      answer(res, 413, 'That is too large; a haiku has up to three lines and 300 characters.');
-    } else if (status === 415) answer(res, 415, 'Send JSON in UTF-8, not compressed.');
-    else if (status === 400) answer(res, 400, 'That is not JSON; send {"text": "…"}.');
-    else failed(error, res);
+    return;
   }
-}
-
-function failed(error: unknown, res: Response): void {
-  console.error(error);
-  answer(res, 500, 'Something went wrong on our side.');
+  // Errors of the parser have a status. Their messages quote the body, so they are not sent.
+  const { status } = Object(error) as { status?: unknown };
+  if (error instanceof ClientError) sendText(res, error.status, error.message);
+  else if (status === 413) {
+    sendText(res, 413, 'That is too large; a haiku has up to three lines and 300 characters.');
+  } else if (status === 415) sendText(res, 415, 'Send JSON in UTF-8, not compressed.');
+  else if (status === 400) sendText(res, 400, 'That is not JSON; send {"text": "…"}.');
+  else {
+    console.error(error);
+    sendText(res, 500, 'Something went wrong on our side.');
+  }
 }

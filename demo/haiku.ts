@@ -1,18 +1,18 @@
-/** What may be spoken. */
+/** The haiku, and the check of a request body that contains one. */
 
-/** A haiku as everybody gets it. */
+/** A haiku as it is published. */
 export interface Haiku {
-  /** The haiku's own, by which the page knows what it has got twice. */
+  /** Unique id. The page recognises by it a haiku that arrives twice. */
   id: string;
   /** Up to three lines, separated by LF. */
   text: string;
-  /** Whoever gave a name. */
+  /** Name of the author, if given. */
   author?: string;
-  /** When the server received it, ISO 8601. */
+  /** Time at which the server received the haiku, ISO 8601. */
   at: string;
 }
 
-/** A request that cannot be served, and the sentence that says why. */
+/** An error that is the client's. The message is sent to the client. */
 export class ClientError extends Error {
   readonly status: number;
 
@@ -23,57 +23,65 @@ export class ClientError extends Error {
 }
 
 const MAX_LINES = 3;
-const MAX_TEXT = 300;
-const MAX_AUTHOR = 60;
+const MAX_TEXT_LENGTH = 300;
+const MAX_AUTHOR_LENGTH = 60;
 
-// All that some reader's screen would break a line at.
+// All characters at which a client may break a line.
 const LINE_BREAK = /\r\n|[\n\v\f\r\u{85}\u{2028}\u{2029}]/u;
 const CONTROL = /(?!\t)\p{Cc}/u;
 const VISIBLE = /[\p{L}\p{N}\p{P}\p{S}]/u;
 
 /**
- * The haiku that a request's body is, trimmed.
- * @throws {ClientError} 400 for anything else
+ * Checks a request body and trims its texts.
+ * @throws {ClientError} 400 if the body is not a haiku
  */
-export function haikuOf(body: unknown): Omit<Haiku, 'id' | 'at'> {
+export function parseHaiku(body: unknown): Omit<Haiku, 'id' | 'at'> {
   if (typeof body !== 'object' || body === null || Array.isArray(body)) {
-    throw bad('Send an object: {"text": "…"}.');
+    throw badRequest('Send an object: {"text": "…"}.');
   }
   const { text, author, ...others } = body as Record<string, unknown>;
   if (Object.keys(others).length > 0) {
-    throw bad('Send "text" and, if you like, "author", and nothing else.');
+    throw badRequest('Send "text" and, if you like, "author", and nothing else.');
   }
-  const spoken = textOf(text);
-  const name = author === undefined ? '' : authorOf(author);
-  return name === '' ? { text: spoken } : { text: spoken, author: name };
+  const parsedText = parseText(text);
+  const parsedAuthor = author === undefined ? '' : parseAuthor(author);
+  return parsedAuthor === '' ? { text: parsedText } : { text: parsedText, author: parsedAuthor };
 }
 
-function textOf(value: unknown): string {
-  if (typeof value !== 'string') throw bad('A haiku needs a "text", which is a string.');
+/** @returns the trimmed lines, separated by LF */
+function parseText(value: unknown): string {
+  if (typeof value !== 'string') throw badRequest('A haiku needs a "text", which is a string.');
   const lines = value.split(LINE_BREAK).map((line) => line.trim());
   const text = lines.join('\n').trim();
-  if (!VISIBLE.test(text)) throw bad('A haiku needs at least one word.');
-  if (text.split('\n').length > MAX_LINES) throw bad('A haiku has up to three lines.');
-  if (length(text) > MAX_TEXT) throw bad('A haiku has up to 300 characters.');
-  if (lines.some((line) => CONTROL.test(line))) throw bad('A haiku has no control characters.');
+  if (!VISIBLE.test(text)) throw badRequest('A haiku needs at least one word.');
+  if (text.split('\n').length > MAX_LINES) throw badRequest('A haiku has up to three lines.');
+  if (countCharacters(text) > MAX_TEXT_LENGTH) {
+    throw badRequest('A haiku has up to 300 characters.');
+  }
+  if (lines.some((line) => CONTROL.test(line))) {
+    throw badRequest('A haiku has no control characters.');
+  }
   return text;
 }
 
-function authorOf(value: unknown): string {
-  if (typeof value !== 'string') throw bad('An "author" is a string.');
+/** @returns the trimmed name, `''` if there is none */
+function parseAuthor(value: unknown): string {
+  if (typeof value !== 'string') throw badRequest('An "author" is a string.');
   const author = value.trim();
   if (LINE_BREAK.test(author) || CONTROL.test(author)) {
-    throw bad('An "author" is one line without control characters.');
+    throw badRequest('An "author" is one line without control characters.');
   }
-  if (length(author) > MAX_AUTHOR) throw bad('An "author" has up to 60 characters.');
+  if (countCharacters(author) > MAX_AUTHOR_LENGTH) {
+    throw badRequest('An "author" has up to 60 characters.');
+  }
   return author;
 }
 
-/** In characters, not in UTF-16 code units. */
-function length(text: string): number {
+/** Counts code points. The property `length` would count a character beyond the BMP twice. */
+function countCharacters(text: string): number {
   return Array.from(text).length;
 }
 
-function bad(message: string): ClientError {
+function badRequest(message: string): ClientError {
   return new ClientError(400, message);
 }

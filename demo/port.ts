@@ -1,9 +1,15 @@
-/** The port of the demo, and what is said where it cannot be had. */
+/** The port of the demo, and the error messages for a port that cannot be used. */
 
-/** @returns `PORT`, or 4444; ends the process with a sentence and exit code 1 if `PORT` is no port */
-export function portFromEnvironment(): number {
+const DEFAULT_PORT = 4444;
+
+/**
+ * Reads the port from the environment variable `PORT`. If `PORT` is not a port, prints an error and
+ * ends the process with exit code 1.
+ * @returns the port, 4444 by default
+ */
+export function readPort(): number {
   const { PORT } = process.env;
-  const port = Number(PORT || 4444);
+  const port = Number(PORT || DEFAULT_PORT);
   if (!Number.isInteger(port) || port < 0 || port > 65_535) {
     console.error(
       `PORT is ${JSON.stringify(PORT)}, which is not a port; set it to a number from 0 to 65535.`,
@@ -13,12 +19,17 @@ export function portFromEnvironment(): number {
   return port;
 }
 
-/** Says why the port cannot be listened on. The process ends with exit code 1 as soon as nothing else keeps it. */
+/**
+ * Prints why the port cannot be listened on. The process ends with exit code 1 when nothing else
+ * keeps it alive.
+ * @param port the port
+ * @param error the error of `listen()`
+ */
 export function explainPort(port: number, { code, message }: NodeJS.ErrnoException): void {
   const reasons: Record<string, string> = {
-    EADDRINUSE: `Port ${port} is taken`,
+    EADDRINUSE: `Port ${port} is already in use`,
     EACCES: `This user may not listen on port ${port}`,
   };
-  console.error(`${reasons[code ?? ''] ?? message}; set PORT to another one.`);
+  console.error(`${reasons[code ?? ''] ?? message}; set PORT to another port.`);
   process.exitCode = 1;
 }

@@ -1,26 +1,28 @@
-/** Serves the haiku chat on port 4444, or `PORT`, until SIGTERM or SIGINT. */
+/** Starts the haiku chat on port 4444, or `PORT`. SIGTERM and SIGINT end the server. */
 import type { AddressInfo } from 'node:net';
 import { createDemo } from './app.ts';
-import { explainPort, portFromEnvironment } from './port.ts';
+import { explainPort, readPort } from './port.ts';
 
-const port = portFromEnvironment();
+// Maximum time in ms for ending the streams, and then for requests that are still running.
+const SHUTDOWN_MS = 3_000;
+
+const port = readPort();
 const { app, events, channels } = createDemo();
 const server = app.listen(port, (error?: Error) => {
   if (error !== undefined) {
     explainPort(port, error);
     return;
   }
-  console.log(`Haiku are spoken on http://localhost:${(server.address() as AddressInfo).port}`);
+  const { port: listeningPort } = server.address() as AddressInfo;
+  console.log(`Haiku chat listening on http://localhost:${listeningPort}`);
 });
 
-// Longer than this nobody waits: a request that is still being sent is cut off.
-const WITHIN = 3_000;
-
+/** Ends the streams, then the server, then the channels. */
 async function shutDown(): Promise<void> {
-  await events.close({ within: WITHIN });
+  await events.close({ within: SHUTDOWN_MS });
   server.close();
-  setTimeout(() => server.closeAllConnections(), WITHIN).unref();
-  // Last: a broker that cannot be reached must not keep the server open.
+  setTimeout(() => server.closeAllConnections(), SHUTDOWN_MS).unref();
+  // Last, because closing the broker could take long if the broker is unreachable.
   await channels.close();
 }
 

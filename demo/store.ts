@@ -1,25 +1,25 @@
-/** Where the haikus are kept: what the database is to an application. */
+/** The store of the latest haiku, in place of the database of an application. */
 import type { Haiku } from './haiku.ts';
 
-/** Keeps the last haikus. Asynchronous, as a database is. */
+/** Stores the latest haiku. The methods are asynchronous, as those of a database are. */
 export interface HaikuStore {
   add(haiku: Haiku): Promise<void>;
-  /** The last haikus, the newest last. */
+  /** @returns a promise of the latest haiku, the newest last */
   last(): Promise<readonly Haiku[]>;
 }
 
-/** As many as the page shows. */
-export const KEEP = 50;
+/** Maximum number of haiku that are stored, which is also the number that the page shows. */
+export const MAX_HAIKU = 50;
 
-/** Keeps them in this process, so that they end with it. */
+/** Stores the haiku in this process. They are lost when the process ends. */
 export class MemoryStore implements HaikuStore {
-  #kept: readonly Haiku[] = [];
+  #haikus: readonly Haiku[] = [];
 
   async add(haiku: Haiku): Promise<void> {
-    this.#kept = [...this.#kept, haiku].slice(-KEEP);
+    this.#haikus = [...this.#haikus, haiku].slice(-MAX_HAIKU);
   }
 
   async last(): Promise<readonly Haiku[]> {
-    return this.#kept;
+    return this.#haikus;
   }
 }

@@ -1,17 +1,20 @@
-/** Serves an example on port 3000, or `PORT`, and ends it as a real application should end. */
+/** Starts an example on port 3000, or `PORT`, and shuts it down as an application should. */
 import type { AddressInfo } from 'node:net';
 import type { Express } from 'express';
 import type { SseMiddleware } from 'res-sse';
 
-/** An app, and what has to be closed when it ends. */
+/** An app, and the objects that have to be closed when it ends. */
 export interface Example {
   app: Express;
   events: SseMiddleware;
-  /** Channels, timers. */
+  /** Closes channels and stops timers. */
   close?: () => unknown;
 }
 
-/** Serves until SIGTERM or SIGINT. */
+// Time in ms over which the streams are ended.
+const SHUTDOWN_MS = 2_000;
+
+/** Starts the server, and shuts down at SIGTERM or SIGINT. */
 export function serve({ app, events, close }: Example): void {
   const server = app.listen(Number(process.env['PORT'] || 3000), (error?: Error) => {
     if (error !== undefined) throw error;
@@ -19,8 +22,9 @@ export function serve({ app, events, close }: Example): void {
   });
 
   async function shutDown(): Promise<void> {
-    // First, while the server still listens: clients are told when to come back, and who comes at once is sent away again.
-    await events.close({ within: 2_000 });
+    // The streams end first, while the server is still listening. Their clients are told when to
+    // reconnect; a client that reconnects too early is refused by an answer that tells it again.
+    await events.close({ within: SHUTDOWN_MS });
     server.close();
     await close?.();
   }

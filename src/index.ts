@@ -33,11 +33,13 @@ export type { Gap, Subscription } from './stream/subscription-types.ts';
 export type { HistoryOptions } from './log/history.ts';
 export type { HistoryLimits, LogRead } from './log/log.ts';
 export type { ChannelEvent, LogEntryInit } from './log/log-entry.ts';
-export type { ShutdownOptions, SseMiddleware, SseOptions } from './http/middleware.ts';
+export type { SseMiddleware } from './http/middleware.ts';
+export type { ShutdownOptions, SseOptions } from './http/sse-options.ts';
 export type { RetryRange } from './common/retry-range.ts';
 export type { StreamOptions } from './stream/stream-options.ts';
 export type { PipeOptions, PipeSource } from './stream/pipe.ts';
-export type { OpenStreams, Shutdown, SseStats } from './http/stream-tracker.ts';
+export type { Shutdown } from './http/shutdown.ts';
+export type { OpenStreams, SseStats } from './http/stream-tracker.ts';
 export type {
   Next,
   RouteHandler,

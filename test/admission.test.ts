@@ -67,7 +67,7 @@ describe('one too many', () => {
     const response = await fetch(server.url, init);
     expect(response.status).toBe(503);
     expect(Number(response.headers.get('retry-after'))).toBeGreaterThanOrEqual(1);
-    expect(await response.text()).toContain('come back later');
+    expect(await response.text()).toContain('try again later');
     expect(server.streams).toHaveLength(0);
     expect(server.events.stats().rejected).toBe(1);
   });
@@ -374,8 +374,8 @@ describe('maxStreamsPer', () => {
     );
     const take = (url: string): unknown => {
       const res = { req: { url } } as never;
-      const refusal = admission.take(res);
-      admission.free(res);
+      const refusal = admission.reservePlace(res);
+      admission.releasePlace(res);
       return refusal;
     };
     expect([take('/a'), take('/a')]).toEqual([undefined, 'maxStreamsPer']);
@@ -401,12 +401,12 @@ describe('maxStreamsPer', () => {
         // Flat, as the strings are that come out of a parser.
         const res = { req: { url: Buffer.from(keyOf(n)).toString() } };
         if (n % 2 === 0) res.req.url = keyOf(n);
-        expect(admission.take(res as never)).toBeUndefined();
-        admission.free(res as never);
+        expect(admission.reservePlace(res as never)).toBeUndefined();
+        admission.releasePlace(res as never);
       }
       expect((await liveHeap()) - before).toBeLessThan(8_000_000);
-      expect(admission.take({ req: { url: keyOf(5) } } as never)).toBe('maxStreamsPer');
-      expect(admission.take({ req: { url: keyOf(10_001) } } as never)).toBeUndefined();
+      expect(admission.reservePlace({ req: { url: keyOf(5) } } as never)).toBe('maxStreamsPer');
+      expect(admission.reservePlace({ req: { url: keyOf(10_001) } } as never)).toBeUndefined();
     },
   );
 

@@ -277,15 +277,18 @@ describe('close()', () => {
   ])(
     'ends no more than 250 streams in one turn of the event loop %s',
     async (_, time) => {
-      const roster = new StreamTracker({});
+      const tracker = new StreamTracker({});
       const heartbeat = new StreamMonitor(resolveStreamOptions({}));
       const host: StreamHost = {
         settings: resolveStreamOptions({}),
         monitor: heartbeat,
         subscribe: undefined,
-        onOpened: (given) => roster.opened(given),
-        onEnded: (reason) => roster.closed(reason),
-        onClosed: (given, wasOpen) => roster.gone(given, wasOpen),
+        onOpened: (given) => tracker.addStream(given),
+        onEnded: (reason) => tracker.countEnd(reason),
+        onClosed: (given, wasOpen) => {
+          tracker.releasePlace(given.res);
+          if (wasOpen) tracker.removeStream(given);
+        },
       };
       const streams = Array.from({ length: 60_000 }, () => {
         const req = { method: 'GET', url: '/', headers: {}, httpVersionMajor: 2, socket: {} };
@@ -301,13 +304,13 @@ describe('close()', () => {
       for (const given of streams) {
         given.signal.addEventListener('abort', () => (most = Math.max(most, ++thisTurn)));
       }
-      const closing = roster.shutDown(time, { min: 1, max: 1 });
-      await until('some ends', () => roster.size < 60_000);
-      const { open, closed } = roster.stats();
-      expect([open, open + (closed.shutdown ?? 0), [...roster].length]).toEqual([
-        roster.size,
+      const closing = tracker.shutDown(time, { min: 1, max: 1 });
+      await until('some ends', () => tracker.size < 60_000);
+      const { open, closed } = tracker.stats();
+      expect([open, open + (closed.shutdown ?? 0), [...tracker].length]).toEqual([
+        tracker.size,
         60_000,
-        roster.size,
+        tracker.size,
       ]);
       const { closed: ended, destroyed } = await within('close', closing, 30_000);
       isCounting = false;

@@ -7,17 +7,18 @@ import { resuming } from './resuming.mjs';
 
 /**
  * @typedef {object} Case
- * @property {string} name for `--cases`
- * @property {string} title `N` is the size
- * @property {string} item what the work is divided by
- * @property {readonly number[]} [sizes] with clients in another process
- * @property {readonly number[]} [fakeSizes] with streams that have no socket, as far as memory allows
- * @property {(n: number, isFake: boolean) => Promise<Prepared>} prepare everything that is not measured
+ * @property {string} name name for `--cases`
+ * @property {string} title title in the table; `N` is the size
+ * @property {string} item the unit of work, by which the CPU time is divided
+ * @property {readonly number[]} [sizes] sizes with clients in another process
+ * @property {readonly number[]} [fakeSizes] sizes with streams without sockets
+ * @property {(n: number, isFake: boolean) => Promise<Prepared>} prepare does everything that is not
+ * measured
  *
  * @typedef {object} Prepared
- * @property {() => Promise<unknown>} act what is measured
- * @property {number} [items] how many there are, where that is not the size
- * @property {() => string | Promise<string>} [note] for the last column
+ * @property {() => Promise<unknown>} act does the work that is measured
+ * @property {number} [items] number of items. @defaultValue the size
+ * @property {() => string | Promise<string>} [note] returns the text of the last column
  */
 
 /** @type {readonly Case[]} */

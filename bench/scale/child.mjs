@@ -1,4 +1,8 @@
-/** One case at one size, in a process of its own: `node child.mjs CASE SIZE [fake]` prints lines of JSON. */
+/**
+ * Runs one case at one size in this process, and prints lines of JSON:
+ *
+ *     node child.mjs CASE SIZE [fake]
+ */
 import process from 'node:process';
 import { cases } from './cases.mjs';
 import { Meter } from './meter.mjs';
@@ -13,7 +17,7 @@ const {
   items = Number(size),
 } = await found.prepare(Number(size), kind === 'fake');
 const meter = new Meter();
-print({ kind: 'begun' });
+print({ kind: 'started' });
 await meter.start();
 await act();
 const result = await meter.stop();

@@ -1,4 +1,4 @@
-/** Many streams that end in one call. */
+/** Cases in which one call ends many streams. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { CHANNEL, Stage, until } from './stage.mjs';
 
@@ -33,12 +33,13 @@ export const closing = [
   },
 ];
 
-async function closeWhere(n, isFake, announces) {
-  let came = 0;
+/** @param {boolean} isAnnounced whether the end of each stream publishes an event */
+async function closeWhere(n, isFake, isAnnounced) {
+  let userCount = 0;
   const stage = new Stage({
     async handler(stream, channels) {
-      const user = ++came;
-      if (announces) {
+      const user = ++userCount;
+      if (isAnnounced) {
         stream.signal.addEventListener(
           'abort',
           () => void channels.publish(CHANNEL, { user }, { event: 'left' }),
@@ -56,6 +57,7 @@ async function closeWhere(n, isFake, announces) {
   };
 }
 
+/** Measures `channels.close()`. */
 async function closeRegistry(n, isFake) {
   const stage = new Stage();
   await stage.readers(n, isFake);
@@ -67,8 +69,9 @@ async function closeRegistry(n, isFake) {
   };
 }
 
+/** Waits until all streams have ended and their last bytes are written. */
 async function allEnded(stage) {
   await until(() => stage.events.stats().open === 0);
-  // What they were told last goes to the kernel.
+  // The last bytes of the streams are written in this time.
   await sleep(100);
 }

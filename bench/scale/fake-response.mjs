@@ -1,7 +1,8 @@
-/** The least of a `ServerResponse` that the library uses, with a reader that takes every byte at once and keeps none. */
+/** A fake of `ServerResponse`, whose client takes all bytes at once and stores none. */
 import { EventEmitter } from 'node:events';
 import process from 'node:process';
 
+/** Implements only the members of `ServerResponse` that the library uses. */
 export class FakeResponse extends EventEmitter {
   socket = {};
   statusCode = 200;
@@ -9,7 +10,7 @@ export class FakeResponse extends EventEmitter {
   writableEnded = false;
   destroyed = false;
   writableLength = 0;
-  /** Bytes that the reader has taken. */
+  /** Number of bytes that were written. */
   taken = 0;
 
   constructor(headers) {

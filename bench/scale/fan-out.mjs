@@ -1,8 +1,9 @@
-/** Much to many streams: bursts, sustained overload, many sets of channels, one very large event source. */
+/** Cases with much data for many streams: bursts, overload, many sets of channels, large events. */
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 import { payload } from '../servers/control.mjs';
 import { CHANNEL, LONG, Stage, until } from './stage.mjs';
 
+/** The burst of the case `e7a`: 1 MB in total. */
 const BURST = { events: 512, size: 2_048 };
 
 /** @type {import('./cases.mjs').Case[]} */
@@ -17,29 +18,30 @@ export const fanOut = [
   },
   {
     name: 'e7b',
-    title: 'E7: 20,000 events/s of 200 B for 2 s to N streams, until all have all',
+    title: 'E7: 20,000 events/s of 200 B for 2 s to N streams, until all events have arrived',
     item: 'stream',
     sizes: [200, 2_000],
     prepare: overload,
   },
   {
     name: 'e18',
-    title: 'E18: N sets of channels, 10 events to the channel that all have, one per turn',
+    title: 'E18: N sets of channels, 10 events to their common channel, one per turn',
     item: 'set and event',
     fakeSizes: [100, 1_000, 10_000, 100_000],
     prepare: manySets,
   },
   {
     name: 'send',
-    title: 'Low: send() of N MB in one go to a fast reader',
+    title: 'Low: send() of N MB in one call to a fast reader',
     item: 'MB',
     sizes: [2, 20, 200],
     prepare: largeSend,
   },
 ];
 
+/** Measures a burst of events in one turn, with a heartbeat during the burst. */
 async function burst(n, isFake) {
-  // A heartbeat falls into the burst wherever that takes longer than this.
+  // Short enough for a heartbeat during the burst, if the burst takes longer than this time.
   const stage = new Stage({ streams: { heartbeat: 250 } });
   const readers = await stage.readers(n, isFake);
   const counted = await readers.expect(BURST.events, BURST.size);
@@ -53,6 +55,7 @@ async function burst(n, isFake) {
   };
 }
 
+/** Measures more events than the clients can take, from the first event until all have arrived. */
 async function overload(n) {
   const stage = new Stage({ streams: { heartbeat: 1_000 } });
   const client = await stage.connect(n);
@@ -60,15 +63,15 @@ async function overload(n) {
   const rate = 20_000;
   const counted = await client.expect(seconds * rate);
   let result;
-  let most = 0;
-  let behind = 0;
-  const look = () => {
-    most = Math.max(most, stage.events.stats().buffered);
-    behind = Math.max(behind, stage.channels.stats().behind);
+  let maxBuffered = 0;
+  let maxBehind = 0;
+  const sample = () => {
+    maxBuffered = Math.max(maxBuffered, stage.events.stats().buffered);
+    maxBehind = Math.max(maxBehind, stage.channels.stats().behind);
   };
   return {
     async act() {
-      const timer = setInterval(look, 100);
+      const timer = setInterval(sample, 100);
       const start = performance.now();
       for (let sent = 0; sent < seconds * rate;) {
         const due = Math.min(seconds * rate, Math.ceil(((performance.now() - start) * rate) / 1e3));
@@ -78,10 +81,12 @@ async function overload(n) {
       result = await counted();
       clearInterval(timer);
     },
-    note: () => `at most ${megabytes(most)} buffered, ${behind} behind; ${verdict(result, stage)}`,
+    note: () =>
+      `at most ${megabytes(maxBuffered)} buffered, ${maxBehind} behind; ${verdict(result, stage)}`,
   };
 }
 
+/** Measures streams that all subscribe to different sets of channels with one common channel. */
 async function manySets(n) {
   const stage = new Stage({ registry: { ...LONG, maxChannels: 1_000_000 }, handler: followOwnSet });
   const streams = [];
@@ -104,10 +109,12 @@ async function manySets(n) {
   };
 }
 
+/** Subscribes to the common channel and to a channel of the user. */
 function followOwnSet(stream, channels) {
   return channels.subscribe(stream, ['global', `user:${stream.req.headers.user}`]);
 }
 
+/** Measures one very large event on one stream. */
 async function largeSend(n) {
   let stream;
   const stage = new Stage({
@@ -129,16 +136,18 @@ async function largeSend(n) {
   };
 }
 
-/** Whether every client has got everything. */
+/** @returns `''` if each client has received every event, else a description of the error */
 export function verdict({ ok, events }, stage) {
-  return ok ? '' : `WRONG: ${events} events came; ${closedText(stage)}`;
+  return ok ? '' : `WRONG: ${events} events received; ${describeStreams(stage)}`;
 }
 
-export function closedText(stage) {
+/** @returns the number of open streams, and the reasons of those that have ended */
+export function describeStreams(stage) {
   const { open, closed } = stage.events.stats();
   return `${open} open, closed ${JSON.stringify(closed)}`;
 }
 
+/** @returns the bytes as text in MB */
 export function megabytes(bytes) {
   return `${(bytes / 1e6).toFixed(1)} MB`;
 }

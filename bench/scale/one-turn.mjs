@@ -1,4 +1,4 @@
-/** Loops in one turn of the event loop, and many calls on one stream. */
+/** Cases with loops in one turn of the event loop, and with many calls on one stream. */
 import { CHANNEL, inBatches, LONG, Stage } from './stage.mjs';
 
 /** @type {import('./cases.mjs').Case[]} */
@@ -19,6 +19,7 @@ export const oneTurn = [
   },
 ];
 
+/** Measures a loop of publishes, each of which a comment forces to be written at once. */
 async function publishAndComment(n) {
   const stage = new Stage();
   let stream;
@@ -36,6 +37,7 @@ async function publishAndComment(n) {
   };
 }
 
+/** Measures many subscriptions of one stream, all at the same time. */
 async function manySubscriptions(n) {
   const stage = stageWithSubscriptions(n);
   let stream;
@@ -43,14 +45,14 @@ async function manySubscriptions(n) {
     stream = opened;
   });
   const subscribe = (at) => stage.channels.subscribe(stream, `channel-${at}`);
-  // The first opens the stream.
+  // The first subscription also opens the stream.
   await subscribe(n);
   return {
     act: () => inBatches(n - 1, n, subscribe),
   };
 }
 
-/** Where the bound is an option, it is raised to the size; a build without the option has no bound. */
+/** Raises the limit on subscriptions. An older build has neither the limit nor the option. */
 function stageWithSubscriptions(maxSubscriptions) {
   try {
     return new Stage({ registry: LONG, streams: { maxSubscriptions } });

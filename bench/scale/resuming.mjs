@@ -1,61 +1,64 @@
-/** Streams that come back together and are all owed the same. */
+/** Cases in which many streams resume together and have missed the same events. */
 import { once } from 'node:events';
 import http from 'node:http';
 import process from 'node:process';
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 import { Bench } from '../processes.mjs';
 import { LISTEN, payload } from '../servers/control.mjs';
-import { closedText, verdict } from './fan-out.mjs';
+import { describeStreams, verdict } from './fan-out.mjs';
 import { CHANNEL, inBatches, LONG, redisStage, Stage, until } from './stage.mjs';
 
-const EVENT = 1_000;
+const EVENT_BYTES = 1_000;
 const SIZES = [100, 1_000, 10_000];
 const FAKE_SIZES = [10_000, 100_000];
 
-// About as many as a busy server accepts in one turn of the loop.
+// About the number of requests that a busy server accepts in one turn of the event loop.
 const REQUESTS_PER_TURN = 100;
 
 /** @type {import('./cases.mjs').Case[]} */
 export const resuming = [
-  comingBack({ name: 'e8a', kb: 60, sizes: SIZES, fakeSizes: FAKE_SIZES }),
-  comingBack({ name: 'e8a-10kb', kb: 10, sizes: SIZES, fakeSizes: FAKE_SIZES }),
-  comingBack({ name: 'e8a-1mb', kb: 1_000, sizes: [100, 1_000, 4_000] }),
-  connecting({ name: 'e8a-connect', kb: 60 }),
+  resumeCase({ name: 'e8a', kb: 60, sizes: SIZES, fakeSizes: FAKE_SIZES }),
+  resumeCase({ name: 'e8a-10kb', kb: 10, sizes: SIZES, fakeSizes: FAKE_SIZES }),
+  resumeCase({ name: 'e8a-1mb', kb: 1_000, sizes: [100, 1_000, 4_000] }),
+  connectCase({ name: 'e8a-connect', kb: 60 }),
   {
     name: 'node-connect',
     title:
-      'Beside e8a-connect: N clients connect at once to a plain node:http server that writes 60 KB to each',
+      'For e8a-connect: N clients connect at once to a node:http server that writes 60 KB to each',
     item: 'stream',
     sizes: SIZES,
     prepare: (n) => connectToNode(n, 60),
   },
-  healing({ name: 'e8b', kb: 60 }),
-  healing({ name: 'e8b-10kb', kb: 10 }),
+  healCase({ name: 'e8b', kb: 60 }),
+  healCase({ name: 'e8b-10kb', kb: 10 }),
 ];
 
-function comingBack({ kb, ...sizes }) {
+/** Creates a case in which connected streams subscribe with an id. */
+function resumeCase({ kb, ...sizes }) {
   return {
     ...sizes,
-    title: `E8: N clients have connected with an id and subscribe, each is owed ${kb} KB, memory broker`,
+    title: `E8: N connected clients subscribe with an id, each has missed ${kb} KB, memory broker`,
     item: 'stream',
-    prepare: (n, isFake) => (isFake ? comeBackWithoutSockets(n, kb) : comeBack(n, kb)),
+    prepare: (n, isFake) => (isFake ? resumeWithoutSockets(n, kb) : resume(n, kb)),
   };
 }
 
-function connecting({ name, kb }) {
+/** Creates a case in which clients connect with an id. */
+function connectCase({ name, kb }) {
   return {
     name,
-    title: `E8: the same with the connects: N clients connect at once with an id, each is owed ${kb} KB, memory broker`,
+    title: `E8: N clients connect at once with an id, each has missed ${kb} KB, memory broker`,
     item: 'stream',
     sizes: SIZES,
-    prepare: (n) => connectAndComeBack(n, kb),
+    prepare: (n) => connectAndResume(n, kb),
   };
 }
 
-function healing({ name, kb }) {
+/** Creates a case in which the node loses its connection to Redis. */
+function healCase({ name, kb }) {
   return {
     name,
-    title: `E8: N open streams, the node was shut out of Redis for 3 s, each stream is owed ${kb} KB`,
+    title: `E8: N open streams reconnect to Redis after 3 s, each has missed ${kb} KB`,
     item: 'stream',
     sizes: SIZES,
     fakeSizes: FAKE_SIZES,
@@ -63,8 +66,8 @@ function healing({ name, kb }) {
   };
 }
 
-/** The connects are not measured: the streams are open before they subscribe. */
-async function comeBack(n, kb) {
+/** Measures without the connects: the streams are open before they subscribe. */
+async function resume(n, kb) {
   const streams = [];
   const stage = new Stage({ handler: (stream) => streams.push(stream.open()) });
   const lastEventId = await fillLog(stage, kb);
@@ -83,21 +86,23 @@ async function comeBack(n, kb) {
   };
 }
 
-async function connectAndComeBack(n, kb) {
+/** Measures including the connects. */
+async function connectAndResume(n, kb) {
   const stage = new Stage();
   const lastEventId = await fillLog(stage, kb);
-  // The server is there before the clients are.
+  // The first client starts the server.
   await (await stage.connect(1)).stop();
   return {
     act: () => stage.connect(n, { lastEventId, events: kb, together: true }),
-    note: () => (stage.events.stats().open === n ? '' : `WRONG: ${closedText(stage)}`),
+    note: () => (stage.events.stats().open === n ? '' : `WRONG: ${describeStreams(stage)}`),
   };
 }
 
+/** Measures the same bytes from a server without this library. */
 async function connectToNode(n, kb) {
   const server = http.createServer((req, res) => {
     res.writeHead(200, { 'Content-Type': 'text/event-stream' });
-    for (let sent = 0; sent < kb; sent++) res.write(`data: ${payload(EVENT)}\n\n`);
+    for (let sent = 0; sent < kb; sent++) res.write(`data: ${payload(EVENT_BYTES)}\n\n`);
   });
   server.listen(LISTEN);
   await once(server, 'listening');
@@ -105,15 +110,16 @@ async function connectToNode(n, kb) {
   return { act: () => bench.connect(server.address(), { n, events: kb, together: true }) };
 }
 
-/** @returns {Promise<string>} the id before the events that are owed */
+/** @returns {Promise<string>} the id before the events that the streams have missed */
 async function fillLog(stage, kb) {
-  await stage.channels.publish(CHANNEL, payload(EVENT));
+  await stage.channels.publish(CHANNEL, payload(EVENT_BYTES));
   const lastEventId = await stage.channels.cursor();
-  await stage.burst(kb, EVENT);
+  await stage.burst(kb, EVENT_BYTES);
   return lastEventId;
 }
 
-async function comeBackWithoutSockets(n, kb) {
+/** Measures requests with an id, in batches, with fake responses. */
+async function resumeWithoutSockets(n, kb) {
   const stage = new Stage();
   const lastEventId = await fillLog(stage, kb);
   return {
@@ -123,22 +129,25 @@ async function comeBackWithoutSockets(n, kb) {
         streams.push(await stage.fake(undefined, { 'last-event-id': lastEventId }));
         await nextTurn();
       });
-      await until(() => streams.every(({ taken }) => taken >= kb * EVENT), 2);
+      await until(() => streams.every(({ taken }) => taken >= kb * EVENT_BYTES), 2);
     },
   };
 }
 
+/** Measures the recovery of a node that was without access to Redis for 3 s. */
 async function heal(n, kb, isFake) {
   const { registry, elsewhere, shutOut, letIn } = await redisStage();
   const stage = new Stage({ registry: registry() });
-  await stage.channels.publish(CHANNEL, payload(EVENT));
+  await stage.channels.publish(CHANNEL, payload(EVENT_BYTES));
   const publisher = elsewhere(LONG);
   const readers = await stage.readers(n, isFake);
   await until(() => stage.channels.stats().behind === 0);
-  const counted = await readers.expect(kb, EVENT);
+  const counted = await readers.expect(kb, EVENT_BYTES);
   await shutOut();
   await until(() => stage.channels.stats().broker.state !== 'open');
-  await Promise.all(Array.from({ length: kb }, () => publisher.publish(CHANNEL, payload(EVENT))));
+  await Promise.all(
+    Array.from({ length: kb }, () => publisher.publish(CHANNEL, payload(EVENT_BYTES))),
+  );
   await sleep(3_000);
   let result;
   return {

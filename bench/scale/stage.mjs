@@ -1,4 +1,4 @@
-/** What the cases stand on: an HTTP server with streams of real clients, or streams without sockets. */
+/** The common part of the cases: streams of clients in another process, or without sockets. */
 import { once } from 'node:events';
 import http from 'node:http';
 import process from 'node:process';
@@ -9,7 +9,7 @@ import { startRedis } from '../redis.mjs';
 import { LISTEN, payload } from '../servers/control.mjs';
 import { FakeResponse } from './fake-response.mjs';
 
-/** A history that no case outgrows, so that a stream that falls behind is not told a gap. */
+/** Options with a history that is larger than the data of any case, so that no gap occurs. */
 export const LONG = {
   history: { events: 1_000_000, bytes: 1_073_741_824 },
   maxHistory: 1_073_741_824,
@@ -17,7 +17,7 @@ export const LONG = {
 
 export const CHANNEL = 'news';
 
-/** An `sse()` with a registry, and its streams. */
+/** A middleware with a registry, and its streams. */
 export class Stage {
   channels;
   events;
@@ -29,9 +29,10 @@ export class Stage {
    * @param {object} [options]
    * @param {object} [options.registry] options of `createChannels()`
    * @param {object} [options.streams] options of `sse()`
-   * @param {(stream: any, channels: any) => unknown} [options.handler] what a request for a stream does; it follows a channel by default
+   * @param {(stream: any, channels: any) => unknown} [options.handler] the handler of a request for
+   * a stream. @defaultValue subscribes to {@link CHANNEL}
    */
-  constructor({ registry = LONG, streams = {}, handler = follow } = {}) {
+  constructor({ registry = LONG, streams = {}, handler = subscribe } = {}) {
     this.channels = createChannels(registry);
     this.events = sse({ channels: this.channels, warnings: false, ...streams });
     this.#handler = handler;
@@ -40,9 +41,9 @@ export class Stage {
   /**
    * Opens streams of clients in another process.
    * @param {number} n
-   * @param {object} [how] as `Bench.connect` has it
+   * @param {object} [options] options of `Bench.connect()`
    */
-  async connect(n, how = {}) {
+  async connect(n, options = {}) {
     if (this.#server === undefined) {
       this.#server = http.createServer((req, res) =>
         this.events(req, res, () => void this.#handler(res.sse, this.channels)),
@@ -51,7 +52,7 @@ export class Stage {
       await once(this.#server, 'listening');
       this.#bench = new Bench(false, process.env.SCALE_CLIENT);
     }
-    return this.#bench.connect(this.#server.address(), { n, ...how });
+    return this.#bench.connect(this.#server.address(), { n, ...options });
   }
 
   /** Opens a stream without a socket. @param {(stream: any) => unknown} [use] */
@@ -63,8 +64,10 @@ export class Stage {
   }
 
   /**
-   * Opens streams, of clients in another process or without sockets.
-   * @param {number} n @param {boolean} isFake
+   * Opens streams.
+   * @param {number} n number of streams
+   * @param {boolean} isFake whether the streams have no sockets; else their clients are in another
+   * process
    */
   async readers(n, isFake) {
     if (!isFake) return this.connect(n);
@@ -73,7 +76,11 @@ export class Stage {
     return new FakeReaders(all);
   }
 
-  /** Publishes so many events of so many bytes in one turn. */
+  /**
+   * Publishes events in one turn of the event loop.
+   * @param {number} events number of events
+   * @param {number} size bytes of each event
+   */
   burst(events, size) {
     return Promise.all(
       Array.from({ length: events }, () => this.channels.publish(CHANNEL, payload(size))),
@@ -81,7 +88,7 @@ export class Stage {
   }
 }
 
-/** Counts bytes where a client counts events. */
+/** The counterpart of a load client for streams without sockets. Counts bytes instead of events. */
 class FakeReaders {
   #all;
 
@@ -89,7 +96,10 @@ class FakeReaders {
     this.#all = all;
   }
 
-  /** Begins to count. @returns what waits until each stream has got so many events of so many bytes */
+  /**
+   * Starts to count.
+   * @returns a function that waits until each stream has received the given number of events
+   */
   expect(events, size) {
     const wanted = this.#all.map(({ taken }) => taken + events * size);
     return async () => {
@@ -99,20 +109,21 @@ class FakeReaders {
   }
 }
 
-function follow(stream, channels) {
+/** The default handler of a request for a stream. */
+function subscribe(stream, channels) {
   return channels.subscribe(stream, CHANNEL);
 }
 
-/** Redis, and what makes registries over it. */
+/** Starts Redis, and returns functions that create registries over Redis. */
 export async function redisStage() {
   const redis = await startRedis();
-  // A user of its own for the node that is measured, so that it can be shut out.
+  // The node that is measured has a Redis user of its own, so that its access can be revoked.
   await redis.client.sendCommand(['ACL', 'SETUSER', 'node', 'on', '>node', '~*', '&*', '+@all']);
   const url = redis.url.replace('//', '//node:node@');
   return {
     redis,
     registry: (options = LONG) => ({ broker: redisBroker({ url }), ...options }),
-    /** A registry that is another node's: it stays connected when the measured one is shut out. */
+    /** Creates the registry of another node, which keeps its access to Redis. */
     elsewhere: (options = LONG) =>
       createChannels({ broker: redisBroker({ url: redis.url }), ...options }),
     shutOut: async () => {
@@ -123,11 +134,12 @@ export async function redisStage() {
   };
 }
 
+/** Waits until the condition is true. @param {number} every interval of the checks in ms */
 export async function until(condition, every = 10) {
   while (!(await condition())) await sleep(every);
 }
 
-/** Calls an async function for each number below `count`, so many at a time. */
+/** Calls an async function for each number below `count`, in batches of `size`. */
 export async function inBatches(count, size, callback) {
   for (let at = 0; at < count; at += size) {
     await Promise.all(

@@ -1,4 +1,4 @@
-/** The scaling table: each case at each size in a process of its own, CPU time, longest stall, and how the work grows. */
+/** The scaling table: runs each case at each size in a child process, and formats the results. */
 import { spawn } from 'node:child_process';
 import { join, resolve } from 'node:path';
 import process from 'node:process';
@@ -8,8 +8,8 @@ import { cases } from './cases.mjs';
 
 const CHILD = join(import.meta.dirname, 'child.mjs');
 
-// Time for what is not measured: connecting, filling a log.
-const PREPARE_MS = 180_000;
+// Time limit in ms for the preparation of a case, such as connecting or filling a log.
+const PREPARE_TIMEOUT_MS = 180_000;
 
 const HEAD = [
   'case',
@@ -38,36 +38,41 @@ export async function scalingTable({ dist, cases: names, sizes, cut = '60' }) {
     HEAD,
     HEAD.map((title, at) => (at === 0 || at === HEAD.length - 1 ? '---' : '---:')),
   ];
-  for (const one of chosen(names?.split(','))) {
+  for (const one of chooseCases(names?.split(','))) {
     process.stderr.write(`scale: ${one.name}\n`);
-    for (const curve of curvesOf(one, sizes?.split(',').map(Number))) {
+    for (const curve of createCurves(one, sizes?.split(',').map(Number))) {
       let before;
       for (const size of curve.sizes) {
         const result = await runChild(one.name, size, curve.isFake, env, Number(cut) * 1e3);
-        lines.push(lineOf(one, size, curve.isFake, result, before));
+        lines.push(formatLine(one, size, curve.isFake, result, before));
         process.stderr.write(`  ${lines.at(-1).slice(1).join(' · ')}\n`);
-        // A larger size would be cut, too.
+        // A larger size would exceed the time limit, too.
         if (result.kind !== 'done') break;
         before = { size, cpuMs: result.cpuMs };
       }
     }
   }
   const table = lines.map((cells) => `| ${cells.join(' | ')} |`).join('\n');
-  return `${new Date().toISOString().slice(0, 16)}Z, Node ${process.version}, ${dist ?? 'dist'}\n\n${table}`;
+  const date = new Date().toISOString().slice(0, 16);
+  return `${date}Z, Node ${process.version}, ${dist ?? 'dist'}\n\n${table}`;
 }
 
-function chosen(names) {
+/** @returns the cases with the given names, or all cases */
+function chooseCases(names) {
   const unknown = names?.find((name) => !cases.some((one) => one.name === name));
   if (unknown !== undefined) {
     throw new Error(
-      `There is no case ${unknown}; there are ${cases.map(({ name }) => name).join()}.`,
+      `unknown case ${unknown}; known cases: ${cases.map(({ name }) => name).join(', ')}`,
     );
   }
   return cases.filter(({ name }) => names?.includes(name) ?? true);
 }
 
-/** With sockets and without are two curves: between them the work of the kernel would show as growth. */
-function curvesOf({ sizes = [], fakeSizes = [] }, wanted) {
+/**
+ * Returns the sizes with sockets and without sockets as two curves. In one curve, the work of the
+ * kernel, which is missing without sockets, would look like a change of the growth.
+ */
+function createCurves({ sizes = [], fakeSizes = [] }, wanted) {
   const curves = [
     { isFake: false, sizes },
     { isFake: true, sizes: fakeSizes },
@@ -75,19 +80,20 @@ function curvesOf({ sizes = [], fakeSizes = [] }, wanted) {
   return wanted === undefined ? curves : [{ ...curves[0], sizes: wanted }];
 }
 
-function lineOf({ name, title, item }, size, isFake, result, before) {
+/** @returns the cells of one row */
+function formatLine({ name, title, item }, size, isFake, result, before) {
   const first = `\`${name}\` ${title}`;
   const n = `${size.toLocaleString('en')}${isFake ? ' (no sockets)' : ''}`;
   if (result.kind === 'cut') {
     return [
       first,
       n,
-      `≥ ${number(result.cpuMs)}`,
+      `≥ ${formatNumber(result.cpuMs)}`,
       '–',
       '–',
       '–',
       '–',
-      `≥ ${number(result.wallMs)}`,
+      `≥ ${formatNumber(result.wallMs)}`,
       `**cut**${result.text}`,
     ];
   }
@@ -99,28 +105,33 @@ function lineOf({ name, title, item }, size, isFake, result, before) {
     before === undefined
       ? ''
       : (Math.log(cpuMs / before.cpuMs) / Math.log(size / before.size)).toFixed(2);
-  const each = `${number((cpuMs * 1e3) / items)} per ${item}`;
+  const each = `${formatNumber((cpuMs * 1e3) / items)} per ${item}`;
   return [
     first,
     n,
-    number(cpuMs),
+    formatNumber(cpuMs),
     each,
     growth,
-    number(stallMs),
-    number(turnMs),
-    number(wallMs),
+    formatNumber(stallMs),
+    formatNumber(turnMs),
+    formatNumber(wallMs),
     note,
   ];
 }
 
-function number(value) {
+/** @returns the number with about three digits */
+function formatNumber(value) {
   if (value >= 100) return Math.round(value).toLocaleString('en');
   return value.toFixed(value < 1 ? 2 : 1);
 }
 
-/** Resolves with what the child says, or when it is cut. */
+/**
+ * Runs one case at one size in a child process.
+ * @param {number} cutMs time limit in ms
+ * @returns the result, of the kind `'done'`, `'cut'` or `'failed'`
+ */
 async function runChild(name, size, isFake, env, cutMs) {
-  // A group of its own, so that its Redis and its client end with it.
+  // A process group of its own, so that its Redis and its client can be killed with the process.
   const child = spawn(process.execPath, [CHILD, name, String(size), ...(isFake ? ['fake'] : [])], {
     detached: true,
     stdio: ['ignore', 'pipe', 'pipe'],
@@ -130,7 +141,7 @@ async function runChild(name, size, isFake, env, cutMs) {
     try {
       process.kill(-Number(child.pid), 'SIGKILL');
     } catch {
-      // It has ended with all its children.
+      // The process and all of its children have ended.
     }
   };
   process.on('exit', end);
@@ -139,32 +150,36 @@ async function runChild(name, size, isFake, env, cutMs) {
     errors = (errors + text).slice(-2_000);
   });
   try {
-    return await resultOf(child, cutMs, () => errors);
+    return await waitForResult(child, cutMs, () => errors);
   } finally {
     end();
     process.off('exit', end);
   }
 }
 
-function resultOf(child, cutMs, errors) {
+/**
+ * Waits for the result of a child process, for its end, or for the time limit.
+ * @returns {Promise<any>}
+ */
+function waitForResult(child, cutMs, errors) {
   return new Promise((done) => {
-    let begun;
+    let startedAt;
     let cpuBefore = 0;
     const cut = (text) => {
-      const cpuMs = begun === undefined ? 0 : cpuTime(child.pid).us / 1e3 - cpuBefore;
+      const cpuMs = startedAt === undefined ? 0 : cpuTime(child.pid).us / 1e3 - cpuBefore;
       done({
         kind: 'cut',
         cpuMs,
-        wallMs: begun === undefined ? 0 : performance.now() - begun,
+        wallMs: startedAt === undefined ? 0 : performance.now() - startedAt,
         text,
       });
     };
-    let timer = setTimeout(cut, PREPARE_MS, ' while it was prepared');
+    let timer = setTimeout(cut, PREPARE_TIMEOUT_MS, ' during preparation');
     createInterface({ input: child.stdout }).on('line', (line) => {
       const message = JSON.parse(line);
       clearTimeout(timer);
-      if (message.kind === 'begun') {
-        begun = performance.now();
+      if (message.kind === 'started') {
+        startedAt = performance.now();
         cpuBefore = cpuTime(child.pid).us / 1e3;
         timer = setTimeout(cut, cutMs, '');
       } else {
@@ -175,7 +190,7 @@ function resultOf(child, cutMs, errors) {
       clearTimeout(timer);
       done({
         kind: 'failed',
-        text: errors().trim().replaceAll(/\s+/g, ' ').slice(-300) || 'ended without a word',
+        text: errors().trim().replaceAll(/\s+/g, ' ').slice(-300) || 'ended without output',
       });
     });
   });

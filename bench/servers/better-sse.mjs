@@ -1,4 +1,4 @@
-/** better-sse in Express, by its documentation: a session for each response, a channel that broadcasts. */
+/** better-sse in Express, as in its documentation: a session for each response, and a channel. */
 import { createChannel, createEventBuffer, createSession } from 'better-sse';
 import express from 'express';
 import { LISTEN, ready } from './control.mjs';
@@ -12,7 +12,7 @@ app.get('/listen', async (req, res) => {
 
 const publish = (data) => void channel.broadcast(data);
 
-// As its session does for each event and each reader.
+// The same work as a session of better-sse does for each event and each client.
 function encode(data) {
   const buffer = createEventBuffer();
   buffer.push(data, 'message', '1');

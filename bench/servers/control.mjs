@@ -1,4 +1,4 @@
-/** What every server under test shares: the data of an event, paced publishing, and a control port beside the measured one. */
+/** The common part of all servers: the data of an event, paced publishing, and the control port. */
 import http from 'node:http';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import process from 'node:process';
@@ -9,6 +9,7 @@ const ENVELOPE = '{"t":"~T0123456789012345","v":""}'.length;
 
 const fillers = new Map();
 
+/** @returns a text of the given length, which is the same in all calls */
 function filler(length) {
   let text = fillers.get(length);
   if (text === undefined) {
@@ -21,7 +22,11 @@ function filler(length) {
   return text;
 }
 
-/** JSON text of so many bytes, with the monotonic clock (ns) behind the marker by which the client counts and takes the latency. */
+/**
+ * Creates the data of an event: JSON with the marker `~T` and the time of the monotonic clock in
+ * ns. The client counts the markers, and computes the latency from the time.
+ * @param {number} size number of bytes
+ */
 export function payload(size) {
   const time = process.hrtime.bigint().toString().padStart(16, '0');
   return `{"t":"~T${time}","v":"${filler(Math.max(0, size - ENVELOPE))}"}`;
@@ -30,25 +35,30 @@ export function payload(size) {
 const loopDelay = monitorEventLoopDelay({ resolution: 1 });
 
 /**
- * @typedef {object} Api what a server can do for the driver
- * @property {(data: string) => unknown} publish to all streams; may return a promise
- * @property {() => number} connections how many streams are open
- * @property {() => Promise<string>} [cursor] the id to resume from
- * @property {(data: string) => unknown} [encode] the bytes of an event
+ * @typedef {object} Api the functions of a server that the driver calls
+ * @property {(data: string) => unknown} publish publishes to all streams; may return a promise
+ * @property {() => number} connections returns the number of open streams
+ * @property {() => Promise<string>} [cursor] returns the id to resume from
+ * @property {(data: string) => unknown} [encode] returns the bytes of an event
  *
  * @typedef {object} Load
- * @property {number} events how many in all
- * @property {number} burst how many in one turn of the loop; 0 publishes in each turn what is due by now, as a feed meets a busy loop
+ * @property {number} events total number of events
+ * @property {number} burst events per turn of the event loop; 0 publishes in each turn the number
+ * that the rate requires, like a feed that is independent of the event loop
  * @property {number} rate events per second
- * @property {number} size bytes of an event's data
+ * @property {number} size bytes of the data of an event
  */
 
-/** @param {(data: string) => unknown} publish @param {Load} load */
-async function run(publish, { events, burst, rate, size }) {
+/**
+ * Publishes events at a constant rate.
+ * @param {(data: string) => unknown} publish
+ * @param {Load} load
+ */
+async function publishPaced(publish, { events, burst, rate, size }) {
   const start = performance.now();
-  const due = () => Math.floor(((performance.now() - start) * rate) / 1000) + 1;
+  const countExpected = () => Math.floor(((performance.now() - start) * rate) / 1000) + 1;
   for (let sent = 0; sent < events;) {
-    const count = Math.min(burst || Math.max(0, due() - sent), events - sent);
+    const count = Math.min(burst || Math.max(0, countExpected() - sent), events - sent);
     await Promise.all(Array.from({ length: count }, () => publish(payload(size))));
     sent += count;
     const wait = start + (sent / rate) * 1000 - performance.now();
@@ -57,18 +67,24 @@ async function run(publish, { events, burst, rate, size }) {
   }
 }
 
-/** Bytes that are really in use: two collections, since the first may only find what the second frees. */
-function memory() {
+/**
+ * Reads the memory that is in use after a garbage collection. There are two collections, because
+ * some objects are only marked by the first one and freed by the second one.
+ */
+function readMemory() {
   globalThis.gc?.();
   globalThis.gc?.();
   return process.memoryUsage();
 }
 
-/** @type {Record<string, (api: Api, query: URLSearchParams) => unknown>} */
+/**
+ * The commands of the control port, by path.
+ * @type {Record<string, (api: Api, query: URLSearchParams) => unknown>}
+ */
 const commands = {
   async '/publish'({ publish }, query) {
     const number = (name) => Number(query.get(name));
-    await run(publish, {
+    await publishPaced(publish, {
       events: number('events'),
       burst: number('burst'),
       rate: number('rate'),
@@ -77,7 +93,7 @@ const commands = {
     return {};
   },
   '/connections': ({ connections }) => ({ connections: connections() }),
-  '/memory': memory,
+  '/memory': readMemory,
   '/cursor': async ({ cursor }) => ({ cursor: await cursor?.() }),
   '/encode'({ encode }, query) {
     const data = payload(Number(query.get('size')));
@@ -98,8 +114,9 @@ const commands = {
 };
 
 /**
- * Opens the control port and tells the driver both.
- * @param {number} port @param {Api} api
+ * Opens the control port, and prints both ports for the driver.
+ * @param {number} port the port that is measured
+ * @param {Api} api
  */
 export function ready(port, api) {
   const server = http.createServer((req, res) => void answer(api, req, res));
@@ -108,6 +125,7 @@ export function ready(port, api) {
   });
 }
 
+/** Runs the command of a request, and answers with its result as JSON. */
 async function answer(api, req, res) {
   try {
     const { pathname, searchParams } = new URL(req.url, 'http://localhost');
@@ -118,5 +136,5 @@ async function answer(api, req, res) {
   }
 }
 
-/** Thousands connect at once. */
+/** Options of `listen()`, with a backlog for thousands of clients that connect at once. */
 export const LISTEN = { port: 0, host: '127.0.0.1', backlog: 4096 };

@@ -1,4 +1,4 @@
-/** Express by hand: what most tutorials show. */
+/** Express with `res.write()`, as most tutorials show it. */
 import express from 'express';
 import { LISTEN, ready } from './control.mjs';
 
@@ -16,6 +16,7 @@ app.get('/listen', (req, res) => {
   res.on('close', () => responses.delete(res));
 });
 
+/** The text is encoded once per event, and framed as a chunk once per response. */
 function publish(data) {
   const text = `data: ${data}\n\n`;
   for (const res of responses) res.write(text);

@@ -1,9 +1,14 @@
-/** As little as Node can do: bare sockets, each event encoded once, one `socket.write` for each connection. */
+/** Bare sockets, the least work for Node: one encoding per event, one write per connection. */
 import net from 'node:net';
 import { LISTEN, ready } from './control.mjs';
 
-const HEAD =
-  'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nConnection: close\r\n\r\n';
+const HEAD = [
+  'HTTP/1.1 200 OK',
+  'Content-Type: text/event-stream',
+  'Cache-Control: no-cache',
+  'Connection: close',
+  '\r\n',
+].join('\r\n');
 
 const sockets = new Set();
 

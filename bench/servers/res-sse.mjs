@@ -1,4 +1,7 @@
-/** res-sse in Express, as users run it: history, heartbeats and cursors are on. `HISTORY=off` turns the first off, `BROKER=redis` is over `REDIS_URL`. */
+/**
+ * res-sse in Express, as in an application: history, heartbeats and cursors are on. `HISTORY=off`
+ * switches the history off. `BROKER=redis` uses the Redis at `REDIS_URL`.
+ */
 import process from 'node:process';
 import express from 'express';
 import { createChannels, LogEntry, sse } from 'res-sse';
@@ -19,7 +22,8 @@ app.use(streams);
 
 app.get('/listen', channels.listen('news'));
 
-// Ten sets of three channels each, if the client asks for ten groups; what is published goes to the one that they share.
+// A set of three channels for each group of the client. Events are published to the channel that
+// all sets have in common.
 app.get(
   '/listen/:group',
   channels.listen(({ params }) => ['news', `group-${params.group}`, `more-of-${params.group}`]),
@@ -32,7 +36,7 @@ app.get('/open', (req, res) => {
 const server = app.listen(LISTEN, () =>
   ready(server.address().port, {
     publish: (data) => channels.publish('news', data),
-    // As `publish` does once for all readers.
+    // The same work as `publish()` does once for all streams.
     encode: (data) =>
       new LogEntry({ channel: 'news', epoch: 'e', offset: 1, event: 'message', data }).frame,
     connections: () => streams.streams.size,

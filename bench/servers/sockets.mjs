@@ -1,4 +1,7 @@
-/** As little as Express can do: each event framed once as a chunk, one `socket.write` for each response. Nothing is safe about it. */
+/**
+ * The least work in Express: each event is framed once as a chunk, and written by one
+ * `socket.write` for each response. Back-pressure and the state of the response are ignored.
+ */
 import express from 'express';
 import { LISTEN, ready } from './control.mjs';
 

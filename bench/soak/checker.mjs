@@ -1,26 +1,33 @@
 /**
- * Whether each client got its due by the id rule: when an id is written to a stream, everything at or below it that the stream
- * follows has been written before it, or has been told as a gap. It knows the answers to the publishes and what the clients got.
+ * The checker of the id rule: when a stream receives an id, it must have received all events of its
+ * channels up to that id, or a gap for the missing ones.
  *
- * An id can be judged when every publish that began before the id arrived has its answer: until then an event below the id may
- * be unknown here. What clients got waits until then.
+ * The checker knows the answers to all publishes and the items that the clients have received:
+ *
+ *     publishes    1 ──ok 7──   2 ────────ok 8──   3 ─ ─ ─ (no answer yet)
+ *     client                 id 7 received     id 8 received
+ *                            │ can be judged   │ has to wait: event 3 may be below id 8
+ *
+ * An id can be judged when every publish that was started before the id arrived has its answer.
+ * Until then the items of the clients are kept.
  */
 
-// After this time a connected client should have an event that was accepted.
+// Time in ms after which a connected client should have received an accepted event.
 const LATE_MS = 15_000;
 
+/** Collects publishes and received items, and finds violations of the id rule. */
 export class Checker {
   violations = [];
-  /** Events that clients have not got, and of which a gap was told. */
+  /** Number of events that clients have missed, and for which they have received a gap. */
   excused = 0;
   gaps = 0;
   judged = 0;
   accepted = 0;
-  // By number, in the order in which the publishes began.
+  // Publishes without an answer, by number, in the order of their start.
   #pending = new Map();
-  // By epoch and channel.
+  // The accepted events, by epoch and channel.
   #logs = new Map();
-  // By channel.
+  // The newest events of each channel.
   #newest = new Map();
   #accounts = new Set();
 
@@ -28,32 +35,38 @@ export class Checker {
     return this.#pending.size;
   }
 
-  begun(n, channel) {
+  /** Records the start of a publish. @param {number} n the number of the event */
+  onPublishStarted(n, channel) {
     this.#pending.set(n, { channel, at: performance.now() });
   }
 
-  wasAccepted(n, id) {
+  /** Records the answer to a publish. */
+  onPublishAccepted(n, id) {
     const { channel } = this.#pending.get(n);
     this.#pending.delete(n);
     this.accepted++;
-    const { epoch, offset } = placeOf(id);
-    const other = logIn(this.#logs, `${epoch} ${channel}`).add(offset, n);
+    const { epoch, offset } = parseId(id);
+    const other = getLog(this.#logs, `${epoch} ${channel}`).add(offset, n);
     if (other !== undefined) {
-      this.violation('the log', `events ${other} and ${n} have the same id ${id}`);
+      this.addViolation('the log', `events ${other} and ${n} have the same id ${id}`);
     }
     const newest = this.#newest.get(channel) ?? { due: -1, recent: [] };
     newest.recent.push({ offset, at: performance.now() });
     this.#newest.set(channel, newest);
   }
 
-  /** @param {string} who @param {readonly string[]} channels */
-  account(who, channels) {
-    const account = new Account(who, channels, this);
+  /**
+   * Creates the account of a client.
+   * @param {string} name
+   * @param {readonly string[]} channels
+   */
+  createAccount(name, channels) {
+    const account = new Account(name, channels, this);
     this.#accounts.add(account);
     return account;
   }
 
-  /** Judges what can be judged by now. */
+  /** Judges all items that can be judged now. */
   audit() {
     const [oldest] = this.#pending.values();
     const until = oldest?.at ?? Infinity;
@@ -63,35 +76,36 @@ export class Checker {
     }
   }
 
-  /** Events of a log in (after, upTo]. */
+  /** @returns the numbers of the events of a log with offsets in (after, upTo] */
   between(epoch, channel, after, upTo) {
     return this.#logs.get(`${epoch} ${channel}`)?.between(after, upTo) ?? [];
   }
 
-  /** Whether a client that has come so far lacks what it should have by now. */
+  /** Whether a client with this last id misses an event that it should have by now. */
   isLate(channels, lastEventId) {
-    const { offset } = lastEventId === '' ? { offset: -1 } : placeOf(lastEventId);
-    return channels.some((channel) => this.#dueOf(channel) > offset);
+    const { offset } = lastEventId === '' ? { offset: -1 } : parseId(lastEventId);
+    return channels.some((channel) => this.#expectedOffset(channel) > offset);
   }
 
-  /** Whether a client that has come so far has all there is. */
+  /** Whether a client with this last id has all events of its channels. */
   hasAll(channels, lastEventId) {
     if (lastEventId === '') return false;
-    const { offset } = placeOf(lastEventId);
+    const { offset } = parseId(lastEventId);
     return channels.every(
       (channel) => (this.#newest.get(channel)?.recent.at(-1)?.offset ?? -1) <= offset,
     );
   }
 
-  violation(who, what) {
-    this.violations.push(`${who}: ${what}`);
+  addViolation(name, text) {
+    this.violations.push(`${name}: ${text}`);
   }
 
-  #dueOf(channel) {
+  /** @returns the offset that a connected client should have received by now, or -1 */
+  #expectedOffset(channel) {
     const newest = this.#newest.get(channel);
     if (newest === undefined) return -1;
     const now = performance.now();
-    // The last one stays: it is where the channel is.
+    // The last entry is kept, because it is the position of the channel.
     while (newest.recent.length > 1 && now - newest.recent[0].at > LATE_MS) {
       newest.due = Math.max(newest.due, newest.recent.shift().offset);
     }
@@ -100,22 +114,24 @@ export class Checker {
   }
 }
 
-/** One client: what it got and has not been judged yet, and the place up to which all is accounted for. */
+/** @typedef {'connected' | 'refused' | 'event' | 'checkpoint' | 'gap'} ItemKind */
+
+/** One client: the items that are not judged yet, and the position up to which all are judged. */
 class Account {
   isClosed = false;
-  #who;
+  #name;
   #channels;
   #checker;
   #items = [];
-  // `undefined` as long as the client has no place in a log.
+  // Epoch and offset, or `undefined` if the client has no position in a log yet.
   #place;
-  // A gap without a place of its own was told: what comes may begin anywhere.
+  // Whether the client has received a gap without a known start: the next id may be of any log.
   #isForeign = false;
-  // Of these channels a loss up to this offset was told.
-  #told = new Map();
+  // The offset up to which a gap was received, by channel.
+  #gapEnds = new Map();
 
-  constructor(who, channels, checker) {
-    this.#who = who;
+  constructor(name, channels, checker) {
+    this.#name = name;
     this.#channels = channels;
     this.#checker = checker;
   }
@@ -124,11 +140,15 @@ class Account {
     return this.#items.length === 0;
   }
 
-  /** @param {{ kind: 'connected' | 'refused' | 'event' | 'checkpoint' | 'gap', [detail: string]: any }} item */
+  /**
+   * Records an item that the client has received.
+   * @param {{ kind: ItemKind, [detail: string]: any }} item
+   */
   note(item) {
     this.#items.push({ at: performance.now(), ...item });
   }
 
+  /** Judges the items that arrived before a time. @param {number} until */
   audit(until) {
     let done = 0;
     for (const item of this.#items) {
@@ -141,39 +161,41 @@ class Account {
   }
 
   #judge(item) {
-    if (item.kind === 'connected') this.#connected();
+    if (item.kind === 'connected') this.#onConnected();
     else if (item.kind === 'gap') this.#gap(item);
     else if (item.kind === 'refused') {
-      this.#fail(`answered ${item.status}, and an EventSource would not come back`);
-    } else if (item.kind === 'checkpoint') this.#checkpoint(placeOf(item.id));
-    else this.#event(item, placeOf(item.id));
+      this.#fail(`got the status ${item.status}, after which an EventSource does not reconnect`);
+    } else if (item.kind === 'checkpoint') this.#checkpoint(parseId(item.id));
+    else this.#event(item, parseId(item.id));
   }
 
-  #connected() {
-    // A gap beyond which the client has no id yet has to be told again.
-    this.#told = new Map();
+  #onConnected() {
+    // The client has received no id after these gaps, so the server has to send them again.
+    this.#gapEnds = new Map();
     this.#isForeign = false;
   }
 
+  /** Checks that a gap starts at the position of the client and concerns its channels. */
   #gap({ channels, after, cursor }) {
     this.#checker.gaps++;
     const place = this.#place;
     if (after === '') this.#isForeign = true;
     else if (
       place === undefined ||
-      placeOf(after).offset < place.offset ||
-      placeOf(cursor).epoch !== place.epoch
+      parseId(after).offset < place.offset ||
+      parseId(cursor).epoch !== place.epoch
     ) {
       this.#fail(
-        `a gap after ${after} up to ${cursor} was told, and the client is at ${textOf(place)}`,
+        `received a gap from ${after} to ${cursor}, but the client is at ${formatPlace(place)}`,
       );
     }
     if (channels.some((channel) => !this.#channels.includes(channel))) {
-      this.#fail(`a gap of ${channels.join()} was told`);
+      this.#fail(`received a gap of other channels: ${channels.join()}`);
     }
-    for (const channel of channels) this.#told.set(channel, placeOf(cursor).offset);
+    for (const channel of channels) this.#gapEnds.set(channel, parseId(cursor).offset);
   }
 
+  /** Checks that a checkpoint does not step back. */
   #checkpoint(to) {
     if (this.#place === undefined) {
       this.#place = to;
@@ -182,51 +204,57 @@ class Account {
     }
     this.#enter(to);
     if (to.offset < this.#place.offset) {
-      this.#fail(`the checkpoint ${textOf(to)} steps back from ${textOf(this.#place)}`);
+      this.#fail(`the checkpoint ${formatPlace(to)} is before ${formatPlace(this.#place)}`);
     } else this.#moveTo(to);
   }
 
+  /** Checks that an event has its own id, and that the id is after the position. */
   #event({ n, channel }, to) {
     if (this.#place === undefined) {
-      this.#fail(`the event ${textOf(to)} came before any checkpoint`);
+      this.#fail(`received the event ${formatPlace(to)} before any checkpoint`);
       this.#place = to;
       return;
     }
     this.#enter(to);
     const [known] = this.#checker.between(to.epoch, channel, to.offset - 1, to.offset);
     if (known !== n) {
-      this.#fail(`event ${n} of ${channel} came as ${textOf(to)}, which is ${known ?? 'nothing'}`);
+      const expected = known === undefined ? 'no event' : `event ${known}`;
+      this.#fail(`event ${n} of ${channel} has the id ${formatPlace(to)} of ${expected}`);
     }
     if (to.offset <= this.#place.offset) {
-      this.#fail(
-        `event ${n}, ${textOf(to)}, came after ${textOf(this.#place)}: twice or out of order`,
-      );
+      const places = `${formatPlace(to)}, after ${formatPlace(this.#place)}`;
+      this.#fail(`received event ${n}, ${places}: twice or out of order`);
       return;
     }
     this.#moveTo(to, n);
   }
 
-  /** Begins another log, where the client was told. */
+  /** Switches to the log of the id, which is allowed only after a gap. */
   #enter({ epoch }) {
     if (this.#isForeign) this.#place = { epoch, offset: -1 };
     else if (epoch !== this.#place.epoch) {
-      this.#fail(`the log ${epoch} follows ${textOf(this.#place)}, and no gap was told`);
+      this.#fail(
+        `received an id of the log ${epoch} after ${formatPlace(this.#place)}, without a gap`,
+      );
     }
     this.#isForeign = false;
     this.#place = { ...this.#place, epoch };
   }
 
-  /** @param {number} [written] the event that brought the id */
-  #moveTo(to, written) {
+  /**
+   * Moves the position, and checks that no event was skipped.
+   * @param {number} [received] the event that had the id
+   */
+  #moveTo(to, received) {
     for (const channel of this.#channels) {
-      const told = this.#told.get(channel) ?? -1;
+      const gapEnd = this.#gapEnds.get(channel) ?? -1;
       for (const n of this.#checker.between(to.epoch, channel, this.#place.offset, to.offset)) {
-        if (n === written) continue;
-        if (this.#checker.between(to.epoch, channel, this.#place.offset, told).includes(n)) {
+        if (n === received) continue;
+        if (this.#checker.between(to.epoch, channel, this.#place.offset, gapEnd).includes(n)) {
           this.#checker.excused++;
         } else {
           this.#fail(
-            `${textOf(to)} was written, event ${n} of ${channel} was not, and no gap was told`,
+            `received ${formatPlace(to)} without event ${n} of ${channel} and without a gap`,
           );
         }
       }
@@ -234,8 +262,8 @@ class Account {
     this.#place = to;
   }
 
-  #fail(what) {
-    this.#checker.violation(this.#who, what);
+  #fail(text) {
+    this.#checker.addViolation(this.#name, text);
   }
 }
 
@@ -244,9 +272,9 @@ class Log {
   #offsets = [];
   #numbers = [];
 
-  /** @returns the event that has the offset already */
+  /** @returns the event that already has the offset, if any */
   add(offset, n) {
-    // Answers come nearly in the order of the log.
+    // Searched from the end, because answers arrive almost in the order of the log.
     let at = this.#offsets.length;
     while (at > 0 && this.#offsets[at - 1] > offset) at--;
     if (this.#offsets[at - 1] === offset) return this.#numbers[at - 1];
@@ -255,11 +283,12 @@ class Log {
     return undefined;
   }
 
-  /** Numbers of the events in (after, upTo]. */
+  /** @returns the numbers of the events with offsets in (after, upTo] */
   between(after, upTo) {
     return this.#numbers.slice(this.#firstBeyond(after), this.#firstBeyond(upTo));
   }
 
+  /** @returns the index of the first offset that is greater, by binary search */
   #firstBeyond(offset) {
     let low = 0;
     let high = this.#offsets.length;
@@ -272,18 +301,24 @@ class Log {
   }
 }
 
-function logIn(logs, key) {
+/** @returns the log with the key, which is created if it does not exist */
+function getLog(logs, key) {
   let log = logs.get(key);
   if (log === undefined) logs.set(key, (log = new Log()));
   return log;
 }
 
-export function placeOf(id) {
+/**
+ * @returns epoch and offset of an id
+ * @throws {Error} if the id has another format
+ */
+export function parseId(id) {
   const [, epoch, digits] = /^([\w-]+)\.(\d+)$/.exec(id) ?? [];
-  if (epoch === undefined) throw new Error(`${JSON.stringify(id)} is no id`);
+  if (epoch === undefined) throw new Error(`invalid id ${JSON.stringify(id)}`);
   return { epoch, offset: Number(digits) };
 }
 
-function textOf(place) {
+/** @returns the position as text */
+function formatPlace(place) {
   return place === undefined ? 'no place' : `${place.epoch}.${place.offset}`;
 }

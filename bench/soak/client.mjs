@@ -1,11 +1,12 @@
-/** A client that behaves as an EventSource: it comes back with the last id that it got, to whichever node. */
+/** A client that behaves like an EventSource: it reconnects to any node, with its last id. */
 import http from 'node:http';
 import { createParser } from 'eventsource-parser';
 
+/** One client of the soak. */
 export class Client {
   channels;
   lastEventId = '';
-  /** When its stream last came about; `undefined` while there is none. */
+  /** Time of the last successful connection; `undefined` while not connected. */
   connectedAt;
   node;
   isPaused = false;
@@ -18,19 +19,23 @@ export class Client {
   #isGone = false;
 
   /**
-   * @param {string} who
+   * @param {string} name name in the report
    * @param {readonly string[]} channels
-   * @param {{ checker: import('./checker.mjs').Checker, choose: () => import('./nodes.mjs').SoakNode, spoil?: import('./spoil.mjs').Spoil }} world
+   * @param {object} options
+   * @param {import('./checker.mjs').Checker} options.checker
+   * @param {() => import('./nodes.mjs').SoakNode} options.choose returns a running node
+   * @param {import('./spoil.mjs').Spoil} [options.spoil] changes the record of this client
    */
-  constructor(who, channels, { checker, choose, spoil }) {
-    this.who = who;
+  constructor(name, channels, { checker, choose, spoil }) {
+    this.name = name;
     this.channels = channels;
-    this.#account = checker.account(who, channels);
+    this.#account = checker.createAccount(name, channels);
     this.#choose = choose;
     this.#spoil = spoil;
     this.connect();
   }
 
+  /** Connects, unless the client is connected or has left. */
   connect() {
     if (this.#isGone || this.#request !== undefined) return;
     clearTimeout(this.#timer);
@@ -42,19 +47,19 @@ export class Client {
     const url = `http://127.0.0.1:${this.node.port}/listen/${this.channels.join()}`;
     const request = http.get(url, { headers, agent: false });
     this.#request = request;
-    // An 'error' is followed by a 'close'.
+    // Ignored, because an 'error' is followed by a 'close'.
     request.on('error', () => {});
-    request.on('close', () => this.#ended(request));
-    request.on('response', (response) => this.#opened(response));
+    request.on('close', () => this.#onClose(request));
+    request.on('response', (response) => this.#onResponse(response));
   }
 
-  /** Breaks the connection. @param {number} [ms] after which it comes back */
+  /** Breaks the connection. @param {number} [ms] time in ms until the client reconnects */
   drop(ms) {
     this.#request?.destroy();
-    this.#returnIn(ms);
+    this.#reconnectIn(ms);
   }
 
-  /** Never comes back. */
+  /** Breaks the connection for good. */
   leave() {
     this.#isGone = true;
     this.#request?.destroy();
@@ -62,7 +67,7 @@ export class Client {
     this.#account.isClosed = true;
   }
 
-  /** Reads nothing for so long. */
+  /** Stops reading for some time. @param {number} ms */
   pause(ms) {
     const response = this.#response;
     if (response === undefined || this.isPaused) return;
@@ -74,7 +79,7 @@ export class Client {
     }, ms).unref();
   }
 
-  #opened(response) {
+  #onResponse(response) {
     if (response.statusCode !== 200) {
       response.resume();
       this.#account.note({ kind: 'refused', status: response.statusCode });
@@ -83,24 +88,25 @@ export class Client {
     this.#response = response;
     this.connectedAt = performance.now();
     this.#account.note({ kind: 'connected' });
-    const parser = createParser({ onEvent: (event) => this.#take(event) });
+    const parser = createParser({ onEvent: (event) => this.#onEvent(event) });
     response.setEncoding('utf8');
     response.on('error', () => {});
-    // What comes after the client has hung up is not for anybody.
+    // Data that arrives after the client has closed the connection is ignored.
     response.on('data', (text) => {
       if (this.#response === response && !this.#request?.destroyed) parser.feed(text);
     });
   }
 
-  #ended(request) {
+  #onClose(request) {
     if (this.#request !== request) return;
     this.#request = undefined;
     this.#response = undefined;
     this.connectedAt = undefined;
-    if (this.#timer === undefined) this.#returnIn(200 + Math.random() * 1_300);
+    if (this.#timer === undefined) this.#reconnectIn(200 + Math.random() * 1_300);
   }
 
-  #returnIn(ms) {
+  /** @param {number | undefined} ms time in ms; the client does not reconnect if `undefined` */
+  #reconnectIn(ms) {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     if (this.#isGone || ms === undefined) return;
@@ -110,7 +116,8 @@ export class Client {
     }, ms);
   }
 
-  #take({ event, data, id }) {
+  /** Records an event in the account of this client. */
+  #onEvent({ event, data, id }) {
     if (this.#spoil?.isDeaf) return;
     if (id !== undefined) this.lastEventId = id;
     if (event === 'sse:gap') this.#account.note({ kind: 'gap', ...JSON.parse(data) });

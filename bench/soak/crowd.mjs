@@ -1,29 +1,39 @@
-/** The clients: some stay, some come and go, some leave for good, some read slowly. */
+/** The clients of the soak: some stay, some disconnect often, some leave, some read slowly. */
 import { Client } from './client.mjs';
-import { oneOf } from './publisher.mjs';
+import { drawOne } from './publisher.mjs';
 import { BULK, ROOMS, STEADY, temporaryChannels } from './settings.mjs';
 import { Spoil } from './spoil.mjs';
 
 const TURN_MS = 500;
 
-/** How many of each kind there are at a time. */
+/** The number of clients of each kind at a time. */
 const SIZES = { stays: 60, commutes: 40, visits: 20, slow: 10, wide: 30 };
 
+// Maximum number of new clients of each kind in one turn of the crowd.
+const MAX_NEW_CLIENTS = 4;
+
+/** Keeps the number of clients of each kind, and lets the clients act. */
 export class Crowd {
-  /** How many there were. */
-  came = 0;
+  /** Number of clients since the start. */
+  totalCount = 0;
   #members = Object.fromEntries(Object.keys(SIZES).map((kind) => [kind, new Set()]));
   #ends = new Map();
-  #world;
+  #clientOptions;
   #spoil;
   #timer;
 
-  /** @param {{ checker: import('./checker.mjs').Checker, choose: () => import('./nodes.mjs').SoakNode }} world @param {string} [spoil] */
-  constructor(world, spoil) {
-    this.#world = world;
+  /**
+   * @param {object} clientOptions options of each client
+   * @param {import('./checker.mjs').Checker} clientOptions.checker
+   * @param {() => import('./nodes.mjs').SoakNode} clientOptions.choose
+   * @param {string} [spoil] way in which the record of one client is changed
+   */
+  constructor(clientOptions, spoil) {
+    this.#clientOptions = clientOptions;
     this.#spoil = spoil === undefined ? undefined : new Spoil(spoil);
   }
 
+  /** All clients, connected or not. */
   get clients() {
     return Object.values(this.#members).flatMap((members) => Array.from(members));
   }
@@ -32,12 +42,13 @@ export class Crowd {
     this.#timer = setInterval(() => this.#turn(), TURN_MS);
   }
 
-  /** Nobody goes away any more, and who is away comes back. */
-  gather() {
+  /** Stops all actions, and connects all clients. */
+  connectAll() {
     clearInterval(this.#timer);
     for (const client of this.clients) client.connect();
   }
 
+  /** Disconnects all clients for good. */
   leave() {
     clearInterval(this.#timer);
     for (const client of this.clients) client.leave();
@@ -48,58 +59,58 @@ export class Crowd {
     const now = performance.now();
     for (const [kind, members] of Object.entries(this.#members)) {
       for (const client of members) {
-        if (now >= (this.#ends.get(client) ?? Infinity)) this.#forget(client, members);
-        else BEHAVIOUR[kind](client);
+        if (now >= (this.#ends.get(client) ?? Infinity)) this.#remove(client, members);
+        else ACTIONS[kind](client);
       }
-      // A few at a time.
-      for (let come = 0; come < 4 && members.size < SIZES[kind]; come++) {
-        this.#come(kind, members, now);
+      for (let added = 0; added < MAX_NEW_CLIENTS && members.size < SIZES[kind]; added++) {
+        this.#add(kind, members, now);
       }
     }
   }
 
-  #come(kind, members, now) {
-    // The one that is spoiled stays, so that it is there to be judged.
+  #add(kind, members, now) {
+    // The spoiled client is of a kind that stays, so that it is still there to be judged.
     const spoil = kind === 'stays' ? this.#spoil : undefined;
     if (spoil !== undefined) this.#spoil = undefined;
-    const client = new Client(`client ${++this.came} (${kind})`, CHANNELS[kind](), {
-      ...this.#world,
-      spoil,
-    });
+    const name = `client ${++this.totalCount} (${kind})`;
+    const client = new Client(name, CHANNELS[kind](), { ...this.#clientOptions, spoil });
     members.add(client);
     if (kind === 'visits') this.#ends.set(client, now + 2_000 + Math.random() * 8_000);
     if (kind === 'commutes') this.#ends.set(client, now + 30_000 + Math.random() * 60_000);
   }
 
-  #forget(client, members) {
+  #remove(client, members) {
     client.leave();
     members.delete(client);
     this.#ends.delete(client);
   }
 }
 
+/** The channels of a new client, by kind. */
 const CHANNELS = {
-  stays: () => someOf(STEADY, 1 + Math.floor(Math.random() * 4)),
-  commutes: () => [...someOf(STEADY, 2), temporaryChannels()[0]],
-  // Mostly channels that the node does not listen to yet.
-  visits: () => [oneOf(STEADY), ...temporaryChannels(), ...someOf(ROOMS, 20)],
-  slow: () => [BULK, oneOf(STEADY)],
-  wide: () => someOf(ROOMS, 100),
+  stays: () => drawSome(STEADY, 1 + Math.floor(Math.random() * 4)),
+  commutes: () => [...drawSome(STEADY, 2), temporaryChannels()[0]],
+  // Mostly channels to which the node is not subscribed yet.
+  visits: () => [drawOne(STEADY), ...temporaryChannels(), ...drawSome(ROOMS, 20)],
+  slow: () => [BULK, drawOne(STEADY)],
+  wide: () => drawSome(ROOMS, 100),
 };
 
-/** What a client may do in a turn of the crowd. */
-const BEHAVIOUR = {
-  stays: (client) => perhaps(0.002, () => client.drop(100)),
-  commutes: (client) => perhaps(0.03, () => client.drop(Math.random() * 15_000)),
+/** The action of a client in a turn of the crowd, by kind. */
+const ACTIONS = {
+  stays: (client) => runWithProbability(0.002, () => client.drop(100)),
+  commutes: (client) => runWithProbability(0.03, () => client.drop(Math.random() * 15_000)),
   visits: () => {},
-  wide: (client) => perhaps(0.005, () => client.drop(2_000)),
-  slow: (client) => perhaps(0.02, () => client.pause(5_000 + Math.random() * 35_000)),
+  wide: (client) => runWithProbability(0.005, () => client.drop(2_000)),
+  slow: (client) => runWithProbability(0.02, () => client.pause(5_000 + Math.random() * 35_000)),
 };
 
-function perhaps(probability, callback) {
+/** Calls the function with the given probability. */
+function runWithProbability(probability, callback) {
   if (Math.random() < probability) callback();
 }
 
-function someOf(list, count) {
+/** @returns different members of a list, at random */
+function drawSome(list, count) {
   return list.toSorted(() => Math.random() - 0.5).slice(0, count);
 }

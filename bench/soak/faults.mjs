@@ -1,18 +1,22 @@
-/** What happens to Redis, at random. */
+/** The faults of Redis, at random times. */
 import { setTimeout as sleep } from 'node:timers/promises';
 
+/** Causes faults until stopped. */
 export class Faults {
-  /** How often each has happened. */
+  /** Number of faults, by name. */
   counts = {};
   #redis;
-  #every;
+  #interval;
   #isStopped = false;
   #running;
 
-  /** @param {import('../redis.mjs').RedisServer} redis @param {number} every ms from one to the next, on average */
-  constructor(redis, every) {
+  /**
+   * @param {import('../redis.mjs').RedisServer} redis
+   * @param {number} interval average time between two faults, in ms
+   */
+  constructor(redis, interval) {
     this.#redis = redis;
-    this.#every = every;
+    this.#interval = interval;
   }
 
   start() {
@@ -20,7 +24,7 @@ export class Faults {
     this.#running = this.#run();
   }
 
-  /** Resolves when Redis is as it was. */
+  /** Stops. @returns a promise that resolves when the last fault is over */
   async stop() {
     this.#isStopped = true;
     await this.#running;
@@ -39,9 +43,10 @@ export class Faults {
   }
 
   #next() {
-    return performance.now() + this.#every * (0.5 + Math.random());
+    return performance.now() + this.#interval * (0.5 + Math.random());
   }
 
+  /** @returns name and function of a fault, at random according to the weights */
   #draw() {
     let drawn = Math.random() * KINDS.reduce((sum, { weight }) => sum + weight, 0);
     const { name, run } = KINDS.find(({ weight }) => (drawn -= weight) < 0);
@@ -49,6 +54,7 @@ export class Faults {
   }
 }
 
+/** The kinds of faults. A kind with a higher weight is drawn more often. */
 const KINDS = [
   { name: 'Pub/Sub killed', weight: 3, run: killPubSub },
   { name: 'Pub/Sub killed again and again', weight: 2, run: killPubSubOften },
@@ -58,11 +64,12 @@ const KINDS = [
   { name: 'crashed', weight: 1, run: (redis) => restart(redis, 'SIGKILL') },
 ];
 
+/** Kills the subscribing connections of all nodes. */
 async function killPubSub({ client }) {
   await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
 }
 
-/** Also while the nodes heal. */
+/** Kills the connections many times within a second, also while the nodes recover. */
 async function killPubSubOften(redis) {
   const kills = 8 + Math.floor(Math.random() * 30);
   for (let kill = 0; kill < kills; kill++) {
@@ -71,18 +78,20 @@ async function killPubSubOften(redis) {
   }
 }
 
+/** Lets Redis answer no command for up to 4.3 s. */
 async function pauseCommands({ client }) {
   const ms = 300 + Math.floor(Math.random() * 4_000);
   await client.sendCommand(['CLIENT', 'PAUSE', String(ms), 'ALL']);
   await sleep(ms);
 }
 
+/** Kills all connections of all nodes. */
 async function killAll({ client }) {
   await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
   await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'normal']);
 }
 
-/** Its log is on disk with each write, so nothing that was accepted is lost. */
+/** Redis writes its log to disk with each write, so a restart does not lose accepted events. */
 async function restart(redis, signal) {
   await redis.stop(signal);
   await sleep(Math.random() * 3_000);

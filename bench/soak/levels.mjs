@@ -1,46 +1,59 @@
-/** What a node and Redis hold while nobody is connected, before and after. */
+/** Memory and resources of nodes and Redis without clients, compared before and after the soak. */
 import { LIMITS } from './settings.mjs';
 
-// What may be left beyond the level after the warm-up: V8's own.
-const HEAP_TOLERANCE = 4e6;
-// Redis keeps the key of each publish for five minutes, so the level of a short warm-up is low.
-const REDIS_TOLERANCE = LIMITS.maxHistory + 8e6;
+// Growth of the heap since the warm-up, in bytes, that V8 itself may cause.
+const HEAP_TOLERANCE_BYTES = 4e6;
 
-/** @typedef {[what: string, isWell: boolean, figures: string]} Check */
+// Growth of Redis since the warm-up, in bytes. Redis keeps the key of each publish for five
+// minutes, so the level after a short warm-up is low.
+const REDIS_TOLERANCE_BYTES = LIMITS.maxHistory + 8e6;
 
-/** @param {any} state of a node @returns bytes in use, without the history, which has a bound of its own */
-export function held({ heapUsed, external, registry }) {
+/** @typedef {[name: string, isOk: boolean, figures: string]} Check */
+
+/**
+ * @param {any} state the state of a node
+ * @returns the bytes in use, without the history, which has a limit of its own
+ */
+export function usedBytes({ heapUsed, external, registry }) {
   return heapUsed + external - registry.history.bytes;
 }
 
 /** @returns {Check} */
-export function memoryCheck(index, state, before) {
-  const grown = held(state) - held(before);
-  const figures = `${megabytes(grown)} more; ${memoryText(state)}`;
-  return [`node ${index} is back at its level of memory`, grown <= HEAP_TOLERANCE, figures];
+export function checkMemory(index, state, before) {
+  const growth = usedBytes(state) - usedBytes(before);
+  const figures = `growth ${megabytes(growth)}; ${describeMemory(state)}`;
+  return [`memory of node ${index} has not grown`, growth <= HEAP_TOLERANCE_BYTES, figures];
 }
 
+/** Whether a node has the same timers, sockets and listeners as before. */
 export function hasSameResources(state, before) {
-  return resourceText(state) === resourceText(before);
+  return describeResources(state) === describeResources(before);
 }
 
 /** @returns {Check} */
-export function resourceCheck(index, state, before) {
+export function checkResources(index, state, before) {
   const isSame = hasSameResources(state, before);
   const figures = isSame
-    ? resourceText(state)
-    : `${resourceText(state)}; before ${resourceText(before)}`;
-  return [`node ${index} holds no timer, socket or listener more`, isSame, figures];
+    ? describeResources(state)
+    : `${describeResources(state)}; before ${describeResources(before)}`;
+  return [`node ${index} has no additional timer, socket or listener`, isSame, figures];
 }
 
 /** @returns {Check} */
-export function redisCheck(after, before) {
-  const isWell = after.memory <= before.memory + REDIS_TOLERANCE;
-  return ['Redis is back at its level', isWell, `${redisText(after)}; level ${redisText(before)}`];
+export function checkRedis(after, before) {
+  const isOk = after.memory <= before.memory + REDIS_TOLERANCE_BYTES;
+  return [
+    'memory of Redis has not grown',
+    isOk,
+    `${describeRedis(after)}; before ${describeRedis(before)}`,
+  ];
 }
 
-/** What is left of clients that have gone. @returns {string[]} */
-export function leftIn({ streams, registry }, index) {
+/**
+ * Lists the gauges of a node that are not 0 although all clients have left.
+ * @returns {string[]}
+ */
+export function listRemaining({ streams, registry }, index) {
   const { open, buffered } = streams;
   const { channels, subscriptions, behind } = registry;
   return Object.entries({ open, buffered, channels, subscriptions, behind })
@@ -48,7 +61,8 @@ export function leftIn({ streams, registry }, index) {
     .map(([name, count]) => `node ${index}: ${name} ${count}`);
 }
 
-export function memoryText(state) {
+/** @returns the parts of the memory of a node as text */
+export function describeMemory(state) {
   const { heapUsed, external, rss, registry } = state;
   const parts = { heap: heapUsed, external, history: registry.history.bytes, resident: rss };
   return Object.entries(parts)
@@ -56,14 +70,17 @@ export function memoryText(state) {
     .join(', ');
 }
 
-export function redisText({ memory, keys }) {
+/** @returns memory and number of keys of Redis as text */
+export function describeRedis({ memory, keys }) {
   return `${megabytes(memory)}, ${keys} keys`;
 }
 
+/** @returns the bytes as text in MB */
 export function megabytes(bytes) {
   return `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
-function resourceText({ resources, listeners }) {
+/** @returns timers, sockets and listeners of a node as text, which can be compared */
+function describeResources({ resources, listeners }) {
   return `${JSON.stringify(resources)}, ${listeners} listeners of the process`;
 }

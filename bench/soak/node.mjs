@@ -1,4 +1,7 @@
-/** One node of the soak: a server with a registry over Redis. Its parent publishes and asks through IPC, so that sockets are clients'. */
+/**
+ * One node of the soak: a server with a registry over Redis. The parent process sends its commands
+ * by IPC, so that all sockets of the node belong to clients.
+ */
 import http from 'node:http';
 import process from 'node:process';
 import { subscribe } from 'node:diagnostics_channel';
@@ -15,7 +18,7 @@ const events = sse({ channels, heartbeat: 5_000, warnings: false });
 
 const warnings = [];
 process.on('warning', ({ name, message, code }) => {
-  // The soak restarts Redis, which may take longer than a node waits before it says so.
+  // Expected, because a restart of Redis may take longer than a node waits before this warning.
   if (code !== 'RES_SSE_BROKER_UNREACHABLE') warnings.push(`${name}: ${message}`);
 });
 let errors = 0;
@@ -37,18 +40,20 @@ const server = http.createServer((req, res) => {
 });
 server.listen(0, '127.0.0.1', () => process.send({ port: server.address().port }));
 
-const answers = {
+/** The commands of the parent process. */
+const commands = {
   publish: ({ items }) => Promise.all(items.map(publishOne)),
-  state,
+  state: readState,
 };
 
-process.on('message', (question) => void answer(question));
+process.on('message', (message) => void runCommand(message));
 process.on('disconnect', () => process.exit());
 
-async function answer({ id, kind, ...question }) {
-  process.send({ id, answer: await answers[kind](question) });
+async function runCommand({ id, kind, ...parameters }) {
+  process.send({ id, answer: await commands[kind](parameters) });
 }
 
+/** @returns the answer of `publish()`, or its error as text */
 async function publishOne({ channel, data, key }) {
   try {
     return await channels.publish(channel, data, { key });
@@ -57,8 +62,8 @@ async function publishOne({ channel, data, key }) {
   }
 }
 
-/** What the node holds, after a garbage collection. */
-function state() {
+/** Reads memory, statistics and resources of this node, after a garbage collection. */
+function readState() {
   globalThis.gc();
   globalThis.gc();
   const { heapUsed, external, rss } = process.memoryUsage();
@@ -69,7 +74,7 @@ function state() {
     rss,
     streams,
     registry: channels.stats(),
-    resources: countOf(process.getActiveResourcesInfo()),
+    resources: countNames(process.getActiveResourcesInfo()),
     listeners: process.eventNames().reduce((sum, name) => sum + process.listenerCount(name), 0),
     warnings,
     errors,
@@ -77,7 +82,8 @@ function state() {
   };
 }
 
-function countOf(names) {
+/** @returns how often each name occurs */
+function countNames(names) {
   const counts = {};
   for (const name of names.toSorted()) counts[name] = (counts[name] ?? 0) + 1;
   return counts;

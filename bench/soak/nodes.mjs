@@ -1,4 +1,4 @@
-/** The node processes, as the soak sees them. */
+/** The node processes of the soak. */
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
@@ -10,18 +10,19 @@ process.on('exit', () => {
   for (const child of running) child.kill('SIGKILL');
 });
 
+/** A node process, and the answers that are awaited from it. */
 export class SoakNode {
   #child;
-  #asked = 0;
-  #waiting = new Map();
+  #lastId = 0;
+  #pendingAnswers = new Map();
 
   constructor(index, child, port) {
     this.index = index;
     this.port = port;
     this.#child = child;
     child.on('message', ({ id, answer }) => {
-      this.#waiting.get(id)?.(answer);
-      this.#waiting.delete(id);
+      this.#pendingAnswers.get(id)?.(answer);
+      this.#pendingAnswers.delete(id);
     });
   }
 
@@ -29,12 +30,15 @@ export class SoakNode {
     return running.has(this.#child);
   }
 
-  /** @returns {Promise<any>} never settles if the node dies */
-  ask(kind, question = {}) {
-    const id = ++this.#asked;
+  /**
+   * Sends a command to the node.
+   * @returns {Promise<any>} the answer; never settles if the node ends before
+   */
+  ask(kind, parameters = {}) {
+    const id = ++this.#lastId;
     return new Promise((resolve) => {
-      this.#waiting.set(id, resolve);
-      this.#child.send({ id, kind, ...question });
+      this.#pendingAnswers.set(id, resolve);
+      this.#child.send({ id, kind, ...parameters });
     });
   }
 
@@ -47,7 +51,7 @@ export class SoakNode {
   }
 }
 
-/** Resolves when the node serves. */
+/** Starts a node. @returns a promise that resolves when the node is listening */
 export async function startNode(index, redisUrl, dist) {
   const env = {
     ...process.env,

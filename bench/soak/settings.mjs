@@ -1,29 +1,29 @@
-/** What the processes of the soak agree on. */
+/** The settings that all processes of the soak share. */
 
 export const PREFIX = 'soak';
 
-/** Small enough that all bounds are reached within minutes. */
+/** Limits that are small enough to be reached within minutes. */
 export const LIMITS = {
   history: { events: 500, bytes: 4_194_304 },
-  // About seven seconds, so that gaps are told to readers that are slow or away.
+  // About seven seconds of events, so that slow and disconnected clients receive gaps.
   historyFor: (name) => (name === BULK ? { events: 20 } : undefined),
   maxHistory: 16_777_216,
   maxChannels: 2_100,
 };
 
-/** Channels that are always there. */
+/** Channels with regular events. */
 export const STEADY = ['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'];
 
-/** Channels in which little happens. There are many, so that a node that heals has much to ask. */
+/** Channels with few events. There are many, so that the recovery of a node is expensive. */
 export const ROOMS = Array.from({ length: 2_000 }, (unused, at) => `room-${at}`);
 
-/** Much data, for readers that are slow. */
+/** The channel with large events, for slow clients. */
 export const BULK = 'bulk';
 
-// Channels that come and go: each is published to for twice this time, and then by nobody.
+// Half of the time in ms for which a temporary channel gets events.
 const TEMPORARY_MS = 7_000;
 
-/** @returns the two channels that are published to at the moment, among those that come and go */
+/** @returns the two temporary channels that get events now */
 export function temporaryChannels() {
   const now = Math.floor(performance.now() / TEMPORARY_MS);
   return [`temporary-${now}`, `temporary-${now - 1}`];

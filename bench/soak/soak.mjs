@@ -1,4 +1,8 @@
-/** The soak from its start to its verdict. */
+/**
+ * The phases of the soak:
+ *
+ *     start ─▶ load (warm-up) ─▶ empty ─▶ takeLevels ─▶ load (soak) ─▶ settle ─▶ empty ─▶ verdict
+ */
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { cpuTime } from '../machine.mjs';
@@ -6,29 +10,35 @@ import { Checker } from './checker.mjs';
 import { Crowd } from './crowd.mjs';
 import { Faults } from './faults.mjs';
 import { startNode } from './nodes.mjs';
-import { oneOf, Publisher } from './publisher.mjs';
+import { drawOne, Publisher } from './publisher.mjs';
 import {
+  checkMemory,
+  checkRedis,
+  checkResources,
+  describeMemory,
+  describeRedis,
   hasSameResources,
-  held,
-  leftIn,
+  listRemaining,
   megabytes,
-  memoryCheck,
-  memoryText,
-  redisCheck,
-  redisText,
-  resourceCheck,
+  usedBytes,
 } from './levels.mjs';
 
-const NODES = 3;
-const LINE_MS = 30_000;
-const AUDIT_MS = 1_000;
+const NODE_COUNT = 3;
+const LINE_INTERVAL_MS = 30_000;
+const AUDIT_INTERVAL_MS = 1_000;
 
-// Time that nodes have for healing, and clients for getting what they are owed, when Redis is well again.
-const SETTLE_MS = 90_000;
-// A node goes on listening to a channel for 10 s after its last reader.
-const EMPTY_MS = 60_000;
-const RESOURCES_MS = 20_000;
+// Time limit in ms after the last fault: for the recovery of the nodes, and for the events that the
+// clients have missed.
+const SETTLE_TIMEOUT_MS = 90_000;
 
+// Time limit in ms for the nodes after the last client has left. A node stays subscribed to a
+// channel for 10 s after its last client.
+const EMPTY_TIMEOUT_MS = 60_000;
+
+// Time limit in ms for the resources of the nodes to be the same as before.
+const RESOURCES_TIMEOUT_MS = 20_000;
+
+/** One run of the soak. */
 export class Soak {
   #redis;
   #options;
@@ -38,16 +48,23 @@ export class Soak {
   #faults;
   #spoil;
   #levels;
-  #began = performance.now();
-  // Of each node, megabytes by minute.
+  #startedAt = performance.now();
+  // Used bytes of each node, by minute.
   #curve = [];
   #cpu = { at: 0, ms: 0 };
   #unsettled = '';
   #unemptied = '';
   #crowd;
-  #came = 0;
+  #clientCount = 0;
 
-  /** @param {import('../redis.mjs').RedisServer} redis @param {{ dist?: string, every: number, hasFaults: boolean, spoil?: string }} options */
+  /**
+   * @param {import('../redis.mjs').RedisServer} redis
+   * @param {object} options
+   * @param {string} [options.dist] folder of the build
+   * @param {number} options.every average time between two faults, in ms
+   * @param {boolean} options.hasFaults
+   * @param {string} [options.spoil] way in which the record of one client is changed
+   */
   constructor(redis, options) {
     this.#redis = redis;
     this.#options = options;
@@ -56,20 +73,27 @@ export class Soak {
     this.#faults = new Faults(redis, options.every);
   }
 
-  #choose = () => oneOf(this.#nodes.filter(({ isRunning }) => isRunning));
+  /** @returns a running node, at random */
+  #choose = () => drawOne(this.#nodes.filter(({ isRunning }) => isRunning));
 
+  /** Starts the nodes and the checker. */
   async start() {
     const { dist } = this.#options;
     this.#nodes = await Promise.all(
-      Array.from({ length: NODES }, (unused, index) => startNode(index, this.#redis.url, dist)),
+      Array.from({ length: NODE_COUNT }, (unused, index) =>
+        startNode(index, this.#redis.url, dist),
+      ),
     );
-    setInterval(() => this.#checker.audit(), AUDIT_MS);
-    say(
-      `${new Date().toISOString().slice(0, 16)}Z, Node ${process.version}, ${NODES} nodes, ${dist ?? 'dist'}`,
-    );
+    setInterval(() => this.#checker.audit(), AUDIT_INTERVAL_MS);
+    const date = new Date().toISOString().slice(0, 16);
+    print(`${date}Z, Node ${process.version}, ${NODE_COUNT} nodes, ${dist ?? 'dist'}`);
   }
 
-  /** Everything happens for so long. */
+  /**
+   * Runs clients, publisher and faults.
+   * @param {string} name name of the phase
+   * @param {number} ms duration in ms
+   */
   async load(name, ms) {
     const isSpoiled = name !== 'warm-up';
     this.#crowd = new Crowd(
@@ -81,62 +105,64 @@ export class Soak {
     if (this.#options.hasFaults) this.#faults.start();
     const end = performance.now() + ms;
     while (performance.now() < end) {
-      await sleep(Math.min(LINE_MS, end - performance.now()));
-      await this.#line(name);
+      await sleep(Math.min(LINE_INTERVAL_MS, end - performance.now()));
+      await this.#printLine(name);
     }
     this.#publisher.stop();
     await this.#faults.stop();
   }
 
-  /** Waits until all clients have all. */
+  /** Waits until all clients have received all events of their channels. */
   async settle() {
-    this.#crowd.gather();
+    this.#crowd.connectAll();
     const { clients } = this.#crowd;
     const channels = new Set(clients.flatMap((client) => client.channels));
-    // So that each channel has an event beyond which nothing comes.
+    // The last event of each channel. A client that has received it has received all others.
     for (const channel of channels) void this.#publisher.publish(channel);
-    if (!(await until(() => this.#checker.pending === 0, SETTLE_MS))) {
-      this.#unsettled = 'not every publish has its answer; ';
+    if (!(await until(() => this.#checker.pending === 0, SETTLE_TIMEOUT_MS))) {
+      this.#unsettled = 'some publishes have no answer; ';
     }
-    const lacking = () =>
+    const incompleteClients = () =>
       clients.filter((client) => !this.#checker.hasAll(client.channels, client.lastEventId));
-    await until(() => lacking().length === 0, SETTLE_MS);
-    for (const { who, node, lastEventId } of lacking().slice(0, 5)) {
-      this.#unsettled += `${who} on node ${node?.index} is at ${lastEventId || 'no place'}; `;
+    await until(() => incompleteClients().length === 0, SETTLE_TIMEOUT_MS);
+    const incomplete = incompleteClients();
+    for (const { name, node, lastEventId } of incomplete.slice(0, 5)) {
+      this.#unsettled += `${name} on node ${node?.index} is at ${lastEventId || 'no id'}; `;
     }
-    if (lacking().length > 0) {
-      this.#unsettled += `${lacking().length} of ${clients.length} clients do not have all`;
+    if (incomplete.length > 0) {
+      this.#unsettled += `${incomplete.length} of ${clients.length} clients miss events`;
     }
     this.#checker.audit();
   }
 
-  /** All clients leave, and the nodes notice. */
+  /** Disconnects all clients, and waits until the nodes have noticed. */
   async empty() {
-    this.#came += this.#crowd.came;
+    this.#clientCount += this.#crowd.totalCount;
     this.#crowd.leave();
-    const isEmpty = async () => (await this.#left()) === '';
-    this.#unemptied = (await until(isEmpty, EMPTY_MS)) ? '' : await this.#left();
+    const isEmpty = async () => (await this.#describeRemaining()) === '';
+    const hasEmptied = await until(isEmpty, EMPTY_TIMEOUT_MS);
+    this.#unemptied = hasEmptied ? '' : await this.#describeRemaining();
   }
 
-  /** What memory and resources are to be compared with. */
+  /** Measures memory and resources, for the comparison at the end. */
   async takeLevels() {
-    this.#levels = { states: await this.#states(), redis: await this.#redisLevel() };
+    this.#levels = { states: await this.#readStates(), redis: await this.#readRedisLevel() };
     for (const [index, state] of this.#levels.states.entries()) {
-      say(`level of node ${index}: ${memoryText(state)}`);
+      print(`level of node ${index}: ${describeMemory(state)}`);
     }
-    say(`level of Redis: ${redisText(this.#levels.redis)}`);
+    print(`level of Redis: ${describeRedis(this.#levels.redis)}`);
   }
 
-  /** @returns whether all is well */
+  /** Prints all checks. @returns {Promise<boolean>} whether all checks have passed */
   async verdict() {
     const { states: before, redis: redisBefore } = this.#levels;
-    // A command that is under way has a timer of its own.
+    // Waits, because a command that is running has a timer.
     await until(
       async () =>
-        (await this.#states()).every((state, index) => hasSameResources(state, before[index])),
-      RESOURCES_MS,
+        (await this.#readStates()).every((state, index) => hasSameResources(state, before[index])),
+      RESOURCES_TIMEOUT_MS,
     );
-    const states = await this.#states();
+    const states = await this.#readStates();
     const warnings = states.flatMap((state) => state.warnings);
     const brokers = states.map(({ registry }) => registry.broker.state);
     const checks = [
@@ -146,75 +172,80 @@ export class Soak {
         brokers.every((state) => state === 'open'),
         brokers.join(', '),
       ],
-      ['stats() is at 0 and no topic is listened to', this.#unemptied === '', this.#unemptied],
-      ...states.map((state, index) => memoryCheck(index, state, before[index])),
-      ...states.map((state, index) => resourceCheck(index, state, before[index])),
+      ['stats() is at 0 and no topic has subscribers', this.#unemptied === '', this.#unemptied],
+      ...states.map((state, index) => checkMemory(index, state, before[index])),
+      ...states.map((state, index) => checkResources(index, state, before[index])),
       [
-        'nodes gave no warning, but of a Redis that is away',
+        'the nodes emitted no warning except for an unreachable Redis',
         warnings.length === 0,
         warnings.join('; '),
       ],
-      redisCheck(await this.#redisLevel(), redisBefore),
+      checkRedis(await this.#readRedisLevel(), redisBefore),
     ];
-    this.#sayCurve();
-    say(`faults: ${JSON.stringify(this.#faults.counts)}`);
+    this.#printCurve();
+    print(`faults: ${JSON.stringify(this.#faults.counts)}`);
     for (const [index, { errors, lastError }] of states.entries()) {
-      say(`node ${index}: ${errors} errors, the last: ${lastError}`);
+      print(`node ${index}: ${errors} errors, last: ${lastError}`);
     }
-    for (const violation of this.#checker.violations.slice(0, 20)) say(`violation: ${violation}`);
-    for (const [what, isWell, figures] of checks) {
-      say(`${isWell ? 'ok' : 'FAILED'}: ${what}${figures && ` (${figures})`}`);
+    for (const violation of this.#checker.violations.slice(0, 20)) {
+      print(`violation: ${violation}`);
     }
-    const isWell = checks.every(([, ok]) => ok);
-    say(isWell ? 'verdict: ok' : 'verdict: FAILED');
-    return isWell;
+    for (const [name, isOk, figures] of checks) {
+      print(`${isOk ? 'ok' : 'FAILED'}: ${name}${figures && ` (${figures})`}`);
+    }
+    const areAllOk = checks.every(([, isOk]) => isOk);
+    print(areAllOk ? 'verdict: ok' : 'verdict: FAILED');
+    return areAllOk;
   }
 
+  /** @returns the checks of the id rule, the publishes and the clients */
   #clientChecks() {
     const { violations, judged, accepted, gaps, excused, pending } = this.#checker;
     const figures = [
-      `${judged} ids judged of ${this.#came} clients, ${accepted} events published`,
-      `${gaps} gaps told for ${excused} events`,
+      `${judged} ids of ${this.#clientCount} clients judged, ${accepted} events published`,
+      `${gaps} gaps received for ${excused} events`,
       `${violations.length} violations`,
     ].join('; ');
     return [
-      ['nothing is lost, twice or out of order', violations.length === 0, figures],
+      ['no event was lost, repeated or out of order', violations.length === 0, figures],
       [
         'each publish has its answer',
         pending === 0,
-        `${pending} have none, ${this.#publisher.refused} were refused and repeated`,
+        `${pending} without answer, ${this.#publisher.refused} refused and repeated`,
       ],
-      ['all clients have all in the end', this.#unsettled === '', this.#unsettled],
+      ['all clients have all events at the end', this.#unsettled === '', this.#unsettled],
     ];
   }
 
+  /** Ends all processes. */
   async stop() {
     for (const node of this.#nodes) node.stop();
     await this.#redis.close();
   }
 
-  /** What is left of clients that have gone; `''` for nothing. */
-  async #left() {
-    const left = (await this.#states()).flatMap(leftIn);
+  /** @returns what remains of clients that have left, or `''` if nothing remains */
+  async #describeRemaining() {
+    const remaining = (await this.#readStates()).flatMap(listRemaining);
     const topics = await this.#redis.client.sendCommand(['PUBSUB', 'CHANNELS']);
-    const listened = topics.filter((topic) => topic.includes(':c:'));
-    if (listened.length > 0) left.push(`${listened.length} topics are listened to`);
-    return left.join('; ');
+    const subscribed = topics.filter((topic) => topic.includes(':c:'));
+    if (subscribed.length > 0) remaining.push(`${subscribed.length} topics have subscribers`);
+    return remaining.join('; ');
   }
 
-  async #redisLevel() {
+  async #readRedisLevel() {
     const { used_memory: memory } = await this.#redis.info('memory');
     return { memory: Number(memory), keys: await this.#redis.client.dbSize() };
   }
 
-  #states() {
+  #readStates() {
     return Promise.all(this.#nodes.map((node) => node.ask('state')));
   }
 
-  async #line(name) {
-    const states = await this.#states();
-    const minutes = (performance.now() - this.#began) / 60_000;
-    this.#curve.push({ minutes, held: states.map(held) });
+  /** Prints the state of nodes and clients in one line. */
+  async #printLine(name) {
+    const states = await this.#readStates();
+    const minutes = (performance.now() - this.#startedAt) / 60_000;
+    this.#curve.push({ minutes, bytes: states.map(usedBytes) });
     const { clients } = this.#crowd;
     const connected = clients.filter(({ connectedAt }) => connectedAt !== undefined);
     const now = performance.now();
@@ -225,28 +256,32 @@ export class Soak {
         this.#checker.isLate(client.channels, client.lastEventId),
     );
     const { accepted, gaps, violations } = this.#checker;
-    say(
+    const nodes = states.map(
+      (state) => `${state.registry.broker.state} ${megabytes(usedBytes(state))}`,
+    );
+    const faults = Object.values(this.#faults.counts).reduce((sum, count) => sum + count, 0);
+    print(
       [
         `${name} ${minutes.toFixed(1)} min`,
         `${connected.length}/${clients.length} clients connected, ${late.length} late`,
         `${states.reduce((sum, { registry }) => sum + registry.behind, 0)} behind`,
         `${accepted} events, ${gaps} gaps, ${violations.length} violations`,
-        `nodes ${states.map((state) => `${state.registry.broker.state} ${megabytes(held(state))}`).join(', ')}`,
-        `${this.#cpuShare(now)} of a CPU`,
-        `faults ${Object.values(this.#faults.counts).reduce((sum, count) => sum + count, 0)}`,
+        `nodes ${nodes.join(', ')}`,
+        `${this.#measureCpuShare(now)} of a CPU`,
+        `faults ${faults}`,
       ].join(' | '),
     );
   }
 
-  /** Of all processes, since the last line. */
-  #cpuShare(now) {
+  /** @returns the CPU time of all processes since the last line, in percent */
+  #measureCpuShare(now) {
     const pids = [process.pid, this.#redis.pid];
     let ms = this.#nodes.reduce((sum, node) => sum + node.cpuMs, 0);
     for (const pid of pids) {
       try {
         ms += cpuTime(pid).us / 1e3;
       } catch {
-        // Redis is being restarted.
+        // Redis is not running, because it is being restarted.
       }
     }
     const share = (ms - this.#cpu.ms) / (now - this.#cpu.at);
@@ -254,22 +289,23 @@ export class Soak {
     return `${Math.max(0, share * 100).toFixed(0)} %`;
   }
 
-  #sayCurve() {
-    const every = this.#curve.at(-1).minutes > 12 ? 5 : 1;
-    let next = every;
-    for (const { minutes, held: bytes } of this.#curve) {
+  /** Prints the memory of each node at intervals of 5 minutes, or of 1 minute in a short soak. */
+  #printCurve() {
+    const interval = this.#curve.at(-1).minutes > 12 ? 5 : 1;
+    let next = interval;
+    for (const { minutes, bytes } of this.#curve) {
       if (minutes < next) continue;
-      say(`heap at ${minutes.toFixed(0)} min: ${bytes.map(megabytes).join(', ')}`);
-      next = Math.floor(minutes / every) * every + every;
+      print(`heap at ${minutes.toFixed(0)} min: ${bytes.map(megabytes).join(', ')}`);
+      next = Math.floor(minutes / interval) * interval + interval;
     }
   }
 }
 
-function say(line) {
+function print(line) {
   process.stdout.write(`${line}\n`);
 }
 
-/** @returns whether the condition came true in time */
+/** @returns {Promise<boolean>} whether the condition became true within the time limit */
 async function until(condition, ms) {
   for (const end = performance.now() + ms; performance.now() < end; await sleep(1_000)) {
     if (await condition()) return true;

@@ -1,11 +1,11 @@
-/** Proof that the checker can fail: one client's record of what it got is changed. */
+/** Changes the record of one client, to prove that the checker finds errors. */
 
 const WAYS = {
-  /** Drops one event. */
+  /** Omits one event. */
   lose: () => [],
-  /** Notes one event twice. */
+  /** Records one event twice. */
   repeat: (items) => [...items, ...items],
-  /** Notes one event after the one that follows it. */
+  /** Records one event after the next event. */
   swap(items, held) {
     if (held.length > 0) return [...items, ...held.splice(0)];
     held.push(...items);
@@ -13,15 +13,16 @@ const WAYS = {
   },
 };
 
-/** Notes nothing from some event on, as the client of a deaf node. */
+/** Records nothing after some event, like the client of a node that receives no events any more. */
 const DEAF = 'deaf';
 
 export const WAYS_TO_SPOIL = [...Object.keys(WAYS), DEAF];
 
+/** The change of the record of one client. The first 20 events are recorded unchanged. */
 export class Spoil {
   #way;
   #change;
-  #left;
+  #remaining;
   #passes = 20;
   #held = [];
 
@@ -29,8 +30,8 @@ export class Spoil {
   constructor(way) {
     this.#way = way;
     this.#change = WAYS[way];
-    // A swap takes two events.
-    this.#left = way === 'swap' ? 2 : 1;
+    // A swap changes two events, any other way one event.
+    this.#remaining = way === 'swap' ? 2 : 1;
   }
 
   get isDeaf() {
@@ -42,8 +43,8 @@ export class Spoil {
       this.#passes--;
       return items;
     }
-    if (this.#left === 0) return items;
-    this.#left--;
+    if (this.#remaining === 0) return items;
+    this.#remaining--;
     return this.#change(items, this.#held);
   }
 }

@@ -1,4 +1,4 @@
-/** The Redis that all nodes share: that of `REDIS_URL`, or one that is started for the demo and ends with it. */
+/** The Redis of the cluster: a server that is started for the demo, and the store of the haiku. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -7,11 +7,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createClient } from 'redis';
 import type { Haiku } from '../haiku.ts';
-import { KEEP, type HaikuStore } from '../store.ts';
+import { MAX_HAIKU, type HaikuStore } from '../store.ts';
 
 export type RedisClient = ReturnType<typeof createClient>;
 
-/** Keeps the last haikus where every node finds them. */
+// The key of the list in Redis, which has the newest haiku first.
+const LIST_KEY = 'haikus';
+
+/** Stores the latest haiku in Redis, so that all nodes share them. */
 export class RedisStore implements HaikuStore {
   readonly #client: RedisClient;
 
@@ -22,18 +25,18 @@ export class RedisStore implements HaikuStore {
   async add(haiku: Haiku): Promise<void> {
     await this.#client
       .multi()
-      .lPush('haikus', JSON.stringify(haiku))
-      .lTrim('haikus', 0, KEEP - 1)
+      .lPush(LIST_KEY, JSON.stringify(haiku))
+      .lTrim(LIST_KEY, 0, MAX_HAIKU - 1)
       .exec();
   }
 
   async last(): Promise<readonly Haiku[]> {
-    const kept = await this.#client.lRange('haikus', 0, -1);
-    return kept.map((text) => JSON.parse(text) as Haiku).toReversed();
+    const texts = await this.#client.lRange(LIST_KEY, 0, -1);
+    return texts.map((text) => JSON.parse(text) as Haiku).toReversed();
   }
 }
 
-/** A client that says what is wrong, and comes back when Redis does. */
+/** Connects to Redis. The client prints its errors, and reconnects when the connection breaks. */
 export async function connectTo(url: string): Promise<RedisClient> {
   const client: RedisClient = createClient({ url });
   client.on('error', (error: Error) => console.error(`Redis: ${error.message}`));
@@ -42,14 +45,16 @@ export async function connectTo(url: string): Promise<RedisClient> {
 }
 
 /**
- * Starts a server of the demo's own on a free port; its data is gone when it ends.
- * @throws {Error} where there is none on this machine
+ * Starts a Redis server on a free port of 127.0.0.1. The server ends with this process, and its
+ * data is not kept.
+ * @returns the URL of the server, and a function that stops it
+ * @throws {Error} if `redis-server` is not installed
  */
 export async function startRedis(): Promise<{ url: string; stop: () => Promise<void> }> {
-  const port = await freePort();
+  const port = await findFreePort();
   const dir = mkdtempSync(join(tmpdir(), 'haiku-redis-'));
   const settings = ['--bind', '127.0.0.1', '--port', `${port}`, '--dir', dir, '--save', ''];
-  // In a process group of its own: Ctrl-C is for the demo, which ends Redis when it does not need it any more.
+  // A process group of its own: Ctrl-C must not reach Redis before the nodes have ended.
   const server = spawn('redis-server', settings, { stdio: 'ignore', detached: true });
   process.once('exit', () => {
     server.kill();
@@ -58,12 +63,10 @@ export async function startRedis(): Promise<{ url: string; stop: () => Promise<v
   try {
     await once(server, 'spawn');
   } catch (cause) {
-    throw new Error('the demo needs Redis: install redis-server, or name one in REDIS_URL', {
-      cause,
-    });
+    throw new Error('the demo needs Redis: install redis-server, or set REDIS_URL', { cause });
   }
   const url = `redis://127.0.0.1:${port}`;
-  // It is there as soon as somebody can connect.
+  // The client retries until the server accepts connections.
   const client = createClient({ url }).on('error', () => {});
   await client.connect();
   client.destroy();
@@ -76,7 +79,8 @@ export async function startRedis(): Promise<{ url: string; stop: () => Promise<v
   };
 }
 
-async function freePort(): Promise<number> {
+/** @returns a port that was free a moment ago */
+async function findFreePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
   const { port } = server.address() as AddressInfo;

@@ -1,4 +1,17 @@
-/** The page: listens to haiku, and speaks them. Whatever somebody typed goes into the page as text, never as HTML. */
+/**
+ * The script of the page: receives haiku, and sends them. Text of users is inserted as text, never
+ * as HTML.
+ *
+ * States of the connection, as `#state` shows them:
+ *
+ *     connecting ──▶ live ◀──────────────────────────────┐
+ *                     │ error                            │ no event for a moment
+ *                     ▼                                  │
+ *                reconnecting ──open──▶ catching up ─────┤
+ *                     │                  │ gap           │ after some seconds
+ *                     ▼                  ▼               │
+ *                   closed          live, list renewed ──┘
+ */
 import { countSyllables } from './syllables.js';
 
 /**
@@ -8,17 +21,25 @@ import { countSyllables } from './syllables.js';
  * @property {string} [author]
  * @property {string} at when the server received it, ISO 8601
  *
- * @typedef {{ cursor: string, haikus: Haiku[] }} Spoken the last haikus, and where the stream goes on from them
+ * @typedef {{ cursor: string, haikus: Haiku[] }} PageData the latest haiku, the newest last, and
+ * the cursor at which the stream continues
  *
- * @typedef {'connecting' | 'live' | 'live, list renewed' | 'catching up' | 'reconnecting' | 'closed'} ConnectionState
+ * @typedef {'connecting' | 'live' | 'live, list renewed' | 'catching up' | 'reconnecting' |
+ *   'closed'} ConnectionState
  */
 
-// As many as the server keeps; older ones leave the page, so that it can stay open for years.
-const KEEP = 50;
+// Maximum number of haiku on the page, the same as on the server. Without a limit a page that stays
+// open would grow.
+const MAX_HAIKU = 50;
 
-// So long, in ms, something is said that is to be read. As long a silence after the missed haikus means that all have come.
-const A_MOMENT = 800;
-const A_WHILE = 3_000;
+// Time in ms without an event after which all missed haiku have arrived.
+const CAUGHT_UP_MS = 800;
+
+// Time in ms for which 'live, list renewed' is shown.
+const NOTICE_MS = 3_000;
+
+// Time in ms after which the request for the page fails.
+const FETCH_TIMEOUT_MS = 10_000;
 
 const list = element('#haiku');
 const form = element('#speak');
@@ -27,114 +48,119 @@ const lines = /** @type {HTMLInputElement[]} */ ([
   ...document.querySelectorAll('input[data-syllables]'),
 ]);
 const status = element('#state');
-const reconnect = element('#reconnect');
+const reconnectButton = element('#reconnect');
 
-// --- Listening ---
+// --- Receiving ---
 
 /**
- * Follows the stream from where the list ends, through whatever interruptions.
+ * Receives the events after the cursor. The EventSource reconnects by itself.
  * @param {string} cursor
- * @param {ConnectionState} onceOpen what is said when the line is there at the first attempt
+ * @param {ConnectionState} stateAfterOpen the state if the first attempt succeeds
  */
-function listen(cursor, onceOpen) {
+function listen(cursor, stateAfterOpen) {
   const source = new EventSource(`/listen?lastEventId=${encodeURIComponent(cursor)}`);
 
   /** @type {Record<string, (event: MessageEvent<string>) => void>} */
   const listeners = {
-    open: () => tell(status.dataset.state === 'reconnecting' ? 'catching up' : onceOpen),
+    open: () => setState(status.dataset.state === 'reconnecting' ? 'catching up' : stateAfterOpen),
     text({ data }) {
-      show(JSON.parse(data), true);
-      caughtUp();
+      addHaiku(JSON.parse(data), true);
+      awaitCaughtUp();
     },
-    // A stream begins with one, and what was missed comes right after it.
-    'sse:checkpoint': caughtUp,
-    // The server cannot say what was missed: it has forgotten, or it has been started anew.
+    // A stream starts with a checkpoint, and the missed events follow at once.
+    'sse:checkpoint': awaitCaughtUp,
+    // The server no longer has the missed events, for example after a restart.
     'sse:gap'() {
       source.close();
-      // Two in a row: no page should hammer a server that contradicts itself.
+      // After a second gap in a row the page waits, to avoid a loop of requests.
       if (status.dataset.state === 'live, list renewed') renewLater('live, list renewed');
       else void renew('live, list renewed');
     },
-    // The browser comes back by itself, unless the server's answer was that there is no stream.
-    error: () => tell(source.readyState === EventSource.CLOSED ? 'closed' : 'reconnecting'),
+    // The browser reconnects unless the response was not an event stream.
+    error: () => setState(source.readyState === EventSource.CLOSED ? 'closed' : 'reconnecting'),
   };
   for (const [name, listener] of Object.entries(listeners)) source.addEventListener(name, listener);
 }
 
 /**
- * Fetches the list anew, and listens from there. What is being typed stays.
- * @param {ConnectionState} onceOpen
+ * Fetches the current list and continues from there. The form is not changed.
+ * @param {ConnectionState} stateAfterOpen
  */
-async function renew(onceOpen) {
-  tell('catching up');
+async function renew(stateAfterOpen) {
+  setState('catching up');
   try {
-    const { cursor, haikus } = await fetchSpoken();
-    showAll(haikus);
-    listen(cursor, onceOpen);
+    const { cursor, haikus } = await fetchPageData();
+    replaceList(haikus);
+    listen(cursor, stateAfterOpen);
   } catch {
-    renewLater(onceOpen);
+    renewLater(stateAfterOpen);
   }
 }
 
-/** @param {ConnectionState} onceOpen */
-function renewLater(onceOpen) {
-  tell('reconnecting');
-  // Not all pages at the same time.
-  setTimeout(() => void renew(onceOpen), 1_000 + Math.random() * 2_000);
+/** @param {ConnectionState} stateAfterOpen */
+function renewLater(stateAfterOpen) {
+  setState('reconnecting');
+  // A random time, so that not all pages send their requests together.
+  setTimeout(() => void renew(stateAfterOpen), 1_000 + Math.random() * 2_000);
 }
 
-/** @returns {Promise<Spoken>} what the page would begin with, were it opened now */
-async function fetchSpoken() {
-  const response = await fetch('/', { cache: 'no-store', signal: AbortSignal.timeout(10_000) });
+/** @returns {Promise<PageData>} the data of a page that is loaded now */
+async function fetchPageData() {
+  const signal = AbortSignal.timeout(FETCH_TIMEOUT_MS);
+  const response = await fetch('/', { cache: 'no-store', signal });
   const [, json] =
     /<script id="spoken" type="application\/json">(.*?)<\/script>/s.exec(await response.text()) ??
     [];
   return JSON.parse(json ?? '');
 }
 
-/** @type {ReturnType<typeof setTimeout> | undefined} */
-let later;
+/**
+ * The timer of the next state.
+ * @type {ReturnType<typeof setTimeout> | undefined}
+ */
+let stateTimer;
 
 /** @param {ConnectionState} state */
-function tell(state) {
-  clearTimeout(later);
-  // Each failed attempt to reconnect comes by here; a screen reader need not hear of it again.
+function setState(state) {
+  clearTimeout(stateTimer);
+  // Not repeated after each failed attempt, because a screen reader would read the text again.
   if (status.textContent !== state) status.textContent = state;
   status.dataset.state = state;
-  reconnect.hidden = state !== 'closed';
-  if (state === 'live, list renewed') tellLater('live', A_WHILE);
+  reconnectButton.hidden = state !== 'closed';
+  if (state === 'live, list renewed') setStateLater('live', NOTICE_MS);
 }
 
 /**
- * Says it after some time, unless there is something else to say.
+ * Sets the state after some time, unless another state is set before.
  * @param {ConnectionState} state
  * @param {number} ms
  */
-function tellLater(state, ms) {
-  clearTimeout(later);
-  later = setTimeout(() => tell(state), ms);
+function setStateLater(state, ms) {
+  clearTimeout(stateTimer);
+  stateTimer = setTimeout(() => setState(state), ms);
 }
 
-/** Something has come: if it was missed before, it may have been the last. */
-function caughtUp() {
-  if (status.dataset.state === 'catching up') tellLater('live', A_MOMENT);
+/** Restarts the time without events after which the page is live again. */
+function awaitCaughtUp() {
+  if (status.dataset.state === 'catching up') setStateLater('live', CAUGHT_UP_MS);
 }
 
-/** Makes the list that of the server. @param {Haiku[]} haikus the newest last */
-function showAll(haikus) {
+/** Replaces the list by the list of the server. @param {Haiku[]} haikus the newest last */
+function replaceList(haikus) {
   const ids = new Set(haikus.map(({ id }) => id));
   for (const item of items()) if (!ids.has(item.dataset.id ?? '')) item.remove();
-  // What is missing is newer than what is there, and what is there does not move.
-  for (const haiku of haikus) show(haiku, false);
+  // Haiku that are on the page stay where they are; the missing ones are newer.
+  for (const haiku of haikus) addHaiku(haiku, false);
   element('#quiet').hidden = list.children.length > 0;
 }
 
 /**
- * Puts a haiku on top of the list, once: it may come by the page and by the stream.
+ * Adds a haiku at the top of the list, unless it is there: it may arrive both with the page and
+ * with the stream.
  * @param {Haiku} haiku
- * @param {boolean} isHeard whether it was spoken while somebody was listening
+ * @param {boolean} isHeard whether the haiku arrived while the page was open; then it is animated
  */
-function show({ id, text, author, at }, isHeard) {
+function addHaiku({ id, text, author, at }, isHeard) {
   if (items().some((item) => item.dataset.id === id)) return;
   const template = /** @type {HTMLTemplateElement} */ (element('#haiku-item'));
   const item = /** @type {HTMLElement} */ (
@@ -142,33 +168,33 @@ function show({ id, text, author, at }, isHeard) {
   );
   item.dataset.id = id;
   item.classList.toggle('heard', isHeard);
-  element('blockquote', item).append(...text.split('\n').map(paragraph));
+  element('blockquote', item).append(...text.split('\n').map(createParagraph));
   element('.by', item).textContent = author ?? 'somebody';
   element('.by', item).classList.toggle('unnamed', author === undefined);
   const time = /** @type {HTMLTimeElement} */ (element('time', item));
   time.dateTime = at;
-  time.textContent = localTime(new Date(at));
+  time.textContent = formatTime(new Date(at));
   list.prepend(item);
-  while (list.children.length > KEEP) list.lastElementChild?.remove();
+  while (list.children.length > MAX_HAIKU) list.lastElementChild?.remove();
   element('#quiet').hidden = true;
 }
 
-/** The haikus that are shown. */
+/** @returns the elements of the haiku on the page, the newest first */
 function items() {
   return /** @type {HTMLElement[]} */ ([...list.children]);
 }
 
 /** @param {string} line */
-function paragraph(line) {
+function createParagraph(line) {
   const p = document.createElement('p');
-  // Each line finds its own direction, so that none can turn its neighbours around.
+  // The direction of each line is determined by its own text, not by the other lines.
   p.dir = 'auto';
   p.textContent = line;
   return p;
 }
 
-/** The time of day, with the day where it is another. @param {Date} date */
-function localTime(date) {
+/** @param {Date} date @returns the local time of day, with the date if it is not today's */
+function formatTime(date) {
   const isToday = date.toDateString() === new Date().toDateString();
   return date.toLocaleString(undefined, {
     ...(isToday ? {} : { day: 'numeric', month: 'short' }),
@@ -177,73 +203,79 @@ function localTime(date) {
   });
 }
 
-// --- Speaking ---
+// --- Sending ---
 
-let speaking = false;
+let isSending = false;
 
-async function speak() {
+/** Sends the lines of the form, and shows the answer of the server. */
+async function sendHaiku() {
   const text = lines
     .map((line) => line.value.trim())
     .filter((line) => line !== '')
     .join('\n');
   if (text === '') {
-    reply('One line is enough to begin.');
+    showAnswer('One line is enough to begin.');
     lines[0].focus();
     return;
   }
-  // A second press while the first is under way would speak twice.
-  if (speaking) return;
-  speaking = true;
-  reply('');
+  // A second press of the button during the request would send the haiku twice.
+  if (isSending) return;
+  isSending = true;
+  showAnswer('');
   try {
     const response = await fetch('/speak', {
       method: 'POST',
       headers: { 'Content-Type': 'application/json' },
       body: JSON.stringify({ text, author: nameInput.value.trim() }),
     });
-    if (response.ok) spoken();
-    else reply(await response.text());
+    if (response.ok) clearForm();
+    else showAnswer(await response.text());
   } catch {
-    reply('Nobody could hear that. Your lines are kept; try again in a moment.');
+    showAnswer('Nobody could hear that. Your lines are kept; try again in a moment.');
   } finally {
-    speaking = false;
+    isSending = false;
   }
 }
 
-function spoken() {
+/** Empties the form after a haiku was sent. */
+function clearForm() {
   for (const line of lines) {
     line.value = '';
-    hint(line);
+    updateHint(line);
   }
   lines[0].focus();
-  reply('Spoken.');
+  showAnswer('Spoken.');
 }
 
 /** @param {string} sentence */
-function reply(sentence) {
+function showAnswer(sentence) {
   element('#answer').textContent = sentence;
 }
 
-/** Says how far the line is from its number of syllables. @param {HTMLInputElement} line */
-function hint(line) {
-  const wanted = Number(line.dataset.syllables);
+/** Shows how many syllables a line has, and how many are usual. @param {HTMLInputElement} line */
+function updateHint(line) {
+  const usualCount = Number(line.dataset.syllables);
   const count = countSyllables(line.value);
   const row = /** @type {HTMLElement} */ (line.nextElementSibling);
-  row.classList.toggle('met', count === wanted);
+  row.classList.toggle('met', count === usualCount);
   element('.beats', row).replaceChildren(
-    ...Array.from({ length: wanted }, (_, index) => {
+    ...Array.from({ length: usualCount }, (_, index) => {
       const beat = document.createElement('i');
       beat.classList.toggle('on', index < count);
       return beat;
     }),
   );
-  element(`#hint-${lines.indexOf(line) + 1}`).textContent = `${count} of ${wanted} syllables`;
+  const hint = element(`#hint-${lines.indexOf(line) + 1}`);
+  hint.textContent = `${count} of ${usualCount} syllables`;
 }
 
-/** Enter goes on as in a notebook and speaks after the last line; the arrows go up and down. @param {KeyboardEvent} event */
-function move(event) {
+/**
+ * Moves between the lines by the arrow keys and Enter. Enter in the last line submits the form.
+ * @param {KeyboardEvent} event
+ */
+function moveFocus(event) {
   const step = { ArrowUp: -1, ArrowDown: 1, Enter: 1 }[event.key];
-  // While an input method composes, Enter and the arrows are its own.
+  // During the composition of an input method, the keys belong to the input method.
   if (step === undefined || event.isComposing || event.ctrlKey || event.metaKey) return;
   const next = lines[lines.findIndex((line) => line === event.target) + step];
   if (next === undefined) return;
@@ -251,8 +283,8 @@ function move(event) {
   next.focus();
 }
 
-/** A haiku that is pasted as a whole falls into its lines. @param {ClipboardEvent} event */
-function paste(event) {
+/** Distributes pasted text of several lines over the inputs. @param {ClipboardEvent} event */
+function pasteLines(event) {
   const pasted = (event.clipboardData?.getData('text') ?? '')
     .split(/[\r\n]+/)
     .map((line) => line.trim())
@@ -261,29 +293,31 @@ function paste(event) {
   event.preventDefault();
   for (const [index, line] of lines.entries()) {
     line.value = (pasted[index] ?? '').slice(0, line.maxLength);
-    hint(line);
+    updateHint(line);
   }
   lines[pasted.length - 1].focus();
 }
 
-// --- What a browser may refuse to remember is asked again ---
+// --- Storing the author's name. A browser may refuse to store data: then the name is not kept. ---
 
-const AUTHOR = 'haiku.author';
+const AUTHOR_KEY = 'haiku.author';
 
-function recallAuthor() {
+/** Restores the name from an earlier visit. */
+function loadAuthor() {
   try {
-    nameInput.value = localStorage.getItem(AUTHOR) ?? '';
+    nameInput.value = localStorage.getItem(AUTHOR_KEY) ?? '';
   } catch {}
 }
 
-function rememberAuthor() {
+/** Stores the name for later visits. */
+function saveAuthor() {
   try {
-    localStorage.setItem(AUTHOR, nameInput.value.trim());
+    localStorage.setItem(AUTHOR_KEY, nameInput.value.trim());
   } catch {}
 }
 
 /**
- * The one element that is surely there.
+ * Returns an element that is part of the page or of the template.
  * @param {string} selector
  * @param {ParentNode} [within]
  * @returns {HTMLElement}
@@ -293,20 +327,20 @@ function element(selector, within = document) {
 }
 
 for (const line of lines) {
-  hint(line);
-  line.addEventListener('input', () => hint(line));
-  line.addEventListener('keydown', move);
-  line.addEventListener('paste', paste);
+  updateHint(line);
+  line.addEventListener('input', () => updateHint(line));
+  line.addEventListener('keydown', moveFocus);
+  line.addEventListener('paste', pasteLines);
 }
 form.addEventListener('submit', (event) => {
   event.preventDefault();
-  void speak();
+  void sendHaiku();
 });
-nameInput.addEventListener('change', rememberAuthor);
-reconnect.addEventListener('click', () => void renew('live'));
-recallAuthor();
+nameInput.addEventListener('change', saveAuthor);
+reconnectButton.addEventListener('click', () => void renew('live'));
+loadAuthor();
 
-/** @type {Spoken} */
+/** @type {PageData} */
 const { cursor, haikus } = JSON.parse(element('#spoken').textContent);
-showAll(haikus);
+replaceList(haikus);
 listen(cursor, 'live');

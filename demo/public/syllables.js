@@ -1,13 +1,19 @@
-/** How many syllables a line has, more or less: English spelling alone does not tell, so this may hint and never decide. */
+/**
+ * Estimates the number of syllables of a line. English spelling does not determine the number, so
+ * the estimate is a hint, and must not reject a line.
+ */
 
-/** What a pattern adds to the number of groups of vowels. @type {[pattern: RegExp, syllables: number][]} */
+/**
+ * The numbers that are added to the number of groups of vowels if a pattern matches.
+ * @type {[pattern: RegExp, syllables: number][]}
+ */
 const RULES = [
-  // stone, loved, leaves: written, not spoken – but table, settled, acres
+  // A silent e: stone, loved, leaves. Not silent: table, settled, acres.
   [/[^aeiouy]e$|[^aeiouytd]ed$|(?:[^aeiouyscgxzh]|th)es$/, -1],
   [/[^aeiouylr][lr]e[ds]?$/, 1],
   // lonely
   [/[^aeiouy]ely$/, -1],
-  // Vowels that stand together and are spoken apart: radio, lion, quiet, usual, being, theory, poem, mosaic
+  // Adjacent vowels of two syllables: radio, lion, quiet, usual, being, theory, poem, mosaic.
   [/i(?:a(?![lng])|o(?![nu])|um)|(?<!l)lion/, 1],
   [/iet|scien/, 1],
   [/[^gq]ua[lr]/, 1],
@@ -17,7 +23,7 @@ const RULES = [
   [/thms?$|isms?$/, 1],
 ];
 
-// Words that haiku are made of and that follow no rule.
+// Words that are frequent in haiku and follow no rule.
 const EXCEPTIONS = new Map([
   ['area', 3],
   ['evening', 2],
@@ -33,10 +39,10 @@ const EXCEPTIONS = new Map([
   ['theatre', 3],
 ]);
 
-// Each kana is one, except the small ones that lean on the one before.
+// Each kana is one syllable, except small kana, which belong to the kana before.
 const KANA = /(?![ぁぃぅぇぉゃゅょゎァィゥェォャュョヮ])[ぁ-ゖァ-ヺー]/g;
 
-/** @param {string} line in Latin script or kana; nothing else is counted */
+/** @param {string} line text in Latin script or kana; other characters are not counted */
 export function countSyllables(line) {
   const words =
     line
@@ -48,7 +54,7 @@ export function countSyllables(line) {
   return words.reduce((sum, word) => sum + syllablesOf(word), kana.length);
 }
 
-/** @param {string} word of the letters a to z */
+/** @param {string} word a word of the letters a to z */
 function syllablesOf(word) {
   const exception = EXCEPTIONS.get(word);
   if (exception !== undefined) return exception;

@@ -1,15 +1,16 @@
-/** What is plotted. */
+/** The samples of the plot. */
 import { performance } from 'node:perf_hooks';
 
+/** One measurement of the event loop. */
 export interface Sample {
-  /** When it was taken, ms since 1970. */
+  /** Time of the measurement, in ms since 1970. */
   at: number;
-  /** How busy the event loop was since the last one, in percent. */
+  /** Utilization of the event loop since the previous sample, in percent. */
   busy: number;
 }
 
-/** Measures this process. */
-export function sampler(): () => Sample {
+/** @returns a function that measures the event loop of this process */
+export function createSampler(): () => Sample {
   let last = performance.eventLoopUtilization();
   return () => {
     const now = performance.eventLoopUtilization();

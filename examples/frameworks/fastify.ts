@@ -1,5 +1,5 @@
 /**
- * Fastify: `reply.hijack()`, and Node's own request and response.
+ * Fastify: `reply.hijack()`, and the request and response objects of Node.
  *
  *     npx tsx frameworks/fastify.ts
  *     curl -N -H 'Accept: text/event-stream' localhost:3000/rooms/blue
@@ -29,18 +29,21 @@ app.post<Room>('/rooms/:room', async (request, reply) => {
   return reply.code(202).send();
 });
 
-/** From here on the answer is the handler's: Fastify sends nothing, and its `onSend` hooks are not called. */
+/**
+ * Lets the handler answer the request. Fastify sends nothing, and its `onSend` hooks are not
+ * called.
+ */
 function handOver(request: FastifyRequest, reply: FastifyReply, handler: RouteHandler): void {
-  // What plugins have set, CORS for one.
+  // Keep the headers that plugins have set, for example those of CORS.
   for (const [name, value] of Object.entries(reply.getHeaders())) {
     reply.raw.setHeader(name, value ?? '');
   }
   reply.hijack();
   const { raw: req } = request;
   const { raw: res } = reply;
-  events(req, res, (refused) => (refused === undefined ? handler(req, res, fail) : fail(refused)));
+  events(req, res, (error) => (error === undefined ? handler(req, res, fail) : fail(error)));
 
-  // Nothing has been sent yet.
+  // Called only before anything is sent. Later errors end the stream.
   function fail(error: unknown): void {
     request.log.error(error);
     res.writeHead(500).end('Internal Server Error');
@@ -50,7 +53,8 @@ function handOver(request: FastifyRequest, reply: FastifyReply, handler: RouteHa
 console.log(await app.listen({ port: Number(process.env['PORT'] || 3000) }));
 
 async function shutDown(): Promise<void> {
-  // Before Fastify closes, which from then on answers 503: for an EventSource that is the end.
+  // The streams end first. Fastify answers 503 as soon as it closes, and an EventSource does not
+  // reconnect after a 503.
   await events.close({ within: 2_000 });
   await app.close();
   await channels.close();

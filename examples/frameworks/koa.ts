@@ -1,5 +1,5 @@
 /**
- * Koa: `ctx.respond = false`, and Node's own request and response.
+ * Koa: `ctx.respond = false`, and the request and response objects of Node.
  *
  *     npx tsx frameworks/koa.ts
  *     curl -N -H 'Accept: text/event-stream' localhost:3000/rooms/blue
@@ -28,16 +28,18 @@ app.use(async (ctx) => {
   }
 });
 
-/** From here on the answer is the handler's. @returns a promise of the end; what it rejects with, Koa answers as ever */
+/**
+ * Lets the handler answer the request.
+ * @returns a promise that resolves when the response is closed, and rejects with an error of the
+ * handler, which Koa then answers
+ */
 async function handOver(ctx: Context, handler: RouteHandler): Promise<void> {
   const { req, res } = ctx;
   ctx.respond = false;
   await new Promise<void>((resolve, reject) => {
     const fail: Next = reject;
     res.once('close', resolve);
-    events(req, res, (refused) =>
-      refused === undefined ? handler(req, res, fail) : fail(refused),
-    );
+    events(req, res, (error) => (error === undefined ? handler(req, res, fail) : fail(error)));
   });
 }
 

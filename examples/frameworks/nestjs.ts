@@ -1,6 +1,6 @@
 /**
- * NestJS on Express: `sse()` as middleware, and a controller that takes `@Res()` and `@Next()`. Guards, pipes and exception filters work
- * as ever; interceptors that map a result have none to map.
+ * NestJS on Express: `sse()` as middleware, and a controller with `@Res()` and `@Next()`. Guards,
+ * pipes and exception filters work as usual. Interceptors that map a result have no effect.
  *
  *     npx tsx frameworks/nestjs.ts
  *     curl -N -H 'Accept: text/event-stream' localhost:3000/rooms/blue
@@ -61,7 +61,7 @@ class RoomsModule implements NestModule {
     consumer.apply(events).forRoutes(RoomsController);
   }
 
-  /** Before Nest closes the server, which waits for its connections. */
+  /** Ends the streams before Nest closes the server, which would wait for their connections. */
   async beforeApplicationShutdown(): Promise<void> {
     await events.close({ within: 2_000 });
   }

@@ -1,9 +1,10 @@
 /**
- * The progress of a background job. Whoever follows it gets where it is at once, then each step, and the result at the end, also after
- * a dropped connection, a reload, or in a second tab; then the client is told not to come back.
+ * The progress of a background job. A client gets the current progress at once, then each step, and
+ * the result at the end; also after a lost connection, a reload, or in a second tab. After the
+ * result the client is told not to reconnect.
  *
  *     npx tsx job-progress/server.ts
- *     curl -X POST localhost:3000/jobs                                              {"id":"…","events":"/jobs/…/events"}
+ *     curl -X POST localhost:3000/jobs    {"id":"…","events":"/jobs/…/events"}
  *     curl -N -H 'Accept: text/event-stream' localhost:3000/jobs/…/events
  *
  * In a page:
@@ -22,17 +23,21 @@ interface Schema {
   [job: `job:${string}`]: { progress: { percent: number } };
 }
 
-/** How a job has ended. Not an event of the channel: it is kept, however late somebody asks. */
+/**
+ * The result of a job. The result is not an event of the channel, because the channel keeps only
+ * the newest event, and clients may ask for the result much later.
+ */
 interface Outcome {
   event: 'done' | 'failed';
   data: unknown;
 }
 
-// So long, in ms, a job is known after its end.
-const KEEP = 3_600_000;
+// Time in ms for which the result of a job is kept.
+const RESULT_LIFETIME_MS = 3_600_000;
 
+/** @param work the job, which reports its progress */
 export function createExample(work: Work = thumbnails): Example {
-  // Only where the job is now matters: a newcomer gets that, and who lags skips to it.
+  // Only the current progress matters: a new client gets it, and a slow client skips to it.
   const channels = createChannels<Schema>({ history: { latest: true } });
   const events = sse({ channels, retry: 1_000 });
   const jobs = new Map<string, Promise<Outcome>>();
@@ -43,7 +48,7 @@ export function createExample(work: Work = thumbnails): Example {
     const id = randomUUID();
     const outcome = run(id);
     jobs.set(id, outcome);
-    void outcome.then(() => setTimeout(() => jobs.delete(id), KEEP).unref());
+    void outcome.then(() => setTimeout(() => jobs.delete(id), RESULT_LIFETIME_MS).unref());
     res.status(202).json({ id, events: `/jobs/${id}/events` });
   });
 

@@ -1,27 +1,32 @@
 /**
- * Tokens of a language model, over POST, as fast as the client reads them. A client that leaves cancels the model.
+ * Tokens of a language model over POST, no faster than the client reads them. If the client leaves,
+ * the model is cancelled.
  *
  *     npx tsx llm-tokens/server.ts
  *     curl -N -H 'Content-Type: application/json' -d '{"prompt":"hello"}' localhost:3000/chat
  *
- * `/v1/chat/completions` says it in OpenAI's words, so that any client of theirs reads it:
+ * `/v1/chat/completions` uses the format of OpenAI, so that clients for OpenAI can read it:
  *
  *     const openai = new OpenAI({ baseURL: 'http://localhost:3000/v1', apiKey: 'none' });
  *     const messages = [{ role: 'user', content: 'hello' }];
- *     for await (const chunk of await openai.chat.completions.create({ model: 'parrot', messages, stream: true })) …
+ *     const options = { model: 'parrot', messages, stream: true };
+ *     for await (const chunk of await openai.chat.completions.create(options)) …
  */
 import express from 'express';
 import { sse, stream } from 'res-sse';
 import type { Example } from '../serve.ts';
 import { parrot, type Model } from './model.ts';
 
+/** @param complete the language model */
 export function createExample(complete: Model = parrot): Example {
-  // Clients of language models say `Accept: application/json`, curl says `*/*`, and both read a stream.
+  // Clients of language models send `Accept: application/json`, and curl sends `*/*`. Both can read
+  // an event stream, but do not name its type.
   const events = sse({ accept: 'any' });
   const app = express();
   app.use(events, express.json());
 
-  // What is yielded is sent; at the end comes an `sse:end` event, which says that the answer is whole.
+  // Each yielded value is sent as an event. The `sse:end` event at the end tells the client that
+  // the answer is complete.
   app.post(
     '/chat',
     stream(async function* (stream, req) {
@@ -35,7 +40,7 @@ export function createExample(complete: Model = parrot): Example {
     stream(async (stream, req) => {
       const { messages } = req.body as { messages: { content: string }[] };
       const tokens = complete(messages.at(-1)?.content ?? '', { signal: stream.signal });
-      await stream.pipe(tokens, { map: chunkOf });
+      await stream.pipe(tokens, { map: toChunk });
       stream.send('[DONE]');
       stream.close();
     }),
@@ -44,7 +49,8 @@ export function createExample(complete: Model = parrot): Example {
   return { app, events };
 }
 
-function chunkOf(content: string): object {
+/** @returns a token in the format of OpenAI */
+function toChunk(content: string): object {
   return {
     object: 'chat.completion.chunk',
     choices: [{ index: 0, delta: { content }, finish_reason: null }],

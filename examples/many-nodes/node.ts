@@ -1,5 +1,6 @@
 /**
- * One of many nodes that share a Redis. A client may be on any of them, and come back to any other; nothing is missed.
+ * One of several nodes that share a Redis. A client may use any node and reconnect to any other
+ * node, and receives the events that it missed.
  *
  *     redis-server --port 6400 --save ''
  *     REDIS_URL=redis://localhost:6400 PORT=3001 npx tsx many-nodes/node.ts
@@ -7,14 +8,14 @@
  *     curl -N -H 'Accept: text/event-stream' localhost:3001/listen
  *     curl -H 'Content-Type: application/json' -d '{"text":"hello"}' localhost:3002/speak
  *
- * In front of them goes any proxy; no sticky sessions are needed.
+ * Any proxy can be put in front of the nodes. Sticky sessions are not needed.
  */
 import express from 'express';
 import { createChannels, sse } from 'res-sse';
 import { redisBroker } from 'res-sse/redis';
 import { serve } from '../serve.ts';
 
-// This is the line that is another on many nodes.
+// The only line that differs from an app on one node.
 const channels = createChannels({ broker: redisBroker({ url: process.env['REDIS_URL'] }) });
 const events = sse({ channels, retry: { min: 500, max: 1_500 } });
 const app = express();

@@ -1,6 +1,6 @@
 /**
- * Channels that not everybody may read: one for each user, and rooms with members. Who logs out, or leaves a room, gets nothing
- * more from that moment on.
+ * Channels with restricted access: a channel for each user, and rooms with members. A user who logs
+ * out or leaves a room receives no further events.
  *
  *     npx tsx private-channels/server.ts
  *     curl -c ada -H 'Content-Type: application/json' -d '{"user":"ada"}' localhost:3000/login
@@ -8,7 +8,8 @@
  *     curl -b ada -H 'Content-Type: application/json' -d '{"text":"hello"}' localhost:3000/rooms/engine/messages
  *     curl -b ada -X POST localhost:3000/logout
  *
- * The members of `engine` are ada and charles; `grace` gets 403 there, who is not logged in 401.
+ * The members of `engine` are ada and charles. Another user, such as grace, gets 403 there, and a
+ * client that is not logged in gets 401.
  */
 import { randomBytes } from 'node:crypto';
 import express, { type NextFunction, type Request, type Response } from 'express';
@@ -30,7 +31,8 @@ interface Schema {
 export function createExample(): Example {
   const members = new Map([['engine', new Set(['ada', 'charles'])]]);
   const channels = createChannels<Schema>();
-  // A session that ends by itself, or on another node, is noticed when its stream is made anew.
+  // The session is checked again when the client reconnects. With a maximum lifetime of the stream,
+  // an expired session, or a logout on another node, takes effect after that time at the latest.
   const events = sse({ channels, maxLifetime: 15 * 60_000 });
   const app = express();
   app.use(
@@ -45,7 +47,8 @@ export function createExample(): Example {
 
   app.post('/login', (req, res, next) => {
     const { user } = req.body as { user: string };
-    // A real one asks for a password here. A new session, so that nobody has chosen its id for this user.
+    // A real application checks a password here. The user gets a new session, because an attacker
+    // may know the id of the old one (session fixation).
     req.session.regenerate((error) => {
       if (error) return next(error);
       req.session.user = user;
@@ -56,7 +59,8 @@ export function createExample(): Example {
 
   app.post('/logout', (req, res, next) => {
     const { sessionID } = req;
-    // First the right, then the streams: who comes back in between has no session any more.
+    // The session is destroyed before the streams end. In the other order, a client could reconnect
+    // in between with the old session.
     req.session.destroy((error) => {
       if (error) return next(error);
       events.closeWhere((stream) => requestOf(stream).sessionID === sessionID, { final: true });
@@ -97,12 +101,10 @@ export function createExample(): Example {
     const { room } = req.params;
     const user = userOf(req);
     members.get(room)?.delete(user);
-    // In whatever tab, and whatever session.
+    // The streams of the user in this room, in all tabs and sessions.
     events.closeWhere(
       (stream) => requestOf(stream).params['room'] === room && userOf(requestOf(stream)) === user,
-      {
-        final: true,
-      },
+      { final: true },
     );
     res.sendStatus(204);
   });
@@ -114,7 +116,7 @@ export function createExample(): Example {
   return { app, events, close: () => channels.close() };
 }
 
-/** Behind it, everybody is somebody. */
+/** Refuses requests without a user. All routes behind this middleware have a user. */
 function requireUser(req: Request, res: Response, next: NextFunction): void {
   if (req.session.user === undefined) res.sendStatus(401);
   else next();
@@ -124,7 +126,7 @@ function userOf(req: Pick<Request, 'session'>): string {
   return req.session.user as string;
 }
 
-/** Express's own, with all that middleware has put on it. */
+/** @returns the request as an object of Express, with the properties that middleware has added */
 function requestOf(stream: EventStream): Request {
   return stream.req as Request;
 }

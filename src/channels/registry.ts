@@ -9,8 +9,8 @@ import { SseError } from '../common/errors.ts';
 import { assertOptions } from '../common/options.ts';
 import { drawRetry } from '../common/retry-range.ts';
 import type { AnySchema, SchemaOf } from '../common/schema.ts';
+import { refuse } from '../http/refusals.ts';
 import {
-  refuse,
   stream as streamRoute,
   type RouteHandler,
   type RouteRequest,

@@ -1,4 +1,4 @@
-/** Who may have a stream: a bound on all streams of a middleware, and one on those of each key. Decided before anything is written. */
+/** Limits on the number of event streams: of a middleware, and of each key such as a user. */
 import { createHash } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { performance } from 'node:perf_hooks';
@@ -6,174 +6,213 @@ import { SseError, describeValue } from '../common/errors.ts';
 import { integerRule, oneOfRule, type OptionRule } from '../common/options.ts';
 import type { RouteRequest } from './route.ts';
 
-/** A bound on the streams of each key. */
+/** A limit on the streams of each key, for example of each user, tenant or address. */
 export interface StreamLimit {
   /**
-   * Whose streams are counted together: an address, a user, a tenant. Called for each request that asks for a stream, before its
-   * handler, so what it reads must have been put there by middleware in front. `undefined` is not limited.
+   * Returns the key whose streams are counted together. The function is called once for each
+   * request for an event stream, before the handler of the route, so middleware that sets what
+   * the function reads has to be mounted in front of `sse()`. Requests for which the function
+   * returns `undefined` are not limited.
+   * @param req the request, as the framework passes it to route handlers
    */
   key(req: RouteRequest): string | number | undefined;
-  /** How many streams one key may have at a time. */
+  /** Maximum number of streams that one key may have at a time. */
   limit: number;
-  /** How many streams one key may begin in each minute. @defaultValue none */
+  /** Maximum number of streams that one key may start in each minute. @defaultValue no limit */
   perMinute?: number | undefined;
 }
 
-/** The options of `sse()` that say who may have a stream. */
+/** The options of `sse()` that limit the number of streams. */
 export interface AdmissionOptions {
-  /** How many streams there may be at a time. @defaultValue none */
+  /** Maximum number of streams at a time. @defaultValue no limit */
   maxStreams?: number | undefined;
-  /** The same for each key, an address, a user or a tenant. @defaultValue none */
+  /** Maximum number of streams of each key, such as a user or an address. @defaultValue no limit */
   maxStreamsPer?: StreamLimit | undefined;
   /**
-   * What becomes of one too many: `'retry'` answers an EventSource 200 with a reconnection time, so that it comes back later, and
-   * everybody else 503; `'reject'` answers 503 always, after which an EventSource gives up.
+   * The answer to a request that exceeds a limit. `'retry'` answers an EventSource with 200 and a
+   * reconnection time, so that the EventSource tries again later, and any other client with 503.
+   * `'reject'` always answers 503, after which an EventSource gives up.
    * @defaultValue `'retry'`
    */
   whenFull?: 'retry' | 'reject' | undefined;
 }
 
-/** Why a request gets no stream: the option that says so, or the end of it all. */
+/** The reason for refusing a stream: the name of the option that limits, or a shutdown. */
 export type Refusal = 'maxStreams' | 'maxStreamsPer' | 'shutdown';
 
-const count = integerRule('streams', 0, Number.MAX_SAFE_INTEGER);
+const streamCountRule = integerRule('streams', 0, Number.MAX_SAFE_INTEGER);
 
-/** The rules for {@link AdmissionOptions}, in its order. */
+/** The rules for {@link AdmissionOptions}, in the order of that type. */
 export const admissionRules: Readonly<Record<keyof AdmissionOptions, OptionRule>> = {
-  maxStreams: count,
+  maxStreams: streamCountRule,
   maxStreamsPer: {
-    expected: `{ key, limit, perMinute } of a function of the request and ${count.expected} each, perMinute optional`,
+    expected:
+      '{ key, limit, perMinute } with a function of the request and ' +
+      `${streamCountRule.expected} each, perMinute optional`,
     test: isStreamLimit,
   },
   whenFull: oneOfRule('retry', 'reject'),
 };
 
-const MINUTE = 60_000;
+const MINUTE_MS = 60_000;
 
-// Longer keys are kept as digests, which are longer than this: no key can be taken for the digest of another.
+// Longer keys are stored as digests. A digest is longer than this limit, so no short key can equal
+// the digest of another key.
 const MAX_KEY_LENGTH = 64;
 
-// So many keys are remembered for `perMinute`; whoever has more of them is not bounded by any.
-const MAX_KEYS = 10_000;
+// Maximum number of keys that are remembered for `perMinute`. If there were more keys in a minute,
+// the oldest would be forgotten, and their `perMinute` would start again from 0.
+const MAX_KEYS_PER_MINUTE = 10_000;
 
-// Requests in a row, from the first on, whose key is undefined until that counts as a mistake.
-const UNDEFINED_KEYS = 100;
+// Number of requests, counted from the first one, whose key has to be `undefined` before a warning.
+const UNDEFINED_KEYS_BEFORE_WARNING = 100;
 
 type Key = string | number;
 
 /**
- * The places of one middleware. A place is held for a response while its handler is at work, and until nothing is left of its
- * stream. Where something else has answered, it is given back as soon as another request needs it.
+ * Counts the places that the responses of one middleware take up.
+ *
+ * ```text
+ *              reservePlace()          markOpen()            releasePlace()
+ *   no place ────────────────▶ pending ───────────▶ streaming ────────────▶ no place
+ *                                 └─ answered without a stream: released when a place is needed
+ * ```
+ *
+ * A response holds one place at most, so asking twice for the same response counts once.
  */
 export class Admission {
   readonly #maxStreams: number;
-  readonly #per: StreamLimit | undefined;
+  readonly #perKey: StreamLimit | undefined;
   readonly #places = new Map<ServerResponse, Key | undefined>();
-  // Of these, the responses whose handler is at work and has not opened a stream.
-  readonly #idle = new Set<ServerResponse>();
-  readonly #counts = new Map<Key, number>();
-  // Streams begun since the minute began.
-  readonly #begun = new Map<Key, number>();
+  // The responses in `#places` whose handler is running and has not opened a stream yet.
+  readonly #pending = new Set<ServerResponse>();
+  // Number of places for each key.
+  readonly #placesPerKey = new Map<Key, number>();
+  // Number of streams that each key has started in the current minute.
+  readonly #startsPerKey = new Map<Key, number>();
   readonly #now: () => number;
-  readonly #onUndefinedKeys: ((requests: number) => void) | undefined;
-  #minuteEnds = 0;
-  // Requests whose key was undefined, as long as no other has come.
-  #undefinedKeys = 0;
+  readonly #onUndefinedKeys: ((requestCount: number) => void) | undefined;
+  #minuteEnd = 0;
+  // Number of requests with an undefined key, or Infinity after the first request with a key.
+  #undefinedKeyCount = 0;
 
   /**
-   * @param now a clock in ms that never steps back
-   * @param onUndefinedKeys called once, when the key has been undefined for each of that many requests
+   * @param options the limits
+   * @param now returns the time of a clock in ms that never steps back
+   * @param onUndefinedKeys called once, if the key was `undefined` for each of the first requests,
+   * with the number of these requests
    */
   constructor(
     { maxStreams = Infinity, maxStreamsPer }: AdmissionOptions,
     now: () => number = () => performance.now(),
-    onUndefinedKeys?: (requests: number) => void,
+    onUndefinedKeys?: (requestCount: number) => void,
   ) {
     this.#onUndefinedKeys = onUndefinedKeys;
     this.#maxStreams = maxStreams;
-    this.#per = maxStreamsPer;
+    this.#perKey = maxStreamsPer;
     this.#now = now;
   }
 
   /**
-   * Takes a place, if the response has none yet.
-   * @returns what it is refused for
-   * @throws {SseError} `ERR_SSE_OPTION` for a key that is none; whatever the `key` function throws
+   * Reserves a place for the response, unless the response has one already.
+   * @returns the limit that is reached, or `undefined` if the response has a place or no limit
+   * is set
+   * @throws {SseError} `ERR_SSE_OPTION` if the `key` function returns anything but a string, a
+   * number or `undefined`. Errors of the `key` function are passed on.
    */
-  take(res: ServerResponse): Refusal | undefined {
-    if ((this.#maxStreams === Infinity && this.#per === undefined) || this.#places.has(res)) {
-      return undefined;
-    }
-    if (this.#places.size >= this.#maxStreams) this.#freeAnswered();
+  reservePlace(res: ServerResponse): Refusal | undefined {
+    const isUnlimited = this.#maxStreams === Infinity && this.#perKey === undefined;
+    if (isUnlimited || this.#places.has(res)) return undefined;
+    if (this.#places.size >= this.#maxStreams) this.#releaseAnswered();
     if (this.#places.size >= this.#maxStreams) return 'maxStreams';
-    const key = this.#keyOf(res.req);
-    if (key !== undefined && !this.#takeFor(key)) return 'maxStreamsPer';
+    const key = this.#readKey(res.req);
+    if (key !== undefined && !this.#reserveForKey(key)) return 'maxStreamsPer';
     this.#places.set(res, key);
-    this.#idle.add(res);
+    this.#pending.add(res);
     return undefined;
   }
 
-  /** The place is that of an open stream now. */
-  opened(res: ServerResponse): void {
-    this.#idle.delete(res);
+  /** Marks the place of the response as the place of an open stream. */
+  markOpen(res: ServerResponse): void {
+    this.#pending.delete(res);
   }
 
-  /** Gives the place back, if the response has one. */
-  free(res: ServerResponse): void {
+  /** Releases the place of the response, if the response has one. */
+  releasePlace(res: ServerResponse): void {
     const key = this.#places.get(res);
-    this.#idle.delete(res);
+    this.#pending.delete(res);
     if (!this.#places.delete(res) || key === undefined) return;
-    const left = (this.#counts.get(key) ?? 0) - 1;
-    if (left > 0) this.#counts.set(key, left);
-    else this.#counts.delete(key);
+    const remaining = (this.#placesPerKey.get(key) ?? 0) - 1;
+    if (remaining > 0) this.#placesPerKey.set(key, remaining);
+    else this.#placesPerKey.delete(key);
   }
 
-  #keyOf(req: IncomingMessage): Key | undefined {
-    // What a framework makes of the request it has made by now.
-    const key: unknown = this.#per?.key(req as RouteRequest);
-    if (key !== undefined) this.#undefinedKeys = Infinity;
-    else if (this.#per !== undefined && ++this.#undefinedKeys === UNDEFINED_KEYS) {
-      this.#onUndefinedKeys?.(UNDEFINED_KEYS);
-    }
-    if (typeof key === 'string') return compact(key);
+  /** Calls the `key` function and counts the requests for which it returns `undefined`. */
+  #readKey(req: IncomingMessage): Key | undefined {
+    // The framework has added its properties to the request by now.
+    const key: unknown = this.#perKey?.key(req as RouteRequest);
+    if (key !== undefined) this.#undefinedKeyCount = Infinity;
+    else if (this.#perKey !== undefined) this.#countUndefinedKey();
+    if (typeof key === 'string') return compactKey(key);
     if (key === undefined || typeof key === 'number') return key;
     throw new SseError(
       'ERR_SSE_OPTION',
-      `expected the key of \`maxStreamsPer\` to be a string, a number or undefined, got ${describeValue(key)}; it cannot be async`,
+      'expected the key of `maxStreamsPer` to be a string, a number or undefined, ' +
+        `got ${describeValue(key)}; it cannot be async`,
     );
   }
 
-  #takeFor(key: Key): boolean {
-    const { limit, perMinute = Infinity } = this.#per as StreamLimit;
-    if ((this.#counts.get(key) ?? 0) >= limit) this.#freeAnswered();
-    const open = this.#counts.get(key) ?? 0;
-    if (open >= limit || !this.#begin(key, perMinute)) return false;
-    this.#counts.set(key, open + 1);
+  #countUndefinedKey(): void {
+    this.#undefinedKeyCount++;
+    if (this.#undefinedKeyCount === UNDEFINED_KEYS_BEFORE_WARNING) {
+      this.#onUndefinedKeys?.(UNDEFINED_KEYS_BEFORE_WARNING);
+    }
+  }
+
+  /** @returns whether the key is below both of its limits; if so, its place is counted */
+  #reserveForKey(key: Key): boolean {
+    const { limit, perMinute = Infinity } = this.#perKey as StreamLimit;
+    if ((this.#placesPerKey.get(key) ?? 0) >= limit) this.#releaseAnswered();
+    const placeCount = this.#placesPerKey.get(key) ?? 0;
+    if (placeCount >= limit || !this.#countStart(key, perMinute)) return false;
+    this.#placesPerKey.set(key, placeCount + 1);
     return true;
   }
 
-  /** Gives the places of requests back that something else than a stream answers, however long that takes. */
-  #freeAnswered(): void {
-    for (const res of this.#idle) if (res.headersSent || res.writableEnded) this.free(res);
+  /**
+   * Releases the places of responses that were answered without a stream. Such responses may take
+   * a long time to finish, for example downloads, and they do not report that they are no streams.
+   */
+  #releaseAnswered(): void {
+    for (const res of this.#pending) {
+      if (res.headersSent || res.writableEnded) this.releasePlace(res);
+    }
   }
 
-  #begin(key: Key, perMinute: number): boolean {
+  /** @returns whether the key is below `perMinute`; if so, the start is counted */
+  #countStart(key: Key, perMinute: number): boolean {
     if (perMinute === Infinity) return true;
     const now = this.#now();
-    if (now >= this.#minuteEnds) {
-      this.#minuteEnds = now + MINUTE;
-      this.#begun.clear();
+    if (now >= this.#minuteEnd) {
+      this.#minuteEnd = now + MINUTE_MS;
+      this.#startsPerKey.clear();
     }
-    const begun = this.#begun.get(key) ?? 0;
-    if (begun >= perMinute) return false;
-    this.#begun.set(key, begun + 1);
-    if (this.#begun.size > MAX_KEYS) this.#begun.delete(this.#begun.keys().next().value as Key);
+    const startCount = this.#startsPerKey.get(key) ?? 0;
+    if (startCount >= perMinute) return false;
+    this.#startsPerKey.set(key, startCount + 1);
+    if (this.#startsPerKey.size > MAX_KEYS_PER_MINUTE) {
+      this.#startsPerKey.delete(this.#startsPerKey.keys().next().value as Key);
+    }
     return true;
   }
 }
 
-/** The key in little memory: a long one, of a cookie or a token, as its digest, and a short one without what it was cut out of. */
-function compact(key: string): string {
+/**
+ * Returns the key in a form that takes little memory. A long key, such as a cookie or a token, is
+ * replaced by its digest. A short key is copied: V8 may represent it as a slice of a longer string,
+ * which would stay in memory as long as the key.
+ */
+function compactKey(key: string): string {
   if (key.length > MAX_KEY_LENGTH) {
     return `sha256:${createHash('sha256').update(key).digest('hex')}`;
   }
@@ -185,8 +224,8 @@ function isStreamLimit(value: unknown): boolean {
   const { key, limit, perMinute, ...others } = value as Record<string, unknown>;
   return (
     typeof key === 'function' &&
-    count.test(limit) &&
-    (perMinute === undefined || count.test(perMinute)) &&
+    streamCountRule.test(limit) &&
+    (perMinute === undefined || streamCountRule.test(perMinute)) &&
     Object.keys(others).length === 0
   );
 }

@@ -1,89 +1,54 @@
-/** `sse()`: gives every request that asks for an event stream a `res.sse`. */
+/** `sse()`: middleware that gives every request for an event stream a `res.sse`. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2';
-import { admissionRules, type AdmissionOptions, type Refusal } from './admission.ts';
-import { assertCloseOptions, type CloseOptions } from '../stream/close-options.ts';
-import type { CloseReason } from '../stream/close-reason.ts';
-import { diagnostics } from '../common/diagnostics.ts';
+import { HostSelector, type MiddlewareHost } from './host.ts';
+import {
+  assertNoForeignStream,
+  getHost,
+  getStream,
+  negotiatedBy,
+  type NegotiatedResponse,
+} from './negotiated-response.ts';
+import { PerRequestDetector } from './per-request-detector.ts';
+import { sendNoContent } from './refusals.ts';
+import type { Next, RouteRequest } from './route.ts';
+import type { Shutdown } from './shutdown.ts';
+import { shutdownRules, sseRules, type ShutdownOptions, type SseOptions } from './sse-options.ts';
+import { StreamTracker, type OpenStreams, type SseStats } from './stream-tracker.ts';
+import { Warnings, checkTimes } from './warnings.ts';
 import { SseError } from '../common/errors.ts';
-import { EventStream, type StreamHost, type Subscribe } from '../stream/event-stream.ts';
-import { StreamMonitor } from '../stream/stream-monitor.ts';
-import {
-  booleanRule,
-  functionRule,
-  assertOptions,
-  millisecondsRule,
-  oneOfRule,
-  type OptionRule,
-} from '../common/options.ts';
-import { drawRetry, toRetryRange, retryRangeRule, type RetryRange } from '../common/retry-range.ts';
-import {
-  resolveStreamOptions,
-  streamRules,
-  type StreamOptions,
-  type StreamSettings,
-} from '../stream/stream-options.ts';
+import { assertOptions } from '../common/options.ts';
+import { toRetryRange } from '../common/retry-range.ts';
+import { FINAL_ID } from '../protocol/event-stream-format.ts';
 import {
   asksForEventStream,
   readLastEventId,
   refusesEventStream,
 } from '../protocol/request-headers.ts';
-import { StreamTracker, type OpenStreams, type Shutdown, type SseStats } from './stream-tracker.ts';
-import {
-  assertUnoccupied,
-  hostOf,
-  negotiatedBy,
-  refuse,
-  streamOf,
-  type NegotiatedResponse,
-  type Next,
-  type RouteRequest,
-} from './route.ts';
-import { PerRequestDetector, Warnings, checkTimes } from './warnings.ts';
-import { FINAL_ID, formatRetry } from '../protocol/event-stream-format.ts';
+import { assertCloseOptions, type CloseOptions } from '../stream/close-options.ts';
+import { EventStream } from '../stream/event-stream.ts';
+import { resolveStreamOptions } from '../stream/stream-options.ts';
 
 declare global {
-  // eslint-disable-next-line typescript/no-namespace -- the way in which Express's types are extended
+  // eslint-disable-next-line typescript/no-namespace -- Express's types are extended this way
   namespace Express {
     interface Response {
-      /** The event stream of this request, where it asked for one and `sse()` is in front. */
+      /**
+       * The event stream of the request. `undefined` if the request did not ask for an event
+       * stream, or if no `sse()` middleware is in front.
+       */
       sse?: EventStream | undefined;
     }
   }
 }
 
-/** The options of `sse()`. */
-export interface SseOptions extends StreamOptions, AdmissionOptions {
-  /** The registry that `res.sse.subscribe` uses. @defaultValue none: `subscribe` rejects with `ERR_SSE_NO_CHANNELS` */
-  channels?: { subscribe(...args: Parameters<Subscribe>): ReturnType<Subscribe> } | undefined;
-  /** Whether misuse that is noticed is told by `process.emitWarning`, once for each kind. @defaultValue `true` */
-  warnings?: boolean | undefined;
-  /**
-   * Whom a stream is attached for: `'event-stream'`, who names `text/event-stream` in `Accept`; `'any'`, everybody who does
-   * not refuse it with q = 0 (LLM clients send `Accept: application/json` and read a stream).
-   * @defaultValue `'event-stream'`
-   */
-  accept?: 'event-stream' | 'any' | undefined;
-  /**
-   * Called for each error after a stream has opened: of a handler or generator of `stream()`, a filter, an `onGap`, a wrapped
-   * `res.write`, an answer begun on an open stream. Its client is told nothing of it.
-   * @defaultValue prints it by `console.error`, but not while something subscribes to `res-sse:error`, nor if `NODE_ENV` is `test`
-   */
-  onError?: ((error: unknown, stream: EventStream) => void) | undefined;
-}
+/** A stream as `closeWhere()` passes it on, with the request as a route handler gets it. */
+type StreamWithRequest = EventStream & { readonly req: RouteRequest };
 
-/** How the middleware is to be closed. */
-export interface ShutdownOptions {
-  /**
-   * Time in ms over which the streams are ended, ten at a time or more, and after which those that have not ended are destroyed.
-   * @defaultValue `10_000`
-   */
-  within?: number | undefined;
-  /** Reconnection time in ms that each client is told, drawn from the range. @defaultValue `{ min: 1_000, max: 5_000 }` */
-  retry?: number | RetryRange | undefined;
-}
-
-/** What `sse()` returns: middleware for Express 4 and 5, Connect, and bare `http`, `https` and `http2` (compat API) servers. */
+/**
+ * The middleware that `sse()` returns, for Express 4 and 5, Connect, and bare servers of `http`,
+ * `https` and `http2` (compatibility API).
+ */
 export interface SseMiddleware {
   (
     req: IncomingMessage | Http2ServerRequest,
@@ -92,49 +57,41 @@ export interface SseMiddleware {
   ): void;
   /** The open streams. */
   readonly streams: OpenStreams;
-  /** Gauges, cheap enough to read each second. */
+  /** Returns gauges and counters. Reading them each second costs little. */
   stats(): SseStats;
   /**
-   * Ends the open streams for which `test` is true (reason `'revoked'`): of tokens that expired, of users that were removed.
-   * @returns how many
+   * Ends the open streams for which `test` returns true, with the reason `'revoked'`: for example
+   * streams of expired tokens or of removed users.
+   * @param test called synchronously for each open stream
+   * @param options how the streams end
+   * @returns the number of streams that are ended
+   * @throws {SseError} `ERR_SSE_OPTION` for a wrong option, and if `test` returns an object, such
+   * as a promise. In both cases no stream is ended.
    */
   closeWhere(
     test: (stream: EventStream & { readonly req: RouteRequest }) => boolean,
     options?: CloseOptions,
   ): number;
   /**
-   * Turns new streams away so that they come back, ends the open ones in waves, and destroys what has not ended in time.
-   * Idempotent. It does not close the channels.
-   * @returns a promise that resolves when no timer and no stream is left; never rejects
+   * Refuses new streams, telling their clients to reconnect, ends the open streams in waves, and
+   * destroys the streams that have not ended in time. A second call returns the same promise. The
+   * channels are not closed.
+   * @param options the time for the shutdown, in ms, and the reconnection time, in ms
+   * @returns a promise that resolves when no timer and no stream is left, and never rejects
+   * @throws {SseError} `ERR_SSE_OPTION` for a wrong option
    */
   close(options?: ShutdownOptions): Promise<Shutdown>;
 }
 
-const sseRules: Readonly<Record<keyof SseOptions, OptionRule>> = {
-  channels: {
-    expected: 'what createChannels() returns',
-    test: (value) =>
-      typeof value === 'object' && value !== null && 'subscribe' in value && 'publish' in value,
-  },
-  ...streamRules,
-  ...admissionRules,
-  warnings: booleanRule,
-  accept: oneOfRule('event-stream', 'any'),
-  onError: functionRule,
-};
-
-const shutdownRules: Readonly<Record<keyof ShutdownOptions, OptionRule>> = {
-  within: millisecondsRule(0),
-  retry: retryRangeRule,
-};
-
 /**
- * Middleware that attaches `res.sse` to every request that asks for an event stream. Nothing is written before the handler
- * opens the stream, and nothing about other requests changes.
+ * Returns middleware that attaches `res.sse` to every request that asks for an event stream.
+ * Nothing is written before the handler opens the stream, and other requests are not changed.
  *
- * On a route, `sse(options)` behind an app-wide one takes its options over the app's; its streams are in the app's `.streams`,
- * `.stats()` and `.close()`, too.
- * @throws {SseError} `ERR_SSE_OPTION` for an unknown option or a value out of its range
+ * A route may have an `sse(options)` of its own behind an app-wide `sse()`. The options of the
+ * route override the options of the app, and the streams of the route also belong to `.streams`,
+ * `.stats()` and `.close()` of the app-wide middleware.
+ * @param options all optional; see {@link SseOptions} for defaults and units
+ * @throws {SseError} `ERR_SSE_OPTION` for an unknown option and for a value out of range
  * @example
  * app.use(sse({ channels }));
  * app.get('/clock', (req, res) => {
@@ -148,219 +105,134 @@ const shutdownRules: Readonly<Record<keyof ShutdownOptions, OptionRule>> = {
  * });
  */
 export function sse(options: SseOptions = {}): SseMiddleware {
-  if (typeof options === 'object' && options !== null && 'httpVersion' in options) {
-    throw new SseError(
-      'ERR_SSE_OPTION',
-      'sse is mounted without a call and was given a request; write app.use(sse())',
-    );
-  }
-  const own = assertOptions('sse()', options, sseRules);
+  assertNoRequest(options);
+  const ownOptions = assertOptions('sse()', options, sseRules);
+  const hasWarnings = ownOptions.warnings !== false;
   const warnings = new Warnings();
-  const roster = new StreamTracker(
-    own,
-    own.warnings === false ? undefined : (requests) => warnings.keysUndefined(requests),
-  );
-  const making = own.warnings === false ? undefined : new PerRequestDetector(sse);
-  const ownHost = new Host(own, [roster], warnings);
-  if (own.warnings !== false) {
-    const { heartbeat, stallTimeout, maxLifetime, retry } = resolveStreamOptions(own);
-    checkTimes('sse()', { heartbeat, stallTimeout, maxLifetime, retry: retry?.max });
-  }
-  // One for each middleware in front of this one, usually none.
-  const innerHosts = new WeakMap<Host, Host>();
-
-  function hostBehind(outer: StreamHost | undefined): Host {
-    if (!isHost(outer)) return ownHost;
-    let host = innerHosts.get(outer);
-    if (host === undefined) {
-      const isSame = outer.rosters.includes(roster);
-      host = isSame
-        ? outer
-        : new Host({ ...outer.options, ...own }, [...outer.rosters, roster], outer.warnings);
-      if ((isSame || Object.keys(own).length === 0) && host.options.warnings !== false) {
-        host.warnings.mountedTwice();
-      }
-      innerHosts.set(outer, host);
-    }
-    return host;
-  }
+  const onUndefinedKeys = (requestCount: number): void => {
+    warnings.warnUndefinedKeys(requestCount);
+  };
+  const tracker = new StreamTracker(ownOptions, hasWarnings ? onUndefinedKeys : undefined);
+  const detector = hasWarnings ? new PerRequestDetector(sse) : undefined;
+  const hosts = new HostSelector(ownOptions, tracker, warnings);
+  if (hasWarnings) checkStreamTimes(ownOptions);
 
   function middleware(
-    anyReq: IncomingMessage | Http2ServerRequest,
-    anyRes: ServerResponse | Http2ServerResponse,
+    req: IncomingMessage | Http2ServerRequest,
+    res: ServerResponse | Http2ServerResponse,
     next: Next,
   ): void {
-    // The compat API of http2 differs in types only.
-    const req = anyReq as IncomingMessage;
-    const res = anyRes as NegotiatedResponse;
-    making?.used();
-    const host = hostBehind(hostOf(res));
-    const asks = asksForEventStream(req);
-    if (!asks && (host.accept === 'event-stream' || refusesEventStream(req))) {
-      // An outer one may have asked less.
-      if (streamOf(res)?.readyState === 0) res.sse = undefined;
-      res[negotiatedBy] = host;
-      next();
-    } else if (asks && req.method === 'GET' && readLastEventId(req) === FINAL_ID) {
-      res.statusCode = 204;
-      res.setHeader('Cache-Control', 'no-store');
-      res.end();
-    } else {
-      attach(res, host, asks, next);
-    }
-  }
-
-  /** Who did not name an event stream may not get one: then it is decided when it opens, see {@link Host.admit}. */
-  function attach(res: NegotiatedResponse, host: Host, asks: boolean, next: Next): void {
-    const earlier = streamOf(res);
-    let stream: EventStream;
-    try {
-      assertUnoccupied(res);
-      stream = earlier ?? new EventStream(res, host);
-      // One whose client has left would never give its place back.
-      if (asks && stream.readyState === 0 && !host.takes(stream, [roster])) return;
-    } catch (error) {
-      next(error);
-      return;
-    }
-    if (earlier === undefined) res.sse = stream;
-    else if (stream.readyState === 0) stream.host = host;
-    next();
+    detector?.onRequest();
+    // The objects of the compatibility API of http2 differ from those of http in their types only.
+    const host = hosts.select(getHost(res as NegotiatedResponse));
+    negotiate(req as IncomingMessage, res as NegotiatedResponse, next, host, tracker);
   }
 
   return Object.assign(middleware, {
-    streams: roster,
-    stats: () => roster.stats(),
-    closeWhere(
-      test: (stream: EventStream & { readonly req: RouteRequest }) => boolean,
-      closeOptions: CloseOptions = {},
-    ): number {
-      const checked = assertCloseOptions('closeWhere()', closeOptions);
-      const streams = [...roster].filter((stream) => {
-        // The request is the framework's own, as a route's handler gets it.
-        const answer: unknown = test(stream as EventStream & { readonly req: RouteRequest });
-        // A promise is always something: everybody would be sent away.
-        if (typeof answer !== 'object' || answer === null) return Boolean(answer);
-        throw new SseError(
-          'ERR_SSE_OPTION',
-          'expected the test of closeWhere() to return true or false; it cannot be async',
-        );
-      });
-      roster.endAtOnce(streams, 'revoked', checked);
-      return streams.length;
-    },
-    close(shutdownOptions: ShutdownOptions = {}): Promise<Shutdown> {
-      const checked = assertOptions('close()', shutdownOptions, shutdownRules);
-      const { within = 10_000, retry = { min: 1_000, max: 5_000 } } = checked;
-      return roster.shutDown(within, toRetryRange(retry));
-    },
+    streams: tracker,
+    stats: () => tracker.stats(),
+    closeWhere: (test: (stream: StreamWithRequest) => boolean, closeOptions: CloseOptions = {}) =>
+      closeWhere(tracker, test, closeOptions),
+    close: (shutdownOptions: ShutdownOptions = {}) => closeAll(tracker, shutdownOptions),
   });
 }
 
-// A registered symbol, so that the middleware of two copies of the package in one process have streams together.
-const hostBrand = Symbol.for('res-sse.Host');
-
-function isHost(host: StreamHost | undefined): host is Host {
-  return host !== undefined && hostBrand in host;
+/**
+ * Decides from the request headers what the request gets:
+ *
+ * ```text
+ *   does not ask for a stream     ──▶ next(), without res.sse
+ *   Last-Event-ID: the final mark ──▶ 204, after which an EventSource gives up
+ *   else                          ──▶ next(), with res.sse, or an answer if a limit is reached
+ * ```
+ */
+function negotiate(
+  req: IncomingMessage,
+  res: NegotiatedResponse,
+  next: Next,
+  host: MiddlewareHost,
+  tracker: StreamTracker,
+): void {
+  const isAsking = asksForEventStream(req);
+  if (!isAsking && (host.accept === 'event-stream' || refusesEventStream(req))) {
+    // The middleware in front may have been less strict and attached a stream.
+    if (getStream(res)?.readyState === 0) res.sse = undefined;
+    res[negotiatedBy] = host;
+    next();
+  } else if (isAsking && req.method === 'GET' && readLastEventId(req) === FINAL_ID) {
+    sendNoContent(res);
+  } else {
+    attachStream(res, next, host, isAsking ? [tracker] : []);
+  }
 }
 
-/** What one middleware gives its streams; an inner middleware has one for each outer. */
-class Host implements StreamHost {
-  static {
-    Object.defineProperty(this.prototype, hostBrand, { value: true });
+/**
+ * Attaches a stream to the response, or lets `host` take over the idle stream of the middleware in
+ * front.
+ * @param trackers the trackers that admit the stream now. There are none for a request that did not
+ * name `text/event-stream`: such a request may not get a stream, so `MiddlewareHost.admit()`
+ * decides when the stream opens.
+ */
+function attachStream(
+  res: NegotiatedResponse,
+  next: Next,
+  host: MiddlewareHost,
+  trackers: readonly StreamTracker[],
+): void {
+  const existing = getStream(res);
+  let stream: EventStream;
+  try {
+    assertNoForeignStream(res);
+    stream = existing ?? new EventStream(res, host);
+    // If the client has left already, the stream is closed, and would never release a place.
+    if (stream.readyState === 0 && !host.admitTo(stream, trackers)) return;
+  } catch (error) {
+    next(error);
+    return;
   }
+  if (existing === undefined) res.sse = stream;
+  else if (stream.readyState === 0) stream.host = host;
+  next();
+}
 
-  readonly options: SseOptions;
-  readonly settings: StreamSettings;
-  readonly monitor: StreamMonitor;
-  readonly accept: 'event-stream' | 'any';
-  readonly subscribe: Subscribe | undefined;
-  readonly onError: SseOptions['onError'];
-  /** Those of the middleware in front, and its own. */
-  readonly rosters: readonly StreamTracker[];
-  /** Of the first middleware in front, so that each kind is told once. */
-  readonly warnings: Warnings;
+function closeWhere(
+  tracker: StreamTracker,
+  test: (stream: StreamWithRequest) => boolean,
+  options: CloseOptions,
+): number {
+  const checkedOptions = assertCloseOptions('closeWhere()', options);
+  const streams = [...tracker].filter((stream) => {
+    // The request is an object of the framework, as a route handler gets it.
+    const result: unknown = test(stream as StreamWithRequest);
+    // A promise is truthy, so an async test would end every stream.
+    if (typeof result !== 'object' || result === null) return Boolean(result);
+    throw new SseError(
+      'ERR_SSE_OPTION',
+      'expected the test of closeWhere() to return true or false; it cannot be async',
+    );
+  });
+  tracker.endStreams(streams, 'revoked', checkedOptions);
+  return streams.length;
+}
 
-  constructor(options: SseOptions, rosters: readonly StreamTracker[], warnings: Warnings) {
-    const { channels, accept = 'event-stream' } = options;
-    this.options = options;
-    this.settings = resolveStreamOptions(options);
-    this.monitor = new StreamMonitor(this.settings);
-    this.accept = accept;
-    this.onError = options.onError;
-    this.subscribe = channels && ((...args) => channels.subscribe(...args));
-    this.rosters = rosters;
-    this.warnings = warnings;
-  }
+function closeAll(tracker: StreamTracker, options: ShutdownOptions): Promise<Shutdown> {
+  const checkedOptions = assertOptions('close()', options, shutdownRules);
+  const { within = 10_000, retry = { min: 1_000, max: 5_000 } } = checkedOptions;
+  return tracker.shutDown(within, toRetryRange(retry));
+}
 
-  /** Who named an event stream has been let in on the way here; of everybody else it shows only now that it is a stream. */
-  admit(stream: EventStream): boolean {
-    return (
-      this.accept === 'event-stream' ||
-      asksForEventStream(stream.req) ||
-      this.takes(stream, this.rosters)
+/** @throws {SseError} `ERR_SSE_OPTION` if `sse` itself was mounted and is called with a request */
+function assertNoRequest(options: unknown): void {
+  if (typeof options === 'object' && options !== null && 'httpVersion' in options) {
+    throw new SseError(
+      'ERR_SSE_OPTION',
+      'sse was mounted without a call and got a request as its options; write app.use(sse())',
     );
   }
-
-  /** Takes a place with each of these, or answers the request. @returns whether the stream may open */
-  takes(stream: EventStream, rosters: readonly StreamTracker[]): boolean {
-    for (const roster of rosters) {
-      const refusal = roster.take(stream.res);
-      if (refusal === undefined) continue;
-      this.#turnAway(stream, refusal, roster.closing);
-      return false;
-    }
-    return true;
-  }
-
-  onOpened(stream: EventStream): CloseOptions | undefined {
-    for (const roster of this.rosters) roster.opened(stream);
-    if (this.options.warnings !== false) this.warnings.opened(stream);
-    // Its request came before the shutdown began.
-    const closing = this.rosters.find((roster) => roster.closing !== undefined)?.closing;
-    return closing && { retry: drawRetry(closing) };
-  }
-
-  onEnded(reason: CloseReason): void {
-    for (const roster of this.rosters) roster.closed(reason);
-  }
-
-  onClosed(stream: EventStream, wasOpen: boolean): void {
-    // A connection that is kept alive would hold up a `server.close()` that was called before, and bring its client back here.
-    if (wasOpen && this.rosters.some(({ closing }) => closing !== undefined)) {
-      stream.closeConnection();
-    }
-    for (const roster of this.rosters) roster.gone(stream, wasOpen);
-    this.warnings.gone(stream);
-  }
-
-  #turnAway({ req, res }: EventStream, refusal: Refusal, closing: RetryRange | undefined): void {
-    for (const roster of this.rosters) roster.rejected++;
-    if (diagnostics.reject.hasSubscribers) diagnostics.reject.publish({ req, reason: refusal });
-    // A subscriber may have answered.
-    if (res.headersSent) return;
-    const retry = drawRetry(closing ?? FULL_RETRY);
-    // To come back on the same connection would be to come back to this process.
-    if (closing !== undefined && req.httpVersionMajor === 1) res.setHeader('Connection', 'close');
-    const isPatient = closing !== undefined || this.options.whenFull !== 'reject';
-    if (isPatient && req.method === 'GET' && asksForEventStream(req)) sendAway(res, retry);
-    else refuseFor(res, retry);
-  }
 }
 
-// Long enough for some of the others to have left.
-const FULL_RETRY = { min: 5_000, max: 15_000 };
-
-/** An EventSource gives up for good on anything but a 200. */
-function sendAway(res: ServerResponse, retry: number): void {
-  res.statusCode = 200;
-  res.setHeader('Content-Type', 'text/event-stream');
-  res.setHeader('Cache-Control', 'no-cache, no-transform');
-  res.end(formatRetry(retry));
-}
-
-/** Whoever is not an EventSource would take an empty 200 for success. */
-function refuseFor(res: ServerResponse, retry: number): void {
-  res.setHeader('Retry-After', Math.ceil(retry / 1_000));
-  refuse(res, 503, 'ERR_SSE_UNAVAILABLE', 'No streams are taken now; come back later.');
+/** Warns about options in ms that were most likely meant in seconds. */
+function checkStreamTimes(options: SseOptions): void {
+  const { heartbeat, stallTimeout, maxLifetime, retry } = resolveStreamOptions(options);
+  checkTimes('sse()', { heartbeat, stallTimeout, maxLifetime, retry: retry?.max });
 }

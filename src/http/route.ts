@@ -1,30 +1,44 @@
-/** Route handlers for event streams, and the answers to those who cannot have one. */
+/** `stream()`: route handlers for event streams. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2';
+import {
+  assertNoForeignStream,
+  getHost,
+  getStream,
+  type NegotiatedResponse,
+} from './negotiated-response.ts';
+import { refuse } from './refusals.ts';
 import { SseError } from '../common/errors.ts';
-import { EventStream, type StreamHost } from '../stream/event-stream.ts';
 import { assertOptions, booleanRule } from '../common/options.ts';
+import type { EventStream } from '../stream/event-stream.ts';
 import type { PipeSource } from '../stream/pipe.ts';
-import { preferredType } from '../protocol/request-headers.ts';
 
-/** Express's and Connect's `next`. */
+/** The `next` function of Express and Connect. */
 export type Next = (error?: unknown) => void;
 
-/** @ts-ignore -- without Express's types it is `any` */
+/** @ts-ignore -- `any` if the types of Express are not installed */
 type ExpressRequest = import('express').Request<Record<string, string>>;
 
-/** @ts-ignore -- without Express's types it is `any` */
+/** @ts-ignore -- `any` if the types of Express are not installed */
 type ExpressResponse = import('express').Response;
 
-/** The request that a route handler gets: Express's where its types are installed, else Node's. */
+/**
+ * The request that a route handler gets: Express's type if the types of Express are installed, else
+ * Node's.
+ */
 export type RouteRequest = 0 extends 1 & ExpressRequest ? IncomingMessage : ExpressRequest;
 
-/** The response that a route handler gets: Express's where its types are installed, else Node's. */
+/**
+ * The response that a route handler gets: Express's type if the types of Express are installed,
+ * else Node's.
+ */
 export type RouteResponse = 0 extends 1 & ExpressResponse ? ServerResponse : ExpressResponse;
 
 /**
- * What `stream()` and `channels.listen()` return: a handler for a route.
- * `Req` and `Res` are what the framework hands over; a bare server may call it, too.
+ * The route handler that `stream()` and `channels.listen()` return. A bare server may call the
+ * handler, too.
+ * @typeParam Req the request type of the framework
+ * @typeParam Res the response type of the framework
  */
 export type RouteHandler<
   Req extends IncomingMessage = RouteRequest,
@@ -35,60 +49,37 @@ export type RouteHandler<
   next: Next,
 ) => void;
 
-/** How a route's streams end. */
+/** The options of `stream()`. */
 export interface RouteOptions {
   /**
-   * Whether the stream of a handler that returned an iterable ends with `final`, so that the client does not come back
-   * to run it again.
+   * Whether the stream is closed with `final` after an iterable that the handler returned. The
+   * client then does not reconnect, which would run the handler again.
    * @defaultValue `true`
    */
   final?: boolean | undefined;
 }
 
-/**
- * Where `sse()` leaves its host on a response that gets no stream; one that does has it on the stream.
- * A registered symbol, so that two copies of the package in one process understand each other.
- */
-export const negotiatedBy: unique symbol = Symbol.for('res-sse.negotiatedBy');
-
-/** A response that may have passed `sse()`. */
-export interface NegotiatedResponse extends ServerResponse {
-  [negotiatedBy]?: StreamHost;
-  sse?: EventStream | undefined;
-}
-
-/** The stream of this response. Something else may have put something of its own there. */
-export function streamOf({ sse }: { readonly sse?: unknown }): EventStream | undefined {
-  return sse instanceof EventStream ? sse : undefined;
-}
-
-/** The host of the `sse()` that this response has passed. */
-export function hostOf(res: NegotiatedResponse): StreamHost | undefined {
-  return streamOf(res)?.host ?? res[negotiatedBy];
-}
-
-/** @throws {SseError} `ERR_SSE_CONFLICT` where `res.sse` is something else */
-export function assertUnoccupied({ sse }: { readonly sse?: unknown }): void {
-  if (sse === undefined || sse === null || sse instanceof EventStream) return;
-  throw new SseError(
-    'ERR_SSE_CONFLICT',
-    'res.sse is not a stream of res-sse: other middleware on this route sets it, too; mount only one of them there',
-  );
-}
-
-// A generator that has nothing to say yet lets its client wait this long in ms for the head.
-const OPEN_AFTER = 1_000;
+// Time in ms after which the stream opens although the iterable has not produced an item yet.
+const OPEN_AFTER_MS = 1_000;
 
 /**
- * A route handler for the common case: it hands over a stream that is always there, and answers 406 to whoever did not ask for one.
+ * Returns a route handler for the common case. The handler gets a stream as its first argument;
+ * requests that did not ask for an event stream are answered with 406.
  *
- * The stream opens when the handler first writes to it, and at the latest when it has returned or its promise is resolved.
- * What it throws before that is an ordinary error for `next`, with nothing sent; after that the stream ends with the
- * reason `'error'`, `onError` of `sse()` is told the error, and the client is told nothing of it.
- * An (async) iterable that the handler returns is piped, and the stream ended.
- * The handler is not called for a client that has left meanwhile. Clean up with `stream.closed.then(...)`, which also runs where
- * the stream has ended before; a listener for `signal` does not.
- * @throws {SseError} `ERR_SSE_NO_MIDDLEWARE`, when a request comes, without `app.use(sse())` in front
+ * The stream opens at the first write of the handler, and at the latest when the handler has
+ * returned or its promise is resolved. An error that the handler throws before that is passed to
+ * `next`, with nothing sent. After an error that the handler throws later, the stream ends with the
+ * reason `'error'` and `onError` of `sse()` is called; the client is not told about the error.
+ *
+ * If the handler returns an iterable or async iterable, the items are piped, and the stream ends.
+ *
+ * The handler is not called if the client has left already. To clean up, use
+ * `stream.closed.then(...)`: unlike a listener for `signal`, the callback also runs if the stream
+ * has ended before.
+ * @param handler writes to the stream, or returns an iterable of items
+ * @param options all optional; see {@link RouteOptions}
+ * @throws {SseError} `ERR_SSE_OPTION` for a wrong option. For a request without `app.use(sse())` in
+ * front, the returned handler throws `ERR_SSE_NO_MIDDLEWARE`.
  * @example
  * app.get('/progress/:job', stream(async function* (stream, req) {
  *   for await (const step of jobs.follow(req.params.job, { signal: stream.signal })) yield step;
@@ -105,37 +96,27 @@ export function stream<
   return (req, res, next) => {
     const stream = requireStream(res as NegotiatedResponse);
     if (stream !== undefined) {
-      void run(stream, () => handler(stream, req as Req, res as Res), final, next);
+      void runHandler(stream, () => handler(stream, req as Req, res as Res), final, next);
     }
   };
 }
 
 /**
- * Answers a request that gets no stream with a sentence, as JSON to whoever takes JSON.
- * @internal
+ * Returns the stream on which the handler is to be called. If there is none, the request has been
+ * answered or its client has left.
+ * @throws {SseError} `ERR_SSE_NO_MIDDLEWARE`, `ERR_SSE_CONFLICT`
  */
-export function refuse(res: ServerResponse, status: number, code: string, message: string): void {
-  const json = preferredType(res.req, ['text/plain', 'application/json']) === 'application/json';
-  res.statusCode = status;
-  res.setHeader(
-    'Content-Type',
-    json ? 'application/json; charset=utf-8' : 'text/plain; charset=utf-8',
-  );
-  res.end(json ? JSON.stringify({ code, message }) : `${message}\n`);
-}
-
-/** The stream of a request that is to have one, or nothing where the request has its answer. */
 function requireStream(res: NegotiatedResponse): EventStream | undefined {
-  const host = hostOf(res);
-  const own = streamOf(res);
+  const host = getHost(res);
+  const stream = getStream(res);
   if (host === undefined) {
-    assertUnoccupied(res);
+    assertNoForeignStream(res);
     throw new SseError(
       'ERR_SSE_NO_MIDDLEWARE',
-      'nobody has looked for an event stream here; put app.use(sse()) in front of this route',
+      'no sse() middleware ran for this request; add app.use(sse()) before this route',
     );
   }
-  if (own === undefined) {
+  if (stream === undefined) {
     refuse(
       res,
       406,
@@ -144,13 +125,15 @@ function requireStream(res: NegotiatedResponse): EventStream | undefined {
     );
     return undefined;
   }
-  // Its client has left while earlier middleware was at work. What a handler registers for it would stay for ever.
-  if (own.readyState === 2) return undefined;
-  // Before the handler is put to work for a stream that may be one too many.
-  return own.readyState === 1 || host.admit?.(own) !== false ? own : undefined;
+  // The client has left while middleware in front was running. Listeners that a handler adds for
+  // the end of the stream would never be called and never be removed.
+  if (stream.readyState === 2) return undefined;
+  // A stream that is not admitted must not cause the work of the handler.
+  return stream.readyState === 1 || host.admit?.(stream) !== false ? stream : undefined;
 }
 
-async function run(
+/** Calls the handler, then pipes its iterable or opens the stream. Never rejects. */
+async function runHandler(
   stream: EventStream,
   handler: () => unknown,
   final: boolean,
@@ -159,7 +142,7 @@ async function run(
   try {
     const result = await handler();
     if (isPipeSource(result)) await pipeAndClose(stream, result, final);
-    // A subscription opens the stream when its start is known.
+    // A subscription whose start is not known yet opens the stream by itself.
     else if (
       stream.readyState === 0 &&
       !stream.res.headersSent &&
@@ -179,19 +162,19 @@ async function pipeAndClose(
   final: boolean,
 ): Promise<void> {
   let timer: NodeJS.Timeout | undefined;
-  const opening = new Promise<never>((_, reject) => {
+  const openingFailed = new Promise<never>((_, reject) => {
     timer = setTimeout(() => {
       try {
-        // Something else may have answered meanwhile, a timeout in front for one.
+        // Other middleware may have answered meanwhile, for example one that limits the time.
         if (!stream.res.headersSent) stream.open();
       } catch (error) {
-        // oxlint-disable-next-line typescript/prefer-promise-reject-errors -- whatever was thrown is passed on
+        // oxlint-disable-next-line typescript/prefer-promise-reject-errors -- passed on unchanged
         reject(error);
       }
-    }, OPEN_AFTER);
+    }, OPEN_AFTER_MS);
   });
   try {
-    await Promise.race([stream.pipe(source), opening]);
+    await Promise.race([stream.pipe(source), openingFailed]);
   } finally {
     clearTimeout(timer);
   }

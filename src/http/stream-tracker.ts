@@ -1,141 +1,171 @@
-/** A middleware's own account of its streams: who may have one, which are open, what became of the others, and their end all together. */
+/** The streams of one middleware: their admission, their list, their counters and their end. */
 import type { ServerResponse } from 'node:http';
 import { Admission, type AdmissionOptions, type Refusal } from './admission.ts';
+import {
+  GradualShutdown,
+  STREAMS_PER_TURN,
+  type Shutdown,
+  type ShutdownSource,
+} from './shutdown.ts';
+import type { RetryRange } from '../common/retry-range.ts';
 import type { CloseOptions } from '../stream/close-options.ts';
 import type { CloseReason } from '../stream/close-reason.ts';
 import type { EventStream } from '../stream/event-stream.ts';
 import type { StreamMonitor } from '../stream/stream-monitor.ts';
-import { drawRetry, type RetryRange } from '../common/retry-range.ts';
 
-/** What a middleware has done and is doing. */
+/** Gauges and counters of a middleware. Counters start at 0 when `sse()` is called. */
 export interface SseStats {
   /** Streams that are open now. */
   open: number;
-  /** Streams opened since the start. */
+  /** Streams that were opened. */
   opened: number;
-  /** Requests turned away since the start. */
+  /** Requests for a stream that were refused. */
   rejected: number;
-  /** Streams ended since the start, by reason. */
+  /** Streams that were ended, by reason. */
   closed: Partial<Record<CloseReason, number>>;
-  /** Events handed over. */
+  /** Events that were written to responses. */
   sent: number;
-  /** Events dropped because their reader was at `maxBuffered`. */
+  /** Events that were dropped because the queue of their reader had reached `maxBuffered`. */
   dropped: number;
-  /** Bytes handed over, comments and heartbeats included. */
+  /** Bytes that were written to responses, including comments and heartbeats. */
   bytes: number;
-  /** Bytes queued in this process now. */
+  /** Bytes that are queued in this process now. */
   buffered: number;
 }
 
-/** The streams of a middleware that are open. */
+/** The open streams of a middleware. */
 export interface OpenStreams extends Iterable<EventStream> {
+  /** Number of open streams. */
   readonly size: number;
 }
 
-/** What became of the streams that were open when their end began. */
-export interface Shutdown {
-  /** Those that ended, or left, in time. */
-  closed: number;
-  /** Those that were destroyed because they had not. */
-  destroyed: number;
-}
-
-// So many streams end together at least: ten clients that come back at once are no stampede.
-const WAVE = 10;
-
-// Enough to look steady to whoever gets the clients next.
-const MAX_WAVES = 100;
-
-// The rest of the time is for the readers of the last wave to take what is queued for them.
-const WAVES_END = 0.8;
-
-// Streams that end before other work gets its turn, however many a wave has.
-const STREAMS_PER_TURN = 250;
-
-// Time in ms that a destroyed response has to report its end. One that is wrapped may never do so.
-const END_GRACE_MS = 100;
-
-export class StreamTracker implements OpenStreams {
-  /** Requests turned away. */
-  rejected = 0;
-  /** Set when no more streams are taken: the reconnection time in ms that newcomers are told. */
+/**
+ * Keeps account of the streams of one middleware. A stream passes through these states:
+ *
+ * ```text
+ *   admit()        addStream()      countEnd()        removeStream()
+ *   ──────▶ admitted ────────▶ open ─────────▶ ending ─────────────▶ gone
+ *               └─────────────── releasePlace() ────────────────────▶
+ * ```
+ *
+ * There is no list of streams here: the monitors have such lists, and a tracker only keeps the
+ * monitors.
+ */
+export class StreamTracker implements OpenStreams, ShutdownSource {
+  /**
+   * The range of reconnection times, in ms, that clients are told during and after a shutdown.
+   * `undefined` before a shutdown.
+   */
   closing: RetryRange | undefined;
   readonly #admission: Admission;
-  // They have lists of the streams already, and each is here while it has one.
-  readonly #heartbeats = new Set<StreamMonitor>();
-  #open = 0;
-  // Ended, but the last bytes are still on their way.
-  #ending = 0;
-  readonly #closed: SseStats['closed'] = {};
-  #opened = 0;
-  #gone = 0;
-  // Of the streams that are gone.
-  #sent = 0;
-  #dropped = 0;
-  #bytes = 0;
-  // Ended, but their last bytes are not yet written.
-  #held: readonly EventStream[] = [];
-  #isReleasing = false;
-  #shutdown: Promise<Shutdown> | undefined;
-  // Called when no stream is left.
-  #onEmpty: (() => void) | undefined;
+  // The monitors that have at least one stream of this middleware.
+  readonly #monitors = new Set<StreamMonitor>();
+  readonly #endCounts: SseStats['closed'] = {};
+  #openCount = 0;
+  #endingCount = 0;
+  #openedCount = 0;
+  #removedCount = 0;
+  #refusedCount = 0;
+  // Totals of the removed streams.
+  #eventsWritten = 0;
+  #eventsDropped = 0;
+  #bytesWritten = 0;
+  // Streams that `endStreams()` has ended and whose last bytes are not written yet.
+  #corkedStreams: readonly EventStream[] = [];
+  #isUncorking = false;
+  #shutdown: GradualShutdown | undefined;
 
-  constructor(limits: AdmissionOptions, onUndefinedKeys?: (requests: number) => void) {
+  /**
+   * @param limits the limits on the number of streams
+   * @param onUndefinedKeys called once if the `key` of `maxStreamsPer` was `undefined` for each of
+   * the first requests
+   */
+  constructor(limits: AdmissionOptions, onUndefinedKeys?: (requestCount: number) => void) {
     this.#admission = new Admission(limits, undefined, onUndefinedKeys);
   }
 
   get size(): number {
-    return this.#open;
+    return this.#openCount;
+  }
+
+  get endingCount(): number {
+    return this.#endingCount;
+  }
+
+  get removedCount(): number {
+    return this.#removedCount;
   }
 
   [Symbol.iterator](): IterableIterator<EventStream> {
-    return this.#streams.filter(({ readyState }) => readyState === 1).values();
+    return this.listStreams()
+      .filter(({ readyState }) => readyState === 1)
+      .values();
   }
 
-  /** Takes a place for a stream on this response. @returns why there is none */
-  take(res: ServerResponse): Refusal | undefined {
-    return this.closing === undefined ? this.#admission.take(res) : 'shutdown';
+  listStreams(): EventStream[] {
+    // The monitors of a middleware's hosts contain nothing but event streams.
+    return [...this.#monitors].flatMap(({ streams }) => streams as readonly EventStream[]);
   }
 
-  opened(stream: EventStream): void {
-    this.#admission.opened(stream.res);
-    this.#opened++;
-    this.#open++;
-    this.#heartbeats.add(stream.host.monitor);
+  /**
+   * Reserves a place for a stream on this response. A response that has a place is admitted again
+   * without being counted.
+   * @returns the reason for a refusal, or `undefined` if the stream is admitted
+   */
+  admit(res: ServerResponse): Refusal | undefined {
+    return this.closing === undefined ? this.#admission.reservePlace(res) : 'shutdown';
   }
 
-  closed(reason: CloseReason): void {
-    this.#open--;
-    this.#ending++;
-    this.#closed[reason] = (this.#closed[reason] ?? 0) + 1;
+  /** Counts a request that was refused. */
+  countRefusal(): void {
+    this.#refusedCount++;
   }
 
-  /** Nothing of the stream is left, whether or not it was ever open. */
-  gone(stream: EventStream, wasOpen: boolean): void {
-    this.#admission.free(stream.res);
-    if (!wasOpen) return;
+  /** Adds a stream that has opened. */
+  addStream(stream: EventStream): void {
+    this.#admission.markOpen(stream.res);
+    this.#openedCount++;
+    this.#openCount++;
+    this.#monitors.add(stream.host.monitor);
+  }
+
+  /** Counts the end of an open stream. Its last bytes may still be queued. */
+  countEnd(reason: CloseReason): void {
+    this.#openCount--;
+    this.#endingCount++;
+    this.#endCounts[reason] = (this.#endCounts[reason] ?? 0) + 1;
+  }
+
+  /** Releases the place of a response that is closed, whether or not its stream was ever open. */
+  releasePlace(res: ServerResponse): void {
+    this.#admission.releasePlace(res);
+  }
+
+  /** Removes a stream that was open and whose response is closed. */
+  removeStream(stream: EventStream): void {
     const { monitor } = stream.host;
-    if (monitor.streams.length === 0) this.#heartbeats.delete(monitor);
-    this.#ending--;
-    this.#gone++;
-    this.#sent += stream.eventsWritten;
-    this.#dropped += stream.dropped;
-    this.#bytes += stream.bytesWritten;
-    if (this.#open === 0 && this.#ending === 0) this.#onEmpty?.();
+    if (monitor.streams.length === 0) this.#monitors.delete(monitor);
+    this.#endingCount--;
+    this.#removedCount++;
+    this.#eventsWritten += stream.eventsWritten;
+    this.#eventsDropped += stream.dropped;
+    this.#bytesWritten += stream.bytesWritten;
+    if (this.#openCount === 0 && this.#endingCount === 0) this.#shutdown?.onEmpty();
   }
 
+  /** Computes the statistics: the totals of the removed streams, and those of the present ones. */
   stats(): SseStats {
     const stats = {
-      open: this.#open,
-      opened: this.#opened,
-      rejected: this.rejected,
-      closed: { ...this.#closed },
-      sent: this.#sent,
-      dropped: this.#dropped,
-      bytes: this.#bytes,
+      open: this.#openCount,
+      opened: this.#openedCount,
+      rejected: this.#refusedCount,
+      closed: { ...this.#endCounts },
+      sent: this.#eventsWritten,
+      dropped: this.#eventsDropped,
+      bytes: this.#bytesWritten,
       buffered: 0,
     };
-    for (const stream of this.#streams) {
+    for (const stream of this.listStreams()) {
       stats.sent += stream.eventsWritten;
       stats.dropped += stream.dropped;
       stats.bytes += stream.bytesWritten;
@@ -145,104 +175,43 @@ export class StreamTracker implements OpenStreams {
   }
 
   /**
-   * Ends these streams now: nothing that is published from here on reaches them. Writing what they are owed is the expensive
-   * part, and is spread over turns of the event loop.
+   * Ends the given streams now, so that no event that is published after this call reaches them.
+   * Writing their last bytes is the expensive part, and is spread over turns of the event loop.
    */
-  endAtOnce(streams: readonly EventStream[], reason: CloseReason, options: CloseOptions): void {
-    // All of them before the first one ends: a listener for its end may publish.
+  endStreams(streams: readonly EventStream[], reason: CloseReason, options: CloseOptions): void {
+    // All streams are flushed before the first one ends: a listener for its end may publish.
     for (const stream of streams) {
       stream.cork();
       stream.flush();
     }
     for (const stream of streams) stream.closeWithoutFlush(reason, options);
-    this.#held = this.#held.concat(streams);
-    if (!this.#isReleasing) this.#release();
+    this.#corkedStreams = this.#corkedStreams.concat(streams);
+    if (!this.#isUncorking) this.#uncorkSome();
   }
 
-  /** Writes the last bytes of some streams. The application's code may be called, and end others. */
-  #release(): void {
-    this.#isReleasing = true;
-    const some = this.#held.slice(0, STREAMS_PER_TURN);
-    this.#held = this.#held.slice(STREAMS_PER_TURN);
-    for (const stream of some) stream.uncork();
-    if (this.#held.length > 0) setImmediate(() => this.#release());
-    else this.#isReleasing = false;
+  /** Writes the last bytes of some streams. Code of the application may run and end others. */
+  #uncorkSome(): void {
+    this.#isUncorking = true;
+    const streams = this.#corkedStreams.slice(0, STREAMS_PER_TURN);
+    this.#corkedStreams = this.#corkedStreams.slice(STREAMS_PER_TURN);
+    for (const stream of streams) stream.uncork();
+    if (this.#corkedStreams.length > 0) setImmediate(() => this.#uncorkSome());
+    else this.#isUncorking = false;
   }
 
-  /** Ends all streams in waves, and destroys those that have not ended `within` ms. Idempotent. */
+  /**
+   * Ends all streams in waves and destroys those that have not ended in time. A second call returns
+   * the same promise.
+   * @param within time in ms after which streams are destroyed
+   * @param retry range of the reconnection times, in ms
+   */
   shutDown(within: number, retry: RetryRange): Promise<Shutdown> {
     if (this.#shutdown === undefined) {
       this.closing = retry;
-      // Set before the first stream ends: a listener for its end may call this again.
-      let resolve!: (outcome: Shutdown) => void;
-      this.#shutdown = new Promise((settle) => {
-        resolve = settle;
-      });
-      this.#endAll(within, retry, resolve);
+      // Set before the first stream ends, because a listener for its end may call this method.
+      this.#shutdown = new GradualShutdown(this, within, retry);
+      this.#shutdown.start();
     }
-    return this.#shutdown;
-  }
-
-  /** Those that are open or ending, as they are now. What a middleware's heartbeat looks after is event streams. */
-  get #streams(): EventStream[] {
-    return [...this.#heartbeats].flatMap(({ streams }) => streams as readonly EventStream[]);
-  }
-
-  #endAll(within: number, retry: RetryRange, resolve: (outcome: Shutdown) => void): void {
-    if (this.#open === 0 && this.#ending === 0) {
-      resolve({ closed: 0, destroyed: 0 });
-      return;
-    }
-    const goneBefore = this.#gone;
-    const streams = [...this];
-    const waveSize = Math.max(WAVE, Math.ceil(streams.length / MAX_WAVES));
-    const pause = (within * WAVES_END) / Math.ceil(streams.length / waveSize);
-    let next = 0;
-    let waveEnd = 0;
-    let isEnding = false;
-    let isDone = false;
-    let destroyed = 0;
-    let nextWave: NodeJS.Timeout | undefined;
-    let timer: NodeJS.Timeout | undefined;
-
-    const endSome = (): void => {
-      const until = Math.min(next + STREAMS_PER_TURN, waveEnd);
-      while (next < until) streams[next++]?.closeFor('shutdown', { retry: drawRetry(retry) });
-      isEnding = next < waveEnd;
-      if (isEnding) setImmediate(endSome);
-    };
-    const beginWave = (size: number): void => {
-      waveEnd = Math.min(waveEnd + size, streams.length);
-      if (!isEnding) endSome();
-      if (waveEnd < streams.length) nextWave = setTimeout(beginWave, pause, size);
-    };
-    const destroySome = (rest: EventStream[]): void => {
-      if (isDone) return;
-      for (const stream of rest.splice(-STREAMS_PER_TURN)) {
-        // It has ended by itself meanwhile.
-        if (stream.listIndex === -1) continue;
-        destroyed++;
-        stream.destroyFor('shutdown');
-      }
-      if (rest.length > 0) setImmediate(destroySome, rest);
-      else timer = setTimeout(done, END_GRACE_MS);
-    };
-    const destroyAll = (): void => {
-      if (isDone) return;
-      clearTimeout(nextWave);
-      if (waveEnd < streams.length) beginWave(streams.length);
-      if (isEnding) setImmediate(destroyAll);
-      else destroySome(this.#streams);
-    };
-    const done = (): void => {
-      clearTimeout(nextWave);
-      clearTimeout(timer);
-      isDone = true;
-      this.#onEmpty = undefined;
-      resolve({ closed: this.#gone - goneBefore - destroyed + this.#ending, destroyed });
-    };
-    this.#onEmpty = done;
-    timer = setTimeout(destroyAll, within);
-    beginWave(waveSize);
+    return this.#shutdown.result;
   }
 }

@@ -1,4 +1,4 @@
-/** Misuse that no single call shows: noticed where it does show, and told once, with the fix. */
+/** Warnings about misuse that no single call shows. Each code is reported once, with the fix. */
 import type { IncomingMessage } from 'node:http';
 import type { Http2ServerResponse } from 'node:http2';
 import type { EventStream } from '../stream/event-stream.ts';
@@ -14,213 +14,222 @@ export type WarningCode =
   | 'RES_SSE_SIX_STREAMS'
   | 'RES_SSE_TIME_IN_SECONDS';
 
-// What proxies put on a request, and for how many ms of silence they keep a connection, unless told otherwise; the strictest first.
-const PROXIES: readonly (readonly [header: string, name: string, idle: number])[] = [
-  ['x-amz-cf-id', 'CloudFront', 30_000],
-  ['x-amzn-trace-id', 'an AWS load balancer', 60_000],
-  // nginx, and most others.
-  ['x-forwarded-for', 'a proxy', 60_000],
-  ['forwarded', 'a proxy', 60_000],
-  ['via', 'a proxy', 60_000],
+/** A proxy that adds a header to requests, and its default idle timeout. */
+interface KnownProxy {
+  readonly header: string;
+  readonly name: string;
+  /** Silence in ms after which the proxy closes a connection, unless configured otherwise. */
+  readonly idleTimeout: number;
+}
+
+// A request may have several of these headers. The first match counts, so the proxy with the
+// shortest timeout comes first.
+const KNOWN_PROXIES: readonly KnownProxy[] = [
+  { header: 'x-amz-cf-id', name: 'CloudFront', idleTimeout: 30_000 },
+  { header: 'x-amzn-trace-id', name: 'an AWS load balancer', idleTimeout: 60_000 },
+  // nginx, and most other proxies.
+  { header: 'x-forwarded-for', name: 'a proxy', idleTimeout: 60_000 },
+  { header: 'forwarded', name: 'a proxy', idleTimeout: 60_000 },
+  { header: 'via', name: 'a proxy', idleTimeout: 60_000 },
 ];
 
-// Over HTTP/1.1 a browser opens so many connections to a host.
-const CONNECTIONS_OF_A_BROWSER = 6;
+const SHORTEST_IDLE_TIMEOUT_MS = 30_000;
 
-// No browser has a longer `User-Agent`; each is kept while its streams are watched.
-const MAX_AGENT_LENGTH = 512;
+// Number of connections that a browser opens to one host over HTTP/1.1.
+const CONNECTIONS_PER_BROWSER = 6;
 
-// So many streams of browsers are watched at a time, so that it costs the same however many there are.
-const MAX_WATCHED = 1_000;
+// No browser sends a longer `User-Agent`. The text is kept while the streams of the browser are
+// watched, so its length has to be limited.
+const MAX_USER_AGENT_LENGTH = 512;
 
-/** The warnings of one app-wide `sse()` and of those behind it. */
+// Maximum number of streams of browsers that are watched at a time, to limit the memory.
+const MAX_WATCHED_STREAMS = 1_000;
+
+/** The warnings of an outermost `sse()` and of all `sse()` behind it. */
 export class Warnings {
-  readonly #told = new Set<WarningCode>();
-  // Of browsers over HTTP/1.1: each stream's browser, and how many each browser has.
+  readonly #reportedCodes = new Set<WarningCode>();
+  // The watched streams, which are those of browsers over HTTP/1.1, and the browser of each.
   readonly #browsers = new Map<EventStream, string>();
-  readonly #counts = new Map<string, number>();
+  // Number of watched streams of each browser.
+  readonly #streamCounts = new Map<string, number>();
 
-  /** Two `sse()` on one route, where the second has nothing to say. */
-  mountedTwice(): void {
-    this.#tell(
+  /** Warns about a second `sse()` in front of a route that has no options and so no effect. */
+  warnMountedTwice(): void {
+    this.#warnOnce(
       'RES_SSE_MOUNTED_TWICE',
-      'sse() is in front of a route twice',
-      'The second changes nothing without options of its own: take it away, or give it those of the route.',
+      'a request passed sse() twice, the second time without effect',
+      'Remove the second sse(), or pass the options of the route to it.',
     );
   }
 
-  /** `maxStreamsPer.key` limits nobody. */
-  keysUndefined(requests: number): void {
-    this.#tell(
+  /** Warns about a `maxStreamsPer.key` that returns `undefined`, so that nothing is limited. */
+  warnUndefinedKeys(requestCount: number): void {
+    this.#warnOnce(
       'RES_SSE_KEY_UNDEFINED',
-      `the \`key\` of \`maxStreamsPer\` was undefined for each of the first ${requests} requests, so nothing is limited`,
-      'Mount what sets it, the authentication for one, in front of sse(): the key is asked for before the handler of the route runs.',
+      'the `key` function of `maxStreamsPer` returned undefined for each of the first ' +
+        `${requestCount} requests, so no stream is limited`,
+      'Mount the middleware that sets what `key` reads, such as the authentication, in front of ' +
+        'sse(): `key` is called before the handler of the route.',
     );
   }
 
-  /** A stream has opened; its first bytes have been written. */
-  opened(stream: EventStream): void {
+  /** Checks a stream that has opened and whose first bytes have been written. */
+  checkStream(stream: EventStream): void {
     this.#checkBody(stream);
     this.#checkHeartbeat(stream);
-    this.#checkTimeout(stream);
-    this.#watch(stream);
+    this.#checkServerTimeout(stream);
+    this.#watchBrowser(stream);
   }
 
-  /** Nothing of the stream is left. */
-  gone(stream: EventStream): void {
+  /** Stops watching a stream whose response is closed. */
+  forgetStream(stream: EventStream): void {
     const browser = this.#browsers.get(stream);
     if (browser === undefined) return;
     this.#browsers.delete(stream);
-    const left = (this.#counts.get(browser) ?? 0) - 1;
-    if (left > 0) this.#counts.set(browser, left);
-    else this.#counts.delete(browser);
+    const remaining = (this.#streamCounts.get(browser) ?? 0) - 1;
+    if (remaining > 0) this.#streamCounts.set(browser, remaining);
+    else this.#streamCounts.delete(browser);
   }
 
+  /** Detects middleware that compresses the stream, and so delays events. */
   #checkBody({ res, req }: EventStream): void {
-    // What transforms a body has put a `write` of its own in front of Node's.
-    if (this.#told.has('RES_SSE_BODY_TRANSFORMED') || !Object.hasOwn(res, 'write')) return;
+    const isWrapped = Object.hasOwn(res, 'write');
+    // Middleware that transforms bodies replaces the `write` method of the response.
+    if (this.#reportedCodes.has('RES_SSE_BODY_TRANSFORMED') || !isWrapped) return;
     const encoding = res.getHeader('content-encoding');
     if (encoding === undefined || encoding === 'identity') return;
-    this.#tell(
+    this.#warnOnce(
       'RES_SSE_BODY_TRANSFORMED',
-      `middleware in front of sse() encodes the event stream of ${pathOf(req)} (${String(encoding)})`,
-      'Events reach the client late or in bunches. Leave Cache-Control: no-transform in place, which compression() respects, or mount what transforms bodies on other routes.',
+      `middleware in front of sse() encodes the event stream of ${pathOf(req)} ` +
+        `(${String(encoding)})`,
+      'Events reach the client late or several at a time. Keep Cache-Control: no-transform, ' +
+        'which compression() respects, or mount the transforming middleware on other routes.',
     );
   }
 
+  /** Detects a heartbeat that is too long for the proxy in front. */
   #checkHeartbeat({ host, req }: EventStream): void {
     const { heartbeat } = host.settings;
     const silence = heartbeat === false ? Infinity : heartbeat;
-    if (silence < 30_000 || this.#told.has('RES_SSE_HEARTBEAT_TOO_LONG')) return;
-    const proxy = PROXIES.find(([header]) => req.headers[header] !== undefined);
-    if (proxy === undefined) return;
-    const [header, name, idle] = proxy;
-    if (silence < idle) return;
-    this.#tell(
+    if (
+      silence < SHORTEST_IDLE_TIMEOUT_MS ||
+      this.#reportedCodes.has('RES_SSE_HEARTBEAT_TOO_LONG')
+    ) {
+      return;
+    }
+    const proxy = KNOWN_PROXIES.find(({ header }) => req.headers[header] !== undefined);
+    if (proxy === undefined || silence < proxy.idleTimeout) return;
+    this.#warnOnce(
       'RES_SSE_HEARTBEAT_TOO_LONG',
-      `the heartbeat (${heartbeat === false ? 'none' : `${heartbeat} ms`}) comes too late for ${name} in front (header ${header}), which by default cuts connections silent for ${idle} ms`,
-      'Set heartbeat to less than half of what the proxy allows; the default of 15 s suits all that are known.',
+      `the heartbeat (${describeHeartbeat(heartbeat)}) is too long for ${proxy.name} in front ` +
+        `(header ${proxy.header}), which by default closes connections after ` +
+        `${proxy.idleTimeout} ms without data`,
+      'Set heartbeat to less than half of the idle timeout of the proxy. The default of 15 s is ' +
+        'short enough for all known proxies.',
     );
   }
 
-  /** Over HTTP/1.1 the timeout is lifted. */
-  #checkTimeout({ host, res }: EventStream): void {
-    if (this.#told.has('RES_SSE_SERVER_TIMEOUT') || !('stream' in res)) return;
+  /**
+   * Detects a timeout of an HTTP/2 session that ends quiet streams. Over HTTP/1.1 the timeout of
+   * the socket is switched off while a stream is open.
+   */
+  #checkServerTimeout({ host, res }: EventStream): void {
+    if (this.#reportedCodes.has('RES_SSE_SERVER_TIMEOUT') || !('stream' in res)) return;
     const { heartbeat } = host.settings;
-    // A session has what `server.setTimeout` says in the same property as a socket.
-    const { timeout = 0 } = ((res as unknown as Http2ServerResponse).stream.session ?? {}) as {
-      timeout?: number;
-    };
+    // Like a socket, a session has the time that was set by `server.setTimeout()` in `timeout`.
+    const { session } = (res as unknown as Http2ServerResponse).stream;
+    const { timeout = 0 } = (session ?? {}) as { timeout?: number };
     if (timeout === 0 || (heartbeat !== false && timeout > heartbeat)) return;
-    this.#tell(
+    this.#warnOnce(
       'RES_SSE_SERVER_TIMEOUT',
-      `the timeout of the HTTP/2 session (${timeout} ms) is not above the heartbeat (${heartbeat === false ? 'none' : `${heartbeat} ms`}): quiet streams are cut, with everything else on their session`,
+      `the timeout of the HTTP/2 session (${timeout} ms) is not longer than the heartbeat ` +
+        `(${describeHeartbeat(heartbeat)}), so a session with quiet streams is ended`,
       'Set heartbeat to less than half of the timeout, or raise it with server.setTimeout().',
     );
   }
 
-  #watch(stream: EventStream): void {
-    if (this.#told.has('RES_SSE_SIX_STREAMS') || this.#browsers.size >= MAX_WATCHED) return;
-    const browser = browserOf(stream.req);
+  /** Counts the streams of a browser, and detects that they take all of its connections. */
+  #watchBrowser(stream: EventStream): void {
+    const isFull = this.#browsers.size >= MAX_WATCHED_STREAMS;
+    if (isFull || this.#reportedCodes.has('RES_SSE_SIX_STREAMS')) return;
+    const browser = identifyBrowser(stream.req);
     if (browser === undefined) return;
-    const count = (this.#counts.get(browser) ?? 0) + 1;
+    const streamCount = (this.#streamCounts.get(browser) ?? 0) + 1;
     this.#browsers.set(stream, browser);
-    this.#counts.set(browser, count);
-    if (count < CONNECTIONS_OF_A_BROWSER) return;
+    this.#streamCounts.set(browser, streamCount);
+    if (streamCount < CONNECTIONS_PER_BROWSER) return;
     this.#browsers.clear();
-    this.#counts.clear();
-    this.#tell(
+    this.#streamCounts.clear();
+    this.#warnOnce(
       'RES_SSE_SIX_STREAMS',
-      'one browser has six event streams open over HTTP/1.1, all the connections that it makes to a host; whatever else its pages ask for waits',
-      'Serve HTTP/2 by a proxy in front (Express does not run on node:http2), follow all channels of a page on one stream, or share a stream between tabs with a SharedWorker or BroadcastChannel.',
+      'one browser has six event streams open over HTTP/1.1, which is its maximum number of ' +
+        'connections to a host; further requests of its pages have to wait',
+      'Serve HTTP/2 by a proxy in front (Express does not run on node:http2), subscribe to all ' +
+        'channels of a page on one stream, or share one stream between tabs with a SharedWorker ' +
+        'or BroadcastChannel.',
     );
   }
 
-  #tell(code: WarningCode, message: string, fix: string): void {
-    if (this.#told.has(code)) return;
-    this.#told.add(code);
-    tell(code, message, fix);
+  #warnOnce(code: WarningCode, message: string, fix: string): void {
+    if (this.#reportedCodes.has(code)) return;
+    this.#reportedCodes.add(code);
+    emitWarning(code, message, fix);
   }
 }
 
-// Middleware that is made for each request has no memory from one to the next, so this is the process's.
-const places = new Set<string>();
-let isTold = false;
+// The names of the options that were reported: once per process, for any number of middleware.
+const reportedTimes = new Set<string>();
 
-/** Notices a middleware that is made where it is used, and not for the first time. */
-export class PerRequestDetector {
-  #isUnderway = true;
-  readonly #place: string;
-
-  /** @param maker what is called to make it: the caller's place in the code is kept */
-  constructor(maker: (...args: never[]) => unknown) {
-    this.#place = isTold ? '' : callerOf(maker);
-    queueMicrotask(() => {
-      this.#isUnderway = false;
-    });
-  }
-
-  /** It is given a request. In the turn in which it was made that means: made for it. One that is made late and kept is no misuse. */
-  used(): void {
-    if (!this.#isUnderway || isTold) return;
-    this.#isUnderway = false;
-    if (!places.has(this.#place)) {
-      places.add(this.#place);
-      return;
-    }
-    isTold = true;
-    places.clear();
-    tell(
-      'RES_SSE_CREATED_PER_REQUEST',
-      `sse() is called for each request (${this.#place})`,
-      'Call it once and mount what it returns: limits, statistics, heartbeats and close() are of that one.',
-    );
-  }
-}
-
-// Times of each name are told once in a process, however many middlewares there are.
-const timesTold = new Set<string>();
-
-/** Tells of times in ms that were most likely meant in seconds. Tests have short times. */
+/**
+ * Warns about times in ms that were most likely meant in seconds. Does nothing in tests, where
+ * short times are usual.
+ * @param owner the function whose options the times are
+ * @param times the times in ms, by name of the option
+ */
 export function checkTimes(
   owner: string,
   times: Readonly<Record<string, number | false | undefined>>,
 ): void {
   if (process.env['NODE_ENV'] === 'test' || process.env['NODE_TEST_CONTEXT'] !== undefined) return;
   for (const [name, ms] of Object.entries(times)) {
-    if (!ms || ms >= 1_000 || timesTold.has(name)) continue;
-    timesTold.add(name);
-    tell(
+    if (!ms || ms >= 1_000 || reportedTimes.has(name)) continue;
+    reportedTimes.add(name);
+    emitWarning(
       'RES_SSE_TIME_IN_SECONDS',
-      `\`${name}\` of ${owner} is ${ms} ms; is this in seconds?`,
-      'All times are in ms: write 15_000 for fifteen seconds. If it is meant, sse({ warnings: false }) switches warnings off.',
+      `\`${name}\` of ${owner} is ${ms} ms; was it meant in seconds?`,
+      'All times are in ms: write 15_000 for 15 s. If the value is intended, switch warnings off ' +
+        'with sse({ warnings: false }).',
     );
   }
 }
 
-function tell(code: WarningCode, message: string, detail: string): void {
-  process.emitWarning(message, { code, detail });
+/**
+ * Emits a warning of the process.
+ * @param message the situation
+ * @param fix the remedy, which Node prints below the message
+ */
+export function emitWarning(code: WarningCode, message: string, fix: string): void {
+  process.emitWarning(message, { code, detail: fix });
 }
 
-function callerOf(maker: (...args: never[]) => unknown): string {
-  const { stackTraceLimit } = Error;
-  const holder: { stack?: string } = {};
-  Error.stackTraceLimit = 1;
-  Error.captureStackTrace(holder, maker);
-  Error.stackTraceLimit = stackTraceLimit;
-  return /^\s*at (.*)$/m.exec(holder.stack ?? '')?.[1] ?? '';
+function describeHeartbeat(heartbeat: number | false): string {
+  return heartbeat === false ? 'none' : `${heartbeat} ms`;
 }
 
-/** The browser that is at the other end itself, with no proxy between. */
-function browserOf(req: IncomingMessage): string | undefined {
+/**
+ * Identifies the browser that sent the request by address and user agent.
+ * @returns `undefined` if the client is no browser, uses HTTP/2, or is behind a proxy, where the
+ * number of its connections to this server cannot be told
+ */
+function identifyBrowser(req: IncomingMessage): string | undefined {
   const { 'user-agent': agent = '', 'x-forwarded-for': forwarded, via } = req.headers;
   const isDirect = req.httpVersionMajor === 1 && forwarded === undefined && via === undefined;
-  return isDirect && agent.startsWith('Mozilla/') && agent.length <= MAX_AGENT_LENGTH
+  return isDirect && agent.startsWith('Mozilla/') && agent.length <= MAX_USER_AGENT_LENGTH
     ? `${req.socket.remoteAddress ?? ''} ${agent}`
     : undefined;
 }
 
-/** Without the query, which may hold what is not for a log. */
+/** @returns the path without the query, which may contain secrets that must not be logged */
 function pathOf(req: IncomingMessage): string {
   return (req.url ?? '').replace(/\?.*$/, '');
 }

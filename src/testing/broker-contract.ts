@@ -167,9 +167,9 @@ function dataOf(entries: readonly LogEntry[]): string[] {
 function readFrame(entry: LogEntry): { events: ReceivedEvent[]; retry: number | undefined } {
   const read: ReturnType<typeof readFrame> = { events: [], retry: undefined };
   const parser = new EventStreamParser({
-    event: (event) => void read.events.push(event),
-    comment: () => {},
-    retry: (ms) => {
+    onEvent: (event) => void read.events.push(event),
+    onComment: () => {},
+    onRetry: (ms) => {
       read.retry = ms;
     },
   });

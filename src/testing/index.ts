@@ -1,8 +1,9 @@
-/** `res-sse/testing`: what tests of endpoints and of brokers need, whatever runs them. */
+/** `res-sse/testing`: tests of endpoints and of brokers, for any test runner. */
 export { brokerContract } from './broker-contract.ts';
 export { readEvents } from './read-events.ts';
 
 export type { BrokerCheck, BrokerContractOptions } from './broker-contract.ts';
+export type { EventReader } from './event-reader.ts';
 export type { ReceivedEvent } from './parser.ts';
-export type { EventReader, ReadOptions } from './read-events.ts';
+export type { ReadOptions } from './read-events.ts';
 export type { ReadTarget } from './target.ts';

@@ -1,85 +1,111 @@
 /**
- * Text in, events out: the client's side of the event stream format, and nothing of the server's that writes it.
- * WHATWG HTML, 9.2.5 "Parsing an event stream" and 9.2.6 "Interpreting an event stream".
+ * A parser of event streams, as a client reads them.
+ *
+ * Specification: WHATWG HTML, 9.2.5 "Parsing an event stream" and 9.2.6 "Interpreting an event
+ * stream". The parser shares no code with the server, so that a mistake of the server cannot hide
+ * here. The package `eventsource-parser` is not used, because it does not report the id of a block
+ * without data, which changes the last event ID, and holds back an event that ends with a CR until
+ * the next character.
  */
 
 /** An event as a client receives it. */
 export interface ReceivedEvent {
-  /** Event type, `'message'` where the server named none. */
+  /** Event type, `'message'` if the server sent none. */
   event: string;
+  /** The data, with LF between its lines. */
   data: string;
-  /** Its id; not there where the event brought none. */
+  /** The id. The property is missing if the event had no id. */
   id?: string;
 }
 
-/** What a parser tells. */
+/** The callbacks of a parser. */
 export interface ParserListener {
-  event(event: ReceivedEvent): void;
-  /** One line of it, without the colon and the space behind it. */
-  comment(text: string): void;
-  /** Reconnection time in ms. */
-  retry(ms: number): void;
+  onEvent(event: ReceivedEvent): void;
+  /** @param text one comment line, without the colon and one space after the colon */
+  onComment(text: string): void;
+  /** @param ms reconnection time in ms */
+  onRetry(ms: number): void;
 }
 
 const LINE_END = /\r\n|\r|\n/;
 
-/** Takes text in pieces of any size. An event is told with the line that ends it, a CR at the end of a piece included. */
+/**
+ * Parses text that arrives in pieces of any size:
+ *
+ * ```text
+ *   pieces  "da" "ta: a\r" "\nid: 1\n\n"     the LF of the last piece belongs to the CR before
+ *   lines   "data: a"  "id: 1"  ""           an empty line ends a block
+ *   event   { event: 'message', data: 'a', id: '1' }
+ * ```
+ *
+ * An event is reported at the end of its last line. If a piece ends with a CR, the line ends there,
+ * because the next piece may come much later.
+ */
 export class EventStreamParser {
   readonly #listener: ParserListener;
-  #isFirst = true;
+  #isFirstPiece = true;
   #endedWithCr = false;
-  // The beginning of a line that has not ended yet.
-  #line = '';
-  #data: string[] = [];
+  // The start of a line whose end has not arrived.
+  #partialLine = '';
+  // The fields of the current block.
+  #dataLines: string[] = [];
   #event = '';
   #id: string | undefined;
-  /** What a client would send as `Last-Event-ID`. */
+  /** The value that a client would send as `Last-Event-ID`. */
   lastEventId: string;
 
+  /**
+   * @param listener called synchronously by `feed()`
+   * @param lastEventId the id that the client has sent with its request
+   */
   constructor(listener: ParserListener, lastEventId = '') {
     this.#listener = listener;
     this.lastEventId = lastEventId;
   }
 
+  /** Parses the next piece of the text. */
   feed(text: string): void {
     if (text === '') return;
-    // One leading BOM is nothing, nor is a LF behind a CR that ended the last piece.
-    const isSkipped =
-      (this.#isFirst && text.startsWith('\uFEFF')) || (this.#endedWithCr && text.startsWith('\n'));
-    const lines = (isSkipped ? text.slice(1) : text).split(LINE_END);
-    this.#isFirst = false;
+    // Ignored: one byte order mark at the start, and the LF of a CRLF that was cut in two.
+    const isIgnored =
+      (this.#isFirstPiece && text.startsWith('\uFEFF')) ||
+      (this.#endedWithCr && text.startsWith('\n'));
+    const lines = (isIgnored ? text.slice(1) : text).split(LINE_END);
+    this.#isFirstPiece = false;
     this.#endedWithCr = text.endsWith('\r');
-    lines[0] = this.#line + lines[0];
-    this.#line = lines.pop() ?? '';
-    for (const line of lines) this.#interpret(line);
+    lines[0] = this.#partialLine + lines[0];
+    this.#partialLine = lines.pop() ?? '';
+    for (const line of lines) this.#interpretLine(line);
   }
 
-  #interpret(line: string): void {
+  #interpretLine(line: string): void {
     if (line === '') {
-      this.#dispatch();
+      this.#endBlock();
       return;
     }
     const colon = line.indexOf(':');
     const name = colon === -1 ? line : line.slice(0, colon);
     const rest = colon === -1 ? '' : line.slice(colon + 1);
     const value = rest.startsWith(' ') ? rest.slice(1) : rest;
-    if (name === '') this.#listener.comment(value);
-    else if (name === 'data') this.#data.push(value);
+    if (name === '') this.#listener.onComment(value);
+    else if (name === 'data') this.#dataLines.push(value);
     else if (name === 'event') this.#event = value;
+    // The specification ignores ids with a NUL.
     else if (name === 'id' && !value.includes('\0')) this.#id = value;
-    else if (name === 'retry' && /^[0-9]+$/.test(value)) this.#listener.retry(Number(value));
+    else if (name === 'retry' && /^[0-9]+$/.test(value)) this.#listener.onRetry(Number(value));
   }
 
-  #dispatch(): void {
-    const [data, event, id] = [this.#data, this.#event, this.#id];
-    this.#data = [];
+  /** Reports the event of the block. A block without data is no event, but its id counts. */
+  #endBlock(): void {
+    const [dataLines, event, id] = [this.#dataLines, this.#event, this.#id];
+    this.#dataLines = [];
     this.#event = '';
     this.#id = undefined;
     if (id !== undefined) this.lastEventId = id;
-    if (data.length === 0) return;
-    this.#listener.event({
+    if (dataLines.length === 0) return;
+    this.#listener.onEvent({
       event: event || 'message',
-      data: data.join('\n'),
+      data: dataLines.join('\n'),
       ...(id !== undefined && { id }),
     });
   }

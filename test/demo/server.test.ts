@@ -5,7 +5,7 @@ import { createServer, type AddressInfo } from 'node:net';
 import request from 'supertest';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { createDemo } from '../../demo/app.ts';
-import type { Spoken } from '../../demo/page.ts';
+import type { PageData } from '../../demo/page.ts';
 import { read } from '../support/reader.ts';
 import { serve } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
@@ -334,7 +334,7 @@ describe('demo/server.ts', () => {
   });
 
   it.each([
-    ['taken', undefined, /^Port (\d+) is taken; set PORT to another one\.\n$/],
+    ['taken', undefined, /^Port (\d+) is already in use; set PORT to another port\.\n$/],
     [
       'a word',
       'four',
@@ -380,7 +380,7 @@ describe('demo/server.ts', () => {
 const DATA = /<script id="spoken" type="application\/json">(.*?)<\/script>/s;
 
 /** The data in the page. */
-function spokenIn(html: string): Spoken {
+function spokenIn(html: string): PageData {
   return JSON.parse(DATA.exec(html)?.[1] ?? '');
 }
 

@@ -27,7 +27,7 @@ async function startDemo(
   );
   // Killed, it could not end its Redis.
   resources.defer(() => demo.stop('SIGTERM'));
-  const address = /^Haiku are spoken on (\S+)$/m;
+  const address = /^Haiku chat listening on (\S+)$/m;
   await until('the address', () => {
     if (!demo.isRunning) throw new Error(demo.output);
     return address.test(demo.output);
@@ -51,7 +51,7 @@ describe('the haiku chat on three nodes', () => {
     await once(other, 'listening');
     const { port } = other.address() as AddressInfo;
     const cases = [
-      [`${port}`, `Port ${port} is taken; set PORT to another one.\n`],
+      [`${port}`, `Port ${port} is already in use; set PORT to another port.\n`],
       ['four', 'PORT is "four", which is not a port; set it to a number from 0 to 65535.\n'],
     ] as const;
     for (const [PORT, sentence] of cases) {
@@ -105,7 +105,7 @@ describe('the haiku chat on three nodes', () => {
         }
       });
     }
-    // Requests go round: until the two streams are on nodes of their own, the second tab is loaded anew.
+    // Connections go round: the second tab is reloaded until its stream is on another node.
     await open(pages[0], url);
     do {
       for (const node of [...nodes].slice(1)) nodes.delete(node);

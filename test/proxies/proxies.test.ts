@@ -264,7 +264,7 @@ describe('while the application restarts', () => {
     expect([first.ended, second.status, await second.text()]).toEqual([
       false,
       503,
-      'No streams are taken now; come back later.\n',
+      'No streams are accepted now; try again later.\n',
     ]);
   });
 });

@@ -14,9 +14,9 @@ interface Parsed {
 function parse(pieces: readonly string[]): Parsed {
   const parsed: Parsed = { events: [], comments: [], retries: [], lastEventId: '' };
   const parser = new EventStreamParser({
-    event: (event) => void parsed.events.push(event),
-    comment: (text) => void parsed.comments.push(text),
-    retry: (ms) => void parsed.retries.push(ms),
+    onEvent: (event) => void parsed.events.push(event),
+    onComment: (text) => void parsed.comments.push(text),
+    onRetry: (ms) => void parsed.retries.push(ms),
   });
   for (const piece of pieces) parser.feed(piece);
   return { ...parsed, lastEventId: parser.lastEventId };

@@ -286,16 +286,16 @@ describe('a wait that is in vain says what was waited for and what came instead:
     const app = express();
     app.get('/never', () => {});
     expect(await messageOf(readEvents(app, { path: '/never?x', timeout }))).toBe(
-      'waited 400 ms for the head of GET /never?x in vain; the handler sends it with the first send(), comment(), open() or subscribe()',
+      'timed out after 400 ms waiting for the response headers of GET /never?x; the handler sends them with the first send(), comment(), open() or subscribe()',
     );
   });
 
   test('nobody there, or nobody who answers', async () => {
     expect(await messageOf(readEvents('http://127.0.0.1:1/listen'))).toMatch(
-      /^GET \/listen got no answer: connect ECONNREFUSED/,
+      /^GET \/listen got no response: connect ECONNREFUSED/,
     );
     expect(await messageOf(readEvents((req) => void req.socket.destroy()))).toBe(
-      'GET / got no answer: socket hang up',
+      'GET / got no response: socket hang up',
     );
   });
 
@@ -308,16 +308,16 @@ describe('a wait that is in vain says what was waited for and what came instead:
     });
     await using reader = await readEvents(app, { timeout });
     expect(await messageOf(reader.take(3))).toBe(
-      'waited 400 ms for event 3 of 3 of GET / in vain: the stream is open; 2 events came, the last of them {"event":"tick","data":"b","id":"1"}, and 1 comment',
+      'timed out after 400 ms waiting for event 3 of 3 of GET /: stream open, 2 events received (last: {"event":"tick","data":"b","id":"1"}), 1 comment',
     );
     expect(await messageOf(reader.end())).toContain(
-      'waited 400 ms for the end of GET / in vain: the stream is open',
+      'timed out after 400 ms waiting for the end of GET /: stream open',
     );
     given?.send('c');
     expect((await reader.next()).data).toBe('c');
     reader.pause();
     expect(await messageOf(reader.next())).toContain(
-      'waited 400 ms for event 4 of GET / in vain: the stream is paused; 3 events came',
+      'timed out after 400 ms waiting for event 4 of GET /: stream paused, 3 events received',
     );
   });
 
@@ -330,19 +330,19 @@ describe('a wait that is in vain says what was waited for and what came instead:
       'This is an event stream; send the header Accept: text/event-stream\n',
     ]);
     const expected =
-      'no event 1 of GET /: the answer is no event stream but 406, text/plain; charset=utf-8: This is an event stream; send the header Accept: text/event-stream\n';
+      'no event 1 of GET /: the response is not an event stream but 406, text/plain; charset=utf-8: This is an event stream; send the header Accept: text/event-stream\n';
     expect(await messageOf(reader.next())).toBe(expected);
     expect(await messageOf(reader.rest())).toContain(
-      'no event 1 or the end of GET /: the answer is no event stream but 406',
+      'no event 1 or the end of GET /: the response is not an event stream but 406',
     );
     await using missing = await readEvents(app, { path: '/missing', timeout });
-    expect(await messageOf(missing.next())).toContain('no event stream but 404, text/html');
+    expect(await messageOf(missing.next())).toContain('not an event stream but 404, text/html');
   });
 
   test('an end before the event, and a connection that is cut off', async () => {
     await using ended = await readEvents(appOf((stream) => stream.close()));
     expect(await messageOf(ended.next())).toBe(
-      'no event 1 of GET /: the stream has ended; 0 events came, and 1 comment',
+      'no event 1 of GET /: stream ended, 0 events received, 1 comment',
     );
     const app = appOf((stream) => {
       stream.send('x');
@@ -351,7 +351,7 @@ describe('a wait that is in vain says what was waited for and what came instead:
     await using cut = await readEvents(app);
     expect(await cut.end()).toBe('cut');
     expect(await messageOf(cut.rest())).toContain(
-      'no event 2 or the end of GET /: the stream was cut off; 1 event came',
+      'no event 2 or the end of GET /: stream cut off, 1 event received',
     );
   });
 
@@ -385,7 +385,7 @@ describe('a wait that is in vain says what was waited for and what came instead:
         { timeout },
       );
       await reader.next();
-      expect(await messageOf(reader.next())).toContain('waited 400 ms');
+      expect(await messageOf(reader.next())).toContain('timed out after 400 ms');
     } finally {
       vi.useRealTimers();
     }
@@ -422,13 +422,13 @@ describe('a target that cannot be read is refused at once, with the fix:', () =>
       'got an object with the properties app, events; pass its `app`',
     ],
     ['an object with the server in it', fastifyApp, 'pass its `server`'],
-    ['an object that makes a listener', new Koa(), 'pass what its `callback()` returns'],
+    ['an object that makes a listener', new Koa(), 'pass the return value of its `callback()`'],
     ['an object that is nothing of that', {}, 'got an object without properties'],
     ['a promise of an app', Promise.resolve(app), 'got a promise; await it'],
     [
       'an https server',
       createHttpsServer(),
-      'got a server of another kind; let it listen, and pass its URL',
+      'got a server of another kind; call its listen(), and pass its URL',
     ],
     ['nothing', undefined, 'got undefined'],
     [
