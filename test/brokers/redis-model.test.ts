@@ -1,4 +1,7 @@
-/** What a node hears and holds, without sockets: whatever is lost on the way, no event is missing without a word. */
+/**
+ * Model test of the sequence tracker and the cache of a Redis node, without sockets: whichever
+ * messages are lost, the node has every event or reports a gap.
+ */
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import type { HistoryLimits, LogEntry } from '../../src/index.ts';
@@ -12,22 +15,22 @@ import { LogCache, type Tail } from '../../src/brokers/redis/log-cache.ts';
 import { SequenceTracker } from '../../src/brokers/redis/sequence-tracker.ts';
 
 const EPOCH = 'epoch';
-// `c` is not listened to.
+// The node does not listen to channel `c`.
 const LIMITS: Readonly<Record<string, HistoryLimits>> = {
   a: { events: 3, bytes: 1_000_000, age: Infinity, latest: false },
   b: { events: 1, bytes: 1_000_000, age: Infinity, latest: true },
   c: { events: 3, bytes: 1_000_000, age: Infinity, latest: false },
 };
 
-/** The log as the script keeps it, and what it says. */
+/** The log as the script keeps it in Redis, and the messages that the script publishes. */
 class Log {
   head = 0;
   readonly published: { channel: string; offset: number }[] = [];
   readonly kept = new Map<string, number[]>();
   readonly trimmed = new Map<string, number>();
   readonly newest = new Map<string, number>();
-  readonly said: (readonly [topic: string, text: string])[] = [];
-  /** To whom events of these channels are said. */
+  readonly sent: (readonly [topic: string, text: string])[] = [];
+  /** Channels that the node is subscribed to. */
   readonly listeners = new Set(['a', 'b']);
 
   publish(channels: readonly string[]): void {
@@ -45,11 +48,11 @@ class Log {
       const trimmed = this.trimmed.get(channel) ?? 0;
       const stamp = `1 ${EPOCH} ${offset} ${before} 0 ${trimmed} ${events} 1000000 0 ${latest ? 1 : 0}`;
       if (this.listeners.has(channel)) {
-        this.said.push([channel, `${stamp}\n${formatBody(undefined, `${offset}`, undefined)}`]);
+        this.sent.push([channel, `${stamp}\n${formatBody(undefined, `${offset}`, undefined)}`]);
       }
       lines.push(`\n+${offset} ${channel}`);
     }
-    this.said.push(['spine', `1 ${EPOCH} ${previous} ${this.head} ${lines.join('')}`]);
+    this.sent.push(['spine', `1 ${EPOCH} ${previous} ${this.head} ${lines.join('')}`]);
   }
 
   clear(channel: string): void {
@@ -57,7 +60,7 @@ class Log {
     if (newest === undefined) return;
     this.kept.set(channel, []);
     this.trimmed.set(channel, newest);
-    this.said.push(['spine', `1 ${EPOCH} ${this.head} ${++this.head} \n-${newest} ${channel}`]);
+    this.sent.push(['spine', `1 ${EPOCH} ${this.head} ${++this.head} \n-${newest} ${channel}`]);
   }
 
   tail(channel: string): Tail {
@@ -85,25 +88,26 @@ class Log {
   }
 }
 
-/** A node that listens to `a` and `b`, now and then. */
+/** A node that listens to `a` and `b`, and sometimes leaves and joins them. */
 class Node {
   readonly received: number[] = [];
   readonly mirror: LogCache;
   readonly spine: SequenceTracker;
   readonly #log: Log;
   isWhole = false;
-  // Those that are listened to: asked for, answered on the line, and with a tail that is known.
-  readonly #state = new Map<string, 'asked' | 'subscribed' | 'known'>([
+  // State of each channel that the node listens to: SUBSCRIBE sent, SUBSCRIBE confirmed, position
+  // known.
+  readonly #state = new Map<string, 'requested' | 'subscribed' | 'known'>([
     ['a', 'known'],
     ['b', 'known'],
   ]);
-  readonly #asked = new Map<string, () => void>();
+  readonly #pendingAnswers = new Map<string, () => void>();
 
   constructor(log: Log, maxBytes: number) {
     this.#log = log;
     this.mirror = new LogCache(maxBytes, () => 0, 0);
     this.spine = new SequenceTracker({
-      expects: (channel) => this.#state.has(channel) && this.#state.get(channel) !== 'asked',
+      expects: (channel) => this.#state.has(channel) && this.#state.get(channel) !== 'requested',
       appended: (entry, stamp) => {
         if (!this.#state.has(entry.channel)) return;
         this.mirror.push(entry, stamp);
@@ -124,32 +128,34 @@ class Node {
     else this.spine.arrive(topic, parseArrival(text)!);
   }
 
-  /** Leaves a channel, or listens to it again. */
-  turn(channel: string): void {
-    this.#asked.delete(channel);
+  /** Leaves a channel, or joins the channel again. */
+  toggle(channel: string): void {
+    this.#pendingAnswers.delete(channel);
     if (this.#state.delete(channel)) {
       this.mirror.forget(channel);
       this.#log.listeners.delete(channel);
     } else {
-      this.#state.set(channel, 'asked');
+      this.#state.set(channel, 'requested');
       this.#log.listeners.add(channel);
-      this.#log.said.push(['ack', channel]);
+      this.#log.sent.push(['ack', channel]);
     }
   }
 
   #subscribed(channel: string): void {
-    if (this.#state.get(channel) !== 'asked') return;
+    if (this.#state.get(channel) !== 'requested') return;
     this.#state.set(channel, 'subscribed');
     const tail = this.#log.tail(channel);
-    // The answer may take its time.
-    this.#asked.set(channel, () => {
+    // The answer with the position of the channel may arrive later.
+    this.#pendingAnswers.set(channel, () => {
       if (this.#state.get(channel) !== 'subscribed') return;
       this.mirror.learn(channel, tail, this.spine.head);
       this.#state.set(channel, 'known');
     });
   }
 
-  /** @returns with what has been said since still to come */
+  /**
+   * Reads the log again, as after an interruption. Messages that were sent before are discarded.
+   */
   heal(isWhole: boolean): void {
     for (const channel of this.#state.keys()) {
       this.#state.set(channel, 'known');
@@ -163,21 +169,21 @@ class Node {
       );
     }
     this.spine.begin(EPOCH, this.#log.head);
-    this.#log.said.length = 0;
+    this.#log.sent.length = 0;
     this.isWhole = true;
   }
 
-  /** Asks for older events, or takes the answer to what was asked before. */
+  /** Requests older events, or receives the answer to the previous request. */
   load(channel: string): void {
-    const answer = this.#asked.get(channel);
+    const answer = this.#pendingAnswers.get(channel);
     const edge = this.knows(channel) ? this.mirror.edge(channel) : undefined;
     if (answer !== undefined) {
-      this.#asked.delete(channel);
+      this.#pendingAnswers.delete(channel);
       answer();
     } else if (edge !== undefined) {
       const entries = this.#log.entries(channel, edge.from, edge.till);
       const tail = this.#log.tail(channel);
-      this.#asked.set(channel, () => this.mirror.prepend(channel, edge, tail, entries));
+      this.#pendingAnswers.set(channel, () => this.mirror.prepend(channel, edge, tail, entries));
     }
   }
 }
@@ -186,21 +192,22 @@ function check(node: Node, log: Log, after: number): void {
   for (const channel of ['a', 'b']) {
     if (!node.knows(channel) || node.mirror.missing([channel], after).length > 0) continue;
     const { entries, trimmed, complete } = node.mirror.read([channel], after, 1_000_000);
-    const got = entries.map(({ offset }) => offset);
-    const due = log.published.filter(
+    const received = entries.map(({ offset }) => offset);
+    const published = log.published.filter(
       (event) =>
         event.channel === channel && event.offset > after && event.offset <= node.spine.head,
     );
     const [lost] = trimmed as [number];
-    const latest = due.at(-1);
-    // Of a newest-only channel the newest will do.
-    const owed = channel === 'b' && lost === 0 ? (latest === undefined ? [] : [latest]) : due;
-    const offsets = owed.map(({ offset }) => offset);
-    expect(offsets.filter((offset) => offset > lost && !got.includes(offset))).toEqual([]);
-    expect(got).toEqual(
-      got
+    const latest = published.at(-1);
+    // In a newest-only channel only the newest event is required.
+    const required =
+      channel === 'b' && lost === 0 ? (latest === undefined ? [] : [latest]) : published;
+    const offsets = required.map(({ offset }) => offset);
+    expect(offsets.filter((offset) => offset > lost && !received.includes(offset))).toEqual([]);
+    expect(received).toEqual(
+      received
         .toSorted((one, other) => one - other)
-        .filter((offset) => due.some((event) => event.offset === offset)),
+        .filter((offset) => published.some((event) => event.offset === offset)),
     );
     expect(lost).toBeLessThanOrEqual(log.trimmed.get(channel) ?? 0);
     expect(complete).toBe(true);
@@ -231,12 +238,15 @@ const step = fc.oneof(
   },
   {
     weight: 6,
-    arbitrary: fc.record({ do: fc.constant('turn' as const), channel: fc.constantFrom('a', 'b') }),
+    arbitrary: fc.record({
+      do: fc.constant('toggle' as const),
+      channel: fc.constantFrom('a', 'b'),
+    }),
   },
   { weight: 2, arbitrary: fc.record({ do: fc.constant('read' as const), after: fc.nat(40) }) },
 );
 
-test('whatever is said, lost, cleared and read again, a node has all events or says that they are lost, and no others', () => {
+test('a node has each event or reports a gap, whichever messages are lost', () => {
   fc.assert(
     fc.property(
       fc.array(step, { maxLength: 60, size: 'max' }),
@@ -248,11 +258,11 @@ test('whatever is said, lost, cleared and read again, a node has all events or s
         for (const one of steps) {
           if (one.do === 'publish') log.publish(one.channels);
           else if (one.do === 'clear') log.clear(one.channel);
-          else if (one.do === 'lose' && log.said[one.at]?.[0] !== 'ack') log.said.splice(one.at, 1);
+          else if (one.do === 'lose' && log.sent[one.at]?.[0] !== 'ack') log.sent.splice(one.at, 1);
           else if (one.do === 'load') node.load(one.channel);
-          else if (one.do === 'turn') node.turn(one.channel);
+          else if (one.do === 'toggle') node.toggle(one.channel);
           else if (one.do === 'hear') {
-            for (const [topic, text] of log.said.splice(0, one.count)) node.hear(topic, text);
+            for (const [topic, text] of log.sent.splice(0, one.count)) node.hear(topic, text);
           }
           if (!node.isWhole) node.heal(isWhole);
           if (one.do === 'read') check(node, log, one.after);
@@ -268,7 +278,7 @@ test('whatever is said, lost, cleared and read again, a node has all events or s
   );
 });
 
-test('whatever is written where headers and events are expected is read or refused, never thrown', () => {
+test('parsing a header or an event message never throws, whatever the text is', () => {
   const line = fc.oneof(
     fc.string(),
     fc.constantFrom('1 e 0 1 ', '+1 a', '-1 a', '1 e 1 0 0 0 1 1 0 0', '1 ', ''),
@@ -279,7 +289,7 @@ test('whatever is written where headers and events are expected is read or refus
       parseHeader(one);
       parseArrival(one);
       const frame = entryOf(one, 'a', EPOCH, 1)?.frame.toString() ?? `id: ${EPOCH}.1\ndata: \n\n`;
-      // Nothing forges a field: one event, with the id that it has here.
+      // No text can forge a field: the frame has one event, with the id of the entry.
       expect(frame.match(/^id: /gm)).toHaveLength(1);
       expect(frame.endsWith('\n\n')).toBe(true);
       expect(frame.slice(0, -2)).not.toMatch(/\r|\n\n/);
