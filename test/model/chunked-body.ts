@@ -1,59 +1,69 @@
-/** The body of a response in chunks (RFC 9112, 7.1), read strictly from its head on. */
+/**
+ * A strict parser of a response with chunked transfer coding (RFC 9112, section 7.1), from its head
+ * on.
+ */
 import { Violation } from './truth.ts';
 
 const LINE_END = Buffer.from('\r\n');
 
+/** Extracts the body of a response with chunked transfer coding. */
 export class ChunkedBody {
   readonly #onBytes: (bytes: Buffer) => void;
   #rest: Buffer = Buffer.alloc(0);
   #state: 'head' | 'size' | 'data' | 'data end' | 'end' = 'head';
-  // Bytes of the chunk that have not come.
-  #left = 0;
+  // Number of bytes of the chunk that have not arrived.
+  #remainingBytes = 0;
 
-  /** @param onBytes bytes of the body have come */
+  /** @param onBytes called with bytes of the body */
   constructor(onBytes: (bytes: Buffer) => void) {
     this.#onBytes = onBytes;
   }
 
-  /** @throws {Violation} for what is no chunked body */
+  /**
+   * Parses bytes of the response.
+   * @throws {Violation} if the bytes are not valid chunked transfer coding
+   */
   feed(bytes: Buffer): void {
     this.#rest = this.#rest.length === 0 ? bytes : Buffer.concat([this.#rest, bytes]);
     while (this.#step());
   }
 
-  /** @returns whether there was enough for a step */
+  /**
+   * Parses one part.
+   * @returns false if more bytes are needed
+   */
   #step(): boolean {
-    if (this.#state === 'data') return this.#takeData();
-    const line = this.#takeLine();
+    if (this.#state === 'data') return this.#readData();
+    const line = this.#readLine();
     if (line === undefined) return false;
     if (this.#state === 'head') {
       if (line === '') this.#state = 'size';
     } else if (this.#state === 'data end') {
-      if (line !== '') throw new Violation(`a chunk is longer than it says: ${line.slice(0, 40)}`);
+      if (line !== '') throw new Violation(`a chunk is longer than its size: ${line.slice(0, 40)}`);
       this.#state = 'size';
     } else if (this.#state === 'size') {
       if (!/^[0-9a-f]+$/i.test(line)) {
-        throw new Violation(`no size of a chunk: ${line.slice(0, 40)}`);
+        throw new Violation(`invalid chunk size: ${line.slice(0, 40)}`);
       }
-      this.#left = Number.parseInt(line, 16);
-      this.#state = this.#left === 0 ? 'end' : 'data';
+      this.#remainingBytes = Number.parseInt(line, 16);
+      this.#state = this.#remainingBytes === 0 ? 'end' : 'data';
     } else if (line !== '') {
-      throw new Violation(`something comes after the last chunk: ${line.slice(0, 40)}`);
+      throw new Violation(`unexpected data after the last chunk: ${line.slice(0, 40)}`);
     }
     return true;
   }
 
-  #takeData(): boolean {
-    const part = this.#rest.subarray(0, this.#left);
+  #readData(): boolean {
+    const part = this.#rest.subarray(0, this.#remainingBytes);
     if (part.length === 0) return false;
     this.#rest = this.#rest.subarray(part.length);
-    this.#left -= part.length;
-    if (this.#left === 0) this.#state = 'data end';
+    this.#remainingBytes -= part.length;
+    if (this.#remainingBytes === 0) this.#state = 'data end';
     this.#onBytes(part);
     return true;
   }
 
-  #takeLine(): string | undefined {
+  #readLine(): string | undefined {
     const end = this.#rest.indexOf(LINE_END);
     if (end === -1) return undefined;
     const line = this.#rest.toString('latin1', 0, end);
