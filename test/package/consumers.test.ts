@@ -11,7 +11,8 @@ import { pack, root, run } from './packed.ts';
 
 const TIMEOUT = 180_000;
 
-// From the oldest that takes the types in CommonJS to the one that builds this package.
+// From the oldest compiler that accepts the types in CommonJS to the compiler that builds this
+// package.
 const COMPILERS = {
   'TypeScript 5.8': 'typescript58@npm:typescript@5.8.3',
   'TypeScript 5.9': 'typescript59@npm:typescript@5.9.3',
@@ -32,7 +33,7 @@ const compilerOptions = {
   skipLibCheck: false,
 };
 
-/** What every app does, after its imports. */
+/** The code of every app after its imports. */
 const BODY = `
 const app = express();
 app.use(sse({ channels }));
@@ -71,7 +72,7 @@ export function greet(stream: EventStream | undefined): boolean | undefined {
 }
 ${BODY}`;
 
-// Nothing of Express is installed beside it: its types must not be missed.
+// Express and its types are not installed with this app, and must not be required.
 const BARE = `
 import { createServer } from 'node:http';
 import { createChannels, sse, stream } from 'res-sse';
@@ -85,7 +86,8 @@ const server = createServer((req, res) => {
   events(req, res, () => {
     if (req.url === '/hello') hello(req, res, console.error);
     else if (req.url === '/listen') listen(req, res, console.error);
-    else void channels.publish('haiku', { text: 'old pond' }, { event: 'text' }).then(() => res.writeHead(202).end());
+    else void channels.publish('haiku', { text: 'old pond' }, { event: 'text' })
+      .then(() => res.writeHead(202).end());
   });
 });
 server.listen(0, '127.0.0.1', () => console.log(JSON.stringify(server.address())));
@@ -93,7 +95,7 @@ server.listen(0, '127.0.0.1', () => console.log(JSON.stringify(server.address())
 
 let directory: string;
 let tarball: string;
-/** The exact versions that the package is developed with. */
+/** The versions of the development dependencies. */
 let versions: Record<string, string>;
 
 beforeAll(async () => {
@@ -107,8 +109,8 @@ beforeAll(async () => {
 
 afterAll(() => rm(directory, { recursive: true, force: true }));
 
-/** An empty app with these files, the tarball and these packages. */
-async function project(
+/** Creates an app with these files, and installs the tarball and the packages. */
+async function createApp(
   name: string,
   files: Record<string, string>,
   packages: readonly string[],
@@ -126,14 +128,14 @@ async function project(
 }
 
 async function compile(cwd: string, compiler: string): Promise<string> {
-  // The compiler writes its findings to stdout.
+  // The compiler writes its errors to stdout.
   return run(process.execPath, [compiler, '-p', '.'], { cwd }).then(
     () => '',
     (error: { stdout: string }) => error.stdout,
   );
 }
 
-/** Starts the app and reads an event that it sends and one that it publishes. */
+/** Starts the app, and reads an event that it sends and an event that it publishes. */
 async function expectEvents(cwd: string, file: string): Promise<void> {
   const app = spawn(process.execPath, [file], { cwd, stdio: ['ignore', 'pipe', 'inherit'] });
   const exit = once(app, 'exit');
@@ -162,14 +164,14 @@ async function expectEvents(cwd: string, file: string): Promise<void> {
 }
 
 test('an Express app in ES modules receives events', { timeout: TIMEOUT }, async () => {
-  const cwd = await project('esm', { 'package.json': '{ "type": "module" }', 'app.js': ESM }, [
+  const cwd = await createApp('esm', { 'package.json': '{ "type": "module" }', 'app.js': ESM }, [
     'express',
   ]);
   await expectEvents(cwd, 'app.js');
 });
 
 test('an Express app in CommonJS receives events', { timeout: TIMEOUT }, async () => {
-  const cwd = await project(
+  const cwd = await createApp(
     'commonjs',
     { 'package.json': '{ "type": "commonjs" }', 'app.js': COMMONJS },
     ['express'],
@@ -177,7 +179,7 @@ test('an Express app in CommonJS receives events', { timeout: TIMEOUT }, async (
   await expectEvents(cwd, 'app.js');
 });
 
-describe('a strict TypeScript app that checks its libraries, too,', () => {
+describe('a strict TypeScript app without skipLibCheck', () => {
   let app: string;
 
   beforeAll(async () => {
@@ -187,7 +189,7 @@ describe('a strict TypeScript app that checks its libraries, too,', () => {
       'tsconfig.json': tsconfig,
       'app.ts': TYPED,
     };
-    app = await project('typed', files, [
+    app = await createApp('typed', files, [
       'express',
       '@types/express',
       '@types/node',
@@ -223,9 +225,10 @@ describe('a strict TypeScript app that checks its libraries, too,', () => {
     },
   );
 
-  // What `tsc -p test` proves of the sources holds of the package, and for users of an older compiler.
+  // `tsc -p test` checks these types in the sources. This test checks them in the package, also
+  // with older compilers.
   test.each(compilers)(
-    'finds with %s in the package the types that its own tests promise',
+    'passes the type tests of this repository with %s',
     { timeout: TIMEOUT },
     async (_, compiler) => {
       const types = join(root, 'test/types');
@@ -255,10 +258,10 @@ describe('a strict TypeScript app without Express and its types', () => {
       'tsconfig.json': tsconfig,
       'app.ts': BARE,
     };
-    app = await project('bare', files, ['@types/node', ...Object.values(COMPILERS)]);
+    app = await createApp('bare', files, ['@types/node', ...Object.values(COMPILERS)]);
   }, TIMEOUT);
 
-  test('has none of them', async () => {
+  test('has no Express packages', async () => {
     const packages = await readdir(join(app, 'node_modules'));
     expect(packages).toContain('res-sse');
     expect(packages).not.toContain('express');
