@@ -46,7 +46,8 @@ test('in a cluster worker memoryBroker() warns and names the broker to use', () 
     stdio: ['ignore', 'pipe', 'ignore'],
   });
   expect(output).toBe(
-    'RES_SSE_MEMORY_BROKER_IN_CLUSTER\nGive createChannels() a broker that all workers share, such as redisBroker() of res-sse/redis.\n',
+    'RES_SSE_MEMORY_BROKER_IN_CLUSTER\nGive createChannels() a broker that all workers share, ' +
+      'such as redisBroker() of res-sse/redis.\n',
   );
 });
 

@@ -111,7 +111,7 @@ class Site implements AsyncDisposable {
         reader.isLive,
       ]);
       throw new Error(
-        `${description}: the node is ${this.here.broker.state}, readers have ${JSON.stringify(counts)}`,
+        `${description}: node ${this.here.broker.state}, readers have ${JSON.stringify(counts)}`,
         { cause },
       );
     }

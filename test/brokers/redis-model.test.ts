@@ -46,7 +46,8 @@ class Log {
       while (kept.length > events) this.trimmed.set(channel, kept.shift() as number);
       this.kept.set(channel, kept);
       const trimmed = this.trimmed.get(channel) ?? 0;
-      const stamp = `1 ${EPOCH} ${offset} ${before} 0 ${trimmed} ${events} 1000000 0 ${latest ? 1 : 0}`;
+      const limits = `${events} 1000000 0 ${latest ? 1 : 0}`;
+      const stamp = `1 ${EPOCH} ${offset} ${before} 0 ${trimmed} ${limits}`;
       if (this.listeners.has(channel)) {
         this.sent.push([channel, `${stamp}\n${formatBody(undefined, `${offset}`, undefined)}`]);
       }

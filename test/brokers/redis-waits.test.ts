@@ -172,7 +172,8 @@ describe('an unreachable Redis', () => {
     await until('a warning', () => warnings.length > 0);
     expect(node.broker.state).toBe('connecting');
     expect(warnings).toEqual([
-      'RES_SSE_BROKER_UNREACHABLE: Redis at 127.0.0.1:1 has not been reached for 0.3 s: connect ECONNREFUSED 127.0.0.1:1',
+      'RES_SSE_BROKER_UNREACHABLE: Redis at 127.0.0.1:1 has not been reached for 0.3 s: ' +
+        'connect ECONNREFUSED 127.0.0.1:1',
     ]);
     process.off('warning', note);
   });

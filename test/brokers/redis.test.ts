@@ -27,7 +27,7 @@ brokerContract('redisBroker({ url })', (log) => redisBroker({ url: redis.url, pr
 
 describe("with the application's own client", () => {
   for (const RESP of [2, 3] as const) {
-    test(`it publishes and receives over RESP ${RESP} with a type mapping`, async () => {
+    test(`a broker publishes and receives over RESP ${RESP} with a type mapping`, async () => {
       const client = createClient({
         url: redis.url,
         RESP,
@@ -48,7 +48,7 @@ describe("with the application's own client", () => {
     });
   }
 
-  test('it rejects a publish before the client is connected; other calls wait', async () => {
+  test('a publish is rejected before the client is connected; other calls wait', async () => {
     const client = createClient({ url: redis.url });
     client.on('error', () => {});
     await using node = new Node(redisBroker({ client, prefix: prefix() }));
