@@ -343,18 +343,21 @@ describe('demo/server.ts', () => {
     ['a fraction', '44.5', /^PORT is "44\.5", which is not a port; /],
     ['too large', '65536', /^PORT is "65536", which is not a port; /],
     ['negative', '-1', /^PORT is "-1", which is not a port; /],
-  ])('explains the problem and exits with code 1 if PORT is %s', async (_what, port, message) => {
-    // Listen on all addresses, as the demo does.
-    const other = createServer().listen(0);
-    await once(other, 'listening');
-    const usedPort = (other.address() as AddressInfo).port;
-    await using program = run('node_modules/.bin/tsx', ['demo/server.ts'], {
-      PORT: port ?? `${usedPort}`,
-    });
-    expect(await exitOf(program)).toBe(1);
-    expect(program.output).toMatch(message);
-    other.close();
-  });
+  ])(
+    'prints an explanation and exits with exit code 1 if PORT is %s',
+    async (_what, port, message) => {
+      // Listen on all addresses, as the demo does.
+      const other = createServer().listen(0);
+      await once(other, 'listening');
+      const usedPort = (other.address() as AddressInfo).port;
+      await using program = run('node_modules/.bin/tsx', ['demo/server.ts'], {
+        PORT: port ?? `${usedPort}`,
+      });
+      expect(await exitOf(program)).toBe(1);
+      expect(program.output).toMatch(message);
+      other.close();
+    },
+  );
 
   it.each(['SIGTERM', 'SIGINT'] as const)(
     'exits with code 0 on %s while streams are open, and sends a reconnection time',
