@@ -29,7 +29,7 @@ class Log {
   readonly kept = new Map<string, number[]>();
   readonly trimmed = new Map<string, number>();
   readonly newest = new Map<string, number>();
-  readonly sent: (readonly [topic: string, text: string])[] = [];
+  readonly said: (readonly [topic: string, text: string])[] = [];
   /** Channels that the node is subscribed to. */
   readonly listeners = new Set(['a', 'b']);
 
@@ -49,11 +49,11 @@ class Log {
       const limits = `${events} 1000000 0 ${latest ? 1 : 0}`;
       const stamp = `1 ${EPOCH} ${offset} ${before} 0 ${trimmed} ${limits}`;
       if (this.listeners.has(channel)) {
-        this.sent.push([channel, `${stamp}\n${formatBody(undefined, `${offset}`, undefined)}`]);
+        this.said.push([channel, `${stamp}\n${formatBody(undefined, `${offset}`, undefined)}`]);
       }
       lines.push(`\n+${offset} ${channel}`);
     }
-    this.sent.push(['spine', `1 ${EPOCH} ${previous} ${this.head} ${lines.join('')}`]);
+    this.said.push(['spine', `1 ${EPOCH} ${previous} ${this.head} ${lines.join('')}`]);
   }
 
   clear(channel: string): void {
@@ -61,7 +61,7 @@ class Log {
     if (newest === undefined) return;
     this.kept.set(channel, []);
     this.trimmed.set(channel, newest);
-    this.sent.push(['spine', `1 ${EPOCH} ${this.head} ${++this.head} \n-${newest} ${channel}`]);
+    this.said.push(['spine', `1 ${EPOCH} ${this.head} ${++this.head} \n-${newest} ${channel}`]);
   }
 
   tail(channel: string): Tail {
@@ -98,17 +98,17 @@ class Node {
   isWhole = false;
   // State of each channel that the node listens to: SUBSCRIBE sent, SUBSCRIBE confirmed, position
   // known.
-  readonly #state = new Map<string, 'requested' | 'subscribed' | 'known'>([
+  readonly #state = new Map<string, 'asked' | 'subscribed' | 'known'>([
     ['a', 'known'],
     ['b', 'known'],
   ]);
-  readonly #pendingAnswers = new Map<string, () => void>();
+  readonly #asked = new Map<string, () => void>();
 
   constructor(log: Log, maxBytes: number) {
     this.#log = log;
     this.mirror = new LogCache(maxBytes, () => 0, 0);
     this.spine = new SequenceTracker({
-      expects: (channel) => this.#state.has(channel) && this.#state.get(channel) !== 'requested',
+      expects: (channel) => this.#state.has(channel) && this.#state.get(channel) !== 'asked',
       appended: (entry, stamp) => {
         if (!this.#state.has(entry.channel)) return;
         this.mirror.push(entry, stamp);
@@ -131,23 +131,23 @@ class Node {
 
   /** Leaves a channel, or joins the channel again. */
   toggle(channel: string): void {
-    this.#pendingAnswers.delete(channel);
+    this.#asked.delete(channel);
     if (this.#state.delete(channel)) {
       this.mirror.forget(channel);
       this.#log.listeners.delete(channel);
     } else {
-      this.#state.set(channel, 'requested');
+      this.#state.set(channel, 'asked');
       this.#log.listeners.add(channel);
-      this.#log.sent.push(['ack', channel]);
+      this.#log.said.push(['ack', channel]);
     }
   }
 
   #subscribed(channel: string): void {
-    if (this.#state.get(channel) !== 'requested') return;
+    if (this.#state.get(channel) !== 'asked') return;
     this.#state.set(channel, 'subscribed');
     const tail = this.#log.tail(channel);
     // The answer with the position of the channel may arrive later.
-    this.#pendingAnswers.set(channel, () => {
+    this.#asked.set(channel, () => {
       if (this.#state.get(channel) !== 'subscribed') return;
       this.mirror.learn(channel, tail, this.spine.head);
       this.#state.set(channel, 'known');
@@ -170,21 +170,21 @@ class Node {
       );
     }
     this.spine.begin(EPOCH, this.#log.head);
-    this.#log.sent.length = 0;
+    this.#log.said.length = 0;
     this.isWhole = true;
   }
 
   /** Requests older events, or receives the answer to the previous request. */
   load(channel: string): void {
-    const answer = this.#pendingAnswers.get(channel);
+    const answer = this.#asked.get(channel);
     const edge = this.knows(channel) ? this.mirror.edge(channel) : undefined;
     if (answer !== undefined) {
-      this.#pendingAnswers.delete(channel);
+      this.#asked.delete(channel);
       answer();
     } else if (edge !== undefined) {
       const entries = this.#log.entries(channel, edge.from, edge.till);
       const tail = this.#log.tail(channel);
-      this.#pendingAnswers.set(channel, () => this.mirror.prepend(channel, edge, tail, entries));
+      this.#asked.set(channel, () => this.mirror.prepend(channel, edge, tail, entries));
     }
   }
 }
@@ -193,22 +193,21 @@ function check(node: Node, log: Log, after: number): void {
   for (const channel of ['a', 'b']) {
     if (!node.knows(channel) || node.mirror.missing([channel], after).length > 0) continue;
     const { entries, trimmed, complete } = node.mirror.read([channel], after, 1_000_000);
-    const received = entries.map(({ offset }) => offset);
-    const published = log.published.filter(
+    const got = entries.map(({ offset }) => offset);
+    const due = log.published.filter(
       (event) =>
         event.channel === channel && event.offset > after && event.offset <= node.spine.head,
     );
     const [lost] = trimmed as [number];
-    const latest = published.at(-1);
+    const latest = due.at(-1);
     // In a newest-only channel only the newest event is required.
-    const required =
-      channel === 'b' && lost === 0 ? (latest === undefined ? [] : [latest]) : published;
-    const offsets = required.map(({ offset }) => offset);
-    expect(offsets.filter((offset) => offset > lost && !received.includes(offset))).toEqual([]);
-    expect(received).toEqual(
-      received
+    const owed = channel === 'b' && lost === 0 ? (latest === undefined ? [] : [latest]) : due;
+    const offsets = owed.map(({ offset }) => offset);
+    expect(offsets.filter((offset) => offset > lost && !got.includes(offset))).toEqual([]);
+    expect(got).toEqual(
+      got
         .toSorted((one, other) => one - other)
-        .filter((offset) => published.some((event) => event.offset === offset)),
+        .filter((offset) => due.some((event) => event.offset === offset)),
     );
     expect(lost).toBeLessThanOrEqual(log.trimmed.get(channel) ?? 0);
     expect(complete).toBe(true);
@@ -259,11 +258,11 @@ test('a node has each event or reports a gap, whichever messages are lost', () =
         for (const one of steps) {
           if (one.do === 'publish') log.publish(one.channels);
           else if (one.do === 'clear') log.clear(one.channel);
-          else if (one.do === 'lose' && log.sent[one.at]?.[0] !== 'ack') log.sent.splice(one.at, 1);
+          else if (one.do === 'lose' && log.said[one.at]?.[0] !== 'ack') log.said.splice(one.at, 1);
           else if (one.do === 'load') node.load(one.channel);
           else if (one.do === 'toggle') node.toggle(one.channel);
           else if (one.do === 'hear') {
-            for (const [topic, text] of log.sent.splice(0, one.count)) node.hear(topic, text);
+            for (const [topic, text] of log.said.splice(0, one.count)) node.hear(topic, text);
           }
           if (!node.isWhole) node.heal(isWhole);
           if (one.do === 'read') check(node, log, one.after);

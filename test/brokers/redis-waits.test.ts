@@ -181,50 +181,50 @@ describe('an unreachable Redis', () => {
 
 describe('calls that wait for an offset', () => {
   test('resolve when the node reaches the offset, 250 in each turn', async () => {
-    const queue = new ConditionQueue();
+    const conditions = new ConditionQueue();
     let resolved = 0;
     for (let index = 0; index < 1_000; index++) {
-      void queue.until(index % 2, undefined).then(() => resolved++);
+      void conditions.until(index % 2, undefined).then(() => resolved++);
     }
     for (let turns = 1; turns <= 2; turns++) {
       // Several headers in one turn resolve no more calls.
-      for (let header = 0; header < 10; header++) queue.reach(0);
+      for (let header = 0; header < 10; header++) conditions.reach(0);
       await Promise.resolve();
       expect(resolved).toBe(250 * turns);
       await nextTurn();
     }
-    expect([resolved, queue.size]).toEqual([500, 500]);
-    queue.reach(1);
+    expect([resolved, conditions.size]).toEqual([500, 500]);
+    conditions.reach(1);
     await until('the other calls', () => resolved === 1_000);
   });
 
   test('wait while the node is broken, and resolve when the log is replaced', async () => {
-    const queue = new ConditionQueue();
+    const conditions = new ConditionQueue();
     let resolved = 0;
-    queue.reach(5);
-    queue.interrupt();
-    void queue.until(3, undefined).then(() => resolved++);
-    void queue.until(8, undefined).then(() => resolved++);
+    conditions.reach(5);
+    conditions.interrupt();
+    void conditions.until(3, undefined).then(() => resolved++);
+    void conditions.until(8, undefined).then(() => resolved++);
     await nextTurn();
     expect(resolved).toBe(0);
-    queue.forgetOffsets();
-    queue.reach(1);
+    conditions.forgetOffsets();
+    conditions.reach(1);
     await nextTurn();
-    expect([resolved, queue.size]).toEqual([2, 0]);
+    expect([resolved, conditions.size]).toEqual([2, 0]);
   });
 
   test('wait until their offset is reached or they are aborted, in any order', async () => {
     const step = fc.record({ do: fc.constantFrom('wait', 'abort', 'reach'), value: fc.nat(30) });
     await fc.assert(
       fc.asyncProperty(fc.array(step, { maxLength: 80 }), async (steps) => {
-        const queue = new ConditionQueue();
+        const conditions = new ConditionQueue();
         const waiting: { offset: number; controller: AbortController; end: string }[] = [];
         let reached = -1;
         for (const { do: what, value } of steps) {
           if (what === 'wait') {
             const one = { offset: value, controller: new AbortController(), end: '' };
             waiting.push(one);
-            queue.until(value, one.controller.signal).then(
+            conditions.until(value, one.controller.signal).then(
               () => (one.end ||= 'resolved'),
               () => (one.end ||= 'rejected'),
             );
@@ -232,7 +232,7 @@ describe('calls that wait for an offset', () => {
             waiting[value % Math.max(waiting.length, 1)]?.controller.abort();
           } else {
             reached = Math.max(reached, value);
-            queue.reach(reached);
+            conditions.reach(reached);
           }
           await nextTurn();
           for (const { offset, controller, end } of waiting) {
@@ -241,7 +241,7 @@ describe('calls that wait for an offset', () => {
             } else if (end === 'resolved') expect(offset).toBeLessThanOrEqual(reached);
             else expect(controller.signal.aborted).toBe(true);
           }
-          expect(queue.size).toBe(waiting.filter(({ end }) => end === '').length);
+          expect(conditions.size).toBe(waiting.filter(({ end }) => end === '').length);
         }
       }),
       { numRuns: 100 },

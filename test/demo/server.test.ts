@@ -379,7 +379,7 @@ describe('demo/server.ts', () => {
 
 const DATA = /<script id="spoken" type="application\/json">(.*?)<\/script>/s;
 
-/** Returns the data in the page. */
+/** The data in the page. */
 function spokenIn(html: string): Spoken {
   return JSON.parse(DATA.exec(html)?.[1] ?? '');
 }

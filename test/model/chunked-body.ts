@@ -1,69 +1,59 @@
-/**
- * A strict parser of a response with chunked transfer coding (RFC 9112, section 7.1), from its head
- * on.
- */
+/** The body of a response in chunks (RFC 9112, 7.1), read strictly from its head on. */
 import { Violation } from './truth.ts';
 
 const LINE_END = Buffer.from('\r\n');
 
-/** Extracts the body of a response with chunked transfer coding. */
 export class ChunkedBody {
   readonly #onBytes: (bytes: Buffer) => void;
   #rest: Buffer = Buffer.alloc(0);
   #state: 'head' | 'size' | 'data' | 'data end' | 'end' = 'head';
-  // Number of bytes of the chunk that have not arrived.
-  #remainingBytes = 0;
+  // Bytes of the chunk that have not come.
+  #left = 0;
 
-  /** @param onBytes called with bytes of the body */
+  /** @param onBytes bytes of the body have come */
   constructor(onBytes: (bytes: Buffer) => void) {
     this.#onBytes = onBytes;
   }
 
-  /**
-   * Parses bytes of the response.
-   * @throws {Violation} if the bytes are not valid chunked transfer coding
-   */
+  /** @throws {Violation} for what is no chunked body */
   feed(bytes: Buffer): void {
     this.#rest = this.#rest.length === 0 ? bytes : Buffer.concat([this.#rest, bytes]);
     while (this.#step());
   }
 
-  /**
-   * Parses one part.
-   * @returns false if more bytes are needed
-   */
+  /** @returns whether there was enough for a step */
   #step(): boolean {
-    if (this.#state === 'data') return this.#readData();
-    const line = this.#readLine();
+    if (this.#state === 'data') return this.#takeData();
+    const line = this.#takeLine();
     if (line === undefined) return false;
     if (this.#state === 'head') {
       if (line === '') this.#state = 'size';
     } else if (this.#state === 'data end') {
-      if (line !== '') throw new Violation(`a chunk is longer than its size: ${line.slice(0, 40)}`);
+      if (line !== '') throw new Violation(`a chunk is longer than it says: ${line.slice(0, 40)}`);
       this.#state = 'size';
     } else if (this.#state === 'size') {
       if (!/^[0-9a-f]+$/i.test(line)) {
-        throw new Violation(`invalid chunk size: ${line.slice(0, 40)}`);
+        throw new Violation(`no size of a chunk: ${line.slice(0, 40)}`);
       }
-      this.#remainingBytes = Number.parseInt(line, 16);
-      this.#state = this.#remainingBytes === 0 ? 'end' : 'data';
+      this.#left = Number.parseInt(line, 16);
+      this.#state = this.#left === 0 ? 'end' : 'data';
     } else if (line !== '') {
-      throw new Violation(`unexpected data after the last chunk: ${line.slice(0, 40)}`);
+      throw new Violation(`something comes after the last chunk: ${line.slice(0, 40)}`);
     }
     return true;
   }
 
-  #readData(): boolean {
-    const part = this.#rest.subarray(0, this.#remainingBytes);
+  #takeData(): boolean {
+    const part = this.#rest.subarray(0, this.#left);
     if (part.length === 0) return false;
     this.#rest = this.#rest.subarray(part.length);
-    this.#remainingBytes -= part.length;
-    if (this.#remainingBytes === 0) this.#state = 'data end';
+    this.#left -= part.length;
+    if (this.#left === 0) this.#state = 'data end';
     this.#onBytes(part);
     return true;
   }
 
-  #readLine(): string | undefined {
+  #takeLine(): string | undefined {
     const end = this.#rest.indexOf(LINE_END);
     if (end === -1) return undefined;
     const line = this.#rest.toString('latin1', 0, end);

@@ -28,7 +28,7 @@ async function startDemo(
   // If the demo were killed, it could not stop its Redis.
   resources.defer(() => demo.stop('SIGTERM'));
   const address = /^Haiku are spoken on (\S+)$/m;
-  await until('the address of the demo', () => {
+  await until('the address', () => {
     if (!demo.isRunning) throw new Error(demo.output);
     return address.test(demo.output);
   });
@@ -105,8 +105,7 @@ describe('the haiku chat on three nodes', () => {
         }
       });
     }
-    // The nodes take requests in turn. Reload the second tab until the two streams are on different
-    // nodes.
+    // Requests go round: until the two streams are on nodes of their own, the second tab is loaded anew.
     await open(pages[0], url);
     do {
       for (const node of [...nodes].slice(1)) nodes.delete(node);

@@ -139,7 +139,7 @@ describe('if Redis does not answer', () => {
     await scene.connect(4, ['a', 'b']);
     await scene.ledger.publish(scene.choose()!, 'a', 10);
     scene.redis.pause();
-    // Four times the time after which a silent connection is closed.
+    // Four times as long as a connection may be silent.
     await delay(2_400);
     scene.redis.resume();
     for (const node of scene.nodes) await scene.ledger.publishWithRetry(() => node, 'b');

@@ -110,7 +110,7 @@ beforeAll(async () => {
 afterAll(() => rm(directory, { recursive: true, force: true }));
 
 /** Creates an app with these files, and installs the tarball and the packages. */
-async function createApp(
+async function project(
   name: string,
   files: Record<string, string>,
   packages: readonly string[],
@@ -128,7 +128,7 @@ async function createApp(
 }
 
 async function compile(cwd: string, compiler: string): Promise<string> {
-  // The compiler writes its errors to stdout.
+  // The compiler writes its findings to stdout.
   return run(process.execPath, [compiler, '-p', '.'], { cwd }).then(
     () => '',
     (error: { stdout: string }) => error.stdout,
@@ -164,14 +164,14 @@ async function expectEvents(cwd: string, file: string): Promise<void> {
 }
 
 test('an Express app in ES modules receives events', { timeout: TIMEOUT }, async () => {
-  const cwd = await createApp('esm', { 'package.json': '{ "type": "module" }', 'app.js': ESM }, [
+  const cwd = await project('esm', { 'package.json': '{ "type": "module" }', 'app.js': ESM }, [
     'express',
   ]);
   await expectEvents(cwd, 'app.js');
 });
 
 test('an Express app in CommonJS receives events', { timeout: TIMEOUT }, async () => {
-  const cwd = await createApp(
+  const cwd = await project(
     'commonjs',
     { 'package.json': '{ "type": "commonjs" }', 'app.js': COMMONJS },
     ['express'],
@@ -189,7 +189,7 @@ describe('a strict TypeScript app without skipLibCheck', () => {
       'tsconfig.json': tsconfig,
       'app.ts': TYPED,
     };
-    app = await createApp('typed', files, [
+    app = await project('typed', files, [
       'express',
       '@types/express',
       '@types/node',
@@ -258,7 +258,7 @@ describe('a strict TypeScript app without Express and its types', () => {
       'tsconfig.json': tsconfig,
       'app.ts': BARE,
     };
-    app = await createApp('bare', files, ['@types/node', ...Object.values(COMPILERS)]);
+    app = await project('bare', files, ['@types/node', ...Object.values(COMPILERS)]);
   }, TIMEOUT);
 
   test('has no Express packages', async () => {
