@@ -1,4 +1,4 @@
-/** What every broker promises, and a node for what only some of them do. */
+/** The broker contract as tests of vitest, and a node for further tests of one broker. */
 import { describe, expect, test } from 'vitest';
 import type {
   Broker,
@@ -18,14 +18,14 @@ export const LIMITS: HistoryLimits = {
   latest: false,
 };
 const BOUNDS: LogBounds = { maxHistory: 10_000_000, maxChannels: 1_000 };
-const ALL = 10_000_000;
+const MAX_BYTES = 10_000_000;
 
-/** A node: a broker and what it has received. */
+/** A node: a broker, and the entries that the broker delivered. */
 export class Node implements Receiver, AsyncDisposable {
   readonly broker: Broker;
   readonly received: LogEntry[] = [];
   interruptions = 0;
-  readonly #listened = new Set<string>();
+  readonly #channels = new Set<string>();
 
   constructor(broker: Broker, bounds: Partial<LogBounds> = {}) {
     this.broker = broker;
@@ -41,16 +41,16 @@ export class Node implements Receiver, AsyncDisposable {
   }
 
   follows(channel: string): boolean {
-    return this.#listened.has(channel);
+    return this.#channels.has(channel);
   }
 
   async listen(channel: string): Promise<void> {
-    this.#listened.add(channel);
+    this.#channels.add(channel);
     await this.broker.listen(channel);
   }
 
   unlisten(channel: string): void {
-    this.#listened.delete(channel);
+    this.#channels.delete(channel);
     this.broker.unlisten(channel);
   }
 
@@ -66,7 +66,7 @@ export class Node implements Receiver, AsyncDisposable {
     });
   }
 
-  async read(channels: string[], after = 0, maxBytes = ALL): Promise<Page> {
+  async read(channels: string[], after = 0, maxBytes = MAX_BYTES): Promise<Page> {
     return this.broker.read(channels, after, maxBytes);
   }
 
@@ -79,7 +79,7 @@ export class Node implements Receiver, AsyncDisposable {
   }
 }
 
-/** The contract that `res-sse/testing` has for every broker, as tests of vitest. */
+/** Defines one vitest test for each check of the broker contract in `res-sse/testing`. */
 export function brokerContract(
   name: string,
   makeBroker: (log: string) => Broker | Promise<Broker>,

@@ -6,7 +6,7 @@ import { brokerContract } from './contract.ts';
 
 brokerContract('memoryBroker()', memoryBroker);
 
-test('it delivers before publish returns its promise', () => {
+test('memoryBroker() delivers an event before append() returns its promise', () => {
   const broker = memoryBroker();
   const received: string[] = [];
   broker.open(
@@ -28,7 +28,7 @@ test('it delivers before publish returns its promise', () => {
   expect(received).toEqual(['1']);
 });
 
-test('a key is forgotten after five minutes', async () => {
+test('the memory broker forgets a key after five minutes', async () => {
   const clock = vi.spyOn(performance, 'now').mockReturnValue(0);
   const channels = createChannels();
   const first = await channels.publish('a', 1, { key: 'k' });
@@ -39,22 +39,23 @@ test('a key is forgotten after five minutes', async () => {
   clock.mockRestore();
 });
 
-test('in a cluster worker it warns that it reaches only that worker, and names the broker to use', () => {
+test('in a cluster worker memoryBroker() warns and names the broker to use', () => {
   const program = new URL('../support/cluster-warning.mjs', import.meta.url).pathname;
   const output = execFileSync(process.execPath, [program], {
     encoding: 'utf8',
     stdio: ['ignore', 'pipe', 'ignore'],
   });
   expect(output).toBe(
-    'RES_SSE_MEMORY_BROKER_IN_CLUSTER\nGive createChannels() a broker that all workers share, such as redisBroker() of res-sse/redis.\n',
+    'RES_SSE_MEMORY_BROKER_IN_CLUSTER\nGive createChannels() a broker that all workers share, ' +
+      'such as redisBroker() of res-sse/redis.\n',
   );
 });
 
-test('it warns once when a channel that held events is forgotten for maxChannels', async () => {
+test('a warning is emitted once when maxChannels removes a channel with events', async () => {
   const warnings: string[] = [];
   const note = (warning: Error & { code?: string }): void =>
     void warnings.push(warning.code ?? warning.message);
-  // What other tests have caused is told by then.
+  // Wait for warnings that other tests caused.
   await new Promise((resolve) => setImmediate(resolve));
   process.on('warning', note);
   try {

@@ -24,10 +24,10 @@ const TIMING: Timing = {
 const PREFIX = 'faults';
 const LOG = '{faults}:log';
 
-/** A node, and one reader on it that follows channel `a` as a stream does. */
-class Place extends Node {
+/** A node with one reader that follows channel `a` as a stream does: live, or reading pages. */
+class ReaderNode extends Node {
   readonly delivered: string[] = [];
-  // It waits for as long as it takes.
+  // The reader waits for the broker without a time limit.
   readonly #signal = new AbortController().signal;
   gaps = 0;
   #cursor = 0;
@@ -80,7 +80,7 @@ class Place extends Node {
 
   #go(): void {
     this.#reading ??= this.#read()
-      // The broker is closed.
+      // The read rejects when the broker closes.
       .catch(() => {})
       .finally(() => {
         this.#reading = undefined;
@@ -90,8 +90,8 @@ class Place extends Node {
   async #read(): Promise<void> {
     while (!this.#isLive) {
       const { interruptions } = this;
-      const asked = this.broker.read(['a'], this.#cursor, 64, this.#signal);
-      const page = await asked;
+      const reading = this.broker.read(['a'], this.#cursor, 64, this.#signal);
+      const page = await reading;
       if (page.position.epoch !== this.#epoch) {
         this.#epoch = page.position.epoch;
         this.#cursor = 0;
@@ -118,12 +118,12 @@ class Place extends Node {
   }
 }
 
-/** Publishes these, each once, until Redis has accepted it. */
+/** Publishes each event once, and retries with a key until Redis has accepted the event. */
 async function publishAll(node: Node, ...data: string[]): Promise<void> {
-  for (const one of data) {
-    await until(`${one} to be published`, async () => {
+  for (const each of data) {
+    await until(`event ${each} to be published`, async () => {
       try {
-        await node.publish('a', one, { key: one });
+        await node.publish('a', each, { key: each });
         return true;
       } catch {
         return false;
@@ -150,17 +150,17 @@ afterEach(() => {
 interface Site extends AsyncDisposable {
   readonly redis: RedisServer;
   readonly client: RedisClient;
-  /** A reader is on this one, */
-  readonly here: Place;
-  /** and this one publishes. */
-  readonly there: Place;
+  /** The node with the reader. */
+  readonly here: ReaderNode;
+  /** The node that publishes. */
+  readonly there: ReaderNode;
 }
 
-async function site(options: RedisOptions = {}, timing: Partial<Timing> = {}): Promise<Site> {
+async function openSite(options: RedisOptions = {}, timing: Partial<Timing> = {}): Promise<Site> {
   const redis = await startRedis(options);
   const client = await redis.client();
-  const there = new Place(redis.url, timing);
-  const here = await new Place(redis.url, timing).follow();
+  const there = new ReaderNode(redis.url, timing);
+  const here = await new ReaderNode(redis.url, timing).follow();
   return {
     redis,
     client,
@@ -173,9 +173,9 @@ async function site(options: RedisOptions = {}, timing: Partial<Timing> = {}): P
   };
 }
 
-describe('a node of a registry in Redis misses nothing', () => {
-  test('when Redis has forgotten the script, whatever is on its way, and the order is that of the calls', async () => {
-    await using all = await site();
+describe('a node of a Redis registry misses no event', () => {
+  test('when Redis forgets the script during publishes, and keeps the order', async () => {
+    await using all = await openSite();
     const { client, here, there } = all;
     const published: Promise<unknown>[] = [];
     for (let round = 0; round < 20; round++) {
@@ -185,93 +185,93 @@ describe('a node of a registry in Redis misses nothing', () => {
       await client.sendCommand(['SCRIPT', 'FLUSH']);
     }
     await Promise.all(published);
-    await until('all of them', () => here.delivered.length === 400);
+    await until('all events', () => here.delivered.length === 400);
     expect(here.delivered).toEqual(Array.from({ length: 400 }, (_, index) => `${index}`));
     expect([here.gaps, here.interruptions]).toEqual([0, 0]);
   });
 
-  test('when its subscription is killed while others publish', async () => {
-    await using all = await site();
+  test('when Redis kills its subscriber connection while another node publishes', async () => {
+    await using all = await openSite();
     const { client, here, there } = all;
     const data = Array.from({ length: 300 }, (_, index) => `${index}`);
-    for (const [index, one] of data.entries()) {
+    for (const [index, each] of data.entries()) {
       if (index % 60 === 30) await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
-      await there.publish('a', one);
+      await there.publish('a', each);
     }
-    await until('all of them', () => here.delivered.length >= data.length);
+    await until('all events', () => here.delivered.length >= data.length);
     expect(here.delivered).toEqual(data);
     expect(here.gaps).toBe(0);
     expect(here.interruptions).toBeGreaterThan(0);
   });
 
-  test('when Redis is restarted with its data, and ids are never used twice', async () => {
-    await using all = await site({ appendonly: true });
+  test('when Redis restarts with its data, and no id is used twice', async () => {
+    await using all = await openSite({ appendonly: true });
     const { redis, here, there } = all;
     const { id: before } = await there.publish('a', '1');
     await redis.kill9();
     await redis.restart();
     await publishAll(there, '2');
-    await until('both', () => here.delivered.length === 2);
+    await until('two events', () => here.delivered.length === 2);
     const after = await there.broker.position();
     expect([here.delivered, here.gaps]).toEqual([['1', '2'], 0]);
     expect(before.split('.')[0]).toBe(after.epoch);
     expect(after.offset).toBeGreaterThan(2 ** 32);
   });
 
-  test('when Redis does not answer for a while', async () => {
-    await using all = await site({}, { timeout: 300 });
+  test('when Redis does not answer for one second', async () => {
+    await using all = await openSite({}, { timeout: 300 });
     const { client, here, there } = all;
     await there.publish('a', '1');
     await client.sendCommand(['CLIENT', 'PAUSE', '1000', 'ALL']);
     const refused = await there.publish('a', '2').catch((error: unknown) => error);
     expect(refused).toMatchObject({ code: 'ERR_SSE_BROKER', delivery: 'unknown' });
     await publishAll(there, '3');
-    await until('the last', () => here.delivered.at(-1) === '3');
-    // What nobody could tell has been published after all, before it.
+    await until('event 3', () => here.delivered.at(-1) === '3');
+    // The publish of event 2 timed out with `delivery: 'unknown'`. Redis executed it later.
     expect(here.delivered).toEqual(['1', '2', '3']);
     expect(here.gaps).toBe(0);
   });
 
-  test('when one message is lost on the way to it, on its own channel or on one that it does not follow', async () => {
+  test('when a message to it is lost, on its channel or on the header channel', async () => {
     await using redis = await startRedis();
     await using relay = await startRelay(redis.port);
-    await using there = new Place(redis.url);
-    await using here = await new Place(relay.url).follow();
+    await using there = new ReaderNode(redis.url);
+    await using here = await new ReaderNode(relay.url).follow();
     await there.publish('a', '1');
     relay.dropNext(({ topic }) => topic.endsWith(':c:a'));
     await there.publish('a', '2');
     await there.publish('b', 'elsewhere');
     await there.publish('a', '3');
-    await until('three', () => here.delivered.length === 3);
+    await until('three events', () => here.delivered.length === 3);
     expect(here.interruptions).toBe(1);
-    // Without another to follow: a probe finds out.
+    // No later header follows, so only a probe can detect the loss.
     relay.dropNext(({ topic }) => topic.endsWith(':spine'));
     await there.publish('a', '4');
-    await until('four', () => here.delivered.length === 4);
+    await until('four events', () => here.delivered.length === 4);
     expect([here.delivered, here.gaps]).toEqual([['1', '2', '3', '4'], 0]);
     expect(relay.dropped).toHaveLength(2);
   });
 
-  test('when its connection is up but deaf', async () => {
+  test('when its connection is open but receives nothing', async () => {
     await using redis = await startRedis();
     await using relay = await startRelay(redis.port);
-    await using there = new Place(redis.url);
-    await using here = await new Place(relay.url, { timeout: 300 }).follow();
+    await using there = new ReaderNode(redis.url);
+    await using here = await new ReaderNode(relay.url, { timeout: 300 }).follow();
     relay.dropAll(() => true);
     await there.publish('a', '1');
-    await until('it to be found out', () => here.broker.state === 'broken');
+    await until('the node to detect the failure', () => here.broker.state === 'broken');
     relay.dropNone();
     await until('the event', () => here.delivered.length === 1);
     expect([here.delivered, here.gaps]).toEqual([['1'], 0]);
   });
 
-  test('when it cannot reach Redis for a while: those who wait are answered then', async () => {
+  test('when Redis is unreachable for a while, and pending calls resolve later', async () => {
     await using redis = await startRedis();
     await using relay = await startRelay(redis.port);
-    await using there = new Place(redis.url);
-    await using here = await new Place(relay.url).follow();
+    await using there = new ReaderNode(redis.url);
+    await using here = await new ReaderNode(relay.url).follow();
     relay.sever();
-    await until('it to notice', () => here.broker.state === 'broken');
+    await until('the node to detect the failure', () => here.broker.state === 'broken');
     await there.publish('a', '1');
     const position = here.broker.position();
     const page = here.broker.read(['a'], 0, 1_000);
@@ -281,48 +281,48 @@ describe('a node of a registry in Redis misses nothing', () => {
     expect(
       (await within('the page', Promise.resolve(page))).entries.map(({ data }) => data),
     ).toEqual(['1']);
-    await within('the channel', listened);
+    await within('listen', listened);
     await until('the event', () => here.delivered.length === 1);
     expect(here.gaps).toBe(0);
   });
 });
 
-describe('what is lost is told', () => {
-  test('when Redis is restarted without its data', async () => {
-    await using all = await site();
+describe('a loss in Redis is reported as a gap', () => {
+  test('when Redis restarts without its data', async () => {
+    await using all = await openSite();
     const { redis, here, there } = all;
     await there.publish('a', '1');
-    await until('the first', () => here.delivered.length === 1);
+    await until('event 1', () => here.delivered.length === 1);
     await redis.kill9();
     await redis.restart();
     await publishAll(there, '2');
-    await until('the second', () => here.delivered.at(-1) === '2');
+    await until('event 2', () => here.delivered.at(-1) === '2');
     expect([here.delivered, here.gaps]).toEqual([['1', '2'], 1]);
   });
 
   test('when all keys are deleted', async () => {
-    await using all = await site();
+    await using all = await openSite();
     const { client, here, there } = all;
     await there.publish('a', '1');
-    await until('the first', () => here.delivered.length === 1);
+    await until('event 1', () => here.delivered.length === 1);
     await client.sendCommand(['FLUSHALL']);
     await there.publish('a', '2');
-    await until('the second', () => here.delivered.at(-1) === '2');
+    await until('event 2', () => here.delivered.at(-1) === '2');
     expect([here.delivered, here.gaps]).toEqual([['1', '2'], 1]);
   });
 
-  test('without another publish, when the log is deleted', async () => {
-    await using all = await site();
+  test('when the log is deleted, without another publish', async () => {
+    await using all = await openSite();
     const { client, here, there } = all;
     await there.publish('a', '1');
-    await until('the first', () => here.delivered.length === 1);
+    await until('event 1', () => here.delivered.length === 1);
     await client.del(LOG);
-    await until('the gap', () => here.gaps === 1);
+    await until('a gap', () => here.gaps === 1);
     expect(here.delivered).toEqual(['1']);
   });
 
-  test('when the stream of a channel is evicted', async () => {
-    await using all = await site();
+  test('when Redis evicts the stream of a channel', async () => {
+    await using all = await openSite();
     const { client, there } = all;
     await there.publish('b', '1');
     const { offset } = await there.broker.position();
@@ -331,22 +331,22 @@ describe('what is lost is told', () => {
     expect([page.entries, page.trimmed]).toEqual([[], [offset]]);
   });
 
-  test('when Redis comes back shorter: whoever has seen what is gone', async () => {
-    await using all = await site();
+  test('when Redis restarts with an older copy of the log', async () => {
+    await using all = await openSite();
     const { client, here, there } = all;
     await there.publish('a', '1');
     const short = await client.hGetAll(LOG);
     await publishAll(there, '2', '3');
-    await until('all three', () => here.delivered.length === 3);
+    await until('three events', () => here.delivered.length === 3);
     const seen = await here.broker.position();
-    // As an append-only file does that was written a moment before.
+    // Restore an older copy, as an append-only file does that misses the last writes.
     await client.del(LOG);
     await client.hSet(LOG, short);
     await client.sendCommand(['XTRIM', '{faults}:s:a', 'MAXLEN', '0']);
     await client.sendCommand(['XSETID', '{faults}:s:a', '1-0']);
     await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
     await publishAll(there, '4');
-    await until('the fourth', () => here.delivered.at(-1) === '4');
+    await until('event 4', () => here.delivered.at(-1) === '4');
     expect(here.delivered).toEqual(['1', '2', '3', '4']);
     expect(here.gaps).toBe(1);
     const now = await here.broker.position();
@@ -355,34 +355,34 @@ describe('what is lost is told', () => {
   });
 });
 
-test('what Redis has lost is not read from the memory of a node that was away while the log went on', async () => {
+test('a node does not serve events from its cache that Redis lost meanwhile', async () => {
   await using redis = await startRedis();
   await using relay = await startRelay(redis.port);
   const client = await redis.client();
-  await using there = new Place(redis.url);
-  await using here = await new Place(relay.url).follow();
+  await using there = new ReaderNode(redis.url);
+  await using here = await new ReaderNode(relay.url).follow();
   await there.publish('a', '1');
   const short = await client.hGetAll(LOG);
   await publishAll(there, '2', '3');
-  await until('all three', () => here.delivered.length === 3);
+  await until('three events', () => here.delivered.length === 3);
   relay.sever();
-  await until('it to notice', () => here.broker.state === 'broken');
-  // As an append-only file does that was written a moment before.
+  await until('the node to detect the failure', () => here.broker.state === 'broken');
+  // Restore an older copy, as an append-only file does that misses the last writes.
   await client.del(LOG);
   await client.hSet(LOG, short);
   await client.sendCommand(['XDEL', '{faults}:s:a', '2-0', '3-0']);
   await client.sendCommand(['XSETID', '{faults}:s:a', '1-0']);
   await there.publish('a', '4');
   relay.mend();
-  await until('the fourth', () => here.delivered.at(-1) === '4');
+  await until('event 4', () => here.delivered.at(-1) === '4');
   expect(await here.data('a')).toEqual(await there.data('a'));
   expect(await here.data('a')).toEqual(['1', '4']);
   expect([here.delivered, here.gaps]).toEqual([['1', '2', '3', '4'], 1]);
 });
 
-describe('nothing that others write into Redis brings a node down', () => {
-  test('an event that cannot be read is reported and told as a gap, and what follows comes', async () => {
-    await using all = await site();
+describe('a node survives data that other programs write into Redis', () => {
+  test('an invalid event is reported as an error and a gap; later events arrive', async () => {
+    await using all = await openSite();
     const { client, here, there } = all;
     await there.publish('a', '1');
     const { epoch, offset } = await there.broker.position();
@@ -420,14 +420,14 @@ describe('nothing that others write into Redis brings a node down', () => {
       await client.publish('{faults}:spine', `1 ${epoch} ${next - 1} ${next} \n+${next} a`);
     }
     await there.publish('a', '2');
-    await until('the next', () => here.delivered.at(-1) === '2');
+    await until('event 2', () => here.delivered.at(-1) === '2');
     expect(here.delivered).toEqual(['1', '2']);
     expect(here.gaps).toBeGreaterThan(0);
     expect(errors.length).toBeGreaterThanOrEqual(hostile.length);
   });
 
-  test('whatever is said on its topics, it heals, with growing waits', async () => {
-    await using all = await site();
+  test('a node recovers from invalid messages, with growing delays', async () => {
+    await using all = await openSite();
     const { client, here, there } = all;
     await there.publish('a', '1');
     const { epoch, offset } = await there.broker.position();
@@ -447,14 +447,14 @@ describe('nothing that others write into Redis brings a node down', () => {
       await client.publish('{faults}:c:a', text);
     }
     await publishAll(there, '2', '3');
-    await until('the events', () => here.delivered.length === 3);
+    await until('three events', () => here.delivered.length === 3);
     expect([here.delivered, here.gaps]).toEqual([['1', '2', '3'], 0]);
     expect(errors.length).toBeGreaterThan(0);
     expect(here.interruptions).toBeLessThanOrEqual(noise.length);
   });
 
-  test('a key of another type is reported; a publish is refused, and nobody got it', async () => {
-    await using all = await site();
+  test('a key of another type rejects the publish with delivery: none', async () => {
+    await using all = await openSite();
     const { client, there } = all;
     await client.set('{faults}:s:b', 'x');
     await there.publish('b', '1');
@@ -473,8 +473,8 @@ describe('nothing that others write into Redis brings a node down', () => {
     await publishAll(there, '4');
   });
 
-  test('a stream that somebody else has written into takes events again, and the loss is told', async () => {
-    await using all = await site();
+  test('a stream that another program wrote to works again; the loss is reported', async () => {
+    await using all = await openSite();
     const { client, there } = all;
     await there.publish('b', '1');
     await client.sendCommand(['XADD', '{faults}:s:b', '99999-0', 'x', 'y']);
@@ -484,84 +484,84 @@ describe('nothing that others write into Redis brings a node down', () => {
   });
 });
 
-describe('limits', () => {
-  test('a key publishes once on all nodes, also when both try at the same time', async () => {
-    await using all = await site();
+describe('limits of a Redis registry', () => {
+  test('a key is published once, also if two nodes publish at the same time', async () => {
+    await using all = await openSite();
     const { here, there } = all;
     const ids = await Promise.all(
       [here, there, here, there].map((node) => node.publish('a', 'x', { key: 'k' })),
     );
     expect(new Set(ids.map(({ id }) => id)).size).toBe(1);
     await there.publish('a', 'y');
-    await until('both', () => here.delivered.length === 2);
+    await until('two events', () => here.delivered.length === 2);
     expect(here.delivered).toEqual(['x', 'y']);
   });
 
-  test('while Redis is away publishes are rejected in time, beyond a bound at once, and nobody gets them', async () => {
+  test('publishes reject while Redis is unreachable, and are not delivered later', async () => {
     await using redis = await startRedis();
     await using relay = await startRelay(redis.port);
-    await using there = new Place(relay.url, { timeout: 300 });
+    await using there = new ReaderNode(relay.url, { timeout: 300 });
     await there.broker.position();
     relay.sever();
-    await until('it to notice', () => there.broker.state === 'broken');
+    await until('the node to detect the failure', () => there.broker.state === 'broken');
     const results = await Promise.all(
       Array.from({ length: 11_000 }, (_, index) =>
         there.publish('b', `${index}`).catch((error: unknown) => error),
       ),
     );
     for (const result of results) expect(result).toMatchObject({ code: 'ERR_SSE_BROKER' });
-    // All but what was written into a connection of which nobody knew yet that it was cut.
-    const surely = results.flatMap((result, index) =>
+    // The other publishes were written to the connection before the node noticed that it was cut.
+    const undelivered = results.flatMap((result, index) =>
       (result as SseError).delivery === 'none' ? [`${index}`] : [],
     );
-    expect(surely.length).toBeGreaterThan(10_000);
+    expect(undelivered.length).toBeGreaterThan(10_000);
     relay.mend();
-    await until('it to be back', () => there.broker.state === 'open');
+    await until('the node to be open', () => there.broker.state === 'open');
     await publishAll(there, 'next');
     const kept = await there.broker.read(['a', 'b'], 0, 10_000_000);
     expect(kept.entries.at(-1)?.data).toBe('next');
-    expect(kept.entries.filter(({ data }) => surely.includes(data))).toEqual([]);
+    expect(kept.entries.filter(({ data }) => undelivered.includes(data))).toEqual([]);
   });
 
-  test('clear is heard on every node, and told', async () => {
-    await using all = await site();
+  test('clear() removes the events on every node and reports the loss', async () => {
+    await using all = await openSite();
     const { here, there } = all;
     await publishAll(there, '1', '2');
-    await until('both', () => here.delivered.length === 2);
+    await until('two events', () => here.delivered.length === 2);
     const before = await here.read(['a']);
     expect(before.entries).toHaveLength(2);
     await there.broker.clear('a');
-    await until('it to be forgotten', async () => (await here.read(['a'])).entries.length === 0);
+    await until('channel a to be empty', async () => (await here.read(['a'])).entries.length === 0);
     expect((await here.read(['a'])).trimmed).toEqual([2]);
     expect(here.interruptions).toBe(0);
     await publishAll(there, '3');
-    await until('the next', () => here.delivered.length === 3);
+    await until('event 3', () => here.delivered.length === 3);
     expect((await here.read(['a'])).entries.map(({ data }) => data)).toEqual(['3']);
   });
 
-  test('events past their age are not read from a node that holds them', async () => {
-    await using all = await site();
+  test('a node does not serve events from its cache after their age limit', async () => {
+    await using all = await openSite();
     const { here, there } = all;
     const history = { ...LIMITS, age: 50 };
     await there.publish('a', '1', { history });
-    await until('it', () => here.delivered.length === 1);
-    await until('it to be too old', async () => (await here.read(['a'])).entries.length === 0);
+    await until('event 1', () => here.delivered.length === 1);
+    await until('event 1 to expire', async () => (await here.read(['a'])).entries.length === 0);
     expect((await here.read(['a'])).trimmed).toEqual([1]);
   });
 
-  test('of a newest-only channel a node holds the newest, and the others are not missed', async () => {
-    await using all = await site();
+  test('a node caches only the newest event of a newest-only channel, without a gap', async () => {
+    await using all = await openSite();
     const { here, there } = all;
     const history = { ...LIMITS, events: 1, latest: true };
     for (const data of ['1', '2', '3']) await there.publish('a', data, { history });
-    await until('the newest', () => here.delivered.at(-1) === '3');
+    await until('event 3', () => here.delivered.at(-1) === '3');
     const page = here.broker.read(['a'], 0, 1_000);
     expect(page).not.toBeInstanceOf(Promise);
     const { entries, trimmed } = await page;
     expect([entries.map(({ data }) => data), trimmed]).toEqual([['3'], [0]]);
   });
 
-  test('over all channels together Redis holds no more than maxHistory and maxChannels', async () => {
+  test('Redis keeps at most maxHistory bytes and maxChannels channels', async () => {
     await using redis = await startRedis();
     await using node = new Node(
       new RedisBroker(
@@ -591,8 +591,8 @@ describe('limits', () => {
     expect(trimmed[1]).toBeGreaterThan(0);
   });
 
-  test('ten thousand readers that come back are served without Redis, after one read for all', async () => {
-    await using all = await site({}, { probe: 60_000 });
+  test('ten thousand returning readers need one read from Redis', async () => {
+    await using all = await openSite({}, { probe: 60_000 });
     const { client, here, there } = all;
     await there.publish('b', '0');
     await Promise.all(
@@ -608,42 +608,42 @@ describe('limits', () => {
     expect(
       pages.every((page, index) => page.complete && page.entries.length === 501 - (index % 400)),
     ).toBe(true);
-    // The sizes, and the events.
+    // One call for the positions of the channels, one call for the events.
     expect((await calls()) - before).toBeLessThanOrEqual(2);
   });
 
-  test('a channel is not listened to for ever after its last stream has left', async () => {
-    await using all = await site({}, { linger: 50 });
+  test('a node stops listening to a channel some time after its last stream left', async () => {
+    await using all = await openSite({}, { linger: 50 });
     const { client, here, there } = all;
     await here.listen('b');
     here.unlisten('b');
     await until(
-      'it to be left',
+      'the end of the subscription',
       async () => (await client.pubSubNumSub('{faults}:c:b'))['{faults}:c:b'] === 0,
     );
     await there.publish('b', '1');
     await here.listen('b');
     await there.publish('b', '2');
-    await until('the second', () => here.received.some(({ data }) => data === '2'));
+    await until('event 2', () => here.received.some(({ data }) => data === '2'));
     expect(await here.data('b')).toEqual(['1', '2']);
     expect(here.interruptions).toBe(0);
   });
 
-  test('close leaves nothing behind, and whoever waits is told', async () => {
+  test('close() closes both connections and rejects pending calls', async () => {
     await using redis = await startRedis();
     const client = await redis.client();
     const clients = async () => (await client.clientList()).length;
     const before = await clients();
-    const place = await new Place(redis.url).follow();
-    await until('its connections', async () => (await clients()) === before + 2);
+    const node = await new ReaderNode(redis.url).follow();
+    await until('two connections', async () => (await clients()) === before + 2);
     redis.pause();
-    const { epoch } = await place.broker.position();
-    const waiting = Promise.resolve(place.broker.position({ epoch, offset: 99 })).catch(
+    const { epoch } = await node.broker.position();
+    const waiting = Promise.resolve(node.broker.position({ epoch, offset: 99 })).catch(
       (error: unknown) => error,
     );
-    await place.broker.close();
-    expect(await within('the answer', waiting)).toMatchObject({ code: 'ERR_SSE_CLOSED' });
+    await node.broker.close();
+    expect(await within('the rejection', waiting)).toMatchObject({ code: 'ERR_SSE_CLOSED' });
     redis.resume();
-    await until('them to be closed', async () => (await clients()) === before);
+    await until('both connections to close', async () => (await clients()) === before);
   });
 });

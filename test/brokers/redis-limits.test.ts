@@ -1,4 +1,7 @@
-/** A Redis that is full, takes no writes, or holds more than the bounds allow; and a node that may hold less than it is asked for. */
+/**
+ * Redis at its limits: a Redis that is full, rejects writes, or holds more than the limits allow,
+ * and a user that may not run all commands.
+ */
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { HistoryLimits, SseError } from '../../src/index.ts';
@@ -43,7 +46,7 @@ afterEach(() => {
   unsubscribe('res-sse:error', note);
 });
 
-/** What became of each: `'published'`, or how it was refused. */
+/** The outcome of each publish: `'published'`, or `delivery` of the error. */
 async function outcomes(published: readonly Promise<unknown>[]): Promise<string[]> {
   return Promise.all(
     published.map((one) =>
@@ -66,23 +69,23 @@ async function fill(client: RedisClient): Promise<void> {
   }
 }
 
-/** Refuses writes, as long as there is no replica. */
+/** Makes Redis reject writes, because it has no replica. */
 const UNWRITABLE = ['CONFIG', 'SET', 'min-replicas-to-write', '1'];
 const WRITABLE = ['CONFIG', 'SET', 'min-replicas-to-write', '0'];
 
-describe('a Redis that takes no writes is read all the same', () => {
+describe('a Redis that rejects writes can be read', () => {
   test.each([
     ['it is full', { maxmemory: '6mb' }, fill],
     ['it has too few replicas', {}, (client: RedisClient) => client.sendCommand(UNWRITABLE)],
   ])(
-    'where %s: nodes start, and channels whose events are too old answer',
+    'if %s: nodes start, and channels with expired events can be read',
     async (_what, options, stop) => {
       await using redis = await startRedis(options);
       const client = await redis.client();
       await using there = nodeAt(redis.url);
       const history = { ...LIMITS, age: 300 };
       await there.publish('gone', '1', { history });
-      // This one stays in Redis longer than its events are read.
+      // The stream of `old` stays in Redis longer than the age limit of its events.
       await there.publish('old', '1', { history: { ...history, age: 10_000 } });
       await client.hSet(
         '{limits}:log',
@@ -91,7 +94,7 @@ describe('a Redis that takes no writes is read all the same', () => {
       );
       await there.publish('a', '2');
       await until(
-        'its stream to expire',
+        'the stream of "gone" to expire',
         async () => (await client.exists('{limits}:s:gone')) === 0,
       );
       await stop(client);
@@ -106,7 +109,7 @@ describe('a Redis that takes no writes is read all the same', () => {
       await client.sendCommand(WRITABLE);
       await client.sendCommand(['CONFIG', 'SET', 'maxmemory', '0']);
       await there.publish('a', '4');
-      await until('the event', () => here.received.length === 1);
+      await until('an event', () => here.received.length === 1);
       expect([here.received[0]?.data, here.interruptions, here.broker.state]).toEqual([
         '4',
         0,
@@ -115,7 +118,7 @@ describe('a Redis that takes no writes is read all the same', () => {
     },
   );
 
-  test('before there is a log: nodes start, and the first event comes', async () => {
+  test('before a log exists: nodes start, and receive the first event later', async () => {
     await using redis = await startRedis();
     const client = await redis.client();
     await client.sendCommand(UNWRITABLE);
@@ -125,10 +128,10 @@ describe('a Redis that takes no writes is read all the same', () => {
     expect(node.broker.state).toBe('open');
     await client.sendCommand(WRITABLE);
     await node.publish('a', '1');
-    await until('it to be found', async () => (await node.data('a')).length === 1);
+    await until('the event to be readable', async () => (await node.data('a')).length === 1);
   });
 
-  test('after it was restarted: what was there is read, and an id is not used twice', async () => {
+  test('after a restart: existing events are read, and no id is used twice', async () => {
     await using redis = await startRedis({ appendonly: true });
     await using node = nodeAt(redis.url);
     await node.listen('a');
@@ -142,10 +145,10 @@ describe('a Redis that takes no writes is read all the same', () => {
     await client.sendCommand(WRITABLE);
     const { id } = await node.publish('a', '2');
     expect(Number(id.split('.')[1])).toBeGreaterThan(2 ** 32);
-    await until('both', async () => (await node.data('a')).length === 2);
+    await until('two events', async () => (await node.data('a')).length === 2);
   });
 
-  test('new channels are refused when it is full, all of them', async () => {
+  test('a full Redis rejects publishes to new channels', async () => {
     await using redis = await startRedis({ maxmemory: '6mb' });
     const client = await redis.client();
     await using node = nodeAt(redis.url);
@@ -159,12 +162,15 @@ describe('a Redis that takes no writes is read all the same', () => {
   });
 });
 
-describe('a user of Redis who may not do all that is needed', () => {
-  const RIGHTS =
-    '+eval +evalsha +info +time +hget +hset +hdel +hlen +hmget +hscan +del +unlink +pexpire +get +set +xadd +xdel +xlen +xrange +publish +pubsub|numsub +subscribe +unsubscribe +hello +auth +ping';
+describe('a Redis user without all required permissions', () => {
+  const PERMISSIONS =
+    '+eval +evalsha +info +time +hget +hset +hdel +hlen +hmget +hscan +del +unlink +pexpire +get ' +
+    '+set +xadd +xdel +xlen +xrange +publish +pubsub|numsub +subscribe +unsubscribe +hello +auth ' +
+    '+ping';
 
-  async function nodeWithout(right: string): Promise<AsyncDisposable & { node: Node }> {
-    const acl = `user limited on >secret ~{limits}:* &{limits}:* -@all ${RIGHTS.replace(`${right} `, '')}`;
+  async function startNodeWithout(permission: string): Promise<AsyncDisposable & { node: Node }> {
+    const permissions = PERMISSIONS.replace(`${permission} `, '');
+    const acl = `user limited on >secret ~{limits}:* &{limits}:* -@all ${permissions}`;
     const redis = await startRedis({ acl: [acl] });
     const node = nodeAt(redis.url.replace('//', '//limited:secret@'));
     return {
@@ -177,26 +183,26 @@ describe('a user of Redis who may not do all that is needed', () => {
   }
 
   test.each(['+hset', '+xadd', '+set', '+xlen'])(
-    'is refused before anything happens, without %s',
-    async (right) => {
-      await using made = await nodeWithout(right);
-      const { node } = made;
+    'cannot publish without %s, and nothing is written',
+    async (permission) => {
+      await using limited = await startNodeWithout(permission);
+      const { node } = limited;
       expect(await outcomes([node.publish('a', '1', { key: 'k' })])).toEqual(['none']);
     },
   );
 
   test.each(['+xdel', '+xrange', '+hscan', '+pexpire'])(
-    'publishes all the same, and is told, without %s',
-    async (right) => {
-      await using made = await nodeWithout(right);
-      const { node } = made;
+    'can publish without %s, and an error reports unkept limits',
+    async (permission) => {
+      await using limited = await startNodeWithout(permission);
+      const { node } = limited;
       await node.listen('a');
       const history = { ...LIMITS, events: 2 };
       for (const data of ['1', '2', '3', '4']) await node.publish('a', data, { history });
-      await until('the events', () => node.received.length === 4);
+      await until('four events', () => node.received.length === 4);
       expect(
         errors.some((error) => error.includes('the bounds of the history cannot be kept')),
-      ).toBe(['+xdel', '+xrange'].includes(right));
+      ).toBe(['+xdel', '+xrange'].includes(permission));
     },
   );
 });
@@ -222,7 +228,7 @@ describe('one call of the script does a bounded amount of work', () => {
     );
   }
 
-  test('where the limits of a channel are lowered: it deletes at most 1,000 events, and every read is told what is gone', async () => {
+  test('when channel limits are lowered: up to 1,000 deletions, reported to reads', async () => {
     await using redis = await startRedis();
     const client = await redis.client();
     await using node = nodeAt(redis.url, { maxHistory: 1_000_000_000 });
@@ -234,13 +240,13 @@ describe('one call of the script does a bounded amount of work', () => {
       calls++;
       const page = await node.read(['a'], 0, 300);
       length = await client.xLen('{limits}:s:a');
-      // The oldest that is read is the one after what is gone.
+      // The oldest event of the page is the first event after the deleted events.
       expect(page.entries[0]?.offset).toBe((page.trimmed[0] as number) + 1);
     }
     expect(calls).toBe(3);
   });
 
-  test('where events become too old: none is read, however many are still to be deleted', async () => {
+  test('when events expire: none is read, although most are not deleted yet', async () => {
     await using redis = await startRedis();
     const client = await redis.client();
     await using node = nodeAt(redis.url, { maxHistory: 1_000_000_000 });
@@ -255,7 +261,7 @@ describe('one call of the script does a bounded amount of work', () => {
       [3_500],
       2_500,
     ]);
-    // What came after is read, and the rest is deleted by and by.
+    // Later events are read, and later calls delete the remaining expired events.
     await client.hSet(
       '{limits}:log',
       't:a',
@@ -270,7 +276,7 @@ describe('one call of the script does a bounded amount of work', () => {
     expect((await node.read(['a'])).trimmed).toEqual([3_500]);
   });
 
-  test('where there are too many channels: it looks at some hundred, and those that are followed stay', async () => {
+  test('when channels are too many: it examines hundreds and keeps followed ones', async () => {
     await using redis = await startRedis();
     const client = await redis.client();
     await using node = nodeAt(redis.url, { maxChannels: 2_000 });
@@ -287,18 +293,18 @@ describe('one call of the script does a bounded amount of work', () => {
       await Promise.all(
         Array.from({ length: 100 }, (_, index) => node.publish(`c-${round}-${index}`, 'x')),
       );
-      // A call for each batch of publishes.
+      // One HSCAN call for each batch of publishes.
       expect((await scans()) - before).toBeLessThanOrEqual(8);
     }
-    const left = await channels();
-    expect(left.length).toBeLessThanOrEqual(2_100);
-    expect(left.filter((name) => name.startsWith('t:followed-'))).toHaveLength(50);
+    const remaining = await channels();
+    expect(remaining.length).toBeLessThanOrEqual(2_100);
+    expect(remaining.filter((name) => name.startsWith('t:followed-'))).toHaveLength(50);
     expect(await client.hGetAll('{limits}:log')).not.toHaveProperty('all');
     const { trimmed } = await node.read(['c-0-0', 'never']);
     expect(trimmed[1]).toBeGreaterThan(0);
   });
 
-  test('where the limits of the registry are lowered: later calls go on until they are kept', async () => {
+  test('when registry limits are lowered: later calls delete until they are kept', async () => {
     await using redis = await startRedis();
     const client = await redis.client();
     {
@@ -312,13 +318,13 @@ describe('one call of the script does a bounded amount of work', () => {
       }
     }
     await using node = nodeAt(redis.url, { maxChannels: 100, maxHistory: 50_000 });
-    const state = async () => {
+    const areLimitsKept = async () => {
       const fields = await client.hGetAll('{limits}:log');
       const channels = Object.keys(fields).filter((name) => name.startsWith('t:')).length;
       return channels <= 100 && Number(fields['held']) <= 50_000;
     };
     let calls = 0;
-    while (!(await state())) {
+    while (!(await areLimitsKept())) {
       await node.publish('a', 'x');
       calls++;
     }
@@ -328,13 +334,13 @@ describe('one call of the script does a bounded amount of work', () => {
   });
 });
 
-describe('a node reads from Redis what it has to', () => {
-  /** Bytes that Redis has sent. */
-  async function sent(client: RedisClient): Promise<number> {
+describe('a node reads from Redis only what it needs', () => {
+  /** Number of bytes that Redis has sent to all clients. */
+  async function readSentBytes(client: RedisClient): Promise<number> {
     return Number(/total_net_output_bytes:(\d+)/.exec(await client.info('stats'))![1]);
   }
 
-  test('once, for 200 readers of a channel, although its memory is full of others', async () => {
+  test('once for 200 readers of a channel, although its cache is full', async () => {
     await using redis = await startRedis();
     const client = await redis.client();
     await using there = nodeAt(redis.url);
@@ -350,17 +356,17 @@ describe('a node reads from Redis what it has to', () => {
     }
     expect(node.broker.held.events).toBe(300);
     await node.listen('d');
-    // They have not been used for a while then.
-    await until('others to give way', async () => {
+    // The node may drop other channels from its cache after they were unused for a while.
+    await until('channel d to be in the cache', async () => {
       await Promise.all(Array.from({ length: 200 }, () => node.read(['d'], 0, 60_000)));
       return !(node.broker.read(['d'], 0, 60_000) instanceof Promise);
     });
-    const before = await sent(client);
+    const before = await readSentBytes(client);
     await Promise.all(Array.from({ length: 200 }, () => node.read(['d'], 0, 60_000)));
-    expect((await sent(client)) - before).toBeLessThan(20_000);
+    expect((await readSentBytes(client)) - before).toBeLessThan(20_000);
   });
 
-  test('where it is more than a node may hold: hardly more than is delivered, page by page', async () => {
+  test('page by page, if the channels do not fit into its cache', async () => {
     await using redis = await startRedis();
     const client = await redis.client();
     await using node = nodeAt(redis.url, { maxHistory: 300_000 });
@@ -370,7 +376,7 @@ describe('a node reads from Redis what it has to', () => {
       await Promise.all(channels.map((channel) => there.publish(channel, 'x'.repeat(1_000))));
     }
     await Promise.all(channels.map((channel) => node.listen(channel)));
-    const before = await sent(client);
+    const before = await readSentBytes(client);
     const offsets: number[] = [];
     for (let after = 0, complete = false; !complete;) {
       const page = await node.read(channels, after, 65_536);
@@ -379,19 +385,16 @@ describe('a node reads from Redis what it has to', () => {
       complete = page.complete;
     }
     expect(offsets).toEqual(Array.from({ length: 1_000 }, (_, index) => index + 1));
-    // The events are one megabyte.
-    expect((await sent(client)) - before).toBeLessThan(1_600_000);
+    // The events have about 1 MB.
+    expect((await readSentBytes(client)) - before).toBeLessThan(1_600_000);
   });
 });
 
 describe('two databases of one Redis are two logs', () => {
   test.each([
-    [
-      'by their urls',
-      (url: string, database: number) => redisBroker({ url: `${url}/${database}` }),
-    ],
+    ['by url', (url: string, database: number) => redisBroker({ url: `${url}/${database}` })],
   ])(
-    '%s: nothing of one is heard in the other, and neither disturbs the other',
+    '%s: neither delivers events of the other or interrupts the other',
     async (_what, brokerOf) => {
       await using redis = await startRedis();
       await using zero = new Node(brokerOf(redis.url, 0));
@@ -410,10 +413,10 @@ describe('two databases of one Redis are two logs', () => {
       await until('the events', () =>
         [zero, one, another].every(({ received }) => received.length === 40),
       );
-      const heard = ({ received }: Node): string[] => [
+      const receivedData = ({ received }: Node): string[] => [
         ...new Set(received.map(({ data }) => data)),
       ];
-      expect([heard(zero), heard(one), heard(another)]).toEqual([
+      expect([receivedData(zero), receivedData(one), receivedData(another)]).toEqual([
         ['zero', 'zero, live'],
         ['one', 'one, live'],
         ['one', 'one, live'],
@@ -423,7 +426,7 @@ describe('two databases of one Redis are two logs', () => {
     },
   );
 
-  test('by a client of the application that has selected one', async () => {
+  test('by a client of the application that has selected a database', async () => {
     await using redis = await startRedis();
     const [client, other] = [await redis.client(), await redis.client()];
     await client.select(3);
@@ -443,7 +446,7 @@ describe('two databases of one Redis are two logs', () => {
     ]);
   });
 
-  test('a header of another log is passed over and told, without an interruption', async () => {
+  test('a header of another log is ignored and reported, without an interruption', async () => {
     await using redis = await startRedis();
     const client = await redis.client();
     await using node = nodeAt(redis.url);
@@ -452,23 +455,23 @@ describe('two databases of one Redis are two logs', () => {
       await client.publish('{limits}:spine', `1 other ${times} ${times + 1} \n+${times + 1} a`);
     }
     await node.publish('a', '1');
-    await until('the event', () => node.received.length === 1);
-    await until('it to be told', () => errors.some((error) => error.includes('another log')));
+    await until('an event', () => node.received.length === 1);
+    await until('an error report', () => errors.some((error) => error.includes('another log')));
     expect(node.interruptions).toBe(0);
     expect(errors.length).toBeLessThan(50);
   });
 });
 
-test('the clock of Redis is followed when it is set back: nothing is taken for too old', async () => {
+test('events do not expire early when the clock of Redis is set back', async () => {
   await using redis = await startRedis();
   const client = await redis.client();
   await using node = nodeAt(redis.url);
   await node.listen('a');
   const history = { ...LIMITS, age: 60_000 };
   await node.publish('a', '1', { history });
-  await until('the first', () => node.received.length === 1);
+  await until('the first event', () => node.received.length === 1);
   const { epoch, offset } = await node.broker.position();
-  // As a Redis appends whose clock was set back by an hour.
+  // Append an event as a Redis does whose clock was set back by one hour.
   const at = Date.now() - 3_600_000;
   await client.sendCommand([
     'XADD',
@@ -490,15 +493,15 @@ test('the clock of Redis is followed when it is set back: nothing is taken for t
     `1 ${epoch} ${offset + 1} ${offset} ${at} 0 1000 1000000 60000 0\n1 \n\n2`,
   );
   await client.publish('{limits}:spine', `1 ${epoch} ${offset} ${offset + 1} \n+${offset + 1} a`);
-  await until('the second', () => node.received.length === 2);
+  await until('the second event', () => node.received.length === 2);
   const page = node.broker.read(['a'], offset, 1_000);
   expect(page).not.toBeInstanceOf(Promise);
   const { entries, trimmed } = await page;
   expect([entries.map(({ data }) => data), trimmed]).toEqual([['2'], [0]]);
 });
 
-describe('a command that the client repeats by itself', () => {
-  test('publishes once, is answered the same, and leaves one small key for some seconds', async () => {
+describe('a command that the client of the application repeats', () => {
+  test('publishes once, resolves to the same id, and leaves one key for seconds', async () => {
     await using redis = await startRedis();
     const client = await redis.client();
     const inner = ownConnection(redis.url, 1_000, () => {});
@@ -525,7 +528,7 @@ describe('a command that the client repeats by itself', () => {
     ]);
     expect(new Set(published.map(({ id }) => id)).size).toBe(11);
     const keys = await client.keys('{limits}:b:*');
-    // One for each call of the script.
+    // One key for each call of the script.
     expect(keys.length).toBeLessThanOrEqual(3);
     for (const key of keys) {
       expect(await client.pTTL(key)).toBeLessThanOrEqual(TIMING.timeout + 5_000);
@@ -534,8 +537,8 @@ describe('a command that the client repeats by itself', () => {
   });
 });
 
-test('what waits to be published is counted in bytes', async () => {
-  // Nobody listens there.
+test('pending publishes are limited by bytes', async () => {
+  // No server listens on this port.
   await using node = nodeAt('redis://127.0.0.1:1');
   const large = outcomes([
     node.publish('a', 'é'.repeat(17_000_000)),

@@ -1,4 +1,7 @@
-/** What a node hears and holds, without sockets: whatever is lost on the way, no event is missing without a word. */
+/**
+ * Model test of the sequence tracker and the cache of a Redis node, without sockets: whichever
+ * messages are lost, the node has every event or reports a gap.
+ */
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import type { HistoryLimits, LogEntry } from '../../src/index.ts';
@@ -12,14 +15,14 @@ import { LogCache, type Tail } from '../../src/brokers/redis/log-cache.ts';
 import { SequenceTracker } from '../../src/brokers/redis/sequence-tracker.ts';
 
 const EPOCH = 'epoch';
-// `c` is not listened to.
+// The node does not listen to channel `c`.
 const LIMITS: Readonly<Record<string, HistoryLimits>> = {
   a: { events: 3, bytes: 1_000_000, age: Infinity, latest: false },
   b: { events: 1, bytes: 1_000_000, age: Infinity, latest: true },
   c: { events: 3, bytes: 1_000_000, age: Infinity, latest: false },
 };
 
-/** The log as the script keeps it, and what it says. */
+/** The log as the script keeps it in Redis, and the messages that the script publishes. */
 class Log {
   head = 0;
   readonly published: { channel: string; offset: number }[] = [];
@@ -27,7 +30,7 @@ class Log {
   readonly trimmed = new Map<string, number>();
   readonly newest = new Map<string, number>();
   readonly said: (readonly [topic: string, text: string])[] = [];
-  /** To whom events of these channels are said. */
+  /** Channels that the node is subscribed to. */
   readonly listeners = new Set(['a', 'b']);
 
   publish(channels: readonly string[]): void {
@@ -43,7 +46,8 @@ class Log {
       while (kept.length > events) this.trimmed.set(channel, kept.shift() as number);
       this.kept.set(channel, kept);
       const trimmed = this.trimmed.get(channel) ?? 0;
-      const stamp = `1 ${EPOCH} ${offset} ${before} 0 ${trimmed} ${events} 1000000 0 ${latest ? 1 : 0}`;
+      const limits = `${events} 1000000 0 ${latest ? 1 : 0}`;
+      const stamp = `1 ${EPOCH} ${offset} ${before} 0 ${trimmed} ${limits}`;
       if (this.listeners.has(channel)) {
         this.said.push([channel, `${stamp}\n${formatBody(undefined, `${offset}`, undefined)}`]);
       }
@@ -89,14 +93,15 @@ class Log {
   }
 }
 
-/** A node that listens to `a` and `b`, now and then. */
+/** A node that listens to `a` and `b`, and sometimes leaves and joins them. */
 class Node {
   readonly received: number[] = [];
   readonly mirror: LogCache;
   readonly spine: SequenceTracker;
   readonly #log: Log;
   isWhole = false;
-  // Those that are listened to: asked for, answered on the line, and with a tail that is known.
+  // State of each channel that the node listens to: SUBSCRIBE sent, SUBSCRIBE confirmed, position
+  // known.
   readonly #state = new Map<string, 'asked' | 'subscribed' | 'known'>([
     ['a', 'known'],
     ['b', 'known'],
@@ -128,8 +133,8 @@ class Node {
     else this.spine.arrive(topic, parseArrival(text)!);
   }
 
-  /** Leaves a channel, or listens to it again. */
-  turn(channel: string): void {
+  /** Leaves a channel, or joins the channel again. */
+  toggle(channel: string): void {
     this.#asked.delete(channel);
     if (this.#state.delete(channel)) {
       this.mirror.forget(channel);
@@ -145,7 +150,7 @@ class Node {
     if (this.#state.get(channel) !== 'asked') return;
     this.#state.set(channel, 'subscribed');
     const tail = this.#log.tail(channel);
-    // The answer may take its time.
+    // The answer with the position of the channel may arrive later.
     this.#asked.set(channel, () => {
       if (this.#state.get(channel) !== 'subscribed') return;
       this.mirror.learn(channel, tail, this.spine.head);
@@ -153,7 +158,9 @@ class Node {
     });
   }
 
-  /** @returns with what has been said since still to come */
+  /**
+   * Reads the log again, as after an interruption. Messages that were sent before are discarded.
+   */
   heal(isWhole: boolean): void {
     for (const channel of this.#state.keys()) {
       this.#state.set(channel, 'known');
@@ -171,7 +178,7 @@ class Node {
     this.isWhole = true;
   }
 
-  /** Asks for older events, or takes the answer to what was asked before. */
+  /** Requests older events, or receives the answer to the previous request. */
   load(channel: string): void {
     const answer = this.#asked.get(channel);
     const edge = this.knows(channel) ? this.mirror.edge(channel) : undefined;
@@ -197,7 +204,7 @@ function check(node: Node, log: Log, after: number): void {
     );
     const [lost] = trimmed as [number];
     const latest = due.at(-1);
-    // Of a newest-only channel the newest will do.
+    // In a newest-only channel only the newest event is required.
     const owed = channel === 'b' && lost === 0 ? (latest === undefined ? [] : [latest]) : due;
     const offsets = owed.map(({ offset }) => offset);
     expect(offsets.filter((offset) => offset > lost && !got.includes(offset))).toEqual([]);
@@ -235,12 +242,15 @@ const step = fc.oneof(
   },
   {
     weight: 6,
-    arbitrary: fc.record({ do: fc.constant('turn' as const), channel: fc.constantFrom('a', 'b') }),
+    arbitrary: fc.record({
+      do: fc.constant('toggle' as const),
+      channel: fc.constantFrom('a', 'b'),
+    }),
   },
   { weight: 2, arbitrary: fc.record({ do: fc.constant('read' as const), after: fc.nat(40) }) },
 );
 
-test('whatever is said, lost, cleared and read again, a node has all events or says that they are lost, and no others', () => {
+test('a node has each event or reports a gap, whichever messages are lost', () => {
   fc.assert(
     fc.property(
       fc.array(step, { maxLength: 60, size: 'max' }),
@@ -254,7 +264,7 @@ test('whatever is said, lost, cleared and read again, a node has all events or s
           else if (one.do === 'clear') log.clear(one.channel);
           else if (one.do === 'lose' && log.said[one.at]?.[0] !== 'ack') log.said.splice(one.at, 1);
           else if (one.do === 'load') node.load(one.channel);
-          else if (one.do === 'turn') node.turn(one.channel);
+          else if (one.do === 'toggle') node.toggle(one.channel);
           else if (one.do === 'hear') {
             for (const [topic, text] of log.said.splice(0, one.count)) node.hear(topic, text);
           }
@@ -272,7 +282,7 @@ test('whatever is said, lost, cleared and read again, a node has all events or s
   );
 });
 
-test('whatever is written where headers and events are expected is read or refused, never thrown', () => {
+test('parsing a header or an event message never throws, whatever the text is', () => {
   const line = fc.oneof(
     fc.string(),
     fc.constantFrom('1 e 0 1 ', '+1 a', '-1 a', '1 e 1 0 0 0 1 1 0 0', '1 ', ''),
@@ -283,7 +293,7 @@ test('whatever is written where headers and events are expected is read or refus
       parseHeader(one);
       parseArrival(one);
       const frame = entryOf(one, 'a', EPOCH, 1)?.frame.toString() ?? `id: ${EPOCH}.1\ndata: \n\n`;
-      // Nothing forges a field: one event, with the id that it has here.
+      // No text can forge a field: the frame has one event, with the id of the entry.
       expect(frame.match(/^id: /gm)).toHaveLength(1);
       expect(frame.endsWith('\n\n')).toBe(true);
       expect(frame.slice(0, -2)).not.toMatch(/\r|\n\n/);

@@ -1,4 +1,7 @@
-/** Calls that wait for Redis: each is answered in time or taken back, and nothing stays. */
+/**
+ * Calls that wait for Redis. Each call resolves, times out or is aborted, and leaves nothing in
+ * memory.
+ */
 import { getEventListeners } from 'node:events';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import fc from 'fast-check';
@@ -31,15 +34,15 @@ function nodeAt(url: string, heartbeat: number = 1_000): Node {
   );
 }
 
-/** How many of the objects are still in memory, after garbage collection. */
-async function alive(references: readonly WeakRef<object>[]): Promise<number> {
+/** Number of objects that are still in memory after a garbage collection. */
+async function countAlive(references: readonly WeakRef<object>[]): Promise<number> {
   await nextTurn();
   globalThis.gc?.();
   return references.filter((reference) => reference.deref() !== undefined).length;
 }
 
-describe('a call that waits for Redis can be taken back', () => {
-  test('while Redis is away, at once, with the reason of the signal; nothing of it stays in memory', async () => {
+describe('a call that waits for Redis can be aborted', () => {
+  test('at once while Redis is unreachable, and leaves nothing in memory', async () => {
     await using redis = await startRedis();
     await using relay = await startRelay(redis.port);
     await using node = nodeAt(relay.url);
@@ -47,7 +50,7 @@ describe('a call that waits for Redis can be taken back', () => {
     await node.publish('a', '1');
     const { epoch } = await node.broker.position();
     relay.sever();
-    await until('the node to notice', () => node.broker.state === 'broken');
+    await until('the node to detect the failure', () => node.broker.state === 'broken');
     const reasons: unknown[] = [];
     const reason = new Error('the reader has left');
     const waits = (): WeakRef<object> => {
@@ -70,14 +73,14 @@ describe('a call that waits for Redis can be taken back', () => {
       return new WeakRef(signal);
     };
     const references = Array.from({ length: 200 }, waits);
-    await until('all to be rejected', () => reasons.length === 800);
+    await until('all calls to be rejected', () => reasons.length === 800);
     expect(new Set(reasons)).toEqual(new Set([reason]));
-    await until('the signals to be collected', async () => (await alive(references)) <= 1);
+    await until('the signals to be collected', async () => (await countAlive(references)) <= 1);
     relay.mend();
     expect((await node.broker.position()).offset).toBe(1);
   });
 
-  test('while Redis has been asked and does not answer', async () => {
+  test('while Redis does not answer a command', async () => {
     await using redis = await startRedis();
     await using relay = await startRelay(redis.port);
     await using node = nodeAt(relay.url);
@@ -95,7 +98,7 @@ describe('a call that waits for Redis can be taken back', () => {
     relay.flow();
   });
 
-  test('before it was made', async () => {
+  test('with a signal that is already aborted', async () => {
     await using redis = await startRedis();
     await using node = nodeAt(redis.url);
     const signal = AbortSignal.abort(new Error('the reader has left'));
@@ -105,25 +108,25 @@ describe('a call that waits for Redis can be taken back', () => {
   });
 });
 
-test('a connection that has broken leaves no timer behind, and neither does the node', async () => {
+test('neither a broken connection nor its node leaves a timer behind', async () => {
   const timers = (): number =>
     process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length;
   await using redis = await startRedis();
   await using relay = await startRelay(redis.port);
   const before = timers();
   {
-    // node-redis sets a timer for the next.
+    // node-redis sets a timer for the next connection attempt.
     await using node = nodeAt(relay.url, 60_000);
     for (let times = 1; times <= 5; times++) {
       await until('the node to be open', () => node.broker.state === 'open');
       relay.cut();
-      await until('the node to notice', () => node.interruptions === times);
+      await until('an interruption', () => node.interruptions === times);
     }
   }
   await until('the timers to be cleared', () => timers() <= before, 3_000);
 });
 
-describe('a Redis that is not there', () => {
+describe('an unreachable Redis', () => {
   const PORT = 1;
 
   async function rejection(promise: PromiseLike<unknown>): Promise<unknown> {
@@ -133,7 +136,7 @@ describe('a Redis that is not there', () => {
     );
   }
 
-  test('without a signal, position and read reject in time; so does publish; each names the address and the cause', async () => {
+  test('rejects position, read and publish in time, with address and cause', async () => {
     await using node = new Node(
       new RedisBroker(
         ownConnection(`redis://127.0.0.1:${PORT}`, 1_000, () => {}),
@@ -154,7 +157,7 @@ describe('a Redis that is not there', () => {
     expect((errors[0] as SseError).delivery).toBeUndefined();
   });
 
-  test('is warned of once, with the address and the reason', async () => {
+  test('causes one warning, with the address and the reason', async () => {
     const warnings: string[] = [];
     const note = (warning: Error & { code?: string }): void =>
       void warnings.push(`${warning.code}: ${warning.message}`);
@@ -166,61 +169,62 @@ describe('a Redis that is not there', () => {
         { ...TIMING, unreachable: 300 },
       ),
     );
-    await until('the warning', () => warnings.length > 0);
+    await until('a warning', () => warnings.length > 0);
     expect(node.broker.state).toBe('connecting');
     expect(warnings).toEqual([
-      'RES_SSE_BROKER_UNREACHABLE: Redis at 127.0.0.1:1 has not been reached for 0.3 s: connect ECONNREFUSED 127.0.0.1:1',
+      'RES_SSE_BROKER_UNREACHABLE: Redis at 127.0.0.1:1 has not been reached for 0.3 s: ' +
+        'connect ECONNREFUSED 127.0.0.1:1',
     ]);
     process.off('warning', note);
   });
 });
 
 describe('calls that wait for an offset', () => {
-  test('are resolved when the node has come so far, 250 in each turn of the event loop', async () => {
-    const waiters = new ConditionQueue();
+  test('resolve when the node reaches the offset, 250 in each turn', async () => {
+    const conditions = new ConditionQueue();
     let resolved = 0;
     for (let index = 0; index < 1_000; index++) {
-      void waiters.until(index % 2, undefined).then(() => resolved++);
+      void conditions.until(index % 2, undefined).then(() => resolved++);
     }
     for (let turns = 1; turns <= 2; turns++) {
-      // However many headers come in one turn.
-      for (let header = 0; header < 10; header++) waiters.reach(0);
+      // Several headers in one turn resolve no more calls.
+      for (let header = 0; header < 10; header++) conditions.reach(0);
       await Promise.resolve();
       expect(resolved).toBe(250 * turns);
       await nextTurn();
     }
-    expect([resolved, waiters.size]).toEqual([500, 500]);
-    waiters.reach(1);
-    await until('the others', () => resolved === 1_000);
+    expect([resolved, conditions.size]).toEqual([500, 500]);
+    conditions.reach(1);
+    await until('the other calls', () => resolved === 1_000);
   });
 
-  test('wait while the node is broken, and look anew when the log is another', async () => {
-    const waiters = new ConditionQueue();
+  test('wait while the node is broken, and resolve when the log is replaced', async () => {
+    const conditions = new ConditionQueue();
     let resolved = 0;
-    waiters.reach(5);
-    waiters.interrupt();
-    void waiters.until(3, undefined).then(() => resolved++);
-    void waiters.until(8, undefined).then(() => resolved++);
+    conditions.reach(5);
+    conditions.interrupt();
+    void conditions.until(3, undefined).then(() => resolved++);
+    void conditions.until(8, undefined).then(() => resolved++);
     await nextTurn();
     expect(resolved).toBe(0);
-    waiters.forgetOffsets();
-    waiters.reach(1);
+    conditions.forgetOffsets();
+    conditions.reach(1);
     await nextTurn();
-    expect([resolved, waiters.size]).toEqual([2, 0]);
+    expect([resolved, conditions.size]).toEqual([2, 0]);
   });
 
-  test('whatever order they come, are taken back and are reached in, exactly those are left that were not reached', async () => {
+  test('wait until their offset is reached or they are aborted, in any order', async () => {
     const step = fc.record({ do: fc.constantFrom('wait', 'abort', 'reach'), value: fc.nat(30) });
     await fc.assert(
       fc.asyncProperty(fc.array(step, { maxLength: 80 }), async (steps) => {
-        const waiters = new ConditionQueue();
+        const conditions = new ConditionQueue();
         const waiting: { offset: number; controller: AbortController; end: string }[] = [];
         let reached = -1;
         for (const { do: what, value } of steps) {
           if (what === 'wait') {
             const one = { offset: value, controller: new AbortController(), end: '' };
             waiting.push(one);
-            waiters.until(value, one.controller.signal).then(
+            conditions.until(value, one.controller.signal).then(
               () => (one.end ||= 'resolved'),
               () => (one.end ||= 'rejected'),
             );
@@ -228,7 +232,7 @@ describe('calls that wait for an offset', () => {
             waiting[value % Math.max(waiting.length, 1)]?.controller.abort();
           } else {
             reached = Math.max(reached, value);
-            waiters.reach(reached);
+            conditions.reach(reached);
           }
           await nextTurn();
           for (const { offset, controller, end } of waiting) {
@@ -237,7 +241,7 @@ describe('calls that wait for an offset', () => {
             } else if (end === 'resolved') expect(offset).toBeLessThanOrEqual(reached);
             else expect(controller.signal.aborted).toBe(true);
           }
-          expect(waiters.size).toBe(waiting.filter(({ end }) => end === '').length);
+          expect(conditions.size).toBe(waiting.filter(({ end }) => end === '').length);
         }
       }),
       { numRuns: 100 },
@@ -245,8 +249,8 @@ describe('calls that wait for an offset', () => {
   });
 });
 
-describe('waiting for a promise that may be given up', () => {
-  test('leaves no listener on the signal and no timer, whichever comes first', async () => {
+describe('waiting for a promise with a time limit and a signal', () => {
+  test('leaves no listener on the signal and no timer', async () => {
     const { signal } = new AbortController();
     expect(await withLimits(Promise.resolve(1), { signal, timeoutMs: 60_000 })).toBe(1);
     await expect(

@@ -27,7 +27,7 @@ brokerContract('redisBroker({ url })', (log) => redisBroker({ url: redis.url, pr
 
 describe("with the application's own client", () => {
   for (const RESP of [2, 3] as const) {
-    test(`it publishes and receives, whatever the client makes of answers, over RESP ${RESP}`, async () => {
+    test(`a broker publishes and receives over RESP ${RESP} with a type mapping`, async () => {
       const client = createClient({
         url: redis.url,
         RESP,
@@ -38,17 +38,17 @@ describe("with the application's own client", () => {
       const node = new Node(redisBroker({ client, prefix: prefix() }));
       await node.listen('a');
       await node.publish('a', 'é€😀');
-      await until('the event', () => node.received.length === 1);
+      await until('an event', () => node.received.length === 1);
       expect(node.received[0]?.data).toBe('é€😀');
       expect(await node.data('a')).toEqual(['é€😀']);
       await node.broker.close();
-      // It is the application's to close.
+      // The application must close its client itself.
       expect(await client.ping()).toBe('PONG');
       client.destroy();
     });
   }
 
-  test('before the client is connected it refuses to publish and waits with the rest', async () => {
+  test('a publish is rejected before the client is connected; other calls wait', async () => {
     const client = createClient({ url: redis.url });
     client.on('error', () => {});
     await using node = new Node(redisBroker({ client, prefix: prefix() }));
@@ -62,11 +62,11 @@ describe("with the application's own client", () => {
     await listening;
     expect(node.broker.state).toBe('open');
     await node.publish('a', '2');
-    await until('the event', () => node.received.length === 1);
+    await until('an event', () => node.received.length === 1);
     client.destroy();
   });
 
-  test('it may be one for a Cluster, or for Sentinel', async () => {
+  test('the client may be for a Cluster or for Sentinel', async () => {
     const brokers = [
       redisBroker({ client: createCluster({ rootNodes: [{ url: redis.url }] }) }),
       redisBroker({
@@ -81,7 +81,7 @@ describe("with the application's own client", () => {
   });
 });
 
-test('what is no option is refused, and so is both a client and a url, or neither', () => {
+test('invalid options are refused, and also both a client and a url, or neither', () => {
   const client = createClient();
   const wrong: unknown[] = [
     {},
@@ -100,7 +100,7 @@ test('what is no option is refused, and so is both a client and a url, or neithe
   }
 });
 
-test('a log of another format is refused in words, and left alone', async () => {
+test('a log of another format is refused with an explanation and not changed', async () => {
   const name = prefix();
   const client = await redis.client();
   await client.hSet(`{${name}}:log`, { v: '2', epoch: 'x' });
@@ -109,14 +109,14 @@ test('a log of another format is refused in words, and left alone', async () => 
   expect(await client.hGetAll(`{${name}}:log`)).toMatchObject({ v: '2', epoch: 'x' });
 });
 
-test('what is kept of a quiet channel expires, and is told as lost then', async () => {
+test('events of a quiet channel expire, and are then reported as lost', async () => {
   const name = prefix();
   const client = await redis.client();
   await using node = new Node(redisBroker({ url: redis.url, prefix: name }));
   await node.publish('a', '1');
   expect(await client.pTTL(`{${name}}:s:a`)).toBeGreaterThan(6 * 86_400_000);
   await client.pExpire(`{${name}}:s:a`, 1);
-  await until('it to expire', async () => (await client.exists(`{${name}}:s:a`)) === 0);
+  await until('the stream to expire', async () => (await client.exists(`{${name}}:s:a`)) === 0);
   expect((await node.read(['a'])).trimmed).toEqual([1]);
   await node.publish('a', '2');
   const page = await node.read(['a']);

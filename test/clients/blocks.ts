@@ -1,4 +1,4 @@
-/** The pieces of code of a page of docs, to be run as they stand there. */
+/** Reads the code blocks of a page of docs, and runs them. */
 import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -10,7 +10,10 @@ export async function pageOf(path: string): Promise<string> {
   return readFile(join(root, 'docs', path), 'utf8');
 }
 
-/** The blocks of a language whose first line is a comment that names a file, without that line. */
+/**
+ * Returns the blocks of a language whose first line is a comment with a file name, without that
+ * line.
+ */
 export function filesIn(page: string, language = 'js'): Record<string, string> {
   const blocks = page.matchAll(
     new RegExp(`^\`\`\`${language}\\n// (\\S+)\\n([^]*?)^\`\`\`$`, 'gm'),
@@ -18,7 +21,7 @@ export function filesIn(page: string, language = 'js'): Record<string, string> {
   return Object.fromEntries([...blocks].map(([, name = '', text = '']) => [name, text]));
 }
 
-/** How many blocks of a language there are, named or not. */
+/** Number of blocks of a language, with or without a file name. */
 export function countBlocks(page: string, language = 'js'): number {
   return page.match(new RegExp(`^\`\`\`${language}$`, 'gm'))?.length ?? 0;
 }
@@ -29,8 +32,8 @@ export interface Files extends AsyncDisposable {
 }
 
 /**
- * Puts files into a directory of their own, where these packages are installed; it is removed when disposed of.
- * `res-sse` is this repository, as `npm run build` has left it.
+ * Writes files into a temporary directory in which the packages can be imported. `res-sse` is this
+ * repository, as built by `npm run build`. The directory is removed on dispose.
  */
 export async function writeFiles(
   files: Record<string, string>,

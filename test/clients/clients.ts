@@ -1,4 +1,4 @@
-/** The clients, each followed by the code that `docs/clients.md` shows. */
+/** Runs the clients of the table in `docs/clients.md`, each with the code of that page. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
@@ -9,7 +9,7 @@ import { launchChromium } from '../support/chromium.ts';
 import { StrictParser } from '../support/strict-parser.ts';
 import { filesIn, pageOf, root, writeFiles } from './blocks.ts';
 
-/** What a client may promise, in the order of the table. */
+/** The columns of the table, in order. */
 export const PROMISES = [
   'messages',
   'named events',
@@ -24,23 +24,25 @@ export const PROMISES = [
 
 export type PromiseName = (typeof PROMISES)[number];
 
-export interface Shown {
+export interface ShownEvent {
   type: string;
   data: string;
   id?: string | null;
 }
 
-/** A client at work. */
+/** A client that follows a stream. */
 export interface Following extends AsyncDisposable {
-  /** What it has shown so far, the library's own events apart. */
-  shown(): Promise<Shown[]>;
-  /** Whether it has stopped for good. */
+  /**
+   * The events that the client has passed to the application, without the events of the library.
+   */
+  shownEvents(): Promise<ShownEvent[]>;
+  /** Whether the client has stopped and will not reconnect. */
   isOver(): Promise<boolean>;
-  /** Leaves. */
-  leave(): Promise<void>;
+  /** Makes the client close its connection. */
+  disconnect(): Promise<void>;
 }
 
-/** A server that can be given pages. */
+/** A server to which pages can be added. */
 export interface PageServer {
   readonly url: string;
   readonly app: Express;
@@ -48,17 +50,28 @@ export interface PageServer {
 
 export interface Client {
   readonly name: string;
-  /** What it does by itself, what it does with the code in the docs, and what it cannot. */
+  /**
+   * For each column: `'yes'` if the client does it by itself, `'code'` with the code of the docs,
+   * `'no'` if it cannot.
+   */
   readonly promises: Readonly<Record<PromiseName, 'yes' | 'code' | 'no'>>;
-  /** @param page a server for the page that follows, where the client needs one; usually the one that is followed */
+  /**
+   * Starts the client.
+   * @param page the server of the page in which a browser client runs; usually the server of the
+   * stream
+   */
   follow(url: string, page: PageServer): Promise<Following>;
 }
 
-type Follow = (url: string, show: (event: Shown) => void, signal: AbortSignal) => Promise<void>;
+type Follow = (
+  url: string,
+  show: (event: ShownEvent) => void,
+  signal: AbortSignal,
+) => Promise<void>;
 
 const BLOCKS = filesIn(await pageOf('clients.md'));
 
-const all = {
+const allPromises = {
   messages: 'yes',
   'named events': 'yes',
   lines: 'yes',
@@ -70,76 +83,86 @@ const all = {
   'is noticed when it leaves': 'yes',
 } as const;
 
-/** All clients; `openai`, which reads nothing but completions, has tests of its own. */
+/** All clients except `openai`, which reads only completions and has its own tests. */
 export const CLIENTS: readonly Client[] = [
-  { name: 'EventSource (Chromium)', promises: all, follow: inPage('event-source.js') },
-  { name: 'eventsource (npm)', promises: all, follow: inNode('event-source.js') },
+  {
+    name: 'EventSource (Chromium)',
+    promises: allPromises,
+    follow: followInPage('event-source.js'),
+  },
+  { name: 'eventsource (npm)', promises: allPromises, follow: followInNode('event-source.js') },
   {
     name: 'fetch and eventsource-parser',
-    promises: { ...all, 'comes back': 'code', resumes: 'code', 'stops at a final end': 'code' },
-    follow: inNode('fetch-and-parser.js'),
+    promises: {
+      ...allPromises,
+      'comes back': 'code',
+      resumes: 'code',
+      'stops at a final end': 'code',
+    },
+    follow: followInNode('fetch-and-parser.js'),
   },
   {
     name: '@microsoft/fetch-event-source',
-    promises: { ...all, 'comes back': 'code', 'stops at a final end': 'code' },
-    follow: inPage('fetch-event-source.js'),
+    promises: { ...allPromises, 'comes back': 'code', 'stops at a final end': 'code' },
+    follow: followInPage('fetch-event-source.js'),
   },
   {
     name: 'sse.js',
-    promises: { ...all, 'stops at a final end': 'code' },
-    follow: inPage('sse-js.js'),
+    promises: { ...allPromises, 'stops at a final end': 'code' },
+    follow: followInPage('sse-js.js'),
   },
   {
     name: 'curl -N',
-    promises: { ...all, 'comes back': 'no', resumes: 'no', 'stops at a final end': 'no' },
-    follow: byCurl,
+    promises: { ...allPromises, 'comes back': 'no', resumes: 'no', 'stops at a final end': 'no' },
+    follow: followByCurl,
   },
 ];
 
 export const OPENAI: Omit<Client, 'follow'> = {
   name: 'openai (Node SDK)',
-  promises: { ...all, 'named events': 'no', ids: 'no', 'comes back': 'no', resumes: 'no' },
+  promises: { ...allPromises, 'named events': 'no', ids: 'no', 'comes back': 'no', resumes: 'no' },
 };
 
 let browser: Promise<Browser> | undefined;
 
-/** To be called when all is done. */
+/** Closes the browser after all tests. */
 export async function closeBrowser(): Promise<void> {
   await (await browser)?.close();
 }
 
-function inNode(file: string): Client['follow'] {
+function followInNode(file: string): Client['follow'] {
   return async (url) => {
-    // The packages that the pieces import; and what browsers have.
+    // Provide the packages that the code blocks import, and the global `EventSource` of browsers.
     Object.assign(globalThis, { EventSource });
     const files = await writeFiles({ [file]: BLOCKS[file] ?? '' }, ['eventsource-parser']);
     const { follow } = (await files.load(file)) as { follow: Follow };
-    const shown: Shown[] = [];
+    const events: ShownEvent[] = [];
     const abort = new AbortController();
     let isOver = false;
-    const over = follow(url, (event) => void shown.push(event), abort.signal).then(
+    const finished = follow(url, (event) => void events.push(event), abort.signal).then(
       () => (isOver = true),
     );
     return {
-      shown: () => Promise.resolve(shown.filter(isOthers)),
+      shownEvents: () => Promise.resolve(events.filter(isApplicationEvent)),
       isOver: () => Promise.resolve(isOver),
-      leave: () => Promise.resolve(abort.abort()),
+      disconnect: () => Promise.resolve(abort.abort()),
       async [Symbol.asyncDispose]() {
         abort.abort();
-        await over;
+        await finished;
         await files[Symbol.asyncDispose]();
       },
     };
   };
 }
 
-// Where a page finds what the pieces import; one of the packages leaves the extensions of its files out.
+// The import map of a page for the packages that the code blocks import. One of the packages omits
+// file extensions in its imports.
 const MODULES = {
   '@microsoft/fetch-event-source': '/modules/@microsoft/fetch-event-source/lib/esm/index.js',
   'sse.js': '/modules/sse.js/lib/sse.js',
 };
 
-/** A page that finds the packages by their names. */
+/** Opens a page with an import map for the packages. */
 export async function openPage({ url, app }: PageServer): Promise<Page> {
   app.use('/modules', express.static(join(root, 'node_modules'), { extensions: ['js'] }));
   const imports = JSON.stringify({ imports: MODULES });
@@ -153,39 +176,41 @@ export async function openPage({ url, app }: PageServer): Promise<Page> {
   return page;
 }
 
-function inPage(file: string): Client['follow'] {
+function followInPage(file: string): Client['follow'] {
   return async (url, server) => {
     server.app.get('/block.js', (_req, res) => void res.type('text/javascript').send(BLOCKS[file]));
     const page = await openPage(server);
     await page.evaluate(`import('/block.js').then(({ follow }) => {
-      window.shown = [];
+      window.events = [];
       window.isOver = false;
       window.abort = new AbortController();
-      follow(${JSON.stringify(url)}, (event) => shown.push(event), abort.signal).then(() => (isOver = true));
+      const finished = follow(${JSON.stringify(url)}, (event) => events.push(event), abort.signal);
+      finished.then(() => (isOver = true));
     })`);
     return {
-      shown: async () => (await page.evaluate<Shown[]>('shown')).filter(isOthers),
+      shownEvents: async () =>
+        (await page.evaluate<ShownEvent[]>('events')).filter(isApplicationEvent),
       isOver: () => page.evaluate<boolean>('isOver'),
-      leave: () => page.evaluate('abort.abort()'),
+      disconnect: () => page.evaluate('abort.abort()'),
       [Symbol.asyncDispose]: () => page.close(),
     };
   };
 }
 
-async function byCurl(url: string): Promise<Following> {
+async function followByCurl(url: string): Promise<Following> {
   const curl = spawn('curl', ['-sN', '-H', 'Accept: text/event-stream', url]);
   const exit = once(curl, 'exit');
   const parser = new StrictParser();
   curl.stdout.on('data', (chunk: Buffer) => parser.feed(chunk));
   return {
-    shown: () =>
+    shownEvents: () =>
       Promise.resolve(
         parser.events
           .map(({ type, data, lastEventId: id }) => ({ type, data, id }))
-          .filter(isOthers),
+          .filter(isApplicationEvent),
       ),
     isOver: () => Promise.resolve(curl.exitCode !== null),
-    leave: () => Promise.resolve(void curl.kill()),
+    disconnect: () => Promise.resolve(void curl.kill()),
     async [Symbol.asyncDispose]() {
       curl.kill();
       await exit;
@@ -193,6 +218,6 @@ async function byCurl(url: string): Promise<Following> {
   };
 }
 
-function isOthers({ type }: Shown): boolean {
+function isApplicationEvent({ type }: ShownEvent): boolean {
   return !type.startsWith('sse:');
 }

@@ -9,33 +9,36 @@ interface Schema {
 }
 
 describe('the npm eventsource client', () => {
-  test('reports open before the first event', async () => {
+  test('emits open before the first event', async () => {
     await using server = await serveStreams((stream) => stream.open());
     const source = new EventSource(server.url);
     let opened = 0;
     source.addEventListener('open', () => opened++);
-    await until('open', () => opened === 1);
+    await until('the open event', () => opened === 1);
     expect(source.readyState).toBe(1);
     source.close();
   });
 
-  test("tells only an event's own id, where browsers tell the last one", async () => {
+  test('reports only the id of the event itself, whereas browsers report the last id', async () => {
     await using server = await serveStreams((stream) => {
       stream.send('1', { event: 'tick', id: 5 });
       stream.send('2', { event: 'tick' });
       stream.send('3');
     });
-    // Its types and those of a page's are of one kind.
+    // The types also fit the `EventSource` of this package.
     const source = new EventSource(server.url) as TypedEventSource<Schema, 'a'>;
-    const got: [string, string][] = [];
-    source.addEventListener('tick', ({ data, lastEventId }) => void got.push([data, lastEventId]));
+    const received: [string, string][] = [];
+    source.addEventListener(
+      'tick',
+      ({ data, lastEventId }) => void received.push([data, lastEventId]),
+    );
     source.addEventListener(
       'message',
-      ({ data, lastEventId }) => void got.push([data, lastEventId]),
+      ({ data, lastEventId }) => void received.push([data, lastEventId]),
     );
-    await until('all', () => got.length === 3);
+    await until('three events', () => received.length === 3);
     source.close();
-    expect(got).toEqual([
+    expect(received).toEqual([
       ['1', '5'],
       ['2', ''],
       ['3', ''],

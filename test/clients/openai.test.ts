@@ -24,36 +24,36 @@ const { ask } = (await files.load('ask.js')) as { ask: Ask };
 
 afterAll(() => files[Symbol.asyncDispose]());
 
-async function all(answer: AsyncIterable<string>): Promise<string[]> {
+async function collect(iterator: AsyncIterable<string>): Promise<string[]> {
   const tokens: string[] = [];
-  for await (const token of answer) tokens.push(token);
+  for await (const token of iterator) tokens.push(token);
   return tokens;
 }
 
-function baseOf(server: TestServer): string {
+function baseUrlOf(server: TestServer): string {
   return `${server.url}/v1`;
 }
 
-/** A model that goes on until nobody listens, and tells what became of it. */
-function endless(): { complete: Complete; state: { given: number; ended: string } } {
-  const state = { given: 0, ended: '' };
+/** A model that produces tokens until it is cancelled, and records how it ended. */
+function endlessModel(): { complete: Complete; state: { tokenCount: number; ended: string } } {
+  const state = { tokenCount: 0, ended: '' };
   return {
     state,
     async *complete(_messages, signal) {
       try {
         for (;;) {
-          yield `token ${state.given++}`;
+          yield `token ${state.tokenCount++}`;
           await delay(5, undefined, { signal });
         }
       } finally {
-        state.ended = signal.aborted ? 'cancelled' : 'let go';
+        state.ended = signal.aborted ? 'cancelled' : 'returned';
       }
     },
   };
 }
 
 describe('the openai SDK reads chat completions from a route that pipes', () => {
-  test('every token, as it comes, up to [DONE]', async () => {
+  test('with every token at once, up to [DONE]', async () => {
     let release!: () => void;
     const released = new Promise<void>((resolve) => {
       release = resolve;
@@ -67,18 +67,18 @@ describe('the openai SDK reads chat completions from a route that pipes', () => 
         yield 'data: [DONE]';
       }),
     );
-    const answer = ask(baseOf(server), 'größer')[Symbol.asyncIterator]();
-    expect((await answer.next()).value).toBe('You said: ');
+    const iterator = ask(baseUrlOf(server), 'größer')[Symbol.asyncIterator]();
+    expect((await iterator.next()).value).toBe('You said: ');
     release();
-    expect(await all({ [Symbol.asyncIterator]: () => answer })).toEqual([
+    expect(await collect({ [Symbol.asyncIterator]: () => iterator })).toEqual([
       'größer 🐸\n',
       '',
       'data: [DONE]',
     ]);
-    await until('the connection to be over', () => server.sockets.size <= 1);
+    await until('at most one open socket', () => server.sockets.size <= 1);
   });
 
-  test('data of many lines, and no heartbeats', async () => {
+  test('with data of several lines, and without heartbeats', async () => {
     const app = express();
     const events = sse({
       accept: 'any',
@@ -92,40 +92,40 @@ describe('the openai SDK reads chat completions from a route that pipes', () => 
         for (const content of ['a', 'b']) {
           stream.send({ choices: [{ index: 0, delta: { content } }] });
           const { bytes } = events.stats();
-          await until('some heartbeats', () => events.stats().bytes >= bytes + 6);
+          await until('two heartbeats', () => events.stats().bytes >= bytes + 6);
         }
         stream.send('[DONE]');
         stream.close();
       }),
     );
     await using server = await serve(app);
-    expect(await all(ask(baseOf(server), 'hi'))).toEqual(['a', 'b']);
+    expect(await collect(ask(baseUrlOf(server), 'hi'))).toEqual(['a', 'b']);
   });
 
-  test('and when it is aborted midway, the model is told at once', async () => {
-    const { complete, state } = endless();
+  test('and aborts the model at once when the request is aborted', async () => {
+    const { complete, state } = endlessModel();
     await using server = await serve(chat(complete));
     const abort = new AbortController();
     const tokens: string[] = [];
-    for await (const token of ask(baseOf(server), 'hi', abort.signal)) {
+    for await (const token of ask(baseUrlOf(server), 'hi', abort.signal)) {
       if (tokens.push(token) === 5) abort.abort();
     }
-    await until('the model to stop', () => state.ended !== '', 2_000);
+    await until('the end of the model', () => state.ended !== '', 2_000);
     expect([state.ended, tokens.slice(0, 5)]).toEqual([
       'cancelled',
       ['token 0', 'token 1', 'token 2', 'token 3', 'token 4'],
     ]);
   });
 
-  test('and when its loop is left, the model is told at once', async () => {
-    const { complete, state } = endless();
+  test('and aborts the model at once when the loop is left', async () => {
+    const { complete, state } = endlessModel();
     await using server = await serve(chat(complete));
-    for await (const token of ask(baseOf(server), 'hi')) if (token === 'token 3') break;
-    await until('the model to stop', () => state.ended !== '', 2_000);
+    for await (const token of ask(baseUrlOf(server), 'hi')) if (token === 'token 3') break;
+    await until('the end of the model', () => state.ended !== '', 2_000);
     expect(state.ended).toBe('cancelled');
   });
 
-  test('and when the model fails, the loop fails instead of ending as if all had come', async () => {
+  test('and its loop throws when the model fails', async () => {
     let fail!: () => void;
     const failure = new Promise<never>((_, reject) => {
       fail = () => reject(new Error('out of tokens'));
@@ -134,7 +134,7 @@ describe('the openai SDK reads chat completions from a route that pipes', () => 
       yield 'a';
       await failure;
     });
-    // As Express does it by itself, without its log.
+    // Like the default error handler of Express, but without its log.
     app.use(
       (
         _error: unknown,
@@ -148,7 +148,7 @@ describe('the openai SDK reads chat completions from a route that pipes', () => 
     await using server = await serve(app);
     const tokens: string[] = [];
     async function read(): Promise<void> {
-      for await (const token of ask(baseOf(server), 'hi')) {
+      for await (const token of ask(baseUrlOf(server), 'hi')) {
         tokens.push(token);
         fail();
       }

@@ -1,4 +1,4 @@
-/** What the docs say of single clients, beside the table. */
+/** Statements of `docs/clients.md` about single clients, besides the table. */
 import cors from 'cors';
 import express from 'express';
 import { spawn } from 'node:child_process';
@@ -12,29 +12,29 @@ import { CLIENTS, closeBrowser, openPage, type Client } from './clients.ts';
 
 afterAll(closeBrowser);
 
-async function dataSeenBy(name: string, texts: readonly string[]): Promise<string[]> {
+async function dataReceivedBy(name: string, texts: readonly string[]): Promise<string[]> {
   await using server = await serveStreams((stream) => {
     for (const text of texts) stream.send(text);
   });
   const client = CLIENTS.find((each) => each.name === name) as Client;
   await using following = await client.follow(server.url, server);
-  await until('all', async () => (await following.shown()).length >= texts.length);
-  return (await following.shown()).map(({ data }) => data);
+  await until('all events', async () => (await following.shownEvents()).length >= texts.length);
+  return (await following.shownEvents()).map(({ data }) => data);
 }
 
-test('an empty first line and a BOM that begins a line reach an EventSource', async () => {
-  expect(await dataSeenBy('EventSource (Chromium)', ['\nsecond', '\uFEFFtext'])).toEqual([
+test('an EventSource receives an empty first line and a BOM at the start of a line', async () => {
+  expect(await dataReceivedBy('EventSource (Chromium)', ['\nsecond', '\uFEFFtext'])).toEqual([
     '\nsecond',
     '\uFEFFtext',
   ]);
 });
 
-const inPages = CLIENTS.filter(({ name }) =>
+const pageClients = CLIENTS.filter(({ name }) =>
   ['EventSource (Chromium)', '@microsoft/fetch-event-source', 'sse.js'].includes(name),
 );
 
-test.each(inPages)(
-  '$name follows from another origin with cors() in front: resumes, and stops at a final end',
+test.each(pageClients)(
+  '$name resumes, and stops at a final end, from another origin with cors()',
   async (client) => {
     const channels = createChannels();
     const app = express();
@@ -46,20 +46,22 @@ test.each(inPages)(
     await using following = await client.follow(server.url, elsewhere);
     await until('the subscription', () => channels.stats().subscriptions === 1);
     await channels.publish('a', '1');
-    await until('it', async () => (await following.shown()).length === 1);
+    await until('one event', async () => (await following.shownEvents()).length === 1);
     for (const socket of server.sockets) socket.resetAndDestroy();
     await channels.publish('a', '2');
-    await until('both', async () => (await following.shown()).length === 2);
-    expect((await following.shown()).map(({ data }) => data)).toEqual(['1', '2']);
+    await until('two events', async () => (await following.shownEvents()).length === 2);
+    expect((await following.shownEvents()).map(({ data }) => data)).toEqual(['1', '2']);
     events.closeWhere(() => true, { final: true });
-    await until('it to stop', () => following.isOver());
+    await until('the client to stop', () => following.isOver());
     expect(channels.stats().gaps).toBe(0);
   },
 );
 
 describe('an EventSource in Chromium', () => {
-  /** Follows `/` in a page whose service worker is this, and stops and starts the server. */
-  async function restartBehind(worker: string): Promise<{ readyState: number; got: string[] }> {
+  /** Follows `/` in a page with the service worker, and restarts the server. */
+  async function restartBehind(
+    worker: string,
+  ): Promise<{ readyState: number; received: string[] }> {
     const channels = createChannels();
     await using server = await serveStreams((stream) => stream.subscribe('a'), {
       channels,
@@ -70,59 +72,62 @@ describe('an EventSource in Chromium', () => {
     await page.evaluate(`
       navigator.serviceWorker.register('/worker.js').then(() => navigator.serviceWorker.ready)
     `);
-    // From the next load on the page is the worker's.
+    // The service worker controls the page from the next load.
     await page.reload();
-    await until('the worker', () =>
+    await until('control by the service worker', () =>
       page.evaluate<boolean>('navigator.serviceWorker.controller !== null'),
     );
     await page.evaluate(`
-      window.got = [];
+      window.received = [];
       window.failures = 0;
       window.source = new EventSource('/');
-      source.onmessage = ({ data }) => got.push(data);
+      source.onmessage = ({ data }) => received.push(data);
       source.onerror = () => failures++;
     `);
     await until('the subscription', () => channels.stats().subscriptions === 1);
     await channels.publish('a', 'before');
-    await until('it', async () => page.evaluate<boolean>('got.length === 1'));
+    await until('one event', async () => page.evaluate<boolean>('received.length === 1'));
     server.server.close();
     for (const socket of server.sockets) socket.resetAndDestroy();
-    await until('it to fail', () =>
+    await until('two failures or the end', () =>
       page.evaluate<boolean>('failures >= 2 || source.readyState === 2'),
     );
     await channels.publish('a', 'meanwhile');
     server.server.listen(server.port, '127.0.0.1');
-    await until('a decision', () =>
-      page.evaluate<boolean>('source.readyState === 2 || got.length === 2'),
+    await until('a second event or the end', () =>
+      page.evaluate<boolean>('source.readyState === 2 || received.length === 2'),
     );
-    const result = await page.evaluate<{ readyState: number; got: string[] }>(
-      '({ readyState: source.readyState, got })',
+    const result = await page.evaluate<{ readyState: number; received: string[] }>(
+      '({ readyState: source.readyState, received })',
     );
     await page.close();
     return result;
   }
 
-  test('gives up when the server restarts behind a service worker that answers for it', async () => {
+  test('gives up after a server restart behind a plain service worker', async () => {
     const worker = `addEventListener('fetch', (event) => event.respondWith(fetch(event.request)));`;
-    expect(await restartBehind(worker)).toEqual({ readyState: 2, got: ['before'] });
+    expect(await restartBehind(worker)).toEqual({ readyState: 2, received: ['before'] });
   });
 
-  test('and comes back with the service worker of the docs', async () => {
+  test('reconnects after a server restart with the service worker of the docs', async () => {
     const worker = filesIn(await pageOf('clients.md'))['service-worker.js'] as string;
-    expect(await restartBehind(worker)).toEqual({ readyState: 1, got: ['before', 'meanwhile'] });
+    expect(await restartBehind(worker)).toEqual({
+      readyState: 1,
+      received: ['before', 'meanwhile'],
+    });
   });
 
-  test('comes back to where it was redirected', async () => {
-    const asked: string[] = [];
+  test('reconnects to the URL to which it was redirected', async () => {
+    const requestedUrls: string[] = [];
     await using server = await serveStreams((stream) => void stream.send('x'), { retry: 20 });
-    server.server.on('request', ({ url }) => asked.push(url as string));
+    server.server.on('request', ({ url }) => requestedUrls.push(url as string));
     server.app.get('/first', (_req, res) => res.redirect(307, '/?ticket=1'));
     const page = await openPage(server);
     await page.evaluate(`window.source = new EventSource('/first')`);
-    await until('the stream', () => server.streams.length === 1);
+    await until('the first stream', () => server.streams.length === 1);
     server.streams[0]?.close();
-    await until('it again', () => server.streams.length === 2);
-    expect(asked.filter((url) => url === '/first' || url.startsWith('/?'))).toEqual([
+    await until('the second stream', () => server.streams.length === 2);
+    expect(requestedUrls.filter((url) => url === '/first' || url.startsWith('/?'))).toEqual([
       '/first',
       '/?ticket=1',
       '/?ticket=1',
@@ -132,18 +137,17 @@ describe('an EventSource in Chromium', () => {
 });
 
 describe('@microsoft/fetch-event-source', () => {
-  test('loses an empty first line, and a BOM that begins a line', async () => {
-    expect(await dataSeenBy('@microsoft/fetch-event-source', ['\nsecond', '\uFEFFtext'])).toEqual([
-      'second',
-      'text',
-    ]);
+  test('loses an empty first line, and a BOM at the start of a line', async () => {
+    expect(
+      await dataReceivedBy('@microsoft/fetch-event-source', ['\nsecond', '\uFEFFtext']),
+    ).toEqual(['second', 'text']);
   });
 
-  test('comes back with the id of the last event that it has shown, also when the connection broke within the next', async () => {
-    const seen: string[] = [];
+  test('reconnects with the last complete id if the connection breaks in an event', async () => {
+    const lastEventIds: string[] = [];
     await using server = await serveStreams(
       (stream) => {
-        seen.push(stream.lastEventId);
+        lastEventIds.push(stream.lastEventId);
         stream.send('whole', { id: 'whole' });
       },
       { retry: 20 },
@@ -158,28 +162,29 @@ describe('@microsoft/fetch-event-source', () => {
         bytes += piece.value?.length ?? 0;
         return piece;
       };
-      void import('@microsoft/fetch-event-source').then(({ fetchEventSource }) => fetchEventSource('/', {}));
+      void import('@microsoft/fetch-event-source').then(({ fetchEventSource }) =>
+        fetchEventSource('/', {}));
     `);
     await until('the first event', () => page.evaluate<boolean>('bytes > 0'));
     const [stream] = server.streams as [EventStream];
-    // The next as the library writes it, but only the first half.
+    // Write only the first half of the next event.
     const { res } = stream;
     const write = res.write.bind(res) as (chunk: Buffer) => boolean;
     Object.assign(res, { write: (chunk: Buffer) => write(chunk.subarray(0, chunk.length / 2)) });
     stream.send('x'.repeat(1_000), { id: 'broken' });
-    await until('the half', () => page.evaluate<boolean>('bytes > 500'));
+    await until('half of the event', () => page.evaluate<boolean>('bytes > 500'));
     for (const socket of server.sockets) socket.resetAndDestroy();
-    await until('it to come back', () => seen.length === 2);
-    expect(seen).toEqual(['', 'whole']);
+    await until('a reconnect', () => lastEventIds.length === 2);
+    expect(lastEventIds).toEqual(['', 'whole']);
     await page.close();
   });
 
-  test('loses an event whose connection breaks before its very last byte', async () => {
-    const seen: string[] = [];
+  test('loses an event if the connection breaks before the last byte', async () => {
+    const lastEventIds: string[] = [];
     await using server = await serveStreams(
       (stream) => {
-        seen.push(stream.lastEventId);
-        if (seen.length > 1) return;
+        lastEventIds.push(stream.lastEventId);
+        if (lastEventIds.length > 1) return;
         const { res } = stream.open();
         res.write('data: cut\nid: cut\n');
       },
@@ -187,7 +192,7 @@ describe('@microsoft/fetch-event-source', () => {
     );
     const page = await openPage(server);
     await page.evaluate(`
-      window.got = [];
+      window.received = [];
       window.bytes = 0;
       const { prototype } = ReadableStreamDefaultReader;
       const { read } = prototype;
@@ -197,27 +202,28 @@ describe('@microsoft/fetch-event-source', () => {
         return piece;
       };
       void import('@microsoft/fetch-event-source').then(({ fetchEventSource }) =>
-        fetchEventSource('/', { onmessage: ({ data }) => void got.push(data) }));
+        fetchEventSource('/', { onmessage: ({ data }) => void received.push(data) }));
     `);
-    await until('all but the last byte', () => page.evaluate<boolean>('bytes >= 20'));
+    await until('all bytes except the last', () => page.evaluate<boolean>('bytes >= 20'));
     for (const socket of server.sockets) socket.resetAndDestroy();
-    await until('it to come back', () => seen.length === 2);
-    expect(seen).toEqual(['', 'cut']);
-    expect(await page.evaluate('got')).toEqual([]);
+    await until('a reconnect', () => lastEventIds.length === 2);
+    expect(lastEventIds).toEqual(['', 'cut']);
+    expect(await page.evaluate('received')).toEqual([]);
     await page.close();
   });
 
-  test('by itself takes a normal end for the end', async () => {
+  test('does not reconnect by itself after a normal end', async () => {
     await using server = await serveStreams((stream) => stream.close({ retry: 20 }));
     const page = await openPage(server);
     await page.evaluate(
-      `import('@microsoft/fetch-event-source').then(({ fetchEventSource }) => fetchEventSource('/', {}))`,
+      `import('@microsoft/fetch-event-source').then(({ fetchEventSource }) =>
+        fetchEventSource('/', {}))`,
     );
     expect(server.streams).toHaveLength(1);
     await page.close();
   });
 
-  test('by itself comes back after a 204', async () => {
+  test('reconnects by itself after a 204', async () => {
     await using server = await serveStreams();
     let requests = 0;
     server.app.get('/gone', (_req, res) => {
@@ -226,56 +232,60 @@ describe('@microsoft/fetch-event-source', () => {
     });
     const page = await openPage(server);
     await page.evaluate(
-      `void import('@microsoft/fetch-event-source').then(({ fetchEventSource }) => fetchEventSource('/gone', {}))`,
+      `void import('@microsoft/fetch-event-source').then(({ fetchEventSource }) =>
+        fetchEventSource('/gone', {}))`,
     );
-    await until('it to come back', () => requests >= 2);
+    await until('a reconnect', () => requests >= 2);
     await page.close();
   });
 
-  test('without openWhenHidden closes while the page is hidden, and resumes after', async () => {
+  test('without openWhenHidden closes while the page is hidden, and resumes then', async () => {
     const channels = createChannels();
     await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
     const page = await openPage(server);
     await page.evaluate(`
-      window.got = [];
+      window.received = [];
       void import('@microsoft/fetch-event-source').then(({ fetchEventSource }) =>
-        fetchEventSource('/', { onmessage: ({ event, data }) => void (event === '' && got.push(data)) }));
+        fetchEventSource('/', {
+          onmessage: ({ event, data }) => void (event === '' && received.push(data)),
+        }));
     `);
     await until('the subscription', () => channels.stats().subscriptions === 1);
     await channels.publish('a', '1');
-    await until('it', async () => (await page.evaluate<number>('got.length')) === 1);
+    await until('one event', async () => (await page.evaluate<number>('received.length')) === 1);
     await page.evaluate(`
       Object.defineProperty(document, 'hidden', { value: true, configurable: true });
       document.dispatchEvent(new Event('visibilitychange'));
     `);
-    expect(await within('the reason', (server.streams[0] as EventStream).closed, 10_000)).toBe(
-      'client',
-    );
+    expect(
+      await within('the close reason', (server.streams[0] as EventStream).closed, 10_000),
+    ).toBe('client');
     await channels.publish('a', '2');
     await page.evaluate(`
       Object.defineProperty(document, 'hidden', { value: false, configurable: true });
       document.dispatchEvent(new Event('visibilitychange'));
     `);
-    await until('both', async () => (await page.evaluate<number>('got.length')) === 2);
-    expect(await page.evaluate('got')).toEqual(['1', '2']);
+    await until('two events', async () => (await page.evaluate<number>('received.length')) === 2);
+    expect(await page.evaluate('received')).toEqual(['1', '2']);
     await page.close();
   });
 });
 
 describe('sse.js', () => {
-  test('by itself does not ask for a stream, and says what it is answered', async () => {
+  test('sends no Accept header by itself, and reports the error answer', async () => {
     await using server = await serveStreams();
     const page = await openPage(server);
     const answer =
       await page.evaluate<string>(`import('sse.js').then(({ SSE }) => new Promise((resolve) => {
       const source = new SSE('/');
-      source.addEventListener('error', ({ responseCode, data }) => resolve(responseCode + ' ' + data));
+      source.addEventListener('error', ({ responseCode, data }) =>
+        resolve(responseCode + ' ' + data));
     }))`);
     expect(answer).toBe('406 This is an event stream; send the header Accept: text/event-stream\n');
     await page.close();
   });
 
-  test('comes back after a 204 unless it is closed', async () => {
+  test('reconnects after a 204 unless it is closed', async () => {
     await using server = await serveStreams((stream) => stream.close({ final: true, retry: 20 }));
     let requests = 0;
     server.server.on('request', (req) => {
@@ -283,9 +293,10 @@ describe('sse.js', () => {
     });
     const page = await openPage(server);
     await page.evaluate(`void import('sse.js').then(({ SSE }) => {
-      window.source = new SSE('/', { headers: { Accept: 'text/event-stream' }, autoReconnect: true });
+      const headers = { Accept: 'text/event-stream' };
+      window.source = new SSE('/', { headers, autoReconnect: true });
     })`);
-    await until('it to ask again and again', () => requests >= 4);
+    await until('four requests', () => requests >= 4);
     expect(server.streams).toHaveLength(1);
     await page.close();
   });
@@ -294,26 +305,26 @@ describe('sse.js', () => {
 describe('curl', () => {
   async function outputOf(...args: string[]): Promise<string> {
     const curl = spawn('curl', ['-sN', '--max-time', '10', ...args]);
-    let printed = '';
-    curl.stdout.on('data', (chunk: Buffer) => (printed += chunk.toString()));
-    await until('it to end', () => curl.exitCode !== null);
-    return printed;
+    let output = '';
+    curl.stdout.on('data', (chunk: Buffer) => (output += chunk.toString()));
+    await until('the exit of curl', () => curl.exitCode !== null);
+    return output;
   }
 
-  test('prints the stream as it is', async () => {
+  test('prints the raw stream', async () => {
     await using server = await serveStreams((stream) => {
       stream.send('first\nline', { event: 'tick' });
       stream.send('second', { id: 2 });
       stream.comment('bye');
       stream.close();
     });
-    const printed = await outputOf('-H', 'Accept: text/event-stream', server.url);
-    expect(printed).toMatch(
+    const output = await outputOf('-H', 'Accept: text/event-stream', server.url);
+    expect(output).toMatch(
       /^:\nevent: tick\ndata: first\ndata: line\n\n(?:id: 2\n|data: second\n){2}\n: bye\n$/,
     );
   });
 
-  test('resumes by hand', async () => {
+  test('resumes with a Last-Event-ID header', async () => {
     const channels = createChannels();
     await using server = await serveStreams(
       async (stream) => {
@@ -324,17 +335,17 @@ describe('curl', () => {
     );
     const { id } = await channels.publish('a', '1');
     await channels.publish('a', '2');
-    const printed = await outputOf(
+    const output = await outputOf(
       '-H',
       'Accept: text/event-stream',
       '-H',
       `Last-Event-ID: ${id}`,
       server.url,
     );
-    expect(printed.match(/^data: .*$/gm)).toEqual(['data: 2']);
+    expect(output.match(/^data: .*$/gm)).toEqual(['data: 2']);
   });
 
-  test('without the header is told what to send', async () => {
+  test('prints which header to send if the Accept header is missing', async () => {
     await using server = await serveStreams();
     expect(await outputOf('-w', '%{http_code}', server.url)).toBe(
       'This is an event stream; send the header Accept: text/event-stream\n406',

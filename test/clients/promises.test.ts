@@ -15,11 +15,11 @@ import {
 
 afterAll(closeBrowser);
 
-async function untilShown(following: Following, count: number): Promise<void> {
-  await until(`${count} events`, async () => (await following.shown()).length >= count);
+async function untilEvents(following: Following, count: number): Promise<void> {
+  await until(`${count} events`, async () => (await following.shownEvents()).length >= count);
 }
 
-/** The newest stream of the server. */
+/** Returns the newest stream of the server. */
 function streamOf(server: StreamServer): EventStream {
   return server.streams.at(-1) as EventStream;
 }
@@ -28,11 +28,11 @@ const checks: Record<PromiseName, (client: Client) => Promise<void>> = {
   async messages(client) {
     await using server = await serveStreams((stream) => stream.send('first'));
     await using following = await client.follow(server.url, server);
-    // Each is shown when it is sent, while the stream goes on.
-    await untilShown(following, 1);
+    // Each event arrives at once, while the stream stays open.
+    await untilEvents(following, 1);
     streamOf(server).send({ text: 'größer 🐸 \u2028' });
-    await untilShown(following, 2);
-    expect((await following.shown()).map(({ type, data }) => [type, data])).toEqual([
+    await untilEvents(following, 2);
+    expect((await following.shownEvents()).map(({ type, data }) => [type, data])).toEqual([
       ['message', 'first'],
       ['message', '{"text":"größer 🐸 \u2028"}'],
     ]);
@@ -45,8 +45,8 @@ const checks: Record<PromiseName, (client: Client) => Promise<void>> = {
       stream.send('3', 'text');
     });
     await using following = await client.follow(server.url, server);
-    await untilShown(following, 3);
-    expect((await following.shown()).map(({ type, data }) => type + data)).toEqual([
+    await untilEvents(following, 3);
+    expect((await following.shownEvents()).map(({ type, data }) => type + data)).toEqual([
       'text1',
       'message2',
       'text3',
@@ -67,8 +67,11 @@ const checks: Record<PromiseName, (client: Client) => Promise<void>> = {
       stream.send('CR\rand\r\nCRLF');
     });
     await using following = await client.follow(server.url, server);
-    await untilShown(following, texts.length + 1);
-    expect((await following.shown()).map(({ data }) => data)).toEqual([...texts, 'CR\nand\nCRLF']);
+    await untilEvents(following, texts.length + 1);
+    expect((await following.shownEvents()).map(({ data }) => data)).toEqual([
+      ...texts,
+      'CR\nand\nCRLF',
+    ]);
   },
 
   async ids(client) {
@@ -78,8 +81,8 @@ const checks: Record<PromiseName, (client: Client) => Promise<void>> = {
       stream.send('c', { id: 12_345_678_901_234_567_890n, event: 'text' });
     });
     await using following = await client.follow(server.url, server);
-    await untilShown(following, 3);
-    expect((await following.shown()).map(({ id }) => id)).toEqual([
+    await untilEvents(following, 3);
+    expect((await following.shownEvents()).map(({ id }) => id)).toEqual([
       '7',
       'größer 🐸',
       '12345678901234567890',
@@ -89,16 +92,16 @@ const checks: Record<PromiseName, (client: Client) => Promise<void>> = {
   async 'heartbeats unseen'(client) {
     await using server = await serveStreams((stream) => stream.send('before'), { heartbeat: 20 });
     await using following = await client.follow(server.url, server);
-    await untilShown(following, 1);
+    await untilEvents(following, 1);
     const { bytes } = server.events.stats();
-    await until('some heartbeats', () => server.events.stats().bytes >= bytes + 6);
+    await until('two heartbeats', () => server.events.stats().bytes >= bytes + 6);
     streamOf(server).send('after');
-    await untilShown(following, 2);
-    expect((await following.shown()).map(({ data }) => data)).toEqual(['before', 'after']);
+    await untilEvents(following, 2);
+    expect((await following.shownEvents()).map(({ data }) => data)).toEqual(['before', 'after']);
   },
 
   async 'comes back'(client) {
-    // Had the times that it is told later not counted, it would take a minute.
+    // If the client ignored the later reconnection times, this test would take a minute.
     await using server = await serveStreams(
       (stream) => {
         stream.send(`request ${server.streams.length}`, { id: `request-${server.streams.length}` });
@@ -107,22 +110,22 @@ const checks: Record<PromiseName, (client: Client) => Promise<void>> = {
       { retry: 60_000 },
     );
     await using following = await client.follow(server.url, server);
-    await untilShown(following, 2);
+    await untilEvents(following, 2);
     expect(streamOf(server).lastEventId).toBe('request-1');
-    streamOf(server).send('come back soon', { retry: 30, id: 'cut' });
-    await untilShown(following, 3);
+    streamOf(server).send('reconnect soon', { retry: 30, id: 'cut' });
+    await untilEvents(following, 3);
     for (const socket of server.sockets) socket.resetAndDestroy();
-    await untilShown(following, 4);
+    await untilEvents(following, 4);
     expect(streamOf(server).lastEventId).toBe('cut');
-    expect((await following.shown()).map(({ data }) => data)).toEqual([
+    expect((await following.shownEvents()).map(({ data }) => data)).toEqual([
       'request 1',
       'request 2',
-      'come back soon',
+      'reconnect soon',
       'request 3',
     ]);
     await server.events.close({ retry: 20 });
     await until(
-      'it to try again, though the server is being shut down',
+      'two rejected reconnects during the shutdown',
       () => server.events.stats().rejected >= 2,
     );
     expect(await following.isOver()).toBe(false);
@@ -142,21 +145,21 @@ const checks: Record<PromiseName, (client: Client) => Promise<void>> = {
         ids.push((await channels.publish('a', `${ids.length}`)).id);
       }
     }
-    // From here on it has an id to come back with.
+    // From here on the client has an id for a reconnect.
     await publish();
-    await untilShown(following, 1);
+    await untilEvents(following, 1);
     for (let drop = 1; drop <= 3; drop++) {
       await publish();
       for (const socket of server.sockets) socket.resetAndDestroy();
       await publish();
       await until(
-        'it to come back',
+        'a reconnect',
         () => server.streams.length > drop && channels.stats().subscriptions === 1,
       );
     }
-    await untilShown(following, ids.length);
-    const shown = (await following.shown()).map(({ data, id }) => [data, id]);
-    expect(shown).toEqual(ids.map((id, index) => [`${index}`, id]));
+    await untilEvents(following, ids.length);
+    const events = (await following.shownEvents()).map(({ data, id }) => [data, id]);
+    expect(events).toEqual(ids.map((id, index) => [`${index}`, id]));
     expect(channels.stats().gaps).toBe(0);
   },
 
@@ -166,21 +169,21 @@ const checks: Record<PromiseName, (client: Client) => Promise<void>> = {
       stream.close({ final: true, retry: 20 });
     });
     await using following = await client.follow(server.url, server);
-    await until('it to stop', () => following.isOver());
-    expect((await following.shown()).map(({ data }) => data)).toEqual(['only']);
+    await until('the client to stop', () => following.isOver());
+    expect((await following.shownEvents()).map(({ data }) => data)).toEqual(['only']);
     expect(server.streams).toHaveLength(1);
   },
 
   async 'is noticed when it leaves'(client) {
     await using server = await serveStreams((stream) => stream.send('x'));
     await using following = await client.follow(server.url, server);
-    await untilShown(following, 1);
-    await following.leave();
-    expect(await within('the reason', streamOf(server).closed, 10_000)).toBe('client');
+    await untilEvents(following, 1);
+    await following.disconnect();
+    expect(await within('the close reason', streamOf(server).closed, 10_000)).toBe('client');
   },
 };
 
-const kept = CLIENTS.flatMap((client) =>
+const cases = CLIENTS.flatMap((client) =>
   PROMISES.filter((promise) => client.promises[promise] !== 'no').map((promise) => ({
     name: client.name,
     promise,
@@ -188,12 +191,12 @@ const kept = CLIENTS.flatMap((client) =>
   })),
 );
 
-describe('what the table in the docs says of a client holds:', () => {
-  test.each(kept)('$name: $promise', async ({ promise, client }) => {
+describe('a client behaves as the table in docs/clients.md says:', () => {
+  test.each(cases)('$name: $promise', async ({ promise, client }) => {
     await expect(checks[promise](client)).resolves.toBeUndefined();
   });
 
-  test('it is the table that is tested', async () => {
+  test('the tests cover each cell of the table', async () => {
     const rows = (await pageOf('clients.md')).split('\n').filter((line) => line.startsWith('| '));
     const cells = rows.map((row) =>
       row
@@ -208,7 +211,7 @@ describe('what the table in the docs says of a client holds:', () => {
     expect(cells.slice(2)).toEqual(clients.map((client) => [client.name].concat(rowOf(client))));
   });
 
-  test('every piece of code in it has a name, by which it is tested', async () => {
+  test('every code block of docs/clients.md has a file name, so it is tested', async () => {
     const page = await pageOf('clients.md');
     expect(Object.keys(filesIn(page))).toHaveLength(countBlocks(page));
   });

@@ -1,4 +1,4 @@
-/** The haiku page's promises about what was spoken while nobody was connected. */
+/** Tests of the haiku page: no haiku is lost while the page is not connected. */
 import { createServer } from 'node:http';
 import { once } from 'node:events';
 import type { Browser, Page } from 'playwright-core';
@@ -11,8 +11,8 @@ import { serve } from '../support/server.ts';
 import { until } from '../support/wait.ts';
 import { expectSoon, expectText, items, lines, open, speak, state } from './visitor.ts';
 
-// What a node that knows nothing of the stream's node would answer.
-const PAGE_OF_ANOTHER =
+// The page of a node with a different log than the node of the stream.
+const PAGE_OF_ANOTHER_LOG =
   '<script id="spoken" type="application/json">{"cursor":"another.1","haikus":[]}</script>';
 
 let browser: Browser;
@@ -25,14 +25,14 @@ afterAll(async () => {
   await browser?.close();
 });
 
-describe('a page that is opened', () => {
-  it('shows the last haikus, the newest on top, before it is connected', async () => {
+describe('a new page', () => {
+  it('shows the last haiku, the newest on top, before it is connected', async () => {
     await using server = await serve(createDemo().app);
     for (const text of ['first', 'second', 'third']) {
       await speak(server.url, { text, author: 'Issa' });
     }
     await using page = await browser.newPage();
-    await hold(page, '**/listen?*');
+    await holdRequests(page, '**/listen?*');
     await page.goto(server.url);
     await expectList(page, ['third', 'second', 'first']);
     expect(await items(page).locator('.by').allTextContents()).toEqual(['Issa', 'Issa', 'Issa']);
@@ -40,21 +40,22 @@ describe('a page that is opened', () => {
     expect(await page.locator('#quiet').isVisible()).toBe(false);
   });
 
-  it('shows fifty at most, the oldest leaving', async () => {
+  it('shows at most fifty haiku and removes the oldest', async () => {
     await using server = await serve(createDemo().app);
     for (let number = 1; number <= 51; number++) await speak(server.url, { text: String(number) });
     await using page = await open(await browser.newPage(), server.url);
     expect(await items(page).count()).toBe(50);
     await speak(server.url, { text: '52' });
     await items(page).getByText('52', { exact: true }).waitFor();
-    await until('the oldest to leave', async () => (await items(page).count()) === 50);
+    await until('the removal of the oldest haiku', async () => (await items(page).count()) === 50);
     expect(await items(page).last().locator('blockquote').textContent()).toBe('3');
   });
 
-  it('shows as text what a visitor typed to break out of it', async () => {
+  it('shows markup of a visitor as text', async () => {
     await using server = await serve(createDemo().app);
     const text =
-      '</script><img src=x onerror="document.title=1">\n<!--<script>document.title=2</script>\n&lt; $& $` %3Cb>';
+      '</script><img src=x onerror="document.title=1">\n' +
+      '<!--<script>document.title=2</script>\n&lt; $& $` %3Cb>';
     const author = '</script><script>document.title=3</script>';
     await speak(server.url, { text, author });
     await using page = await open(await browser.newPage(), server.url);
@@ -64,11 +65,11 @@ describe('a page that is opened', () => {
     expect(await page.locator('img, script:not(#spoken, [src="/app.js"])').count()).toBe(0);
   });
 
-  it('gets, once, what is spoken before its stream is open', async () => {
+  it('receives a haiku once that is spoken before its stream is open', async () => {
     await using server = await serve(createDemo().app);
     await speak(server.url, { text: 'early' });
     await using page = await browser.newPage();
-    const release = await hold(page, '**/listen?*');
+    const release = await holdRequests(page, '**/listen?*');
     await page.goto(server.url);
     await items(page).getByText('early').waitFor();
     await speak(server.url, { text: 'in between' });
@@ -81,29 +82,29 @@ describe('a page that is opened', () => {
   it.each([
     [
       'before the list is read',
-      class extends MeddledStore {
+      class extends InterceptedStore {
         override async last(): Promise<readonly Haiku[]> {
-          await this.meddle();
+          await this.intercept();
           return super.last();
         }
       },
     ],
     [
       'after the list was read',
-      class extends MeddledStore {
+      class extends InterceptedStore {
         override async last(): Promise<readonly Haiku[]> {
           const haikus = await super.last();
-          await this.meddle();
+          await this.intercept();
           return haikus;
         }
       },
     ],
-  ])('gets, once, what is spoken while it is made, %s', async (_when, Store) => {
+  ])('receives a haiku once that is spoken during rendering, %s', async (_when, Store) => {
     const store = new Store();
     await using server = await serve(createDemo(store).app);
     await speak(server.url, { text: 'early' });
-    store.meddle = async () => {
-      store.meddle = async () => {};
+    store.intercept = async () => {
+      store.intercept = async () => {};
       await speak(server.url, { text: 'meanwhile' });
     };
     await using page = await open(await browser.newPage(), server.url);
@@ -111,8 +112,8 @@ describe('a page that is opened', () => {
     await expectList(page, ['late', 'meanwhile', 'early']);
   });
 
-  it('gets, once, what is on its way into the store while it is made', async () => {
-    const { promise: mayStore, resolve: store } = gate();
+  it('receives a haiku once that is being stored while the page is rendered', async () => {
+    const { promise: mayStore, resolve: store } = deferred();
     let isStoring = false;
     class SlowStore extends MemoryStore {
       override async add(haiku: Haiku): Promise<void> {
@@ -123,7 +124,7 @@ describe('a page that is opened', () => {
     }
     await using server = await serve(createDemo(new SlowStore()).app);
     const spoken = speak(server.url, { text: 'slow' });
-    await until('the haiku to be stored', () => isStoring);
+    await until('the start of storing', () => isStoring);
     await using page = await open(await browser.newPage(), server.url);
     store();
     await spoken;
@@ -132,9 +133,9 @@ describe('a page that is opened', () => {
   });
 });
 
-// Side by side: most of their time they wait for the browser to come back.
+// Concurrent, because these tests mostly wait for the browser to reconnect.
 describe.concurrent('a page whose connection breaks', () => {
-  it('gets what was spoken meanwhile, in order and once, from the stream; and says that it is catching up', async () => {
+  it('receives missed haiku from the stream, in order and once', async () => {
     const demo = createDemo();
     await using server = await serve(demo.app);
     await speak(server.url, { text: 'early' });
@@ -143,7 +144,7 @@ describe.concurrent('a page whose connection breaks', () => {
     await expectList(page, ['heard', 'early']);
     const states = await recordStates(page);
     const documents = requestsOf(page, `${server.url}/`);
-    const release = await hold(page, '**/listen?*');
+    const release = await holdRequests(page, '**/listen?*');
     for (const socket of server.sockets) socket.destroy();
     await expectText(state(page), 'reconnecting');
     await speak(server.url, { text: 'missed' });
@@ -151,18 +152,18 @@ describe.concurrent('a page whose connection breaks', () => {
     release();
     await expectText(state(page), 'catching up');
     await expectList(page, ['missed, too', 'missed', 'heard', 'early']);
-    expect(await afterAMoment(page)).toBe('live');
+    expect(await stateAfterAMoment(page)).toBe('live');
     expect(await states()).toEqual(['reconnecting', 'catching up', 'live']);
     expect(documents).toEqual([]);
     expect(demo.channels.stats().gaps).toBe(0);
   });
 
   it.each([390, 1280])(
-    'says so also where nothing was missed, and then that it is live, and nothing moves, %i pixels wide',
+    'shows its state without moving the layout, %i pixels wide, also without missed haiku',
     async (width) => {
       await using server = await serve(createDemo().app);
       await speak(server.url, { text: 'snow' });
-      // A turning arc has another box with each moment.
+      // Without reduced motion, the bounding box of the rotating arc would change.
       const options = { viewport: { width, height: 900 }, reducedMotion: 'reduce' } as const;
       await using page = await openPaused(await browser.newPage(options), server.url);
       const fixed = page.locator('h1, h2, form, .heading, .connection svg, #haiku li');
@@ -171,23 +172,23 @@ describe.concurrent('a page whose connection breaks', () => {
       const before = await boxes();
       expect(before.length).toBe(7);
       for (const socket of server.sockets) socket.destroy();
-      for (const said of ['reconnecting', 'catching up']) {
-        await expectText(state(page), said);
+      for (const label of ['reconnecting', 'catching up']) {
+        await expectText(state(page), label);
         expect(await boxes()).toEqual(before);
       }
-      // The stream's first checkpoint sets the clock that says so.
-      await expectSoon(() => afterAMoment(page), 'live');
+      // The first checkpoint of the stream starts the timer for this state.
+      await expectSoon(() => stateAfterAMoment(page), 'live');
       expect(await boxes()).toEqual(before);
     },
   );
 });
 
-describe.concurrent('a page whose server is started anew', () => {
+describe.concurrent('a page whose server restarts', () => {
   it.each([
-    ['has kept the haikus', (store: MemoryStore) => store, ['new', 'old']],
-    ['has lost the haikus', () => new MemoryStore(), ['new']],
+    ['has kept the haiku', (store: MemoryStore) => store, ['new', 'old']],
+    ['has lost the haiku', () => new MemoryStore(), ['new']],
   ])(
-    'is told, and shows what the server has, which %s; what is being typed stays',
+    'shows the list of a server that %s, and keeps text that is being typed',
     async (_what, storeOf, expected) => {
       const store = new MemoryStore();
       const first = await serve(createDemo(store).app);
@@ -195,79 +196,82 @@ describe.concurrent('a page whose server is started anew', () => {
       await using page = await openPaused(await browser.newPage(), first.url);
       await lines(page).first().pressSequentially('half a hai');
       const states = await recordStates(page);
-      const releaseStream = await hold(page, '**/listen?*');
-      const releasePage = await hold(page, `${first.url}/`);
+      const releaseStream = await holdRequests(page, '**/listen?*');
+      const releasePage = await holdRequests(page, `${first.url}/`);
       await first[Symbol.asyncDispose]();
       await expectText(state(page), 'reconnecting');
 
       const demo = createDemo(storeOf(store));
-      await using again = await serveAgain(demo.app, first.port);
-      await speak(again.url, { text: 'new' });
+      await using restarted = await serveOnPort(demo.app, first.port);
+      await speak(restarted.url, { text: 'new' });
       releaseStream();
       await expectText(state(page), 'catching up');
-      // As long as the list has not come, nothing is claimed.
+      // The page does not show the state "live" before the new list has arrived.
       await until(
-        'the gap to be told',
+        'the gap and the end of the stream',
         () => demo.channels.stats().gaps === 1 && demo.events.streams.size === 0,
       );
       expect(await states()).toEqual(['reconnecting', 'catching up']);
-      const releaseNext = await hold(page, '**/listen?*');
+      const releaseNext = await holdRequests(page, '**/listen?*');
       releasePage();
       await expectList(page, expected);
-      await speak(again.url, { text: 'in between' });
+      await speak(restarted.url, { text: 'in between' });
       releaseNext();
       await expectText(state(page), 'live, list renewed');
       await lines(page).first().pressSequentially('ku');
       expect(await lines(page).first().inputValue()).toBe('half a haiku');
-      await speak(again.url, { text: 'late' });
+      await speak(restarted.url, { text: 'late' });
       await expectList(page, ['late', 'in between', ...expected]);
-      // The record is the document's: it was not loaded again.
+      // The record belongs to the document, so the page was not loaded again.
       expect(await states()).toEqual(['reconnecting', 'catching up', 'live, list renewed']);
       expect(demo.channels.stats()).toMatchObject({ gaps: 1, subscriptions: 1 });
     },
   );
 
-  it('is quiet again where the server has no haikus any more, and says only for a while that the list is new', async () => {
+  it('shows an empty list of the server, and "list renewed" for a moment', async () => {
     const first = await serve(createDemo().app);
     await speak(first.url, { text: 'old' });
     await using page = await openPaused(await browser.newPage(), first.url);
     await expectList(page, ['old']);
     await first[Symbol.asyncDispose]();
-    await using again = await serveAgain(createDemo().app, first.port);
+    await using restarted = await serveOnPort(createDemo().app, first.port);
     await page.getByText('It is quiet.').waitFor();
     await expectList(page, []);
     await expectText(state(page), 'live, list renewed');
     await page.clock.fastForward(3_000);
     await expectText(state(page), 'live');
-    await speak(again.url, { text: 'new' });
+    await speak(restarted.url, { text: 'new' });
     await expectList(page, ['new']);
     expect(await page.getByText('It is quiet.').isVisible()).toBe(false);
   });
 
   it.each([
     ['cannot be fetched', { status: 502, body: 'Bad gateway' }, []],
-    ['has a cursor of another server', { body: PAGE_OF_ANOTHER }, ['live, list renewed']],
-  ])('tries again after some time where the list %s', async (_what, answer, said) => {
+    ['has a cursor of another server', { body: PAGE_OF_ANOTHER_LOG }, ['live, list renewed']],
+  ])('retries after some seconds if the list %s', async (_what, answer, labels) => {
     const first = await serve(createDemo().app);
     await using page = await openPaused(await browser.newPage(), first.url);
     const states = await recordStates(page);
     await page.route(`${first.url}/`, (route) => route.fulfill(answer), { times: 1 });
     await first[Symbol.asyncDispose]();
-    await using again = await serveAgain(createDemo().app, first.port);
-    await speak(again.url, { text: 'new' });
-    await expectSoon(states, ['reconnecting', 'catching up', ...said, 'reconnecting']);
+    await using restarted = await serveOnPort(createDemo().app, first.port);
+    await speak(restarted.url, { text: 'new' });
+    await expectSoon(states, ['reconnecting', 'catching up', ...labels, 'reconnecting']);
     await page.clock.fastForward(3_000);
     await expectText(state(page), 'live, list renewed');
     await expectList(page, ['new']);
   });
 });
 
-/** A store in which something else happens while it is read. */
-abstract class MeddledStore extends MemoryStore {
-  meddle = async (): Promise<void> => {};
+/** A store that calls `intercept` while it is read. */
+abstract class InterceptedStore extends MemoryStore {
+  intercept = async (): Promise<void> => {};
 }
 
-/** The page once it is live, its timers stopped, so that what it says for a moment stays until the test has seen it. */
+/**
+ * Opens the page, waits until it is live, and stops its timers, so that a temporary state stays
+ * until the test has read it.
+ */
 async function openPaused(page: Page, url: string): Promise<Page> {
   await page.clock.install();
   await open(page, url);
@@ -275,15 +279,15 @@ async function openPaused(page: Page, url: string): Promise<Page> {
   return page;
 }
 
-/** What the page says when a moment has passed on its clock. */
-async function afterAMoment(page: Page): Promise<string | null> {
+/** Advances the clock of the page by a moment and returns the shown state. */
+async function stateAfterAMoment(page: Page): Promise<string | null> {
   await page.clock.fastForward(800);
   return state(page).textContent();
 }
 
-/** Holds back the page's requests for the URL until the returned function is called. */
-async function hold(page: Page, url: string): Promise<() => void> {
-  const { promise: released, resolve: release } = gate();
+/** Delays requests of the page for the URL until the returned function is called. */
+async function holdRequests(page: Page, url: string): Promise<() => void> {
+  const { promise: released, resolve: release } = deferred();
   await page.route(url, async (route) => {
     await released;
     await route.fallback();
@@ -291,7 +295,7 @@ async function hold(page: Page, url: string): Promise<() => void> {
   return release;
 }
 
-function gate(): { promise: Promise<void>; resolve: () => void } {
+function deferred(): { promise: Promise<void>; resolve: () => void } {
   let resolve!: () => void;
   const promise = new Promise<void>((settle) => {
     resolve = settle;
@@ -299,8 +303,8 @@ function gate(): { promise: Promise<void>; resolve: () => void } {
   return { promise, resolve };
 }
 
-/** Serves on a port that was served on before. */
-async function serveAgain(
+/** Starts a server on a given port. */
+async function serveOnPort(
   app: ReturnType<typeof createDemo>['app'],
   port: number,
 ): Promise<AsyncDisposable & { url: string }> {
@@ -317,7 +321,7 @@ async function serveAgain(
   };
 }
 
-/** What the page says about its connection from here on, kept in its document. */
+/** Records the shown states of the page from here on, in its document. */
 async function recordStates(page: Page): Promise<() => Promise<string[]>> {
   const record = await state(page).evaluateHandle((element) => {
     const states: string[] = [];
@@ -329,7 +333,7 @@ async function recordStates(page: Page): Promise<() => Promise<string[]>> {
   return () => record.jsonValue();
 }
 
-/** The page's requests for the URL from here on. */
+/** Records the requests of the page for the URL from here on. */
 function requestsOf(page: Page, url: string): string[] {
   const urls: string[] = [];
   page.on('request', (request) => {
@@ -338,7 +342,7 @@ function requestsOf(page: Page, url: string): string[] {
   return urls;
 }
 
-/** Waits until exactly these haikus are shown, from the top. */
+/** Waits until the page shows exactly these haiku, from the top. */
 async function expectList(page: Page, texts: readonly string[]): Promise<void> {
   await expectSoon(() => items(page).locator('blockquote').allTextContents(), [...texts]);
 }

@@ -1,4 +1,4 @@
-/** The haiku chat's promises to who looks at it, kept in a real browser. */
+/** Tests of the haiku page in a real browser. */
 import { createServer } from 'node:http';
 import { once } from 'node:events';
 import type { Browser } from 'playwright-core';
@@ -20,8 +20,8 @@ afterAll(async () => {
   await browser?.close();
 });
 
-describe('listening', () => {
-  it('a haiku spoken in one tab appears in the other', async () => {
+describe('receiving haiku', () => {
+  it('a haiku that is spoken in one tab appears in another tab', async () => {
     await using server = await serve(createDemo().app);
     await using context = await browser.newContext();
     const one = await open(await context.newPage(), server.url);
@@ -41,7 +41,7 @@ describe('listening', () => {
     await expectText(one.locator('#answer'), 'Spoken.');
   });
 
-  it('the newest haiku is on top, and each is there once', async () => {
+  it('the newest haiku is on top, and each haiku is shown once', async () => {
     await using server = await serve(createDemo().app);
     await using page = await open(await browser.newPage(), server.url);
     for (const text of ['first', 'second', 'third']) await speak(server.url, { text });
@@ -73,24 +73,24 @@ describe('listening', () => {
     expect(await page.title()).toBe('Haiku');
   });
 
-  it('says in words that it is live, reconnecting while the server is away, and live when it is back', async () => {
+  it('the page shows its state while the server stops and restarts', async () => {
     const first = await serve(createDemo().app);
     await using page = await open(await browser.newPage(), first.url);
     await first[Symbol.asyncDispose]();
     await expectText(state(page), 'reconnecting');
-    const again = createServer(createDemo().app).listen(first.port, '127.0.0.1');
+    const restarted = createServer(createDemo().app).listen(first.port, '127.0.0.1');
     try {
-      await once(again, 'listening');
+      await once(restarted, 'listening');
       await expectText(state(page), 'live, list renewed');
       await speak(first.url, { text: 'after the storm' });
       await items(page).getByText('after the storm').waitFor();
     } finally {
-      again.close();
-      again.closeAllConnections();
+      restarted.close();
+      restarted.closeAllConnections();
     }
   });
 
-  it('says that it is closed when the server has no stream for it, and connects again at the press of a button', async () => {
+  it('the page shows "closed" after a 503 and reconnects on a button press', async () => {
     await using server = await serve(createDemo().app);
     await using page = await browser.newPage();
     await page.route('**/listen?*', (route) => route.fulfill({ status: 503 }));
@@ -105,14 +105,14 @@ describe('listening', () => {
     expect(await heading.boundingBox()).toEqual(box);
   });
 
-  it('asks nothing of anybody but its own server, and breaks no rule of its own', async () => {
+  it('the page sends requests only to its server and logs no error', async () => {
     await using server = await serve(createDemo().app);
     await using page = await browser.newPage();
     const requests: string[] = [];
-    const complaints: string[] = [];
+    const errors: string[] = [];
     page.on('request', (request) => void requests.push(request.url()));
-    page.on('pageerror', (error) => void complaints.push(error.message));
-    page.on('console', (message) => void complaints.push(message.text()));
+    page.on('pageerror', (error) => void errors.push(error.message));
+    page.on('console', (message) => void errors.push(message.text()));
     await open(page, server.url);
     await speak(server.url, { text: 'snow', author: 'Issa' });
     await items(page).first().waitFor();
@@ -124,12 +124,12 @@ describe('listening', () => {
         (path) => server.url + path,
       ),
     );
-    expect(complaints).toEqual([]);
+    expect(errors).toEqual([]);
   });
 });
 
-describe('speaking', () => {
-  it('the 5-7-5 hint counts while a line is typed, and never stands in the way', async () => {
+describe('speaking a haiku', () => {
+  it('the 5-7-5 hint counts syllables but does not prevent speaking', async () => {
     await using server = await serve(createDemo().app);
     await using page = await open(await browser.newPage(), server.url);
     const hints = page.locator('.hint span[id]');
@@ -158,7 +158,7 @@ describe('speaking', () => {
     await items(page).getByText('far too many').waitFor();
   });
 
-  it('counts the syllables of English and of kana, more or less', async () => {
+  it('the hint counts syllables of English and of kana approximately', async () => {
     await using server = await serve(createDemo().app);
     await using page = await open(await browser.newPage(), server.url);
     const hints: [line: string, hint: string][] = [
@@ -171,15 +171,15 @@ describe('speaking', () => {
       ['きょうもコーヒー', '7 of 5 syllables'],
       ['… 7 –', '0 of 5 syllables'],
     ];
-    const counted: typeof hints = [];
+    const actual: typeof hints = [];
     for (const [line] of hints) {
       await page.getByLabel('First line').fill(line);
-      counted.push([line, (await page.locator('#hint-1').textContent()) ?? '']);
+      actual.push([line, (await page.locator('#hint-1').textContent()) ?? '']);
     }
-    expect(counted).toEqual(hints);
+    expect(actual).toEqual(hints);
   });
 
-  it('needs no mouse: Enter goes from line to line and speaks after the last', async () => {
+  it('Enter moves from line to line and speaks after the last line', async () => {
     await using server = await serve(createDemo().app);
     await using page = await open(await browser.newPage(), server.url);
     await page.getByLabel('First line').focus();
@@ -192,7 +192,7 @@ describe('speaking', () => {
     expect(await page.evaluate(() => document.activeElement?.id)).toBe('line-1');
   });
 
-  it('a haiku that is pasted as a whole falls into its lines', async () => {
+  it('a pasted haiku is split into its lines', async () => {
     await using server = await serve(createDemo().app);
     await using page = await open(await browser.newPage(), server.url);
     await page.getByLabel('First line').evaluate((line, text) => {
@@ -209,7 +209,7 @@ describe('speaking', () => {
     ).toEqual(OLD_POND);
   });
 
-  it('an empty haiku is not sent, and the reason is said', async () => {
+  it('an empty haiku is not sent, and the page shows the reason', async () => {
     const demo = createDemo();
     await using server = await serve(demo.app);
     await using page = await open(await browser.newPage(), server.url);
@@ -218,7 +218,7 @@ describe('speaking', () => {
     expect(demo.channels.stats().published).toBe(0);
   });
 
-  it('what nobody could hear stays in its lines', async () => {
+  it('the lines are kept if the server is unreachable', async () => {
     const server = await serve(createDemo().app);
     await using page = await open(await browser.newPage(), server.url);
     await write(page, OLD_POND);
@@ -231,7 +231,7 @@ describe('speaking', () => {
     expect(await page.getByLabel('First line').inputValue()).toBe(OLD_POND[0]);
   });
 
-  it('remembers the name for the next visit', async () => {
+  it('the name is remembered for the next visit', async () => {
     await using server = await serve(createDemo().app);
     await using page = await open(await browser.newPage(), server.url);
     expect(await page.getByLabel('Your name').inputValue()).toBe('');
@@ -242,9 +242,9 @@ describe('speaking', () => {
   });
 });
 
-describe('looking', () => {
+describe('layout', () => {
   it.each([320, 390, 1280])(
-    'nothing sticks out of a screen that is %i pixels wide',
+    'no element overflows a screen that is %i pixels wide',
     async (width) => {
       await using server = await serve(createDemo().app);
       await using page = await open(
@@ -254,7 +254,7 @@ describe('looking', () => {
       await speak(server.url, { text: 'm'.repeat(300), author: 'm'.repeat(60) });
       await speak(server.url, { text: OLD_POND.join('\n'), author: 'Bashō' });
       await items(page).nth(1).waitFor();
-      const wide = await page.evaluate(() =>
+      const overflowing = await page.evaluate(() =>
         [
           ...document.querySelectorAll(
             'html, main, form, section, figure, blockquote, figcaption, .by',
@@ -263,15 +263,15 @@ describe('looking', () => {
           .filter(({ scrollWidth, clientWidth }) => clientWidth > 0 && scrollWidth > clientWidth)
           .map(({ tagName }) => tagName),
       );
-      expect(wide).toEqual([]);
-      // The long one really is broken into many lines.
+      expect(overflowing).toEqual([]);
+      // Check that the long text was broken into many lines.
       expect((await items(page).last().boundingBox())?.height).toBeGreaterThan(
         width < 1280 ? 300 : 150,
       );
     },
   );
 
-  it('moves nothing for who asked for less motion', async () => {
+  it('nothing is animated with reduced motion', async () => {
     await using server = await serve(createDemo().app);
     await using page = await open(await browser.newPage({ reducedMotion: 'reduce' }), server.url);
     await speak(server.url, { text: 'snow' });
@@ -280,10 +280,10 @@ describe('looking', () => {
   });
 
   it.each([390, 1280])(
-    'only the list moves when something is typed, spoken and heard, on a screen that is %i pixels wide',
+    'only the list moves when a haiku is typed and spoken, on a screen %i pixels wide',
     async (width) => {
       await using server = await serve(createDemo().app);
-      // Tall enough that nothing has to be scrolled to.
+      // A tall screen, so that the page does not scroll.
       await using page = await open(
         await browser.newPage({ viewport: { width, height: 1_600 } }),
         server.url,

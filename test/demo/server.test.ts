@@ -1,4 +1,4 @@
-/** The haiku chat's promises to any client: statuses, sentences, streams, and a good end. */
+/** The HTTP interface of the haiku chat: statuses, texts of answers, streams, and shutdown. */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { createServer, type AddressInfo } from 'node:net';
@@ -17,7 +17,7 @@ afterEach(() => {
 });
 
 describe('POST /speak', () => {
-  it('answers 202 and tells every listener the text, the author and the time', async () => {
+  it('answers 202 and sends text, author and time to every listener', async () => {
     await using server = await serve(createDemo().app);
     using one = await read(`${server.url}/listen`);
     using other = await read(`${server.url}/listen`);
@@ -45,7 +45,7 @@ describe('POST /speak', () => {
 
   it.each([
     ['one line', { text: 'snow' }, { text: 'snow' }],
-    ['an empty name, which is none', { text: 'snow', author: ' ' }, { text: 'snow' }],
+    ['an empty name as no name', { text: 'snow', author: ' ' }, { text: 'snow' }],
     ['a tab within a line', { text: 'a\tb' }, { text: 'a\tb' }],
     ['300 characters', { text: '🌸'.repeat(300) }, { text: '🌸'.repeat(300) }],
     [
@@ -53,8 +53,8 @@ describe('POST /speak', () => {
       { text: 'snow', author: '雪'.repeat(60) },
       { text: 'snow', author: '雪'.repeat(60) },
     ],
-    ['markup, as the text that it is', { text: '<b>&amp;' }, { text: '<b>&amp;' }],
-  ])('takes %s', async (_what, body, expected) => {
+    ['markup as text', { text: '<b>&amp;' }, { text: '<b>&amp;' }],
+  ])('accepts %s', async (_what, body, expected) => {
     await using server = await serve(createDemo().app);
     using reader = await read(`${server.url}/listen`);
     await request(server.url).post('/speak').send(body).expect(202, 'Received text message.');
@@ -68,16 +68,16 @@ describe('POST /speak', () => {
   it.each([
     ['no text', {}],
     ['a text that is a number', { text: 5 }],
-    ['a text that is nothing but space', { text: ' \n\t ' }],
-    ['a text that nobody can see', { text: '\u{200b}' }],
+    ['a text of white space', { text: ' \n\t ' }],
+    ['an invisible text', { text: '\u{200b}' }],
     ['four lines', { text: 'a\nb\nc\nd' }],
-    ['four lines by a separator that only some screens break at', { text: 'a\u{2028}b\u{85}c\fd' }],
+    ['four lines with uncommon line separators', { text: 'a\u{2028}b\u{85}c\fd' }],
     ['301 characters', { text: 'a'.repeat(301) }],
     ['a control character', { text: 'bell \u{7}' }],
     ['an author that is null', { text: 'snow', author: null }],
     ['an author of two lines', { text: 'snow', author: 'a\nb' }],
     ['an author of 61 characters', { text: 'snow', author: 'a'.repeat(61) }],
-    ['something else besides', { text: 'snow', colour: 'white' }],
+    ['an unknown field', { text: 'snow', colour: 'white' }],
     ['a list', ['snow']],
   ])('answers 400 and a sentence to %s, and publishes nothing', async (_what, body) => {
     const demo = createDemo();
@@ -89,7 +89,7 @@ describe('POST /speak', () => {
   });
 
   it.each(['{"text": "<b>sn', '"snow"', 'null', ''])(
-    'answers 400 to %j, which is no JSON object, and quotes none of it',
+    'answers 400 to %j, which is not a JSON object, without quoting the body',
     async (body) => {
       await using server = await serve(createDemo().app);
       const { text, type } = await request(server.url)
@@ -130,7 +130,7 @@ describe('POST /speak', () => {
     expect(demo.channels.stats().published).toBe(0);
   });
 
-  it('answers 415 to a compressed body, so that none can swell', async () => {
+  it('answers 415 to a compressed body', async () => {
     await using server = await serve(createDemo().app);
     const { text } = await request(server.url)
       .post('/speak')
@@ -140,7 +140,7 @@ describe('POST /speak', () => {
     expect(text).toMatch(/not compressed\.$/);
   });
 
-  it('answers 500 without a word about the cause when publishing fails', async () => {
+  it('answers 500 without the cause when publishing fails', async () => {
     const log = vi.spyOn(console, 'error').mockImplementation(() => {});
     const demo = createDemo();
     await using server = await serve(demo.app);
@@ -152,7 +152,7 @@ describe('POST /speak', () => {
 });
 
 describe('GET /', () => {
-  it('has the last fifty haikus in it, the newest last, and the cursor from which the stream goes on', async () => {
+  it('contains the last fifty haiku and the cursor for the stream', async () => {
     await using server = await serve(createDemo().app);
     for (let number = 1; number <= 51; number++) {
       await request(server.url)
@@ -170,7 +170,7 @@ describe('GET /', () => {
     expect(JSON.parse((await reader.next()).data)).toMatchObject({ text: '52' });
   });
 
-  it('has the same haiku in it as the stream', async () => {
+  it('contains the same haiku as the stream', async () => {
     await using server = await serve(createDemo().app);
     using reader = await read(`${server.url}/listen`);
     await request(server.url).post('/speak').send({ text: 'snow', author: 'Issa' });
@@ -186,7 +186,7 @@ describe('GET /', () => {
     '$& $` $1 $$',
     String.raw`\u003c"\'`,
   ])(
-    'is the same HTML, but for data that are the very same text, where %j was typed',
+    'has the same HTML except for the data, which contain exactly the text %j that was typed',
     async (text) => {
       await using server = await serve(createDemo().app);
       const before = await (await fetch(server.url)).text();
@@ -198,14 +198,14 @@ describe('GET /', () => {
     },
   );
 
-  it('is asked for anew each time', async () => {
+  it('must be revalidated for each request', async () => {
     await using server = await serve(createDemo().app);
     expect((await fetch(server.url)).headers.get('Cache-Control')).toBe('no-cache');
   });
 });
 
-describe('the streams', () => {
-  it('GET /listen is an event stream, and 406 with a sentence for who did not ask for one', async () => {
+describe('the event streams', () => {
+  it('GET /listen is an event stream, or 406 without the Accept header', async () => {
     await using server = await serve(createDemo().app);
     using reader = await read(`${server.url}/listen`);
     expect(reader.response.status).toBe(200);
@@ -214,7 +214,7 @@ describe('the streams', () => {
     expect(refused.text).toContain('Accept: text/event-stream');
   });
 
-  it('GET /time tells the time at once and every 5 s', async () => {
+  it('GET /time sends the time at once and every 5 s', async () => {
     await using server = await serve(createDemo().app);
     using reader = await read(`${server.url}/time`);
     const events = await reader.take(2);
@@ -225,7 +225,7 @@ describe('the streams', () => {
   });
 
   it.each(['/listen', '/time'])(
-    'HEAD %s has the head of the stream, and leaves none open',
+    'HEAD %s has the head of the stream, and leaves no stream open',
     async (path) => {
       const demo = createDemo();
       await using server = await serve(demo.app);
@@ -240,13 +240,13 @@ describe('the streams', () => {
   );
 });
 
-describe('everything else', () => {
+describe('other routes', () => {
   it.each([
     ['/', 'text/html', '<title>Haiku</title>'],
     ['/app.js', 'text/javascript', 'EventSource'],
     ['/syllables.js', 'text/javascript', 'countSyllables'],
     ['/style.css', 'text/css', 'color-scheme'],
-  ])('GET %s is %s, and HEAD its head', async (path, type, content) => {
+  ])('GET %s is %s, and HEAD has the same head', async (path, type, content) => {
     await using server = await serve(createDemo().app);
     const response = await fetch(server.url + path);
     expect(response.status).toBe(200);
@@ -278,7 +278,7 @@ describe('everything else', () => {
   });
 
   it.each(['/', '/listen', '/nothing'])(
-    '%s lets nothing foreign in and tells nobody what serves it',
+    '%s forbids foreign content and does not name the server',
     async (path) => {
       await using server = await serve(createDemo().app);
       const { headers } = await fetch(server.url + path);
@@ -293,7 +293,7 @@ describe('everything else', () => {
 });
 
 describe('demo/server.ts', () => {
-  it('lets curl hear what curl speaks', async () => {
+  it('lets one curl receive what another curl sends', async () => {
     await using demo = await startDemo();
     await using listener = run('curl', [
       '-sSN',
@@ -301,8 +301,8 @@ describe('demo/server.ts', () => {
       'Accept: text/event-stream',
       `${demo.url}/listen`,
     ]);
-    // The first comment of the stream: from here on nothing is missed.
-    await until('curl to be connected', () => listener.output.includes(':\n'));
+    // The first comment of the stream. From here on no haiku is missed.
+    await until('the first comment in curl', () => listener.output.includes(':\n'));
     await using speaker = run('curl', [
       '-sS',
       '-H',
@@ -313,13 +313,13 @@ describe('demo/server.ts', () => {
     ]);
     expect(await exitOf(speaker)).toBe(0);
     expect(speaker.output).toBe('Received text message.');
-    await until('curl to hear it', () => /event: text\n.*\nid: .*\n\n$/.test(listener.output));
+    await until('the haiku in curl', () => /event: text\n.*\nid: .*\n\n$/.test(listener.output));
     expect(listener.output).toMatch(
       /event: text\ndata: \{"id":"[^"]+","text":"snow","at":"[^"]+"\}\nid: [\w.-]+\n\n$/,
     );
   });
 
-  it('answers 415 to what curl -d sends without a type', async () => {
+  it('answers 415 to curl -d without a content type', async () => {
     await using demo = await startDemo();
     await using speaker = run('curl', [
       '-sS',
@@ -344,23 +344,23 @@ describe('demo/server.ts', () => {
     ['too large', '65536', /^PORT is "65536", which is not a port; /],
     ['negative', '-1', /^PORT is "-1", which is not a port; /],
   ])(
-    'says what is wrong and ends with exit code 1 where PORT is %s',
-    async (_what, port, sentence) => {
-      // On all addresses, as the demo does.
+    'prints an explanation and exits with exit code 1 if PORT is %s',
+    async (_what, port, message) => {
+      // Listen on all addresses, as the demo does.
       const other = createServer().listen(0);
       await once(other, 'listening');
-      const taken = (other.address() as AddressInfo).port;
+      const usedPort = (other.address() as AddressInfo).port;
       await using program = run('node_modules/.bin/tsx', ['demo/server.ts'], {
-        PORT: port ?? `${taken}`,
+        PORT: port ?? `${usedPort}`,
       });
       expect(await exitOf(program)).toBe(1);
-      expect(program.output).toMatch(sentence);
+      expect(program.output).toMatch(message);
       other.close();
     },
   );
 
   it.each(['SIGTERM', 'SIGINT'] as const)(
-    'ends with exit code 0 at %s while streams are open, and tells them when to return',
+    'exits with code 0 on %s while streams are open, and sends a reconnection time',
     async (signal) => {
       await using demo = await startDemo();
       using listener = await read(`${demo.url}/listen`);
@@ -370,7 +370,7 @@ describe('demo/server.ts', () => {
       demo.process.child.kill(signal);
       await listener.end();
       await clock.end();
-      // Once on opening, once at the end.
+      // One reconnection time at the start, one at the end.
       expect([listener.retries.length, clock.retries.length]).toEqual([2, 2]);
       expect(await exitOf(demo.process)).toBe(0);
     },
@@ -386,12 +386,12 @@ function spokenIn(html: string): PageData {
 
 interface Process extends AsyncDisposable {
   readonly child: ChildProcess;
-  /** What it has written to stdout and stderr. */
+  /** The output of the program to stdout and stderr. */
   readonly output: string;
   readonly exit: Promise<unknown[]>;
 }
 
-/** Runs a program until it ends or is disposed of. */
+/** Runs a program until it exits or is disposed. */
 function run(command: string, args: readonly string[], env: NodeJS.ProcessEnv = {}): Process {
   const child = spawn(command, args, { env: { ...process.env, ...env } });
   const exit = once(child, 'close');
@@ -407,22 +407,22 @@ function run(command: string, args: readonly string[], env: NodeJS.ProcessEnv = 
     },
     async [Symbol.asyncDispose]() {
       child.kill();
-      await within(`the end of ${command}`, exit);
+      await within(`the exit of ${command}`, exit);
     },
   };
 }
 
-/** The exit code, or the signal that ended it. */
+/** The exit code of the program, or the signal that ended the program. */
 async function exitOf(program: Process): Promise<unknown> {
-  const [code, signal] = await within('the exit', program.exit);
+  const [code, signal] = await within('the exit of the program', program.exit);
   return code ?? signal;
 }
 
 async function startDemo(): Promise<AsyncDisposable & { url: string; process: Process }> {
   const program = run('node_modules/.bin/tsx', ['demo/server.ts'], { PORT: '0' });
   const address = /http:\/\/localhost:[1-9]\d*/;
-  await until('the demo to print its address', () => {
-    if (program.child.exitCode !== null) throw new Error(`the demo has ended: ${program.output}`);
+  await until('the address of the demo', () => {
+    if (program.child.exitCode !== null) throw new Error(`the demo exited: ${program.output}`);
     return address.test(program.output);
   });
   const url = address.exec(program.output)?.[0] as string;

@@ -1,10 +1,10 @@
-/** What the tests do and see on the haiku page. */
+/** Helpers for tests of the haiku page in a browser. */
 import { setTimeout as delay } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import type { Locator, Page } from 'playwright-core';
 import { expect } from 'vitest';
 
-/** The page once it is live. */
+/** Opens the page and waits until its stream is live. */
 export async function open(page: Page, url: string): Promise<Page> {
   await page.goto(url);
   await expectText(state(page), 'live');
@@ -36,12 +36,12 @@ export async function speak(url: string, haiku: { text: string; author?: string 
   expect(response.status).toBe(202);
 }
 
-/** Waits until the element says so, and nothing else. */
+/** Waits until the element has exactly this text. */
 export async function expectText(locator: Locator, text: string): Promise<void> {
   await expectSoon(() => locator.textContent(), text);
 }
 
-/** Waits until it is so. `expect.poll` does not do in tests that run side by side. */
+/** Waits until the value equals `expected`. `expect.poll` does not work in concurrent tests. */
 export async function expectSoon<T>(actual: () => Promise<T>, expected: T): Promise<void> {
   const deadline = Date.now() + 10_000;
   let value = await actual();

@@ -12,7 +12,7 @@ const paths = entries.map((entry) => ({
 const files = paths.filter(({ path }) => path.endsWith('.ts')).map(({ path }) => path);
 const folders = paths.filter(({ entry }) => entry.isDirectory()).map(({ path }) => `${path}/`);
 
-/** The names in the first column of the table of a section. */
+/** Returns the names in the first column of the table of a section. */
 function firstColumn(heading: string): string[] {
   const [section = ''] = text.slice(text.indexOf(heading) + heading.length).split(/^## /m);
   return [...section.matchAll(/^\| (`[^|]*`) \|/gm)].flatMap(([, cell = '']) =>

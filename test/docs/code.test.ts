@@ -12,22 +12,25 @@ const TIMEOUT = 120_000;
 
 const LANGUAGES = ['js', 'ts'];
 
-/** A block as a file: at the path of its page, with lines that are those of the page. */
+/**
+ * A code block as a file. The file is at the path of its page, with the line numbers of the page.
+ */
 interface Source {
   readonly path: string;
   readonly line: number;
   readonly text: string;
   readonly block: Block;
-  /** The block right after it. */
+  /** The next block of the page. */
   readonly next: Block | undefined;
 }
 
 const sources: Source[] = (await pages()).flatMap(({ path, blocks }) =>
   blocks.flatMap((block, index) => {
-    // A peer's code, which is not installed here.
+    // Skip code for other packages that are not installed.
     if (!LANGUAGES.includes(block.language) || block.words.includes('peer')) return [];
     const name = block.file ?? `line-${block.line}.${block.language}`;
-    // A file that a page changes later has its lines as a name, too, so that each version is checked.
+    // If a page shows a later version of a file, that version gets its line as name, so that each
+    // version is checked.
     const isLater = blocks
       .slice(0, index)
       .some(({ file }) => file !== undefined && file === block.file);
@@ -61,7 +64,8 @@ const compilerOptions = {
   ),
 };
 
-// TypeScript reads what the JavaScript beside it exports; JavaScript is checked for names and arguments, not for what may be missing.
+// TypeScript code may import from JavaScript code. JavaScript code is checked for names and
+// arguments, but not strictly.
 const configs = {
   ts: {
     compilerOptions: { ...compilerOptions, strict: true, allowJs: true },
@@ -73,8 +77,8 @@ const configs = {
   },
 };
 
-// `new Promise(…)` of nothing, which JavaScript cannot say without a comment.
-const IGNORED = /error TS2810:/;
+// `new Promise<void>(…)` cannot be written in JavaScript without a comment.
+const IGNORED_ERRORS = /error TS2810:/;
 
 let directory: string;
 
@@ -93,8 +97,8 @@ beforeAll(async () => {
 
 afterAll(() => rm(directory, { recursive: true, force: true }));
 
-/** What the compiler finds in the pages, by its lines. */
-async function found(config: string): Promise<string[]> {
+/** Returns the errors of the compiler in code of pages. */
+async function errorsOf(config: string): Promise<string[]> {
   const tsc = join(root, 'node_modules/typescript/bin/tsc');
   const output = await run(process.execPath, [tsc, '-p', config, '--pretty', 'false'], {
     cwd: directory,
@@ -102,20 +106,22 @@ async function found(config: string): Promise<string[]> {
     () => '',
     (error: { stdout: string }) => error.stdout,
   );
-  return output.split('\n').filter((line) => /^\S+\.md\/.*error/.test(line) && !IGNORED.test(line));
+  return output
+    .split('\n')
+    .filter((line) => /^\S+\.md\/.*error/.test(line) && !IGNORED_ERRORS.test(line));
 }
 
 describe('a block of code', () => {
   test.each(LANGUAGES)(
-    'in %s has no error of types; what it takes for given is in given.d.ts',
+    'in %s has no type errors, given the declarations of given.d.ts',
     { timeout: TIMEOUT },
     async (language) => {
       expect(sources.some(({ block }) => block.language === language)).toBe(true);
-      expect(await found(language === 'ts' ? 'tsconfig.ts.json' : 'tsconfig.json')).toEqual([]);
+      expect(await errorsOf(language === 'ts' ? 'tsconfig.ts.json' : 'tsconfig.json')).toEqual([]);
     },
   );
 
-  test('cleans up when `closed` resolves, not in an abort listener, which a stream that has ended never calls', async () => {
+  test('cleans up after stream.closed, not in an abort listener of stream.signal', async () => {
     const src = (await readdir(join(root, 'src'), { recursive: true })).filter((path) =>
       path.endsWith('.ts'),
     );
@@ -135,7 +141,7 @@ describe('a block of code', () => {
     .map((source) => [source.path, source] as const);
 
   test.each(runnable)(
-    'that is marked as runnable prints what stands below it: %s',
+    'that is marked as runnable prints the output below it: %s',
     { timeout: TIMEOUT },
     async (path, { next }) => {
       const { stdout } = await run(process.execPath, ['--import', 'tsx', path], {

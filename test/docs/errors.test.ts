@@ -9,7 +9,7 @@ function codesIn(text: string, prefix: string): string[] {
   return [...new Set(text.match(new RegExp(`\\b${prefix}_[A-Z_]+`, 'g')))].toSorted();
 }
 
-/** Each section that is headed by a code, and what it says. */
+/** The sections of the page, by error code. */
 const sections = new Map(
   page.text
     .split(/^### /m)
@@ -17,7 +17,7 @@ const sections = new Map(
     .map((section) => [section.split('\n')[0]?.replaceAll('`', '').split(' ')[0] ?? '', section]),
 );
 
-/** All source, without comments: a code that is only spoken of is not used. */
+/** All source without comments, because a code in a comment is not used. */
 async function source(): Promise<string> {
   const files = await readdir(join(root, 'src'), { recursive: true });
   const texts = await Promise.all(
@@ -30,22 +30,24 @@ async function source(): Promise<string> {
 
 describe('docs/errors.md', () => {
   test.each(['ERR_SSE', 'RES_SSE'])(
-    'has a section for each code %s_… of the source, and no others',
+    'has a section for each code %s_… of the source, and no other sections',
     async (prefix) => {
-      const explained = [...sections.keys()].filter((code) => code.startsWith(prefix)).toSorted();
-      expect(explained).toEqual(codesIn(await source(), prefix));
+      const documentedCodes = [...sections.keys()]
+        .filter((code) => code.startsWith(prefix))
+        .toSorted();
+      expect(documentedCodes).toEqual(codesIn(await source(), prefix));
     },
   );
 
-  test('names no code anywhere that there is not', async () => {
+  test('names no code that the source does not have', async () => {
     const code = await source();
     for (const prefix of ['ERR_SSE', 'RES_SSE']) {
-      const known = codesIn(code, prefix);
-      expect(codesIn(page.text, prefix).filter((each) => !known.includes(each))).toEqual([]);
+      const codes = codesIn(code, prefix);
+      expect(codesIn(page.text, prefix).filter((each) => !codes.includes(each))).toEqual([]);
     }
   });
 
-  test.each([...sections])('says of %s what happened, why, and how to mend it', (code, section) => {
+  test.each([...sections])('explains the meaning, the cause and the fix of %s', (code, section) => {
     expect(section).toMatch(/^\*\*What\.\*\* /m);
     expect(section).toMatch(/^\*\*Why\.\*\* /m);
     expect(section).toMatch(/^\*\*Fix\.\*\* /m);

@@ -7,7 +7,8 @@ import { until } from '../support/wait.ts';
 import { pageOf } from './pages.ts';
 import { Tour } from './tour.ts';
 
-// From top to bottom, each test where the one before has left the folder and the server.
+// The tests follow the guide from top to bottom. Each test uses the folder and the server of the
+// test before.
 const page = await pageOf('docs/getting-started.md');
 let tour: Tour;
 
@@ -17,8 +18,8 @@ beforeAll(async () => {
 
 afterAll(() => tour?.[Symbol.asyncDispose]());
 
-/** A client that comes back with this id. */
-async function comeBack(id: string): Promise<Reader> {
+/** Opens a stream with this last event id. */
+async function resumeFrom(id: string): Promise<Reader> {
   return read(`${tour.url}/news`, { headers: { 'Last-Event-ID': id } });
 }
 
@@ -29,7 +30,7 @@ async function answers(port: number): Promise<boolean> {
   );
 }
 
-/** Does what a section says; what it shows is what is there. */
+/** Follows a section, and compares the output with the output in the guide. */
 async function expectSection(heading: string): Promise<void> {
   const { written, printed } = await tour.follow(page, heading);
   expect(printed).toEqual(written);
@@ -42,20 +43,20 @@ async function publish(headline: string): Promise<string> {
   return ((await answer.json()) as { id: string }).id;
 }
 
-test('the folder has what the server needs', { timeout: 120_000 }, async () => {
+test('section "A folder" installs the packages', { timeout: 120_000 }, async () => {
   await expectSection('## A folder');
 });
 
-test('the server shows what the guide shows', async () => {
+test('section "A server" has the documented output', async () => {
   await expectSection('## A server');
 });
 
-test('a client that comes back gets what the guide shows', async () => {
+test('section "Come back" has the documented output', async () => {
   await expectSection('## Come back');
 });
 
 test(
-  'the page shows what is published, and is live again after a restart',
+  'section "A page": the page shows events and reconnects after a restart',
   { timeout: 60_000 },
   async () => {
     await using browser = await launchChromium();
@@ -70,26 +71,26 @@ test(
     await tour.stop('server', 'SIGINT');
     await tab.getByText('reconnecting …').waitFor();
     await tour.startAs('server', 'node server.js');
-    // The state of the new server, fetched after the gap, is empty.
+    // The page fetches the state of the new server after the gap. That state is empty.
     await tab.getByText('Seen on the page').waitFor({ state: 'detached' });
     await tab.getByText('live', { exact: true }).waitFor();
   },
 );
 
-test('the test of the guide passes', async () => {
+test('section "A test": the test passes', async () => {
   await expectSection('## A test');
   expect(tour.printed).toContain('pass 1');
 });
 
 test(
-  'with Redis a new server goes on where the old one ended, and the old one ends by itself',
+  'section "Deploy": a new server resumes with Redis, and the old server exits',
   { timeout: 120_000 },
   async () => {
     await using redis = await startRedis();
     tour.redisUrl = redis.url;
     await expectSection('## Deploy');
     const first = await publish('before');
-    using reader = await comeBack(first);
+    using reader = await resumeFrom(first);
     await publish('meanwhile');
     const { id, data } = await reader.next();
     expect(data).toBe('{"headline":"meanwhile"}');
@@ -99,22 +100,22 @@ test(
 
     await tour.startAs('server', `REDIS_URL=${redis.url} node server.js`);
     await publish('after');
-    using again = await comeBack(id ?? '');
-    expect(await again.next()).toMatchObject({ event: 'headline', data: '{"headline":"after"}' });
+    using resumed = await resumeFrom(id ?? '');
+    expect(await resumed.next()).toMatchObject({ event: 'headline', data: '{"headline":"after"}' });
 
     const port = await freePort();
     await tour.startAs('second', `PORT=${port} REDIS_URL=${redis.url} node server.js`);
-    await until('the second server', () => answers(port));
-    using elsewhere = await read(`http://localhost:${port}/news`, {
+    await until('a response of the second server', () => answers(port));
+    using onSecond = await read(`http://localhost:${port}/news`, {
       headers: { 'Last-Event-ID': id ?? '' },
     });
-    expect((await elsewhere.next()).data).toBe('{"headline":"after"}');
+    expect((await onSecond.next()).data).toBe('{"headline":"after"}');
     await publish('at the first');
-    expect((await elsewhere.next()).data).toBe('{"headline":"at the first"}');
+    expect((await onSecond.next()).data).toBe('{"headline":"at the first"}');
   },
 );
 
-test('the configuration of nginx is the one that is tried', () => {
+test('the nginx configuration of the guide is the tested configuration', () => {
   const block = page.blocks.find(({ language }) => language === 'nginx');
   expect(block?.text.replace('3000', '4444')).toBe(documented('nginx', 'restart'));
 });

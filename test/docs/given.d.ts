@@ -1,4 +1,7 @@
-/** What fragments of code in the pages take for given: the app around them, and what is the reader's own. Types only. */
+/**
+ * Declarations that code fragments in the pages assume: the app around a fragment, and functions of
+ * the reader. Types only.
+ */
 import type { Express, Request as ExpressRequest } from 'express';
 import type { Channels, SseMiddleware } from 'res-sse';
 
@@ -13,7 +16,7 @@ interface Haiku {
   author?: string;
 }
 
-// What middleware in front leaves on a request.
+// Properties that other middleware adds to a request.
 declare module 'node:http' {
   interface IncomingMessage {
     user?: User | undefined;
@@ -24,7 +27,7 @@ declare module 'node:http' {
 }
 
 declare global {
-  // What blocks further up on a page have made or imported.
+  // Names that earlier blocks of a page define or import.
   const express: typeof import('express');
   const session: typeof import('express-session');
   const createChannels: typeof import('res-sse').createChannels;
@@ -38,7 +41,7 @@ declare global {
   const randomUUID: () => string;
   const SseError: typeof import('res-sse').SseError;
 
-  // The reader's own.
+  // Names of the application of the reader.
   const haiku: Haiku;
   const secret: string & Uint8Array;
   const users: {
@@ -49,17 +52,17 @@ declare global {
   const logger: Record<'debug' | 'info' | 'warn' | 'error', (...details: unknown[]) => void>;
   function authenticate(req: ExpressRequest): Promise<User | undefined>;
   function canRead(user: User | undefined, room: string | undefined): boolean;
-  function mayRead(...what: unknown[]): boolean;
+  function mayRead(...args: unknown[]): boolean;
   function renderPage(data: object): Promise<string>;
-  function retryLater(...what: unknown[]): void;
+  function retryLater(...args: unknown[]): void;
   function rows(): Promise<Iterable<object>>;
-  function show(...what: unknown[]): void;
+  function show(...args: unknown[]): void;
 
   const llm: {
     complete(prompt: string, options: { signal: AbortSignal }): AsyncIterable<string>;
   };
 
-  // A service worker's.
+  // The global scope of a service worker.
   interface Window {
     addEventListener(
       type: 'fetch',
@@ -67,7 +70,7 @@ declare global {
     ): void;
   }
 
-  // jest's, which has them without an import.
+  // Globals of jest.
   function afterEach(after: () => unknown): void;
   function test(name: string, body: () => unknown): void;
   function expect(value: unknown): Record<string, (expected?: unknown) => void>;

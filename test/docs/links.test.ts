@@ -5,7 +5,7 @@ import { pageOf, pages, resolved, root } from './pages.ts';
 
 const all = await pages();
 
-async function isThere(path: string): Promise<boolean> {
+async function exists(path: string): Promise<boolean> {
   return access(join(root, path)).then(
     () => true,
     () => false,
@@ -13,14 +13,14 @@ async function isThere(path: string): Promise<boolean> {
 }
 
 describe.each(all)('$path', (page) => {
-  test('leads to files and headings that are there', async () => {
+  test('links only to files and headings that exist', async () => {
     const broken: string[] = [];
     for (const link of page.links) {
-      const goal = resolved(page, link);
-      if (goal === undefined) continue;
-      const { path, anchor } = goal;
+      const target = resolved(page, link);
+      if (target === undefined) continue;
+      const { path, anchor } = target;
       const isBroken =
-        !(await isThere(path)) ||
+        !(await exists(path)) ||
         (anchor !== '' && path.endsWith('.md') && !(await pageOf(path)).anchors.includes(anchor));
       if (isBroken) broken.push(`${page.path}:${link.line} ${link.target}`);
     }
@@ -28,7 +28,7 @@ describe.each(all)('$path', (page) => {
   });
 });
 
-test('every guide is in the index of the guides', async () => {
+test('every guide is linked in the index of the guides', async () => {
   const index = await pageOf('docs/README.md');
   const linked = new Set(index.links.map((link) => resolved(index, link)?.path));
   const guides = all

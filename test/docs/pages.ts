@@ -1,4 +1,4 @@
-/** The pages of documentation: their blocks of code, headings and links, each with its line. */
+/** Reads the pages of the documentation: code blocks, headings and links, each with its line. */
 import { readFile, readdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -6,15 +6,15 @@ import { fileURLToPath } from 'node:url';
 /** The root of the repository. */
 export const root: string = fileURLToPath(new URL('../..', import.meta.url));
 
-/** A fenced block. */
+/** A fenced code block. */
 export interface Block {
-  /** What stands after the fence: the language, and words for the tests. */
+  /** The text after the fence: the language, and words for the tests. */
   readonly language: string;
   readonly words: readonly string[];
   readonly text: string;
-  /** Line of its first line of text, from 1. */
+  /** Number of its first line of text, from 1. */
   readonly line: number;
-  /** The file that its first line names in a comment. */
+  /** The file name in a comment in the first line. */
   readonly file: string | undefined;
 }
 
@@ -24,19 +24,19 @@ export interface Link {
 }
 
 export interface Page {
-  /** Relative to the root. */
+  /** Path relative to the root of the repository. */
   readonly path: string;
   readonly text: string;
   readonly blocks: readonly Block[];
-  /** The anchors of its headings, as GitHub makes them. */
+  /** The anchors of the headings, as GitHub generates them. */
   readonly anchors: readonly string[];
   readonly links: readonly Link[];
 }
 
-// Made, installed or somebody else's.
+// Folders with generated or installed files.
 const FOREIGN = /(^|\/)(node_modules|dist|coverage|\.git)\/|^docs\/api\//;
 
-/** All pages of the repository, or those whose path begins so. */
+/** Returns the pages of the repository whose path starts with `under`. */
 export async function pages(under = ''): Promise<Page[]> {
   const files: string[] = [];
   for (const folder of ['.', '.github', 'bench', 'docs', 'examples']) {
@@ -50,7 +50,7 @@ export async function pages(under = ''): Promise<Page[]> {
 export async function pageOf(path: string): Promise<Page> {
   const text = await readFile(join(root, path), 'utf8');
   const blocks = blocksOf(text);
-  // The lines stay where they are.
+  // Remove code blocks, but keep the line numbers.
   const prose = text.replaceAll(FENCED, (block) => '\n'.repeat(block.split('\n').length - 1));
   return { path, text, blocks, anchors: anchorsOf(prose), links: linksOf(prose) };
 }
@@ -58,7 +58,8 @@ export async function pageOf(path: string): Promise<Page> {
 const FENCED = /^( *)```(.*)\n([^]*?)^\1```$/gm;
 
 async function markdownIn(folder: string): Promise<string[]> {
-  // The dependencies of the benchmark hold a link back to the root, so a recursive listing of its folder would not end.
+  // The dependencies of the benchmark contain a link to the root, so a recursive listing would not
+  // end.
   const isFlat = folder === '.' || folder === 'bench';
   const entries = await readdir(join(root, folder), { recursive: !isFlat }).catch(() => []);
   return entries.filter((entry) => entry.endsWith('.md')).map((entry) => join(folder, entry));
@@ -81,12 +82,12 @@ function blocksOf(text: string): Block[] {
 }
 
 function anchorsOf(prose: string): string[] {
-  const seen = new Map<string, number>();
+  const counts = new Map<string, number>();
   return [...prose.matchAll(/^#{1,6} (.+)$/gm)].map(([, heading = '']) => {
     const words = heading.replaceAll(/\[([^\]]*)\]\([^)]*\)/g, '$1').toLowerCase();
     const slug = words.replaceAll(/[^\p{L}\p{N} _-]/gu, '').replaceAll(' ', '-');
-    const count = seen.get(slug) ?? 0;
-    seen.set(slug, count + 1);
+    const count = counts.get(slug) ?? 0;
+    counts.set(slug, count + 1);
     return count === 0 ? slug : `${slug}-${count}`;
   });
 }
@@ -105,7 +106,7 @@ function lineAt(text: string, index: number): number {
   return text.slice(0, index).split('\n').length;
 }
 
-/** The file that a link of a page leads to, and the anchor in it; nothing for one to elsewhere. */
+/** The file and the anchor of a link, or `undefined` for an external link. */
 export function resolved(
   page: Page,
   { target }: Link,

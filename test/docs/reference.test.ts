@@ -7,7 +7,7 @@ async function json<T>(path: string): Promise<T> {
   return JSON.parse(await readFile(join(root, path), 'utf8')) as T;
 }
 
-test('the reference is made of every entry of the package, and of no others', async () => {
+test('the API reference covers exactly the entries of the package', async () => {
   const { exports } = await json<{ exports: Record<string, string | { default: string }> }>(
     'package.json',
   );

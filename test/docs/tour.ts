@@ -1,4 +1,7 @@
-/** What a reader of a guide does: writes its files, types its commands, and compares what comes with what stands there. */
+/**
+ * Follows a guide as a reader does: writes its files, runs its commands, and collects the
+ * documented and the actual output.
+ */
 import { readFile, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -8,21 +11,21 @@ import { freePort } from '../support/redis-server.ts';
 import { until } from '../support/wait.ts';
 import type { Page } from './pages.ts';
 
-// Where the guide's server listens, what its log is called there, and how such a name looks.
+// The port and the epoch of the log in the guide, and the pattern of an epoch.
 const PORT = '3000';
-const LOG = 'GMOBz1wR';
-const ANY_LOG = /[\w-]{8}(?=\.\d)/g;
+const EPOCH = 'GMOBz1wR';
+const ANY_EPOCH = /[\w-]{8}(?=\.\d)/g;
 
 export class Tour implements AsyncDisposable {
   readonly directory: string;
   readonly port: number;
-  /** Where the guide's Redis is here. */
+  /** The URL of Redis that replaces the URL in the guide. */
   redisUrl = '';
   readonly #tarball: string;
   readonly #versions: Record<string, string>;
   readonly #running = new Map<string, Child>();
-  #log = LOG;
-  /** What the last command has printed. */
+  #epoch = EPOCH;
+  /** The output of the last command. */
   printed = '';
 
   private constructor(
@@ -37,7 +40,7 @@ export class Tour implements AsyncDisposable {
     this.#versions = versions;
   }
 
-  /** In an empty folder, with the package as npm packs it. */
+  /** Starts a tour in an empty folder, with the package as npm packs it. */
   static async begin(): Promise<Tour> {
     const directory = await mkdtemp(join(tmpdir(), 'res-sse-tour-'));
     const { filename } = await pack('--pack-destination', directory);
@@ -61,8 +64,8 @@ export class Tour implements AsyncDisposable {
   }
 
   /**
-   * Does what a section says, up to its end.
-   * @returns what stands there that is printed, and what was printed
+   * Follows a section up to its end.
+   * @returns the documented output and the actual output
    */
   async follow(page: Page, heading: string): Promise<{ written: string[]; printed: string[] }> {
     const lines = page.text.split('\n');
@@ -75,10 +78,10 @@ export class Tour implements AsyncDisposable {
     for (const block of page.blocks.filter(({ line }) => line > from && line <= to)) {
       const [word = ''] = block.words;
       if (block.language === 'sh') {
-        await this.#type(block.text.trim(), word);
+        await this.#runCommand(block.text.trim(), word);
       } else if (block.language === 'text' && word !== '') {
-        written.push(named(block.text));
-        printed.push(await this.#printedLike(named(block.text), word));
+        written.push(normalizeEpochs(block.text));
+        printed.push(await this.#readOutput(normalizeEpochs(block.text), word));
       } else if (block.file !== undefined && ['js', 'html'].includes(block.language)) {
         await this.#write(block.file, block.text);
       }
@@ -91,12 +94,12 @@ export class Tour implements AsyncDisposable {
     await writeFile(join(this.folder, file), text);
   }
 
-  async #type(text: string, name: string): Promise<void> {
+  async #runCommand(text: string, name: string): Promise<void> {
     const command = text
       .replaceAll(`localhost:${PORT}`, `localhost:${this.port}`)
       .replaceAll('redis://localhost:6379', this.redisUrl)
-      .replaceAll(LOG, this.#log)
-      .replaceAll(/^npm install .*$/gm, (line) => this.#pinned(line));
+      .replaceAll(EPOCH, this.#epoch)
+      .replaceAll(/^npm install .*$/gm, (line) => this.#withVersions(line));
     if (name !== '') {
       await this.startAs(name, command);
       return;
@@ -104,10 +107,13 @@ export class Tour implements AsyncDisposable {
     const cwd = text.startsWith('mkdir') ? this.directory : this.folder;
     const { stdout } = await run('bash', ['-e', '-c', command], { cwd });
     this.printed = stdout;
-    this.#log = /"id":"([^.]+)\./.exec(stdout)?.[1] ?? this.#log;
+    this.#epoch = /"id":"([^.]+)\./.exec(stdout)?.[1] ?? this.#epoch;
   }
 
-  /** Starts it in a terminal of this name, after what runs there has been stopped with Ctrl+C. */
+  /**
+   * Starts a command in the terminal of this name, after stopping the current command of the
+   * terminal with SIGINT.
+   */
   async startAs(name: string, command: string): Promise<void> {
     await this.stop(name, 'SIGINT');
     const words = command.split('\n').at(-1) ?? '';
@@ -119,12 +125,12 @@ export class Tour implements AsyncDisposable {
       },
     );
     this.#running.set(name, child);
-    if (name === 'reader') await until('the stream', () => child.output !== '');
-    else await until('the server', () => this.#answers(child));
+    if (name === 'reader') await until('output of the reader', () => child.output !== '');
+    else await until('a response of the server', () => this.#answers(child));
   }
 
   async #answers(child: Child): Promise<boolean> {
-    if (!child.isRunning) throw new Error(`the server has ended: ${child.output}`);
+    if (!child.isRunning) throw new Error(`the server exited: ${child.output}`);
     return fetch(this.url).then(
       () => true,
       () => false,
@@ -139,14 +145,17 @@ export class Tour implements AsyncDisposable {
     return child.process.exitCode;
   }
 
-  /** What is printed in this terminal, as soon as it is what is wanted or no longer likely to become so. */
-  async #printedLike(wanted: string, name: string): Promise<string> {
-    const printed = () => named(this.#running.get(name)?.output ?? this.printed);
-    await until('what stands in the guide', () => printed() === wanted, 3_000).catch(() => {});
+  /**
+   * Returns the output of a terminal as soon as it equals the expected output, or after a time
+   * limit.
+   */
+  async #readOutput(expected: string, name: string): Promise<string> {
+    const printed = () => normalizeEpochs(this.#running.get(name)?.output ?? this.printed);
+    await until('the documented output', () => printed() === expected, 3_000).catch(() => {});
     return printed();
   }
 
-  #pinned(command: string): string {
+  #withVersions(command: string): string {
     const [npm, install, ...names] = command.split(' ');
     const packages = names.map((name) =>
       name === 'res-sse' ? this.#tarball : `${name}@${this.#versions[name]}`,
@@ -160,7 +169,7 @@ export class Tour implements AsyncDisposable {
   }
 }
 
-/** With one name for every log. */
-function named(text: string): string {
-  return text.trim().replaceAll(ANY_LOG, LOG);
+/** Replaces each epoch by the epoch of the guide. */
+function normalizeEpochs(text: string): string {
+  return text.trim().replaceAll(ANY_EPOCH, EPOCH);
 }

@@ -19,44 +19,50 @@ afterAll(async () => {
   await browser?.close();
 });
 
-/** Where the line goes, as pairs of x and y. */
+/** Returns the points of the line, as pairs of x and y. */
 async function pointsOf(page: Page): Promise<number[][]> {
   const points = await page.locator('#line').getAttribute('points');
   return (points ?? '').split(' ').map((pair) => pair.split(',').map(Number));
 }
 
-/** So much load a second, one sample each 5 ms, a second apart by what they say. */
-function rising(): () => Sample {
+/**
+ * Returns a sampler with rising load. It is called every 5 ms, and its samples are one second
+ * apart.
+ */
+function risingLoad(): () => Sample {
   let count = 0;
   return () => ({ at: ++count * 1_000, busy: count % 101 });
 }
 
-test('the plot of a page in Chromium moves with each sample, the newest at the right end', async () => {
+test('the plot in Chromium moves left with each sample', async () => {
   await using server = await serveExample(createExample());
   await using page = await browser.newPage();
-  const elsewhere: string[] = [];
-  const complaints: string[] = [];
+  const foreignRequests: string[] = [];
+  const errors: string[] = [];
   page.on(
     'request',
-    (request) => void (request.url().startsWith(server.url) || elsewhere.push(request.url())),
+    (request) => void (request.url().startsWith(server.url) || foreignRequests.push(request.url())),
   );
-  page.on('pageerror', (error) => void complaints.push(error.message));
+  page.on('pageerror', (error) => void errors.push(error.message));
   await page.goto(server.url);
   await until('a line', async () => (await pointsOf(page)).length >= 3);
   const before = await pointsOf(page);
   expect(before.at(-1)?.[0]).toBe(30_000);
-  await until('the line to move', async () => (await pointsOf(page)).length > before.length);
+  await until(
+    'another point of the line',
+    async () => (await pointsOf(page)).length > before.length,
+  );
   const after = await pointsOf(page);
-  // What was drawn has moved to the left, and is as high as it was.
+  // Earlier points moved to the left and kept their height.
   expect(after[0]?.[0]).toBeLessThan(before[0]?.[0] as number);
   expect(after.slice(0, before.length).map(([, y]) => y)).toEqual(before.map(([, y]) => y));
   expect(await page.locator('#now').textContent()).toMatch(/^\d+(\.\d)? %$/);
   expect(await page.locator('#state').textContent()).toBe('live');
-  expect([elsewhere, complaints]).toEqual([[], []]);
+  expect([foreignRequests, errors]).toEqual([[], []]);
 });
 
-test('the line is drawn where the samples say, and what is older than the plot leaves it', async () => {
-  await using server = await serveExample(createExample(rising(), 5));
+test('the line has the points of the samples, without samples that are too old', async () => {
+  await using server = await serveExample(createExample(risingLoad(), 5));
   await using page = await browser.newPage();
   await page.goto(server.url);
   await until('a full plot', async () => (await pointsOf(page))[0]?.[0] === 1_000);
@@ -67,35 +73,38 @@ test('the line is drawn where the samples say, and what is older than the plot l
   expect(pixels?.height).toBeGreaterThan(10);
 });
 
-test('a page outlives its server: it says reconnecting, then live, and the plot goes on', async () => {
+test('a page shows "reconnecting" and then "live" after a restart of its server', async () => {
   const first = await serveExample(createExample());
   await using page = await browser.newPage();
   await page.goto(first.url);
   await until('a line', async () => (await pointsOf(page)).length >= 2);
   await first[Symbol.asyncDispose]();
   await until(
-    'the page to notice',
+    'the state "reconnecting"',
     async () => (await page.locator('#state').textContent()) === 'reconnecting',
   );
   const before = await pointsOf(page);
   const example = createExample();
-  const again = createServer(example.app).listen(first.port, '127.0.0.1');
+  const restarted = createServer(example.app).listen(first.port, '127.0.0.1');
   try {
-    await once(again, 'listening');
+    await once(restarted, 'listening');
     await until(
-      'the page to be back',
+      'the state "live"',
       async () => (await page.locator('#state').textContent()) === 'live',
     );
-    await until('the line to go on', async () => (await pointsOf(page)).length > before.length);
+    await until(
+      'another point of the line',
+      async () => (await pointsOf(page)).length > before.length,
+    );
   } finally {
     await example.close?.();
-    again.close();
-    again.closeAllConnections();
+    restarted.close();
+    restarted.closeAllConnections();
   }
 });
 
-test('a tab that lags skips to the newest sample, and is told of no gap', async () => {
-  await using server = await serveExample(createExample(rising(), 5));
+test('a slow tab continues with the newest sample, without a gap', async () => {
+  await using server = await serveExample(createExample(risingLoad(), 5));
   using early = await read(`${server.url}/load`);
   const { id, data } = await early.next();
   early.close();

@@ -7,12 +7,13 @@ import { post } from './serve-example.ts';
 async function follow(url: string, headers: Record<string, string> = {}): Promise<Reader> {
   const reader = await read(url, { headers });
   expect(reader.response.status).toBe(200);
-  await until('the start', () => reader.checkpoints.length > 0);
+  await until('the first checkpoint', () => reader.checkpoints.length > 0);
   return reader;
 }
 
-// What no channel may be called, in the form in which it gets that far: Koa does not decode a path, Fastify takes no long parameter.
-const NO_NAMES = { fastify: '%01', koa: 'x'.repeat(300), nestjs: '%01' };
+// Invalid channel names in a form that reaches the library. Koa does not decode a path, and Fastify
+// accepts no long parameter.
+const INVALID_NAMES = { fastify: '%01', koa: 'x'.repeat(300), nestjs: '%01' };
 
 describe.each(['fastify', 'koa', 'nestjs'] as const)('in %s', (framework) => {
   let program: Program;
@@ -25,7 +26,7 @@ describe.each(['fastify', 'koa', 'nestjs'] as const)('in %s', (framework) => {
     await program?.[Symbol.asyncDispose]();
   });
 
-  test('what is posted is streamed, a client that comes back misses nothing, and one that leaves is noticed', async () => {
+  test('posted data are streamed, and a client resumes after a disconnect', async () => {
     const room = `${program.url}/rooms/blue`;
     const reader = await follow(room);
     expect(reader.response.headers.get('Content-Type')).toBe('text/event-stream');
@@ -33,15 +34,15 @@ describe.each(['fastify', 'koa', 'nestjs'] as const)('in %s', (framework) => {
     const { data, id } = await reader.next();
     expect(data).toBe('{"text":"one"}');
     reader.close();
-    await until('the client to be missed', () =>
+    await until('the log of the disconnect', () =>
       /close GET \/rooms\/blue: client/.test(program.child.output),
     );
     await post(room, { text: 'two' });
-    using again = await follow(room, { 'Last-Event-ID': id as string });
-    expect((await again.next()).data).toBe('{"text":"two"}');
+    using resumed = await follow(room, { 'Last-Event-ID': id as string });
+    expect((await resumed.next()).data).toBe('{"text":"two"}');
   });
 
-  test('406 to who did not ask for a stream, 403 where it is not theirs, 204 after a final end', async () => {
+  test('the statuses are 406 without Accept, 403 if forbidden, 204 after a final end', async () => {
     const room = `${program.url}/rooms/blue`;
     const plain = await fetch(room);
     expect([plain.status, await plain.text()]).toEqual([
@@ -58,8 +59,8 @@ describe.each(['fastify', 'koa', 'nestjs'] as const)('in %s', (framework) => {
     expect([final.status, await final.text()]).toEqual([204, '']);
   });
 
-  test('an error before the stream is a 500 that says nothing of the cause, and the server lives on', async () => {
-    const room = `${program.url}/rooms/${NO_NAMES[framework]}`;
+  test('an error before the stream is a 500 without the cause; the server continues', async () => {
+    const room = `${program.url}/rooms/${INVALID_NAMES[framework]}`;
     const failed = await fetch(room, { headers: { Accept: 'text/event-stream' } });
     const answer = await failed.text();
     expect(failed.status).toBe(500);
@@ -68,14 +69,14 @@ describe.each(['fastify', 'koa', 'nestjs'] as const)('in %s', (framework) => {
     expect(reader.ended).toBe(false);
   });
 
-  test('at SIGTERM a stream is told when to come back, and the program ends', async () => {
+  test('on SIGTERM a stream gets a reconnection time, and the program exits', async () => {
     using reader = await follow(`${program.url}/rooms/blue`);
     program.child.process.kill('SIGTERM');
     await reader.end();
     expect(reader.retries.length).toBe(1);
-    await within('the end of the program', program.child.ended);
+    await within('the exit of the program', program.child.ended);
     const { exitCode, signalCode } = program.child.process;
-    // Nest sends the signal to itself once more.
+    // Nest sends the signal to itself again.
     expect([0, 'SIGTERM']).toContain(exitCode ?? signalCode);
   });
 });

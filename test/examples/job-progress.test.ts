@@ -6,8 +6,8 @@ import { read } from '../support/reader.ts';
 import { until } from '../support/wait.ts';
 import { post, serveExample } from './serve-example.ts';
 
-/** A job that does what the test says. */
-function steered() {
+/** A job that the test controls. */
+function controlledWork() {
   const job = {} as {
     report: (percent: number) => Promise<unknown>;
     finish: (result: unknown) => void;
@@ -20,16 +20,16 @@ function steered() {
   return { job, work };
 }
 
-async function begin(url: string): Promise<string> {
+async function startJob(url: string): Promise<string> {
   const response = await post(`${url}/jobs`);
   expect(response.status).toBe(202);
   return url + (await response.json()).events;
 }
 
-test('whoever follows a job gets where it is at once, then each step, then the result, and the stream ends for good', async () => {
-  const { job, work } = steered();
+test('a stream of a job has the current step, each later step and the result', async () => {
+  const { job, work } = controlledWork();
   await using server = await serveExample(createExample(work));
-  const events = await begin(server.url);
+  const events = await startJob(server.url);
   await job.report(10);
   await job.report(20);
   using reader = await read(events);
@@ -46,10 +46,10 @@ test('whoever follows a job gets where it is at once, then each step, then the r
   }
 });
 
-test('a dropped connection comes back with its last id and goes on; a step that was superseded meanwhile is no gap', async () => {
-  const { job, work } = steered();
+test('a stream of a job resumes, and a replaced step causes no gap', async () => {
+  const { job, work } = controlledWork();
   await using server = await serveExample(createExample(work));
-  const events = await begin(server.url);
+  const events = await startJob(server.url);
   await job.report(10);
   const first = await read(events);
   const { id } = await first.next();
@@ -70,26 +70,26 @@ test('a dropped connection comes back with its last id and goes on; a step that 
   ]);
 });
 
-test('an EventSource that was cut off gets the result, and does not come back any more', async () => {
-  const { job, work } = steered();
+test('an EventSource gets the result after a reconnect and does not reconnect again', async () => {
+  const { job, work } = controlledWork();
   await using server = await serveExample(createExample(work));
-  const source = new EventSource(await begin(server.url));
-  const seen: string[] = [];
+  const source = new EventSource(await startJob(server.url));
+  const received: string[] = [];
   for (const name of ['progress', 'done', 'sse:gap']) {
-    source.addEventListener(name, ({ data }) => void seen.push(data));
+    source.addEventListener(name, ({ data }) => void received.push(data));
   }
   try {
-    await until('the stream', () => server.example.events.streams.size === 1);
+    await until('an open stream', () => server.example.events.streams.size === 1);
     await job.report(10);
-    await until('the first step', () => seen.length === 1);
+    await until('the first step', () => received.length === 1);
     for (const socket of server.sockets) socket.destroy();
-    await until('the cut to be noticed', () => server.example.events.streams.size === 0);
+    await until('the end of the stream', () => server.example.events.streams.size === 0);
     job.finish('ready');
-    await until('the end', () => source.readyState === source.CLOSED);
+    await until('the EventSource to be closed', () => source.readyState === source.CLOSED);
   } finally {
     source.close();
   }
-  expect(seen).toEqual(['{"percent":10}', 'ready']);
+  expect(received).toEqual(['{"percent":10}', 'ready']);
   expect(server.example.events.stats()).toMatchObject({
     open: 0,
     opened: 2,
@@ -97,11 +97,11 @@ test('an EventSource that was cut off gets the result, and does not come back an
   });
 });
 
-test('a job that fails says so, without a word about the cause', async () => {
+test('a failed job reports an error without the cause', async () => {
   const log = vi.spyOn(console, 'error').mockImplementation(() => {});
-  const { job, work } = steered();
+  const { job, work } = controlledWork();
   await using server = await serveExample(createExample(work));
-  using reader = await read(await begin(server.url));
+  using reader = await read(await startJob(server.url));
   const cause = new Error('password: 12345');
   job.fail(cause);
   expect(await reader.next()).toMatchObject({
@@ -114,7 +114,7 @@ test('a job that fails says so, without a word about the cause', async () => {
   log.mockRestore();
 });
 
-test('a job that nobody knows is 404', async () => {
+test('an unknown job is 404', async () => {
   await using server = await serveExample(createExample());
   const response = await fetch(`${server.url}/jobs/none/events`, {
     headers: { Accept: 'text/event-stream' },

@@ -7,8 +7,8 @@ import { read, type Reader } from '../support/reader.ts';
 import { until } from '../support/wait.ts';
 import { post, serveExample } from './serve-example.ts';
 
-/** The model of the example, and what became of it. */
-function watched(): { model: Model; state: { tokens: number; ended: string } } {
+/** The model of the example, with a record of its tokens and its end. */
+function observedModel(): { model: Model; state: { tokens: number; ended: string } } {
   const state = { tokens: 0, ended: '' };
   return {
     state,
@@ -18,7 +18,7 @@ function watched(): { model: Model; state: { tokens: number; ended: string } } {
           state.tokens++;
           yield token;
         }
-        state.ended = 'said all';
+        state.ended = 'complete';
       } finally {
         if (options.signal.aborted) state.ended = 'cancelled';
       }
@@ -36,9 +36,9 @@ const ANSWER =
 const LONG = 'word '.repeat(1_000);
 
 test.each(['application/json', '*/*', 'text/event-stream'])(
-  'to Accept: %s the tokens come one by one, up to sse:end',
+  'with Accept: %s the tokens arrive one by one, up to sse:end',
   async (accept) => {
-    const { model, state } = watched();
+    const { model, state } = observedModel();
     await using server = await serveExample(createExample(model));
     using reader = await chat(server.url, 'hello', accept);
     expect(JSON.parse((await reader.next()).data)).toEqual({ token: 'You' });
@@ -48,30 +48,30 @@ test.each(['application/json', '*/*', 'text/event-stream'])(
     const tokens = reader.events.slice(0, -1).map(({ data }) => JSON.parse(data).token);
     expect(tokens.join('')).toBe(ANSWER);
     expect(tokens.length).toBe(state.tokens);
-    expect(state.ended).toBe('said all');
+    expect(state.ended).toBe('complete');
   },
 );
 
-test('a client that leaves cancels the model, also while it thinks', async () => {
+test('a disconnect of the client cancels the model, also between tokens', async () => {
   let ended = '';
-  async function* thinker(_prompt: string, { signal }: { signal: AbortSignal }) {
+  async function* slowModel(_prompt: string, { signal }: { signal: AbortSignal }) {
     yield 'Well';
-    // For an hour.
+    // Wait for one hour.
     await delay(3_600_000, undefined, { signal }).catch((error: Error) => {
       ended = error.name;
     });
   }
-  await using server = await serveExample(createExample(thinker));
+  await using server = await serveExample(createExample(slowModel));
   using reader = await chat(server.url, 'why?');
   await reader.next();
   reader.close();
-  await until('the model to be cancelled', () => ended !== '');
+  await until('the cancellation of the model', () => ended !== '');
   expect(ended).toBe('AbortError');
   expect(server.example.events.stats()).toMatchObject({ open: 0, closed: { client: 1 } });
 });
 
-test('the openai SDK reads the whole answer, and cancels the model when it stops', async () => {
-  const { model, state } = watched();
+test('the openai SDK reads the whole answer, and leaving its loop cancels the model', async () => {
+  const { model, state } = observedModel();
   await using server = await serveExample(createExample(model));
   const openai = new OpenAI({ baseURL: `${server.url}/v1`, apiKey: 'none' });
   async function ask(content: string, signal?: AbortSignal) {
@@ -81,15 +81,15 @@ test('the openai SDK reads the whole answer, and cancels the model when it stops
   let answer = '';
   for await (const chunk of await ask('hello')) answer += chunk.choices[0]?.delta.content ?? '';
   expect(answer).toBe(ANSWER);
-  expect(state.ended).toBe('said all');
+  expect(state.ended).toBe('complete');
   for await (const chunk of await ask(LONG)) {
     expect(chunk.choices[0]?.delta.content).toBe('You');
     break;
   }
-  await until('the model to be cancelled', () => state.ended === 'cancelled');
+  await until('the cancellation of the model', () => state.ended === 'cancelled');
 });
 
-test('what ends is [DONE], and who refuses event streams gets 406', async () => {
+test('a completion ends with [DONE], and a client without event streams gets 406', async () => {
   await using server = await serveExample(createExample());
   const messages = [{ role: 'user', content: 'hello' }];
   const whole = await (await post(`${server.url}/v1/chat/completions`, { messages })).text();

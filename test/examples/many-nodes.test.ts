@@ -6,7 +6,7 @@ import { startProgram } from './program.ts';
 import { post } from './serve-example.ts';
 
 test(
-  'a client whose node is killed goes on at the other one, and has missed nothing',
+  'a client of a killed node resumes on another node and misses no event',
   { timeout: 60_000 },
   async () => {
     await using redis = await startRedis();
@@ -14,7 +14,7 @@ test(
     await using one = await startProgram('many-nodes/node.ts', env);
     await using other = await startProgram('many-nodes/node.ts', env);
     using reader = await read(`${one.url}/listen`);
-    await until('the start', () => reader.checkpoints.length === 1);
+    await until('the first checkpoint', () => reader.checkpoints.length === 1);
 
     expect((await post(`${other.url}/speak`, { number: 1 })).status).toBe(202);
     const first = await reader.next();
@@ -23,13 +23,16 @@ test(
     await one.child.stop('SIGKILL');
     await reader.end();
     for (const number of [2, 3]) await post(`${other.url}/speak`, { number });
-    using again = await read(`${other.url}/listen`, {
+    using resumed = await read(`${other.url}/listen`, {
       headers: { 'Last-Event-ID': first.id as string },
     });
-    expect((await again.take(2)).map(({ data }) => data)).toEqual(['{"number":2}', '{"number":3}']);
+    expect((await resumed.take(2)).map(({ data }) => data)).toEqual([
+      '{"number":2}',
+      '{"number":3}',
+    ]);
 
     await using third = await startProgram('many-nodes/node.ts', env);
     const { id } = await (await post(`${third.url}/speak`, { number: 4 })).json();
-    expect(await again.next()).toMatchObject({ data: '{"number":4}', id });
+    expect(await resumed.next()).toMatchObject({ data: '{"number":4}', id });
   },
 );

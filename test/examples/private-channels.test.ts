@@ -4,18 +4,21 @@ import { read, type Reader } from '../support/reader.ts';
 import { until } from '../support/wait.ts';
 import { post, serveExample } from './serve-example.ts';
 
-/** Logs in. @returns the headers of a browser that has */
+/**
+ * Logs in.
+ * @returns the headers of a browser with the session
+ */
 async function login(url: string, user: string): Promise<Record<string, string>> {
   const response = await post(`${url}/login`, { user });
   expect(response.status).toBe(204);
   return { Cookie: (response.headers.get('Set-Cookie') as string).split(';')[0] as string };
 }
 
-/** Follows, and is live. */
+/** Opens a stream and waits until it is live. */
 async function follow(url: string, headers: Record<string, string>): Promise<Reader> {
   const reader = await read(url, { headers });
   expect(reader.response.status).toBe(200);
-  await until('the start', () => reader.checkpoints.length === 1);
+  await until('the first checkpoint', () => reader.checkpoints.length === 1);
   return reader;
 }
 
@@ -25,8 +28,8 @@ function statusOf(url: string, headers: Record<string, string> = {}): Promise<nu
   );
 }
 
-describe('who gets in', () => {
-  test('a member of a room reads it, others get 403, who is not logged in 401', async () => {
+describe('access to streams', () => {
+  test('a member of a room can read it, other users get 403, without login 401', async () => {
     await using server = await serveExample(createExample());
     const room = `${server.url}/rooms/engine`;
     const ada = await login(server.url, 'ada');
@@ -47,7 +50,7 @@ describe('who gets in', () => {
     expect(reader.events.length).toBe(1);
   });
 
-  test("a user's own channel is read by that user only", async () => {
+  test("only the user can read the user's own channel", async () => {
     await using server = await serveExample(createExample());
     const ada = await login(server.url, 'ada');
     const grace = await login(server.url, 'grace');
@@ -66,7 +69,7 @@ describe('who gets in', () => {
     expect([adas.events.length, graces.events.length]).toEqual([1, 1]);
   });
 
-  test('an id of another channel opens nothing', async () => {
+  test('an id of another channel gives no access to its events', async () => {
     await using server = await serveExample(createExample());
     const ada = await login(server.url, 'ada');
     const grace = await login(server.url, 'grace');
@@ -83,14 +86,14 @@ describe('who gets in', () => {
   });
 });
 
-describe('who has to go', () => {
-  test('a logout ends all streams of the session for good, and no others', async () => {
+describe('end of access', () => {
+  test('a logout ends all streams of the session for good, and no other streams', async () => {
     await using server = await serveExample(createExample());
     const ada = await login(server.url, 'ada');
-    const elsewhere = await login(server.url, 'ada');
+    const otherSession = await login(server.url, 'ada');
     using own = await follow(`${server.url}/events`, ada);
     using room = await follow(`${server.url}/rooms/engine/events`, ada);
-    using other = await follow(`${server.url}/rooms/engine/events`, elsewhere);
+    using other = await follow(`${server.url}/rooms/engine/events`, otherSession);
     expect((await post(`${server.url}/logout`, {}, { headers: ada })).status).toBe(204);
     for (const each of [own, room]) {
       await each.end();
@@ -99,15 +102,15 @@ describe('who has to go', () => {
     await post(
       `${server.url}/rooms/engine/messages`,
       { text: 'still here' },
-      { headers: elsewhere },
+      { headers: otherSession },
     );
     expect(await other.next()).toMatchObject({ data: '{"from":"ada","text":"still here"}' });
     expect(server.example.events.stats()).toMatchObject({ open: 1, closed: { revoked: 2 } });
-    // Nor has the end of its streams brought the session back.
+    // The end of the streams did not restore the session.
     expect(await statusOf(`${server.url}/events`, ada)).toBe(401);
   });
 
-  test('who leaves a room reads nothing more of it, in any tab, and keeps all else', async () => {
+  test('a user who leaves a room loses its streams in all tabs, but no other streams', async () => {
     await using server = await serveExample(createExample());
     const charles = await login(server.url, 'charles');
     const ada = await login(server.url, 'ada');
@@ -130,7 +133,7 @@ describe('who has to go', () => {
     expect(await statusOf(`${server.url}/rooms/engine/events`, charles)).toBe(403);
   });
 
-  test('a new session is made at each login, so that nobody can choose its id beforehand', async () => {
+  test('each login creates a new session, so that its id cannot be chosen before', async () => {
     await using server = await serveExample(createExample());
     const first = await login(server.url, 'ada');
     const response = await post(`${server.url}/login`, { user: 'grace' }, { headers: first });

@@ -1,4 +1,4 @@
-/** An example as its reader starts it: `npx tsx <file>` in `examples/`. */
+/** Starts an example as its reader does: `npx tsx <file>` in `examples/`. */
 import { start, type Child } from '../support/child.ts';
 import { until } from '../support/wait.ts';
 
@@ -9,7 +9,10 @@ export interface Program extends AsyncDisposable {
 
 const ADDRESS = /http:\/\/\S+:[1-9]\d*/;
 
-/** Resolves when it has printed its address. On a free port, unless `PORT` says otherwise. */
+/**
+ * Starts a program, on a free port unless `env` has a `PORT`. Resolves when the program has printed
+ * its address.
+ */
 export async function startProgram(
   file: string,
   env: Record<string, string> = {},
@@ -19,13 +22,13 @@ export async function startProgram(
     ...env,
   });
   try {
-    await until(`${file} to print its address`, () => {
-      if (!child.isRunning) throw new Error('it has ended');
+    await until(`the address of ${file}`, () => {
+      if (!child.isRunning) throw new Error('the program exited');
       return ADDRESS.test(child.output);
     });
   } catch (error) {
     await child[Symbol.asyncDispose]();
-    throw new Error(`${file} has not started: ${child.output}`, { cause: error });
+    throw new Error(`${file} did not start: ${child.output}`, { cause: error });
   }
   return {
     url: ADDRESS.exec(child.output)?.[0] as string,

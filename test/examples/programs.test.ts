@@ -10,8 +10,8 @@ import { startProgram } from './program.ts';
 
 const EXAMPLES = new URL('../../examples/', import.meta.url);
 
-/** The programs; what the first lines of the second file say is run; so the answers begin. */
-const PROGRAMS: [program: string, said: string, answers: RegExp[]][] = [
+/** The programs, the files whose first comment has the commands, and the start of each answer. */
+const PROGRAMS: [program: string, commandFile: string, answers: RegExp[]][] = [
   [
     'job-progress/server.ts',
     'job-progress/app.ts',
@@ -29,18 +29,20 @@ const PROGRAMS: [program: string, said: string, answers: RegExp[]][] = [
 ];
 
 test.each(PROGRAMS)(
-  '%s does what its first lines say, and ends at SIGTERM while a client listens',
-  async (file, said, answers) => {
+  '%s answers the commands of its comment, and exits on SIGTERM with an open stream',
+  async (file, commandFile, answers) => {
     await using program = await startProgram(file);
-    const commands = await commandsIn(said, `npx tsx ${file}`);
-    await tryOut(commands, { 3000: program.url }, answers, () => program.child.stop('SIGTERM'));
+    const commands = await commandsIn(commandFile, `npx tsx ${file}`);
+    await runCommands(commands, { 3000: program.url }, answers, () =>
+      program.child.stop('SIGTERM'),
+    );
     expect([0, 'SIGTERM']).toContain(
       program.child.process.exitCode ?? program.child.process.signalCode,
     );
   },
 );
 
-test('dashboard/server.ts serves its page, and ends at SIGTERM', async () => {
+test('dashboard/server.ts serves its page, and exits on SIGTERM', async () => {
   await commandsIn('dashboard/app.ts', 'npx tsx dashboard/server.ts');
   await using program = await startProgram('dashboard/server.ts');
   expect(await (await fetch(program.url)).text()).toContain("new EventSource('/load')");
@@ -48,13 +50,13 @@ test('dashboard/server.ts serves its page, and ends at SIGTERM', async () => {
   expect(program.child.process.exitCode).toBe(0);
 });
 
-test('many-nodes/node.ts does what its first lines say, and ends at SIGTERM while a client listens', async () => {
+test('many-nodes/node.ts answers the commands of its comment, and exits on SIGTERM', async () => {
   await using redis = await startRedis();
   const env = { REDIS_URL: redis.url };
   await using one = await startProgram('many-nodes/node.ts', env);
   await using other = await startProgram('many-nodes/node.ts', env);
   const commands = await commandsIn('many-nodes/node.ts', 'npx tsx many-nodes/node.ts');
-  await tryOut(
+  await runCommands(
     commands,
     { 3001: one.url, 3002: other.url },
     [/data: \{"text":"hello"\}/, /^\{"id":"[\w.-]+"\}$/],
@@ -74,7 +76,10 @@ test('the README names every example', async () => {
   expect(folders.filter((name) => !readme.includes(`](${name}/`))).toEqual([]);
 });
 
-/** The commands in a file's first comment; what stands behind two spaces is what they answer. */
+/**
+ * Returns the commands in the first comment of a file. Text after two spaces is the answer and is
+ * ignored.
+ */
 async function commandsIn(file: string, starts: string): Promise<string[]> {
   const [comment = ''] = (await readFile(new URL(file, EXAMPLES), 'utf8')).split('*/');
   expect(comment).toContain(starts);
@@ -83,8 +88,11 @@ async function commandsIn(file: string, starts: string): Promise<string[]> {
   );
 }
 
-/** Runs them one after the other; those that listen (`-N`) go on meanwhile, and are still there `atTheEnd`. */
-async function tryOut(
+/**
+ * Runs the commands one after the other and compares their answers. Commands with `-N` keep running
+ * until `atTheEnd` has resolved.
+ */
+async function runCommands(
   commands: string[],
   addresses: Record<number, string>,
   answers: RegExp[],
@@ -92,17 +100,17 @@ async function tryOut(
 ): Promise<void> {
   expect(commands.length).toBe(answers.length);
   const dir = mkdtempSync(join(tmpdir(), 'res-sse-examples-'));
-  await using running = new Running();
+  await using running = new RunningCommands();
   try {
     for (const command of commands) {
-      const child = running.start(dir, filledIn(command, addresses, running.children[0]?.output));
+      const child = running.start(dir, fillIn(command, addresses, running.children[0]?.output));
       if (command.includes(' -N ')) {
-        await until(`${command} to listen`, () => /^(:|data:)/m.test(child.output));
+        await until(`the start of ${command}`, () => /^(:|data:)/m.test(child.output));
       } else await within(command, child.ended);
     }
     for (const [index, answer] of answers.entries()) {
       const child = running.children[index] as Child;
-      await until(`${commands[index]} to be answered with ${answer}, not ${child.output}`, () =>
+      await until(`answer ${answer} of ${commands[index]} instead of ${child.output}`, () =>
         answer.test(child.output),
       );
     }
@@ -112,18 +120,21 @@ async function tryOut(
   }
 }
 
-/** The addresses of this run, and for `/jobs/…/events` the job that was begun. */
-function filledIn(command: string, addresses: Record<number, string>, begun = ''): string {
-  const job = /\/jobs\/[\w-]+\/events/.exec(begun)?.[0] ?? '';
+/** Replaces the addresses by those of this run, and `/jobs/…/events` by the started job. */
+function fillIn(command: string, addresses: Record<number, string>, jobOutput = ''): string {
+  const job = /\/jobs\/[\w-]+\/events/.exec(jobOutput)?.[0] ?? '';
   return command
     .replace(/localhost:(\d+)/, (_, port) => (addresses[port] as string).replace('http://', ''))
     .replace('/jobs/…/events', () => job);
 }
 
-class Running implements AsyncDisposable {
+class RunningCommands implements AsyncDisposable {
   readonly children: Child[] = [];
 
-  /** `curl -sS`, so that nothing but the answer is printed; no globbing, which would take `[::1]` for a range. */
+  /**
+   * `curl -sS` prints only the answer. `-g` disables globbing, which would treat `[::1]` as a
+   * range.
+   */
   start(dir: string, command: string): Child {
     const child = start('sh', [
       '-c',

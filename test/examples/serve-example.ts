@@ -1,8 +1,11 @@
-/** An example in this process, so that a test can look into it. */
+/** Serves an example in the process of the test, so that the test can inspect it. */
 import type { Example } from '../../examples/serve.ts';
 import { serve, type TestServer } from '../support/server.ts';
 
-/** @example await using server = await serveExample(createExample()); */
+/**
+ * Starts a server with the app of an example.
+ * @example await using server = await serveExample(createExample());
+ */
 export async function serveExample<E extends Example>(
   example: E,
 ): Promise<TestServer & { example: E }> {
@@ -17,7 +20,7 @@ export async function serveExample<E extends Example>(
   });
 }
 
-/** Posts JSON. */
+/** Sends a POST request with a JSON body. */
 export async function post(
   url: string,
   body: unknown = {},

@@ -7,19 +7,22 @@ import { TurnMeter, connectFake } from '../support/crowd.ts';
 import { read } from '../support/reader.ts';
 import { until, within } from '../support/wait.ts';
 
-/** The library does a bounded amount of work for one call, whatever has been published and not been delivered yet. */
+/**
+ * The library does a bounded amount of work in one call and in one turn of the event loop, however
+ * many events are pending.
+ */
 
-const WRITE_MARK = 65_536;
+const HIGH_WATER_MARK = 65_536;
 
-// The lines of an event around its data, with a generous id.
-const EVENT_OVERHEAD = 100;
+// Maximum number of bytes of an event besides its data.
+const EVENT_OVERHEAD_BYTES = 100;
 
-test('a comment behind each of 2,000 publishes in one turn joins each event a bounded number of times', async () => {
+test('a comment after each of 2,000 publishes copies each event a few times at most', async () => {
   const channels = createChannels();
   await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
   using reader = await read(server.url);
   await until(
-    'the subscription',
+    'the stream to be live',
     () => channels.stats().subscriptions === 1 && channels.stats().behind === 0,
   );
   const [stream] = server.streams as [EventStream];
@@ -29,18 +32,21 @@ test('a comment behind each of 2,000 publishes in one turn joins each event a bo
     await channels.publish('a', each);
     stream.comment();
   }
-  const joined = concat.mock.results.reduce((sum, { value }) => sum + (value as Buffer).length, 0);
+  const joinedBytes = concat.mock.results.reduce(
+    (sum, { value }) => sum + (value as Buffer).length,
+    0,
+  );
   concat.mockRestore();
   expect((await reader.take(published.length)).map((event) => event.data)).toEqual(published);
-  expect(joined).toBeLessThan(10 * published.length * EVENT_OVERHEAD);
+  expect(joinedBytes).toBeLessThan(10 * published.length * EVENT_OVERHEAD_BYTES);
 });
 
-test('a direct send writes at most 64 KiB of what was published in its turn, and a healthy reader gets all of it', async () => {
+test('send() writes at most 64 KiB of pending events, and the rest follows', async () => {
   const channels = createChannels({ history: { bytes: 67_108_864 } });
   await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
   using reader = await read(server.url);
   await until(
-    'the subscription',
+    'the stream to be live',
     () => channels.stats().subscriptions === 1 && channels.stats().behind === 0,
   );
   const [stream] = server.streams as [EventStream];
@@ -48,7 +54,7 @@ test('a direct send writes at most 64 KiB of what was published in its turn, and
   for (const each of published) void channels.publish('a', each);
   stream.send('direct', 'direct');
   expect(stream.readyState).toBe(1);
-  expect(stream.bufferedAmount).toBeLessThanOrEqual(WRITE_MARK + 2 * EVENT_OVERHEAD);
+  expect(stream.bufferedAmount).toBeLessThanOrEqual(HIGH_WATER_MARK + 2 * EVENT_OVERHEAD_BYTES);
   const events = await reader.take(published.length + 1);
   expect(events.filter(({ event }) => event === 'direct').map((event) => event.data)).toEqual([
     'direct',
@@ -59,7 +65,7 @@ test('a direct send writes at most 64 KiB of what was published in its turn, and
   expect(numbers).toEqual(published.map((_, index) => index));
 });
 
-test('of streams that publish when closeWhere ends them, each is written at most 64 KiB of what the others have published', async () => {
+test('closeWhere() writes at most 64 KiB of pending events to each stream it ends', async () => {
   const channels = createChannels();
   await using server = await serveStreams(
     (stream) => {
@@ -73,7 +79,7 @@ test('of streams that publish when closeWhere ends them, each is written at most
   );
   const readers = await Promise.all(Array.from({ length: 64 }, () => read(server.url)));
   await until(
-    'the streams',
+    'all streams to be live',
     () => channels.stats().subscriptions === readers.length && channels.stats().behind === 0,
   );
   const sockets = server.streams.map(({ res }) => res.socket!);
@@ -81,10 +87,10 @@ test('of streams that publish when closeWhere ends them, each is written at most
   server.events.closeWhere(() => true);
   await Promise.all(readers.map((reader) => reader.end()));
   const written = sockets.map(({ bytesWritten }, index) => bytesWritten - before[index]!);
-  expect(Math.max(...written)).toBeLessThanOrEqual(WRITE_MARK + 10 * EVENT_OVERHEAD);
+  expect(Math.max(...written)).toBeLessThanOrEqual(HIGH_WATER_MARK + 10 * EVENT_OVERHEAD_BYTES);
 });
 
-test('a stream that never catches up ends with close({ final: true }) when it has what was published before the call', async () => {
+test('close({ final: true }) ends a stream that never catches up', async () => {
   const channels = createChannels({ history: { events: 20 } });
   const padding = 'x'.repeat(40_000);
   const first = await channels.publish('a', `0 ${padding}`);
@@ -97,7 +103,8 @@ test('a stream that never catches up ends with close({ final: true }) when it ha
   await using server = await serveStreams(
     (stream) =>
       stream.subscribe('a', {
-        // Each page holds one event, and while it is delivered another is published: the stream stays behind.
+        // Each page holds one event, and the delivery of the event publishes another event, so the
+        // stream stays behind.
         filter: () => {
           if (published < 500) publish();
           return true;
@@ -116,15 +123,16 @@ test('a stream that never catches up ends with close({ final: true }) when it ha
     .map((event) => Number.parseInt(event.data, 10));
   expect(numbers).toEqual(numbers.map((_, index) => index + 1));
   expect(numbers.length).toBeGreaterThanOrEqual(publishedBefore);
-  // A page or two more may have been on their way.
+  // A few more pages may have been in progress.
   expect(numbers.length).toBeLessThan(publishedBefore + 20);
 });
 
-// Live streams that one turn gives to, and bytes that one turn reads from the log for streams that are behind.
-const STREAMS_PER_TURN = 250;
-const CATCH_UP_BYTES_PER_TURN = 4_194_304;
+// Maximum number of live streams that one turn writes to, and of bytes that one turn reads from the
+// log for streams that are behind.
+const MAX_STREAMS_PER_TURN = 250;
+const MAX_CATCH_UP_BYTES_PER_TURN = 4_194_304;
 
-test('a burst of 1 MB to 1,000 streams whose heartbeat is due in the same turn is written in slices', async () => {
+test('a burst to 1,000 streams is written in slices, also with a heartbeat due', async () => {
   const channels = createChannels({ history: { bytes: 16_777_216 } });
   const events = sse({ channels, heartbeat: 20 });
   using meter = new TurnMeter();
@@ -136,23 +144,25 @@ test('a burst of 1 MB to 1,000 streams whose heartbeat is due in the same turn i
   meter.most = 0;
   const before = meter.total;
   for (const each of burst) void channels.publish('a', each);
-  // Blocks until the heartbeat of this turn is due.
+  // Block the event loop until the heartbeat is due.
   for (const since = performance.now(); performance.now() - since < 30;);
   const published = crowd.length * burst.length * 10_000;
   await until('the burst to be written', () => meter.total - before > published, 30_000);
-  // A fan-out slice may come twice between two looks of the meter.
-  expect(meter.most).toBeLessThan(2 * STREAMS_PER_TURN * (WRITE_MARK + 2 * EVENT_OVERHEAD));
+  // Two slices of the fan-out may fall between two measurements of the meter.
+  expect(meter.most).toBeLessThan(
+    2 * MAX_STREAMS_PER_TURN * (HIGH_WATER_MARK + 2 * EVENT_OVERHEAD_BYTES),
+  );
   await events.close({ within: 0 });
 });
 
-test('2,000 streams that come back together, each owed 60 KB, are given at most 4 MiB in one turn, and share the bytes of it', async () => {
+test('2,000 streams that resume together get at most 4 MiB per turn and share bytes', async () => {
   const channels = createChannels();
   const events = sse({ channels, heartbeat: false });
   const { id } = await channels.publish('a', 'seen');
   for (let index = 0; index < 60; index++) await channels.publish('a', 'x'.repeat(1_000));
   using meter = new TurnMeter();
   const buffers = new Set<ArrayBufferLike>();
-  let given = 0;
+  let writeCount = 0;
   const crowd = Array.from({ length: 2_000 }, () =>
     connectFake(
       events,
@@ -160,36 +170,38 @@ test('2,000 streams that come back together, each owed 60 KB, are given at most 
         meter.add(bytes.length);
         if (bytes.length < 1_000) return;
         buffers.add(bytes.buffer);
-        given++;
+        writeCount++;
       },
       id,
     ),
   );
   for (const { stream } of crowd) void stream.subscribe('a');
   await until(
-    'all to be live',
+    'all streams to be live',
     () => channels.stats().behind === 0 && channels.stats().subscriptions === crowd.length,
     30_000,
   );
   expect(meter.total).toBeGreaterThan(crowd.length * 60_000);
-  // The step that goes beyond the bound is the last; two runs may come between two looks of the meter.
-  expect(meter.most).toBeLessThan(2 * (CATCH_UP_BYTES_PER_TURN + WRITE_MARK));
-  expect(given).toBeGreaterThanOrEqual(4 * crowd.length);
-  // Garbage collection may take a frame that nobody is being given right now; then it is joined anew.
-  expect(buffers.size).toBeLessThan(given / 100);
+  // The step that exceeds the limit is the last of a turn. Two turns of the queue may fall between
+  // two measurements of the meter.
+  expect(meter.most).toBeLessThan(2 * (MAX_CATCH_UP_BYTES_PER_TURN + HIGH_WATER_MARK));
+  expect(writeCount).toBeGreaterThanOrEqual(4 * crowd.length);
+  // Garbage collection may remove a frame that no stream uses at the moment. The frame is then
+  // joined again.
+  expect(buffers.size).toBeLessThan(writeCount / 100);
   await events.close({ within: 0 });
 });
 
-test('2,000 streams that come back together to a broker elsewhere have at most 64 pages read at a time, and are given at most 4 MiB in one turn', async () => {
+test('2,000 streams that resume with a remote broker read at most 64 pages at a time', async () => {
   const log = memoryBroker();
-  let reading = 0;
-  let mostReading = 0;
+  let readCount = 0;
+  let maxReadCount = 0;
   const broker = brokerWith(log, {
     position: async (atLeast) => log.position(atLeast),
     read: async (names, after, maxBytes) => {
-      mostReading = Math.max(mostReading, ++reading);
+      maxReadCount = Math.max(maxReadCount, ++readCount);
       await nextTurn();
-      reading--;
+      readCount--;
       return log.read(names, after, maxBytes);
     },
     listen: async (channel) => log.listen(channel),
@@ -214,13 +226,13 @@ test('2,000 streams that come back together to a broker elsewhere have at most 6
   );
   for (const { stream } of crowd) void stream.subscribe('a');
   await until(
-    'all to be live',
+    'all streams to be live',
     () => channels.stats().behind === 0 && channels.stats().subscriptions === crowd.length,
     30_000,
   );
   expect(meter.total).toBeGreaterThan(crowd.length * 60_000);
-  expect(meter.most).toBeLessThan(2 * (CATCH_UP_BYTES_PER_TURN + WRITE_MARK));
-  expect(mostReading).toBeLessThanOrEqual(64);
+  expect(meter.most).toBeLessThan(2 * (MAX_CATCH_UP_BYTES_PER_TURN + HIGH_WATER_MARK));
+  expect(maxReadCount).toBeLessThanOrEqual(64);
   for (const index of [0, 500, 1_000, 1_500]) {
     expect(
       Array.from(texts[index]?.matchAll(/^data: (\d+) /gm) ?? [], ([, number]) => Number(number)),
@@ -229,7 +241,7 @@ test('2,000 streams that come back together to a broker elsewhere have at most 6
   await events.close({ within: 0 });
 });
 
-test('of 20,000 sets of channels that share one channel, each turn gives its event to at most 250, and each stream gets it once', async () => {
+test('an event of a channel in 20,000 sets of channels reaches 250 streams per turn', async () => {
   const channels = createChannels({ maxChannels: 100_000 });
   const events = sse({ channels, heartbeat: false });
   const texts: string[] = [];
@@ -247,15 +259,15 @@ test('of 20,000 sets of channels that share one channel, each turn gives its eve
   );
   void channels.publish('global', 'to all');
   void channels.publish('user:7', 'to one');
-  await until('all to have it', () => meter.total >= crowd.length, 30_000);
+  await until('the event on all streams', () => meter.total >= crowd.length, 30_000);
   expect(meter.total).toBe(crowd.length);
-  // A slice may come twice between two looks of the meter.
-  expect(meter.most).toBeLessThanOrEqual(2 * STREAMS_PER_TURN);
+  // Two slices may fall between two measurements of the meter.
+  expect(meter.most).toBeLessThanOrEqual(2 * MAX_STREAMS_PER_TURN);
   expect(texts.every((text) => text.split('data: to all').length === 2)).toBe(true);
   await events.close({ within: 0 });
 }, 60_000);
 
-test('close() of channels that 2,000 streams follow ends at most 250 of them in one turn', async () => {
+test('close() of a registry with 2,000 streams ends at most 250 streams per turn', async () => {
   const channels = createChannels();
   const events = sse({ channels, heartbeat: false });
   const crowd = Array.from({ length: 2_000 }, () => connectFake(events));

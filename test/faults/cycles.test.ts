@@ -6,13 +6,13 @@ import { dial, requestText } from '../support/server.ts';
 import { until } from '../support/wait.ts';
 
 const CYCLES = 1_000;
-const AT_ONCE = 50;
+const CONCURRENT_CYCLES = 50;
 
-test('after 1,000 connects and disconnects of all kinds no stream, timer, listener or socket is left, and the heap is what it was', async () => {
+test('1,000 connects and disconnects leave no stream or socket and no memory', async () => {
   const channels = createChannels();
   await using server = await serveStreams(
     async (stream, req) => {
-      // Half of them ask for everything that is made only when asked for.
+      // Half of the streams use everything that is created on demand.
       if (req.query['lazy'] === undefined) {
         stream.signal.addEventListener('abort', () => {});
         void stream.closed;
@@ -29,14 +29,14 @@ test('after 1,000 connects and disconnects of all kinds no stream, timer, listen
     { channels, heartbeat: 50, stallTimeout: 60_000, maxLifetime: 60_000 },
   );
 
-  async function cycle(n: number): Promise<void> {
+  async function runCycle(n: number): Promise<void> {
     const kind = n % 5;
     const path = `/?n=${n}${n % 2 === 0 ? '&lazy' : ''}`;
     const socket = await dial(
       server.port,
       requestText(path, kind === 4 ? { Connection: 'close' } : {}),
     );
-    // Before the head is there, an abrupt reset in the middle of the request's life.
+    // Kind 0: reset the connection before the head has arrived.
     if (kind === 0) return void socket.resetAndDestroy();
     await new Promise((resolve) => socket.once('data', resolve));
     if (kind === 1) socket.end();
@@ -45,20 +45,22 @@ test('after 1,000 connects and disconnects of all kinds no stream, timer, listen
     else server.events.closeWhere((stream) => stream.req.url === path);
   }
 
-  async function cycles(from: number, count: number): Promise<void> {
-    for (let n = from; n < from + count; n += AT_ONCE) {
-      await Promise.all(Array.from({ length: AT_ONCE }, (_, index) => cycle(n + index)));
+  async function runCycles(from: number, count: number): Promise<void> {
+    for (let n = from; n < from + count; n += CONCURRENT_CYCLES) {
+      await Promise.all(
+        Array.from({ length: CONCURRENT_CYCLES }, (_, index) => runCycle(n + index)),
+      );
       await channels.publish('a', 'x'.repeat(1_000));
     }
-    await until('the streams to end', () => server.events.streams.size === 0);
-    await until('the sockets to go', () => server.sockets.size === 0);
+    await until('the end of all streams', () => server.events.streams.size === 0);
+    await until('all sockets to close', () => server.sockets.size === 0);
     server.streams.length = 0;
   }
 
-  // Once to warm up: caches, pools, compiled code.
-  await cycles(0, 2 * CYCLES);
+  // Warm up caches, pools and compiled code.
+  await runCycles(0, 2 * CYCLES);
   const before = await liveHeap();
-  await cycles(2 * CYCLES, CYCLES);
+  await runCycles(2 * CYCLES, CYCLES);
   const after = await liveHeap();
 
   expect(server.events.streams.size).toBe(0);
@@ -69,12 +71,12 @@ test('after 1,000 connects and disconnects of all kinds no stream, timer, listen
   expect(Object.values(closed).reduce((sum, count) => sum + count, 0)).toBe(opened);
   expect(Object.keys(closed).toSorted()).toEqual(['client', 'revoked']);
   expect(buffered).toBe(0);
-  // One leaked stream weighs about 10 kB, a leaked listener some hundred bytes.
+  // One leaked stream has about 10 kB, one leaked listener some hundred bytes.
   expect((after - before) / CYCLES).toBeLessThan(300);
   expect(server.errors).toEqual([]);
 }, 60_000);
 
-test('a stream that has ended is let go of: nothing keeps it in memory', async () => {
+test('an ended stream is garbage-collected', async () => {
   const channels = createChannels();
   await using server = await serveStreams((stream) => stream.subscribe('a'), {
     channels,
@@ -88,10 +90,10 @@ test('a stream that has ended is let go of: nothing keeps it in memory', async (
     socket.destroy();
   }
   await until(
-    'the streams to end',
+    'the end of all streams',
     () => server.events.streams.size === 0 && server.sockets.size === 0,
   );
-  await until('the garbage to be collected', async () => {
+  await until('the streams to be collected', async () => {
     await liveHeap();
     return refs.every((ref) => ref.deref() === undefined);
   });

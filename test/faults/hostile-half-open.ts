@@ -1,6 +1,7 @@
 /**
- * Two readers whose network is pulled out: no FIN, no RST, no ACK. Runs in a network namespace of its own, where the loopback
- * can be taken down, and tells how each stream ends.
+ * Two readers that lose their network: no FIN, no RST, no ACK. The program runs in a network
+ * namespace of its own, where the loopback interface can be disabled, and reports how each stream
+ * ends.
  */
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
@@ -10,17 +11,20 @@ import { connect, type AddressInfo } from 'node:net';
 import { createChannels, sse, type CloseReason, type EventStream } from '../../src/index.ts';
 
 execFileSync('ip', ['link', 'set', 'lo', 'up']);
-// The kernel gives up after some seconds instead of a quarter of an hour.
+// The kernel gives up after some seconds instead of 15 minutes.
 writeFileSync('/proc/sys/net/ipv4/tcp_retries2', '2');
 
 const channels = createChannels();
 const events = sse({ channels, heartbeat: 200, stallTimeout: 1_000 });
 const listen = channels.listen((req) => req.url.slice(1));
 const ends: Record<string, { reason: CloseReason; ms: number }> = {};
-let pulled = 0;
+let disconnectedAt = 0;
 
-async function note(url: string, closed: Promise<CloseReason> | undefined): Promise<void> {
-  ends[url] = { reason: (await closed) as CloseReason, ms: Math.round(performance.now() - pulled) };
+async function recordEnd(url: string, closed: Promise<CloseReason> | undefined): Promise<void> {
+  ends[url] = {
+    reason: (await closed) as CloseReason,
+    ms: Math.round(performance.now() - disconnectedAt),
+  };
   if (Object.keys(ends).length === 2) {
     process.send?.({ ends, stats: events.stats() }, () => process.exit());
   }
@@ -28,7 +32,7 @@ async function note(url: string, closed: Promise<CloseReason> | undefined): Prom
 
 const server = createServer((req, res: Parameters<typeof listen>[1] & { sse?: EventStream }) => {
   events(req, res, () => {
-    void note(req.url as string, res.sse?.closed);
+    void recordEnd(req.url as string, res.sse?.closed);
     listen(req, res, () => res.end());
   });
 });
@@ -42,6 +46,6 @@ for (const path of ['/busy', '/quiet']) {
   reader.resume();
 }
 execFileSync('ip', ['link', 'set', 'lo', 'down']);
-pulled = performance.now();
-// More than the kernel takes.
+disconnectedAt = performance.now();
+// More bytes than the kernel buffers.
 for (let count = 0; count < 100; count++) await channels.publish('busy', 'x'.repeat(100_000));

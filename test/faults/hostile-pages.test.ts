@@ -13,23 +13,23 @@ import { serve } from '../support/server.ts';
 import { read } from '../support/reader.ts';
 import { until } from '../support/wait.ts';
 
-/** A code block of docs/security.md, as it stands there. */
-function documented(name: string): string {
+/** Returns a code block of docs/security.md. */
+function codeBlockOf(name: string): string {
   const text = readFileSync(new URL('../../docs/security.md', import.meta.url), 'utf8');
   const block = new RegExp(`^\`\`\`js ${name}\\n([^]*?)^\`\`\`$`, 'm').exec(text)?.[1];
-  if (block === undefined) throw new Error(`docs/security.md has no ${name}`);
+  if (block === undefined) throw new Error(`docs/security.md has no code block ${name}`);
   return block;
 }
 
-interface Guarded extends AsyncDisposable {
+interface Application extends AsyncDisposable {
   readonly url: string;
   publish(channel: string, data: unknown): void;
-  /** Breaks all connections. */
+  /** Closes all connections. */
   cut(): void;
 }
 
-// What the application brings: whoever names himself is believed.
-const APPLICATION = `
+// The part that an application must provide. Authentication accepts any user object in the header.
+const USER_CODE = `
 function authenticate(req, res, next) {
   req.user = JSON.parse(req.headers.authorization?.replace('Bearer ', '') ?? 'null');
   if (req.user === null) res.sendStatus(401);
@@ -45,10 +45,13 @@ process.on('message', ({ channel, data }) => {
 });
 `;
 
-/** The documented application, in a process of its own. */
-async function startGuarded(lifetime: number): Promise<Guarded> {
+/**
+ * Starts the application of docs/security.md in a process of its own.
+ * @param lifetime the time in ms for which a ticket is valid
+ */
+async function startApplication(lifetime: number): Promise<Application> {
   const dir = mkdtempSync(join(tmpdir(), 'res-sse-security-'));
-  const program = documented('guarded')
+  const program = codeBlockOf('guarded')
     .replace("'res-sse'", JSON.stringify(new URL('../../src/index.ts', import.meta.url).href))
     .replace("'express'", JSON.stringify(import.meta.resolve('express')))
     .replace('30_000', `${lifetime}`)
@@ -61,12 +64,12 @@ async function startGuarded(lifetime: number): Promise<Guarded> {
       });`,
     );
   const file = join(dir, 'guarded.mjs');
-  writeFileSync(file, program + APPLICATION);
+  writeFileSync(file, program + USER_CODE);
   const child = start(process.execPath, ['--import', import.meta.resolve('tsx'), file]);
   let url: string | undefined;
   child.process.on('message', (message: { url: string }) => (url = message.url));
-  await until('the application', () => {
-    if (!child.isRunning) throw new Error(`it has ended: ${child.output}`);
+  await until('the URL of the application', () => {
+    if (!child.isRunning) throw new Error(`the application exited: ${child.output}`);
     return url !== undefined;
   });
   return {
@@ -87,11 +90,11 @@ interface User {
 }
 
 async function ticketFor(
-  guarded: Guarded,
+  application: Application,
   user: User,
   headers: Record<string, string> = {},
 ): Promise<string> {
-  const response = await fetch(`${guarded.url}/tickets`, {
+  const response = await fetch(`${application.url}/tickets`, {
     method: 'POST',
     headers: { Authorization: `Bearer ${JSON.stringify(user)}`, ...headers },
   });
@@ -106,63 +109,68 @@ async function statusOf(url: string, headers: Record<string, string> = {}): Prom
 const ALICE: User = { id: 'alice', tenant: 'a', rooms: ['b:c', 'lobby'] };
 const BOB: User = { id: 'bob', tenant: 'a:b', rooms: ['c'] };
 
-test('a ticket opens one stream of the room that its user may read, once', async () => {
-  await using guarded = await startGuarded(30_000);
-  const events = `${guarded.url}/events`;
-  expect((await fetch(`${guarded.url}/tickets`, { method: 'POST' })).status).toBe(401);
+test('a ticket opens one stream of a room that its user may read, once', async () => {
+  await using application = await startApplication(30_000);
+  const events = `${application.url}/events`;
+  expect((await fetch(`${application.url}/tickets`, { method: 'POST' })).status).toBe(401);
   expect(await statusOf(`${events}/lobby`)).toBe(403);
   expect(await statusOf(`${events}/lobby?ticket=forged`)).toBe(403);
-  const ticket = await ticketFor(guarded, ALICE);
+  const ticket = await ticketFor(application, ALICE);
   expect(await statusOf(`${events}/lobby?ticket=${ticket}`)).toBe(200);
   expect(await statusOf(`${events}/lobby?ticket=${ticket}`)).toBe(403);
-  // Spent, though on a room that she may not read.
-  const other = await ticketFor(guarded, ALICE);
+  // A ticket is used up, even if the room was refused.
+  const other = await ticketFor(application, ALICE);
   expect(await statusOf(`${events}/c?ticket=${other}`)).toBe(403);
   expect(await statusOf(`${events}/lobby?ticket=${other}`)).toBe(403);
-  // Twice in the query it is an array.
-  const twice = await ticketFor(guarded, ALICE);
+  // Two tickets in the query are an array.
+  const twice = await ticketFor(application, ALICE);
   expect(await statusOf(`${events}/lobby?ticket=${twice}&ticket=${twice}`)).toBe(403);
 });
 
-test('a ticket that is not used soon opens nothing', async () => {
-  await using guarded = await startGuarded(50);
-  const ticket = await ticketFor(guarded, ALICE);
-  const begun = Date.now();
-  await until('its time to be over', () => Date.now() - begun > 100);
-  expect(await statusOf(`${guarded.url}/events/lobby?ticket=${ticket}`)).toBe(403);
+test('an expired ticket is refused', async () => {
+  await using application = await startApplication(50);
+  const ticket = await ticketFor(application, ALICE);
+  const startTime = Date.now();
+  await until('the ticket to expire', () => Date.now() - startTime > 100);
+  expect(await statusOf(`${application.url}/events/lobby?ticket=${ticket}`)).toBe(403);
 });
 
-test('tenants whose names and rooms run together do not share a channel', async () => {
-  await using guarded = await startGuarded(30_000);
-  using alice = await read(`${guarded.url}/events/b:c?ticket=${await ticketFor(guarded, ALICE)}`);
-  using bob = await read(`${guarded.url}/events/c?ticket=${await ticketFor(guarded, BOB)}`);
+test('tenants whose names and rooms join to the same text share no channel', async () => {
+  await using application = await startApplication(30_000);
+  using alice = await read(
+    `${application.url}/events/b:c?ticket=${await ticketFor(application, ALICE)}`,
+  );
+  using bob = await read(`${application.url}/events/c?ticket=${await ticketFor(application, BOB)}`);
   expect([alice.response.status, bob.response.status]).toEqual([200, 200]);
-  guarded.publish('a:b:c', 'for alice');
-  guarded.publish('a%3Ab:c', 'for bob');
+  application.publish('a:b:c', 'for alice');
+  application.publish('a%3Ab:c', 'for bob');
   expect([(await alice.next()).data, (await bob.next()).data]).toEqual(['for alice', 'for bob']);
   expect([alice.events.length, bob.events.length]).toEqual([1, 1]);
 });
 
-test('one user holds ten streams at most, and another has his own', async () => {
-  await using guarded = await startGuarded(30_000);
-  const open = async (user: User) =>
+test('one user has at most ten streams, independently of other users', async () => {
+  await using application = await startApplication(30_000);
+  const openStream = async (user: User) =>
     read(
-      `${guarded.url}/events/${user.rooms[0] as string}?ticket=${await ticketFor(guarded, user)}`,
+      `${application.url}/events/${user.rooms[0]!}?ticket=${await ticketFor(application, user)}`,
     );
-  const readers = await Promise.all(Array.from({ length: 11 }, () => open(ALICE)));
-  // An EventSource is sent away so that it comes back.
-  await until('one to be sent away', () => readers.filter((reader) => reader.ended).length === 1);
-  const away = readers.find((reader) => reader.ended);
-  expect([away?.response.status, away?.events.length, away?.retries.length]).toEqual([200, 0, 1]);
-  using bob = await open(BOB);
-  guarded.publish('a%3Ab:c', 'for bob');
+  const readers = await Promise.all(Array.from({ length: 11 }, () => openStream(ALICE)));
+  // The refused EventSource gets an empty stream with a reconnection time.
+  await until('one refused stream', () => readers.filter((reader) => reader.ended).length === 1);
+  const refused = readers.find((reader) => reader.ended);
+  expect([refused?.response.status, refused?.events.length, refused?.retries.length]).toEqual([
+    200, 0, 1,
+  ]);
+  using bob = await openStream(BOB);
+  application.publish('a%3Ab:c', 'for bob');
   expect((await bob.next()).data).toBe('for bob');
   for (const reader of readers) reader.close();
 });
 
-test('a request from a page elsewhere is refused, whatever it carries', async () => {
-  await using guarded = await startGuarded(30_000);
-  const url = async () => `${guarded.url}/events/lobby?ticket=${await ticketFor(guarded, ALICE)}`;
+test('a cross-site request is refused although its ticket is valid', async () => {
+  await using application = await startApplication(30_000);
+  const url = async () =>
+    `${application.url}/events/lobby?ticket=${await ticketFor(application, ALICE)}`;
   expect(await statusOf(await url(), { Origin: 'https://evil.example' })).toBe(403);
   expect(await statusOf(await url(), { Origin: 'null' })).toBe(403);
   expect(await statusOf(await url(), { 'Sec-Fetch-Site': 'cross-site' })).toBe(403);
@@ -171,39 +179,49 @@ test('a request from a page elsewhere is refused, whatever it carries', async ()
   ).toBe(200);
 });
 
-test('the documented page gets a new ticket after a break and misses nothing, in Chromium', async () => {
-  await using guarded = await startGuarded(30_000);
+test('the documented page reconnects with a new ticket and misses no event', async () => {
+  await using application = await startApplication(30_000);
   await using browser = await launchChromium();
   const page = await browser.newPage();
-  await page.goto(`${guarded.url}/page`);
+  await page.goto(`${application.url}/page`);
   await page.evaluate(`
-    window.got = [];
+    window.received = [];
     window.token = ${JSON.stringify(JSON.stringify(ALICE))};
-    window.show = (data) => got.push(data);
+    window.show = (data) => received.push(data);
   `);
   const urls: string[] = [];
   page.on('response', (response) => void urls.push(response.url()));
-  await page.addScriptTag({ content: `${documented('page')}\nfollow('lobby');` });
+  await page.addScriptTag({ content: `${codeBlockOf('page')}\nfollow('lobby');` });
   const streams = () => urls.filter((url) => url.includes('/events/lobby?'));
-  await until('the stream', () => streams().length === 1);
-  guarded.publish('a:lobby', { n: 1 });
-  await until('the first', async () => (await page.evaluate<number>('got.length')) === 1);
-  guarded.cut();
-  guarded.publish('a:lobby', { n: 2 });
-  // It stays away for up to five seconds.
-  await until('the second', async () => (await page.evaluate<number>('got.length')) === 2, 20_000);
-  expect(await page.evaluate('got')).toEqual([{ n: 1 }, { n: 2 }]);
+  await until('the stream of the page', () => streams().length === 1);
+  application.publish('a:lobby', { n: 1 });
+  await until(
+    'the first event',
+    async () => (await page.evaluate<number>('received.length')) === 1,
+  );
+  application.cut();
+  application.publish('a:lobby', { n: 2 });
+  // The page waits up to five seconds before it reconnects.
+  await until(
+    'the second event',
+    async () => (await page.evaluate<number>('received.length')) === 2,
+    20_000,
+  );
+  expect(await page.evaluate('received')).toEqual([{ n: 1 }, { n: 2 }]);
   expect(new Set(streams().map((url) => new URL(url).searchParams.get('ticket'))).size).toBe(2);
 }, 40_000);
 
 interface Attempt {
-  /** What the page has received. */
-  got: string[];
-  /** What the request brought: the session's cookie, and where it came from. */
+  /** The data that the page received. */
+  received: string[];
+  /** The requests that the server received: the session cookie, and the origin. */
   requests: { cookie: string | undefined; isFromPage: boolean; site: unknown }[];
 }
 
-/** A page elsewhere opens a stream of an application that its user has logged in to. */
+/**
+ * Opens a page of another origin that opens a stream of an application to which its user has logged
+ * in.
+ */
 async function attempt(
   browser: Browser,
   host: string,
@@ -239,40 +257,40 @@ async function attempt(
   await page.goto(`${url}/login`);
   await page.goto(origin);
   await page.evaluate(`
-    window.got = [];
+    window.received = [];
     window.source = new EventSource('${url}/stream', { withCredentials: true });
-    source.onmessage = ({ data }) => got.push(data);
+    source.onmessage = ({ data }) => received.push(data);
   `);
-  await until('an event or a refusal', async () =>
-    page.evaluate<boolean>('got.length > 0 || source.readyState === 2'),
+  await until('an event or an error', async () =>
+    page.evaluate<boolean>('received.length > 0 || source.readyState === 2'),
   );
-  const got = await page.evaluate<string[]>('got');
+  const received = await page.evaluate<string[]>('received');
   await page.close();
-  return { got, requests };
+  return { received, requests };
 }
 
-test('a page elsewhere can open a stream and cannot read it; cookies come along from the same site', async () => {
+test('a page of another origin cannot read a stream; same-site cookies are sent', async () => {
   await using browser = await launchChromium();
   const sameSite = { cookie: 'session=secret', isFromPage: true, site: 'same-site' };
-  // The handler has run, for a page that may be anybody's.
+  // The handler ran, although the page belongs to another site.
   expect(await attempt(browser, '127.0.0.1')).toEqual({
-    got: [],
+    received: [],
     requests: [{ cookie: undefined, isFromPage: true, site: 'cross-site' }],
   });
-  // Ports do not make another site, nor do sub-domains.
-  expect(await attempt(browser, 'localhost')).toEqual({ got: [], requests: [sameSite] });
+  // Another port, like another sub-domain, is the same site.
+  expect(await attempt(browser, 'localhost')).toEqual({ received: [], requests: [sameSite] });
   expect(await attempt(browser, 'localhost', () => ({}))).toEqual({
-    got: [],
+    received: [],
     requests: [sameSite],
   });
-  for (const whom of [(origin: string) => [origin], () => true]) {
+  for (const originFor of [(origin: string) => [origin], () => true]) {
     expect(
       await attempt(browser, 'localhost', (origin) => ({
-        origin: whom(origin),
+        origin: originFor(origin),
         credentials: true,
       })),
     ).toEqual({
-      got: ['private'],
+      received: ['private'],
       requests: [sameSite],
     });
   }

@@ -9,26 +9,26 @@ import { until } from '../support/wait.ts';
 import { MB, crowd, megabytes, requests, reset, startHostileSite } from './hostile-site.ts';
 
 const READERS = 100;
-const EVENT = 100_000;
-const STALL = 1_500;
+const EVENT_BYTES = 100_000;
+const STALL_TIMEOUT = 1_500;
 
-const leave: (() => void | PromiseLike<void>)[] = [];
+const cleanups: (() => void | PromiseLike<void>)[] = [];
 
 afterEach(async () => {
-  for (const one of leave.splice(0)) await one();
+  for (const cleanup of cleanups.splice(0)) await cleanup();
 });
 
-/** Connections that never read. */
+/** Opens connections that never read. */
 async function neverRead(port: number): Promise<void> {
   const sockets = await crowd(port, requests(READERS, '/rooms/a'));
-  leave.push(() => reset(sockets));
+  cleanups.push(() => reset(sockets));
 }
 
-/** Connections that take one byte a second out of the kernel, and no more. */
+/** Opens connections that read one byte per second. */
 async function readByteBySecond(port: number): Promise<void> {
   const sockets: Socket[] = [];
   for (let count = 0; count < READERS; count++) {
-    // False stops the reading after the one byte that there is room for.
+    // `false` stops reading after one byte, the size of the buffer.
     const socket = connect({
       port,
       host: '127.0.0.1',
@@ -41,13 +41,16 @@ async function readByteBySecond(port: number): Promise<void> {
   const timer = setInterval(() => {
     for (const socket of sockets) socket.resume();
   }, 1_000);
-  leave.push(() => {
+  cleanups.push(() => {
     clearInterval(timer);
     reset(sockets);
   });
 }
 
-/** A process that reads all of it and is then stopped: its sockets are open, and nobody is there. */
+/**
+ * Opens connections in another process and stops that process. Its sockets stay open, but nothing
+ * reads.
+ */
 async function fallAsleep(port: number): Promise<void> {
   const program = `
     import { connect } from 'node:net';
@@ -61,12 +64,12 @@ async function fallAsleep(port: number): Promise<void> {
     }
   `;
   const child = start(process.execPath, ['--input-type=module', '--eval', program]);
-  leave.push(() => child[Symbol.asyncDispose]());
-  await until('the readers', () => child.output.includes('reading'));
+  cleanups.push(() => child[Symbol.asyncDispose]());
+  await until('all readers to read', () => child.output.includes('reading'));
   child.process.kill('SIGSTOP');
 }
 
-/** Bytes that the kernel keeps for TCP, in all processes of this machine. */
+/** Bytes that the kernel holds for TCP, for all processes of this machine. */
 function kernelBytes(): number {
   const [, pages] = /^TCP:.* mem (\d+)/m.exec(readFileSync('/proc/net/sockstat', 'utf8')) ?? [];
   return Number(pages) * 4_096;
@@ -74,30 +77,30 @@ function kernelBytes(): number {
 
 test.each([
   ['never read', neverRead],
-  ['read a byte a second', readByteBySecond],
-  ['are open while their process is stopped', fallAsleep],
+  ['read one byte per second', readByteBySecond],
+  ['belong to a stopped process', fallAsleep],
 ])(
-  `${READERS} connections that %s cost a bounded queue each, are cut off, and leave nothing behind`,
-  async (what, attack) => {
+  `${READERS} connections that %s have bounded queues and are closed by stallTimeout`,
+  async (description, attack) => {
     await using site = await startHostileSite({
-      sse: { stallTimeout: STALL },
+      sse: { stallTimeout: STALL_TIMEOUT },
       channels: { history: { bytes: 4 * MB } },
     });
-    // History as full as it gets, and everything compiled.
-    await site.publish(['a'], 60, EVENT);
+    // Fill the history and warm up the compiled code.
+    await site.publish(['a'], 60, EVENT_BYTES);
     const before = await site.holdings();
     const kernel = kernelBytes();
     await attack(site.port);
-    await until('the streams', async () => (await site.counts()).streams === READERS + 1);
+    await until('all streams', async () => (await site.counts()).streams === READERS + 1);
     let during = await site.holdings();
     let published = 0;
     let queued = 0;
     let live = 0;
     await until(
-      'all of them to be behind',
+      'all streams to be behind',
       async () => {
-        await site.publish(['a'], 5, EVENT);
-        published += 5 * EVENT;
+        await site.publish(['a'], 5, EVENT_BYTES);
+        published += 5 * EVENT_BYTES;
         during = await site.holdings();
         queued = Math.max(queued, during.buffered);
         live = Math.max(live, during.live);
@@ -106,29 +109,32 @@ test.each([
       20_000,
     );
     const inKernel = kernelBytes() - kernel;
-    // The write mark, the event that went over it, and what the pieces in the socket weigh.
-    expect(queued / READERS).toBeLessThan(65_536 + 2 * EVENT);
-    // The same bytes are shared by all whose queue they are in.
-    expect(live - before.live).toBeLessThan(READERS * (65_536 + 2 * EVENT));
+    // The high-water mark, the event that exceeded it, and the pieces in the socket.
+    expect(queued / READERS).toBeLessThan(65_536 + 2 * EVENT_BYTES);
+    // Queues share the same bytes.
+    expect(live - before.live).toBeLessThan(READERS * (65_536 + 2 * EVENT_BYTES));
     await until(
-      'all of them to be cut off',
+      'all streams to be closed',
       async () => (await site.counts()).closed['stalled'] === READERS,
     );
-    const after = await site.emptied();
-    const longest = await site.undisturbed();
+    const after = await site.waitUntilEmpty();
+    const longest = await site.expectWitnessServed();
     expect(after.live - before.live).toBeLessThan(3 * MB);
     console.log(
-      `${READERS} that ${what}: each had taken ${megabytes(published)} when all were behind, in the kernel ${megabytes(inKernel)}; ` +
-        `queued ${megabytes(queued / READERS)} each; live ${megabytes(before.live)} → ${megabytes(live)} → ${megabytes(after.live)}; ` +
-        `the witness waited ${longest} ms at most, the loop was held for ${Math.max(during.blocked, after.blocked)} ms`,
+      `${READERS} that ${description}: ${megabytes(published)} published until all were behind, ` +
+        `in the kernel ${megabytes(inKernel)}; ` +
+        `queued ${megabytes(queued / READERS)} each; live ${megabytes(before.live)} → ` +
+        `${megabytes(live)} → ${megabytes(after.live)}; ` +
+        `longest delay of the witness ${longest} ms, event loop blocked for ` +
+        `${Math.max(during.blocked, after.blocked)} ms`,
     );
   },
   60_000,
 );
 
-test('a reader whose network is pulled out is cut off: by stallTimeout where bytes wait, by the kernel where none do', async () => {
+test('a reader without network is closed by stallTimeout or by the kernel', async () => {
   const program = fileURLToPath(new URL('hostile-half-open.ts', import.meta.url));
-  // Who is not root makes the namespace as a user of his own.
+  // A user that is not root needs a user namespace to create the network namespace.
   const namespace = process.getuid?.() === 0 ? ['--net'] : ['--net', '--map-root-user'];
   await using child = start('unshare', [
     ...namespace,
@@ -137,15 +143,15 @@ test('a reader whose network is pulled out is cut off: by stallTimeout where byt
     import.meta.resolve('tsx'),
     program,
   ]);
-  let told: { ends: Record<string, { reason: string; ms: number }>; stats: SseStats } | undefined;
-  child.process.on('message', (message: typeof told) => (told = message));
-  await until('both ends', () => {
-    if (told === undefined && !child.isRunning) throw new Error(`it has ended: ${child.output}`);
-    return told !== undefined;
+  let report: { ends: Record<string, { reason: string; ms: number }>; stats: SseStats } | undefined;
+  child.process.on('message', (message: typeof report) => (report = message));
+  await until('the end of both streams', () => {
+    if (report === undefined && !child.isRunning) throw new Error(`exited: ${child.output}`);
+    return report !== undefined;
   });
-  expect(told).toMatchObject({
+  expect(report).toMatchObject({
     ends: { '/busy': { reason: 'stalled' }, '/quiet': { reason: 'client' } },
     stats: { open: 0, buffered: 0 },
   });
-  console.log(`half-open: ${JSON.stringify(told?.ends)}`);
+  console.log(`half-open: ${JSON.stringify(report?.ends)}`);
 }, 30_000);

@@ -1,10 +1,14 @@
-/** A server in a process of its own, for clients that mean harm: it publishes when told, and tells what it holds. */
+/**
+ * A server in a process of its own, for tests with hostile clients. It publishes on command and
+ * reports the resources that it holds.
+ */
 import { createServer, type ServerOptions } from 'node:http';
 import type { Socket } from 'node:net';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import express from 'express';
 import { createChannels, sse, type ChannelsOptions, type SseOptions } from '../../src/index.ts';
 
+/** Options of the server, passed as JSON in its first argument. */
 export interface HostileServerOptions {
   sse?: SseOptions;
   channels?: ChannelsOptions;
@@ -12,9 +16,9 @@ export interface HostileServerOptions {
   maxRequestsPerSocket?: number;
 }
 
-/** What the server holds. */
+/** The resources that the server holds. */
 export interface Holdings {
-  /** Bytes of live memory of JavaScript, buffers included. */
+  /** Bytes of live JavaScript memory, including buffers. */
   live: number;
   rss: number;
   sockets: number;
@@ -22,7 +26,7 @@ export interface Holdings {
   subscriptions: number;
   channels: number;
   timers: number;
-  /** Bytes queued for readers. */
+  /** Bytes that are queued for readers. */
   buffered: number;
   behind: number;
   opened: number;
@@ -30,7 +34,7 @@ export interface Holdings {
   closed: Partial<Record<string, number>>;
   gaps: number;
   history: { events: number; bytes: number };
-  /** The longest time in ms for which nothing else got its turn, since it was last asked. */
+  /** The longest time in ms that the event loop was blocked, since the previous report. */
   blocked: number;
 }
 
@@ -67,7 +71,7 @@ server.on('connection', (socket) => {
 });
 
 const commands: Record<string, (options: never) => unknown> = {
-  /** So many events of so many bytes to each of the channels, and time for others between them. */
+  /** Publishes `count` events of `bytes` bytes to each channel, one per turn of the event loop. */
   async publish({ names, count, bytes }: { names: string[]; count: number; bytes: number }) {
     const data = 'x'.repeat(bytes);
     for (let index = 0; index < count; index++) {
@@ -77,7 +81,7 @@ const commands: Record<string, (options: never) => unknown> = {
   },
   cursor: () => channels.cursor(),
   counts: holdings,
-  /** The same, when everything that can go has gone; too costly to be asked again and again. */
+  /** The same after garbage collection. Too expensive for polling. */
   async holdings() {
     for (let round = 0; round < 3; round++) {
       await nextTurn();
@@ -87,11 +91,11 @@ const commands: Record<string, (options: never) => unknown> = {
   },
 };
 
-process.on('message', ({ id, command, given }: { id: number; command: string; given: never }) => {
-  void Promise.resolve(commands[command]?.(given)).then((result) => process.send?.({ id, result }));
+process.on('message', ({ id, command, args }: { id: number; command: string; args: never }) => {
+  void Promise.resolve(commands[command]?.(args)).then((result) => process.send?.({ id, result }));
 });
 
-// What an ordinary reader follows all the while.
+// The channel of the witness.
 let tick = 0;
 setInterval(() => void channels.publish('witness', { tick: tick++, at: Date.now() }), 20).unref();
 delay.enable();

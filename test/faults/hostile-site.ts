@@ -1,4 +1,7 @@
-/** A server under attack, in a process of its own, and an ordinary reader that must not notice. */
+/**
+ * A server for attacks, in a process of its own, and an ordinary reader (the witness) that no
+ * attack may affect.
+ */
 import { once } from 'node:events';
 import { connect, type AddressInfo, type Socket } from 'node:net';
 import { fileURLToPath } from 'node:url';
@@ -13,17 +16,25 @@ export const MB = 1_048_576;
 
 export interface HostileSite extends AsyncDisposable {
   readonly port: number;
-  /** What it holds now, the witness included; of memory also what is garbage. */
+  /**
+   * The resources that the server holds now, including the witness. The memory includes garbage.
+   */
   counts(): Promise<Holdings>;
-  /** The same, when everything that can go has gone. */
+  /** The same after garbage collection. */
   holdings(): Promise<Holdings>;
-  /** So many events of so many bytes to each of the channels. */
+  /** Publishes `count` events of `bytes` bytes to each channel. */
   publish(names: string[], count: number, bytes: number): Promise<void>;
   cursor(): Promise<string>;
-  /** Resolves with what is held when all streams but the witness's are gone; fails where something else is left. */
-  emptied(): Promise<Holdings>;
-  /** Expects the witness to have received everything in order, and more of it now; the longest it had to wait for one, in ms. */
-  undisturbed(): Promise<number>;
+  /**
+   * Waits until all streams except that of the witness have ended, and returns the remaining
+   * resources. Fails if other resources remain.
+   */
+  waitUntilEmpty(): Promise<Holdings>;
+  /**
+   * Expects that the witness received all events in order, and that it still receives events.
+   * @returns the longest delay of an event to the witness, in ms
+   */
+  expectWitnessServed(): Promise<number>;
 }
 
 const SERVER = fileURLToPath(new URL('hostile-server.ts', import.meta.url));
@@ -42,38 +53,38 @@ export async function startHostileSite(options: HostileServerOptions = {}): Prom
   ]);
   let calls = 0;
   const answers = new Map<number, (result: unknown) => void>();
-  let listening: AddressInfo | undefined;
+  let address: AddressInfo | undefined;
   child.process.on(
     'message',
     (message: { id: number; result: unknown; listening?: AddressInfo }) => {
-      listening ??= message.listening;
+      address ??= message.listening;
       answers.get(message.id)?.(message.result);
       answers.delete(message.id);
     },
   );
 
-  async function ask<T>(command: string, given: object = {}): Promise<T> {
+  async function ask<T>(command: string, args: object = {}): Promise<T> {
     const id = ++calls;
     const answer = new Promise((resolve) => answers.set(id, resolve));
-    child.process.send({ id, command, given });
+    child.process.send({ id, command, args });
     return within(`the answer to ${command}`, answer as Promise<T>, 60_000);
   }
 
-  await until('the server', () => {
-    if (!child.isRunning) throw new Error(`the server has ended: ${child.output}`);
-    return listening !== undefined;
+  await until('the address of the server', () => {
+    if (!child.isRunning) throw new Error(`the server exited: ${child.output}`);
+    return address !== undefined;
   });
-  const { port } = listening as unknown as AddressInfo;
+  const { port } = address as unknown as AddressInfo;
   const reader = await read(`http://127.0.0.1:${port}/rooms/witness`);
   let longest = 0;
-  let seen = 0;
-  const watch = setInterval(() => look(), 1);
-  function look(): void {
+  let measured = 0;
+  const timer = setInterval(() => measureDelays(), 1);
+  function measureDelays(): void {
     const now = Date.now();
-    for (; seen < reader.events.length; seen++) {
+    for (; measured < reader.events.length; measured++) {
       longest = Math.max(
         longest,
-        now - (JSON.parse(reader.events[seen]?.data as string) as { at: number }).at,
+        now - (JSON.parse(reader.events[measured]?.data as string) as { at: number }).at,
       );
     }
   }
@@ -84,17 +95,17 @@ export async function startHostileSite(options: HostileServerOptions = {}): Prom
     holdings: () => ask<Holdings>('holdings'),
     publish: (names, count, bytes) => ask('publish', { names, count, bytes }),
     cursor: () => ask<string>('cursor'),
-    async emptied() {
+    async waitUntilEmpty() {
       await until(
-        'everything to be gone',
+        'all other streams to end',
         async () => {
           const { sockets, streams, timers } = await ask<Holdings>('counts');
           return sockets === 1 && streams === 1 && timers === 0;
         },
         30_000,
       );
-      const held = await ask<Holdings>('holdings');
-      expect(held).toMatchObject({
+      const holdings = await ask<Holdings>('holdings');
+      expect(holdings).toMatchObject({
         sockets: 1,
         streams: 1,
         subscriptions: 1,
@@ -102,25 +113,25 @@ export async function startHostileSite(options: HostileServerOptions = {}): Prom
         behind: 0,
         buffered: 0,
       });
-      return held;
+      return holdings;
     },
-    async undisturbed() {
+    async expectWitnessServed() {
       const count = reader.events.length;
-      await until('the witness to be served', () => reader.events.length > count + 10);
+      await until('ten more events of the witness', () => reader.events.length > count + 10);
       const ticks = reader.events.map(({ data }) => (JSON.parse(data) as { tick: number }).tick);
       expect(ticks).toEqual(Array.from(ticks, (_, index) => (ticks[0] as number) + index));
-      look();
+      measureDelays();
       return longest;
     },
     async [Symbol.asyncDispose]() {
-      clearInterval(watch);
+      clearInterval(timer);
       reader.close();
       await child[Symbol.asyncDispose]();
     },
   };
 }
 
-/** Many connections that each send a request, opened all at once; resolves when all of them are connected. */
+/** Opens one connection for each text and sends the text. Resolves when all are connected. */
 export async function crowd(port: number, texts: readonly string[]): Promise<Socket[]> {
   const sockets = texts.map((text) => {
     const socket = connect(port, '127.0.0.1');
@@ -129,14 +140,14 @@ export async function crowd(port: number, texts: readonly string[]): Promise<Soc
     return socket;
   });
   await within(
-    'all to be connected',
+    'all connections',
     Promise.all(sockets.map((socket) => once(socket, 'connect'))),
     30_000,
   );
   return sockets;
 }
 
-/** So many requests for the same. */
+/** Returns `count` equal requests. */
 export function requests(
   count: number,
   path: string,
@@ -145,12 +156,12 @@ export function requests(
   return Array.from({ length: count }, () => requestText(path, headers));
 }
 
-/** Leaves as rudely as it goes. */
+/** Closes connections with RST. */
 export function reset(sockets: readonly Socket[]): void {
   for (const socket of sockets) socket.resetAndDestroy();
 }
 
-/** For the figures that go into docs/security.md. */
+/** Formats a number of bytes, for the figures in docs/security.md. */
 export function megabytes(bytes: number): string {
   return `${(bytes / MB).toFixed(1)} MB`;
 }

@@ -12,7 +12,10 @@ import { read, type Reader } from '../support/reader.ts';
 import { dial, requestText } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 
-/** What callbacks do that they should not have to think about: each of these once lost, repeated or crashed something. */
+/**
+ * Callbacks of the application that call back into the library while the library is calling them.
+ * Each test repeats a situation in which an earlier version lost or repeated events, or crashed.
+ */
 
 function data(events: { data: string }[]): string[] {
   return events.map((event) => event.data);
@@ -25,14 +28,14 @@ async function publishAll(channels: Channels, name: string, ...all: string[]): P
 }
 
 async function untilCollected(refs: readonly WeakRef<object>[]): Promise<void> {
-  await until('the garbage to be collected', async () => {
+  await until('the objects to be collected', async () => {
     await new Promise((resolve) => setImmediate(resolve));
     globalThis.gc?.();
     return refs.every((ref) => ref.deref() === undefined);
   });
 }
 
-test('a filter that throws while unsubscribe flushes takes nothing from another reader of its channel', async () => {
+test('a filter that throws during unsubscribe loses no event of another reader', async () => {
   const channels = createChannels();
   let subscription: Subscription | undefined;
   await using server = await serveStreams(
@@ -50,7 +53,7 @@ test('a filter that throws while unsubscribe flushes takes nothing from another 
   );
   using good = await read(server.url);
   using bad = await read(`${server.url}?bad`);
-  await until('both', () => channels.stats().subscriptions === 2);
+  await until('both subscriptions', () => channels.stats().subscriptions === 2);
   void channels.publish('a', 'one');
   subscription?.unsubscribe();
   await bad.end();
@@ -60,7 +63,7 @@ test('a filter that throws while unsubscribe flushes takes nothing from another 
   expect(server.errors.splice(0)).toHaveLength(1);
 });
 
-test('a filter that throws on a channel without history ends its own stream, and other channels are delivered', async () => {
+test('a filter that throws on a channel without history ends only its own stream', async () => {
   const channels = createChannels({ historyFor: (name) => (name === 'live' ? false : undefined) });
   await using server = await serveStreams(
     (stream, req) =>
@@ -74,7 +77,7 @@ test('a filter that throws on a channel without history ends its own stream, and
   );
   using bad = await read(`${server.url}?bad`);
   using good = await read(server.url);
-  await until('both', () => channels.stats().subscriptions === 3);
+  await until('all subscriptions', () => channels.stats().subscriptions === 3);
   void channels.publish('live', 'one');
   void channels.publish('a', 'two');
   await bad.end();
@@ -109,7 +112,7 @@ test.each<[string, (stream: EventStream, subscription: () => Subscription | unde
     using reader = await read(server.url);
     await until('the subscription', () => subscription !== undefined);
     await publishAll(channels, 'a', '1');
-    await until('the filter', () => calls > 0);
+    await until('the call of the filter', () => calls > 0);
     (server.streams[0] as EventStream).send('after');
     await new Promise((resolve) => setImmediate(resolve));
     expect(calls).toBe(1);
@@ -117,7 +120,7 @@ test.each<[string, (stream: EventStream, subscription: () => Subscription | unde
   }
 });
 
-test('a filter that subscribes its stream to another channel repeats nothing and loses nothing', async () => {
+test('a filter that subscribes to another channel neither repeats nor loses events', async () => {
   const channels = createChannels();
   const before = await publishAll(channels, 'room', 'r0', 'r1');
   await using server = await serveStreams(
@@ -143,7 +146,7 @@ test('a filter that subscribes its stream to another channel repeats nothing and
   expect(reader.events).toHaveLength(6);
 });
 
-test('a filter that subscribes while its stream catches up loses nothing of the new channel', async () => {
+test('a filter that subscribes during catch-up loses no event of the new channel', async () => {
   const channels = createChannels();
   const [first] = await publishAll(channels, 'invites', 'i0');
   await publishAll(channels, 'room', 'r1', 'r2');
@@ -166,14 +169,14 @@ test('a filter that subscribes while its stream catches up loses nothing of the 
   expect((await reader.next()).data).toBe('r4');
 });
 
-test('a subscription that is made by a res-sse:open subscriber is the same as the one that opens the stream', async () => {
+test('a res-sse:open subscriber can subscribe the stream to another channel', async () => {
   const channels = createChannels();
   await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
   const greet = (message: unknown): void =>
     void (message as { stream: EventStream }).stream.subscribe('broadcast');
   subscribe('res-sse:open', greet);
   using reader = await read(server.url);
-  await until('both', () => channels.stats().subscriptions === 2);
+  await until('both subscriptions', () => channels.stats().subscriptions === 2);
   unsubscribe('res-sse:open', greet);
   await publishAll(channels, 'a', '1');
   await publishAll(channels, 'broadcast', '2');
@@ -183,7 +186,7 @@ test('a subscription that is made by a res-sse:open subscriber is the same as th
   expect(channels.names()).toEqual([]);
 });
 
-test('a stream that ends in the middle of a page is let go of', async () => {
+test('a stream that ends in the middle of a page is garbage-collected', async () => {
   if (globalThis.gc === undefined) {
     throw new Error('run node with --expose-gc, as vitest.config.ts does');
   }
@@ -204,25 +207,25 @@ test('a stream that ends in the middle of a page is let go of', async () => {
     await reader.end();
     refs.push(new WeakRef(server.streams.pop() as EventStream));
   }
-  await until('the sockets to go', () => server.sockets.size === 0);
+  await until('all sockets to close', () => server.sockets.size === 0);
   await untilCollected(refs);
 });
 
 test.each<[string, (stream: EventStream, subscription: Subscription, publish: () => void) => void]>(
   [
-    ['unsubscribe', (_stream, subscription, publish) => (publish(), subscription.unsubscribe())],
-    ['close', (stream, _subscription, publish) => (publish(), stream.close())],
+    ['unsubscribe()', (_stream, subscription, publish) => (publish(), subscription.unsubscribe())],
+    ['close()', (stream, _subscription, publish) => (publish(), stream.close())],
     [
-      'closing for good',
+      'close({ final: true })',
       (stream, _subscription, publish) => (publish(), stream.close({ final: true })),
     ],
     [
-      'an event of its own, and its end',
+      'send() and close()',
       (stream, _subscription, publish) => (publish(), stream.send('own'), stream.close()),
     ],
   ],
 )(
-  'what a filter has parsed is let go of when the last stream of a channel is given it by %s',
+  'data that a filter parsed is garbage-collected after %s of the last stream of a channel',
   async (_, act) => {
     if (globalThis.gc === undefined) {
       throw new Error('run node with --expose-gc, as vitest.config.ts does');
@@ -246,7 +249,7 @@ test.each<[string, (stream: EventStream, subscription: Subscription, publish: ()
         for (let count = 0; count < 5; count++) kept.push(channels.publish('a', { count }));
       });
       await Promise.all(kept);
-      await until('the filter', () => refs.length === 5);
+      await until('five calls of the filter', () => refs.length === 5);
       expect(channels.stats().history.events).toBe(history === false ? 0 : 5);
       await untilCollected(refs);
       reader.close();
@@ -254,7 +257,7 @@ test.each<[string, (stream: EventStream, subscription: Subscription, publish: ()
   },
 );
 
-test('what a filter has parsed is let go of when it throws in the middle of a page', async () => {
+test('data that a filter parsed is garbage-collected after the filter throws', async () => {
   const channels = createChannels();
   for (let count = 0; count < 5; count++) await channels.publish('a', { count });
   const refs: WeakRef<object>[] = [];
@@ -274,13 +277,13 @@ test('what a filter has parsed is let go of when it throws in the middle of a pa
     (response) => response.text(),
     () => '',
   );
-  await until('the filter', () => refs.length === 3);
+  await until('three calls of the filter', () => refs.length === 3);
   expect(channels.stats().history.events).toBe(5);
   await untilCollected(refs);
   expect(server.errors.splice(0).length).toBeGreaterThan(0);
 });
 
-test('an onGap that awaits another subscription of its stream does not wait for itself', async () => {
+test('an onGap that awaits another subscription of its stream does not deadlock', async () => {
   const channels = createChannels({ history: { events: 1 } });
   const ids = await publishAll(channels, 'a', '1', '2', '3');
   await using server = await serveStreams(
@@ -303,7 +306,7 @@ test('an onGap that awaits another subscription of its stream does not wait for 
   expect(data(await reader.take(2))).toEqual(['b1', '4']);
 });
 
-test('an onGap is not called for a subscription that has ended while another was asked', async () => {
+test('onGap is not called for a subscription that ended during the onGap of another', async () => {
   const channels = createChannels();
   await publishAll(channels, 'a', '1');
   const asked: string[] = [];
@@ -316,7 +319,7 @@ test('an onGap is not called for a subscription that has ended while another was
           .subscribe(name, {
             onGap: (_stream, gap) => {
               asked.push(name);
-              if (name === 'c') throw new Error('nobody wants to know any more');
+              if (name === 'c') throw new Error('onGap of c was called');
               return new Promise<string>((resolve) => answer.push(() => resolve(gap.cursor)));
             },
           })
@@ -327,11 +330,14 @@ test('an onGap is not called for a subscription that has ended while another was
     { channels },
   );
   using reader = await read(server.url, { headers: { 'Last-Event-ID': 'elsewhere.3' } });
-  await until('a to be asked', () => asked.length === 1);
+  await until('the call of onGap for a', () => asked.length === 1);
   answer.shift()?.();
-  await until('b to be asked', () => asked.length === 2);
-  // Those of b and c came while a was asked, so they did not wait for their start.
-  await until('c', () => subscriptions.some((subscription) => subscription.channels[0] === 'c'));
+  await until('the call of onGap for b', () => asked.length === 2);
+  // The calls of `subscribe` for b and c came during the `onGap` of a, so they did not wait for
+  // their start.
+  await until('the subscription to c', () =>
+    subscriptions.some((subscription) => subscription.channels[0] === 'c'),
+  );
   subscriptions.find((subscription) => subscription.channels[0] === 'c')?.unsubscribe();
   answer.shift()?.();
   await until('the stream to be live', () => channels.stats().behind === 0);
@@ -340,14 +346,14 @@ test('an onGap is not called for a subscription that has ended while another was
   expect(asked).toEqual(['a', 'b']);
 });
 
-describe('an onGap that is still at work when its subscription ends', () => {
+describe('an onGap that is pending when its subscription ends', () => {
   interface Asked {
     resolve: (cursor?: string) => void;
     reject: (error: Error) => void;
     cursor: string;
   }
 
-  /** A stream whose subscription to `x` is being asked about a gap. */
+  /** Serves a stream whose `onGap` for channel `x` has been called and has not answered yet. */
   async function serveAsked(others: string[]) {
     const channels = createChannels({ history: { events: 2 } });
     let asked: Asked | undefined;
@@ -366,9 +372,10 @@ describe('an onGap that is still at work when its subscription ends', () => {
     );
     const reader = await read(server.url);
     await until('the subscriptions', () => channels.stats().subscriptions === 1 + others.length);
-    // More than waits for a stream, so that it has to read the log, which has not kept it either.
+    // More bytes than the queue of a stream holds, so the stream has to read the log. The log keeps
+    // two events, so the stream finds a gap.
     for (let count = 0; count < 60; count++) void channels.publish('x', 'x'.repeat(300_000));
-    await until('onGap', () => asked !== undefined);
+    await until('the call of onGap', () => asked !== undefined);
     return {
       channels,
       reader,
@@ -384,45 +391,45 @@ describe('an onGap that is still at work when its subscription ends', () => {
   }
 
   const ENDS: [string, (asked: Asked) => void][] = [
-    ['rejects', ({ reject }) => reject(new Error('nobody wants to know any more'))],
+    ['rejects', ({ reject }) => reject(new Error('the snapshot failed'))],
     ['hangs', () => {}],
     ['answers', ({ resolve, cursor }) => resolve(cursor)],
   ];
 
   test.each(ENDS)(
-    'and then %s leaves the stream open, and what else it follows is delivered',
+    'and then %s leaves the stream open, and its other channels are delivered',
     async (_, end) => {
       await using gap = await serveAsked(['y']);
       gap.subscription.unsubscribe();
       end(gap.asked);
       await publishAll(gap.channels, 'y', 'y1', 'y2');
-      await until('the events', () => gap.received().length === 2);
+      await until('two events', () => gap.received().length === 2);
       await until('the stream to be live', () => gap.channels.stats().behind === 0);
       await publishAll(gap.channels, 'y', 'y3');
-      await until('the next event', () => gap.received().length === 3);
+      await until('a third event', () => gap.received().length === 3);
       expect(gap.received()).toEqual(['y1', 'y2', 'y3']);
       expect(gap.stream.readyState).toBe(1);
     },
   );
 
   test.each(ENDS)(
-    'and then %s does not hold up the next subscription of its stream',
+    'and then %s does not delay the next subscription of its stream',
     async (_, end) => {
       await using gap = await serveAsked([]);
       gap.subscription.unsubscribe();
       await within('the next subscription', gap.stream.subscribe('y'));
       await publishAll(gap.channels, 'y', 'y1');
-      await until('its event', () => gap.received().length === 1);
+      await until('the first event', () => gap.received().length === 1);
       end(gap.asked);
       await publishAll(gap.channels, 'y', 'y2');
-      await until('the next event', () => gap.received().length === 2);
+      await until('the second event', () => gap.received().length === 2);
       expect(gap.received()).toEqual(['y1', 'y2']);
       expect([gap.stream.readyState, gap.channels.stats().behind]).toEqual([1, 0]);
     },
   );
 });
 
-test('an onGap that answers for what was lost leaves what was not lost to be delivered', async () => {
+test('an onGap that returns a cursor does not skip events of complete channels', async () => {
   const channels = createChannels({
     historyFor: (name) => (name === 'small' ? { events: 1 } : undefined),
   });
@@ -448,7 +455,7 @@ test('an onGap that answers for what was lost leaves what was not lost to be del
   expect(gaps).toEqual([['small']]);
 });
 
-test('each subscription is asked for its own channels, and what nobody answers for is told in-band', async () => {
+test('onGap gets the channels of its own subscription; other gaps are sent in-band', async () => {
   const channels = createChannels({ history: { events: 1 } });
   const asked: unknown[] = [];
   const [first] = await publishAll(channels, 'a', '1', '2', '3');
@@ -480,10 +487,10 @@ test('each subscription is asked for its own channels, and what nobody answers f
     expect.objectContaining({ channels: ['c'] }),
   ]);
   expect(event?.data).toBe('3');
-  expect(await within('all', Promise.all(subscriptions))).toHaveLength(3);
+  expect(await within('all subscriptions', Promise.all(subscriptions))).toHaveLength(3);
 });
 
-test('a client is told at once when a later subscribe steps back, and when it has caught up', async () => {
+test('a checkpoint is sent when a later subscribe steps back, and after the catch-up', async () => {
   const channels = createChannels();
   await publishAll(channels, 'b', 'b1', 'b2');
   const cursor = await channels.cursor();
@@ -498,8 +505,8 @@ test('a client is told at once when a later subscribe steps back, and when it ha
   );
   using reader = await read(server.url);
   expect(data(await reader.take(2))).toEqual(['a4', 'b3']);
-  await until('the checkpoints', () => reader.checkpoints.length === 3);
-  // At the start, below b3 before it, and at the head when both are even.
+  await until('three checkpoints', () => reader.checkpoints.length === 3);
+  // One checkpoint at the start, one at the start of b (before b3), one at the head.
   expect(reader.checkpoints.slice(1)).toEqual([cursor, await channels.cursor()]);
   const [stepBack, b3, head] = [
     reader.text.indexOf(`event: sse:checkpoint\ndata: {"cursor":"${cursor}"}`),
@@ -513,7 +520,7 @@ test('a client is told at once when a later subscribe steps back, and when it ha
   ]);
 });
 
-test('a channel that is left while catching up and entered again begins where it is told to', async () => {
+test('a channel that is subscribed again during catch-up starts at its new cursor', async () => {
   const channels = createChannels();
   await publishAll(
     channels,
@@ -524,8 +531,8 @@ test('a channel that is left while catching up and entered again begins where it
   await using server = await serveStreams(
     async (stream) => {
       await stream.subscribe('x', { since: 'start' });
-      const left = await stream.subscribe('y');
-      left.unsubscribe();
+      const first = await stream.subscribe('y');
+      first.unsubscribe();
       await stream.subscribe('y', { since: y[0] as string });
     },
     { channels },
@@ -535,7 +542,10 @@ test('a channel that is left while catching up and entered again begins where it
   expect(data(events).filter((each) => each.startsWith('y'))).toEqual(['y2', 'y3']);
 });
 
-/** Puts a `write` in front of the response's own, as middleware does. @param before called with the text of each write */
+/**
+ * Replaces `res.write`, as middleware does.
+ * @param before called with the text of each write
+ */
 function wrapWrite(res: ServerResponse, before: (text: string) => void): void {
   // oxlint-disable-next-line typescript/unbound-method -- called with the response as `this`
   const { write } = res;
@@ -545,7 +555,7 @@ function wrapWrite(res: ServerResponse, before: (text: string) => void): void {
   } as typeof write;
 }
 
-/** A function that publishes when it is called for the first time, and does nothing later. */
+/** Returns a function that publishes on its first call and does nothing on later calls. */
 function publishesOnce(channels: Channels, name: string, text: string): () => void {
   let isDone = false;
   return () => {
@@ -577,7 +587,7 @@ const reentrantPublishers: [
 ];
 
 test.each(reentrantPublishers)(
-  'an event that %s publishes while the stream catches up is delivered',
+  'an event that %s publishes during catch-up is delivered',
   async (who, install) => {
     const channels = createChannels({ history: { events: 2 } });
     const [first] = await publishAll(channels, 'a', '1', '2', '3', '4');
@@ -601,7 +611,7 @@ test.each(reentrantPublishers)(
     );
     uninstall();
     await publishAll(channels, 'a', 'after');
-    await until('the last event', () => data(reader.events).includes('after'));
+    await until('the event "after"', () => data(reader.events).includes('after'));
     expect(data(reader.events.filter(({ event }) => event !== 'sse:gap'))).toEqual([
       '3',
       '4',
@@ -615,7 +625,7 @@ test.each<[string, (stream: EventStream, subscription: Subscription) => unknown]
   ['another subscription ends', (_stream, subscription) => subscription.unsubscribe()],
   ['another subscription begins', (stream) => stream.subscribe('c')],
 ])(
-  'an event that a filter of a live stream publishes is delivered when %s in the same turn',
+  'an event that a filter of a live stream publishes is delivered if %s in the same turn',
   async (_, act) => {
     const channels = createChannels();
     const publish = publishesOnce(channels, 'a', 'inside');
@@ -634,15 +644,16 @@ test.each<[string, (stream: EventStream, subscription: Subscription) => unknown]
     void channels.publish('a', 'trigger');
     void act(server.streams[0] as EventStream, other as Subscription);
     await publishAll(channels, 'a', 'after');
-    await until('the last event', () => data(reader.events).includes('after'));
+    await until('the event "after"', () => data(reader.events).includes('after'));
     expect(data(reader.events)).toEqual(['trigger', 'inside', 'after']);
   },
 );
 
-test('an event that a filter publishes in the turn of a heartbeat is delivered, and no checkpoint vouches for it before', async () => {
+test('no checkpoint passes an event that a filter publishes during a heartbeat', async () => {
   const channels = createChannels();
   const inside = publishesOnce(channels, 'a', 'inside');
-  // The stream that is opened last is looked at first: writing its checkpoint publishes what the other one's filter answers.
+  // The monitor visits the newest stream first. Writing the checkpoint of that stream publishes
+  // `trigger`, and the filter of the other stream publishes `inside` in response.
   const trigger = publishesOnce(channels, 'a', 'trigger');
   let isArmed = false;
   await using server = await serveStreams(
@@ -661,15 +672,15 @@ test('an event that a filter publishes in the turn of a heartbeat is delivered, 
   using last = await read(`${server.url}?last`);
   await until('the subscriptions', () => channels.stats().subscriptions === 2);
   isArmed = true;
-  await publishAll(channels, 'elsewhere', 'something that moves the head');
-  await until('the heartbeat', () => last.checkpoints.length > 1 && reader.events.length > 0);
+  await publishAll(channels, 'elsewhere', 'an event that moves the head');
+  await until('a heartbeat', () => last.checkpoints.length > 1 && reader.events.length > 0);
   await publishAll(channels, 'a', 'after');
-  await until('the last event', () => data(reader.events).includes('after'));
+  await until('the event "after"', () => data(reader.events).includes('after'));
   expect(data(reader.events)).toEqual(['trigger', 'inside', 'after']);
   expectIdsToGrow(reader);
 });
 
-/** The ids of events and checkpoints together, as they were written. */
+/** Expects the ids of events and checkpoints to grow in the order in which they were written. */
 function expectIdsToGrow({ text }: Reader): void {
   const offsets = [...text.matchAll(/^id: .*\.(\d+)$/gm)].map(([, offset]) => Number(offset));
   expect(offsets).toEqual(offsets.toSorted((one, other) => one - other));
@@ -677,17 +688,22 @@ function expectIdsToGrow({ text }: Reader): void {
 
 const CROWD = 600;
 
-/** A crowd of streams that follow `a` with a filter of their own, which publishes are given to in slices. */
+/**
+ * Opens 600 streams that follow `a`, each with a filter of its own. A publish reaches so many
+ * streams in several slices.
+ */
 async function gather(server: StreamServer, channels: Channels): Promise<Reader[]> {
   const readers = await Promise.all(Array.from({ length: CROWD }, () => read(server.url)));
   await until(
-    'the crowd',
+    'all streams to be live',
     () => channels.stats().subscriptions === CROWD && channels.stats().behind === 0,
   );
   return readers;
 }
 
-/** Publishes two events in each of so many turns, while the crowd is still given those of the turn before. */
+/**
+ * Publishes two events in each turn, while the streams still receive the events of the turn before.
+ */
 async function publishInTurns(channels: Channels, turns: number): Promise<string[]> {
   const all: string[] = [];
   for (let turn = 0; turn < turns; turn++) {
@@ -700,7 +716,7 @@ async function publishInTurns(channels: Channels, turns: number): Promise<string
   return all;
 }
 
-test('in a crowd of 600 a filter that comments on its stream does not change the order of the events', async () => {
+test('filters of 600 streams that write a comment do not change the order of events', async () => {
   const channels = createChannels();
   await using server = await serveStreams(
     (stream) => stream.subscribe('a', { filter: () => (stream.comment('seen'), true) }),
@@ -717,7 +733,7 @@ test('in a crowd of 600 a filter that comments on its stream does not change the
   }
 });
 
-test('in a crowd of 600 what a filter sends in place of an event comes in the order of the events', async () => {
+test('events that filters of 600 streams send instead keep the place of the original', async () => {
   const channels = createChannels();
   await using server = await serveStreams(
     (stream) =>
@@ -738,14 +754,15 @@ test('in a crowd of 600 what a filter sends in place of an event comes in the or
     expect(redacted).toEqual(
       published.filter((each) => Number(each) % 2 === 1).map((each) => `${each}, redacted`),
     );
-    // It takes the place of an event of its own turn, so nothing of a later turn comes before it.
+    // The replacement takes the place of an event of the same turn, so no event of a later turn
+    // comes before it.
     const turns = data(reader.events).map((each) => Math.floor(Number.parseInt(each, 10) / 2));
     expect(turns).toEqual(turns.toSorted((one, other) => one - other));
     reader.close();
   }
 });
 
-test('a filter that subscribes in the middle of a page steps the ids back only with a checkpoint', async () => {
+test('ids step back only with a checkpoint if a filter subscribes during a page', async () => {
   const channels = createChannels();
   const [first] = await publishAll(channels, 'invites', 'i0');
   const [before] = await publishAll(channels, 'room', 'r1', 'r2');
@@ -768,7 +785,7 @@ test('a filter that subscribes in the middle of a page steps the ids back only w
     ['invited', 'i4', 'r2', 'r5'].every((each) => data(reader.events).includes(each)),
   );
   expect(data(reader.events)).toEqual(['invited', 'i4', 'r2', 'r5']);
-  // Each part begins with an event or a checkpoint that may step back, and in it the ids grow.
+  // Only a checkpoint may step back. From one checkpoint to the next, the ids of events grow.
   const written = [
     ...reader.text.matchAll(/^(event: sse:checkpoint\n)?data: .*\nid: .*\.(\d+)$/gm),
   ];
@@ -778,7 +795,7 @@ test('a filter that subscribes in the middle of a page steps the ids back only w
   }
 });
 
-test('close({ final: true }) in a filter comes behind the event that is being filtered and those published before the call', async () => {
+test('close({ final: true }) in a filter writes pending events before sse:end', async () => {
   const channels = createChannels();
   await using server = await serveStreams(
     (stream) =>
@@ -804,7 +821,7 @@ test('close({ final: true }) in a filter comes behind the event that is being fi
   ]);
 });
 
-test('close({ final: true }) of a stream that is behind ends it when its last subscription ends meanwhile', async () => {
+test('close({ final: true }) ends a stream that unsubscribes during its catch-up', async () => {
   const channels = createChannels({ history: { events: 10_000, bytes: 67_108_864 } });
   let subscription: Subscription | undefined;
   await using server = await serveStreams(
@@ -827,7 +844,7 @@ test('close({ final: true }) of a stream that is behind ends it when its last su
   expect(await within('the end', stream.closed)).toBe('final');
 });
 
-test('a subscription that ends while its onGap is being answered leaves the gap to the other one on its channel', async () => {
+test('a gap goes to the second subscription of a channel if the first ends in onGap', async () => {
   const channels = createChannels({ history: { events: 1 } });
   const subscriptions: Subscription[] = [];
   await using server = await serveStreams(
@@ -846,10 +863,11 @@ test('a subscription that ends while its onGap is being answered leaves the gap 
   );
   using reader = await read(server.url);
   await until('both subscriptions', () => subscriptions.length === 2);
-  // More than a flush gives, so the stream reads the rest from the log, which has lost it.
+  // More bytes than one flush writes, so the stream reads the rest from the log, which has dropped
+  // it.
   for (const text of ['1', '2', '3']) void channels.publish('a', text.repeat(40_000));
   server.streams[0]?.send('now');
-  await until('the newest', () => reader.events.some((event) => event.data.startsWith('3')));
+  await until('the newest event', () => reader.events.some((event) => event.data.startsWith('3')));
   expect(reader.events.map((event) => event.event ?? event.data[0])).toEqual([
     '1',
     'n',
@@ -858,7 +876,7 @@ test('a subscription that ends while its onGap is being answered leaves the gap 
   ]);
 });
 
-test('an onGap that subscribes its channel anew is told no gap of what was before the new subscription', async () => {
+test('an onGap that subscribes again gets no gap for events before the new start', async () => {
   const channels = createChannels({ history: { events: 1 } });
   let first: Subscription | undefined;
   let second: Subscription | undefined;
@@ -879,7 +897,7 @@ test('an onGap that subscribes its channel anew is told no gap of what was befor
   server.streams[0]?.send('now');
   await until('the new subscription', () => second !== undefined);
   await channels.publish('a', '4');
-  await until('the newest', () => reader.events.some(({ data: text }) => text === '4'));
+  await until('the newest event', () => reader.events.some(({ data: text }) => text === '4'));
   expect(reader.events.map((event) => event.event ?? event.data[0])).toEqual(['1', 'n', '4']);
   expect(second).toMatchObject({ recovered: true, gaps: 0 });
 });

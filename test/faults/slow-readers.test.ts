@@ -7,11 +7,11 @@ import { until } from '../support/wait.ts';
 
 const MB = 1_048_576;
 const READING = 50;
-const STUCK = 50;
-const EVENT = 100_000;
-const EVENTS = 2_100;
+const STALLED = 50;
+const EVENT_BYTES = 100_000;
+const EVENT_COUNT = 2_100;
 
-test('50 readers that never read cost the other 50 nothing: 200 MB later they have everything, and memory is what the bounds say', async () => {
+test('50 readers that never read neither delay 50 others nor exceed memory limits', async () => {
   const program = new URL('../support/broadcast-server.mjs', import.meta.url).pathname;
   const child = fork(program, { execArgv: ['--expose-gc'] });
   let calls = 0;
@@ -26,10 +26,10 @@ test('50 readers that never read cost the other 50 nothing: 200 MB later they ha
   const [{ port }] = (await once(child, 'message')) as [{ port: number }];
 
   const sockets: Socket[] = [];
-  // What came to each reader: bytes, and the last of them.
+  // Received by each reader: the number of bytes, and the last bytes.
   const bytes = Array.from({ length: READING }, () => 0);
   const tails = Array.from({ length: READING }, () => '');
-  for (let reader = 0; reader < READING + STUCK; reader++) {
+  for (let reader = 0; reader < READING + STALLED; reader++) {
     const socket = await dial(port, requestText('/').replace('HTTP/1.1', 'HTTP/1.0'));
     sockets.push(socket);
     if (reader >= READING) socket.pause();
@@ -41,43 +41,47 @@ test('50 readers that never read cost the other 50 nothing: 200 MB later they ha
     }
   }
   await until(
-    'the streams',
-    async () => (await ask<{ open: number }>('stats')).open === READING + STUCK,
+    'all streams',
+    async () => (await ask<{ open: number }>('stats')).open === READING + STALLED,
   );
 
-  // Until the kernel's buffers of those who never read are full, and the history is.
-  await ask('publish', { from: 0, count: 100, bytes: EVENT, slow: STUCK });
+  // Fill the history and the kernel buffers of the readers that never read.
+  await ask('publish', { from: 0, count: 100, bytes: EVENT_BYTES, slow: STALLED });
   const before = await ask<{ live: number; rss: number }>('memory');
   const received = [...bytes];
-  await ask('publish', { from: 100, count: EVENTS - 100, bytes: EVENT, slow: STUCK });
+  await ask('publish', { from: 100, count: EVENT_COUNT - 100, bytes: EVENT_BYTES, slow: STALLED });
   const after = await ask<{ live: number; rss: number }>('memory');
 
-  // Each event is its number, the filler, and what the wire adds; all readers have come equally far.
+  // Each event consists of its number, filler, and the fields of the format. All readers must have
+  // the same number of bytes.
   const stats = await ask<{
     open: number;
     dropped: number;
     buffered: number;
     channels: { behind: number; gaps: number };
   }>('stats');
-  await until('everything to arrive', () =>
+  await until('all events at all readers', () =>
     bytes.every(
       (count, reader) =>
-        count - (received[reader] as number) >= (EVENTS - 100) * EVENT &&
+        count - (received[reader] as number) >= (EVENT_COUNT - 100) * EVENT_BYTES &&
         /x\nid: .+\n\n$/.test(tails[reader] as string),
     ),
   );
   expect(new Set(bytes).size).toBe(1);
   expect(stats).toMatchObject({
-    open: READING + STUCK,
+    open: READING + STALLED,
     dropped: 0,
-    channels: { behind: STUCK, gaps: 0 },
+    channels: { behind: STALLED, gaps: 0 },
   });
-  // For each that never reads: the write mark, the event that went over it, and what the pieces in the socket weigh.
-  expect(stats.buffered).toBeLessThan(STUCK * (65_536 + 2 * EVENT));
+  // For each reader that never reads: the high-water mark, the event that exceeded it, and the
+  // pieces in the socket.
+  expect(stats.buffered).toBeLessThan(STALLED * (65_536 + 2 * EVENT_BYTES));
   expect(after.live - before.live).toBeLessThan(4 * MB);
   console.log(
-    `slow readers: live memory ${(before.live / MB).toFixed(1)} → ${(after.live / MB).toFixed(1)} MB, ` +
-      `rss ${(before.rss / MB).toFixed(0)} → ${(after.rss / MB).toFixed(0)} MB, queued ${(stats.buffered / STUCK / 1_024).toFixed(0)} KiB for each that never reads`,
+    `slow readers: live memory ${(before.live / MB).toFixed(1)} → ` +
+      `${(after.live / MB).toFixed(1)} MB, ` +
+      `rss ${(before.rss / MB).toFixed(0)} → ${(after.rss / MB).toFixed(0)} MB, queued ` +
+      `${(stats.buffered / STALLED / 1_024).toFixed(0)} KiB for each stalled reader`,
   );
   for (const socket of sockets) socket.destroy();
   child.kill();

@@ -22,14 +22,21 @@ import { startRedis, type RedisServer } from '../support/redis-server.ts';
 import { dial, requestText, serve } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 
-/** A broker elsewhere answers late, or never: streams open all the same, start in slices, and leave nothing behind. */
+/**
+ * A remote broker that answers late or never. Streams open anyway, start in slices, and leave
+ * nothing in memory.
+ */
 
-/** A log elsewhere that listens and says where it stands only when the test lets it. */
-function heldBroker(): { broker: Broker; asked: () => number; answer: (error?: Error) => void } {
+/** A remote broker whose `listen` and `position` resolve only when the test calls `answer`. */
+function delayedBroker(): {
+  broker: Broker;
+  calls: () => number;
+  answer: (error?: Error) => void;
+} {
   const log = memoryBroker();
   let waiting: ((error?: Error) => void)[] = [];
   let isAnswering = false;
-  function held<T>(action: () => T, signal?: AbortSignal): Promise<T> {
+  function delay<T>(action: () => T, signal?: AbortSignal): Promise<T> {
     if (isAnswering) return Promise.resolve(action());
     return new Promise((resolve, reject) => {
       signal?.addEventListener('abort', () => reject(signal.reason as Error));
@@ -40,17 +47,17 @@ function heldBroker(): { broker: Broker; asked: () => number; answer: (error?: E
     get state() {
       return isAnswering ? ('open' as const) : ('connecting' as const);
     },
-    position: (_atLeast, signal) => held(() => log.position() as never, signal),
-    listen: (channel) => held(() => void log.listen(channel)),
+    position: (_atLeast, signal) => delay(() => log.position() as never, signal),
+    listen: (channel) => delay(() => void log.listen(channel)),
   });
   return {
     broker,
-    asked: () => waiting.length,
+    calls: () => waiting.length,
     answer(error) {
       isAnswering = error === undefined;
-      const settling = waiting;
+      const callbacks = waiting;
       waiting = [];
-      for (const settle of settling) settle(error);
+      for (const settle of callbacks) settle(error);
     },
   };
 }
@@ -60,7 +67,9 @@ interface Outcomes {
   errors: unknown[];
 }
 
-/** Streams that follow channel `a` of a Redis, and how their subscriptions went. */
+/**
+ * Serves streams that follow channel `a` of a Redis, and records the outcome of each `subscribe`.
+ */
 async function serveRedis(
   redis: RedisServer,
 ): Promise<StreamServer & Outcomes & { channels: Channels }> {
@@ -85,31 +94,34 @@ async function serveRedis(
   });
 }
 
-/** Connects, waits until the stream is there and its client is told so if `isOpen`, and leaves. */
-async function comeAndGo(
+/**
+ * Opens a stream and disconnects.
+ * @param isOpen whether to wait until the stream has written its head
+ */
+async function openAndDisconnect(
   server: StreamServer,
   headers: Record<string, string>,
   isOpen: boolean,
 ): Promise<WeakRef<EventStream>> {
   const count = server.streams.length;
   const socket = await dial(server.port, requestText('/', { Connection: 'close', ...headers }));
-  await until('the stream', () => server.streams.length > count);
+  await until('a stream', () => server.streams.length > count);
   const stream = server.streams.pop() as EventStream;
-  if (isOpen) await until('the head', () => stream.readyState === 1);
+  if (isOpen) await until('the head of the stream', () => stream.readyState === 1);
   socket.destroy();
   await stream.closed;
   return new WeakRef(stream);
 }
 
 async function expectCollected(refs: readonly WeakRef<object>[]): Promise<void> {
-  await until('the garbage to be collected', async () => {
+  await until('the streams to be collected', async () => {
     await liveHeap();
     return refs.every((ref) => ref.deref() === undefined);
   });
 }
 
-test('a stream that cannot open after a second without an answer, because another answer has begun, harms nobody', async () => {
-  const { broker } = heldBroker();
+test('a stream whose response was used for another answer ends without an error', async () => {
+  const { broker } = delayedBroker();
   const channels = createChannels({ broker });
   const app = express();
   app.use(sse({ channels }));
@@ -119,7 +131,7 @@ test('a stream that cannot open after a second without an answer, because anothe
     (_req, res, next) => {
       setTimeout(() => {
         res.writeHead(503).write('busy');
-        // From here on only the timer of the subscription looks.
+        // From here on only the timer of the subscription reads `headersSent`.
         Object.defineProperty(res, 'headersSent', { get: () => ++looks > 0 });
       }, 100);
       next();
@@ -129,13 +141,13 @@ test('a stream that cannot open after a second without an answer, because anothe
   await using server = await serve(app);
   const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
   expect(response.status).toBe(503);
-  await until('the timer', () => looks > 0);
+  await until('the timer of the subscription', () => looks > 0);
   await response.body?.cancel();
   await until('the subscription to end', () => channels.stats().subscriptions === 0);
 });
 
-test('a stream that cannot open after a second without an answer, because a listener for its head throws, is an error for next', async () => {
-  const { broker } = heldBroker();
+test('a stream that opens late passes an error of res.writeHead to next', async () => {
+  const { broker } = delayedBroker();
   const channels = createChannels({ broker });
   const app = express();
   app.use(sse({ channels }));
@@ -143,9 +155,9 @@ test('a stream that cannot open after a second without an answer, because a list
     '/',
     (_req, res, next) => {
       res.writeHead = () => {
-        // The answer to the error is not to fail, too.
+        // The error handler must be able to answer.
         delete (res as Partial<Response>).writeHead;
-        throw new Error('a listener that throws');
+        throw new Error('writeHead failed');
       };
       next();
     },
@@ -157,19 +169,19 @@ test('a stream that cannot open after a second without an answer, because a list
   );
   await using server = await serve(app);
   const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
-  expect([response.status, await response.text()]).toEqual([500, 'a listener that throws']);
+  expect([response.status, await response.text()]).toEqual([500, 'writeHead failed']);
   expect(channels.stats().subscriptions).toBe(0);
 });
 
-test('readers that are slow when their page comes do not keep other streams from reading', async () => {
+test('readers that are slow when their page arrives do not block other streams', async () => {
   const log = memoryBroker();
-  let isHeld = true;
+  let isDelayed = true;
   const pages: (() => void)[] = [];
   const broker = brokerWith(log, {
     read: (names, after, maxBytes) =>
       new Promise((resolve) => {
         const answer = (): void => resolve(log.read(names, after, maxBytes));
-        if (isHeld) pages.push(answer);
+        if (isDelayed) pages.push(answer);
         else setImmediate(answer);
       }),
     listen: (channel) => Promise.resolve(log.listen(channel)),
@@ -187,22 +199,22 @@ test('readers that are slow when their page comes do not keep other streams from
     Array.from({ length: 64 }, () => dial(server.port, requestText('/'))),
   );
   for (const socket of slow) socket.pause();
-  await until('as many reads as there may be at a time', () => pages.length === 64);
-  // More than the kernel takes.
+  await until('64 concurrent reads', () => pages.length === 64);
+  // More bytes than the kernel buffers.
   for (const stream of server.streams) stream.send('y'.repeat(8_000_000));
-  isHeld = false;
+  isDelayed = false;
   for (const answer of pages.splice(0)) answer();
   using other = await read(server.url);
   expect((await other.next()).data).toHaveLength(60_000);
   for (const socket of slow) socket.destroy();
 });
 
-describe('while Redis is away', () => {
+describe('while Redis is unreachable', () => {
   test.each<[string, (redis: RedisServer) => unknown]>([
     ['was killed', (redis) => redis.kill9()],
     ['does not answer', (redis) => redis.pause()],
   ])(
-    'and %s, a client that leaves is not kept in memory, its subscription has ended at once, and close() is clean',
+    'because it %s, a disconnected client is collected and its subscription ends',
     async (_, stop) => {
       await using redis = await startRedis();
       await using server = await serveRedis(redis);
@@ -213,10 +225,10 @@ describe('while Redis is away', () => {
       const refs: WeakRef<EventStream>[] = [];
       for (let index = 0; index < 20; index++) {
         const headers: Record<string, string> = index % 2 === 0 ? {} : { 'Last-Event-ID': id };
-        // Some of them have been told that the stream is open.
-        refs.push(await comeAndGo(server, headers, index % 10 === 0));
+        // Some clients disconnect after the stream has opened.
+        refs.push(await openAndDisconnect(server, headers, index % 10 === 0));
       }
-      await until('the subscriptions to end', () => subscriptions.length === refs.length);
+      await until('the end of all subscriptions', () => subscriptions.length === refs.length);
       expect(subscriptions[0]).toMatchObject({
         channels: ['a'],
         recovered: false,
@@ -228,13 +240,13 @@ describe('while Redis is away', () => {
       subscriptions.length = 0;
       await expectCollected(refs);
       redis.resume();
-      await within('close', channels.close());
+      await within('channels.close()', channels.close());
       expect([subscriptions, errors]).toEqual([[], []]);
     },
     60_000,
   );
 
-  test('100 streams that were live and leave meanwhile are not kept in memory, and the others go on afterwards', async () => {
+  test('100 streams that disconnect are collected, and the others continue later', async () => {
     await using redis = await startRedis({ appendonly: true });
     await using server = await serveRedis(redis);
     const { channels, subscriptions, errors } = server;
@@ -244,14 +256,14 @@ describe('while Redis is away', () => {
       sockets.push(await dial(server.port, requestText('/', { Connection: 'close' })));
     }
     await until(
-      'all to be live',
+      'all streams to be live',
       () => subscriptions.length === 101 && channels.stats().behind === 0,
     );
     await redis.kill9();
-    await until('all to wait for Redis', () => channels.stats().behind === 101, 20_000);
+    await until('all streams to wait for Redis', () => channels.stats().behind === 101, 20_000);
     const refs = server.streams.splice(1).map((stream) => new WeakRef(stream));
     for (const socket of sockets) socket.destroy();
-    await until('the streams to end', () => server.events.streams.size === 1);
+    await until('the end of 100 streams', () => server.events.streams.size === 1);
     expect(channels.stats()).toMatchObject({
       channels: 1,
       subscriptions: 1,
@@ -261,16 +273,16 @@ describe('while Redis is away', () => {
     subscriptions.length = 0;
     await expectCollected(refs);
     await redis.restart();
-    await until('Redis to be back', () => channels.stats().broker.state === 'open', 20_000);
+    await until('the broker to be open', () => channels.stats().broker.state === 'open', 20_000);
     await channels.publish('a', 'afterwards');
     expect((await stays.next()).data).toBe('afterwards');
     expect(errors).toEqual([]);
-    await within('close', channels.close());
+    await within('channels.close()', channels.close());
   }, 60_000);
 });
 
-test('thousands of streams that have waited for the broker begin in slices when it answers', async () => {
-  const { broker, asked, answer } = heldBroker();
+test('thousands of streams that waited for the broker start in slices', async () => {
+  const { broker, calls, answer } = delayedBroker();
   const channels = createChannels({ broker });
   const events = sse({ channels, heartbeat: false });
   using meter = new TurnMeter();
@@ -279,18 +291,21 @@ test('thousands of streams that have waited for the broker begin in slices when 
     await stream.subscribe('a');
     meter.add(1);
   });
-  await until('all to wait', () => asked() > 0 && channels.stats().subscriptions === crowd.length);
+  await until(
+    'all streams to wait',
+    () => calls() > 0 && channels.stats().subscriptions === crowd.length,
+  );
   answer();
   await Promise.all(subscriptions);
   expect(meter.total).toBe(crowd.length);
-  // 100 are let on in one turn of the queue, and a stream that has been let on has at least one step to do.
+  // The queue admits 100 streams in one turn, and an admitted stream needs at least one step.
   expect(meter.most).toBeLessThanOrEqual(400);
-  await until('all to be live', () => channels.stats().behind === 0);
+  await until('all streams to be live', () => channels.stats().behind === 0);
   await events.close({ within: 0 });
 });
 
 describe('a stream opens', () => {
-  test('when it is subscribed: a client that has seen the status line receives all that is published from then on', async () => {
+  test('after it is subscribed: the client gets each event published after the head', async () => {
     for (let round = 0; round < 30; round++) {
       const broker = new DistantBroker(randomFrom(round));
       const ticking = setInterval(() => broker.tick(), 1);
@@ -307,7 +322,7 @@ describe('a stream opens', () => {
     }
   });
 
-  test('when it is subscribed, also if another node publishes, over a real Redis', async () => {
+  test('after it is subscribed, also if another node publishes through Redis', async () => {
     await using redis = await startRedis();
     const node = (): Channels => createChannels({ broker: redisBroker({ url: redis.url }) });
     const [here, there] = [node(), node()];
@@ -317,7 +332,7 @@ describe('a stream opens', () => {
     );
     await there.publish('warm', 'up');
     for (let round = 0; round < 30; round++) {
-      // A channel that nobody has listened to before.
+      // A channel that no node has listened to before.
       using reader = await read(`${server.url}?follow=room-${round}`);
       await there.publish(`room-${round}`, 'hello');
       expect((await reader.next()).data).toBe('hello');
@@ -325,8 +340,8 @@ describe('a stream opens', () => {
     await Promise.all([here.close(), there.close()]);
   });
 
-  test('after a second without an answer all the same, and begins at the head at the time of the answer', async () => {
-    const { broker, asked, answer } = heldBroker();
+  test('after one second without an answer, and starts at the head of the answer', async () => {
+    const { broker, calls, answer } = delayedBroker();
     const channels = createChannels({ broker });
     const subscriptions: Subscription[] = [];
     await using server = await serveStreams(
@@ -334,7 +349,7 @@ describe('a stream opens', () => {
       { channels },
     );
     using reader = await read(server.url);
-    expect([reader.response.status, asked(), subscriptions.length]).toEqual([200, 1, 0]);
+    expect([reader.response.status, calls(), subscriptions.length]).toEqual([200, 1, 0]);
     expect(server.streams[0]?.readyState).toBe(1);
     await channels.publish('a', 'before the answer');
     const { id } = await channels.publish('a', 'the head');
@@ -345,25 +360,25 @@ describe('a stream opens', () => {
     expect((await reader.next()).data).toBe('after');
   });
 
-  test('for a HEAD request too, which is answered with the head and follows nothing', async () => {
-    const { broker, asked, answer } = heldBroker();
+  test('for a HEAD request, which gets the head and follows no channel', async () => {
+    const { broker, calls, answer } = delayedBroker();
     const channels = createChannels({ broker });
     await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
     const head = fetch(server.url, { method: 'HEAD', headers: { Accept: 'text/event-stream' } });
-    await until('the question', () => asked() === 1);
+    await until('a call of the broker', () => calls() === 1);
     answer();
-    const response = await within('the head', head);
+    const response = await within('the response', head);
     expect([response.status, response.headers.get('content-type')]).toEqual([
       200,
       'text/event-stream',
     ]);
     expect(await response.text()).toBe('');
-    await until('it to follow nothing', () => channels.stats().subscriptions === 0);
+    await until('the end of the subscription', () => channels.stats().subscriptions === 0);
     expect(channels.stats()).toMatchObject({ channels: 0, behind: 0 });
   });
 
-  test('not at all if the broker refuses: the error is an ordinary one for next', async () => {
-    const { broker, asked, answer } = heldBroker();
+  test('only if the broker does not reject: next gets the error', async () => {
+    const { broker, calls, answer } = delayedBroker();
     const channels = createChannels({ broker });
     const app = express();
     const errors: unknown[] = [];
@@ -376,17 +391,17 @@ describe('a stream opens', () => {
       },
     );
     await using server = await serve(app);
-    const asking = fetch(server.url, { headers: { Accept: 'text/event-stream' } });
-    await until('the question', () => asked() === 1);
+    const responsePromise = fetch(server.url, { headers: { Accept: 'text/event-stream' } });
+    await until('a call of the broker', () => calls() === 1);
     answer(new Error('no permission'));
-    const response = await within('the answer', asking);
+    const response = await within('the response', responsePromise);
     expect([response.status, await response.json()]).toEqual([503, { error: 'no permission' }]);
     expect(errors).toEqual([new Error('no permission')]);
     expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0, behind: 0 });
   });
 });
 
-test('close({ final: true }) while a node heals comes behind what was published before the call', async () => {
+test('close({ final: true }) during a recovery writes earlier events before sse:end', async () => {
   await using redis = await startRedis();
   await using server = await serveRedis(redis);
   const { channels } = server;
@@ -396,7 +411,8 @@ test('close({ final: true }) while a node heals comes behind what was published 
   await reader.next();
   const client = await redis.client();
   await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
-  // As soon as the node has noticed: it heals within some ms.
+  // Wait until the node has noticed the loss of its connection. The recovery takes only some
+  // milliseconds.
   while (channels.stats().broker.state === 'open') {
     await new Promise((resolve) => setImmediate(resolve));
   }

@@ -1,24 +1,28 @@
-/** The application of a schedule: what it does in commands, and what its filters, its `onGap` and its other user code do. */
+/**
+ * The application of a schedule: what the application does on commands, and what its filters, its
+ * `onGap` and its other callbacks do.
+ */
 import type { EventStream, Gap, Subscription } from '../../src/index.ts';
 import type { ChannelEvent } from '../../src/log/log-entry.ts';
-import type { Direct, Hold } from './ledger.ts';
+import type { Direct, SubscriptionRecord } from './ledger.ts';
 import type { Following, Link } from './link.ts';
 import type { ChannelName, Crowd, FollowOptions, Size } from './schedule.ts';
 import type { Scene } from './scene.ts';
 import { type Truth, verdictOf, type PublishedEvent } from './truth.ts';
-import { UserCode, type Hands } from './user-code.ts';
-import { CALL_BYTES, WRITE_MARK } from './work.ts';
+import { UserCode, type UserActions } from './user-code.ts';
+import { CALL_BYTES, HIGH_WATER_MARK } from './work.ts';
 
 const PADDING: Readonly<Record<Size, number>> = { small: 0, middle: 12_000, large: 70_000 };
-const KEY_MEMORY = 300_000;
+const KEY_AGE_MS = 300_000;
 
-// Bytes that may be pending for a stream which is still given all of them when it unsubscribes.
-const MAX_PENDING = 1_048_576;
+// Maximum number of pending bytes with which `unsubscribe()` still writes all pending events.
+const MAX_PENDING_BYTES = 1_048_576;
 
-// A member of a crowd may wait so many turns for what has been published.
+// Maximum number of turns that a member of a crowd waits for a published event.
 const PENDING_TURNS = 20;
 
-// How user code that subscribes from inside does it: from a little before the head.
+// Options of a subscription that user code makes from inside the library: it starts a little before
+// the head.
 const SUBSCRIBED_INSIDE = {
   since: 'cursor',
   back: 3,
@@ -30,39 +34,39 @@ const SUBSCRIBED_INSIDE = {
 
 const CROWD_CHANNELS: ChannelName[][] = [['a'], ['a', 'b'], ['a', 'x'], ['b', 'c'], ['x']];
 
-export class Application implements Hands {
+export class Application implements UserActions {
   readonly userCode: UserCode = new UserCode(this);
   readonly published: PublishedEvent[] = [];
   readonly #scene: Scene;
   #directs = 0;
-  // Bytes that each of the last turns has published, newest first.
+  // Bytes that were published in each of the last turns, newest first.
   readonly #publishedBytes = [0];
-  // Where the log was when this turn of the event loop began.
+  // The head of the log at the start of this turn of the event loop.
   #headOfTurn = 0;
-  // Where the log was before user code has published from inside the library, in the same call.
+  // The head of the log before user code published from inside the library, in the same call.
   #headBeforeActs: number | undefined;
 
   constructor(scene: Scene) {
     this.#scene = scene;
   }
 
-  /** A turn of the event loop begins. */
-  turnBegins(): void {
+  /** Notes the start of a turn of the event loop. */
+  onTurnStart(): void {
     this.#headOfTurn = this.#scene.registry.truth.head;
   }
 
-  /** It is over. */
-  turnEnds(): void {
+  /** Notes the end of a turn of the event loop. */
+  onTurnEnd(): void {
     this.#headOfTurn = this.#scene.registry.truth.head;
     this.#publishedBytes.unshift(0);
     this.#publishedBytes.splice(PENDING_TURNS);
   }
 
-  // What it publishes and follows.
+  // Publishing and subscribing.
 
   publishTo(channel: ChannelName, size: Size, named: boolean, key?: number): void {
     const { channels, truth, keys, distant } = this.#scene.registry;
-    // Elsewhere nobody knows at which moment a key is looked up.
+    // With a remote broker the time of the lookup of a key is unknown, so no key is used.
     const name = key === undefined || distant !== undefined ? undefined : `${channel} ${key}`;
     const known = name === undefined ? undefined : keys.get(name);
     const isKnown = known !== undefined && known.until > this.#scene.clock.now;
@@ -75,15 +79,15 @@ export class Application implements Hands {
           n,
           channel,
           epoch: truth.epoch,
-          offset: channel === 'x' ? 0 : ++this.#scene.registry.published,
+          offset: channel === 'x' ? 0 : ++this.#scene.registry.publishedCount,
           type: named ? 'named' : 'message',
           data,
         };
     if (!isKnown) {
       this.published.push(event);
       this.#publishedBytes[0]! += data.length;
-      if (channel !== 'x') truth.of(channel).push(event);
-      if (name !== undefined) keys.set(name, { event, until: this.#scene.clock.now + KEY_MEMORY });
+      if (channel !== 'x') truth.eventsOf(channel).push(event);
+      if (name !== undefined) keys.set(name, { event, until: this.#scene.clock.now + KEY_AGE_MS });
     }
     const id = channel === 'x' ? '' : `${event.epoch}.${event.offset}`;
     const published = named
@@ -91,8 +95,9 @@ export class Application implements Hands {
       : channels.publish(channel, data, { key: name });
     published.then(
       (answer) =>
-        answer.id === id || this.#scene.fault(`${channel}: the id ${answer.id}, expected ${id}`),
-      (error: unknown) => this.#scene.fault(`publish: ${String(error)}`),
+        answer.id === id ||
+        this.#scene.reportFault(`${channel}: the id ${answer.id}, expected ${id}`),
+      (error: unknown) => this.#scene.reportFault(`publish: ${String(error)}`),
     );
   }
 
@@ -103,25 +108,25 @@ export class Application implements Hands {
       stream.subscribe(options.channels).then(
         ({ recovered, cursor }) =>
           (recovered || cursor !== '') &&
-          this.#scene.fault('a stream that has ended follows something'),
-        (error: unknown) => this.#scene.fault(`subscribe after the end: ${String(error)}`),
+          this.#scene.reportFault('subscribe on an ended stream returned an active subscription'),
+        (error: unknown) => this.#scene.reportFault(`subscribe after the end: ${String(error)}`),
       );
       return;
     }
     const since = this.#sinceOf(options);
-    const words = link.brought !== '' && options.resume ? link.brought : since;
-    const hold: Hold = {
+    const cursor = link.lastEventId !== '' && options.resume ? link.lastEventId : since;
+    const record: SubscriptionRecord = {
       options,
-      start: startOf(words, truth),
+      start: startOf(cursor, truth),
       headAtCall: truth.head,
-      numberAtCall: this.published.length,
+      publishedAtCall: this.published.length,
       headAtStart: undefined,
       lossAtCall: truth.now,
-      isInside: link.inside > 0,
-      isStartUnsure: false,
+      isInside: link.insideDepth > 0,
+      isStartUncertain: false,
     };
     const { acts } = this.userCode;
-    const following: Following = { hold, subscription: undefined, left: false };
+    const following: Following = { record, subscription: undefined, hasLeft: false };
     link.following.push(following);
     if (
       options.filter === 'throws' ||
@@ -133,13 +138,13 @@ export class Application implements Hands {
       link.mayFail = true;
     }
     const mark = link.mark({
-      what: 'called',
-      hold,
+      kind: 'called',
+      record,
       live: this.#isLive(link),
-      owedFrom: this.#isOfOneTurn ? this.#headOfTurn : 0,
+      owedFrom: this.#isPendingOfOneTurn ? this.#headOfTurn : 0,
     });
     const { resume, filter, onGap, checkpoints, act } = options;
-    const subscribing = this.#scene.work.subscribe(() =>
+    const promise = this.#scene.work.subscribe(() =>
       stream.subscribe(options.channels, {
         since,
         resume,
@@ -151,30 +156,30 @@ export class Application implements Hands {
         onGap: onGap === 'none' ? undefined : (_, gap) => this.#onGap(link, options, gap),
       }),
     );
-    if (mark.what === 'called') mark.live &&= hasTakenAll(link);
-    hold.isInside ||= this.userCode.acts > acts;
-    // The log may have come to where the client says that it was.
-    hold.isStartUnsure = hold.start !== startOf(words, truth);
-    void this.#note(link, following, subscribing);
+    if (mark.kind === 'called') mark.live &&= hasWrittenAll(link);
+    record.isInside ||= this.userCode.acts > acts;
+    // The log may have reached the offset that the client sent.
+    record.isStartUncertain = record.start !== startOf(cursor, truth);
+    void this.#note(link, following, promise);
   }
 
-  async #note(link: Link, following: Following, subscribing: Promise<Subscription>): Promise<void> {
-    const { hold } = following;
+  async #note(link: Link, following: Following, promise: Promise<Subscription>): Promise<void> {
+    const { record } = following;
     try {
-      const subscription = await subscribing;
+      const subscription = await promise;
       following.subscription = subscription;
-      hold.headAtStart = link.registry.truth.head;
+      record.headAtStart = link.registry.truth.head;
       if (!link.isOpen || link.stream.readyState !== 1) return;
-      link.mark({ what: 'started', hold, recovered: subscription.recovered });
+      link.mark({ kind: 'started', record, recovered: subscription.recovered });
     } catch (error) {
-      this.#scene.fault(`subscribe: ${String(error)}`);
+      this.#scene.reportFault(`subscribe: ${String(error)}`);
     }
   }
 
   #sinceOf({ since, back }: FollowOptions): string {
     const { epoch, head } = this.#scene.registry.truth;
     if (since === 'cursor') return `${epoch}.${Math.max(0, head - back)}`;
-    return since === 'garbage' ? 'a cursor of ours it is not' : since;
+    return since === 'garbage' ? 'not a cursor of this log' : since;
   }
 
   #filter(link: Link, options: FollowOptions, event: ChannelEvent): boolean {
@@ -189,17 +194,17 @@ export class Application implements Hands {
       event.event !== known.type ||
       (event.json() as { n: number }).n !== n
     ) {
-      this.#scene.fault(
-        `a filter was shown ${event.id} of ${event.channel} as ${event.data.slice(0, 20)}`,
+      this.#scene.reportFault(
+        `a filter got ${event.id} of ${event.channel} as ${event.data.slice(0, 20)}`,
       );
     }
     if (!channels.includes(event.channel as ChannelName)) {
-      this.#scene.fault(`a filter of ${channels.join()} was shown an event of ${event.channel}`);
+      this.#scene.reportFault(`a filter of ${channels.join()} got an event of ${event.channel}`);
     }
     this.userCode.filter(link, options);
     const verdict = verdictOf(filter, n);
     if (verdict !== 'ends the stream') return verdict === 'passes';
-    if (filter === 'throws') throw new Error('a filter that throws');
+    if (filter === 'throws') throw new Error('the filter throws');
     return Promise.resolve(true) as unknown as boolean;
   }
 
@@ -212,13 +217,13 @@ export class Application implements Hands {
     const { onGap } = options;
     const isOver =
       link.stream.readyState === 2 ||
-      link.following.some(({ hold, left }) => left && hold.options === options);
+      link.following.some(({ record, hasLeft }) => hasLeft && record.options === options);
     if (isOver) {
-      this.#scene.fault('an onGap was called after its subscription or its stream had ended');
+      this.#scene.reportFault('onGap was called after the end of its subscription or its stream');
     }
     if (!link.isOpen) return undefined;
     link.mark({
-      what: 'asked',
+      kind: 'asked',
       by: options,
       channels,
       cursor,
@@ -227,86 +232,87 @@ export class Application implements Hands {
       head: truth.head,
     });
     this.send(link);
-    if (onGap === 'throws') throw new Error('an onGap that throws');
+    if (onGap === 'throws') throw new Error('onGap throws');
     if (onGap === 'other cursor') return 'elsewhere.3';
     if (onGap === 'beyond') {
-      link.mustFail = 'onGap has answered with a cursor beyond the head';
+      link.mustFail = 'onGap returned a cursor beyond the head';
       return `${truth.epoch}.${truth.head + 1_000}`;
     }
     const answer = onGap === 'cursor' || onGap === 'slow cursor' ? cursor : undefined;
-    const give = (): string | undefined => {
+    const finish = (): string | undefined => {
       this.send(link);
-      link.mark({ what: 'answered', channels, cursor: answer });
+      link.mark({ kind: 'answered', channels, cursor: answer });
       return answer;
     };
-    if (onGap === 'cursor' || onGap === 'nothing') return give();
+    if (onGap === 'cursor' || onGap === 'nothing') return finish();
     return new Promise((resolve) => {
-      link.asks.push(() => resolve(give()));
+      link.pendingAnswers.push(() => resolve(finish()));
     });
   }
 
   unfollow(link: Link, following: Following): void {
-    if (following.left) return;
-    const { hold, subscription } = following;
-    // Whoever has not got the subscription yet can end it only then.
+    if (following.hasLeft) return;
+    const { record, subscription } = following;
+    // The application can end a subscription only after `subscribe()` resolved.
     if (subscription === undefined) return;
-    following.left = true;
-    const isInside = link.inside > 0;
-    if (isInside) link.mark({ what: 'leaving', hold });
+    following.hasLeft = true;
+    const isInside = link.insideDepth > 0;
+    if (isInside) link.mark({ kind: 'leaving', record });
     const [live, head, n] = [
-      this.#isLive(link) && this.#pendingBytes <= MAX_PENDING,
-      this.#arrived,
+      this.#isLive(link) && this.#pendingBytes <= MAX_PENDING_BYTES,
+      this.#receivedOffset,
       this.published.length,
     ];
     this.#scene.work.call('unsubscribe', CALL_BYTES.unsubscribe, () => subscription.unsubscribe());
-    // It had ended, or a filter has ended it just now.
+    // The stream had ended before, or a filter ended the stream during the call.
     if (link.stream.readyState === 2) return;
-    // From inside it takes effect when the events that are being given have been written, which is before the next microtask.
+    // From inside a delivery the call takes effect after the events of the delivery have been
+    // written, before the next microtask.
     if (isInside) {
-      queueMicrotask(() => void link.mark({ what: 'left', hold, live: false, head, n }));
-    } else link.mark({ what: 'left', hold, live: live && hasTakenAll(link), head, n });
+      queueMicrotask(() => void link.mark({ kind: 'left', record, live: false, head, n }));
+    } else link.mark({ kind: 'left', record, live: live && hasWrittenAll(link), head, n });
   }
 
-  // What the application does to a stream, in a command or from inside the library.
+  // Calls on a stream, on a command or from inside the library.
 
   send(link: Link, padding = ''): void {
     if (link.stream.readyState !== 1 || link.isFinishing) return;
-    const isInside = link.inside > 0;
+    const isInside = link.insideDepth > 0;
     const direct: Direct = {
       k: this.#directs++,
       live: !isInside && this.#isLive(link),
-      head: this.#arrived,
+      head: this.#receivedOffset,
       isInside,
     };
     link.directs.push(direct);
-    const most = this.#followsLiveOnly(link) ? CALL_BYTES.sendBesideLiveOnly : CALL_BYTES.send;
+    const most = this.#followsEphemeral(link) ? CALL_BYTES.sendBesideEphemeral : CALL_BYTES.send;
     this.#scene.work.call('send', most, () => link.stream.send(`${direct.k} ${padding}`, 'direct'));
-    // What the turn owed has made it a slow one.
+    // The pending events of the turn made the stream slow.
     if (this.#scene.registry.channels.stats().behind > 0) direct.live = false;
   }
 
   comment(link: Link): void {
-    const most = this.#followsLiveOnly(link) ? CALL_BYTES.sendBesideLiveOnly : CALL_BYTES.send;
+    const most = this.#followsEphemeral(link) ? CALL_BYTES.sendBesideEphemeral : CALL_BYTES.send;
     this.#scene.work.call('comment', most, () => link.stream.comment('a comment'));
   }
 
   close(link: Link): void {
     if (link.stream.readyState === 2) return;
     const before = {
-      live: link.inside === 0 && this.#isLive(link) && this.#pendingBytes <= WRITE_MARK,
-      head: this.#arrived,
+      live: link.insideDepth === 0 && this.#isLive(link) && this.#pendingBytes <= HIGH_WATER_MARK,
+      head: this.#receivedOffset,
     };
     const { acts } = this.userCode;
     this.#scene.work.call('close', CALL_BYTES.close, () => link.stream.close());
-    // User code may have ended it before, in the middle of what it was given.
-    const live = before.live && hasTakenAll(link) && this.userCode.acts === acts;
-    link.mark({ what: 'ended', live, head: before.head });
+    // User code may have ended the stream earlier, during the events that were written first.
+    const live = before.live && hasWrittenAll(link) && this.userCode.acts === acts;
+    link.mark({ kind: 'ended', live, head: before.head });
   }
 
   closeForGood(link: Link): void {
     if (link.stream.readyState !== 1) return;
     link.isFinishing = true;
-    link.mark({ what: 'finishing', head: this.#arrived });
+    link.mark({ kind: 'finishing', head: this.#receivedOffset });
     link.stream.close({ final: true });
   }
 
@@ -315,7 +321,7 @@ export class Application implements Hands {
     this.publishTo('a', 'small', false);
   }
 
-  /** From inside the library something is published, in the middle of whatever it does. */
+  /** Notes the head of the log before user code publishes from inside the library. */
   #noteHead(): void {
     if (this.#headBeforeActs !== undefined) return;
     this.#headBeforeActs = this.#scene.registry.truth.head;
@@ -329,7 +335,7 @@ export class Application implements Hands {
   }
 
   unsubscribe(link: Link, options: FollowOptions): void {
-    const following = link.following.find(({ hold }) => hold.options === options);
+    const following = link.following.find(({ record }) => record.options === options);
     if (following !== undefined) this.unfollow(link, following);
   }
 
@@ -352,52 +358,60 @@ export class Application implements Hands {
     return this.#scene.isOver || link.registry !== this.#scene.registry || link.isFinishing;
   }
 
-  #followsLiveOnly({ following }: Link): boolean {
-    return following.some(({ hold, left }) => !left && hold.options.channels.includes('x'));
+  #followsEphemeral({ following }: Link): boolean {
+    return following.some(
+      ({ record, hasLeft }) => !hasLeft && record.options.channels.includes('x'),
+    );
   }
 
   /**
-   * Whether what is pending was published in this turn. In a crowd streams wait for their turn, and what user code publishes from
-   * inside the fan-out waits for the next one.
+   * Whether all pending events were published in this turn. In a crowd the streams wait for their
+   * slice, and events that user code publishes from inside the fan-out wait for the next round.
    */
-  get #isOfOneTurn(): boolean {
+  get #isPendingOfOneTurn(): boolean {
     return this.#scene.crowd.length === 0 && this.userCode.acts === 0;
   }
 
-  /** Bytes that may be pending for a stream. */
+  /** Maximum number of bytes that may be pending for a stream. */
   get #pendingBytes(): number {
-    const turns = this.#isOfOneTurn ? 2 : this.#publishedBytes.length;
+    const turns = this.#isPendingOfOneTurn ? 2 : this.#publishedBytes.length;
     return this.#publishedBytes.slice(0, turns).reduce((sum, bytes) => sum + bytes, 0);
   }
 
-  /** Whether the stream is live and its reader not slow, so that the order of the calls is the order on the wire. */
+  /**
+   * Whether the stream is live and its reader is not slow. If so, the order of the calls is the
+   * order of the written bytes.
+   */
   #isLive({ stream }: Link): boolean {
     return (
       stream.readyState === 1 &&
       this.#scene.registry.channels.stats().behind === 0 &&
-      stream.bufferedAmount <= WRITE_MARK
+      stream.bufferedAmount <= HIGH_WATER_MARK
     );
   }
 
-  /** The offset up to which everything has come to this node. */
-  get #arrived(): number {
+  /** All events up to this offset have arrived at this node. */
+  get #receivedOffset(): number {
     const { distant, truth } = this.#scene.registry;
-    return distant?.arrived ?? truth.head;
+    return distant?.receivedOffset ?? truth.head;
   }
 
-  /** As a chat does when somebody leaves, in the very turn and call in which the library finds out. */
-  tellOthers(gone: Link): void {
-    if (this.#scene.isOver || gone.registry !== this.#scene.registry) return;
+  /**
+   * Announces the end of a stream to the others, as a chat does, in the same turn and call in which
+   * the library detects the end.
+   */
+  announceEnd(closed: Link): void {
+    if (this.#scene.isOver || closed.registry !== this.#scene.registry) return;
     this.#noteHead();
     this.publishTo('a', 'small', true);
-    this.sendToOthers(gone);
+    this.sendToOthers(closed);
   }
 
   joinCrowd(link: Link, crowd: Crowd, member: number): void {
     const { stream } = link;
     const channels: ChannelName[] =
       crowd === 'mixed' ? CROWD_CHANNELS[member % CROWD_CHANNELS.length]! : ['a'];
-    link.followed = channels.length;
+    link.channelCount = channels.length;
     const follow = {
       ...SUBSCRIBED_INSIDE,
       channels,
@@ -410,21 +424,27 @@ export class Application implements Hands {
         checkpoints: false,
         filter: crowd === 'mixed' && member % 4 === 0 ? filter : undefined,
       })
-      .catch((error: unknown) => this.#scene.fault(`subscribe: ${String(error)}`));
+      .catch((error: unknown) => this.#scene.reportFault(`subscribe: ${String(error)}`));
   }
 }
 
-/** Whether the stream was given what the turn owed it: no filter has ended it before, and nothing of that has made its reader slow. */
-function hasTakenAll({ mayFail, stream }: Link): boolean {
-  return !mayFail && stream.bufferedAmount <= WRITE_MARK;
+/**
+ * Whether the stream wrote all pending events of the turn: no filter ended the stream before, and
+ * the events did not make its reader slow.
+ */
+function hasWrittenAll({ mayFail, stream }: Link): boolean {
+  return !mayFail && stream.bufferedAmount <= HIGH_WATER_MARK;
 }
 
-/** Where a subscription begins by rule 2, read from the text alone. */
-function startOf(words: string, { epoch, head }: Truth): Hold['start'] {
-  if (words === 'now') return 'now';
-  if (words === 'start') return 'whole';
-  const offset = Number(words.slice(epoch.length + 1));
-  return words === `${epoch}.${offset}` && Number.isInteger(offset) && offset >= 0 && offset <= head
+/** The start of a subscription, derived from the text of the cursor alone. */
+function startOf(cursor: string, { epoch, head }: Truth): SubscriptionRecord['start'] {
+  if (cursor === 'now') return 'now';
+  if (cursor === 'start') return 'whole';
+  const offset = Number(cursor.slice(epoch.length + 1));
+  return cursor === `${epoch}.${offset}` &&
+    Number.isInteger(offset) &&
+    offset >= 0 &&
+    offset <= head
     ? offset
     : 'foreign';
 }

@@ -1,7 +1,7 @@
-/** A clock that only the schedules move: the age of events and of keys goes by it. */
+/** A clock that only schedules advance. The age of events and of keys depends on this clock. */
 import { afterAll, beforeAll } from 'vitest';
 
-/** Replaces the clock for the tests of the file. */
+/** Replaces `performance.now()` for the tests of the file. */
 export function useClock(): { now: number } {
   const clock = { now: 1_000 };
   beforeAll(() => {

@@ -4,7 +4,7 @@ import { burstSchedules } from './draw-bursts.ts';
 import { crowdedSchedules } from './draw-crowd.ts';
 import { schedules } from './draw.ts';
 import { fakes } from './fakes.ts';
-import { expectKept } from './runs.ts';
+import { expectContractKept } from './runs.ts';
 import { WorkMeter } from './work.ts';
 import type { WorldOptions } from './world.ts';
 
@@ -18,27 +18,32 @@ function optionsOf(isDistant: boolean): () => Omit<WorldOptions, 'tally'> {
 }
 
 describe.each([
-  ['the broker in this process', false],
-  ['a broker elsewhere', true],
-])('with %s every promise is kept', (where, isDistant) => {
+  ['a broker in this process', false],
+  ['a remote broker', true],
+])('channels with %s keep their contract', (brokerName, isDistant) => {
   test.each([
     [12, 3_500],
     [30, 2_200],
     [60, 1_700],
   ])('in schedules of up to %i commands', { timeout: 300_000 }, (length, times) =>
-    expectKept(
-      `${where}, up to ${length} commands`,
+    expectContractKept(
+      `${brokerName}, up to ${length} commands`,
       schedules(length),
       times,
       optionsOf(isDistant),
     ),
   );
 
-  test('in a crowd', { timeout: 300_000 }, () =>
-    expectKept(`${where}, in a crowd`, crowdedSchedules(25), 100, optionsOf(isDistant)),
+  test('in schedules with a crowd of streams', { timeout: 300_000 }, () =>
+    expectContractKept(
+      `${brokerName}, with a crowd`,
+      crowdedSchedules(25),
+      100,
+      optionsOf(isDistant),
+    ),
   );
 
-  test('in bursts', { timeout: 300_000 }, () =>
-    expectKept(`${where}, in bursts`, burstSchedules(16), 150, optionsOf(isDistant)),
+  test('in schedules with bursts of events', { timeout: 300_000 }, () =>
+    expectContractKept(`${brokerName}, with bursts`, burstSchedules(16), 150, optionsOf(isDistant)),
   );
 });

@@ -1,4 +1,7 @@
-/** A broker somewhere else: a log that is asked and answers over lines which take their time, each in order. */
+/**
+ * A remote broker: requests, answers and deliveries reach the log or the node after a delay, each
+ * kind in order.
+ */
 import { memoryBroker, type Broker } from '../../src/index.ts';
 import type {
   BrokerState,
@@ -10,66 +13,70 @@ import type {
 import type { Cursor } from '../../src/protocol/cursor.ts';
 import type { LogEntry } from '../../src/log/log-entry.ts';
 
-// No message is longer on its way than so many ticks, unless one before it on the same line is. Some lines are faster than others.
-const LONGEST_DELAY = 6;
+// Maximum delay of a message in ticks, unless an earlier message of the same queue takes longer.
+// Each queue draws its own maximum.
+const MAX_DELAY_TICKS = 6;
 
-/** Messages in order, each arriving some ticks after it was sent. */
-class Line {
+/** Messages in order. Each message arrives some ticks after it was sent. */
+class DelayedQueue {
   readonly #random: () => number;
-  readonly #longest: number;
-  #messages: { due: number; arrive: () => void; canBeLost: boolean }[] = [];
+  readonly #maxDelay: number;
+  #messages: { arrivesAt: number; arrive: () => void; canBeLost: boolean }[] = [];
   #now = 0;
 
   constructor(random: () => number) {
     this.#random = random;
-    this.#longest = 1 + Math.floor(random() * LONGEST_DELAY);
+    this.#maxDelay = 1 + Math.floor(random() * MAX_DELAY_TICKS);
   }
 
   get isEmpty(): boolean {
     return this.#messages.length === 0;
   }
 
-  /** Loses what is on its way and can be lost. */
-  lose(): void {
+  /** Discards the messages in transit that can be lost. */
+  dropMessages(): void {
     this.#messages = this.#messages.filter(({ canBeLost }) => !canBeLost);
   }
 
   send(arrive: () => void, canBeLost = false): void {
-    const due = Math.max(
-      this.#messages.at(-1)?.due ?? 0,
-      this.#now + 1 + Math.floor(this.#random() * this.#longest),
+    const arrivesAt = Math.max(
+      this.#messages.at(-1)?.arrivesAt ?? 0,
+      this.#now + 1 + Math.floor(this.#random() * this.#maxDelay),
     );
-    this.#messages.push({ due, arrive, canBeLost });
+    this.#messages.push({ arrivesAt, arrive, canBeLost });
   }
 
   tick(): void {
     this.#now++;
-    while (this.#messages[0] !== undefined && this.#messages[0].due <= this.#now) {
+    while (this.#messages[0] !== undefined && this.#messages[0].arrivesAt <= this.#now) {
       this.#messages.shift()!.arrive();
     }
   }
 }
 
-/** The log is a memory broker; only what is between differs. A test drives the time with {@link tick}. */
+/**
+ * A broker with a delay between node and log. The log itself is a memory broker. A test advances
+ * the time with {@link tick}.
+ */
 export class DistantBroker implements Broker {
   readonly log: Broker;
-  /** Offset of the newest entry that has come here. */
-  arrived = 0;
-  readonly #requests: Line;
-  readonly #answers: Line;
-  // As in Redis: subscribing and what is received share a connection of their own.
-  readonly #subscribing: Line;
-  readonly #received: Line;
-  readonly #listened = new Set<string>();
+  /** Offset of the newest entry that this node has received. */
+  receivedOffset = 0;
+  readonly #requests: DelayedQueue;
+  readonly #answers: DelayedQueue;
+  // As with Redis, subscriptions and deliveries have a connection of their own.
+  readonly #subscribes: DelayedQueue;
+  readonly #deliveries: DelayedQueue;
+  readonly #channels = new Set<string>();
   #receiver: Receiver | undefined;
 
-  /** @param random from 0 to below 1, as `Math.random` */
+  /** @param random returns numbers as `Math.random` does */
   constructor(random: () => number, log: Broker = memoryBroker()) {
     this.log = log;
-    this.#requests = new Line(random);
-    this.#answers = new Line(random);
-    this.#subscribing = new Line(random);
-    this.#received = new Line(random);
+    this.#requests = new DelayedQueue(random);
+    this.#answers = new DelayedQueue(random);
+    this.#subscribes = new DelayedQueue(random);
+    this.#deliveries = new DelayedQueue(random);
   }
 
   get state(): BrokerState {
@@ -77,40 +84,43 @@ export class DistantBroker implements Broker {
   }
 
   get head(): number {
-    return this.arrived;
+    return this.receivedOffset;
   }
 
   get held(): { events: number; bytes: number } {
     return this.log.held;
   }
 
-  /** Whether nothing is on its way. */
+  /** Whether no message is in transit. */
   get isQuiet(): boolean {
     return (
       this.#requests.isEmpty &&
       this.#answers.isEmpty &&
-      this.#subscribing.isEmpty &&
-      this.#received.isEmpty
+      this.#subscribes.isEmpty &&
+      this.#deliveries.isEmpty
     );
   }
 
   tick(): void {
-    this.#subscribing.tick();
+    this.#subscribes.tick();
     this.#requests.tick();
-    this.#received.tick();
+    this.#deliveries.tick();
     this.#answers.tick();
   }
 
-  /** The connection breaks and is there again: entries that were on their way are lost, and only the log has them. */
+  /**
+   * Simulates a connection that breaks and reconnects. Entries in transit are lost; only the log
+   * has them.
+   */
   interrupt(): void {
-    this.#received.lose();
+    this.#deliveries.dropMessages();
     this.#receiver?.interrupted();
   }
 
   open(receiver: Receiver, bounds: LogBounds): void {
     this.#receiver = receiver;
     const relay: Receiver = {
-      follows: (channel) => this.#listened.has(channel),
+      follows: (channel) => this.#channels.has(channel),
       receive: (entry) => this.#send(entry),
       interrupted: () => this.#receiver?.interrupted(),
     };
@@ -118,36 +128,36 @@ export class DistantBroker implements Broker {
   }
 
   append(publication: Publication): Promise<{ id: string }> {
-    return this.#ask(() => this.log.append(publication));
+    return this.#request(() => this.log.append(publication));
   }
 
   listen(channel: string): Promise<void> {
     return new Promise((resolve) => {
-      this.#subscribing.send(() => {
-        this.#listened.add(channel);
+      this.#subscribes.send(() => {
+        this.#channels.add(channel);
         void this.log.listen(channel);
-        this.#received.send(resolve);
+        this.#deliveries.send(resolve);
       });
     });
   }
 
   unlisten(channel: string): void {
-    this.#subscribing.send(() => {
-      this.#listened.delete(channel);
+    this.#subscribes.send(() => {
+      this.#channels.delete(channel);
       this.log.unlisten(channel);
     });
   }
 
   position(): Promise<Cursor> {
-    return this.#ask(() => this.log.position());
+    return this.#request(() => this.log.position());
   }
 
   read(channels: readonly string[], after: number, maxBytes: number): Promise<Page> {
-    return this.#ask(() => this.log.read(channels, after, maxBytes));
+    return this.#request(() => this.log.read(channels, after, maxBytes));
   }
 
   clear(channel: string): Promise<void> {
-    return this.#ask(() => this.log.clear(channel));
+    return this.#request(() => this.log.clear(channel));
   }
 
   close(): Promise<void> {
@@ -155,16 +165,16 @@ export class DistantBroker implements Broker {
   }
 
   #send(entry: LogEntry): void {
-    this.#received.send(() => {
-      if (entry.epoch !== undefined) this.arrived = entry.offset;
+    this.#deliveries.send(() => {
+      if (entry.epoch !== undefined) this.receivedOffset = entry.offset;
       this.#receiver?.receive(entry);
     }, true);
   }
 
-  #ask<T>(question: () => T | Promise<T>): Promise<T> {
+  #request<T>(query: () => T | Promise<T>): Promise<T> {
     return new Promise((resolve) => {
       this.#requests.send(() => {
-        const answer = question();
+        const answer = query();
         this.#answers.send(() => resolve(answer));
       });
     });

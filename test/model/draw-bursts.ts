@@ -1,4 +1,7 @@
-/** Schedules in which one turn publishes more than a stream may be written at once, and more than may be pending. */
+/**
+ * Arbitraries for schedules in which one turn publishes more bytes than one write may hold, or more
+ * than may be pending.
+ */
 import fc from 'fast-check';
 import { acts, client, wraps } from './draw.ts';
 import {
@@ -89,6 +92,10 @@ const command: fc.Arbitrary<Command> = fc.oneof(
   },
 );
 
+/**
+ * Draws a schedule with bursts of events.
+ * @param length the maximum number of commands after two connects
+ */
 export function burstSchedules(length: number): fc.Arbitrary<Schedule> {
   return fc.record({
     bounds: fc.record({

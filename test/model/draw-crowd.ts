@@ -1,8 +1,8 @@
-/** Schedules in which a few clients are among hundreds of streams. */
+/** Arbitraries for schedules with a few clients among hundreds of other streams. */
 import fc from 'fast-check';
 import { acts, client, observers, wraps } from './draw.ts';
 import {
-  CLIENTS,
+  CLIENT_COUNT,
   type Brings,
   type ChannelName,
   type Command,
@@ -14,10 +14,10 @@ import {
   type Size,
 } from './schedule.ts';
 
-// A little more than are written to before other work gets its turn, and more than that in two turns.
-const CROWDS = [260, 600] as const;
+// Numbers of streams: a few more than one turn writes to, and more than two turns write to.
+const CROWD_SIZES = [260, 600] as const;
 
-const orderly: fc.Arbitrary<FollowOptions> = fc.record({
+const follow: fc.Arbitrary<FollowOptions> = fc.record({
   channels: fc.constantFrom<ChannelName[]>(['a'], ['a'], ['a', 'b'], ['a', 'x']),
   since: fc.constant('now'),
   back: fc.constant(0),
@@ -28,7 +28,7 @@ const orderly: fc.Arbitrary<FollowOptions> = fc.record({
   act: acts(2),
 });
 
-const amidACrowd: fc.Arbitrary<Command> = fc.oneof(
+const crowdCommand: fc.Arbitrary<Command> = fc.oneof(
   {
     weight: 5,
     arbitrary: fc.record({
@@ -61,7 +61,7 @@ const amidACrowd: fc.Arbitrary<Command> = fc.oneof(
   { weight: 1, arbitrary: fc.constant({ do: 'interrupt' as const }) },
   {
     weight: 1,
-    arbitrary: fc.record({ do: fc.constant('follow' as const), client, follow: orderly }),
+    arbitrary: fc.record({ do: fc.constant('follow' as const), client, follow }),
   },
   {
     weight: 1,
@@ -71,24 +71,28 @@ const amidACrowd: fc.Arbitrary<Command> = fc.oneof(
 
 const gather: fc.Arbitrary<Command> = fc.record({
   do: fc.constant('gather' as const),
-  streams: fc.constantFrom(...CROWDS),
+  streams: fc.constantFrom(...CROWD_SIZES),
   crowd: fc.constantFrom<Crowd>('alike', 'alike', 'mixed', 'mixed', 'returning'),
 });
 
-// What a crowd that returns comes back to: nearly one page.
-const BEFORE: Command = { do: 'burst', channel: 'a', events: 5, size: 'middle' };
+// The events that a returning crowd reads: nearly one page.
+const INITIAL_BURST: Command = { do: 'burst', channel: 'a', events: 5, size: 'middle' };
 
-/** Every client is there before a crowd comes, which is written to in slices: meanwhile the clients wait for their turn. */
+/**
+ * Draws a schedule in which all clients connect before the crowd. The crowd is written to in
+ * slices, so the clients wait for their slice.
+ * @param length the maximum number of commands after the arrival of the crowd
+ */
 export function crowdedSchedules(length: number): fc.Arbitrary<Schedule> {
   const arrivals = fc.tuple(
-    ...Array.from({ length: CLIENTS }, (_, number) =>
+    ...Array.from({ length: CLIENT_COUNT }, (_, number) =>
       fc.record({
         do: fc.constant('connect' as const),
         client: fc.constant(number),
         brings: fc.constant<Brings>('nothing'),
         back: fc.constant(0),
         eager: fc.constant(false),
-        follow: orderly,
+        follow,
         wrap: wraps(4),
       }),
     ),
@@ -107,8 +111,10 @@ export function crowdedSchedules(length: number): fc.Arbitrary<Schedule> {
       .tuple(
         arrivals,
         gather,
-        fc.array(amidACrowd, { minLength: 3, maxLength: length, size: 'max' }),
+        fc.array(crowdCommand, { minLength: 3, maxLength: length, size: 'max' }),
       )
-      .map(([first, crowd, then]): Command[] => ([BEFORE] as Command[]).concat(first, crowd, then)),
+      .map(([first, crowd, then]): Command[] =>
+        ([INITIAL_BURST] as Command[]).concat(first, crowd, then),
+      ),
   });
 }

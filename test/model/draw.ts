@@ -1,7 +1,7 @@
-/** Schedules of whatever may happen. */
+/** Arbitraries for random schedules of all commands. */
 import fc from 'fast-check';
 import {
-  CLIENTS,
+  CLIENT_COUNT,
   type Act,
   type ActKind,
   type Bounds,
@@ -18,7 +18,8 @@ import {
 } from './schedule.ts';
 
 const channel = fc.constantFrom<ChannelName>('a', 'a', 'a', 'b', 'b', 'c', 'n', 'x');
-export const client = fc.nat({ max: CLIENTS - 1 });
+/** Draws the index of a client. */
+export const client = fc.nat({ max: CLIENT_COUNT - 1 });
 const size = fc.constantFrom<Size>('small', 'small', 'small', 'small', 'middle', 'large');
 
 const ACTS = [
@@ -32,7 +33,10 @@ const ACTS = [
   'closes',
 ] as const;
 
-/** @param from one of how many filters acts */
+/**
+ * Draws an act of user code, or none.
+ * @param from one of `from` callbacks acts
+ */
 export function acts(from: number): fc.Arbitrary<Act | undefined> {
   const act = fc.record({ kind: fc.constantFrom<ActKind>(...ACTS), at: fc.nat({ max: 4 }) });
   return fc.oneof(
@@ -41,7 +45,10 @@ export function acts(from: number): fc.Arbitrary<Act | undefined> {
   );
 }
 
-/** @param from one of how many responses has a `write` put in front of its own */
+/**
+ * Draws a wrapper of `res.write`, or none.
+ * @param from one of `from` responses has a wrapper
+ */
 export function wraps(from: number): fc.Arbitrary<Wrap | undefined> {
   const wrap = fc.record({
     kind: fc.constantFrom<Wrap['kind']>(
@@ -67,6 +74,7 @@ const observer: fc.Arbitrary<Observer> = fc.record({
   kind: fc.constantFrom<Observer['kind']>('publishes', 'publishes', 'sends', 'sends to others'),
 });
 
+/** Draws subscribers of diagnostics channels. */
 export const observers: fc.Arbitrary<Observer[]> = fc.oneof(
   { weight: 3, arbitrary: fc.constant<Observer[]>([]) },
   { weight: 1, arbitrary: fc.array(observer, { minLength: 1, maxLength: 2 }) },
@@ -222,7 +230,10 @@ const bounds: fc.Arbitrary<Bounds> = fc.record({
   maxChannels: fc.constantFrom(undefined, undefined, 1, 2, 3),
 });
 
-/** @param length how many commands at most */
+/**
+ * Draws a schedule.
+ * @param length the maximum number of commands
+ */
 export function schedules(length: number): fc.Arbitrary<Schedule> {
   return fc.record({
     bounds,

@@ -1,10 +1,13 @@
-/** The least of a `ServerResponse` that the library uses, with a reader who takes bytes when told to. */
+/**
+ * The part of `ServerResponse` that the library uses, with a reader that receives bytes on demand.
+ */
 import { EventEmitter } from 'node:events';
 import type { ServerResponse } from 'node:http';
 
-// From here on Node's writables say that they have enough.
+// The default high-water mark of Node's writable streams, in bytes.
 const HIGH_WATER_MARK = 16_384;
 
+/** A response without a socket. Written bytes wait in a queue until {@link deliver} is called. */
 export class FakeResponse extends EventEmitter {
   readonly req: object;
   readonly socket: object = {};
@@ -12,20 +15,22 @@ export class FakeResponse extends EventEmitter {
   headersSent = false;
   writableEnded = false;
   destroyed = false;
-  /** Bytes that the reader has not taken. */
+  /** Number of bytes that the reader has not received. */
   writableLength = 0;
-  /** What the reader has not taken and never will: it left before. */
-  untaken: Buffer[] = [];
+  /**
+   * Writes that the reader has not received yet. After a disconnect the reader never receives them.
+   */
+  unread: Buffer[] = [];
   readonly #onBytes: (bytes: Buffer) => void;
   readonly #onWrite: (bytes: Buffer) => void;
-  /** Whether the reader takes whatever comes at once, as a kernel does whose buffers are empty. */
-  eager: boolean;
+  /** Whether the reader receives each write at once, as a kernel with empty buffers does. */
+  isEager: boolean;
   #needsDrain = false;
-  #closing = false;
+  #isClosing = false;
 
   /**
-   * @param onBytes bytes have come to the reader
-   * @param onWrite bytes were written
+   * @param onBytes called when bytes have reached the reader
+   * @param onWrite called when bytes are written
    */
   constructor(
     req: object,
@@ -35,7 +40,7 @@ export class FakeResponse extends EventEmitter {
   ) {
     super();
     this.req = req;
-    this.eager = eager;
+    this.isEager = eager;
     this.#onBytes = onBytes;
     this.#onWrite = onWrite;
   }
@@ -46,7 +51,7 @@ export class FakeResponse extends EventEmitter {
     return [];
   }
 
-  /** As the library sees it. */
+  /** This response with the type that the library expects. */
   get asResponse(): ServerResponse {
     return this as unknown as ServerResponse;
   }
@@ -65,33 +70,33 @@ export class FakeResponse extends EventEmitter {
     this.headersSent = true;
   }
 
-  // Packets are the kernel's business.
+  // A fake response has no packets, so there is nothing to cork.
   cork(): void {}
 
   uncork(): void {}
 
   write(bytes: Buffer): boolean {
-    if (this.writableEnded || this.destroyed) throw new Error('written to after its end');
+    if (this.writableEnded || this.destroyed) throw new Error('write after end');
     this.headersSent = true;
     this.#onWrite(bytes);
-    if (this.eager && this.untaken.length === 0) {
+    if (this.isEager && this.unread.length === 0) {
       this.#onBytes(bytes);
       return true;
     }
-    this.untaken.push(bytes);
+    this.unread.push(bytes);
     this.writableLength += bytes.length;
     if (this.writableLength >= HIGH_WATER_MARK) this.#needsDrain = true;
     return this.writableLength < HIGH_WATER_MARK;
   }
 
-  /** The reader takes so many writes. */
-  take(writes: number): void {
+  /** Delivers up to `writes` writes to the reader, and emits `'drain'` if necessary. */
+  deliver(writes: number): void {
     if (this.destroyed) return;
-    for (const bytes of this.untaken.splice(0, writes)) {
+    for (const bytes of this.unread.splice(0, writes)) {
       this.writableLength -= bytes.length;
       this.#onBytes(bytes);
     }
-    if (this.untaken.length > 0) return;
+    if (this.unread.length > 0) return;
     if (this.writableEnded) this.#close();
     else if (this.#needsDrain) {
       this.#needsDrain = false;
@@ -101,7 +106,7 @@ export class FakeResponse extends EventEmitter {
 
   end(): void {
     this.writableEnded = true;
-    if (this.untaken.length === 0) this.#close();
+    if (this.unread.length === 0) this.#close();
   }
 
   destroy(): void {
@@ -112,9 +117,9 @@ export class FakeResponse extends EventEmitter {
   }
 
   #close(): void {
-    if (this.#closing) return;
-    this.#closing = true;
-    // As Node does, not in the middle of the call that ends it.
+    if (this.#isClosing) return;
+    this.#isClosing = true;
+    // Like Node, emit `'close'` after the call that ends the response has returned.
     process.nextTick(() => {
       this.destroyed = true;
       this.emit('close');

@@ -1,11 +1,17 @@
-/** Clients without sockets: a fake response, and a reader who takes what was written when a turn is over. */
+/**
+ * A transport without sockets: fake responses, and readers that receive the written bytes at the
+ * end of a turn.
+ */
 import type { EventStream } from '../../src/index.ts';
 import { FakeResponse } from './fake-response.ts';
 import type { Link, Wire } from './link.ts';
 import type { WorkMeter } from './work.ts';
 import type { Transport } from './world.ts';
 
-/** @returns clients for one schedule */
+/**
+ * Creates a transport for one schedule.
+ * @param work counts the written bytes
+ */
 export function fakes(work: WorkMeter): Transport {
   const readers = new Set<FakeReader>();
   return {
@@ -24,8 +30,8 @@ export function fakes(work: WorkMeter): Transport {
       const res = new FakeResponse(
         req,
         eager,
-        (bytes) => void (link === undefined ? early.push(bytes) : link.take(bytes)),
-        (bytes) => work.wrote(res, bytes.length),
+        (bytes) => void (link === undefined ? early.push(bytes) : link.receive(bytes)),
+        (bytes) => work.onWrite(res, bytes.length),
       );
       if (wrap !== undefined) {
         const write = res.write.bind(res);
@@ -33,7 +39,7 @@ export function fakes(work: WorkMeter): Transport {
       }
       events(req as never, res.asResponse, () => {
         link = opened((res as unknown as { sse: EventStream }).sse);
-        for (const bytes of early) link.take(bytes);
+        for (const bytes of early) link.receive(bytes);
         const reader = new FakeReader(res, link);
         link.wire = reader;
         readers.add(reader);
@@ -44,7 +50,7 @@ export function fakes(work: WorkMeter): Transport {
       });
     },
     settle() {
-      work.reading(() => {
+      work.whileReading(() => {
         for (const reader of readers) reader.read();
       });
     },
@@ -66,12 +72,12 @@ class FakeReader implements Wire {
   }
 
   read(): void {
-    if (!this.isPaused) this.#res.take(Infinity);
+    if (!this.isPaused) this.#res.deliver(Infinity);
   }
 
   pause(): void {
     this.isPaused = true;
-    this.#res.eager = false;
+    this.#res.isEager = false;
   }
 
   resume(): void {
@@ -79,11 +85,11 @@ class FakeReader implements Wire {
   }
 
   sip(writes: number): void {
-    if (this.isPaused) this.#res.take(writes);
+    if (this.isPaused) this.#res.deliver(writes);
   }
 
   drop(): void {
-    this.#link.close(this.#res.untaken.splice(0));
+    this.#link.close(this.#res.unread.splice(0));
     this.#res.destroy();
   }
 }

@@ -1,6 +1,7 @@
 /**
- * The contract (DESIGN.md, 2.3, rules 0 to 10) as an account of one connection: of each channel it knows what the stream owes,
- * and reads what was written, event by event, beside what was asked for.
+ * Checks one connection against the contract of channels (`docs/channels.md`). The ledger knows for
+ * each channel which events the stream owes to its client. It reads the written items one after the
+ * other and compares each with the calls of the application.
  */
 import type { ParsedEvent } from '../support/strict-parser.ts';
 import type { ChannelName, FollowOptions } from './schedule.ts';
@@ -13,102 +14,122 @@ import {
   type Verdict,
 } from './truth.ts';
 
-/** One call of `subscribe`. */
-export interface Hold {
+/** Record of one call of `subscribe`. */
+export interface SubscriptionRecord {
   readonly options: FollowOptions;
-  /** Where it begins: after an offset, or as the words say. */
+  /** The start of the subscription: after an offset, or as the `since` option says. */
   readonly start: number | 'now' | 'whole' | 'foreign';
-  /** Where the log was when the call was made, and when it had resolved. */
+  /**
+   * The head of the log at the time of the call; `headAtStart` is the head after the call resolved.
+   */
   readonly headAtCall: number;
-  /** How many events had been published by then. */
-  readonly numberAtCall: number;
+  /** Number of events that had been published at the time of the call. */
+  readonly publishedAtCall: number;
   headAtStart: number | undefined;
   lossAtCall: Loss;
   /**
-   * Whether it was made by a filter or in the middle of a write, or whether user code has done something else in the middle of it.
-   * Then it has its place when the events that were being given have been written, or what was done has been: it is not known when,
-   * as with a broker elsewhere.
+   * Whether the call was made by a filter or in the middle of a write, or whether user code did
+   * something else during the call. Such a subscription takes effect after the events of the
+   * current delivery have been written, so its exact start is unknown, as with a remote broker.
    */
   isInside: boolean;
-  /** Whether what user code has published in the middle of the call may have changed where it begins. */
-  isStartUnsure: boolean;
+  /** Whether an event that user code published during the call may have changed the start. */
+  isStartUncertain: boolean;
 }
 
-/** What happened beside the bytes, and behind which of them. */
+/** A call or a callback, with the number of items that had been written before (`at`). */
 export type Mark = { at: number | undefined } & (
-  | { what: 'called'; hold: Hold; live: boolean; owedFrom: number }
-  | { what: 'started'; hold: Hold; recovered: boolean }
-  | { what: 'leaving'; hold: Hold }
-  | { what: 'left'; hold: Hold; live: boolean; head: number; n: number }
+  | { kind: 'called'; record: SubscriptionRecord; live: boolean; owedFrom: number }
+  | { kind: 'started'; record: SubscriptionRecord; recovered: boolean }
+  | { kind: 'leaving'; record: SubscriptionRecord }
+  | { kind: 'left'; record: SubscriptionRecord; live: boolean; head: number; n: number }
   | {
-      what: 'asked';
+      kind: 'asked';
       by: FollowOptions;
       channels: readonly string[];
       cursor: string;
       loss: Loss | undefined;
-      /** Where the log was when it was read, at least, and where it is. */
+      /** The lowest possible head of the log when the gap was found, and the head now. */
       least: number;
       head: number;
     }
-  | { what: 'answered'; channels: readonly string[]; cursor: string | undefined }
-  | { what: 'ended'; live: boolean; head: number }
-  | { what: 'finishing'; head: number }
+  | { kind: 'answered'; channels: readonly string[]; cursor: string | undefined }
+  | { kind: 'ended'; live: boolean; head: number }
+  | { kind: 'finishing'; head: number }
 );
 
-/** An event that was sent directly. */
+/** An event that the application sent with `stream.send()`. */
 export interface Direct {
   readonly k: number;
   live: boolean;
-  /** The offset up to which everything had come to this node. */
+  /** All events up to this offset had arrived at this node. */
   readonly head: number;
-  /** Whether it was sent by a filter or in the middle of a write: then it may come before what was written earlier. */
+  /**
+   * Whether the event was sent by a filter or in the middle of a write. Such an event may come
+   * before events that were written earlier.
+   */
   readonly isInside: boolean;
 }
 
-/** All that is known of one connection when it is over. */
-export interface Account {
+/** Everything that is recorded about one connection, for the check after its end. */
+export interface ConnectionRecord {
   readonly truth: Truth;
   readonly isDistant: boolean;
   readonly marks: readonly Mark[];
   readonly items: readonly ParsedEvent[];
   readonly directs: readonly Direct[];
-  /** How many items the client got before it left; what is behind was written, and lost with the connection. */
-  readonly received: number;
-  /** Whether the stream was open when everything had come to rest. */
-  readonly isWhole: boolean;
-  /** Whether events were dropped for a slow reader. */
+  /**
+   * Number of items that the client received. Later items were written and lost with the
+   * connection.
+   */
+  readonly receivedCount: number;
+  /** Whether the stream was still open when all work had been done. */
+  readonly isComplete: boolean;
+  /** Whether the stream dropped events because its client was slow. */
   readonly hasDropped: boolean;
   readonly byNumber: readonly PublishedEvent[];
 }
 
-/** What the stream owes of one channel. */
+/** The state of one channel: the events that the stream owes to its client. */
 interface Owed {
-  hold: Hold;
-  /** The subscription that brought the channel, which has a say in all of it. */
-  readonly origin: Hold;
-  /** Everything at or below was written or filtered out, or was never owed. */
-  have: number;
-  /** Of the channel's events, the first beyond. */
-  next: number;
-  /** What was lost up to here has been told: at least, and at most, as far as a gap tells. */
-  toldAtLeast: number;
-  told: number;
-  /** A gap that was false because a channel was forgotten was told up to here. */
-  toldOfFloor: number;
-  /** Whether an announcement is due because the cursor was of another log. */
-  foreign: boolean;
-  /** With a broker elsewhere it is not known when a subscription takes its place, only that it has when something of it is written. */
-  armed: boolean;
-  begun: boolean;
-  /** A subscription of now may begin anywhere up to here. */
-  fuzzyUpTo: number;
-  armedAt: number;
-  /** Whether two subscriptions name it that are under way or are being ended from inside, and it may begin with either of them. */
-  isLoose: boolean;
+  record: SubscriptionRecord;
+  /** The subscription that added the channel. Its filter applies to all events of the channel. */
+  readonly origin: SubscriptionRecord;
+  /** All events up to this offset were written, filtered out, or never owed. */
+  doneUpTo: number;
+  /** Index of the first event of the channel beyond `have`. */
+  nextIndex: number;
+  /**
+   * Losses up to this offset have been reported, as far as reported gaps allow to tell: at least up
+   * to `reportedAtLeast`, at most up to `reportedAtMost`.
+   */
+  reportedAtLeast: number;
+  reportedAtMost: number;
+  /** A false gap, caused by a channel that the log forgot, was reported up to this offset. */
+  falseGapUpTo: number;
+  /** Whether a gap must be reported because the cursor belongs to another log. */
+  isForeign: boolean;
+  /**
+   * Whether the subscription has certainly taken effect. With a remote broker this is known only
+   * after the first item of the channel was written.
+   */
+  isActive: boolean;
+  hasEvents: boolean;
+  /** A subscription with `since: 'now'` may start at any offset up to this one. */
+  uncertainUpTo: number;
+  activeAt: number;
+  /**
+   * Whether two subscriptions to the channel are pending, or are being ended by user code inside a
+   * delivery. The channel may then start with either of them.
+   */
+  hasUncertainStart: boolean;
 }
 
-/** @throws {Violation} */
-export function audit(account: Account): void {
+/**
+ * Checks one connection.
+ * @throws {Violation} if an item or a missing item breaks a rule
+ */
+export function audit(account: ConnectionRecord): void {
   const ledger = new Ledger(account);
   const { marks, items } = account;
   let next = 0;
@@ -118,89 +139,102 @@ export function audit(account: Account): void {
       marks[next]!.at !== undefined &&
       marks[next]!.at! <= index
     ) {
-      ledger.mark(marks[next++]!, index);
+      ledger.onMark(marks[next++]!, index);
     }
-    if (index === account.received) ledger.left(index);
+    if (index === account.receivedCount) ledger.onDisconnect(index);
     const item = items[index];
-    if (item !== undefined) ledger.item(item, index);
+    if (item !== undefined) ledger.onItem(item, index);
   }
-  ledger.end();
+  ledger.finish();
 }
 
 class Ledger {
-  readonly #account: Account;
+  readonly #connection: ConnectionRecord;
   readonly #owed = new Map<ChannelName, Owed>();
-  readonly #holds: Hold[] = [];
-  readonly #gaps = new Map<Hold, 'own' | "another's">();
-  readonly #begun = new Set<Hold>();
-  // Those that something else was asked for before they were known to have started: a gap may have come after the start.
-  readonly #disturbed = new Set<Hold>();
-  // Of the channel without history: the first number that is owed, the newest one delivered.
-  #liveOnly: { must: number; may: number } | undefined;
+  readonly #records: SubscriptionRecord[] = [];
+  readonly #gaps = new Map<SubscriptionRecord, 'own' | "another's">();
+  readonly #startedRecords = new Set<SubscriptionRecord>();
+  // Subscriptions that were followed by another call before they had certainly started. A gap after
+  // the start is then no violation.
+  readonly #uncertainRecords = new Set<SubscriptionRecord>();
+  // For the channel without history: the number of the first event that must come, and of the first
+  // event that may come.
+  #ephemeral: { must: number; may: number } | undefined;
   #lastId = '';
   #lastOffset = -1;
   #stepsBack = 0;
-  // Events of this turn that were owed when a later subscription came may be written before it takes its place.
-  #grace: { hold: Hold; from: number; before: Hold[] | undefined } | undefined;
-  // Direct events that have come, and the place of the newest that was not sent from inside.
-  readonly #sentBefore = new Set<number>();
-  #direct = -1;
-  // Those that are ending from inside: they may have a say or not.
-  readonly #leaving = new Set<Hold>();
+  // Events that were published in this turn before a later subscription may be written before the
+  // later subscription takes effect.
+  #grace:
+    | { record: SubscriptionRecord; from: number; before: SubscriptionRecord[] | undefined }
+    | undefined;
+  // Numbers of the direct events that have arrived, and the index of the newest that was not sent
+  // from inside a delivery.
+  readonly #arrivedDirects = new Set<number>();
+  #lastDirectIndex = -1;
+  // Subscriptions that user code is ending from inside a delivery. Their filters may or may not
+  // apply.
+  readonly #endingRecords = new Set<SubscriptionRecord>();
   #hasEnded = false;
-  // Set once the stream was closed for good.
+  // The head of the log when the stream was closed with `{ final: true }`.
   #finalHead: number | undefined;
-  #asked = false;
-  readonly #askedFor = new Set<Owed>();
-  #askedBy: object | undefined;
-  #askedChannels: readonly string[] = [];
-  // Channels whose loss is told once more, because the subscription that was asked about it has ended.
-  readonly #toldAgain = new Set<string>();
-  // Whose onGap was asked since an event with a place in the log was delivered.
-  readonly #askedBefore = new Set<FollowOptions>();
-  #gap: { cursor: string; told: Set<string> } | undefined;
+  #isOnGapPending = false;
+  readonly #owedOfOnGap = new Set<Owed>();
+  #onGapOwner: object | undefined;
+  #onGapChannels: readonly string[] = [];
+  // Channels whose loss is reported again because the subscription with the pending `onGap` has
+  // ended.
+  readonly #reportedAgain = new Set<string>();
+  // Subscriptions whose `onGap` was called since the last event with an offset.
+  readonly #recentOnGapOwners = new Set<FollowOptions>();
+  #gap: { cursor: string; channels: Set<string> } | undefined;
   #owesCheckpoint = false;
   #beginsWithCheckpoint = true;
   #history: string[] = [];
 
-  constructor(account: Account) {
-    this.#account = account;
+  constructor(account: ConnectionRecord) {
+    this.#connection = account;
   }
 
-  mark(mark: Mark, index: number): void {
+  onMark(mark: Mark, index: number): void {
     this.#note(
-      `— ${mark.what}`,
-      'hold' in mark ? { channels: mark.hold.options.channels, start: mark.hold.start } : mark,
+      `— ${mark.kind}`,
+      'record' in mark
+        ? { channels: mark.record.options.channels, start: mark.record.start }
+        : mark,
     );
-    if (mark.what === 'called') this.#called(mark, index);
-    else if (mark.what === 'started') this.#started(mark.hold, mark.recovered, index);
-    else if (mark.what === 'leaving') this.#leave(mark.hold);
-    else if (mark.what === 'left') this.#unfollow(mark);
-    else if (mark.what === 'asked') this.#ask(mark);
-    else if (mark.what === 'answered') this.#answer(mark.channels, mark.cursor);
-    else if (mark.what === 'finishing') this.#finalHead = mark.head;
-    else this.#close(mark);
+    if (mark.kind === 'called') this.#onCalled(mark, index);
+    else if (mark.kind === 'started') this.#onStarted(mark.record, mark.recovered, index);
+    else if (mark.kind === 'leaving') this.#onLeaving(mark.record);
+    else if (mark.kind === 'left') this.#onLeft(mark);
+    else if (mark.kind === 'asked') this.#onAsked(mark);
+    else if (mark.kind === 'answered') this.#onAnswered(mark.channels, mark.cursor);
+    else if (mark.kind === 'finishing') this.#finalHead = mark.head;
+    else this.#onEnded(mark);
   }
 
-  item(item: ParsedEvent, index: number): void {
+  onItem(item: ParsedEvent, index: number): void {
     this.#note(
       item.type,
       item.data.length > 200 ? `${item.data.slice(0, 12)}…` : item.data,
       item.lastEventId,
     );
     if (this.#hasEnded) this.#violation(`${item.type} came after the end of the stream`);
-    if (item.type === 'direct') this.#sent(item);
-    else if (item.type === 'sse:end') this.#finalEnd();
-    else if (item.type === 'sse:gap') this.#gapEvent(item, index);
-    else if (item.type === 'sse:checkpoint') this.#checkpoint(item);
-    else this.#event(item, index);
+    if (item.type === 'direct') this.#onDirect(item);
+    else if (item.type === 'sse:end') this.#onFinalEnd();
+    else if (item.type === 'sse:gap') this.#onGapEvent(item, index);
+    else if (item.type === 'sse:checkpoint') this.#onCheckpoint(item);
+    else this.#onEvent(item, index);
   }
 
-  /** The client has left here, and may come back with the last id it got: that must not lose anything. */
-  left(index: number): void {
-    if (this.#account.isWhole || this.#lastOffset < 0) return;
+  /**
+   * The client disconnected here. A reconnect with the last id that the client received must not
+   * lose an event.
+   */
+  onDisconnect(index: number): void {
+    if (this.#connection.isComplete || this.#lastOffset < 0) return;
     for (const [channel, owed] of this.#owed) {
-      if (!owed.armed || owed.armedAt >= index || this.#grace?.hold === owed.hold) continue;
+      if (!owed.isActive || owed.activeAt >= index || this.#grace?.record === owed.record) continue;
       const missing = this.#missing(channel, owed, this.#lastOffset);
       if (missing !== undefined) {
         this.#violation(`a reconnect from ${this.#lastId} would lose ${describe(missing)}`);
@@ -208,248 +242,276 @@ class Ledger {
     }
   }
 
-  end(): void {
-    const { isWhole, hasDropped, directs, truth } = this.#account;
+  finish(): void {
+    const { isComplete: isWhole, hasDropped, directs, truth } = this.#connection;
     if (!isWhole) return;
-    for (const hold of this.#holds) {
-      if (hold.headAtStart === undefined) {
-        this.#violation(`subscribe to ${hold.options.channels.join()} has never resolved`);
+    for (const record of this.#records) {
+      if (record.headAtStart === undefined) {
+        this.#violation(`subscribe to ${record.options.channels.join()} did not resolve`);
       }
     }
-    this.#expectAll(truth.head, 'everything has come to rest');
-    if (!hasDropped && this.#sentBefore.size < directs.length) {
-      this.#violation(`of ${directs.length} direct events ${this.#sentBefore.size} have arrived`);
+    this.#expectAll(truth.head, 'the end of all work');
+    if (!hasDropped && this.#arrivedDirects.size < directs.length) {
+      this.#violation(
+        `only ${this.#arrivedDirects.size} of ${directs.length} direct events arrived`,
+      );
     }
     if (this.#owesCheckpoint && this.#owed.size > 0) {
       this.#violation('no checkpoint was written after a gap');
     }
   }
 
-  // What was asked for.
+  // Calls of the application.
 
-  #called({ hold, live, owedFrom }: Mark & { what: 'called' }, index: number): void {
-    const { isDistant, truth } = this.#account;
-    const before = [...this.#holds];
-    const isFuzzy = hold.isStartUnsure || (hold.start === 'now' && (isDistant || hold.isInside));
-    if (!hold.options.checkpoints) this.#beginsWithCheckpoint = false;
-    for (const other of this.#holds) this.#disturbed.add(other);
-    // Within an onGap a subscription does not wait for its start, or the one would wait for the other.
-    if (this.#asked) this.#disturbed.add(hold);
-    this.#holds.push(hold);
-    // Also where nothing is followed any more: what it followed before is behind it.
+  #onCalled({ record, live, owedFrom }: Mark & { kind: 'called' }, index: number): void {
+    const { isDistant, truth } = this.#connection;
+    const before = [...this.#records];
+    const isUncertain =
+      record.isStartUncertain || (record.start === 'now' && (isDistant || record.isInside));
+    if (!record.options.checkpoints) this.#beginsWithCheckpoint = false;
+    for (const other of this.#records) this.#uncertainRecords.add(other);
+    // A subscription made inside `onGap` does not wait for its start, because that would deadlock.
+    if (this.#isOnGapPending) this.#uncertainRecords.add(record);
+    this.#records.push(record);
+    // This holds also if the stream follows no channel at the moment: it followed channels before.
     const isLater = this.#gaps.size > 0 || this.#lastOffset >= 0 || this.#owed.size > 0;
-    for (const channel of hold.options.channels) {
+    for (const channel of record.options.channels) {
       if (channel === 'x') {
-        this.#liveOnly ??=
-          isDistant || hold.isInside
+        this.#ephemeral ??=
+          isDistant || record.isInside
             ? { must: Infinity, may: 0 }
-            : { must: hold.numberAtCall, may: hold.numberAtCall };
+            : { must: record.publishedAtCall, may: record.publishedAtCall };
         continue;
       }
       const have =
-        typeof hold.start === 'number' ? hold.start : hold.start === 'now' ? hold.headAtCall : 0;
+        typeof record.start === 'number'
+          ? record.start
+          : record.start === 'now'
+            ? record.headAtCall
+            : 0;
       const known = this.#owed.get(channel);
       if (known !== undefined) {
-        if (hold.isInside && !known.armed) this.#mix(channel, known, hold, have);
+        if (record.isInside && !known.isActive) this.#mergeStarts(channel, known, record, have);
         continue;
       }
-      const isWhole = hold.start === 'whole';
+      const isWhole = record.start === 'whole';
       this.#owed.set(channel, {
-        hold,
-        origin: hold,
-        have,
-        next: truth.of(channel).findIndex((event) => event.offset > have),
-        toldAtLeast: isWhole ? (hold.lossAtCall.lost[channel] ?? 0) : 0,
-        // The log is read for the first time before it resolves, or, within an onGap, after that.
-        told: isWhole
+        record,
+        origin: record,
+        doneUpTo: have,
+        nextIndex: truth.eventsOf(channel).findIndex((event) => event.offset > have),
+        reportedAtLeast: isWhole ? (record.lossAtCall.lost[channel] ?? 0) : 0,
+        // The log is first read before the call resolves, or after that if the call is inside
+        // `onGap`.
+        reportedAtMost: isWhole
           ? lostIn(
               channel,
-              this.#asked ? truth.now : truth.lossAt(hold.headAtStart ?? truth.head).most,
+              this.#isOnGapPending
+                ? truth.now
+                : truth.lossAt(record.headAtStart ?? truth.head).most,
             )
           : 0,
-        toldOfFloor: 0,
-        foreign: hold.start === 'foreign' && !hold.isStartUnsure,
-        armed: !isDistant && !hold.isInside,
-        begun: false,
-        fuzzyUpTo: isFuzzy ? (hold.headAtStart ?? Infinity) : -1,
-        armedAt: index,
-        isLoose: hold.isStartUnsure,
+        falseGapUpTo: 0,
+        isForeign: record.start === 'foreign' && !record.isStartUncertain,
+        isActive: !isDistant && !record.isInside,
+        hasEvents: false,
+        uncertainUpTo: isUncertain ? (record.headAtStart ?? Infinity) : -1,
+        activeAt: index,
+        hasUncertainStart: record.isStartUncertain,
       });
     }
     if (!isLater) return;
     this.#stepsBack++;
-    if (!isDistant && !hold.isInside) {
-      this.#grace = { hold, from: owedFrom, before: live ? before : undefined };
+    if (!isDistant && !record.isInside) {
+      this.#grace = { record, from: owedFrom, before: live ? before : undefined };
     }
   }
 
-  /** Two subscriptions that are under way name the channel: it begins where the one does or where the other does. */
-  #mix(
+  /** Two pending subscriptions name the channel. The channel starts where either of them starts. */
+  #mergeStarts(
     channel: ChannelName,
     owed: Owed,
-    { start, headAtStart = Infinity }: Hold,
+    { start, headAtStart = Infinity }: SubscriptionRecord,
     have: number,
   ): void {
-    owed.have = Math.min(owed.have, have);
-    owed.next = this.#account.truth.of(channel).findIndex((event) => event.offset > owed.have);
-    owed.fuzzyUpTo = Math.max(headAtStart, owed.hold.headAtStart ?? Infinity);
-    owed.foreign &&= start === 'foreign';
-    owed.armed = false;
-    owed.isLoose = true;
+    owed.doneUpTo = Math.min(owed.doneUpTo, have);
+    owed.nextIndex = this.#connection.truth
+      .eventsOf(channel)
+      .findIndex((event) => event.offset > owed.doneUpTo);
+    owed.uncertainUpTo = Math.max(headAtStart, owed.record.headAtStart ?? Infinity);
+    owed.isForeign &&= start === 'foreign';
+    owed.isActive = false;
+    owed.hasUncertainStart = true;
   }
 
-  #started(hold: Hold, recovered: boolean, index: number): void {
-    if (!this.#holds.includes(hold)) return;
-    this.#begun.add(hold);
-    // Of channels that another subscription has brought before, the gap may be that one's.
-    if (recovered && this.#gaps.get(hold) === 'own' && !this.#disturbed.has(hold)) {
-      this.#violation('recovered is true, but a gap was told');
+  #onStarted(record: SubscriptionRecord, recovered: boolean, index: number): void {
+    if (!this.#records.includes(record)) return;
+    this.#startedRecords.add(record);
+    // If another subscription added the channel before, the gap may belong to that subscription.
+    if (recovered && this.#gaps.get(record) === 'own' && !this.#uncertainRecords.has(record)) {
+      this.#violation('recovered is true, but a gap was reported');
     }
     const isAlone = [...this.#owed].every(
-      ([channel, owed]) => owed.hold === hold || !hold.options.channels.includes(channel),
+      ([channel, owed]) => owed.record === record || !record.options.channels.includes(channel),
     );
     const isUnexplained =
-      !recovered && !this.#gaps.has(hold) && isAlone && !this.#disturbed.has(hold);
-    if (isUnexplained) this.#violation('recovered is false, but no gap was told');
+      !recovered && !this.#gaps.has(record) && isAlone && !this.#uncertainRecords.has(record);
+    if (isUnexplained) this.#violation('recovered is false, but no gap was reported');
     for (const [channel, owed] of this.#owed) {
-      owed.isLoose &&= this.#holds.some(
-        (other) => other.options.channels.includes(channel) && !this.#begun.has(other),
+      owed.hasUncertainStart &&= this.#records.some(
+        (other) => other.options.channels.includes(channel) && !this.#startedRecords.has(other),
       );
-      if (owed.hold !== hold || owed.armed) continue;
-      owed.armed = true;
-      owed.armedAt = index;
+      if (owed.record !== record || owed.isActive) continue;
+      owed.isActive = true;
+      owed.activeAt = index;
     }
-    if (!this.#disturbed.has(hold)) {
-      const untold = [...this.#owed].find(([, owed]) => owed.hold === hold && owed.foreign);
-      if (untold !== undefined) {
-        this.#violation(`subscribe resolved before the gap of ${untold[0]} was told`);
+    if (!this.#uncertainRecords.has(record)) {
+      const unreported = [...this.#owed].find(
+        ([, owed]) => owed.record === record && owed.isForeign,
+      );
+      if (unreported !== undefined) {
+        this.#violation(`subscribe resolved before the gap of ${unreported[0]} was reported`);
       }
     }
   }
 
-  /** A subscription is ended from inside: events that are being given may still come, and none is owed. */
-  #leave(hold: Hold): void {
-    this.#leaving.add(hold);
-    const others = this.#holds.filter((other) => !this.#leaving.has(other));
+  /**
+   * User code ends a subscription from inside a delivery. Events of the delivery may still come,
+   * and none must come.
+   */
+  #onLeaving(record: SubscriptionRecord): void {
+    this.#endingRecords.add(record);
+    const others = this.#records.filter((other) => !this.#endingRecords.has(other));
     for (const [channel, owed] of this.#owed) {
       const heirs = others.filter(({ options }) => options.channels.includes(channel));
-      owed.isLoose ||= owed.hold === hold && heirs.some((heir) => !this.#begun.has(heir));
-      if (heirs.length === 0 || owed.isLoose) owed.next = -1;
+      owed.hasUncertainStart ||=
+        owed.record === record && heirs.some((heir) => !this.#startedRecords.has(heir));
+      if (heirs.length === 0 || owed.hasUncertainStart) owed.nextIndex = -1;
     }
   }
 
-  #close({ live, head }: Mark & { what: 'ended' }): void {
+  #onEnded({ live, head }: Mark & { kind: 'ended' }): void {
     if (live) this.#expectAll(head, 'the end of the stream', 'ends the stream');
     this.#hasEnded = true;
   }
 
-  #unfollow({ hold, live, head, n }: Mark & { what: 'left' }): void {
-    // The answer of a subscription that has ended is not waited for.
-    if (this.#asked && this.#askedBy === hold.options) {
-      this.#asked = false;
-      this.#askedFor.clear();
-      for (const channel of this.#askedChannels) this.#toldAgain.add(channel);
+  #onLeft({ record, live, head, n }: Mark & { kind: 'left' }): void {
+    // The library does not wait for the `onGap` of a subscription that has ended.
+    if (this.#isOnGapPending && this.#onGapOwner === record.options) {
+      this.#isOnGapPending = false;
+      this.#owedOfOnGap.clear();
+      for (const channel of this.#onGapChannels) this.#reportedAgain.add(channel);
     }
-    const gone = hold.options.channels.filter(
+    const removedChannels = record.options.channels.filter(
       (channel) =>
-        !this.#holds.some((other) => other !== hold && other.options.channels.includes(channel)),
+        !this.#records.some(
+          (other) => other !== record && other.options.channels.includes(channel),
+        ),
     );
     if (live) {
-      for (const channel of gone) {
+      for (const channel of removedChannels) {
         const owed = this.#owed.get(channel);
         const missing =
-          owed === undefined || !owed.armed ? undefined : this.#missing(channel, owed, head);
+          owed === undefined || !owed.isActive ? undefined : this.#missing(channel, owed, head);
         if (missing !== undefined) {
-          this.#violation(`${describe(missing)} was owed when the stream stopped following`);
+          this.#violation(
+            `${describe(missing)} was not written before the end of its subscription`,
+          );
         }
       }
     }
-    if (gone.includes('x')) {
-      if (live && !this.#account.isDistant) this.#expectLiveOnly(n);
-      this.#liveOnly = undefined;
+    if (removedChannels.includes('x')) {
+      if (live && !this.#connection.isDistant) this.#expectEphemeral(n);
+      this.#ephemeral = undefined;
     }
-    for (const channel of gone) this.#owed.delete(channel);
-    this.#holds.splice(this.#holds.indexOf(hold), 1);
-    this.#leaving.delete(hold);
-    // The client need not know where it is in what it does not follow any more.
+    for (const channel of removedChannels) this.#owed.delete(channel);
+    this.#records.splice(this.#records.indexOf(record), 1);
+    this.#endingRecords.delete(record);
+    // No checkpoint is needed for channels that the stream does not follow any more.
     if (this.#owed.size === 0) this.#owesCheckpoint = false;
     this.#grace = undefined;
-    for (const other of this.#holds) this.#disturbed.add(other);
-    for (const [channel, owed] of this.#owed) if (owed.hold === hold) this.#passOn(channel, owed);
+    for (const other of this.#records) this.#uncertainRecords.add(other);
+    for (const [channel, owed] of this.#owed) {
+      if (owed.record === record) this.#passToHeir(channel, owed);
+    }
   }
 
-  /** Another subscription has the channel, too; from now on it alone. It may not have its place yet. */
-  #passOn(channel: ChannelName, owed: Owed): void {
-    const heir = this.#holds.find((hold) => hold.options.channels.includes(channel))!;
-    const isPlaced = !this.#account.isDistant && !heir.isInside && !owed.isLoose;
-    if (isPlaced || this.#begun.has(heir)) {
-      owed.hold = heir;
+  /**
+   * Passes the channel to another subscription that names it. That subscription may not have taken
+   * effect yet.
+   */
+  #passToHeir(channel: ChannelName, owed: Owed): void {
+    const heir = this.#records.find((record) => record.options.channels.includes(channel))!;
+    const isPlaced = !this.#connection.isDistant && !heir.isInside && !owed.hasUncertainStart;
+    if (isPlaced || this.#startedRecords.has(heir)) {
+      owed.record = heir;
       return;
     }
     const start =
-      typeof heir.start === 'number' ? heir.start : heir.start === 'now' ? owed.have : 0;
-    const have = Math.min(owed.have, start);
-    const next = this.#account.truth.of(channel).findIndex((event) => event.offset > have);
+      typeof heir.start === 'number' ? heir.start : heir.start === 'now' ? owed.doneUpTo : 0;
+    const have = Math.min(owed.doneUpTo, start);
+    const next = this.#connection.truth.eventsOf(channel).findIndex((event) => event.offset > have);
     this.#owed.set(channel, {
       ...owed,
-      hold: heir,
-      have,
-      next,
-      foreign: false,
-      armed: false,
-      begun: false,
-      fuzzyUpTo: heir.headAtStart ?? Infinity,
-      isLoose: false,
+      record: heir,
+      doneUpTo: have,
+      nextIndex: next,
+      isForeign: false,
+      isActive: false,
+      hasEvents: false,
+      uncertainUpTo: heir.headAtStart ?? Infinity,
+      hasUncertainStart: false,
     });
   }
 
-  // What was told.
+  // Gaps.
 
-  #ask({ by, channels, cursor, loss, least, head }: Mark & { what: 'asked' }): void {
-    if (this.#asked) this.#violation('onGap was called while it was being asked');
+  #onAsked({ by, channels, cursor, loss, least, head }: Mark & { kind: 'asked' }): void {
+    if (this.#isOnGapPending) this.#violation('onGap was called while onGap was pending');
     const offset = this.#offsetOf(cursor);
-    const around = this.#account.truth.lossAt(offset);
-    if (this.#askedBefore.has(by)) this.#violation('onGap was called twice in a row');
-    this.#askedBefore.add(by);
-    // One gap may concern several subscriptions, which are asked one after the other.
-    // Each channel is asked about once; the log may be at the same place when something more is cleared.
+    const around = this.#connection.truth.lossAt(offset);
+    if (this.#recentOnGapOwners.has(by)) this.#violation('onGap was called twice in a row');
+    this.#recentOnGapOwners.add(by);
+    // One gap may concern several subscriptions. Their `onGap` functions are called one after the
+    // other, and each channel is reported once. After another `clear()` the log may be at the same
+    // head.
     const isSame =
-      this.#gap?.cursor === cursor && !channels.some((channel) => this.#gap?.told.has(channel));
+      this.#gap?.cursor === cursor && !channels.some((channel) => this.#gap?.channels.has(channel));
     if (!isSame) {
-      if (!this.#account.isDistant && (offset < least || offset > head)) {
-        this.#violation(`gap.cursor is ${offset} where the head is ${head}`);
+      if (!this.#connection.isDistant && (offset < least || offset > head)) {
+        this.#violation(`gap.cursor is ${offset}, but the head is ${head}`);
       }
-      this.#gap = { cursor, told: new Set() };
+      this.#gap = { cursor, channels: new Set() };
     }
-    this.#tell(channels, loss === undefined || isSame ? around : { least: loss, most: loss });
-    for (const channel of channels) this.#gap?.told.add(channel);
-    this.#askedFor.clear();
+    this.#onGap(channels, loss === undefined || isSame ? around : { least: loss, most: loss });
+    for (const channel of channels) this.#gap?.channels.add(channel);
+    this.#owedOfOnGap.clear();
     for (const channel of channels) {
       const owed = this.#owed.get(channel as ChannelName);
-      if (owed !== undefined) this.#askedFor.add(owed);
+      if (owed !== undefined) this.#owedOfOnGap.add(owed);
     }
-    this.#asked = true;
-    this.#askedBy = by;
-    this.#askedChannels = channels;
+    this.#isOnGapPending = true;
+    this.#onGapOwner = by;
+    this.#onGapChannels = channels;
     this.#owesCheckpoint = true;
   }
 
-  #answer(channels: readonly string[], cursor: string | undefined): void {
-    this.#asked = false;
+  #onAnswered(channels: readonly string[], cursor: string | undefined): void {
+    this.#isOnGapPending = false;
     if (cursor === undefined) return;
     const offset = this.#offsetOf(cursor);
     for (const channel of channels) {
       const owed = this.#owed.get(channel as ChannelName);
-      // One that was subscribed to anew meanwhile has a start of its own.
-      if (owed !== undefined && this.#askedFor.has(owed)) {
+      // A channel that was subscribed again meanwhile has a new start.
+      if (owed !== undefined && this.#owedOfOnGap.has(owed)) {
         this.#advance(channel as ChannelName, owed, offset);
       }
     }
   }
 
-  #gapEvent({ data, lastEventId }: ParsedEvent, index: number): void {
+  #onGapEvent({ data, lastEventId }: ParsedEvent, index: number): void {
     this.#expectSameId(lastEventId);
-    this.#expectUnasked('sse:gap');
+    this.#expectNoOnGapPending('sse:gap');
     const { channels, after, cursor } = JSON.parse(data) as {
       channels: string[];
       after: string;
@@ -457,178 +519,193 @@ class Ledger {
     };
     const offset = this.#offsetOf(cursor);
     const owed = channels.map((channel) => this.#owed.get(channel as ChannelName));
-    // One announcement may be of two losses, of which one has no cursor of ours.
+    // One `sse:gap` may report two losses, one of them for a cursor of another log.
     const mayBeForeign = [...this.#owed.values()].some(
-      (one) => one.isLoose || one.hold.start === 'foreign',
+      ({ hasUncertainStart, record }) => hasUncertainStart || record.start === 'foreign',
     );
-    if (after === '' ? !mayBeForeign : owed.some((one) => one?.foreign)) {
-      this.#violation(`a gap after "${after}"`);
+    if (after === '' ? !mayBeForeign : owed.some((channel) => channel?.isForeign)) {
+      this.#violation(`unexpected gap after "${after}"`);
     }
     if (after !== '' && this.#offsetOf(after) < this.#lastOffset && this.#stepsBack === 0) {
-      this.#violation(`a gap after ${after}, which the client is beyond`);
+      this.#violation(`gap after ${after}, but the client is at a later id`);
     }
     this.#grace = undefined;
-    this.#tell(channels, this.#account.truth.lossAt(offset), index);
+    this.#onGap(channels, this.#connection.truth.lossAt(offset), index);
     this.#owesCheckpoint = true;
   }
 
-  #tell(
+  #onGap(
     channels: readonly string[],
     { least, most }: { least: Loss; most: Loss },
     index = 0,
   ): void {
-    if (channels.length === 0) this.#violation('a gap that names no channel');
+    if (channels.length === 0) this.#violation('a gap names no channel');
     for (const channel of channels as readonly ChannelName[]) {
       const owed = this.#owed.get(channel);
-      if (owed === undefined) this.#violation(`a gap in ${channel}, which is not followed`);
-      const known = Math.max(owed.have, owed.toldAtLeast);
+      if (owed === undefined) this.#violation(`gap in ${channel}, which is not followed`);
+      const known = Math.max(owed.doneUpTo, owed.reportedAtLeast);
       const isLost = lostIn(channel, most) > known;
-      const isFloor = (most.trimmed[channel] ?? 0) > Math.max(known, owed.toldOfFloor);
-      if (!owed.foreign && !isLost && isFloor) owed.toldOfFloor = least.trimmed[channel] ?? 0;
-      // Elsewhere, a subscription that has inherited the channel may begin with a gap of its own.
-      const isInherited = !owed.armed && owed.hold.start === 'foreign';
-      const isToldAgain = this.#toldAgain.delete(channel);
-      if (!owed.foreign && !isLost && !isFloor && !isInherited && !owed.isLoose && !isToldAgain) {
-        this.#violation(`a gap in ${channel}, which has lost nothing beyond ${known}`);
+      const isFloor = (most.trimmed[channel] ?? 0) > Math.max(known, owed.falseGapUpTo);
+      if (!owed.isForeign && !isLost && isFloor) owed.falseGapUpTo = least.trimmed[channel] ?? 0;
+      // With a remote broker, a subscription that inherited the channel may start with a gap.
+      const isInherited = !owed.isActive && owed.record.start === 'foreign';
+      const isReportedAgain = this.#reportedAgain.delete(channel);
+      if (
+        !owed.isForeign &&
+        !isLost &&
+        !isFloor &&
+        !isInherited &&
+        !owed.hasUncertainStart &&
+        !isReportedAgain
+      ) {
+        this.#violation(`gap in ${channel}, but the channel lost nothing beyond ${known}`);
       }
-      if (!owed.armed) owed.armedAt = index;
-      owed.armed = true;
-      owed.foreign = false;
-      owed.toldAtLeast = Math.max(owed.toldAtLeast, lostIn(channel, least));
-      owed.told = Math.max(owed.told, lostIn(channel, most));
+      if (!owed.isActive) owed.activeAt = index;
+      owed.isActive = true;
+      owed.isForeign = false;
+      owed.reportedAtLeast = Math.max(owed.reportedAtLeast, lostIn(channel, least));
+      owed.reportedAtMost = Math.max(owed.reportedAtMost, lostIn(channel, most));
     }
-    for (const hold of this.#holds) {
-      const lost = hold.options.channels.filter((channel) => channels.includes(channel));
-      if (lost.some((channel) => this.#owed.get(channel)?.hold === hold)) {
-        this.#gaps.set(hold, 'own');
-      } else if (lost.length > 0 && !this.#gaps.has(hold)) this.#gaps.set(hold, "another's");
+    for (const record of this.#records) {
+      const lost = record.options.channels.filter((channel) => channels.includes(channel));
+      if (lost.some((channel) => this.#owed.get(channel)?.record === record)) {
+        this.#gaps.set(record, 'own');
+      } else if (lost.length > 0 && !this.#gaps.has(record)) this.#gaps.set(record, "another's");
     }
   }
 
-  // What was written.
+  // Written items.
 
-  #checkpoint({ data, lastEventId }: ParsedEvent): void {
+  #onCheckpoint({ data, lastEventId }: ParsedEvent): void {
     const { cursor } = JSON.parse(data) as { cursor: string };
     if (cursor !== lastEventId) {
-      this.#violation(`a checkpoint of ${cursor} with the id ${lastEventId}`);
+      this.#violation(`checkpoint with cursor ${cursor} has the id ${lastEventId}`);
     }
     const offset = this.#offsetOf(cursor);
-    // While onGap is being asked, a subscription that comes later may take the ids back, but nothing goes on.
-    if (this.#asked && offset > this.#lastOffset) this.#expectUnasked('a checkpoint');
-    this.#owesCheckpoint &&= this.#asked;
-    // One that steps back comes of a subscription in the middle of it.
-    if (!this.#asked && offset >= this.#lastOffset) this.#gap = undefined;
+    // During `onGap` a later subscription may take the ids back, but no id may go forward.
+    if (this.#isOnGapPending && offset > this.#lastOffset) {
+      this.#expectNoOnGapPending('a checkpoint');
+    }
+    this.#owesCheckpoint &&= this.#isOnGapPending;
+    // A checkpoint that steps back belongs to a subscription made during the gap.
+    if (!this.#isOnGapPending && offset >= this.#lastOffset) this.#gap = undefined;
     this.#grace = undefined;
     if (offset < this.#lastOffset && this.#stepsBack-- > 0) this.#lastOffset = offset;
-    this.#reach(offset);
+    this.#onId(offset);
     this.#moveTo(cursor, offset);
   }
 
-  #event(item: ParsedEvent, index: number): void {
-    const event = this.#account.byNumber[Number.parseInt(item.data.slice(5), 10)];
-    if (event === undefined) this.#violation(`nobody has published ${item.data.slice(0, 40)}`);
+  #onEvent(item: ParsedEvent, index: number): void {
+    const event = this.#connection.byNumber[Number.parseInt(item.data.slice(5), 10)];
+    if (event === undefined) this.#violation(`no publish has the data ${item.data.slice(0, 40)}`);
     if (item.type !== event.type || item.data !== event.data) {
-      this.#violation(`${describe(event)} arrived garbled`);
+      this.#violation(`${describe(event)} arrived with another type or other data`);
     }
-    if (event.channel === 'x') return this.#liveOnlyEvent(item, event);
-    this.#expectUnasked('an event');
+    if (event.channel === 'x') return this.#onEphemeralEvent(item, event);
+    this.#expectNoOnGapPending('an event');
     if (this.#owesCheckpoint) {
-      this.#violation('an event came before the checkpoint that belongs after a gap');
+      this.#violation('an event came before the checkpoint that must follow a gap');
     }
     if (
       item.lastEventId !== `${event.epoch}.${event.offset}` ||
-      event.epoch !== this.#account.truth.epoch
+      event.epoch !== this.#connection.truth.epoch
     ) {
       this.#violation(`${describe(event)} came with the id ${item.lastEventId}`);
     }
     const owed = this.#owed.get(event.channel);
-    if (owed === undefined) this.#violation(`${describe(event)} came where it is not followed`);
+    if (owed === undefined) this.#violation(`${describe(event)} came, but is not followed`);
     const isOwedOfTurn =
       this.#grace !== undefined &&
       event.offset > this.#grace.from &&
-      event.offset <= this.#grace.hold.headAtCall &&
-      owed.hold !== this.#grace.hold;
+      event.offset <= this.#grace.record.headAtCall &&
+      owed.record !== this.#grace.record;
     if (!isOwedOfTurn) this.#grace = undefined;
     if (this.#verdict(event, this.#grace?.before) !== 'passes') {
-      this.#violation(`${describe(event)} came past the filter`);
+      this.#violation(`${describe(event)} came, but a filter rejects the event`);
     }
     if (this.#lastId === '' && this.#beginsWithCheckpoint) {
       this.#violation('an event came before the first checkpoint');
     }
-    if (event.offset <= owed.have && !owed.isLoose) {
+    if (event.offset <= owed.doneUpTo && !owed.hasUncertainStart) {
       this.#violation(
-        `${describe(event)} came twice or out of order: the stream has everything up to ${owed.have}`,
+        `${describe(event)} came twice or out of order: ${owed.doneUpTo} was reached before`,
       );
     }
-    if (!owed.armed) owed.armedAt = index;
-    owed.armed = true;
-    this.#askedBefore.clear();
+    if (!owed.isActive) owed.activeAt = index;
+    owed.isActive = true;
+    this.#recentOnGapOwners.clear();
     this.#gap = undefined;
-    this.#reach(event.offset, event);
-    owed.begun = true;
+    this.#onId(event.offset, event);
+    owed.hasEvents = true;
     this.#moveTo(item.lastEventId, event.offset);
   }
 
-  #liveOnlyEvent({ lastEventId }: ParsedEvent, event: PublishedEvent): void {
+  #onEphemeralEvent({ lastEventId }: ParsedEvent, event: PublishedEvent): void {
     this.#expectSameId(lastEventId);
-    if (this.#liveOnly === undefined || event.n < this.#liveOnly.may) {
-      this.#violation(`${describe(event)} came where it is not followed, or twice`);
+    if (this.#ephemeral === undefined || event.n < this.#ephemeral.may) {
+      this.#violation(`${describe(event)} came twice, or the stream does not follow the channel`);
     }
     if (this.#verdict(event) !== 'passes') {
-      this.#violation(`${describe(event)} came past the filter`);
+      this.#violation(`${describe(event)} came, but a filter rejects the event`);
     }
-    if (this.#liveOnly.must !== Infinity) this.#expectLiveOnly(event.n);
-    this.#liveOnly.may = event.n + 1;
-    if (this.#liveOnly.must !== Infinity) this.#liveOnly.must = event.n + 1;
+    if (this.#ephemeral.must !== Infinity) this.#expectEphemeral(event.n);
+    this.#ephemeral.may = event.n + 1;
+    if (this.#ephemeral.must !== Infinity) this.#ephemeral.must = event.n + 1;
   }
 
-  #sent({ data, lastEventId }: ParsedEvent): void {
+  #onDirect({ data, lastEventId }: ParsedEvent): void {
     this.#expectSameId(lastEventId);
-    const { directs, hasDropped } = this.#account;
+    const { directs, hasDropped } = this.#connection;
     const k = Number.parseInt(data, 10);
-    const direct = directs.find((one) => one.k === k);
-    if (direct === undefined) this.#violation(`nobody has sent ${data.slice(0, 40)}`);
-    if (this.#sentBefore.has(k)) this.#violation(`direct event ${k} came twice`);
-    this.#sentBefore.add(k);
+    const direct = directs.find((each) => each.k === k);
+    if (direct === undefined) this.#violation(`no send has the data ${data.slice(0, 40)}`);
+    if (this.#arrivedDirects.has(k)) this.#violation(`direct event ${k} came twice`);
+    this.#arrivedDirects.add(k);
     if (direct.isInside) return;
     const place = directs.indexOf(direct);
     const between = directs
-      .slice(this.#direct + 1, Math.max(0, place))
+      .slice(this.#lastDirectIndex + 1, Math.max(0, place))
       .filter(({ isInside }) => !isInside);
-    if (place < this.#direct || (between.length > 0 && !hasDropped)) {
+    if (place < this.#lastDirectIndex || (between.length > 0 && !hasDropped)) {
       this.#violation(
-        `direct event ${place} came where ${directs.indexOf(between[0] ?? direct)} was expected`,
+        `direct event ${place} came, expected ${directs.indexOf(between[0] ?? direct)}`,
       );
     }
-    this.#direct = place;
+    this.#lastDirectIndex = place;
     if (direct.live) this.#expectAll(direct.head, `direct event ${k}`);
   }
 
-  /** The client does not come back: it has been given what was published before the stream was closed for good. */
-  #finalEnd(): void {
+  /**
+   * After `sse:end` the client does not reconnect, so all events that were published before the
+   * final `close()` must have been written.
+   */
+  #onFinalEnd(): void {
     if (this.#finalHead === undefined) {
-      this.#violation('sse:end came to a stream that was not closed for good');
+      this.#violation('sse:end was written without close({ final: true })');
     }
     this.#hasEnded = true;
-    if (this.#account.hasDropped) return;
+    if (this.#connection.hasDropped) return;
     for (const [channel, owed] of this.#owed) {
-      // Where a subscription of now that is under way begins is not known.
-      if (!owed.armed && typeof owed.hold.start !== 'number') continue;
+      // The start of a pending subscription with `since: 'now'` is unknown.
+      if (!owed.isActive && typeof owed.record.start !== 'number') continue;
       const missing = this.#missing(channel, owed, this.#finalHead);
       if (missing !== undefined && this.#verdict(missing) !== 'ends the stream') {
-        this.#violation(`${describe(missing)} was owed before sse:end`);
+        this.#violation(`${describe(missing)} was not written before sse:end`);
       }
     }
   }
 
   // The id rule.
 
-  /** An id is written: everything at or below it that the stream follows was written, filtered out or told. */
-  #reach(offset: number, event?: PublishedEvent): void {
+  /**
+   * An id was written. All events up to this id that the stream follows must have been written,
+   * filtered out or reported as lost.
+   */
+  #onId(offset: number, event?: PublishedEvent): void {
     for (const [channel, owed] of this.#owed) {
-      if (!owed.armed || this.#grace?.hold === owed.hold) continue;
-      if (owed.foreign && offset > owed.have) {
-        this.#violation(`the id ${offset} came before the gap of ${channel} was told`);
+      if (!owed.isActive || this.#grace?.record === owed.record) continue;
+      if (owed.isForeign && offset > owed.doneUpTo) {
+        this.#violation(`the id ${offset} came before the gap of ${channel} was reported`);
       }
       const missing = this.#missing(channel, owed, offset, event);
       if (missing !== undefined) {
@@ -638,29 +715,33 @@ class Ledger {
     }
   }
 
-  /** The first event up to the offset that is owed and was not accounted for. */
+  /** The first event up to the offset that must come and has not come. */
   #missing(
     channel: ChannelName,
     owed: Owed,
     offset: number,
     but?: PublishedEvent,
   ): PublishedEvent | undefined {
-    const events = this.#account.truth.of(channel);
-    if (owed.next === -1) return undefined;
-    for (let index = owed.next; index < events.length && events[index]!.offset <= offset; index++) {
+    const events = this.#connection.truth.eventsOf(channel);
+    if (owed.nextIndex === -1) return undefined;
+    for (
+      let index = owed.nextIndex;
+      index < events.length && events[index]!.offset <= offset;
+      index++
+    ) {
       const event = events[index]!;
-      if (event === but || event.offset <= owed.told) continue;
-      if (!owed.begun && event.offset <= owed.fuzzyUpTo) continue;
+      if (event === but || event.offset <= owed.reportedAtMost) continue;
+      if (!owed.hasEvents && event.offset <= owed.uncertainUpTo) continue;
       if (channel === 'n' && index + 1 < events.length) continue;
       if (
         this.#verdict(
           event,
-          this.#holds.filter(
-            (hold) =>
-              !this.#leaving.has(hold) &&
-              (hold === owed.origin || event.offset > this.#placeOf(hold)),
+          this.#records.filter(
+            (record) =>
+              !this.#endingRecords.has(record) &&
+              (record === owed.origin || event.offset > this.#effectiveOffset(record)),
           ),
-        ) === 'is kept away'
+        ) === 'is rejected'
       ) {
         continue;
       }
@@ -670,31 +751,31 @@ class Ledger {
   }
 
   #advance(channel: ChannelName, owed: Owed, offset: number): void {
-    const events = this.#account.truth.of(channel);
-    owed.have = Math.max(owed.have, offset);
+    const events = this.#connection.truth.eventsOf(channel);
+    owed.doneUpTo = Math.max(owed.doneUpTo, offset);
     while (
-      owed.next !== -1 &&
-      owed.next < events.length &&
-      events[owed.next]!.offset <= owed.have
+      owed.nextIndex !== -1 &&
+      owed.nextIndex < events.length &&
+      events[owed.nextIndex]!.offset <= owed.doneUpTo
     ) {
-      owed.next++;
+      owed.nextIndex++;
     }
   }
 
-  #expectAll(offset: number, what: string, except?: Verdict): void {
+  #expectAll(offset: number, description: string, except?: Verdict): void {
     for (const [channel, owed] of this.#owed) {
-      if (!owed.armed || owed.hold.headAtStart === undefined) continue;
+      if (!owed.isActive || owed.record.headAtStart === undefined) continue;
       const missing = this.#missing(channel, owed, offset);
       if (missing !== undefined && this.#verdict(missing) !== except) {
-        this.#violation(`${describe(missing)} was owed before ${what}`);
+        this.#violation(`${describe(missing)} was not written before ${description}`);
       }
     }
   }
 
-  #expectLiveOnly(before: number): void {
-    if (this.#account.hasDropped || this.#liveOnly === undefined) return;
-    const { must } = this.#liveOnly;
-    const { byNumber, truth } = this.#account;
+  #expectEphemeral(before: number): void {
+    if (this.#connection.hasDropped || this.#ephemeral === undefined) return;
+    const { must } = this.#ephemeral;
+    const { byNumber, truth } = this.#connection;
     const owed = byNumber
       .slice(must, before)
       .filter((event) => event.channel === 'x' && event.epoch === truth.epoch);
@@ -702,8 +783,11 @@ class Ledger {
       (event) =>
         this.#verdict(
           event,
-          this.#holds.filter(
-            (hold) => !this.#leaving.has(hold) && !hold.isInside && event.n >= hold.numberAtCall,
+          this.#records.filter(
+            (record) =>
+              !this.#endingRecords.has(record) &&
+              !record.isInside &&
+              event.n >= record.publishedAtCall,
           ),
         ) === 'passes',
     );
@@ -720,26 +804,29 @@ class Ledger {
     this.#lastId = id;
   }
 
-  /** The offset beyond which another subscription on a channel that is followed already has a say. */
-  #placeOf(hold: Hold): number {
-    return this.#account.isDistant || hold.isInside
-      ? (hold.headAtStart ?? Infinity)
-      : hold.headAtCall;
+  /** The offset from which the filter of another subscription to the same channel applies. */
+  #effectiveOffset(record: SubscriptionRecord): number {
+    return this.#connection.isDistant || record.isInside
+      ? (record.headAtStart ?? Infinity)
+      : record.headAtCall;
   }
 
-  /** One subscription that lets it through is enough; where one of them ends the stream, it is not asked again. */
-  #verdict(event: PublishedEvent, holds: readonly Hold[] = this.#holds): Verdict {
+  /**
+   * The verdict of all filters. An event passes if one filter lets the event pass. A filter that
+   * ends the stream is not called again.
+   */
+  #verdict(event: PublishedEvent, records: readonly SubscriptionRecord[] = this.#records): Verdict {
     const verdicts = new Set(
-      holds
-        .filter((hold) => hold.options.channels.includes(event.channel))
-        .map((hold) => verdictOf(hold.options.filter, event.n)),
+      records
+        .filter((record) => record.options.channels.includes(event.channel))
+        .map((record) => verdictOf(record.options.filter, event.n)),
     );
     if (verdicts.has('passes')) return 'passes';
-    return verdicts.has('ends the stream') ? 'ends the stream' : 'is kept away';
+    return verdicts.has('ends the stream') ? 'ends the stream' : 'is rejected';
   }
 
-  #expectUnasked(what: string): void {
-    if (this.#asked) this.#violation(`${what} came while onGap was being asked`);
+  #expectNoOnGapPending(description: string): void {
+    if (this.#isOnGapPending) this.#violation(`${description} came while onGap was pending`);
   }
 
   #expectSameId(id: string): void {
@@ -751,7 +838,7 @@ class Ledger {
   }
 
   #offsetOf(cursor: string): number {
-    const { epoch, head } = this.#account.truth;
+    const { epoch, head } = this.#connection.truth;
     const offset = Number(cursor.slice(epoch.length + 1));
     if (
       cursor !== `${epoch}.${offset}` ||
@@ -759,19 +846,19 @@ class Ledger {
       offset < 0 ||
       offset > head
     ) {
-      this.#violation(`${cursor} is no id of ${epoch} up to ${head}`);
+      this.#violation(`${cursor} is not an id of log ${epoch} up to ${head}`);
     }
     return offset;
   }
 
-  #note(...what: unknown[]): void {
+  #note(...description: unknown[]): void {
     this.#history.push(
-      what.map((part) => (typeof part === 'string' ? part : JSON.stringify(part))).join(' '),
+      description.map((part) => (typeof part === 'string' ? part : JSON.stringify(part))).join(' '),
     );
   }
 
-  #violation(what: string): never {
-    throw new Violation(`${what}\n  ${this.#history.slice(-25).join('\n  ')}`);
+  #violation(description: string): never {
+    throw new Violation(`${description}\n  ${this.#history.slice(-25).join('\n  ')}`);
   }
 }
 

@@ -1,79 +1,90 @@
-/** One connection as the test sees it: what was asked of it, what was written, and what its client got. */
+/**
+ * One connection: the calls of the application, the written items, and the items that the client
+ * received.
+ */
 import type { EventStream, Subscription } from '../../src/index.ts';
 import { StrictParser } from '../support/strict-parser.ts';
-import type { Direct, Hold, Mark } from './ledger.ts';
+import type { Direct, SubscriptionRecord, Mark } from './ledger.ts';
 import type { Registry } from './registry.ts';
 
 type MarkContent = Mark extends infer M ? (M extends Mark ? Omit<M, 'at'> : never) : never;
 
-/** What carries the bytes: a fake response or a socket. */
+/** The transport of one connection: a fake response or a socket. */
 export interface Wire {
   readonly isPaused: boolean;
   pause(): void;
   resume(): void;
-  /** Reads a little although it is paused. */
+  /** Reads some writes although the client is paused. */
   sip(writes: number): void;
-  /** The client leaves. */
+  /** Disconnects the client. */
   drop(): void;
-  /** Whether the client has got all that was written. */
+  /** Whether the client has received all written bytes. */
   readonly isEmpty: boolean;
-  /** Whether the newest event went to the socket directly, where that can be seen. */
+  /**
+   * Whether the newest event was written directly to the socket. Absent if the transport cannot
+   * tell.
+   */
   readonly isDirect?: boolean;
 }
 
+/** A call of `subscribe`, and its subscription once the call has resolved. */
 export interface Following {
-  readonly hold: Hold;
+  readonly record: SubscriptionRecord;
   subscription: Subscription | undefined;
-  left: boolean;
+  hasLeft: boolean;
 }
 
+/** One connection of a client. */
 export class Link {
-  /** Whether what comes is read: of a crowd nobody wants to know. */
+  /** Whether the received bytes are parsed. Not done for members of a crowd. */
   isRead = true;
-  /** How many channels a member of a crowd follows. */
-  followed = 0;
+  /** Number of channels that a member of a crowd follows. */
+  channelCount = 0;
   readonly registry: Registry;
   readonly stream: EventStream;
   readonly parser = new StrictParser();
   readonly marks: Mark[] = [];
   readonly directs: Direct[] = [];
   readonly following: Following[] = [];
-  /** Answers of `onGap` that a test holds back. */
-  readonly asks: (() => void)[] = [];
-  /** What the client brought. */
-  readonly brought: string;
+  /** Functions that resolve pending `onGap` callbacks. */
+  readonly pendingAnswers: (() => void)[] = [];
+  /** The `Last-Event-ID` of the request. */
+  readonly lastEventId: string;
   wire!: Wire;
-  /** Whether the client is still there. */
+  /** Whether the client is connected. */
   isOpen = true;
-  /** Whether somebody has put a `write` in front of the response's own. */
+  /** Whether `res.write` is wrapped. */
   isWrapped = false;
-  /** Whether its reader was once slow. */
+  /** Whether the reader was slow at some time. */
   wasSlow = false;
-  /** Whether a filter or an `onGap` misbehaves, so that the stream may end for it. */
+  /** Whether a filter or an `onGap` may throw, so that the stream may end with an error. */
   mayFail = false;
-  /** What must end the stream with an error, once it has happened. */
+  /** Description of a mistake of user code that must end the stream with an error. */
   mustFail: string | undefined;
-  /** Whether the application has closed the stream for good, and it is given the rest. */
+  /**
+   * Whether the application has called `close({ final: true })`, and the last events are being
+   * written.
+   */
   isFinishing = false;
-  /** More than 0 while user code runs in the middle of events that are just being filtered or written. */
-  inside = 0;
-  received = Infinity;
+  /** Nesting depth of user code that runs inside a delivery; 0 outside. */
+  insideDepth = 0;
+  receivedCount = Infinity;
   #bytes = 0;
-  // Marks whose place in the stream has not been reached, each with its place.
-  #ahead: { place: number; mark: Mark }[] = [];
+  // Marks whose position has not been received yet, each with its position in bytes.
+  #pendingMarks: { place: number; mark: Mark }[] = [];
 
-  constructor(registry: Registry, stream: EventStream, brought: string) {
+  constructor(registry: Registry, stream: EventStream, lastEventId: string) {
     this.registry = registry;
     this.stream = stream;
-    this.brought = brought;
+    this.lastEventId = lastEventId;
   }
 
-  /** Bytes that have come to the client. */
-  get taken(): number {
+  /** Number of bytes that the client has received. */
+  get bytesReceived(): number {
     return this.#bytes;
   }
 
-  /** Notes that something happened behind all that was written so far. */
+  /** Records a call or a callback, after everything that has been written so far. */
   mark(content: MarkContent): Mark {
     const { stream } = this;
     const place =
@@ -82,36 +93,39 @@ export class Link {
       (stream.readyState === 0 ? 0 : stream.res.writableLength);
     const mark = { ...content, at: undefined } as Mark;
     this.marks.push(mark);
-    this.#ahead.push({ place, mark });
-    this.#place();
+    this.#pendingMarks.push({ place, mark });
+    this.#placeMarks();
     return mark;
   }
 
-  /** Bytes come to the client. */
-  take(bytes: Buffer): void {
+  /** Receives bytes at the client. */
+  receive(bytes: Buffer): void {
     if (!this.isRead) return;
     let rest = bytes;
     while (rest.length > 0) {
-      const next = this.#ahead[0]?.place ?? Infinity;
+      const next = this.#pendingMarks[0]?.place ?? Infinity;
       const part = rest.subarray(0, Math.max(1, Math.min(rest.length, next - this.#bytes)));
       rest = rest.subarray(part.length);
       this.#bytes += part.length;
       this.parser.feed(part);
-      this.#place();
+      this.#placeMarks();
     }
   }
 
-  /** The client is gone. @param lost what was written and never came */
+  /**
+   * Notes the end of the connection.
+   * @param lost bytes that were written and never arrived
+   */
   close(lost: readonly Buffer[] = []): void {
     if (!this.isOpen) return;
     this.isOpen = false;
-    this.received = this.parser.events.length;
-    for (const bytes of lost) this.take(bytes);
+    this.receivedCount = this.parser.events.length;
+    for (const bytes of lost) this.receive(bytes);
   }
 
-  #place(): void {
-    while (this.#ahead[0] !== undefined && this.#ahead[0].place <= this.#bytes) {
-      this.#ahead.shift()!.mark.at = this.parser.events.length;
+  #placeMarks(): void {
+    while (this.#pendingMarks[0] !== undefined && this.#pendingMarks[0].place <= this.#bytes) {
+      this.#pendingMarks.shift()!.mark.at = this.parser.events.length;
     }
   }
 }

@@ -1,4 +1,7 @@
-/** Mulberry32: small, and the same for the same seed. */
+/**
+ * A random number generator with a seed (Mulberry32).
+ * @returns a function like `Math.random`
+ */
 export function randomFrom(seed: number): () => number {
   let state = seed | 0;
   return () => {

@@ -1,4 +1,4 @@
-/** A registry with all that a test knows of it. */
+/** A registry, and the state that the test keeps about it. */
 import {
   createChannels,
   memoryBroker,
@@ -11,25 +11,31 @@ import { type DistantBroker } from './distant-broker.ts';
 import { CHANNELS, type Bounds, type ChannelName } from './schedule.ts';
 import { Truth, type PublishedEvent } from './truth.ts';
 
-/** A registry from its start to its loss. */
+/** A registry, from its start to the simulated end of its process. */
 export interface Registry {
   readonly channels: Channels;
   readonly events: SseMiddleware;
   readonly truth: Truth;
   readonly distant: DistantBroker | undefined;
-  /** Events with history that were published, which is the offset of the newest. */
-  published: number;
-  /** Of each key the event that it published, and until when it is remembered. */
+  /** Number of published events with history; equal to the offset of the newest event. */
+  publishedCount: number;
+  /**
+   * For each key: the event that was published with the key, and the time until which the key is
+   * remembered.
+   */
   readonly keys: Map<string, { event: PublishedEvent; until: number }>;
 }
 
-// `latest` of the newest-only channel; one object for all, as an application would have it. Its events are never too large.
-const NEWEST = { latest: true, bytes: 67_108_864 };
+// History of the newest-only channel. One object for all calls, as an application would have it.
+// Its byte limit is larger than any event.
+const NEWEST_ONLY = { latest: true, bytes: 67_108_864 };
 
 /**
- * @param distant makes the broker through which the registry reaches the log; `undefined` where it has the log itself
- * @param scale how much larger the bounds are
- * @param clock the one by which events grow old
+ * Opens a registry.
+ * @param scale factor for all byte limits
+ * @param clock the clock that determines the age of events
+ * @param distant creates a remote broker in front of the log; without it the registry uses the log
+ * directly
  */
 export function openRegistry(
   { history, maxHistory, maxChannels }: Bounds,
@@ -42,13 +48,13 @@ export function openRegistry(
   const channels = createChannels({
     broker: broker ?? log,
     history: { ...history, bytes: (history.bytes ?? 1_048_576) * scale },
-    historyFor: (name) => (name === 'x' ? false : name === 'n' ? NEWEST : undefined),
+    historyFor: (name) => (name === 'x' ? false : name === 'n' ? NEWEST_ONLY : undefined),
     maxHistory: maxHistory === undefined ? undefined : maxHistory * scale,
     maxChannels,
     maxEvent: 1_048_576 * scale,
   });
   const { events: number, age, bytes } = history;
-  // A few events are never too many bytes.
+  // Fewer than ten events never exceed the default byte limit.
   const isExact =
     number !== undefined &&
     number < 10 &&
@@ -62,22 +68,22 @@ export function openRegistry(
   );
   watch(log, truth);
   const events = sse({ channels, heartbeat: false, stallTimeout: false });
-  return { channels, events, truth, distant: broker, published: 0, keys: new Map() };
+  return { channels, events, truth, distant: broker, publishedCount: 0, keys: new Map() };
 }
 
-/** Sees to it that the truth looks after every change. */
+/** Updates the truth after every change of the log. */
 function watch(log: Broker, truth: Truth): void {
   const append = log.append.bind(log);
   const clear = log.clear.bind(log);
   log.append = (publication) => {
     const answer = append(publication);
-    truth.note();
+    truth.update();
     return answer;
   };
   log.clear = (channel) => {
     const answer = clear(channel);
     if (CHANNELS.includes(channel as ChannelName) && channel !== 'x') {
-      truth.cleared(channel as ChannelName);
+      truth.onClear(channel as ChannelName);
     }
     return answer;
   };

@@ -1,18 +1,23 @@
-/** How often schedules are tried, and from which seed. */
+/** Runs random schedules: their number and their seed. */
 import fc, { type Arbitrary } from 'fast-check';
 import { expect } from 'vitest';
 import type { Schedule } from './schedule.ts';
 import { World, type Tally, type WorldOptions } from './world.ts';
 
 /**
- * Carries out so many schedules, and says what has happened in them, those of the shrinking included.
- * `MODEL_RUNS` multiplies the number, for a long night; `MODEL_SEED` repeats what a failure has printed; `MODEL_SHRINK=0` does not
- * look for the smallest failure. CI tries the same schedules each time, so that a change is judged by what it changed; everybody
- * else draws new ones.
- * @param options made anew for each schedule
+ * Runs random schedules, and prints counts of what happened in them, including the schedules of the
+ * shrinking phase.
+ *
+ * `MODEL_RUNS` multiplies the number of schedules, for a long run. `MODEL_SEED` repeats the seed
+ * that a failure printed. `MODEL_SHRINK=0` disables the search for the smallest failing schedule.
+ * CI always runs the same schedules, so that a failure is caused by the change under test; other
+ * runs draw new schedules.
+ * @param description the name of the run, for the printed counts
+ * @param times the number of schedules
+ * @param options called for each schedule
  */
-export async function expectKept(
-  what: string,
+export async function expectContractKept(
+  description: string,
   schedules: Arbitrary<Schedule>,
   times: number,
   options: () => Omit<WorldOptions, 'tally'>,
@@ -36,7 +41,7 @@ export async function expectKept(
   const property = fc.asyncProperty(schedules, (schedule) =>
     new World(schedule, { ...options(), tally }).run(),
   );
-  const began = Date.now();
+  const start = Date.now();
   try {
     await fc.assert(property, {
       numRuns,
@@ -44,8 +49,8 @@ export async function expectKept(
       ...(MODEL_SEED === undefined ? {} : { seed: Number(MODEL_SEED) }),
     });
   } finally {
-    const seen = Object.entries(tally).map(([name, count]) => `${count} ${name}`);
-    console.log(`${what}: ${seen.join(', ')} in ${Date.now() - began} ms`);
+    const counts = Object.entries(tally).map(([name, count]) => `${count} ${name}`);
+    console.log(`${description}: ${counts.join(', ')} in ${Date.now() - start} ms`);
   }
   expect(tally.schedules).toBe(numRuns);
   expect(Math.min(tally.gaps, tally.asked, tally.slow, tally.acts)).toBeGreaterThan(0);

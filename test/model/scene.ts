@@ -1,26 +1,27 @@
-/** Who takes part in a schedule, at each moment. */
+/** The current state of a schedule: clients, connections and the registry. */
 import type { Link } from './link.ts';
 import type { Registry } from './registry.ts';
 import type { WorkMeter } from './work.ts';
 
-/** A client over all its connections. */
+/** A client, across all its connections. */
 export interface Client {
   link: Link | undefined;
   lastId: string;
 }
 
+/** The current state of a schedule. */
 export class Scene {
   readonly faults: string[] = [];
-  /** Every connection of a client there was. */
+  /** All connections of clients, open or closed. */
   readonly links: Link[] = [];
   readonly crowd: Link[] = [];
   readonly clients: readonly Client[];
   readonly work: WorkMeter;
   readonly clock: { now: number };
-  /** How much larger padded events are. */
+  /** Factor for the size of padded events. */
   readonly scale: number;
   registry: Registry;
-  /** Whether nothing more is published. */
+  /** Whether the schedule is over, so that user code does not act any more. */
   isOver = false;
 
   constructor(
@@ -37,12 +38,12 @@ export class Scene {
     this.scale = scale;
   }
 
-  /** Connections of clients that are there. */
+  /** Open connections of clients. */
   get open(): Link[] {
     return this.links.filter((link) => link.isOpen);
   }
 
-  fault(what: string): void {
-    this.faults.push(what);
+  reportFault(description: string): void {
+    this.faults.push(description);
   }
 }

@@ -1,10 +1,15 @@
-/** What may happen, as values that fast-check draws and shrinks. Types only, and what they are counted by. */
+/**
+ * Commands and options of a schedule, as values that fast-check draws and shrinks. Types and
+ * constants only.
+ */
 
-/** `a`, `b` and `c` keep a history, of `n` only the newest event counts, `x` keeps nothing. */
+/**
+ * Channels `a`, `b` and `c` keep a history, `n` keeps only the newest event, `x` keeps no history.
+ */
 export const CHANNELS = ['a', 'b', 'c', 'n', 'x'] as const;
 export type ChannelName = (typeof CHANNELS)[number];
 
-export const CLIENTS = 3;
+export const CLIENT_COUNT = 3;
 
 export type Size = 'small' | 'middle' | 'large';
 export type FilterKind = 'none' | 'even' | 'throws' | 'promises';
@@ -18,7 +23,7 @@ export type OnGapKind =
   | 'other cursor'
   | 'beyond';
 
-/** What user code does when the library calls it, besides its job. */
+/** An extra action of user code when the library calls a callback. */
 export type ActKind =
   | 'publishes'
   | 'sends'
@@ -30,11 +35,11 @@ export type ActKind =
 
 export interface Act {
   kind: ActKind;
-  /** In which of its calls it acts first, counted from 0. */
+  /** Number of the call in which the callback acts first, counted from 0. */
   at: number;
 }
 
-/** A `write` that middleware has put in front of the response's own. */
+/** A wrapper of `res.write`, as middleware installs one. */
 export interface Wrap extends Act {
   kind: Exclude<ActKind, 'unsubscribes'>;
   when: 'before' | 'after';
@@ -49,26 +54,26 @@ export interface Observer {
 export interface FollowOptions {
   channels: ChannelName[];
   since: 'now' | 'start' | 'cursor' | 'garbage';
-  /** How far behind the head `since: 'cursor'` is. */
+  /** Distance between the head and the cursor of `since: 'cursor'`. */
   back: number;
   resume: boolean;
   filter: FilterKind;
   onGap: OnGapKind;
   checkpoints: boolean;
-  /** What the filter does besides. */
+  /** An extra action of the filter. */
   act: Act | undefined;
 }
 
-/** What the client says it has received last. */
+/** The `Last-Event-ID` that the client sends. */
 export type Brings = 'last' | 'nothing' | 'garbage' | 'other log' | 'beyond' | 'older';
 
-/** What the application does for one client's stream. */
+/** A command for the application, for the stream of one client. */
 export type ServerCommand =
   | { do: 'follow'; client: number; follow: FollowOptions }
   | { do: 'unfollow'; client: number; which: number }
   | { do: 'send' | 'snapshot' | 'comment' | 'answer' | 'end' | 'end for good'; client: number };
 
-/** What one client does, or the timer does for its stream. */
+/** A command for one client, or for the timer of its stream. */
 export type ClientCommand =
   | { do: 'pause' | 'go on' | 'drop' | 'beat'; client: number }
   | { do: 'sip'; client: number; writes: number };
@@ -77,7 +82,7 @@ export type Command =
   | ServerCommand
   | ClientCommand
   | { do: 'publish'; channels: ChannelName[]; size: Size; named: boolean; key: number | undefined }
-  /** So many events of one channel in one turn. */
+  /** Several events of one channel in one turn. */
   | { do: 'burst'; channel: ChannelName; events: number; size: Size }
   | {
       do: 'connect';
@@ -91,15 +96,18 @@ export type Command =
   | { do: 'clear'; channel: ChannelName }
   | { do: 'wait'; ms: number }
   | { do: 'turn'; times: number }
-  /** So many streams more. */
+  /** Opens more streams. */
   | { do: 'gather'; streams: number; crowd: Crowd }
-  /** The node may have missed something, and has missed what was on its way; only with a broker elsewhere. */
+  /**
+   * Interrupts the connection to the broker. Messages in transit are lost. Only with a remote
+   * broker.
+   */
   | { do: 'interrupt' }
   | { do: 'restart' | 'microtasks' };
 
 /**
- * Of whom a crowd consists: `'alike'` all follow `a`; `'mixed'` they follow several sets of channels, some with a filter, some without
- * history; `'returning'` all follow `a` from its start.
+ * The members of a crowd. `'alike'`: all follow `a`. `'mixed'`: members follow several sets of
+ * channels, some with a filter, some without history. `'returning'`: all follow `a` from its start.
  */
 export type Crowd = 'alike' | 'mixed' | 'returning';
 
@@ -111,12 +119,15 @@ export interface Bounds {
 
 export interface Schedule {
   bounds: Bounds;
-  /** Whether a stream that ends is told in a channel and to every other stream directly, as a chat does. */
+  /**
+   * Whether the end of a stream is announced in a channel and to every other stream, as a chat
+   * does.
+   */
   presence: boolean;
   observers: Observer[];
-  /** Who ends what is left at the end. */
+  /** How the remaining streams end: the clients disconnect, or the registry closes. */
   ending: 'clients' | 'registry';
-  /** Draws what is not worth shrinking: the delays of a distant broker. */
+  /** Seed for values that are not worth shrinking: the delays of a remote broker. */
   seed: number;
   commands: Command[];
 }

@@ -3,17 +3,18 @@ import { test } from 'vitest';
 import { listening } from '../support/server.ts';
 import { useClock } from './clock.ts';
 import { schedules } from './draw.ts';
-import { expectKept } from './runs.ts';
+import { expectContractKept } from './runs.ts';
 import { sockets } from './sockets.ts';
 
 const clock = useClock();
 
-// A kernel takes megabytes from a sender before the sender notices that nobody reads. The largest event is just below 1 MiB.
+// Factor for the size of events. A kernel buffers megabytes before a sender notices that the
+// receiver does not read. The largest event is a little smaller than 1 MiB.
 const SCALE = 14;
 
-test('over real sockets every promise is kept', { timeout: 300_000 }, async () => {
+test('channels keep their contract over real sockets', { timeout: 300_000 }, async () => {
   await using server = await listening(createServer());
-  await expectKept('over real sockets', schedules(25), 300, () => ({
+  await expectContractKept('over real sockets', schedules(25), 300, () => ({
     transport: sockets(server),
     isDistant: false,
     clock,

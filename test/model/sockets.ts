@@ -1,4 +1,4 @@
-/** Clients over real sockets. */
+/** A transport over real sockets. */
 import { once } from 'node:events';
 import type { ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
@@ -8,7 +8,10 @@ import { ChunkedBody } from './chunked-body.ts';
 import type { Link, Wire } from './link.ts';
 import type { Transport } from './world.ts';
 
-/** Clients over the loopback, all of one schedule to one server. */
+/**
+ * Creates a transport over the loopback interface. All clients of one schedule connect to one
+ * server.
+ */
 export function sockets(server: TestServer): Transport {
   return {
     async connect({ events }, lastEventId, _, opened, wrap) {
@@ -16,38 +19,38 @@ export function sockets(server: TestServer): Transport {
       const headers = lastEventId === '' ? {} : { 'Last-Event-ID': lastEventId };
       const socket = await dial(server.port, requestText('/', { ...headers, Connection: 'close' }));
       const [req, res] = (await requested) as [never, ServerResponse & { sse: EventStream }];
-      const framed = watchFraming(res.socket!);
+      const lastWrite = watchFraming(res.socket!);
       if (wrap !== undefined) wrapWrite(res, wrap);
       events(req, res, () => {
         const link = opened(res.sse);
-        link.wire = new RawClient(socket, link, framed);
+        link.wire = new RawClient(socket, link, lastWrite);
       });
     },
     async settle() {
-      // A turn for the kernel, too.
+      // Wait one more turn for the kernel.
       await new Promise((resolve) => void setImmediate(resolve));
     },
   };
 }
 
-/** A client that reads the body as it is. */
+/** A client that reads the raw body of the response. */
 class RawClient implements Wire {
   readonly #socket: Socket;
   readonly #link: Link;
-  readonly #framed: { isLast: boolean };
+  readonly #lastWrite: { isChunk: boolean };
 
-  constructor(socket: Socket, link: Link, framed: { isLast: boolean }) {
+  constructor(socket: Socket, link: Link, lastWrite: { isChunk: boolean }) {
     this.#socket = socket;
     this.#link = link;
-    this.#framed = framed;
-    const body = new ChunkedBody((bytes) => link.take(bytes));
+    this.#lastWrite = lastWrite;
+    const body = new ChunkedBody((bytes) => link.receive(bytes));
     socket.on('data', (bytes) => body.feed(bytes));
     socket.on('close', () => link.close());
   }
 
   get isEmpty(): boolean {
     const { stream } = this.#link;
-    return stream.bufferedAmount === 0 && this.#link.taken === stream.bytesWritten;
+    return stream.bufferedAmount === 0 && this.#link.bytesReceived === stream.bytesWritten;
   }
 
   get isPaused(): boolean {
@@ -55,7 +58,7 @@ class RawClient implements Wire {
   }
 
   get isDirect(): boolean {
-    return this.#framed.isLast;
+    return this.#lastWrite.isChunk;
   }
 
   pause(): void {
@@ -77,18 +80,21 @@ class RawClient implements Wire {
   }
 }
 
-/** Notes whether what is written to the socket last was a whole chunk: Node itself writes its parts one by one. */
-function watchFraming(socket: Socket): { isLast: boolean } {
-  const framed = { isLast: false };
+/**
+ * Observes whether the last write to the socket was a complete HTTP chunk. Only the library writes
+ * complete chunks; Node writes the parts of a chunk separately.
+ */
+function watchFraming(socket: Socket): { isChunk: boolean } {
+  const lastWrite = { isChunk: false };
   // oxlint-disable-next-line typescript/unbound-method -- called with the socket as `this`
   const { write } = socket;
   socket.write = function watched(this: Socket, ...args: Parameters<typeof write>): boolean {
     const [chunk] = args as unknown as [Buffer | string];
-    framed.isLast =
+    lastWrite.isChunk =
       Buffer.isBuffer(chunk) && /^[0-9a-f]+\r\n[^]*\n\r\n$/.test(chunk.toString('latin1'));
     return Reflect.apply(write, this, args);
   } as typeof write;
-  return framed;
+  return lastWrite;
 }
 
 function wrapWrite(

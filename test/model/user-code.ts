@@ -1,17 +1,17 @@
 /**
- * What user code does when the library calls it, besides its job: filters, a `write` in front of the response's own, and
- * subscribers of diagnostics channels.
+ * Extra actions of user code when the library calls it: in filters, in wrappers of `res.write`, and
+ * in subscribers of diagnostics channels.
  */
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import type { EventStream } from '../../src/index.ts';
 import type { Link } from './link.ts';
 import type { Act, ActKind, FollowOptions, Observer, Wrap } from './schedule.ts';
 
-/** How acts are carried out. */
-export interface Hands {
-  /** The connection of a stream that is audited. */
+/** The actions of user code. */
+export interface UserActions {
+  /** The connection of a stream, if the connection is checked. */
   linkOf(stream: EventStream): Link | undefined;
-  /** Whether the schedule is over for the connection, so that nothing is to be done any more. */
+  /** Whether the schedule is over for the connection, so that user code must not act any more. */
   isOver(link: Link): boolean;
   publish(): void;
   send(link: Link): void;
@@ -23,50 +23,52 @@ export interface Hands {
   close(link: Link): void;
 }
 
-// A second act comes so many calls after the first; with more, filters that publish would never come to rest.
-const UNTIL_SECOND_ACT = 2;
+// Number of calls between the first and the second act. With more acts, filters that publish would
+// never stop.
+const CALLS_UNTIL_SECOND_ACT = 2;
 
-// Observers hear of all streams.
-const ACTS_OF_AN_OBSERVER = 2;
+// Maximum number of acts of one observer. An observer gets the messages of all streams.
+const MAX_ACTS_PER_OBSERVER = 2;
 
+/** The callbacks of the application that act when they are called. */
 export class UserCode {
-  /** How many acts were carried out. */
+  /** Number of acts so far. */
   acts = 0;
-  readonly #hands: Hands;
-  // By what was drawn: the options of a subscription, the wrap of a connection.
+  readonly #actions: UserActions;
+  // Number of calls by drawn value: the options of a subscription, or the wrapper of a connection.
   readonly #calls = new Map<object, number>();
   readonly #listeners: (() => void)[] = [];
 
-  constructor(hands: Hands) {
-    this.#hands = hands;
+  constructor(actions: UserActions) {
+    this.#actions = actions;
   }
 
-  /** A filter is asked about an event. */
+  /** Called when the library calls a filter. */
   filter(link: Link, options: FollowOptions): void {
-    if (options.act !== undefined && this.#isTurnOf(options.act)) {
-      this.#do(options.act.kind, link, options);
+    if (options.act !== undefined && this.#isDue(options.act)) {
+      this.#act(options.act.kind, link, options);
     }
   }
 
-  /** Bytes are written through a `write` that somebody has put in front. */
+  /** Called when bytes are written through a wrapper of `res.write`. */
   write(link: Link | undefined, wrap: Wrap, passOn: () => boolean): boolean {
-    const acts = link !== undefined && link.inside === 0 && this.#isTurnOf(wrap);
-    if (acts && wrap.when === 'before') this.#do(wrap.kind, link);
-    const answer = passOn();
-    if (acts && wrap.when === 'after') this.#do(wrap.kind, link);
-    return answer;
+    const mustAct = link !== undefined && link.insideDepth === 0 && this.#isDue(wrap);
+    if (mustAct && wrap.when === 'before') this.#act(wrap.kind, link);
+    const result = passOn();
+    if (mustAct && wrap.when === 'after') this.#act(wrap.kind, link);
+    return result;
   }
 
   /** Subscribes to diagnostics channels, until {@link close}. */
   observe(observers: readonly Observer[]): void {
     for (const observer of observers) {
-      let left = ACTS_OF_AN_OBSERVER;
+      let remaining = MAX_ACTS_PER_OBSERVER;
       const listener = (message: unknown): void => {
-        const link = this.#hands.linkOf((message as { stream: EventStream }).stream);
-        if (link === undefined || left === 0) return;
-        left--;
-        // A stream that opens is in the middle of a subscribe.
-        this.#do(observer.kind, link, undefined, observer.of === 'open');
+        const link = this.#actions.linkOf((message as { stream: EventStream }).stream);
+        if (link === undefined || remaining === 0) return;
+        remaining--;
+        // A stream opens in the middle of a call of `subscribe`.
+        this.#act(observer.kind, link, undefined, observer.of === 'open');
       };
       subscribe(`res-sse:${observer.of}`, listener);
       this.#listeners.push(() => void unsubscribe(`res-sse:${observer.of}`, listener));
@@ -77,28 +79,31 @@ export class UserCode {
     for (const stop of this.#listeners.splice(0)) stop();
   }
 
-  #isTurnOf(act: Act): boolean {
+  #isDue(act: Act): boolean {
     const calls = this.#calls.get(act) ?? 0;
     this.#calls.set(act, calls + 1);
-    return calls === act.at || calls === act.at + UNTIL_SECOND_ACT;
+    return calls === act.at || calls === act.at + CALLS_UNTIL_SECOND_ACT;
   }
 
-  /** @param isInside whether the library is in the middle of something with this stream */
-  #do(kind: ActKind, link: Link, options?: FollowOptions, isInside = true): void {
-    const hands = this.#hands;
-    if (hands.isOver(link)) return;
+  /**
+   * Runs one act.
+   * @param isInside whether the library is in the middle of a delivery to the stream
+   */
+  #act(kind: ActKind, link: Link, options?: FollowOptions, isInside = true): void {
+    const actions = this.#actions;
+    if (actions.isOver(link)) return;
     this.acts++;
-    if (isInside) link.inside++;
+    if (isInside) link.insideDepth++;
     try {
-      if (kind === 'publishes') hands.publish();
-      else if (kind === 'sends') hands.send(link);
-      else if (kind === 'comments') hands.comment(link);
-      else if (kind === 'sends to others') hands.sendToOthers(link);
-      else if (kind === 'subscribes') hands.subscribe(link);
-      else if (kind === 'closes') hands.close(link);
-      else if (options !== undefined) hands.unsubscribe(link, options);
+      if (kind === 'publishes') actions.publish();
+      else if (kind === 'sends') actions.send(link);
+      else if (kind === 'comments') actions.comment(link);
+      else if (kind === 'sends to others') actions.sendToOthers(link);
+      else if (kind === 'subscribes') actions.subscribe(link);
+      else if (kind === 'closes') actions.close(link);
+      else if (options !== undefined) actions.unsubscribe(link, options);
     } finally {
-      if (isInside) link.inside--;
+      if (isInside) link.insideDepth--;
     }
   }
 }

@@ -1,56 +1,66 @@
-/** Counts what the library writes, and holds it against the bounds of one call and of one turn of the event loop. */
-
-/** Bytes of channel events that one write or one page may hold; a single larger event counts as one. */
-export const WRITE_MARK = 65_536;
-
-// The largest event that a schedule publishes or sends, with its id and its frame.
-const LARGEST_EVENT = 71_000;
-
-// The largest event that is sent directly.
-const LARGEST_DIRECT = 21_000;
-
-// Bytes of one channel that may be pending.
-const MAX_PENDING = 16_777_216;
-
-// A checkpoint, or a heartbeat, with a generous id.
-const CONTROL_BYTES = 250;
+/**
+ * Counts the bytes that the library writes, and checks the limits for one call and for one turn of
+ * the event loop.
+ */
 
 /**
- * Bytes that one call of the application may write to one stream: what it flushes, and the event it sends. Unsubscribing and closing
- * give everything that is pending; beside channels without history, `maxBuffered` is the bound.
+ * Maximum number of bytes of channel events in one write or one page. A single larger event is
+ * allowed.
+ */
+export const HIGH_WATER_MARK = 65_536;
+
+// Size of the largest event that a schedule publishes or sends, with its id and its frame.
+const MAX_EVENT_BYTES = 71_000;
+
+// Size of the largest event that is sent with `send()`.
+const MAX_DIRECT_BYTES = 21_000;
+
+// Maximum number of pending bytes of one channel.
+const MAX_PENDING_BYTES = 16_777_216;
+
+// Size of a checkpoint or a heartbeat, with a long id.
+const MAX_CONTROL_BYTES = 250;
+
+/**
+ * Maximum number of bytes that one call of the application may write to one stream: the pending
+ * events that the call flushes, and the event that the call sends. `unsubscribe()` and `close()`
+ * write all pending events. With channels without history, `maxBuffered` is the limit.
  */
 export const CALL_BYTES = {
-  send: WRITE_MARK + LARGEST_EVENT + LARGEST_DIRECT,
-  sendBesideLiveOnly: 1_048_576 + WRITE_MARK + LARGEST_EVENT + LARGEST_DIRECT,
-  unsubscribe: MAX_PENDING + WRITE_MARK + LARGEST_EVENT,
-  close: MAX_PENDING + WRITE_MARK + LARGEST_EVENT,
-  heartbeat: CONTROL_BYTES,
+  send: HIGH_WATER_MARK + MAX_EVENT_BYTES + MAX_DIRECT_BYTES,
+  sendBesideEphemeral: 1_048_576 + HIGH_WATER_MARK + MAX_EVENT_BYTES + MAX_DIRECT_BYTES,
+  unsubscribe: MAX_PENDING_BYTES + HIGH_WATER_MARK + MAX_EVENT_BYTES,
+  close: MAX_PENDING_BYTES + HIGH_WATER_MARK + MAX_EVENT_BYTES,
+  heartbeat: MAX_CONTROL_BYTES,
 } as const;
 
-// What a fan-out does in one turn: one write to each of so many streams. Channels without history have one of their own.
-const FAN_OUT_STREAMS = 250;
+// Maximum number of streams that one fan-out writes to in one turn. Channels without history have a
+// fan-out of their own.
+const MAX_FAN_OUT_STREAMS = 250;
 
-// What streams that are behind are given in one turn, which a turn of the test may see twice.
-const PAGES = 2 * 100;
-const PAGE_BYTES = 2 * 4 * 1_048_576;
+// Maximum work of the catch-up queue in one turn, in pages and in bytes. One turn of the test may
+// contain two turns of the queue.
+const MAX_PAGES = 2 * 100;
+const MAX_PAGE_BYTES = 2 * 4 * 1_048_576;
 
-// Streams that are looked at or ended in one turn.
-const SWEPT_STREAMS = 500;
+// Maximum number of streams that the monitor visits or that a close ends in one turn.
+const MAX_SWEPT_STREAMS = 500;
 
-/** The meter of one schedule. */
+/** Counts the writes of one schedule. */
 export class WorkMeter {
-  /** What was too much. */
-  readonly excesses: string[] = [];
+  /** Descriptions of all exceeded limits. */
+  readonly violations: string[] = [];
   readonly #streams = new Set<object>();
   #bytes = 0;
-  // What is under way, innermost last: the application's calls, each with the bytes that it has written, and calls of `subscribe`.
-  readonly #calls: { bytes: number; most: number; isSubscribe: boolean }[] = [];
-  /** How many fan-outs have many streams. */
+  // The current calls, innermost last: calls of the application, each with the bytes that it has
+  // written, and calls of `subscribe`.
+  readonly #calls: { bytes: number; maxBytes: number; isSubscribe: boolean }[] = [];
+  /** Number of fan-outs with many streams. */
   fanOuts = 1;
   #isReading = false;
 
-  /** Bytes are written to a response. */
-  wrote(response: object, bytes: number): void {
+  /** Counts bytes that are written to a response. */
+  onWrite(response: object, bytes: number): void {
     if (this.#isReading) return;
     const call = this.#calls.at(-1);
     if (call?.isSubscribe === false) {
@@ -61,59 +71,59 @@ export class WorkMeter {
     this.#bytes += bytes;
   }
 
-  /** Carries out a `subscribe`. The pages that the stream begins with are part of what the library may write in this turn. */
+  /** Runs a call of `subscribe`. The first pages of the stream count as work of the turn. */
   subscribe<T>(call: () => T): T {
-    this.#calls.push({ bytes: 0, most: 0, isSubscribe: true });
+    this.#calls.push({ bytes: 0, maxBytes: 0, isSubscribe: true });
     try {
       return call();
     } finally {
       this.#calls.pop();
-      // From inside a wrapped `write`, what it has written comes with the call around it.
+      // If the call is made inside a wrapped `write`, the outer call writes its bytes.
       const outer = this.#calls.at(-1);
-      if (outer !== undefined) outer.most += MAX_PENDING;
+      if (outer !== undefined) outer.maxBytes += MAX_PENDING_BYTES;
     }
   }
 
-  /** Carries out another call of the application. What it writes is its own, and bounded by itself. */
-  call(what: string, most: number, call: () => void): void {
-    const entry = { bytes: 0, most, isSubscribe: false };
+  /** Runs another call of the application. The bytes of the call have a limit of their own. */
+  call(name: string, maxBytes: number, call: () => void): void {
+    const entry = { bytes: 0, maxBytes, isSubscribe: false };
     this.#calls.push(entry);
     try {
       call();
     } finally {
       this.#calls.pop();
-      if (entry.bytes > entry.most) {
-        this.excesses.push(
-          `${what} has written ${entry.bytes} bytes in one call, expected at most ${entry.most}`,
+      if (entry.bytes > entry.maxBytes) {
+        this.violations.push(
+          `${name} wrote ${entry.bytes} bytes in one call, expected at most ${entry.maxBytes}`,
         );
       }
-      // What is sent from inside a wrapped `write` is written when that has returned, by the call around it.
+      // An event that is sent inside a wrapped `write` is written after that write returns, by the
+      // outer call.
       const outer = this.#calls.at(-1);
-      if (outer !== undefined) outer.most += most;
+      if (outer !== undefined) outer.maxBytes += maxBytes;
     }
   }
 
-  /** Lets readers read. What a response takes from its queue meanwhile is the work of that reader's socket. */
-  reading(read: () => void): void {
+  /**
+   * Lets readers read. Bytes that a queue writes meanwhile are work of the socket of the reader and
+   * are not counted.
+   */
+  whileReading(read: () => void): void {
     this.#isReading = true;
     read();
     this.#isReading = false;
   }
 
-  /** A turn of the event loop is over. */
-  turn(): void {
+  /** Checks the limits at the end of a turn of the event loop. */
+  onTurnEnd(): void {
     const streams = this.#streams.size;
-    const mostStreams = Math.max(this.fanOuts * FAN_OUT_STREAMS + PAGES, SWEPT_STREAMS);
-    if (streams > mostStreams) {
-      this.excesses.push(
-        `in one turn ${streams} streams were written to, expected at most ${mostStreams}`,
-      );
+    const maxStreams = Math.max(this.fanOuts * MAX_FAN_OUT_STREAMS + MAX_PAGES, MAX_SWEPT_STREAMS);
+    if (streams > maxStreams) {
+      this.violations.push(`one turn wrote to ${streams} streams, expected at most ${maxStreams}`);
     }
-    const mostBytes = this.fanOuts * FAN_OUT_STREAMS * LARGEST_EVENT + PAGE_BYTES;
-    if (this.#bytes > mostBytes) {
-      this.excesses.push(
-        `in one turn ${this.#bytes} bytes were written, expected at most ${mostBytes}`,
-      );
+    const maxTurnBytes = this.fanOuts * MAX_FAN_OUT_STREAMS * MAX_EVENT_BYTES + MAX_PAGE_BYTES;
+    if (this.#bytes > maxTurnBytes) {
+      this.violations.push(`one turn wrote ${this.#bytes} bytes, expected at most ${maxTurnBytes}`);
     }
     this.#streams.clear();
     this.#bytes = 0;

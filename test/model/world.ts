@@ -1,4 +1,7 @@
-/** Carries out a schedule on the library, with clients that behave as the standard says, and has the contract audited. */
+/**
+ * Runs a schedule against the library, with clients that behave as the HTML standard says, and
+ * checks each connection against the contract (`ledger.ts`).
+ */
 import type { EventStream } from '../../src/index.ts';
 import { Application } from './application.ts';
 import { checkAtRest, checkDirect } from './at-rest.ts';
@@ -9,7 +12,7 @@ import { randomFrom } from './random.ts';
 import { openRegistry, type Registry } from './registry.ts';
 import { Scene, type Client } from './scene.ts';
 import {
-  CLIENTS,
+  CLIENT_COUNT,
   type Brings,
   type ClientCommand,
   type Command,
@@ -19,11 +22,16 @@ import {
   type Wrap,
 } from './schedule.ts';
 import { Violation } from './truth.ts';
-import { CALL_BYTES, WRITE_MARK, WorkMeter } from './work.ts';
+import { CALL_BYTES, HIGH_WATER_MARK, WorkMeter } from './work.ts';
 
-/** How clients come to a registry. */
+/** Connects clients to a registry. */
 export interface Transport {
-  /** @param wrap a `write` that stands in front of the response's own */
+  /**
+   * Connects a client.
+   * @param eager whether the client reads each write at once
+   * @param opened called with the stream of the client
+   * @param wrap wraps `res.write`, as middleware does
+   */
   connect(
     registry: Registry,
     lastEventId: string,
@@ -31,20 +39,21 @@ export interface Transport {
     opened: (stream: EventStream) => Link,
     wrap?: (link: Link | undefined, passOn: () => boolean) => boolean,
   ): Promise<void> | void;
-  /** Lets what is on its way arrive. */
+  /** Delivers bytes that are in transit. */
   settle(): Promise<void> | void;
 }
 
-// A first event that is larger than one write to the response.
+// Padding of an event that is larger than one write to the response.
 const SNAPSHOT = '~'.repeat(20_000);
 
-// What HTTP adds to a piece of the queue when it is handed to the socket: the length of the chunk and two line ends.
-const FRAMING = 16;
+// Bytes that chunked transfer coding adds to a piece of the queue: the chunk size and two line
+// ends.
+const FRAMING_BYTES = 16;
 
-// Far more turns than any schedule needs to come to rest.
-const PATIENCE = 2_000;
+// Maximum number of turns until all work must be done. Schedules need far fewer turns.
+const MAX_TURNS = 2_000;
 
-/** What has happened in all schedules together: without gaps and slow readers they would prove little. */
+/** Counts over all schedules. A run without gaps and slow readers would prove little. */
 export interface Tally {
   schedules: number;
   streams: number;
@@ -52,21 +61,25 @@ export interface Tally {
   gaps: number;
   asked: number;
   slow: number;
-  /** What user code has done from inside the library. */
+  /** Number of acts of user code from inside the library. */
   acts: number;
 }
 
 export interface WorldOptions {
   readonly transport: Transport;
   readonly isDistant: boolean;
-  /** How much larger padded events are: a kernel buffers more than a fake. */
+  /** Factor for the size of padded events. A kernel buffers more than a fake response. */
   readonly scale?: number;
   readonly clock: { now: number };
   readonly tally: Tally;
-  /** Where nobody can see what is written, nothing is measured. */
+  /** The meter of written bytes. Absent for sockets, where single writes cannot be observed. */
   readonly work?: WorkMeter;
 }
 
+/**
+ * One run of a schedule: carries out the commands, lets all work finish, and checks every
+ * connection.
+ */
 export class World {
   readonly #options: WorldOptions;
   readonly #schedule: Schedule;
@@ -79,7 +92,7 @@ export class World {
     this.#options = options;
     this.#schedule = schedule;
     this.#random = randomFrom(schedule.seed);
-    this.#scene = new Scene(CLIENTS, this.#open(), work, clock, scale);
+    this.#scene = new Scene(CLIENT_COUNT, this.#open(), work, clock, scale);
     this.#application = new Application(this.#scene);
   }
 
@@ -91,13 +104,13 @@ export class World {
     userCode.observe(this.#schedule.observers);
     try {
       for (const command of this.#schedule.commands) await this.#carryOut(command);
-      await this.#comeToRest();
+      await this.#waitUntilIdle();
       await this.#finish();
     } finally {
       userCode.close();
       tally.acts += userCode.acts;
     }
-    faults.push(...work.excesses);
+    faults.push(...work.violations);
     if (faults.length > 0) throw new Violation(faults[0]);
     for (const link of links) this.#audit(link);
   }
@@ -107,8 +120,8 @@ export class World {
     const { tally } = this.#options;
     tally.streams++;
     for (const { type } of link.parser.events) if (type === 'sse:gap') tally.gaps++;
-    for (const { what } of link.marks) if (what === 'asked') tally.asked++;
-    if (registry.truth.epoch === link.brought.split('.')[0]) tally.resumed++;
+    for (const { kind } of link.marks) if (kind === 'asked') tally.asked++;
+    if (registry.truth.epoch === link.lastEventId.split('.')[0]) tally.resumed++;
     if (link.wasSlow) tally.slow++;
     audit({
       truth: registry.truth,
@@ -116,8 +129,8 @@ export class World {
       marks: link.marks.filter(({ at }) => at !== undefined),
       items: link.parser.events,
       directs: link.directs,
-      received: link.received,
-      isWhole: link.received === Infinity,
+      receivedCount: link.receivedCount,
+      isComplete: link.receivedCount === Infinity,
       hasDropped: stream.dropped > 0,
       byNumber: this.#application.published,
     });
@@ -155,7 +168,7 @@ export class World {
         return;
       }
       case 'gather': {
-        return this.#gather(command.streams, command.crowd);
+        return this.#openCrowd(command.streams, command.crowd);
       }
       case 'interrupt': {
         this.#scene.registry.distant?.interrupt();
@@ -169,13 +182,13 @@ export class World {
       }
       case 'wait': {
         this.#options.clock.now += command.ms;
-        this.#scene.registry.truth.note();
+        this.#scene.registry.truth.update();
         return;
       }
       case 'clear': {
         this.#scene.registry.channels
           .clear(command.channel)
-          .catch((error: unknown) => this.#scene.fault(`clear: ${String(error)}`));
+          .catch((error: unknown) => this.#scene.reportFault(`clear: ${String(error)}`));
         return;
       }
       case 'follow':
@@ -198,7 +211,7 @@ export class World {
       case 'drop':
       case 'beat': {
         const { link } = this.#client(command.client);
-        // What comes from the network or from a timer never comes in the middle of what the application does.
+        // Network events and timers never run in the middle of application code.
         await microtasks();
         if (link?.isOpen === true) this.#byItself(link, command);
         await microtasks();
@@ -232,7 +245,7 @@ export class World {
         return;
       }
       case 'answer': {
-        link.asks.shift()?.();
+        link.pendingAnswers.shift()?.();
         return;
       }
       case 'end': {
@@ -248,7 +261,7 @@ export class World {
   #byItself(link: Link, command: ClientCommand): void {
     switch (command.do) {
       case 'beat': {
-        // As the heartbeat does: never into a blocked stream.
+        // Like the stream monitor, write no heartbeat into a blocked stream.
         if (link.stream.bufferedAmount > 0) return;
         this.#scene.work.call('a checkpoint', CALL_BYTES.heartbeat, () => link.stream.onTick());
         if (link.stream.readyState === 1) {
@@ -274,7 +287,7 @@ export class World {
     }
   }
 
-  // What clients do.
+  // Actions of clients.
 
   async #connect(command: Command & { do: 'connect' }, lastEventId: string): Promise<void> {
     const client = this.#client(command.client);
@@ -289,7 +302,7 @@ export class World {
       this.#scene.links.push(link);
       void this.#expectReason(link);
       if (this.#schedule.presence) {
-        stream.signal.addEventListener('abort', () => this.#application.tellOthers(link));
+        stream.signal.addEventListener('abort', () => this.#application.announceEnd(link));
       }
       this.#application.follow(link, follow);
       return link;
@@ -299,26 +312,26 @@ export class World {
       lastEventId,
       eager,
       opened,
-      wrap && this.#wrapped(client, wrap),
+      wrap && this.#wrapperFor(client, wrap),
     );
   }
 
-  #wrapped(
+  #wrapperFor(
     client: { link: Link | undefined },
     wrap: Wrap,
   ): (link: Link | undefined, passOn: () => boolean) => boolean {
-    // The first bytes are written before the transport knows the connection.
+    // The first bytes are written before the transport has the link.
     return (link, passOn) => this.#application.userCode.write(link ?? client.link, wrap, passOn);
   }
 
   async #expectReason(link: Link): Promise<void> {
     const reason = await link.stream.closed;
     if (reason === 'error' && !link.mayFail) {
-      this.#scene.fault('a stream ended with an error, though nothing of its own throws');
+      this.#scene.reportFault('a stream ended with an error, but none of its callbacks throws');
     }
   }
 
-  async #gather(streams: number, crowd: Crowd): Promise<void> {
+  async #openCrowd(streams: number, crowd: Crowd): Promise<void> {
     const registry = this.#scene.registry;
     if (crowd === 'mixed') this.#scene.work.fanOuts = 2;
     for (let member = 0; member < streams; member++) {
@@ -337,12 +350,12 @@ export class World {
     this.#remember();
   }
 
-  /** Clients keep the last id they got over all their connections. */
+  /** Updates the last event id of each client. A client keeps this id across connections. */
   #remember(): void {
     for (const client of this.#scene.clients) {
       if (client.link === undefined) continue;
       const { link } = client;
-      const id = link.parser.events.slice(0, link.received).at(-1)?.lastEventId ?? '';
+      const id = link.parser.events.slice(0, link.receivedCount).at(-1)?.lastEventId ?? '';
       if (id !== '') client.lastId = id;
     }
   }
@@ -355,7 +368,7 @@ export class World {
       (digits) => `${truth.epoch}.${digits}`,
     );
     const beyond =
-      this.#scene.registry.published +
+      this.#scene.registry.publishedCount +
       (this.#scene.registry.distant === undefined ? 1 : 1_000) +
       back;
     const ids: Readonly<Record<Brings, string>> = {
@@ -373,69 +386,76 @@ export class World {
     return this.#scene.clients[number]!;
   }
 
-  // Time.
+  // Turns of the event loop, and the end of a schedule.
 
   async #turn(): Promise<void> {
     const { registry, links, work } = this.#scene;
     registry.distant?.tick();
-    this.#application.turnBegins();
+    this.#application.onTurnStart();
     const { acts } = this.#application.userCode;
-    const slow = links.filter((link) => link.stream.bufferedAmount > WRITE_MARK);
+    const slow = links.filter((link) => link.stream.bufferedAmount > HIGH_WATER_MARK);
     const queued = slow.map(({ stream }) => stream.bufferedAmount);
     await this.#options.transport.settle();
     await new Promise<void>((resolve) => void setImmediate(resolve));
-    const areActing = this.#schedule.presence || this.#application.userCode.acts > acts;
+    const hasActs = this.#schedule.presence || this.#application.userCode.acts > acts;
     for (const [index, link] of slow.entries()) {
       link.wasSlow = true;
       if (
-        !areActing &&
+        !hasActs &&
         !link.isFinishing &&
-        isStill(link) &&
-        link.stream.bufferedAmount > queued[index]! + FRAMING
+        mustNotGrow(link) &&
+        link.stream.bufferedAmount > queued[index]! + FRAMING_BYTES
       ) {
-        this.#scene.fault('the queue of a reader who does not read grows');
+        this.#scene.reportFault('the queue of a paused reader grows');
       }
     }
-    this.#application.turnEnds();
-    work.turn();
+    this.#application.onTurnEnd();
+    work.onTurnEnd();
   }
 
-  /** The process ends and another begins, with a log of its own. */
+  /** Simulates a restart of the process: a new registry with a new log. */
   async #restart(): Promise<void> {
     for (const { link } of this.#scene.clients) if (link?.isOpen === true) this.#drop(link);
     for (const link of this.#scene.crowd.splice(0)) link.wire.drop();
     await this.#turn();
     this.#scene.registry = this.#open();
-    this.#application.turnBegins();
+    this.#application.onTurnStart();
   }
 
-  /** Everybody reads, every question is answered, and nothing new comes, until nothing moves any more. */
-  async #comeToRest(): Promise<void> {
+  /**
+   * Lets all work finish: all clients read, every `onGap` answers, and no new command runs. Then
+   * checks the final state.
+   */
+  async #waitUntilIdle(): Promise<void> {
     const scene = this.#scene;
-    if (!(await this.#comeToQuiet())) {
-      scene.fault(
-        `the streams do not come to rest: ${JSON.stringify(scene.registry.channels.stats())}`,
+    if (!(await this.#waitUntilQuiet())) {
+      scene.reportFault(
+        `the streams do not become idle: ${JSON.stringify(scene.registry.channels.stats())}`,
       );
       return;
     }
-    if (scene.open.some(({ wire }) => wire.isDirect !== undefined)) await this.#probe();
-    await this.#beat();
+    if (scene.open.some(({ wire }) => wire.isDirect !== undefined)) await this.#probeDirectWrites();
+    await this.#runHeartbeat();
     checkAtRest(scene);
   }
 
-  /** @returns whether they have come to be quiet */
-  async #comeToQuiet(): Promise<boolean> {
-    // A crowd is given each frame in slices, and one frame after the other: who waits for its turn looks quiet.
-    const enough = this.#scene.crowd.length === 0 ? 3 : 30;
-    let quiet = 0;
-    for (let turn = 0; quiet < enough; turn++) {
-      if (turn > PATIENCE) return false;
+  /**
+   * Runs turns until nothing is pending for several turns.
+   * @returns false if this takes too many turns
+   */
+  async #waitUntilQuiet(): Promise<boolean> {
+    // A crowd receives each frame in slices, and one frame after the other. A stream that waits for
+    // its slice looks quiet.
+    const requiredTurns = this.#scene.crowd.length === 0 ? 3 : 30;
+    let quietTurns = 0;
+    for (let turn = 0; quietTurns < requiredTurns; turn++) {
+      if (turn > MAX_TURNS) return false;
       for (const link of this.#scene.open) {
         link.wire.resume();
-        for (const answer of link.asks.splice(0)) answer();
+        for (const answer of link.pendingAnswers.splice(0)) answer();
       }
       await this.#turn();
-      quiet = this.#isQuiet() ? quiet + 1 : 0;
+      quietTurns = this.#isQuiet() ? quietTurns + 1 : 0;
     }
     return true;
   }
@@ -451,19 +471,25 @@ export class World {
     );
   }
 
-  /** Publishes what streams that can be are given directly; with the first one a stream may find out that it can be. */
-  async #probe(): Promise<void> {
+  /**
+   * Publishes two events to check which streams write directly to the socket. A stream may detect
+   * with the first event that it can write directly.
+   */
+  async #probeDirectWrites(): Promise<void> {
     for (let probe = 0; probe < 2; probe++) {
       this.#application.publishTo('a', 'small', false);
-      if (await this.#comeToQuiet()) continue;
-      this.#scene.fault('the streams do not come to rest after one event more');
+      if (await this.#waitUntilQuiet()) continue;
+      this.#scene.reportFault('the streams do not become idle after one more event');
       return;
     }
     checkDirect(this.#scene);
   }
 
-  /** One heartbeat more, and every client knows where the log is, unless the heartbeat has made user code publish something. */
-  async #beat(): Promise<void> {
+  /**
+   * Runs a last heartbeat. After the heartbeat every client knows the head of the log. If user code
+   * publishes during the heartbeat, another heartbeat follows.
+   */
+  async #runHeartbeat(): Promise<void> {
     const { registry } = this.#scene;
     const { userCode } = this.#application;
     for (let acts = -1; acts < userCode.acts;) {
@@ -474,7 +500,7 @@ export class World {
       }
       for (
         let turn = 0;
-        turn < PATIENCE && !this.#scene.open.every((link) => link.wire.isEmpty);
+        turn < MAX_TURNS && !this.#scene.open.every((link) => link.wire.isEmpty);
         turn++
       ) {
         await this.#turn();
@@ -482,7 +508,7 @@ export class World {
     }
   }
 
-  /** Everybody leaves, and nothing may be left. */
+  /** Disconnects all clients, and checks that no stream and no subscription remains. */
   async #finish(): Promise<void> {
     const scene = this.#scene;
     scene.isOver = true;
@@ -493,11 +519,11 @@ export class World {
     for (let turn = 0; turn < 50 && (turn < 2 || events.streams.size > 0); turn++) {
       await this.#turn();
     }
-    // They were whole until now.
-    for (const link of open) if (link.stream.dropped === 0) link.received = Infinity;
+    // These clients received everything up to the disconnect.
+    for (const link of open) if (link.stream.dropped === 0) link.receivedCount = Infinity;
     const { subscriptions } = channels.stats();
     if (subscriptions > 0 || channels.names().length > 0 || events.streams.size > 0) {
-      scene.fault(`when all have left, ${subscriptions} subscriptions are left`);
+      scene.reportFault(`${subscriptions} subscriptions remain after all clients have left`);
     }
   }
 
@@ -505,17 +531,17 @@ export class World {
     const { registry, links, crowd } = this.#scene;
     const closing = { isDone: false };
     void noteEnd(registry.channels.close(), closing);
-    for (let turn = 0; turn < PATIENCE && !closing.isDone; turn++) await this.#turn();
-    if (!closing.isDone) this.#scene.fault('the registry does not close');
+    for (let turn = 0; turn < MAX_TURNS && !closing.isDone; turn++) await this.#turn();
+    if (!closing.isDone) this.#scene.reportFault('channels.close() does not resolve');
     const followers = links
-      .filter(({ following }) => following.some(({ left }) => !left))
+      .filter(({ following }) => following.some(({ hasLeft }) => !hasLeft))
       .concat(crowd);
     const { length } = followers.filter(
       (link) => link.registry === registry && link.stream.readyState === 1,
     );
     if (length > 0) {
-      this.#scene.fault(
-        `the registry has closed, and ${length} streams that follow its channels have not`,
+      this.#scene.reportFault(
+        `the registry is closed, but ${length} streams of its channels are open`,
       );
     }
   }
@@ -527,16 +553,17 @@ async function noteEnd(promise: Promise<unknown>, note: { isDone: boolean }): Pr
 }
 
 /**
- * Whether nothing may be added to what is queued for a slow reader, who costs a cursor and not a queue. Events without history have
- * none (rule 8), and a later subscription may say at once that ids step back.
+ * Whether the queue of a slow reader must not grow: the stream then keeps a cursor and reads the
+ * log later. Events without history have no cursor and are queued. With several subscriptions a
+ * checkpoint that steps back may be queued.
  */
-function isStill({ wire, following }: Link): boolean {
+function mustNotGrow({ wire, following }: Link): boolean {
   return (
-    wire.isPaused && following.length === 1 && !following[0]!.hold.options.channels.includes('x')
+    wire.isPaused && following.length === 1 && !following[0]!.record.options.channels.includes('x')
   );
 }
 
-/** Lets everything happen that this turn of the event loop has already brought about. */
+/** Runs all microtasks and `process.nextTick` callbacks that are pending in this turn. */
 function microtasks(): Promise<void> {
   return new Promise((resolve) => {
     process.nextTick(resolve);

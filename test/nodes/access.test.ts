@@ -1,4 +1,4 @@
-/** Ways into Redis: what docs/scaling.md says is enough is enough. */
+/** Access to Redis: the permissions and URLs of docs/scaling.md are sufficient. */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, test, vi } from 'vitest';
@@ -12,11 +12,11 @@ const DOC = readFileSync(new URL('../../docs/scaling.md', import.meta.url), 'utf
 
 async function expectToWork(scene: Scene): Promise<void> {
   await scene.connect(4, ['a', 'b']);
-  scene.publishAllTheTime(['a', 'b'], { keyed: true });
+  scene.publishContinuously(['a', 'b'], { keyed: true });
   await scene.untilPublished(20);
   for (const client of scene.clients) client.drop();
   await scene.nodes[0]!.clear('b');
-  await scene.settle();
+  await scene.verify();
   expect(scene.ledger.errors).toEqual([]);
   for (const node of scene.nodes) {
     const { channels, errors } = await node.stats();
@@ -25,9 +25,9 @@ async function expectToWork(scene: Scene): Promise<void> {
 }
 
 test.each([
-  ['as docs/scaling.md has it', (line: string) => line],
-  ['and without +info', (line: string) => line.replace('+info ', '')],
-])('an ACL user that may do no more than is needed is enough, %s', async (_what, change) => {
+  ['as in docs/scaling.md', (line: string) => line],
+  ['without +info', (line: string) => line.replace('+info ', '')],
+])('an ACL user with the documented permissions is sufficient, %s', async (_what, change) => {
   const [line] = /^user res-sse on .*$/m.exec(DOC)!;
   await using redis = await startRedis({ acl: [change(line)] });
   await using scene = await Scene.start({
@@ -36,7 +36,7 @@ test.each([
   await expectToWork(scene);
 });
 
-test('an ACL user on a Cluster that may do what docs/scaling.md adds, too, is enough', async () => {
+test('an ACL user with the documented permissions is sufficient on a Cluster', async () => {
   const [line] = /^user res-sse on .*$/m.exec(DOC)!;
   const [, more] = /On a Cluster add `(.*)`/.exec(DOC)!;
   await using cluster = await startRedisCluster('{res-sse}:log', { acl: [`${line} ${more}`] });
@@ -46,13 +46,13 @@ test('an ACL user on a Cluster that may do what docs/scaling.md adds, too, is en
   await expectToWork(scene);
 });
 
-test('a password with every kind of character in it, in the url, is enough', async () => {
+test('a url may contain a password with special characters', async () => {
   await using redis = await startRedis({ requirepass: 'pass w@rd:/?#%' });
   await using scene = await Scene.start({ redis: { url: redis.url } });
   await expectToWork(scene);
 });
 
-test('a server that speaks TLS only is reached by a rediss url', async () => {
+test('a rediss url connects to a server that accepts only TLS', async () => {
   await using redis = await startRedis({ tls: true });
   await using scene = await Scene.start({
     redis: { url: redis.url },

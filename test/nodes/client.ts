@@ -1,10 +1,13 @@
-/** A client as a browser is one: it comes back by itself, to whichever node, with the last id that it got. */
+/**
+ * A client that behaves like a browser: it reconnects by itself, to any node, with the last id that
+ * it received.
+ */
 import { get, type ClientRequest } from 'node:http';
 import { setTimeout as delay } from 'node:timers/promises';
 import { createParser } from 'eventsource-parser';
 import type { TestNode } from './nodes.ts';
 
-/** What happened to a client, in order. `at` is the clock's `performance.now()`. */
+/** An event of a client. `at` is the time from `performance.now()`. */
 export type Item = { readonly at: number } & (
   | { readonly kind: 'connected'; readonly lastEventId: string }
   | { readonly kind: 'event'; readonly n: number; readonly channel: string; readonly id: string }
@@ -15,22 +18,26 @@ export type Item = { readonly at: number } & (
       readonly after: string;
       readonly cursor: string;
     }
-  | { readonly kind: 'fault'; readonly what: string }
+  | { readonly kind: 'fault'; readonly description: string }
 );
 
 export interface ClientOptions {
-  /** To which node it goes, at first and whenever its stream has ended; nowhere for the moment where that is `undefined`. */
+  /**
+   * Chooses the node for the first connection and for each reconnect. If it returns `undefined`,
+   * the client waits.
+   */
   choose: () => TestNode | undefined;
   path?: '/listen' | '/history';
 }
 
+/** A client that follows channels until it is disposed. */
 export class Client implements Disposable {
   readonly channels: readonly string[];
   readonly items: Item[] = [];
   lastEventId = '';
-  /** Heartbeats that it got. */
-  beats = 0;
-  /** How often it was told when to come back. */
+  /** Number of heartbeats that the client received. */
+  heartbeats = 0;
+  /** Number of `retry` fields that the client received. */
   retries = 0;
   readonly #received = new Set<number>();
   readonly #options: ClientOptions;
@@ -42,40 +49,40 @@ export class Client implements Disposable {
   constructor(channels: readonly string[], options: ClientOptions) {
     this.channels = channels;
     this.#options = options;
-    void this.#live();
+    void this.#run();
   }
 
-  /** Whether it has got the event. */
+  /** Whether the client received the event. */
   has(n: number): boolean {
     return this.#received.has(n);
   }
 
-  /** How many it has got. */
+  /** Number of different events that the client received. */
   get received(): number {
     return this.#received.size;
   }
 
-  /** How often it was told that something is lost. */
+  /** Number of gaps that the client received. */
   get gaps(): number {
     return this.items.filter(({ kind }) => kind === 'gap').length;
   }
 
-  /** How often it came back. */
-  get returns(): number {
+  /** Number of reconnects. */
+  get reconnects(): number {
     return this.#connections - 1;
   }
 
-  /** Whether its stream has begun, so that nothing that is published from now on may pass it by. */
-  get isPlaced(): boolean {
+  /** Whether the client has an id, so that it must receive all later events. */
+  get hasPosition(): boolean {
     return this.lastEventId !== '';
   }
 
-  /** Its connection breaks; it comes back. */
+  /** Closes the connection. The client reconnects. */
   drop(): void {
     this.#request?.destroy();
   }
 
-  /** It does not come back until `resume`. */
+  /** Closes the connection. The client does not reconnect before `resume`. */
   leave(): void {
     this.#isPaused = true;
     this.drop();
@@ -90,16 +97,16 @@ export class Client implements Disposable {
     this.#request?.destroy();
   }
 
-  async #live(): Promise<void> {
+  async #run(): Promise<void> {
     while (!this.#isDone) {
       const node = this.#isPaused ? undefined : this.#options.choose();
       if (node !== undefined) await this.#connect(node);
-      // An EventSource waits for seconds; this is for a test.
+      // An EventSource waits some seconds. A short delay is enough for a test.
       await delay(20 + 30 * Math.random());
     }
   }
 
-  /** Resolves when the connection has ended. */
+  /** Opens a connection, and resolves when the connection has ended. */
   #connect(node: TestNode): Promise<void> {
     return new Promise((resolve) => {
       const { lastEventId } = this;
@@ -114,13 +121,15 @@ export class Client implements Disposable {
       request.on('close', () => resolve());
       request.on('response', (response) => {
         if (response.statusCode !== 200) {
-          this.#fault(`${url} answers ${response.statusCode}, and no EventSource would come back`);
+          this.#addFault(
+            `status ${response.statusCode} from ${url}: an EventSource would not reconnect`,
+          );
         }
         this.#connections++;
         this.items.push({ at: performance.now(), kind: 'connected', lastEventId });
         const parser = createParser({
-          onEvent: (event) => this.#take(event),
-          onComment: () => void this.beats++,
+          onEvent: (event) => this.#onEvent(event),
+          onComment: () => void this.heartbeats++,
           onRetry: () => void this.retries++,
         });
         response.setEncoding('utf8');
@@ -131,7 +140,7 @@ export class Client implements Disposable {
     });
   }
 
-  #take({
+  #onEvent({
     event,
     data,
     id,
@@ -149,7 +158,7 @@ export class Client implements Disposable {
         ...(JSON.parse(data) as { channels: string[]; after: string; cursor: string }),
       });
     } else if (id === undefined) {
-      this.#fault(`an event without an id: ${data}`);
+      this.#addFault(`event without an id: ${data}`);
     } else if (event === 'sse:checkpoint') {
       this.items.push({ at, kind: 'checkpoint', id });
     } else {
@@ -159,7 +168,7 @@ export class Client implements Disposable {
     }
   }
 
-  #fault(what: string): void {
-    this.items.push({ at: performance.now(), kind: 'fault', what });
+  #addFault(description: string): void {
+    this.items.push({ at: performance.now(), kind: 'fault', description });
   }
 }

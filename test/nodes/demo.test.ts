@@ -17,7 +17,7 @@ vi.setConfig({ testTimeout: 120_000 });
 
 const START = fileURLToPath(new URL('../../demo/cluster/start.ts', import.meta.url));
 
-/** Starts the demo, over a Redis of its own where none is named. */
+/** Starts the demo, with a Redis of its own if `env` names none. */
 async function startDemo(
   resources: Resources,
   env: Record<string, string> = {},
@@ -25,7 +25,7 @@ async function startDemo(
   const demo = resources.use(
     start(process.execPath, ['--import', 'tsx', START], { PORT: '0', REDIS_URL: '', ...env }),
   );
-  // Killed, it could not end its Redis.
+  // If the demo were killed, it could not stop its Redis.
   resources.defer(() => demo.stop('SIGTERM'));
   const address = /^Haiku chat listening on (\S+)$/m;
   await until('the address', () => {
@@ -44,7 +44,7 @@ async function speak(url: string, text: string): Promise<number> {
 const textsOf = (reader: Reader) => reader.events.map(({ data }) => JSON.parse(data).text);
 
 describe('the haiku chat on three nodes', () => {
-  test('says what is wrong and ends with exit code 1 where PORT is taken or no port, and leaves no node and no Redis', async () => {
+  test('exits with code 1 and stops its nodes if PORT is taken or invalid', async () => {
     await using resources = new Resources();
     const other = createServer().listen(0);
     resources.defer(() => other.close());
@@ -54,12 +54,12 @@ describe('the haiku chat on three nodes', () => {
       [`${port}`, `Port ${port} is already in use; set PORT to another port.\n`],
       ['four', 'PORT is "four", which is not a port; set it to a number from 0 to 65535.\n'],
     ] as const;
-    for (const [PORT, sentence] of cases) {
+    for (const [PORT, message] of cases) {
       const demo = resources.use(
         start(process.execPath, ['--import', 'tsx', START], { PORT, REDIS_URL: '' }),
       );
-      await within(`its end with PORT=${PORT}`, demo.ended, 60_000);
-      expect(demo.output).toContain(sentence);
+      await within(`the exit with PORT=${PORT}`, demo.ended, 60_000);
+      expect(demo.output).toContain(message);
       expect(demo.process.exitCode).toBe(1);
       expect([...demo.output.matchAll(/^Node \d is process/gm)].length).toBe(
         [...demo.output.matchAll(/^Node \d has ended/gm)].length,
@@ -67,7 +67,7 @@ describe('the haiku chat on three nodes', () => {
     }
   });
 
-  test('lets who is on one node hear who speaks on another, and shows the same page on all', async () => {
+  test('delivers haiku between nodes and shows the same page on all nodes', async () => {
     await using resources = new Resources();
     const { url } = await startDemo(resources);
     const readers = [
@@ -91,7 +91,7 @@ describe('the haiku chat on three nodes', () => {
     }
   });
 
-  test('lets two browser tabs on different nodes chat', async () => {
+  test('connects two browser tabs on different nodes', async () => {
     await using resources = new Resources();
     const { url } = await startDemo(resources);
     await using browser = await launchChromium();
@@ -119,7 +119,7 @@ describe('the haiku chat on three nodes', () => {
     }
   });
 
-  test('goes on when a node is killed: its listeners come back elsewhere and have missed nothing', async () => {
+  test('continues when a node is killed: its readers resume on another node', async () => {
     await using resources = new Resources();
     const { demo, url } = await startDemo(resources);
     const reader = await read(`${url}/listen`);
@@ -131,14 +131,14 @@ describe('the haiku chat on three nodes', () => {
     process.kill(pid, 'SIGKILL');
     await reader.end();
     for (const text of ['meanwhile', 'later']) expect(await speak(url, text)).toBe(202);
-    const again = await read(`${url}/listen`, { headers: { 'Last-Event-ID': id! } });
-    resources.defer(() => again.close());
-    await again.take(2);
-    expect(textsOf(again)).toEqual(['meanwhile', 'later']);
-    expect(again.text).not.toContain('sse:gap');
+    const resumed = await read(`${url}/listen`, { headers: { 'Last-Event-ID': id! } });
+    resources.defer(() => resumed.close());
+    await resumed.take(2);
+    expect(textsOf(resumed)).toEqual(['meanwhile', 'later']);
+    expect(resumed.text).not.toContain('sse:gap');
   });
 
-  test('ends well on SIGTERM, with streams open, and leaves the Redis that it was given', async () => {
+  test('exits on SIGTERM while streams are open, and does not stop a given Redis', async () => {
     await using redis = await startRedis();
     await using resources = new Resources();
     const { demo, url } = await startDemo(resources, { REDIS_URL: redis.url });
@@ -146,14 +146,14 @@ describe('the haiku chat on three nodes', () => {
     await demo.stop('SIGTERM');
     expect(demo.process.exitCode).toBe(0);
     await reader.end();
-    // When to come back.
+    // The stream sent a reconnection time before its end.
     expect(reader.retries.length).toBeGreaterThan(1);
     expect(await (await redis.client()).ping()).toBe('PONG');
   });
 
-  test('ends at once on SIGTERM while it starts, and leaves nothing behind', async () => {
+  test('exits at once on SIGTERM during its start, and leaves no process', async () => {
     await using redis = await startRedis();
-    // No node can connect to it.
+    // No node can connect to a paused Redis.
     redis.pause();
     await using demo = start(process.execPath, ['--import', 'tsx', START], {
       PORT: '0',
@@ -163,9 +163,11 @@ describe('the haiku chat on three nodes', () => {
       readFileSync(`/proc/${demo.pid}/task/${demo.pid}/children`, 'utf8')
         .split(' ')
         .filter(Boolean);
-    await until('the nodes to start', () => demo.isRunning && children().length >= 3);
+    await until('three node processes', () => demo.isRunning && children().length >= 3);
     const started = children();
     await demo.stop('SIGTERM');
-    await until('the nodes to be gone', () => started.every((pid) => !existsSync(`/proc/${pid}`)));
+    await until('the end of the node processes', () =>
+      started.every((pid) => !existsSync(`/proc/${pid}`)),
+    );
   });
 });

@@ -1,35 +1,45 @@
-/** The ledger itself: it must not call well what is not, or the tests of many nodes would prove nothing. */
+/**
+ * Tests of the ledger. If the ledger did not detect violations, the tests with several nodes would
+ * prove nothing.
+ */
 import { describe, expect, test } from 'vitest';
 import type { Item } from './client.ts';
-import { Ledger, Violation, type Witness } from './ledger.ts';
-import type { Published } from './nodes.ts';
+import { Ledger, Violation, type ClientRecord } from './ledger.ts';
+import type { PublishResult } from './nodes.ts';
 
 const CHANNELS = ['a', 'b'];
 
-/** A ledger in which 0 to 4 were published: a@1, b@2, a@3, a refused one of a, and b@4, whose publisher does not know. */
-async function five(): Promise<Ledger> {
+/**
+ * A ledger with five publishes: 0 is a@1, 1 is b@2, 2 is a@3, 3 was refused, 4 is b@4 with an
+ * unknown outcome.
+ */
+async function ledgerOfFive(): Promise<Ledger> {
   const ledger = new Ledger();
-  const says = (answer: Published) => ({ publish: async () => [answer] });
-  await ledger.publish(says({ id: 'e.1' }), 'a');
-  await ledger.publish(says({ id: 'e.2' }), 'b');
-  await ledger.publish(says({ id: 'e.3' }), 'a');
-  await ledger.publish(says({ code: 'x', delivery: 'none', message: '' }), 'a');
-  await ledger.publish(says({ code: 'x', delivery: 'unknown', message: '' }), 'b');
+  const publisherOf = (answer: PublishResult) => ({ publish: async () => [answer] });
+  await ledger.publish(publisherOf({ id: 'e.1' }), 'a');
+  await ledger.publish(publisherOf({ id: 'e.2' }), 'b');
+  await ledger.publish(publisherOf({ id: 'e.3' }), 'a');
+  await ledger.publish(publisherOf({ code: 'x', delivery: 'none', message: '' }), 'a');
+  await ledger.publish(publisherOf({ code: 'x', delivery: 'unknown', message: '' }), 'b');
   return ledger;
 }
 
-const later = () => performance.now() + 1_000;
-const connected = (lastEventId = ''): Item => ({ at: later(), kind: 'connected', lastEventId });
-const checkpoint = (id: string): Item => ({ at: later(), kind: 'checkpoint', id });
+const nextSecond = () => performance.now() + 1_000;
+const connected = (lastEventId = ''): Item => ({
+  at: nextSecond(),
+  kind: 'connected',
+  lastEventId,
+});
+const checkpoint = (id: string): Item => ({ at: nextSecond(), kind: 'checkpoint', id });
 const event = (n: number, channel: string, id: string): Item => ({
-  at: later(),
+  at: nextSecond(),
   kind: 'event',
   n,
   channel,
   id,
 });
 const gap = (channels: string[], after: string, cursor: string): Item => ({
-  at: later(),
+  at: nextSecond(),
   kind: 'gap',
   channels,
   after,
@@ -42,23 +52,23 @@ const ALL = [
   event(4, 'b', 'e.4'),
 ];
 
-function witness(...items: Item[]): Witness {
+function clientWith(...items: Item[]): ClientRecord {
   return { channels: CHANNELS, items };
 }
 
-const whole = witness(connected(), checkpoint('e.0'), ...ALL);
+const whole = clientWith(connected(), checkpoint('e.0'), ...ALL);
 
-describe('the ledger is content with', () => {
+describe('the ledger accepts', () => {
   test.each([
-    ['a client that has everything', [connected(), checkpoint('e.0'), ...ALL], ALL],
-    ['one that began later', [connected(), checkpoint('e.1'), ...ALL.slice(1)], ALL],
+    ['a client that has every event', [connected(), checkpoint('e.0'), ...ALL], ALL],
+    ['a client that started later', [connected(), checkpoint('e.1'), ...ALL.slice(1)], ALL],
     [
-      'one that came back',
+      'a client that reconnected',
       [connected(), checkpoint('e.0'), ...ALL.slice(0, 2), connected('e.2'), ...ALL.slice(2)],
       ALL,
     ],
     [
-      'a gap, of what is lost',
+      'a gap for a lost event',
       [
         connected(),
         checkpoint('e.0'),
@@ -69,36 +79,36 @@ describe('the ledger is content with', () => {
       ALL.slice(1),
     ],
     [
-      'another log, told as such',
+      'another log after a gap',
       [connected(), checkpoint('d.7'), gap(CHANNELS, '', 'e.2'), checkpoint('e.0'), ...ALL],
       ALL,
     ],
   ])('%s', async (_what, items, held) => {
-    const ledger = await five();
-    ledger.audit([witness(...items)], witness(connected(), checkpoint('e.0'), ...held));
+    const ledger = await ledgerOfFive();
+    ledger.audit([clientWith(...items)], clientWith(connected(), checkpoint('e.0'), ...held));
     expect(ledger.published).toBe(5);
   });
 });
 
-describe('the ledger is not content with', () => {
+describe('the ledger rejects', () => {
   test.each<[string, Item[], RegExp]>([
     [
-      'an event that is passed over',
+      'a missing event',
       [connected(), checkpoint('e.0'), ALL[1]!],
-      /a@1 \(0\) was not; no gap was told/,
+      /a@1 \(0\) was not; no gap was reported/,
     ],
     [
-      'a checkpoint that passes over one',
+      'a checkpoint beyond a missing event',
       [connected(), checkpoint('e.0'), ALL[0]!, checkpoint('e.2')],
       /b@2 \(1\) was not/,
     ],
     [
-      'a return that loses one',
+      'a reconnect that loses an event',
       [connected(), checkpoint('e.0'), ALL[0]!, connected('e.1'), checkpoint('e.2')],
       /b@2 \(1\) was not/,
     ],
     [
-      'one whose publisher does not know, and that others got',
+      'a missing event whose publish has an unknown outcome',
       [connected(), checkpoint('e.0'), ...ALL.slice(0, 3), checkpoint('e.4')],
       /b@4/,
     ],
@@ -115,63 +125,63 @@ describe('the ledger is not content with', () => {
       /never published/,
     ],
     [
-      'an event of a channel that it is not of',
+      'an event on the wrong channel',
       [connected(), checkpoint('e.0'), event(0, 'b', 'e.1')],
       /never published/,
     ],
     [
-      'an event that its publisher was told nobody got',
+      'an event whose publish was refused',
       [connected(), checkpoint('e.0'), event(3, 'a', 'e.5')],
-      /its publisher was told/,
+      /its publish failed/,
     ],
     [
-      'an event with another id than elsewhere',
+      'an event with two ids',
       [connected(), checkpoint('e.0'), event(0, 'a', 'e.2')],
-      /came as e.2 and is e.1/,
+      /came as e.2, but has id e.1/,
     ],
-    ['another log that was not told', [connected(), checkpoint('d.7'), ...ALL], /another log/],
+    ['another log without a gap', [connected(), checkpoint('d.7'), ...ALL], /another log/],
     [
-      'a gap that excuses what is held',
+      'a gap for an event that the log holds',
       [connected(), checkpoint('e.0'), gap(['a'], 'e.0', 'e.4'), checkpoint('e.1')],
       /the log holds it/,
     ],
     [
-      'a gap that is told of another channel',
+      'a gap for a channel that the client does not follow',
       [connected(), checkpoint('e.0'), gap(['c'], 'e.0', 'e.4')],
-      /a gap of c/,
+      /gap in c/,
     ],
     [
-      'a gap from before where the client is',
+      'a gap that starts before the last id of the client',
       [connected(), checkpoint('e.2'), gap(['a'], 'e.1', 'e.4')],
-      /where the client is at/,
+      /but the client is at/,
     ],
-    ['an event before any place', [connected(), ALL[0]!], /before any checkpoint/],
+    ['an event before the first checkpoint', [connected(), ALL[0]!], /before any checkpoint/],
     [
-      'an answer that no EventSource survives',
-      [{ at: 0, kind: 'fault', what: 'answers 500' }],
-      /answers 500/,
+      'a response after which an EventSource does not reconnect',
+      [{ at: 0, kind: 'fault', description: 'status 500' }],
+      /status 500/,
     ],
     [
-      'an id from before it was published',
+      'an id before the publish of its event',
       [connected(), { at: 0, kind: 'checkpoint', id: 'e.3' }],
       /before e.1 was published/,
     ],
   ])('%s', async (_what, items, message) => {
-    const ledger = await five();
-    expect(() => ledger.audit([witness(...items), whole], whole)).toThrow(message);
-    expect(() => ledger.audit([witness(...items), whole], whole)).toThrow(Violation);
+    const ledger = await ledgerOfFive();
+    expect(() => ledger.audit([clientWith(...items), whole], whole)).toThrow(message);
+    expect(() => ledger.audit([clientWith(...items), whole], whole)).toThrow(Violation);
   });
 
-  test('two nodes that read differently', async () => {
-    const ledger = await five();
-    expect(() => ledger.audit([whole], whole, witness(...ALL.slice(1)))).toThrow(
+  test('two nodes that read different events', async () => {
+    const ledger = await ledgerOfFive();
+    expect(() => ledger.audit([whole], whole, clientWith(...ALL.slice(1)))).toThrow(
       'one node reads 0 in the log, another does not',
     );
   });
 
-  test('an id that two events have', async () => {
-    const ledger = await five();
-    const client = witness(
+  test('two events with the same id', async () => {
+    const ledger = await ledgerOfFive();
+    const client = clientWith(
       connected(),
       checkpoint('e.0'),
       event(0, 'a', 'e.1'),
@@ -180,16 +190,16 @@ describe('the ledger is not content with', () => {
     expect(() => ledger.audit([client], client)).toThrow('1 and 4 have the same id e.2');
   });
 
-  test('ids that are not in the order of the calls', async () => {
+  test('ids in another order than the calls', async () => {
     const ledger = new Ledger();
     await ledger.publish({ publish: async () => [{ id: 'e.2' }, { id: 'e.1' }] }, 'a', 2);
-    expect(() => ledger.audit([], witness())).toThrow('published later in the same turn');
+    expect(() => ledger.audit([], clientWith())).toThrow('published later in the same turn');
   });
 
-  test('a publish that is refused without a word on its delivery', async () => {
+  test('a refused publish without a delivery', async () => {
     const ledger = new Ledger();
     const answer = { code: 'x', delivery: undefined, message: '' };
     await ledger.publish({ publish: async () => [answer] }, 'a');
-    expect(() => ledger.audit([], witness())).toThrow('without a word on its delivery');
+    expect(() => ledger.audit([], clientWith())).toThrow('without a delivery');
   });
 });

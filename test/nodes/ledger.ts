@@ -1,51 +1,56 @@
 /**
- * What was published on all nodes, and whether every client got its due of it by the id rule (DESIGN.md, 2.3, rule 0): *when an id
- * is written to a stream, everything at or below it that the stream follows has been written before it, or has been told as a gap*.
- * It knows nothing of how the library does it: it has the answers to the publishes, what the clients got, and what the log holds
- * at the end. What it holds then it has held since, so of that no gap excuses anything.
+ * Records the publishes on all nodes, and checks for each client the id rule: *when an id is
+ * written to a stream, each event of its channels up to this id has been written before, or has
+ * been reported in a gap*.
+ *
+ * The ledger does not depend on the implementation of the library. It uses the results of the
+ * publishes, the items of the clients, and the content of the log at the end. An event that the log
+ * holds at the end was never lost, so no gap excuses its absence.
  */
 import { until } from '../support/wait.ts';
 import { Client, type Item } from './client.ts';
-import type { Published, TestNode } from './nodes.ts';
+import type { PublishResult, TestNode } from './nodes.ts';
 
-/** One publish, and what the publisher was told. */
+/** One publish and its result. */
 interface Entry {
   readonly n: number;
   readonly channel: string;
   readonly key: string | undefined;
   readonly startedAt: number;
-  /** `'unknown'` also where the node died before it answered. */
+  /** `'unknown'` also if the node died before it answered. */
   outcome: 'pending' | 'accepted' | 'none' | 'unknown';
-  /** As it was accepted, or as a client got it. */
+  /** The id from the publish, or from a client that received the event. */
   id: string | undefined;
   error: string;
 }
 
-interface Place {
+/** An id, parsed. */
+interface Position {
   readonly epoch: string;
   readonly offset: number;
 }
 
-/** A promise that was not kept. */
+/** An error: the id rule was violated. */
 export class Violation extends Error {}
 
 export interface PublishOptions {
-  /** Gives each a key of its own, so that `retry` is safe. */
+  /** Gives each event a key, so that `retry` is safe. */
   keyed?: boolean;
-  /** Bytes of data besides what the ledger needs. */
+  /** Additional bytes of data for each event. */
   padding?: number;
 }
 
-/** Whoever publishes. */
+/** A node, reduced to its method for publishing. */
 export type Publisher = Pick<TestNode, 'publish'>;
 
-/** Whoever got something. */
-export type Witness = Pick<Client, 'channels' | 'items'>;
+/** The items that a client received. */
+export type ClientRecord = Pick<Client, 'channels' | 'items'>;
 
-export interface SettleOptions {
+export interface VerifyOptions {
   /**
-   * A node that was started just now and so knows only what Redis holds. Where histories are cut it has to be asked: another may
-   * still have what Redis has not.
+   * A node that was started just now and has an empty cache. If the log was trimmed, such a node
+   * must read the log, because the cache of another node may hold events that Redis does not hold
+   * any more.
    */
   fresh?: TestNode;
   ms?: number;
@@ -53,27 +58,30 @@ export interface SettleOptions {
 
 export class Ledger {
   readonly #entries: Entry[] = [];
-  // Those of one request, which the node was to append in this order.
+  // Entries of one request. The node must append them in this order.
   readonly #batches: Entry[][] = [];
   #pending = 0;
-  // Of answers to publishers.
+  // Violations in the results of publishes.
   readonly #faults: string[] = [];
 
   get published(): number {
     return this.#entries.length;
   }
 
-  /** Publishes whose fate is known by now. */
+  /** Number of publishes with this outcome. */
   count(outcome: Entry['outcome']): number {
     return this.#entries.filter((entry) => entry.outcome === outcome).length;
   }
 
-  /** What the publishers were told that were refused. */
+  /** The errors of publishes that were not accepted. */
   get errors(): readonly string[] {
     return this.#entries.map(({ error }) => error).filter((error) => error !== '');
   }
 
-  /** Publishes so many events on a node, in one turn of it. Never rejects. @returns those that were accepted */
+  /**
+   * Publishes events on a node, all in one turn of that node. Never rejects.
+   * @returns the numbers of the accepted events
+   */
   async publish(
     node: Publisher,
     channel: string,
@@ -101,7 +109,10 @@ export class Ledger {
     return batch.filter(({ outcome }) => outcome === 'accepted').map(({ n }) => n);
   }
 
-  /** Publishes what was refused once more, with the same keys, where the keys make that safe. @returns how many are still refused */
+  /**
+   * Publishes events that were not accepted again, if they have a key.
+   * @returns the number of events that were still not accepted
+   */
   async retry(node: Publisher): Promise<number> {
     const refused = this.#entries.filter(
       ({ key, outcome }) => key !== undefined && (outcome === 'none' || outcome === 'unknown'),
@@ -123,7 +134,9 @@ export class Ledger {
         channel,
         batch.map(({ n, key }) => ({ data: { n, channel, pad }, key })),
       );
-      for (const [index, entry] of batch.entries()) this.#note(entry, answers[index] as Published);
+      for (const [index, entry] of batch.entries()) {
+        this.#recordAnswer(entry, answers[index] as PublishResult);
+      }
     } catch (error) {
       for (const entry of batch) {
         entry.outcome = 'unknown';
@@ -134,8 +147,11 @@ export class Ledger {
     }
   }
 
-  /** Publishes until one is accepted. @returns its number */
-  async publishSurely(
+  /**
+   * Publishes events until one is accepted.
+   * @returns the number of the accepted event
+   */
+  async publishWithRetry(
     choose: () => TestNode | undefined,
     channel: string,
     ms = 40_000,
@@ -154,26 +170,31 @@ export class Ledger {
   }
 
   /**
-   * Waits until all is well again and everybody has everything, and then looks whether the id rule was kept for each of them.
-   * @param choose one of the nodes that run
-   * @throws {Violation}
+   * Waits until all nodes work again and every client has every event. Then checks the id rule for
+   * each client.
+   * @param choose returns one of the running nodes
+   * @throws {Violation} if the rule was violated for a client
    */
-  async settle(
+  async verify(
     clients: readonly Client[],
     choose: () => TestNode | undefined,
-    { fresh, ms = 40_000 }: SettleOptions = {},
+    { fresh, ms = 40_000 }: VerifyOptions = {},
   ): Promise<void> {
-    await until('every publish to have its answer', () => this.#pending === 0, ms);
-    await until('everybody to have a place', () => clients.every((client) => client.isPlaced), ms);
+    await until('the results of all publishes', () => this.#pending === 0, ms);
+    await until(
+      'a position of every client',
+      () => clients.every((client) => client.hasPosition),
+      ms,
+    );
     const channels = [...new Set(clients.flatMap((client) => client.channels))];
-    const last = new Map<string, Place>();
+    const last = new Map<string, Position>();
     for (const channel of channels) {
-      const n = await this.publishSurely(choose, channel, ms);
-      last.set(channel, placeOf(this.#entries[n]?.id as string));
+      const n = await this.publishWithRetry(choose, channel, ms);
+      last.set(channel, parsePosition(this.#entries[n]?.id as string));
     }
-    // Or beyond: what has been lost by now it has been told of.
-    const isThere = (client: Client) => {
-      const { epoch, offset } = placeOf(client.lastEventId || 'nowhere.0');
+    // A client may also be beyond the last event: losses up to there have been reported.
+    const isAtHead = (client: Client) => {
+      const { epoch, offset } = parsePosition(client.lastEventId || 'none.0');
       return client.channels.every(
         (channel) =>
           epoch === last.get(channel)?.epoch && offset >= (last.get(channel)?.offset ?? 0),
@@ -181,65 +202,82 @@ export class Ledger {
     };
     const waitFor = async (all: readonly Client[], who: string): Promise<void> => {
       try {
-        await until(`${who} to be where the log is`, () => all.every(isThere), ms);
+        await until(`${who} to reach the head of the log`, () => all.every(isAtHead), ms);
       } catch (error) {
-        const behind = all.find((client) => !isThere(client));
-        throw new Violation(`${String(error)}; the last of one:\n${tailOf(behind?.items ?? [])}`, {
-          cause: error,
-        });
+        const behind = all.find((client) => !isAtHead(client));
+        throw new Violation(
+          `${String(error)}; last items of a client:\n${formatLastItems(behind?.items ?? [])}`,
+          {
+            cause: error,
+          },
+        );
       }
     };
-    await waitFor(clients, 'everybody');
-    // What the log holds now, as one node reads it, and as another.
+    await waitFor(clients, 'every client');
+    // The content of the log, as two nodes read it.
     using one = new Client(channels, {
-      choose: onlyOnce(() => fresh ?? choose()),
+      choose: chooseOnce(() => fresh ?? choose()),
       path: '/history',
     });
     using other = new Client(channels, {
-      choose: onlyOnce(() => fresh ?? choose()),
+      choose: chooseOnce(() => fresh ?? choose()),
       path: '/history',
     });
-    await waitFor([one, other], 'who reads the log');
+    await waitFor([one, other], 'both readers of the log');
     this.audit(clients, one, other);
   }
 
-  /** @throws {Violation} */
-  audit(clients: readonly Witness[], held: Witness, heldElsewhere: Witness = held): void {
-    this.#collect([...clients, held, heldElsewhere]);
-    const [holding, elsewhere] = [numbersOf(held), numbersOf(heldElsewhere)];
-    const differing = [...holding, ...elsewhere].find((n) => !holding.has(n) || !elsewhere.has(n));
-    if (differing !== undefined) {
-      throw new Violation(`one node reads ${differing} in the log, another does not`);
+  /**
+   * Checks the id rule for each client.
+   * @param held the content of the log, as one node reads it
+   * @param heldElsewhere the content of the log, as another node reads it
+   * @throws {Violation} if the rule was violated
+   */
+  audit(
+    clients: readonly ClientRecord[],
+    held: ClientRecord,
+    heldElsewhere: ClientRecord = held,
+  ): void {
+    this.#collectIds([...clients, held, heldElsewhere]);
+    const [heldNumbers, otherNumbers] = [eventNumbersOf(held), eventNumbersOf(heldElsewhere)];
+    const difference = [...heldNumbers, ...otherNumbers].find(
+      (n) => !heldNumbers.has(n) || !otherNumbers.has(n),
+    );
+    if (difference !== undefined) {
+      throw new Violation(`one node reads ${difference} in the log, another does not`);
     }
     this.#expectOrderOfCalls();
-    const truth = new Truth(this.#entries, holding);
-    for (const client of clients) new Account(client, truth).audit();
+    const truth = new Truth(this.#entries, heldNumbers);
+    for (const client of clients) new ClientAudit(client, truth).audit();
   }
 
-  #note(entry: Entry, answer: Published): void {
+  #recordAnswer(entry: Entry, answer: PublishResult): void {
     if ('id' in answer) {
       entry.outcome = 'accepted';
       entry.id ??= answer.id;
       if (entry.id !== answer.id) {
-        this.#faults.push(`${entry.n} is ${entry.id}, and with the same key ${answer.id}`);
+        this.#faults.push(`${entry.n} has id ${entry.id}, but ${answer.id} with the same key`);
       }
       return;
     }
     const { code, message, delivery } = answer;
     if (delivery === undefined) {
-      this.#faults.push(`${entry.n} was refused without a word on its delivery: ${message}`);
+      this.#faults.push(`${entry.n} was refused without a delivery: ${message}`);
     }
     entry.outcome = delivery ?? 'unknown';
     entry.error = `${code} ${delivery}: ${message}`;
   }
 
-  /** Brings together what publishers were told and what clients got: each event has one id, and no two have the same. */
-  #collect(clients: readonly Witness[]): void {
+  /**
+   * Combines the results of publishes with the items of clients. Each event must have one id, and
+   * no two events the same id.
+   */
+  #collectIds(clients: readonly ClientRecord[]): void {
     if (this.#faults[0] !== undefined) throw new Violation(this.#faults[0]);
     for (const { items } of clients) {
       for (const item of items) {
-        if (item.kind === 'fault') throw new Violation(item.what);
-        if (item.kind === 'event') this.#match(item);
+        if (item.kind === 'fault') throw new Violation(item.description);
+        if (item.kind === 'event') this.#matchEvent(item);
       }
     }
     const byId = new Map<string, number>();
@@ -250,28 +288,28 @@ export class Ledger {
     }
   }
 
-  #match({ n, channel, id }: Item & { kind: 'event' }): void {
+  #matchEvent({ n, channel, id }: Item & { kind: 'event' }): void {
     const entry = this.#entries[n];
     if (entry?.channel !== channel) throw new Violation(`${n} of ${channel} was never published`);
     if (entry.outcome === 'none') {
-      throw new Violation(`${n} came as ${id}, but its publisher was told: ${entry.error}`);
+      throw new Violation(`${n} came as ${id}, but its publish failed: ${entry.error}`);
     }
     if (entry.outcome === 'pending') {
-      throw new Violation(`${n} came as ${id}, and its publisher was never told`);
+      throw new Violation(`${n} came as ${id}, but its publish has no result`);
     }
     entry.id ??= id;
-    if (entry.id !== id) throw new Violation(`${n} came as ${id} and is ${entry.id}`);
+    if (entry.id !== id) throw new Violation(`${n} came as ${id}, but has id ${entry.id}`);
   }
 
   #expectOrderOfCalls(): void {
     for (const batch of this.#batches) {
-      let before: Place | undefined;
+      let before: Position | undefined;
       for (const { n, id } of batch) {
         if (id === undefined) continue;
-        const place = placeOf(id);
+        const place = parsePosition(id);
         if (before !== undefined && before.epoch === place.epoch && before.offset >= place.offset) {
           throw new Violation(
-            `${n} was published later in the same turn, and got the lower id ${id}`,
+            `${n} was published later in the same turn, but has the lower id ${id}`,
           );
         }
         before = place;
@@ -280,26 +318,27 @@ export class Ledger {
   }
 }
 
-/** Everything that there was, in the order of the logs. */
+/** All events, in the order of the logs. */
 class Truth {
-  /** By epoch and channel, in order. */
+  /** Events by epoch and channel, in order. */
   readonly #events = new Map<string, { n: number; offset: number }[]>();
-  readonly #holding: ReadonlySet<number>;
-  // By epoch: in the order in which publishing began, with the lowest offset of any from there on.
-  readonly #fresh = new Map<string, { startedAt: number; lowest: number }[]>();
+  readonly #heldEvents: ReadonlySet<number>;
+  // By epoch, in the order of the starts of the publishes: the lowest offset of this and all later
+  // publishes.
+  readonly #lowestOffsets = new Map<string, { startedAt: number; lowest: number }[]>();
 
-  constructor(entries: readonly Entry[], holding: ReadonlySet<number>) {
-    this.#holding = holding;
+  constructor(entries: readonly Entry[], heldNumbers: ReadonlySet<number>) {
+    this.#heldEvents = heldNumbers;
     for (const { n, channel, id, startedAt } of entries) {
       if (id === undefined) continue;
-      const { epoch, offset } = placeOf(id);
-      listIn(this.#events, `${epoch} ${channel}`).push({ n, offset });
-      listIn(this.#fresh, epoch).push({ startedAt, lowest: offset });
+      const { epoch, offset } = parsePosition(id);
+      getOrCreateList(this.#events, `${epoch} ${channel}`).push({ n, offset });
+      getOrCreateList(this.#lowestOffsets, epoch).push({ startedAt, lowest: offset });
     }
     for (const events of this.#events.values()) {
       events.sort((one, other) => one.offset - other.offset);
     }
-    for (const fresh of this.#fresh.values()) {
+    for (const fresh of this.#lowestOffsets.values()) {
       fresh.sort((one, other) => one.startedAt - other.startedAt);
       for (let index = fresh.length - 2; index >= 0; index--) {
         fresh[index]!.lowest = Math.min(fresh[index]!.lowest, fresh[index + 1]!.lowest);
@@ -307,7 +346,7 @@ class Truth {
     }
   }
 
-  /** Events of the channel in (after, upTo]. */
+  /** Events of the channel with an offset in the interval (after, upTo]. */
   between(
     epoch: string,
     channel: string,
@@ -316,35 +355,39 @@ class Truth {
   ): { n: number; offset: number }[] {
     const events = this.#events.get(`${epoch} ${channel}`) ?? [];
     const isBeyond = (bound: number) => (event: { offset: number }) => event.offset > bound;
-    return events.slice(firstOf(events, isBeyond(after)), firstOf(events, isBeyond(upTo)));
+    return events.slice(
+      findFirstIndex(events, isBeyond(after)),
+      findFirstIndex(events, isBeyond(upTo)),
+    );
   }
 
   isHeld(n: number): boolean {
-    return this.#holding.has(n);
+    return this.#heldEvents.has(n);
   }
 
-  /** The lowest offset of what was published only after the moment. */
+  /** The lowest offset of all events whose publish started after this time. */
   lowestSince(epoch: string, at: number): number {
-    const fresh = this.#fresh.get(epoch) ?? [];
-    return fresh[firstOf(fresh, ({ startedAt }) => startedAt > at)]?.lowest ?? Infinity;
+    const fresh = this.#lowestOffsets.get(epoch) ?? [];
+    return fresh[findFirstIndex(fresh, ({ startedAt }) => startedAt > at)]?.lowest ?? Infinity;
   }
 }
 
-/** One client's items, read one by one beside what it was owed. */
-class Account {
-  readonly #client: Witness;
+/** Checks the items of one client, one after the other. */
+class ClientAudit {
+  readonly #client: ClientRecord;
   readonly #truth: Truth;
-  // Up to here everything was accounted for; `undefined` as long as the client has no place.
-  #place: Place | undefined;
-  // It was told that its cursor is of no use: what comes may begin anywhere.
+  // All events up to here were checked. `undefined` before the first checkpoint.
+  #position: Position | undefined;
+  // Whether a gap reported that the cursor belongs to another log. The next id may then be
+  // anywhere.
   #isForeign = false;
-  // Of these channels it was told a loss, up to this offset of the log that comes.
-  #told = new Map<string, number>();
-  // Since the client has its place in this log.
+  // Channels with a reported loss, up to this offset.
+  #reportedLosses = new Map<string, number>();
+  // Events that the client received from this log.
   #received = new Set<number>();
   #index = 0;
 
-  constructor(client: Witness, truth: Truth) {
+  constructor(client: ClientRecord, truth: Truth) {
     this.#client = client;
     this.#truth = truth;
   }
@@ -352,132 +395,146 @@ class Account {
   audit(): void {
     for (const [index, item] of this.#client.items.entries()) {
       this.#index = index;
-      if (item.kind === 'connected') this.#connected(item.lastEventId);
-      else if (item.kind === 'gap') this.#gap(item);
-      else if (item.kind === 'checkpoint') this.#checkpoint(placeOf(item.id), item.at);
-      else if (item.kind === 'event') this.#event(item.n, placeOf(item.id), item.at);
+      if (item.kind === 'connected') this.#onConnected(item.lastEventId);
+      else if (item.kind === 'gap') this.#onGap(item);
+      else if (item.kind === 'checkpoint') this.#onCheckpoint(parsePosition(item.id), item.at);
+      else if (item.kind === 'event') this.#onEvent(item.n, parsePosition(item.id), item.at);
     }
   }
 
-  #connected(lastEventId: string): void {
-    // As far as no id beyond it has come, it has to be told again.
-    this.#told = new Map();
+  #onConnected(lastEventId: string): void {
+    // A gap must be reported again if the client disconnected before an id beyond the gap.
+    this.#reportedLosses = new Map();
     this.#isForeign = false;
-    if (lastEventId === '') this.#place = undefined;
+    if (lastEventId === '') this.#position = undefined;
   }
 
-  #gap({ channels, after, cursor }: Item & { kind: 'gap' }): void {
+  #onGap({ channels, after, cursor }: Item & { kind: 'gap' }): void {
     if (
       channels.length === 0 ||
       channels.some((channel) => !this.#client.channels.includes(channel))
     ) {
-      this.#violation(`a gap of ${channels.join()}`);
+      this.#violation(`gap in ${channels.join()}`);
     }
-    if (this.#place === undefined && after !== '') {
-      this.#violation('a gap after an id that the client has not got');
+    if (this.#position === undefined && after !== '') {
+      this.#violation('gap after an id that the client did not receive');
     }
     if (after === '') {
       this.#isForeign = true;
       if (channels.length !== this.#client.channels.length) {
-        this.#violation('another log, and not all channels are named');
+        this.#violation('gap for another log does not name all channels');
       }
     } else if (
-      placeOf(after).offset < (this.#place as Place).offset ||
-      placeOf(cursor).epoch !== this.#place?.epoch
+      parsePosition(after).offset < (this.#position as Position).offset ||
+      parsePosition(cursor).epoch !== this.#position?.epoch
     ) {
       this.#violation(
-        `a gap after ${after} up to ${cursor}, where the client is at ${show(this.#place)}`,
+        `gap after ${after} up to ${cursor}, but the client is at ${formatId(this.#position)}`,
       );
     }
-    for (const channel of channels) this.#told.set(channel, placeOf(cursor).offset);
+    for (const channel of channels) this.#reportedLosses.set(channel, parsePosition(cursor).offset);
   }
 
-  #checkpoint(to: Place, at: number): void {
-    if (this.#place === undefined) {
-      this.#place = to;
+  #onCheckpoint(to: Position, at: number): void {
+    if (this.#position === undefined) {
+      this.#position = to;
       this.#isForeign = false;
     } else {
-      this.#enter(to);
-      if (to.offset < this.#place.offset) {
-        this.#violation(`the checkpoint ${show(to)} steps back from ${show(this.#place)}`);
+      this.#enterLog(to);
+      if (to.offset < this.#position.offset) {
+        this.#violation(
+          `the checkpoint ${formatId(to)} steps back from ${formatId(this.#position)}`,
+        );
       }
     }
     this.#moveTo(to, at);
   }
 
-  #event(n: number, to: Place, at: number): void {
-    if (this.#place === undefined) {
-      this.#violation(`the event ${show(to)} comes before any checkpoint`);
+  #onEvent(n: number, to: Position, at: number): void {
+    if (this.#position === undefined) {
+      this.#violation(`the event ${formatId(to)} comes before any checkpoint`);
     }
-    this.#enter(to);
-    if (to.offset <= this.#place.offset) {
-      this.#violation(`${show(to)} comes after ${show(this.#place)}`);
+    this.#enterLog(to);
+    if (to.offset <= this.#position.offset) {
+      this.#violation(`${formatId(to)} comes after ${formatId(this.#position)}`);
     }
     if (this.#received.has(n)) this.#violation(`${n} comes twice`);
     this.#received.add(n);
     this.#moveTo(to, at);
   }
 
-  /** Begins another log, where the client was told so. */
-  #enter(to: Place): void {
+  /** Continues with another log, if a gap was reported. */
+  #enterLog(to: Position): void {
     if (this.#isForeign) {
       this.#isForeign = false;
-      this.#place = { epoch: to.epoch, offset: 0 };
+      this.#position = { epoch: to.epoch, offset: 0 };
       this.#received = new Set();
-    } else if (to.epoch !== this.#place?.epoch) {
+    } else if (to.epoch !== this.#position?.epoch) {
       this.#violation(
-        `${show(to)} is of another log than ${show(this.#place)}, and no gap was told`,
+        `${formatId(to)} is of another log than ${formatId(this.#position)}, without a gap`,
       );
     }
   }
 
-  /** The rule: all below the id was written, or was told as lost and is. */
-  #moveTo(to: Place, at: number): void {
-    const { epoch, offset: from } = this.#place as Place;
+  /**
+   * The id rule: each event up to the id was written, or was reported as lost and is not in the
+   * log.
+   */
+  #moveTo(to: Position, at: number): void {
+    const { epoch, offset: from } = this.#position as Position;
     for (const channel of this.#client.channels) {
       for (const { n, offset } of this.#truth.between(epoch, channel, from, to.offset)) {
         if (this.#received.has(n)) continue;
-        const isTold = offset <= (this.#told.get(channel) ?? 0);
-        if (isTold && !this.#truth.isHeld(n)) continue;
-        const why = isTold ? 'a gap was told, but the log holds it' : 'no gap was told';
-        this.#violation(`${show(to)} was written, ${channel}@${offset} (${n}) was not; ${why}`);
+        const isReported = offset <= (this.#reportedLosses.get(channel) ?? 0);
+        if (isReported && !this.#truth.isHeld(n)) continue;
+        const reason = isReported
+          ? 'a gap was reported, but the log holds it'
+          : 'no gap was reported';
+        this.#violation(
+          `${formatId(to)} was written, ${channel}@${offset} (${n}) was not; ${reason}`,
+        );
       }
     }
     const lowest = this.#truth.lowestSince(epoch, at);
     if (to.offset >= lowest) {
-      this.#violation(`${show(to)} was written before ${epoch}.${lowest} was published`);
+      this.#violation(`${formatId(to)} was written before ${epoch}.${lowest} was published`);
     }
-    this.#place = to;
+    this.#position = to;
   }
 
-  #violation(what: string): never {
-    throw new Violation(`${what}\n${tailOf(this.#client.items.slice(0, this.#index + 1))}`);
+  #violation(description: string): never {
+    throw new Violation(
+      `${description}\n${formatLastItems(this.#client.items.slice(0, this.#index + 1))}`,
+    );
   }
 }
 
-function numbersOf({ items }: Witness): Set<number> {
+function eventNumbersOf({ items }: ClientRecord): Set<number> {
   return new Set(items.flatMap((item) => (item.kind === 'event' ? [item.n] : [])));
 }
 
-function placeOf(id: string): Place {
+function parsePosition(id: string): Position {
   const [, epoch, digits] = /^([\w-]+)\.(\d+)$/.exec(id) ?? [];
-  if (epoch === undefined) throw new Violation(`${JSON.stringify(id)} is no id`);
+  if (epoch === undefined) throw new Violation(`${JSON.stringify(id)} is not an id`);
   return { epoch, offset: Number(digits) };
 }
 
-function show(place: Place | undefined): string {
-  return place === undefined ? 'nowhere' : `${place.epoch}.${place.offset}`;
+function formatId(place: Position | undefined): string {
+  return place === undefined ? 'no position' : `${place.epoch}.${place.offset}`;
 }
 
-function tailOf(items: readonly Item[]): string {
+function formatLastItems(items: readonly Item[]): string {
   return items
     .slice(-12)
     .map((item) => `  ${JSON.stringify(item)}`)
     .join('\n');
 }
 
-/** Index of the first for which the test is true, where it is true of all after that. */
-function firstOf<T>(sorted: readonly T[], test: (item: T) => boolean): number {
+/**
+ * Binary search: index of the first item for which the test is true. The test must be true for all
+ * later items.
+ */
+function findFirstIndex<T>(sorted: readonly T[], test: (item: T) => boolean): number {
   let low = 0;
   let high = sorted.length;
   while (low < high) {
@@ -488,18 +545,21 @@ function firstOf<T>(sorted: readonly T[], test: (item: T) => boolean): number {
   return low;
 }
 
-function listIn<T>(map: Map<string, T[]>, key: string): T[] {
+function getOrCreateList<T>(map: Map<string, T[]>, key: string): T[] {
   let list = map.get(key);
   if (list === undefined) map.set(key, (list = []));
   return list;
 }
 
-/** Goes where it is told, and does not come back: a reader of the whole log begins only once. */
-function onlyOnce(choose: () => TestNode | undefined): () => TestNode | undefined {
-  let isGone = false;
+/**
+ * Returns a function that chooses a node only once, so that a reader of the whole log does not
+ * reconnect.
+ */
+function chooseOnce(choose: () => TestNode | undefined): () => TestNode | undefined {
+  let isChosen = false;
   return () => {
-    const node = isGone ? undefined : choose();
-    isGone ||= node !== undefined;
+    const node = isChosen ? undefined : choose();
+    isChosen ||= node !== undefined;
     return node;
   };
 }

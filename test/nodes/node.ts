@@ -1,4 +1,4 @@
-/** One of several nodes: an Express app in a process of its own, whose registry works over Redis. */
+/** The program of a node: an Express app in a process of its own, with a registry in Redis. */
 import { subscribe } from 'node:diagnostics_channel';
 import type { AddressInfo } from 'node:net';
 import express from 'express';
@@ -7,7 +7,7 @@ import { redisBroker } from '../../src/brokers/redis.ts';
 import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
 import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
 import { createChannels, sse, SseError, type Broker } from '../../src/index.ts';
-import type { NodeConfig, NodeStats, Published, ToPublish } from './nodes.ts';
+import type { NodeConfig, NodeStats, PublishResult, PublishRequest } from './nodes.ts';
 
 const config: NodeConfig = JSON.parse(process.env['RES_SSE_NODE'] as string);
 const {
@@ -15,7 +15,7 @@ const {
   prefix = 'res-sse',
   timeout = 5_000,
   heartbeat,
-  patience,
+  probe: patience,
   history,
   maxHistory,
   maxChannels,
@@ -41,12 +41,12 @@ app.get(
   channels.listen((req: express.Request) => namesOf(req), { since: 'start' }),
 );
 app.post('/publish/:channel', express.json({ limit: '10mb' }), async (req, res) => {
-  const items = req.body as ToPublish[];
-  // All at once: their order is that of the calls.
+  const items = req.body as PublishRequest[];
+  // Publish all events in one turn. Their order is the order of the calls.
   const accepted = items.map(({ data, key }) =>
     channels.publish(req.params.channel, data, { key }),
   );
-  res.json((await Promise.allSettled(accepted)).map(publishedOf));
+  res.json((await Promise.allSettled(accepted)).map(toPublishResult));
 });
 app.post('/clear/:channel', async (req, res) => {
   await channels.clear(req.params.channel);
@@ -79,9 +79,12 @@ async function shutDown(): Promise<void> {
   process.disconnect();
 }
 
-/** As an application makes it: from an address, or from its own client where that is no single server's. */
+/**
+ * Creates the broker as an application does: from a URL, or from a client for a Cluster or for
+ * Sentinel.
+ */
 async function brokerOf(): Promise<Broker> {
-  if ('url' in redis && patience !== undefined) return impatientBroker(redis.url, patience);
+  if ('url' in redis && patience !== undefined) return brokerWithProbe(redis.url, patience);
   if ('url' in redis) return redisBroker({ url: redis.url, prefix, timeout });
   const client =
     'urls' in redis
@@ -95,8 +98,8 @@ async function brokerOf(): Promise<Broker> {
   return redisBroker({ client, prefix, timeout });
 }
 
-/** One that looks for silence sooner than others. */
-function impatientBroker(url: string, probe: number): Broker {
+/** Creates a broker with a shorter probe interval. */
+function brokerWithProbe(url: string, probe: number): Broker {
   const connection = ownConnection(url, probe, () => {});
   return new RedisBroker(connection, prefix, {
     timeout,
@@ -110,14 +113,14 @@ function namesOf(req: express.Request): string[] {
   return (req.params['channels'] as string).split(',');
 }
 
-function publishedOf(result: PromiseSettledResult<{ id: string }>): Published {
+function toPublishResult(result: PromiseSettledResult<{ id: string }>): PublishResult {
   if (result.status === 'fulfilled') return result.value;
   const { reason } = result as { reason: unknown };
   if (!(reason instanceof SseError)) {
     return { code: 'no SseError', delivery: undefined, message: String(reason) };
   }
   const { code, message } = reason;
-  // Told at the call, before any effect.
+  // `ERR_SSE_CLOSED` is thrown before any effect.
   const delivery = code === 'ERR_SSE_CLOSED' ? 'none' : reason.delivery;
   return { code, delivery, message };
 }

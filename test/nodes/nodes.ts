@@ -1,11 +1,11 @@
-/** Nodes as a test sees them: processes that it starts, asks and kills. */
+/** Starts nodes as processes, and controls them. */
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
 import type { ChannelsStats, HistoryOptions } from '../../src/index.ts';
 import { start } from '../support/child.ts';
 import { within } from '../support/wait.ts';
 
-/** What a node is told when it is started. */
+/** The configuration of a node. */
 export interface NodeConfig {
   redis:
     | { url: string }
@@ -15,25 +15,25 @@ export interface NodeConfig {
   history?: HistoryOptions;
   maxHistory?: number;
   maxChannels?: number;
-  /** Of a command to Redis, in ms. */
+  /** Time limit of a command to Redis, in ms. */
   timeout?: number;
   heartbeat?: number;
   /**
-   * After so much silence, in ms, a node makes sure that it hears, and after so much without a stream it does not listen to a channel
-   * any more; only where `redis` is a url.
+   * The time in ms without messages after which a node probes its subscriber connection, and the
+   * time without a stream after which it unsubscribes from a channel. Only with `redis.url`.
    */
-  patience?: number;
-  /** A file with the certificate of who signed that of Redis. */
+  probe?: number;
+  /** A file with the CA certificate for the certificate of Redis. */
   caFile?: string;
 }
 
-export interface ToPublish {
+export interface PublishRequest {
   data: unknown;
   key?: string | undefined;
 }
 
-/** An id, or what the error said. */
-export type Published =
+/** The result of a publish: an id, or the error. */
+export type PublishResult =
   | { id: string }
   | { code: string; delivery: 'none' | 'unknown' | undefined; message: string };
 
@@ -46,14 +46,16 @@ export interface NodeStats {
 
 const NODE = fileURLToPath(new URL('node.ts', import.meta.url));
 
-// Long enough for a machine that is busy, and for a test that stops Redis for seconds.
-const PATIENCE = 30_000;
+// Time limit for requests to a node: long enough for a busy machine, and for a test that pauses
+// Redis for some seconds.
+const TIMEOUT_MS = 30_000;
 
+/** A node in a process of its own. */
 export class TestNode implements AsyncDisposable {
   readonly url: string;
   readonly #child: ReturnType<typeof start>;
-  // It was this test that ended it.
-  #isEnded = false;
+  // Whether the test ended the process.
+  #isStopped = false;
 
   constructor(child: ReturnType<typeof start>, port: number) {
     this.#child = child;
@@ -64,34 +66,37 @@ export class TestNode implements AsyncDisposable {
     return this.#child.isRunning;
   }
 
-  /** What each of them came to, in their order; rejects when the node dies over it. */
-  publish(channel: string, items: readonly ToPublish[]): Promise<Published[]> {
-    return this.#ask(`/publish/${channel}`, items) as Promise<Published[]>;
+  /** Publishes events, and returns their results in order. Rejects if the node exits meanwhile. */
+  publish(channel: string, items: readonly PublishRequest[]): Promise<PublishResult[]> {
+    return this.#request(`/publish/${channel}`, items) as Promise<PublishResult[]>;
   }
 
   async clear(channel: string): Promise<void> {
-    await this.#ask(`/clear/${channel}`, {});
+    await this.#request(`/clear/${channel}`, {});
   }
 
   cursor(): Promise<string> {
-    return this.#ask('/cursor') as Promise<string>;
+    return this.#request('/cursor') as Promise<string>;
   }
 
   stats(): Promise<NodeStats> {
-    return this.#ask('/stats') as Promise<NodeStats>;
+    return this.#request('/stats') as Promise<NodeStats>;
   }
 
   async kill9(): Promise<void> {
-    this.#isEnded = true;
+    this.#isStopped = true;
     await this.#child.stop('SIGKILL');
   }
 
-  /** As an orchestrator ends it in a rolling deploy. @throws {Error} where it does not end well */
+  /**
+   * Stops the node with SIGTERM, as an orchestrator does in a rolling deploy.
+   * @throws {Error} if the exit code is not 0
+   */
   async stop(): Promise<void> {
-    this.#isEnded = true;
+    this.#isStopped = true;
     await this.#child.stop('SIGTERM');
     if (this.#child.process.exitCode !== 0) {
-      throw new Error(`the node has not ended well:\n${this.#child.output}`);
+      throw new Error(`the exit code of the node is not 0:\n${this.#child.output}`);
     }
   }
 
@@ -104,24 +109,28 @@ export class TestNode implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    const hasDied = !this.#isEnded && !this.isRunning;
+    const hasDied = !this.#isStopped && !this.isRunning;
     await this.#child.stop('SIGKILL');
-    if (hasDied) throw new Error(`a node has died:\n${this.#child.output.slice(-4_000)}`);
+    if (hasDied) throw new Error(`a node exited:\n${this.#child.output.slice(-4_000)}`);
   }
 
-  async #ask(path: string, body?: unknown): Promise<unknown> {
+  async #request(path: string, body?: unknown): Promise<unknown> {
     const init =
       body === undefined ? {} : { method: 'POST', body: JSON.stringify(body), headers: JSON_TYPE };
-    const response = await within(`the answer to ${path}`, fetch(this.url + path, init), PATIENCE);
+    const response = await within(
+      `the response to ${path}`,
+      fetch(this.url + path, init),
+      TIMEOUT_MS,
+    );
     const text = await response.text();
-    if (!response.ok) throw new Error(`${path} answers ${response.status}: ${text}`);
+    if (!response.ok) throw new Error(`${path} returned status ${response.status}: ${text}`);
     return text === '' ? undefined : JSON.parse(text);
   }
 }
 
 const JSON_TYPE = { 'Content-Type': 'application/json' };
 
-/** Starts a node; resolves when it serves, whether or not Redis is there. */
+/** Starts a node. Resolves when its server listens, even if Redis is unreachable. */
 export async function startNode(config: NodeConfig): Promise<TestNode> {
   const { caFile = '' } = config;
   const env = {
@@ -131,12 +140,14 @@ export async function startNode(config: NodeConfig): Promise<TestNode> {
   const child = start(process.execPath, ['--import', 'tsx', NODE], env);
   const ready = once(child.process, 'message');
   const failed = child.ended.then(() => {
-    throw new Error(`the node has not started:\n${child.output.slice(-4_000)}`);
+    throw new Error(`the node did not start:\n${child.output.slice(-4_000)}`);
   });
-  // It will end, later.
+  // The process exits later, so a rejection must be handled.
   failed.catch(() => {});
-  const [{ port }] = (await within('the node', Promise.race([ready, failed]), PATIENCE)) as [
-    { port: number },
-  ];
+  const [{ port }] = (await within(
+    'the port of the node',
+    Promise.race([ready, failed]),
+    TIMEOUT_MS,
+  )) as [{ port: number }];
   return new TestNode(child, port);
 }

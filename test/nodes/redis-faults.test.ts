@@ -1,4 +1,4 @@
-/** What becomes of streams and publishes when Redis dies, hangs, forgets, or cannot be heard. */
+/** Streams and publishes when Redis is killed, pauses, loses data, or is disconnected. */
 import { cpSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -9,78 +9,84 @@ import { Scene, until } from './scene.ts';
 
 vi.setConfig({ testTimeout: 120_000 });
 
-const states = (scene: Scene) =>
+const statesOf = (scene: Scene) =>
   Promise.all(scene.nodes.map(async (node) => (await node.stats()).channels.broker.state));
-const heals = (scene: Scene) =>
+const countHeals = (scene: Scene) =>
   Promise.all(scene.nodes.map(async (node) => (await node.stats()).heals.length));
 const allAre = (scene: Scene, state: string) => async () =>
-  (await states(scene)).every((one) => one === state);
+  (await statesOf(scene)).every((each) => each === state);
 
-describe('Redis is killed', () => {
-  test('and comes back with its data: streams stay open, refusals are told, and nobody misses anything', async () => {
+describe('if Redis is killed', () => {
+  test('and restarts with its data, streams stay open and miss no event', async () => {
     await using scene = await Scene.start({ server: { appendonly: true } });
     const clients = await scene.connect(6, ['a', 'b']);
-    scene.publishAllTheTime(['a', 'b'], { keyed: true });
+    scene.publishContinuously(['a', 'b'], { keyed: true });
     await scene.untilPublished(50);
     await scene.redis.kill9();
-    await until('publishes to be refused', () => scene.ledger.errors.length > 5);
-    await until('the nodes to say so', allAre(scene, 'broken'));
-    const beats = clients.map((client) => client.beats);
-    await until('heartbeats all the same', () =>
-      clients.every((client, index) => client.beats > beats[index]!),
+    await until('six refused publishes', () => scene.ledger.errors.length > 5);
+    await until('state "broken" on all nodes', allAre(scene, 'broken'));
+    const beats = clients.map((client) => client.heartbeats);
+    await until('a heartbeat on every client', () =>
+      clients.every((client, index) => client.heartbeats > beats[index]!),
     );
     await scene.redis.restart();
     await scene.untilPublished(50);
-    await scene.quiet();
-    // With its key a publish whose fate is unknown can be tried again, on any node.
+    await scene.stopPublishing();
+    // A publish with an unknown outcome can be retried on any node, because it has a key.
     await until(
-      'all to be published',
+      'all events to be published',
       async () => (await scene.ledger.retry(scene.choose()!)) === 0,
     );
-    await scene.settle();
+    await scene.verify();
     expect(scene.ledger.count('accepted')).toBe(scene.ledger.published);
-    expect([scene.gaps, clients.reduce((sum, client) => sum + client.returns, 0)]).toEqual([0, 0]);
-    await until('the nodes to be well', allAre(scene, 'open'));
+    expect([scene.gaps, clients.reduce((sum, client) => sum + client.reconnects, 0)]).toEqual([
+      0, 0,
+    ]);
+    await until('state "open" on all nodes', allAre(scene, 'open'));
   });
 
-  test('and comes back without its data: everybody is told a gap, and gets all of the new log', async () => {
+  test('and restarts without its data, every client gets a gap and the new log', async () => {
     await using scene = await Scene.start();
     const clients = await scene.connect(6, ['a', 'b']);
-    const [away] = await scene.connect(1, ['a']);
-    away!.leave();
-    scene.publishAllTheTime(['a', 'b']);
+    const [disconnected] = await scene.connect(1, ['a']);
+    disconnected!.leave();
+    scene.publishContinuously(['a', 'b']);
     await scene.untilPublished(50);
     await scene.redis.kill9();
     await scene.redis.restart();
     await scene.untilPublished(50);
-    away!.resume();
-    await scene.settle();
-    expect(clients.map((client) => [client.gaps, client.returns])).toEqual(
+    disconnected!.resume();
+    await scene.verify();
+    expect(clients.map((client) => [client.gaps, client.reconnects])).toEqual(
       clients.map(() => [1, 0]),
     );
-    expect(away!.gaps).toBe(1);
+    expect(disconnected!.gaps).toBe(1);
   });
 
-  test('and comes back shorter than it was: who has seen what is lost is told, and no id is used twice', async () => {
+  test('and restarts with older data, clients get a gap and no id is used twice', async () => {
     await using scene = await Scene.start({ server: { appendonly: true } });
     const { redis } = scene;
     const clients = await scene.connect(6, ['a', 'b']);
     await scene.ledger.publish(scene.choose()!, 'a', 10);
-    await until('it to be with everybody', () => clients.every((client) => client.received === 10));
+    await until('ten events on each client', () =>
+      clients.every((client) => client.received === 10),
+    );
     const [data, copy] = [join(redis.dir, 'appendonlydir'), join(redis.dir, 'copy')];
     cpSync(data, copy, { recursive: true });
     await scene.ledger.publish(scene.choose()!, 'b', 5);
-    await until('it to be with everybody', () => clients.every((client) => client.received === 15));
+    await until('15 events on each client', () =>
+      clients.every((client) => client.received === 15),
+    );
     await redis.kill9();
     rmSync(data, { recursive: true });
     renameSync(copy, data);
     await redis.restart();
-    // The others may still have in memory what Redis has lost.
-    await scene.settle({ fresh: await scene.addNode() });
+    // Other nodes may have events in their cache that Redis lost.
+    await scene.verify({ fresh: await scene.addNode() });
     expect(clients.map((client) => client.gaps)).toEqual(clients.map(() => 1));
   });
 
-  test('and a node is stopped meanwhile: it ends well', async () => {
+  test('a node can be stopped meanwhile', async () => {
     await using scene = await Scene.start({ nodes: 1 });
     const [node] = scene.nodes as [TestNode];
     const clients = await scene.connect(3, ['a']);
@@ -92,126 +98,130 @@ describe('Redis is killed', () => {
     expect(scene.ledger.count('accepted')).toBe(0);
   });
 
-  test('before a node starts: its streams open and wait, and begin when it is there', async () => {
+  test('before a node starts, its streams open and start later', async () => {
     await using scene = await Scene.start({ nodes: 1 });
     await scene.connect(1, ['a']);
     await scene.redis.kill9();
     const node = await scene.addNode();
     const connecting = scene.connect(3, ['a'], () => node);
-    await until('its streams to be open', async () => (await node.stats()).streams === 3);
+    await until('three open streams', async () => (await node.stats()).streams === 3);
     expect((await node.stats()).channels.broker.state).toBe('connecting');
     await scene.redis.restart();
     await connecting;
-    await scene.settle();
+    await scene.verify();
   });
 });
 
-describe('Redis does not answer', () => {
-  test('for seconds, stopped: publishes are refused in time, and nobody misses anything', async () => {
+describe('if Redis does not answer', () => {
+  test('for seconds, publishes are refused in time and no client misses an event', async () => {
     await using scene = await Scene.start();
     const clients = await scene.connect(6, ['a', 'b']);
-    scene.publishAllTheTime(['a', 'b'], { keyed: true });
+    scene.publishContinuously(['a', 'b'], { keyed: true });
     await scene.untilPublished(50);
     scene.redis.pause();
-    await until('publishes to be refused', () => scene.ledger.errors.length > 5);
+    await until('six refused publishes', () => scene.ledger.errors.length > 5);
     await delay(1_500);
     scene.redis.resume();
     await scene.untilPublished(50);
-    await scene.quiet();
+    await scene.stopPublishing();
     await until(
-      'all to be published',
+      'all events to be published',
       async () => (await scene.ledger.retry(scene.choose()!)) === 0,
     );
-    await scene.settle();
-    expect([scene.gaps, clients.reduce((sum, client) => sum + client.returns, 0)]).toEqual([0, 0]);
+    await scene.verify();
+    expect([scene.gaps, clients.reduce((sum, client) => sum + client.reconnects, 0)]).toEqual([
+      0, 0,
+    ]);
   });
 
-  test('for longer than a connection may be silent: each node connects anew, and goes on by itself', async () => {
-    await using scene = await Scene.start({ patience: 200, timeout: 300 });
+  test('for longer than a connection may be silent, each node reconnects', async () => {
+    await using scene = await Scene.start({ probe: 200, timeout: 300 });
     await scene.connect(4, ['a', 'b']);
     await scene.ledger.publish(scene.choose()!, 'a', 10);
     scene.redis.pause();
     // Four times as long as a connection may be silent.
     await delay(2_400);
     scene.redis.resume();
-    for (const node of scene.nodes) await scene.ledger.publishSurely(() => node, 'b');
-    await scene.settle();
+    for (const node of scene.nodes) await scene.ledger.publishWithRetry(() => node, 'b');
+    await scene.verify();
     expect(scene.gaps).toBe(0);
   });
 
-  test('for a while, by CLIENT PAUSE: nobody misses anything', async () => {
+  test('because of CLIENT PAUSE, no client misses an event', async () => {
     await using scene = await Scene.start();
     await scene.connect(6, ['a', 'b']);
     const redis = await scene.redis.client();
-    scene.publishAllTheTime(['a', 'b']);
+    scene.publishContinuously(['a', 'b']);
     for (const mode of ['ALL', 'WRITE']) {
       await scene.untilPublished(30);
       await redis.sendCommand(['CLIENT', 'PAUSE', '400', mode]);
     }
     await scene.untilPublished(30);
-    await scene.settle();
+    await scene.verify();
     expect(scene.gaps).toBe(0);
   });
 });
 
-describe('Redis forgets', () => {
-  test('everything, by FLUSHALL: everybody is told a gap, once, and gets all of the new log', async () => {
+describe('if Redis loses', () => {
+  test('all keys by FLUSHALL, every client gets one gap and the new log', async () => {
     await using scene = await Scene.start();
     const clients = await scene.connect(6, ['a', 'b']);
     const redis = await scene.redis.client();
-    scene.publishAllTheTime(['a', 'b']);
+    scene.publishContinuously(['a', 'b']);
     await scene.untilPublished(50);
     await redis.flushAll();
     await scene.untilPublished(50);
-    await scene.settle();
-    expect(clients.map((client) => [client.gaps, client.returns])).toEqual(
+    await scene.verify();
+    expect(clients.map((client) => [client.gaps, client.reconnects])).toEqual(
       clients.map(() => [1, 0]),
     );
   });
 
-  test('everything, and nothing is published any more: everybody is told all the same', async () => {
-    await using scene = await Scene.start({ patience: 400 });
+  test('all keys, clients get a gap also without another publish', async () => {
+    await using scene = await Scene.start({ probe: 400 });
     const clients = await scene.connect(4, ['a', 'b']);
     await scene.ledger.publish(scene.choose()!, 'a', 10);
-    await until('it to be with everybody', () => clients.every((client) => client.received === 10));
+    await until('ten events on each client', () =>
+      clients.every((client) => client.received === 10),
+    );
     await (await scene.redis.client()).flushAll();
-    await until('everybody to be told', () => clients.every((client) => client.gaps === 1));
-    await scene.settle();
+    await until('a gap on each client', () => clients.every((client) => client.gaps === 1));
+    await scene.verify();
     expect(clients.map((client) => client.gaps)).toEqual([1, 1, 1, 1]);
   });
 
-  test('its scripts, by SCRIPT FLUSH: nobody notices', async () => {
+  test('its scripts by SCRIPT FLUSH, no publish fails', async () => {
     await using scene = await Scene.start();
     await scene.connect(4, ['a', 'b']);
     const redis = await scene.redis.client();
-    scene.publishAllTheTime(['a', 'b']);
+    scene.publishContinuously(['a', 'b']);
     for (let times = 0; times < 3; times++) {
       await scene.untilPublished(20);
       await redis.scriptFlush();
     }
     await scene.untilPublished(20);
-    await scene.settle();
+    await scene.verify();
     expect([scene.gaps, scene.ledger.count('accepted')]).toEqual([0, scene.ledger.published]);
   });
 
-  test('one channel, cleared on one node: who has not got it yet is told on every node, who has is not', async () => {
+  test('a channel by clear(), clients without its events get a gap', async () => {
     await using scene = await Scene.start();
     const clients = await scene.connect(4, ['a', 'b']);
-    const away = await scene.connect(4, ['a', 'b']);
-    for (const client of away) client.leave();
+    const disconnected = await scene.connect(4, ['a', 'b']);
+    for (const client of disconnected) client.leave();
     for (const channel of ['a', 'b']) await scene.ledger.publish(scene.choose()!, channel, 10);
-    await until('it to be with everybody who is there', () =>
+    await until('20 events on each connected client', () =>
       clients.every((client) => client.received === 20),
     );
     await scene.nodes[0]!.clear('a');
-    for (const client of away) client.resume();
-    await scene.settle();
+    for (const client of disconnected) client.resume();
+    await scene.verify();
     expect(clients.map((client) => client.gaps)).toEqual([0, 0, 0, 0]);
-    expect(away.map((client) => client.gaps)).toEqual([1, 1, 1, 1]);
+    expect(disconnected.map((client) => client.gaps)).toEqual([1, 1, 1, 1]);
   });
 });
 
-describe('Redis is full', () => {
+describe('if Redis is full', () => {
   const channels = Array.from({ length: 20 }, (_, index) => `c${index}`);
   const fill = async (scene: Scene) => {
     for (let times = 0; times < 2; times++) {
@@ -221,7 +231,7 @@ describe('Redis is full', () => {
     }
   };
 
-  test('and evicts: who has lost something is told, and nobody is told of what is there', async () => {
+  test('and evicts keys, clients get a gap for lost events only', async () => {
     const config = ['maxmemory-policy allkeys-lru'];
     await using scene = await Scene.start({ server: { maxmemory: '4mb', config } });
     const clients = await scene.connect(3, channels);
@@ -230,79 +240,81 @@ describe('Redis is full', () => {
     await fill(scene);
     const redis = await scene.redis.client();
     expect(Number(/evicted_keys:(\d+)/.exec(await redis.info('stats'))![1])).toBeGreaterThan(0);
-    // What is there now stays, so that what the log holds at the end is what it held.
+    // Stop evicting, so that the content of the log does not change any more.
     await redis.configSet('maxmemory', '0');
     for (const client of clients) client.resume();
-    await scene.settle({ fresh: await scene.addNode() });
+    await scene.verify({ fresh: await scene.addNode() });
     for (const client of clients) expect(client.gaps).toBeGreaterThanOrEqual(1);
   });
 
-  test('and evicts nothing: publishes are refused, and nobody has got what was', async () => {
+  test('and evicts nothing, publishes are refused and not delivered', async () => {
     await using scene = await Scene.start({ server: { maxmemory: '4mb' } });
     await scene.connect(3, channels);
     await fill(scene);
     expect(scene.ledger.errors[0]).toMatch(/^ERR_SSE_BROKER none: .*OOM/);
     const redis = await scene.redis.client();
     await redis.configSet('maxmemory', '0');
-    await scene.settle();
+    await scene.verify();
     expect(scene.gaps).toBe(0);
   });
 });
 
-describe('Redis is not heard', () => {
-  test('where connections are killed, again and again: each node reads what it missed, and nobody else does', async () => {
+describe('if messages from Redis are lost', () => {
+  test('because connections are killed repeatedly, each node reads missed events', async () => {
     await using scene = await Scene.start();
     const clients = await scene.connect(6, ['a', 'b']);
     const redis = await scene.redis.client();
-    scene.publishAllTheTime(['a', 'b'], { keyed: true });
+    scene.publishContinuously(['a', 'b'], { keyed: true });
     for (const type of ['pubsub', 'normal', 'pubsub', 'pubsub']) {
-      const before = await heals(scene);
+      const before = await countHeals(scene);
       await scene.untilPublished(20);
       await redis.sendCommand(['CLIENT', 'KILL', 'TYPE', type, 'SKIPME', 'yes']);
       if (type === 'normal') continue;
-      await until('each node to have read what it missed', async () =>
-        (await heals(scene)).every((count, index) => count > before[index]!),
+      await until('a recovery of each node', async () =>
+        (await countHeals(scene)).every((count, index) => count > before[index]!),
       );
     }
     await scene.untilPublished(20);
-    await scene.quiet();
+    await scene.stopPublishing();
     await until(
-      'all to be published',
+      'all events to be published',
       async () => (await scene.ledger.retry(scene.choose()!)) === 0,
     );
-    await scene.settle();
-    expect([scene.gaps, clients.reduce((sum, client) => sum + client.returns, 0)]).toEqual([0, 0]);
+    await scene.verify();
+    expect([scene.gaps, clients.reduce((sum, client) => sum + client.reconnects, 0)]).toEqual([
+      0, 0,
+    ]);
   });
 
   test.each([
     ['an event', ':c:a'],
-    ['the word that there is an event', ':spine'],
-  ])('where %s of A is lost while those of B arrive: no stream passes it', async (_what, topic) => {
+    ['the header of an event', ':spine'],
+  ])('because %s of channel a is lost, no stream passes the event', async (_what, topic) => {
     await using scene = await Scene.start();
-    const [deaf, other] = scene.nodes as [never, never];
-    const clients = await scene.connect(5, ['a', 'b'], () => deaf);
-    await scene.connect(2, ['b'], () => deaf);
+    const [faultyNode, other] = scene.nodes as [never, never];
+    const clients = await scene.connect(5, ['a', 'b'], () => faultyNode);
+    await scene.connect(2, ['b'], () => faultyNode);
     await scene.connect(2, ['a', 'b'], () => other);
-    const relay = scene.relayOf(deaf);
+    const relay = scene.relayOf(faultyNode);
     for (let times = 1; times <= 5; times++) {
       for (const channel of ['b', 'a']) await scene.ledger.publish(other, channel, 3);
       relay.dropNext((message) => message.topic.includes(topic));
       await scene.ledger.publish(other, 'a');
       await scene.ledger.publish(other, 'b', 3);
-      await until('all of it to be there', () =>
+      await until('all events on each client', () =>
         clients.every((client) => client.received === 10 * times),
       );
     }
     expect(relay.dropped.length).toBe(5);
-    await scene.settle();
+    await scene.verify();
     expect(scene.gaps).toBe(0);
   });
 
-  test('where the very last events are lost, and nothing comes after them: they are found all the same', async () => {
-    await using scene = await Scene.start({ patience: 400, timeout: 400 });
-    const [deaf, other] = scene.nodes as [never, never];
-    const clients = await scene.connect(4, ['a'], () => deaf);
-    const relay = scene.relayOf(deaf);
+  test('and no message follows, the node detects the loss by a probe', async () => {
+    await using scene = await Scene.start({ probe: 400, timeout: 400 });
+    const [faultyNode, other] = scene.nodes as [never, never];
+    const clients = await scene.connect(4, ['a'], () => faultyNode);
+    const relay = scene.relayOf(faultyNode);
     const isEvent = ({ topic }: Message) => topic.endsWith(':c:a');
     const isHeader = ({ topic, payload }: Message) =>
       topic.endsWith(':spine') && payload.includes('\n+');
@@ -310,61 +322,67 @@ describe('Redis is not heard', () => {
       const before = clients[0]!.received;
       for (const isLost of lost) relay.dropNext(isLost);
       await scene.ledger.publish(other, 'a');
-      await until('it to be there', () =>
+      await until('all events on each client', () =>
         clients.every((client) => client.received === before + 1),
       );
     }
     expect(relay.dropped.length).toBe(3);
-    await scene.settle();
+    await scene.verify();
     expect(scene.gaps).toBe(0);
   });
 
-  test('where a connection is up and says nothing any more: it is made anew, until it is heard', async () => {
-    await using scene = await Scene.start({ patience: 400, timeout: 400 });
-    const [deaf, other] = scene.nodes as [TestNode, TestNode];
-    const clients = await scene.connect(4, ['a', 'b'], () => deaf);
-    const relay = scene.relayOf(deaf);
+  test('because a connection is silent, the node reconnects until it works', async () => {
+    await using scene = await Scene.start({ probe: 400, timeout: 400 });
+    const [faultyNode, other] = scene.nodes as [TestNode, TestNode];
+    const clients = await scene.connect(4, ['a', 'b'], () => faultyNode);
+    const relay = scene.relayOf(faultyNode);
     const { made } = relay;
     relay.dropAll(() => true);
     for (const channel of ['a', 'b']) await scene.ledger.publish(other, channel, 5);
     await until(
-      'the node to notice',
-      async () => (await deaf.stats()).channels.broker.state === 'broken',
+      'the node to detect the failure',
+      async () => (await faultyNode.stats()).channels.broker.state === 'broken',
     );
-    await until('another connection, and another', () => relay.made >= made + 2);
+    await until('two more connections', () => relay.made >= made + 2);
     relay.dropNone();
-    await until('it to be there', () => clients.every((client) => client.received === 10));
-    await scene.settle();
-    expect([scene.gaps, clients.reduce((sum, client) => sum + client.returns, 0)]).toEqual([0, 0]);
+    await until('all events on each client', () =>
+      clients.every((client) => client.received === 10),
+    );
+    await scene.verify();
+    expect([scene.gaps, clients.reduce((sum, client) => sum + client.reconnects, 0)]).toEqual([
+      0, 0,
+    ]);
   });
 
-  test('where one node is cut off for a while: it catches up, the others do not notice', async () => {
+  test('because one node is disconnected, only that node has to catch up', async () => {
     await using scene = await Scene.start();
-    const [cutOff, other] = scene.nodes as [never, never];
-    const there = await scene.connect(4, ['a', 'b'], () => cutOff);
+    const [disconnectedNode, other] = scene.nodes as [never, never];
+    const clients = await scene.connect(4, ['a', 'b'], () => disconnectedNode);
     await scene.connect(4, ['a', 'b'], () => other);
-    const relay = scene.relayOf(cutOff);
-    for (const breakIt of [
+    const relay = scene.relayOf(disconnectedNode);
+    for (const disconnect of [
       () => relay.sever(),
       () => relay.stall('replies'),
       () => relay.stall('commands'),
     ]) {
-      const before = there[0]!.received;
-      breakIt();
+      const before = clients[0]!.received;
+      disconnect();
       for (let times = 0; times < 10; times++) {
         await scene.ledger.publish(other, times % 2 === 0 ? 'a' : 'b', 5);
       }
       relay.mend();
       relay.flow();
-      await until('it to be there', () => there.every((client) => client.received === before + 50));
+      await until('all events on each client', () =>
+        clients.every((client) => client.received === before + 50),
+      );
     }
-    await scene.settle();
+    await scene.verify();
     expect(scene.gaps).toBe(0);
-    expect(scene.clients.map((client) => client.returns)).toEqual(scene.clients.map(() => 0));
+    expect(scene.clients.map((client) => client.reconnects)).toEqual(scene.clients.map(() => 0));
   });
 });
 
-test('a client whose id a node has not heard of yet waits for it there, and is told no gap', async () => {
+test('a client with a newer id than its node waits for the node and gets no gap', async () => {
   await using scene = await Scene.start();
   const [behind, other] = scene.nodes as [TestNode, TestNode];
   let node: TestNode = other;
@@ -372,24 +390,26 @@ test('a client whose id a node has not heard of yet waits for it there, and is t
   await scene.connect(1, ['a', 'b'], () => behind);
   scene.relayOf(behind).stall('replies');
   for (const channel of ['a', 'b']) await scene.ledger.publish(other, channel, 5);
-  await until('it to be there', () => clients.every((client) => client.received === 10));
+  await until('all events on each client', () => clients.every((client) => client.received === 10));
   node = behind;
   for (const client of clients) client.drop();
-  await until('all to be there', () => clients.every((client) => client.returns === 1));
+  await until('a reconnect of each client', () =>
+    clients.every((client) => client.reconnects === 1),
+  );
   await scene.ledger.publish(other, 'a', 5);
   scene.relayOf(behind).flow();
-  await until('it to be there', () => clients.every((client) => client.received === 15));
-  await scene.settle();
+  await until('all events on each client', () => clients.every((client) => client.received === 15));
+  await scene.verify();
   expect(scene.gaps).toBe(0);
 });
 
 test(
-  '500 clients that come while there is publishing get everything, and cost Redis no read each',
+  '500 clients that connect during publishes get every event with few reads from Redis',
   { timeout: 60_000 },
   async () => {
     await using scene = await Scene.start({ nodes: 3 });
     await scene.connect(10, ['a', 'b']);
-    scene.publishAllTheTime(['a', 'b', 'c']);
+    scene.publishContinuously(['a', 'b', 'c']);
     await scene.untilPublished(50);
     await Promise.all(
       Array.from({ length: 10 }, (_, index) =>
@@ -398,10 +418,10 @@ test(
     );
     for (const client of scene.clients) client.drop();
     const haveReturned = (times: number) => () =>
-      scene.clients.every((client) => client.returns >= times);
-    await until('all to be back', haveReturned(1), 30_000);
+      scene.clients.every((client) => client.reconnects >= times);
+    await until('a reconnect of each client', haveReturned(1), 30_000);
     await scene.untilPublished(50);
-    await scene.settle();
+    await scene.verify();
     expect(scene.gaps).toBe(0);
 
     const redis = await scene.redis.client();
@@ -409,9 +429,10 @@ test(
       Number(/cmdstat_evalsha:calls=(\d+)/.exec(await redis.info('commandstats'))![1]);
     const before = await calls();
     for (const client of scene.clients) client.drop();
-    await until('all to be back once more', haveReturned(2), 30_000);
-    await scene.settle();
-    // A node that has to ask does so once for each channel; beside that three publishes and some probes.
+    await until('a second reconnect of each client', haveReturned(2), 30_000);
+    await scene.verify();
+    // A node reads each channel at most once. In addition there are three publishes and some
+    // probes.
     expect((await calls()) - before).toBeLessThan(50);
   },
 );

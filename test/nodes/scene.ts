@@ -1,35 +1,39 @@
-/** A Redis, some nodes and their clients, and somebody who publishes all the time. */
+/** A Redis, nodes and their clients, and continuous publishing. */
 import { setTimeout as delay } from 'node:timers/promises';
 import { startRelay, type Relay } from '../support/relay.ts';
 import { startRedis, type RedisOptions, type RedisServer } from '../support/redis-server.ts';
 import { Resources } from '../support/resources.ts';
 import { until as untilWithin } from '../support/wait.ts';
 import { Client } from './client.ts';
-import { Ledger, type PublishOptions, type SettleOptions } from './ledger.ts';
+import { Ledger, type PublishOptions, type VerifyOptions } from './ledger.ts';
 import { startNode, type NodeConfig, type TestNode } from './nodes.ts';
 
 export interface SceneOptions extends Omit<NodeConfig, 'redis'> {
-  /** How many. */
+  /** Number of nodes. */
   nodes?: number;
   server?: RedisOptions;
-  /** What the nodes work over, where it is not the scene's own Redis. */
+  /** The connection of the nodes to Redis. By default the scene starts a Redis. */
   redis?: NodeConfig['redis'];
 }
 
-// Of a command to Redis, in ms: no test wants to wait for five seconds.
-const TIMEOUT = 1_000;
+// Time limit of a command to Redis, in ms. The default of five seconds is too long for a test.
+const COMMAND_TIMEOUT_MS = 1_000;
 
-/** Resolves as soon as the condition is true. So many processes need time on a machine that has other things to do. */
+/**
+ * Resolves as soon as the condition is true. The time limit is long, because several processes
+ * share a busy machine.
+ */
 export function until(
-  what: string,
+  description: string,
   condition: () => boolean | Promise<boolean>,
   ms = 40_000,
 ): Promise<void> {
-  return untilWithin(what, condition, ms);
+  return untilWithin(description, condition, ms);
 }
 
+/** A Redis, nodes and clients of one test. */
 export class Scene implements AsyncDisposable {
-  /** All that were started, in order. */
+  /** All nodes, in the order of their starts. */
   readonly nodes: TestNode[] = [];
   readonly clients: Client[] = [];
   readonly ledger: Ledger = new Ledger();
@@ -37,9 +41,9 @@ export class Scene implements AsyncDisposable {
   readonly #resources = new Resources();
   readonly #relays = new Map<TestNode, Relay>();
   #redis: RedisServer | undefined;
-  #turn = 0;
-  // What is published all the time, until it is aborted.
-  readonly #publishing: { abort: AbortController; done: Promise<void> }[] = [];
+  #nextNodeIndex = 0;
+  // Continuous publishing, until it is aborted.
+  readonly #publishers: { abort: AbortController; done: Promise<void> }[] = [];
 
   private constructor(options: SceneOptions) {
     this.#options = options;
@@ -66,12 +70,12 @@ export class Scene implements AsyncDisposable {
 
   get redis(): RedisServer {
     if (this.#redis === undefined) {
-      throw new Error('the nodes of this scene work over another Redis');
+      throw new Error('this scene has no Redis of its own');
     }
     return this.#redis;
   }
 
-  /** The wire that leads from the node to Redis. */
+  /** The relay between the node and Redis. */
   relayOf(node: TestNode): Relay {
     return this.#relays.get(node) as Relay;
   }
@@ -82,13 +86,13 @@ export class Scene implements AsyncDisposable {
     return node;
   }
 
-  /** One after the other of the nodes that run, as a proxy in front chooses. */
+  /** Chooses the next running node, as a load balancer does. */
   choose = (): TestNode | undefined => {
     const running = this.nodes.filter((node) => node.isRunning);
-    return running[this.#turn++ % running.length];
+    return running[this.#nextNodeIndex++ % running.length];
   };
 
-  /** So many clients that follow these channels; resolves when all have their place. */
+  /** Connects `count` clients that follow the channels. Resolves when all have received an id. */
   async connect(
     count: number,
     channels: readonly string[],
@@ -96,17 +100,19 @@ export class Scene implements AsyncDisposable {
   ): Promise<Client[]> {
     const clients = Array.from({ length: count }, () => new Client(channels, { choose }));
     this.clients.push(...clients);
-    await until(`${count} clients to be placed`, () => clients.every((client) => client.isPlaced));
+    await until(`a first id on ${count} clients`, () =>
+      clients.every((client) => client.hasPosition),
+    );
     return clients;
   }
 
-  /** A client that follows these channels, from some moment on. */
-  come(channels: readonly string[]): void {
+  /** Adds a client that follows the channels, without waiting for its connection. */
+  addClient(channels: readonly string[]): void {
     this.clients.push(new Client(channels, { choose: this.choose }));
   }
 
-  /** Publishes to one after the other of the channels, on one node after the other, until `quiet()`. */
-  publishAllTheTime(
+  /** Publishes to the channels in turn, on the nodes in turn, until `stopPublishing()`. */
+  publishContinuously(
     channels: readonly string[],
     { pause = 5, ...options }: PublishOptions & { pause?: number } = {},
   ): void {
@@ -115,31 +121,32 @@ export class Scene implements AsyncDisposable {
       const waiting = new Set<Promise<unknown>>();
       for (let count = 0; !abort.signal.aborted; count++) {
         const node = this.choose();
-        // A node that waits for Redis holds up nobody who publishes elsewhere; but not thousands are to wait there.
+        // A node that waits for Redis does not delay publishes on other nodes, but limit the number
+        // of pending publishes.
         if (node !== undefined && waiting.size < 50) {
-          const asked = this.ledger.publish(
+          const publishing = this.ledger.publish(
             node,
             channels[count % channels.length] as string,
             1 + (count % 3),
             options,
           );
-          waiting.add(asked);
-          void asked.finally(() => waiting.delete(asked));
+          waiting.add(publishing);
+          void publishing.finally(() => waiting.delete(publishing));
         }
         await delay(pause);
       }
       await Promise.all(waiting);
     };
-    this.#publishing.push({ abort, done: publish() });
+    this.#publishers.push({ abort, done: publish() });
   }
 
-  /** Nobody publishes any more, and everybody who did was told what became of it. */
-  async quiet(): Promise<void> {
-    for (const { abort } of this.#publishing) abort.abort();
-    await Promise.all(this.#publishing.splice(0).map(({ done }) => done));
+  /** Stops continuous publishing. Resolves when all publishes have a result. */
+  async stopPublishing(): Promise<void> {
+    for (const { abort } of this.#publishers) abort.abort();
+    await Promise.all(this.#publishers.splice(0).map(({ done }) => done));
   }
 
-  /** Resolves when so many more publishes were accepted. */
+  /** Resolves when `count` more publishes have been accepted. */
   async untilPublished(count: number, ms?: number): Promise<void> {
     const before = this.ledger.count('accepted');
     await until(
@@ -149,33 +156,36 @@ export class Scene implements AsyncDisposable {
     );
   }
 
-  /** Waits until all is well again and everybody has everything. @throws {Violation} where the id rule was not kept for somebody */
-  async settle(options?: SettleOptions): Promise<void> {
-    await this.quiet();
-    await this.ledger.settle(this.clients, this.choose, options);
+  /**
+   * Stops publishing, waits until every client has every event, and checks the id rule.
+   * @throws {Violation} if the rule was violated for a client
+   */
+  async verify(options?: VerifyOptions): Promise<void> {
+    await this.stopPublishing();
+    await this.ledger.verify(this.clients, this.choose, options);
   }
 
-  /** How many gaps the clients were told. */
+  /** Total number of gaps that the clients received. */
   get gaps(): number {
     return this.clients.reduce((sum, client) => sum + client.gaps, 0);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const { abort } of this.#publishing) abort.abort();
+    for (const { abort } of this.#publishers) abort.abort();
     for (const client of this.clients) client[Symbol.dispose]();
     await this.#resources[Symbol.asyncDispose]();
   }
 
   async #startNode(): Promise<TestNode> {
-    const { nodes: _nodes, server: _server, redis: elsewhere, ...config } = this.#options;
-    if (elsewhere !== undefined) {
+    const { nodes: _nodes, server: _server, redis: connection, ...config } = this.#options;
+    if (connection !== undefined) {
       return this.#resources.use(
-        await startNode({ timeout: TIMEOUT, ...config, redis: elsewhere }),
+        await startNode({ timeout: COMMAND_TIMEOUT_MS, ...config, redis: connection }),
       );
     }
     const relay = this.#resources.use(await startRelay(this.redis.port));
     const node = this.#resources.use(
-      await startNode({ timeout: TIMEOUT, ...config, redis: { url: relay.url } }),
+      await startNode({ timeout: COMMAND_TIMEOUT_MS, ...config, redis: { url: relay.url } }),
     );
     this.#relays.set(node, relay);
     return node;

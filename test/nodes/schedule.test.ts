@@ -1,6 +1,8 @@
 /**
- * The model across nodes: clients of several nodes, and at random whatever may happen to clients, nodes, wires and Redis. In each
- * schedule the id rule holds for every client. `SEED=… npx vitest run test/nodes/schedule.test.ts` runs one again.
+ * Random test of several nodes: clients connect and disconnect, nodes exit, connections break, and
+ * Redis fails. In each schedule the id rule must hold for every client.
+ *
+ * `SEED=… npx vitest run test/nodes/schedule.test.ts` repeats a schedule.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, test, vi } from 'vitest';
@@ -19,12 +21,12 @@ const { SEED } = process.env;
 const seeds =
   SEED === undefined ? [1, 2].map(() => Math.floor(Math.random() * 2 ** 31)) : [Number(SEED)];
 
-/** Draws what happens next, and lets it happen. */
+/** Draws and runs random actions. */
 class Schedule {
   readonly steps: string[] = [];
   readonly #scene: Scene;
   readonly #random: () => number;
-  readonly #away = new Set<Client>();
+  readonly #disconnected = new Set<Client>();
 
   constructor(scene: Scene, random: () => number) {
     this.#scene = scene;
@@ -32,143 +34,146 @@ class Schedule {
   }
 
   async step(): Promise<void> {
-    const kinds = Object.entries(this.#kinds);
+    const kinds = Object.entries(this.#actions);
     const total = kinds.reduce((sum, [, { weight }]) => sum + weight, 0);
-    let drawn = this.#random() * total;
-    const [name, kind] = kinds.find(([, { weight }]) => (drawn -= weight) < 0) as [string, Kind];
+    let remainingWeight = this.#random() * total;
+    const [name, kind] = kinds.find(([, { weight }]) => (remainingWeight -= weight) < 0) as [
+      string,
+      Action,
+    ];
     this.steps.push(name);
     await kind.run();
   }
 
-  /** Everybody who is away comes back. */
-  end(): void {
-    for (const client of this.#away) client.resume();
+  /** Reconnects all disconnected clients. */
+  resumeClients(): void {
+    for (const client of this.#disconnected) client.resume();
   }
 
-  readonly #kinds: Readonly<Record<string, Kind>> = {
-    publish: { weight: 30, run: () => this.#publish(this.#one(this.#running())) },
-    'publish, and do not wait': {
+  readonly #actions: Readonly<Record<string, Action>> = {
+    publish: { weight: 30, run: () => this.#publish(this.#pick(this.#running())) },
+    'publish without waiting': {
       weight: 20,
-      run: async () => void this.#publish(this.#one(this.#running())),
+      run: async () => void this.#publish(this.#pick(this.#running())),
     },
-    'a client comes': { weight: 8, run: async () => this.#come() },
-    'a client is dropped': { weight: 8, run: async () => this.#one(this.#scene.clients).drop() },
-    'all clients are dropped': {
+    'a client connects': { weight: 8, run: async () => this.#addClient() },
+    'a client reconnects': { weight: 8, run: async () => this.#pick(this.#scene.clients).drop() },
+    'all clients reconnect': {
       weight: 2,
       run: async () => this.#scene.clients.forEach((client) => client.drop()),
     },
-    'a client goes away': { weight: 4, run: async () => this.#leave() },
-    'a client comes back': { weight: 4, run: async () => this.#return() },
-    'a node is killed, another comes': {
+    'a client disconnects': { weight: 4, run: async () => this.#disconnectClient() },
+    'a client resumes': { weight: 4, run: async () => this.#resumeClient() },
+    'a node is killed, another starts': {
       weight: 2,
-      run: () => this.#replace((node) => node.kill9()),
+      run: () => this.#replaceNode((node) => node.kill9()),
     },
-    'a node is stopped, another comes': {
+    'a node is stopped, another starts': {
       weight: 2,
-      run: () => this.#replace((node) => node.stop()),
+      run: () => this.#replaceNode((node) => node.stop()),
     },
-    'a node hangs': { weight: 2, run: () => this.#hang() },
+    'a node is paused': { weight: 2, run: () => this.#pauseNode() },
     'a message is lost': { weight: 6, run: async () => this.#relay().dropNext(() => true) },
-    'a wire is cut': { weight: 4, run: async () => this.#relay().cut() },
-    'a wire is clogged': { weight: 4, run: () => this.#clog() },
-    'a node is cut off': { weight: 3, run: () => this.#cutOff() },
-    'subscribers are killed': {
+    'a connection is cut': { weight: 4, run: async () => this.#relay().cut() },
+    'a connection is stalled': { weight: 4, run: () => this.#stallRelay() },
+    'a node is disconnected from Redis': { weight: 3, run: () => this.#severRelay() },
+    'subscriber connections are killed': {
       weight: 3,
-      run: () => this.#ask('CLIENT', 'KILL', 'TYPE', 'pubsub'),
+      run: () => this.#sendCommand('CLIENT', 'KILL', 'TYPE', 'pubsub'),
     },
-    'connections are killed': {
+    'command connections are killed': {
       weight: 2,
-      run: () => this.#ask('CLIENT', 'KILL', 'TYPE', 'normal'),
+      run: () => this.#sendCommand('CLIENT', 'KILL', 'TYPE', 'normal'),
     },
     'Redis pauses': {
       weight: 3,
-      run: () => this.#ask('CLIENT', 'PAUSE', '200', this.#one(['ALL', 'WRITE'])),
+      run: () => this.#sendCommand('CLIENT', 'PAUSE', '200', this.#pick(['ALL', 'WRITE'])),
     },
-    'Redis forgets its scripts': { weight: 3, run: () => this.#ask('SCRIPT', 'FLUSH') },
-    'Redis forgets everything': { weight: 1, run: () => this.#ask('FLUSHALL') },
-    'Redis forgets a key': { weight: 3, run: () => this.#evict() },
-    'Redis is killed and starts again': { weight: 2, run: () => this.#restart() },
-    'Redis hangs': { weight: 2, run: () => this.#stop() },
-    'a channel is cleared': { weight: 2, run: () => this.#clear() },
+    'Redis removes its scripts': { weight: 3, run: () => this.#sendCommand('SCRIPT', 'FLUSH') },
+    'Redis removes all keys': { weight: 1, run: () => this.#sendCommand('FLUSHALL') },
+    'Redis removes a key': { weight: 3, run: () => this.#deleteKey() },
+    'Redis is killed and restarts': { weight: 2, run: () => this.#restartRedis() },
+    'Redis is paused': { weight: 2, run: () => this.#pauseRedis() },
+    'a channel is cleared': { weight: 2, run: () => this.#clearChannel() },
   };
 
   async #publish(node: TestNode): Promise<void> {
-    await this.#scene.ledger.publish(node, this.#one(CHANNELS), 1 + this.#upTo(20), {
-      padding: this.#one([0, 0, 0, 5_000]),
+    await this.#scene.ledger.publish(node, this.#pick(CHANNELS), 1 + this.#randomBelow(20), {
+      padding: this.#pick([0, 0, 0, 5_000]),
     });
   }
 
-  #come(): void {
+  #addClient(): void {
     const channels = CHANNELS.filter(() => this.#random() < 0.5);
-    this.#scene.come(channels.length === 0 ? ['a'] : channels);
+    this.#scene.addClient(channels.length === 0 ? ['a'] : channels);
   }
 
-  #leave(): void {
-    const client = this.#one(this.#scene.clients);
+  #disconnectClient(): void {
+    const client = this.#pick(this.#scene.clients);
     client.leave();
-    this.#away.add(client);
+    this.#disconnected.add(client);
   }
 
-  #return(): void {
-    const [client] = this.#away;
+  #resumeClient(): void {
+    const [client] = this.#disconnected;
     if (client === undefined) return;
-    this.#away.delete(client);
+    this.#disconnected.delete(client);
     client.resume();
   }
 
-  async #replace(end: (node: TestNode) => Promise<void>): Promise<void> {
-    await end(this.#one(this.#running()));
+  async #replaceNode(end: (node: TestNode) => Promise<void>): Promise<void> {
+    await end(this.#pick(this.#running()));
     await this.#scene.addNode();
   }
 
-  async #hang(): Promise<void> {
-    const node = this.#one(this.#running());
+  async #pauseNode(): Promise<void> {
+    const node = this.#pick(this.#running());
     node.pause();
     await delay(300);
     node.resume();
   }
 
-  async #clog(): Promise<void> {
+  async #stallRelay(): Promise<void> {
     const relay = this.#relay();
-    relay.stall(this.#one(['replies', 'commands']));
-    await this.#publish(this.#one(this.#running()));
+    relay.stall(this.#pick(['replies', 'commands']));
+    await this.#publish(this.#pick(this.#running()));
     relay.flow();
   }
 
-  async #cutOff(): Promise<void> {
+  async #severRelay(): Promise<void> {
     const relay = this.#relay();
     relay.sever();
-    await this.#publish(this.#one(this.#running()));
+    await this.#publish(this.#pick(this.#running()));
     relay.mend();
   }
 
-  async #evict(): Promise<void> {
+  async #deleteKey(): Promise<void> {
     const redis = await this.#scene.redis.client();
     const keys = await redis.keys('*');
-    if (keys.length > 0) await redis.del(this.#one(keys.toSorted()));
+    if (keys.length > 0) await redis.del(this.#pick(keys.toSorted()));
     redis.destroy();
   }
 
-  async #restart(): Promise<void> {
+  async #restartRedis(): Promise<void> {
     await this.#scene.redis.kill9();
-    await this.#publish(this.#one(this.#running()));
+    await this.#publish(this.#pick(this.#running()));
     await this.#scene.redis.restart();
   }
 
-  async #stop(): Promise<void> {
+  async #pauseRedis(): Promise<void> {
     this.#scene.redis.pause();
-    await this.#publish(this.#one(this.#running()));
+    await this.#publish(this.#pick(this.#running()));
     this.#scene.redis.resume();
   }
 
-  async #clear(): Promise<void> {
-    // Refused like a publish where Redis is not there.
-    await this.#one(this.#running())
-      .clear(this.#one(CHANNELS))
+  async #clearChannel(): Promise<void> {
+    // Rejects like a publish if Redis is unreachable.
+    await this.#pick(this.#running())
+      .clear(this.#pick(CHANNELS))
       .catch(() => {});
   }
 
-  async #ask(...words: string[]): Promise<void> {
+  async #sendCommand(...words: string[]): Promise<void> {
     const redis = await this.#scene.redis.client();
     await redis.sendCommand(words).catch(() => {});
     redis.destroy();
@@ -179,37 +184,37 @@ class Schedule {
   }
 
   #relay(): ReturnType<Scene['relayOf']> {
-    return this.#scene.relayOf(this.#one(this.#running()));
+    return this.#scene.relayOf(this.#pick(this.#running()));
   }
 
-  #upTo(count: number): number {
+  #randomBelow(count: number): number {
     return Math.floor(this.#random() * count);
   }
 
-  #one<T>(all: readonly T[]): T {
-    return all[this.#upTo(all.length)] as T;
+  #pick<T>(all: readonly T[]): T {
+    return all[this.#randomBelow(all.length)] as T;
   }
 }
 
-/** Half of the time each of them is so tight that it bites. */
+/** Draws limits. With a probability of one half, each limit is so low that it takes effect. */
 function boundsOf(random: () => number): Partial<SceneOptions> {
   return {
     timeout: 500,
     ...(random() < 0.5 ? { history: { events: 60 } } : {}),
     ...(random() < 0.5 ? { maxHistory: 300_000 } : {}),
     ...(random() < 0.5 ? { maxChannels: CHANNELS.length - 1 } : {}),
-    ...(random() < 0.5 ? { patience: 200 } : {}),
+    ...(random() < 0.5 ? { probe: 200 } : {}),
   };
 }
 
-interface Kind {
+interface Action {
   readonly weight: number;
   run(): Promise<void>;
 }
 
-describe('whatever happens, the id rule holds for every client', () => {
+describe('the id rule holds for every client in random schedules', () => {
   test.each(seeds)('seed %i', async (seed) => {
-    // The schedule is the seed's; what meets what is the machine's.
+    // The seed determines the schedule. The timing depends on the machine.
     const random = randomFrom(seed);
     await using scene = await Scene.start({
       nodes: NODES,
@@ -221,9 +226,9 @@ describe('whatever happens, the id rule holds for every client', () => {
     await scene.connect(4, ['b']);
     try {
       for (let count = 0; count < STEPS; count++) await schedule.step();
-      schedule.end();
+      schedule.resumeClients();
       const fresh = await scene.addNode();
-      await scene.settle({ fresh, ms: 60_000 });
+      await scene.verify({ fresh, ms: 60_000 });
     } catch (error) {
       throw new Error(`SEED=${seed}: ${schedule.steps.join('; ')}`, { cause: error });
     }

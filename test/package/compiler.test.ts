@@ -1,4 +1,4 @@
-/** What the compiler says of wrong programs, and what an editor offers of a stream. */
+/** Errors of the compiler for wrong programs, and the members of a stream that an editor offers. */
 import { mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -7,7 +7,7 @@ import { root, run } from './packed.ts';
 
 const TIMEOUT = 120_000;
 
-const BEFORE = `
+const PREAMBLE = `
 import { createChannels, stream as route, type EventStream, type PublishOptions } from 'res-sse';
 interface Schema {
   haiku: { text: { text: string }; typing: { author: string } };
@@ -19,14 +19,14 @@ declare const stream: EventStream<Schema>;
 const [haiku, news] = [channels.channel('haiku'), channels.channel('news')];
 `;
 
-const FORGOTTEN = `channel haiku has no event message; pass { event: 'text' }`;
+const MISSING_EVENT = `channel haiku has no event message; pass { event: 'text' }`;
 const NAMES = `'"haiku" | "news"'`;
 
-const wrong: [program: string, says: readonly string[]][] = [
-  [`channels.publish('haiku', { text: 'x' })`, [FORGOTTEN]],
-  [`channels.publish('haiku', body)`, [FORGOTTEN]],
-  [`haiku.publish({ text: 'x' })`, [FORGOTTEN]],
-  [`haiku.publish(body)`, [FORGOTTEN]],
+const cases: [program: string, texts: readonly string[]][] = [
+  [`channels.publish('haiku', { text: 'x' })`, [MISSING_EVENT]],
+  [`channels.publish('haiku', body)`, [MISSING_EVENT]],
+  [`haiku.publish({ text: 'x' })`, [MISSING_EVENT]],
+  [`haiku.publish(body)`, [MISSING_EVENT]],
   [
     `channels.publish('haiku', { text: 'x' }, { retry: 1_000 })`,
     [`Property 'event' is missing`, `"text" | "typing"`],
@@ -75,8 +75,8 @@ beforeAll(async () => {
 
 afterAll(() => rm(directory, { recursive: true, force: true }));
 
-/** What the compiler finds in a program that imports the package from the entry. */
-async function findings(name: string, text: string, entry: string): Promise<string> {
+/** Returns the errors of the compiler in a program that imports the package from `entry`. */
+async function compileErrors(name: string, text: string, entry: string): Promise<string> {
   const compilerOptions = {
     module: 'nodenext',
     target: 'es2023',
@@ -98,38 +98,38 @@ async function findings(name: string, text: string, entry: string): Promise<stri
   );
 }
 
-describe('the compiler names the channel or the event that is wrong, and those that there are, for', () => {
-  const FIRST = BEFORE.split('\n').length;
-  /** Each error with its details, by the line of its program. */
+describe('the compiler names the wrong channel or event, and the valid names, for', () => {
+  const FIRST = PREAMBLE.split('\n').length;
+  /** The errors with their details, by the line of the program. */
   const errors = new Map<number, string[]>();
 
   beforeAll(async () => {
-    const text = BEFORE + wrong.map(([program]) => `void ${program};\n`).join('');
-    for (const error of (await findings('wrong', text, 'src/index.ts')).split(/^(?=\S)/m)) {
+    const text = PREAMBLE + cases.map(([program]) => `void ${program};\n`).join('');
+    for (const error of (await compileErrors('wrong', text, 'src/index.ts')).split(/^(?=\S)/m)) {
       const line = Number(/^wrong\.ts\((\d+),/.exec(error)?.[1] ?? 0);
       errors.set(line, [...(errors.get(line) ?? []), error]);
     }
   }, TIMEOUT);
 
-  test.each(wrong.map(([program, says], index) => [program, says, FIRST + index] as const))(
+  test.each(cases.map(([program, texts], index) => [program, texts, FIRST + index] as const))(
     '%s',
-    (_program, says, line) => {
-      const found = errors.get(line) ?? [];
-      expect(found).toHaveLength(1);
-      for (const text of says) expect(found[0]).toContain(text);
-      expect(found[0]).not.toMatch(/'never'|No overload/);
+    (_program, texts, line) => {
+      const lineErrors = errors.get(line) ?? [];
+      expect(lineErrors).toHaveLength(1);
+      for (const text of texts) expect(lineErrors[0]).toContain(text);
+      expect(lineErrors[0]).not.toMatch(/'never'|No overload/);
     },
   );
 
-  test('nothing else', () => {
+  test('no other line', () => {
     expect([...errors.keys()].toSorted((a, b) => a - b)).toEqual(
-      wrong.map((_, index) => FIRST + index),
+      cases.map((_, index) => FIRST + index),
     );
   });
 });
 
 test(
-  'an editor offers these members of a stream, and none of the library’s own',
+  'an editor offers the documented members of a stream, and no internal members',
   { timeout: TIMEOUT },
   async () => {
     const text = `
@@ -138,7 +138,7 @@ type Members<T> = \`\${keyof T & string}.\`;
 export const members: 'none' = '' as Members<EventStream>;`;
     const [, union = ''] =
       /^members\.ts\(4,\d+\): error TS2322: Type '(.+)' is not/m.exec(
-        await findings('members', text, 'dist/index.d.ts'),
+        await compileErrors('members', text, 'dist/index.d.ts'),
       ) ?? [];
     expect(
       union

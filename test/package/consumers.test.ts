@@ -11,7 +11,8 @@ import { pack, root, run } from './packed.ts';
 
 const TIMEOUT = 180_000;
 
-// From the oldest that takes the types in CommonJS to the one that builds this package.
+// From the oldest compiler that accepts the types in CommonJS to the compiler that builds this
+// package.
 const COMPILERS = {
   'TypeScript 5.8': 'typescript58@npm:typescript@5.8.3',
   'TypeScript 5.9': 'typescript59@npm:typescript@5.9.3',
@@ -32,7 +33,7 @@ const compilerOptions = {
   skipLibCheck: false,
 };
 
-/** What every app does, after its imports. */
+/** The code of every app after its imports. */
 const BODY = `
 const app = express();
 app.use(sse({ channels }));
@@ -71,7 +72,7 @@ export function greet(stream: EventStream | undefined): boolean | undefined {
 }
 ${BODY}`;
 
-// Nothing of Express is installed beside it: its types must not be missed.
+// Express and its types are not installed with this app, and must not be required.
 const BARE = `
 import { createServer } from 'node:http';
 import { createChannels, sse, stream } from 'res-sse';
@@ -85,7 +86,8 @@ const server = createServer((req, res) => {
   events(req, res, () => {
     if (req.url === '/hello') hello(req, res, console.error);
     else if (req.url === '/listen') listen(req, res, console.error);
-    else void channels.publish('haiku', { text: 'old pond' }, { event: 'text' }).then(() => res.writeHead(202).end());
+    else void channels.publish('haiku', { text: 'old pond' }, { event: 'text' })
+      .then(() => res.writeHead(202).end());
   });
 });
 server.listen(0, '127.0.0.1', () => console.log(JSON.stringify(server.address())));
@@ -93,7 +95,7 @@ server.listen(0, '127.0.0.1', () => console.log(JSON.stringify(server.address())
 
 let directory: string;
 let tarball: string;
-/** The exact versions that the package is developed with. */
+/** The versions of the development dependencies. */
 let versions: Record<string, string>;
 
 beforeAll(async () => {
@@ -107,7 +109,7 @@ beforeAll(async () => {
 
 afterAll(() => rm(directory, { recursive: true, force: true }));
 
-/** An empty app with these files, the tarball and these packages. */
+/** Creates an app with these files, and installs the tarball and the packages. */
 async function project(
   name: string,
   files: Record<string, string>,
@@ -133,7 +135,7 @@ async function compile(cwd: string, compiler: string): Promise<string> {
   );
 }
 
-/** Starts the app and reads an event that it sends and one that it publishes. */
+/** Starts the app, and reads an event that it sends and an event that it publishes. */
 async function expectEvents(cwd: string, file: string): Promise<void> {
   const app = spawn(process.execPath, [file], { cwd, stdio: ['ignore', 'pipe', 'inherit'] });
   const exit = once(app, 'exit');
@@ -177,7 +179,7 @@ test('an Express app in CommonJS receives events', { timeout: TIMEOUT }, async (
   await expectEvents(cwd, 'app.js');
 });
 
-describe('a strict TypeScript app that checks its libraries, too,', () => {
+describe('a strict TypeScript app without skipLibCheck', () => {
   let app: string;
 
   beforeAll(async () => {
@@ -223,9 +225,10 @@ describe('a strict TypeScript app that checks its libraries, too,', () => {
     },
   );
 
-  // What `tsc -p test` proves of the sources holds of the package, and for users of an older compiler.
+  // `tsc -p test` checks these types in the sources. This test checks them in the package, also
+  // with older compilers.
   test.each(compilers)(
-    'finds with %s in the package the types that its own tests promise',
+    'passes the type tests of this repository with %s',
     { timeout: TIMEOUT },
     async (_, compiler) => {
       const types = join(root, 'test/types');
@@ -258,7 +261,7 @@ describe('a strict TypeScript app without Express and its types', () => {
     app = await project('bare', files, ['@types/node', ...Object.values(COMPILERS)]);
   }, TIMEOUT);
 
-  test('has none of them', async () => {
+  test('has no Express packages', async () => {
     const packages = await readdir(join(app, 'node_modules'));
     expect(packages).toContain('res-sse');
     expect(packages).not.toContain('express');

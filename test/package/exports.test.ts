@@ -17,8 +17,8 @@ function codesIn(text: string): string[] {
 }
 
 describe('the built package', () => {
-  // In a process of its own: the test runner has a loader of its own.
-  async function loaded(): Promise<{ imported: string[]; required: string[]; same: boolean }> {
+  // In a process of its own, because the test runner has its own module loader.
+  async function loadPackage(): Promise<{ imported: string[]; required: string[]; same: boolean }> {
     const program = `
       import { createRequire } from 'node:module';
       const imported = await import('res-sse');
@@ -29,11 +29,11 @@ describe('the built package', () => {
     const { stdout } = await run(process.execPath, ['--input-type=module', '--eval', program], {
       cwd: root,
     });
-    return JSON.parse(stdout) as Awaited<ReturnType<typeof loaded>>;
+    return JSON.parse(stdout) as Awaited<ReturnType<typeof loadPackage>>;
   }
 
-  test('exports exactly these', async () => {
-    expect((await loaded()).imported).toMatchInlineSnapshot(`
+  test('exports exactly the documented names', async () => {
+    expect((await loadPackage()).imported).toMatchInlineSnapshot(`
       [
         "EventStream",
         "LogEntry",
@@ -46,15 +46,15 @@ describe('the built package', () => {
     `);
   });
 
-  test('is the same objects for import and require()', async () => {
-    const { imported, required, same } = await loaded();
+  test('provides the same objects for import and require()', async () => {
+    const { imported, required, same } = await loadPackage();
     expect(required.filter((name) => name !== '__esModule' && name !== 'module.exports')).toEqual(
       imported,
     );
     expect(same).toBe(true);
   });
 
-  test('has these entries and no others', async () => {
+  test('has exactly the documented entries', async () => {
     expect((JSON.parse(await read('package.json')) as { exports: unknown }).exports)
       .toMatchInlineSnapshot(`
       {
@@ -75,7 +75,7 @@ describe('the built package', () => {
     `);
   });
 
-  test('packs what is built, its sources, and nothing else', async () => {
+  test('contains only the build and its sources', async () => {
     const { files } = await pack('--dry-run');
     const expected = ['LICENSE', 'README.md', 'package.json'];
     for (const file of await sources()) {
@@ -88,8 +88,8 @@ describe('the built package', () => {
   });
 });
 
-describe('every code', () => {
-  async function declared(): Promise<string[]> {
+describe('every error code', () => {
+  async function declaredCodes(): Promise<string[]> {
     const [union] =
       /export type SseErrorCode =[^;]+;/.exec(await read('src/common/errors.ts')) ?? [];
     const codes = codesIn(union ?? '');
@@ -97,7 +97,7 @@ describe('every code', () => {
     return codes;
   }
 
-  /** All code that throws or answers, without comments: a code that is only spoken of is not used. */
+  /** All source without comments, because a code in a comment is not used. */
   async function code(): Promise<string> {
     const texts = await Promise.all((await sources()).map(async (file) => read(`src/${file}`)));
     return texts
@@ -106,14 +106,14 @@ describe('every code', () => {
       .replaceAll(/\/\*[^]*?\*\/|^\s*\/\/.*$/gm, '');
   }
 
-  test('of an SseError is thrown somewhere', async () => {
+  test('of SseErrorCode is thrown in the source', async () => {
     const used = codesIn(await code());
-    expect((await declared()).filter((each) => !used.includes(each))).toEqual([]);
+    expect((await declaredCodes()).filter((each) => !used.includes(each))).toEqual([]);
   });
 
-  test('that is thrown or answered is in the README, and the README has no others', async () => {
+  test('of the source is in the README, and the README has no other code', async () => {
     expect(codesIn(await read('README.md'))).toEqual(
-      [...new Set([...(await declared()), ...codesIn(await code())])].toSorted(),
+      [...new Set([...(await declaredCodes()), ...codesIn(await code())])].toSorted(),
     );
   });
 });

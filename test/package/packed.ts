@@ -1,4 +1,4 @@
-/** The package as npm packs it. `pretest` has built it. */
+/** Packs the package as npm does. `npm run pretest` builds the package before. */
 import { execFile } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -8,17 +8,20 @@ export const run = promisify(execFile);
 /** The root of the repository. */
 export const root = fileURLToPath(new URL('../..', import.meta.url));
 
-interface Packed {
+interface PackResult {
   filename: string;
   files: { path: string }[];
 }
 
-/** `npm pack` with the build that is there: to build again would take it away under the other tests. */
-export async function pack(...options: string[]): Promise<Packed> {
+/**
+ * Runs `npm pack` with the existing build. Another build would remove `dist/` while other tests use
+ * it.
+ */
+export async function pack(...options: string[]): Promise<PackResult> {
   const { stdout } = await run('npm', ['pack', '--json', '--ignore-scripts', ...options], {
     cwd: root,
   });
-  const [packed] = JSON.parse(stdout) as Packed[];
-  if (packed === undefined) throw new Error('npm pack has packed nothing');
-  return packed;
+  const [result] = JSON.parse(stdout) as PackResult[];
+  if (result === undefined) throw new Error('npm pack printed no result');
+  return result;
 }

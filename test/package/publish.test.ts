@@ -50,8 +50,8 @@ async function commit(): Promise<void> {
   await git('commit', '--quiet', '--message', 'all');
 }
 
-/** What the script says against publishing; nothing where it would. */
-async function objection(): Promise<string> {
+/** Returns the error of the script, or an empty text if it would publish. */
+async function publishError(): Promise<string> {
   return run(join(directory, '.ci/publish'), ['--dry-run'], { cwd: directory }).then(
     () => '',
     (error: { stderr: string }) => error.stderr.trim(),
@@ -60,38 +60,38 @@ async function objection(): Promise<string> {
 
 describe('.ci/publish', () => {
   test(
-    'would publish a commit with the tag of its version, whose changes are told',
+    'publishes a commit with the tag of its version and an entry in the changelog',
     { timeout: 60_000 },
     async () => {
-      expect(await objection()).toBe('');
+      expect(await publishError()).toBe('');
     },
   );
 
-  test('does not publish what is not committed', async () => {
+  test('does not publish uncommitted changes', async () => {
     await write('more.js', '');
-    expect(await objection()).toBe('Something here is not committed.');
+    expect(await publishError()).toBe('Something here is not committed.');
   });
 
   test('does not publish without the tag of the version', async () => {
     await write('more.js', '');
     await commit();
-    expect(await objection()).toBe(
+    expect(await publishError()).toBe(
       'This commit is not tagged v1.2.3, the version of package.json.',
     );
   });
 
-  test('does not publish a version that the changelog is silent about', async () => {
+  test('does not publish a version without an entry in the changelog', async () => {
     await write('CHANGELOG.md', '# Changelog\n\n## [Unreleased]\n');
     await commit();
     await git('tag', '--force', 'v1.2.3');
-    expect(await objection()).toBe('CHANGELOG.md says nothing of 1.2.3.');
+    expect(await publishError()).toBe('CHANGELOG.md says nothing of 1.2.3.');
   });
 
-  test('does not publish without a repository, which provenance needs', async () => {
+  test('does not publish without a repository field, which provenance needs', async () => {
     await write('package.json', JSON.stringify({ ...MANIFEST, repository: undefined }));
     await commit();
     await git('tag', '--force', 'v1.2.3');
-    expect(await objection()).toBe(
+    expect(await publishError()).toBe(
       'package.json names no repository; npm makes no provenance without one.',
     );
   });

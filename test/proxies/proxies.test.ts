@@ -16,13 +16,14 @@ import { Resources } from '../support/resources.ts';
 import { dial, requestText } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 
-// What is held back would never come, and what is told with the next heartbeat after 15 s; a busy machine has its time. What it
-// takes is printed.
-const AT_ONCE = 5_000;
+// Time limit in ms for bytes that a proxy must pass on at once. Buffered bytes would never arrive,
+// and a state that is reported with the next heartbeat would arrive after 15 s, so the limit leaves
+// time for a busy machine. The actual times are printed.
+const MAX_DELAY_MS = 5_000;
 
-// The proxies' own idle timeout in the tests of it, in seconds, and the heartbeat in ms that outlives it.
-const IDLE = 2;
-const HEARTBEAT = 500;
+// The idle timeout of the proxies in seconds, and a shorter heartbeat interval in ms.
+const IDLE_TIMEOUT_S = 2;
+const HEARTBEAT_MS = 500;
 
 type Launch = (options: ProxyOptions) => Promise<Proxy>;
 
@@ -35,11 +36,11 @@ const haproxy = (name: string): Launch => {
 };
 
 const proxies: [string, Launch][] = [
-  ['nginx as it comes, HTTP/1.0 to the application', nginx('default')],
-  ['nginx that compresses everything', nginx('gzip')],
-  ['nginx with HTTP/2 in front and kept connections behind', nginx('http2')],
+  ['nginx with default settings, HTTP/1.0 to the application', nginx('default')],
+  ['nginx that compresses all responses', nginx('gzip')],
+  ['nginx with HTTP/2 in front and keep-alive connections behind', nginx('http2')],
   ['HAProxy', haproxy('default')],
-  ['HAProxy with HTTP/2 in front that compresses', haproxy('http2')],
+  ['HAProxy with HTTP/2 in front and compression', haproxy('http2')],
 ];
 
 interface Site extends AsyncDisposable {
@@ -48,8 +49,8 @@ interface Site extends AsyncDisposable {
   readonly proxy: Proxy;
 }
 
-/** An application whose streams follow channel `a`, behind a proxy. */
-async function site(launch: Launch, options: SseOptions = {}, idle?: number): Promise<Site> {
+/** Starts an application whose streams follow channel `a`, behind a proxy. */
+async function startSite(launch: Launch, options: SseOptions = {}, idle?: number): Promise<Site> {
   const channels = createChannels();
   const server = await serveStreams((stream) => stream.subscribe('a', { checkpoints: false }), {
     channels,
@@ -70,103 +71,107 @@ async function site(launch: Launch, options: SseOptions = {}, idle?: number): Pr
 }
 
 describe.each(proxies)('%s', (name, launch) => {
-  test('passes on the head and the first byte at once, and each event within a second', async () => {
-    await using at = await site(launch);
-    let begun = performance.now();
-    using reader = await readThrough(at.proxy);
-    await until('the first byte', () => reader.comments.length > 0, AT_ONCE);
-    const times = [performance.now() - begun];
+  test('passes on the head, the first byte and each event at once', async () => {
+    await using site = await startSite(launch);
+    let start = performance.now();
+    using reader = await readThrough(site.proxy);
+    await until('the first byte', () => reader.comments.length > 0, MAX_DELAY_MS);
+    const times = [performance.now() - start];
     expect(reader.headers).toMatchObject({
       'content-type': 'text/event-stream',
       'cache-control': 'no-cache, no-transform',
     });
     for (const data of ['1', 'x'.repeat(100_000), '3']) {
-      begun = performance.now();
-      await at.channels.publish('a', data);
-      await until('the event', () => reader.events.at(-1)?.data === data, AT_ONCE);
-      times.push(performance.now() - begun);
+      start = performance.now();
+      await site.channels.publish('a', data);
+      await until('the event', () => reader.events.at(-1)?.data === data, MAX_DELAY_MS);
+      times.push(performance.now() - start);
     }
     console.log(
-      `${name}: the first byte and three events took ${times.map((ms) => ms.toFixed(0)).join(', ')} ms`,
+      `${name}: first byte and three events: ${times.map((ms) => ms.toFixed(0)).join(', ')} ms`,
     );
   });
 
-  test('tells the application at once that a reader has left', async () => {
-    await using at = await site(launch);
-    using reader = await readThrough(at.proxy);
-    const [stream] = at.server.streams as [EventStream];
+  test('reports a disconnect of a reader to the application at once', async () => {
+    await using site = await startSite(launch);
+    using reader = await readThrough(site.proxy);
+    const [stream] = site.server.streams as [EventStream];
     reader.close();
-    expect(await within('the reason', stream.closed, AT_ONCE)).toBe('client');
-    expect(at.channels.stats().subscriptions).toBe(0);
-    await until('the socket to go', () => at.server.sockets.size === 0, AT_ONCE);
+    expect(await within('the close reason', stream.closed, MAX_DELAY_MS)).toBe('client');
+    expect(site.channels.stats().subscriptions).toBe(0);
+    await until('the end of the socket', () => site.server.sockets.size === 0, MAX_DELAY_MS);
   });
 
-  test('tells a reader at once that its stream has ended, by the application or with it', async () => {
-    await using at = await site(launch);
-    using first = await readThrough(at.proxy);
-    at.server.streams[0]?.close();
-    await until('the end', () => first.ended, AT_ONCE);
-    using second = await readThrough(at.proxy);
-    for (const socket of at.server.sockets) socket.resetAndDestroy();
-    await until('the end', () => second.ended, AT_ONCE);
+  test('passes on the end of a stream or of its connection at once', async () => {
+    await using site = await startSite(launch);
+    using first = await readThrough(site.proxy);
+    site.server.streams[0]?.close();
+    await until('the end of the first stream', () => first.ended, MAX_DELAY_MS);
+    using second = await readThrough(site.proxy);
+    for (const socket of site.server.sockets) socket.resetAndDestroy();
+    await until('the end of the second stream', () => second.ended, MAX_DELAY_MS);
   });
 
-  test('a reader that comes back through it has missed nothing and gets nothing twice', async () => {
-    await using at = await site(launch);
+  test('lets a reader resume without missing or repeated events', async () => {
+    await using site = await startSite(launch);
     let published = 0;
     async function publish(): Promise<void> {
-      for (let count = 0; count < 50; count++) await at.channels.publish('a', `${published++}`);
+      for (let count = 0; count < 50; count++) await site.channels.publish('a', `${published++}`);
     }
-    using first = await readThrough(at.proxy);
+    using first = await readThrough(site.proxy);
     await publish();
-    await until('some of it', () => first.events.length > 10);
+    await until('eleven events', () => first.events.length > 10);
     first.close();
-    const got = [...first.events];
+    const firstEvents = [...first.events];
     await publish();
-    using second = await readThrough(at.proxy, '/', { 'last-event-id': got.at(-1)?.id as string });
+    using second = await readThrough(site.proxy, '/', {
+      'last-event-id': firstEvents.at(-1)?.id as string,
+    });
     await publish();
-    await until('the rest', () => got.length + second.events.length >= published);
-    const all = [...got, ...second.events].map(({ data }) => data);
+    await until('all events', () => firstEvents.length + second.events.length >= published);
+    const all = [...firstEvents, ...second.events].map(({ data }) => data);
     expect(all).toEqual(Array.from({ length: published }, (__, index) => `${index}`));
-    expect(at.channels.stats().gaps).toBe(0);
+    expect(site.channels.stats().gaps).toBe(0);
   });
 });
 
-// Each of them mostly waits.
+// These tests mostly wait, so they run concurrently.
 describe.concurrent.each([
   ...proxies,
   ['HAProxy with a tunnel timeout of an hour', haproxy('tunnel')],
 ] as const)('%s', (_, launch) => {
-  test('keeps a silent stream with heartbeats beyond its own idle timeout', async () => {
-    await using at = await site(launch, { heartbeat: HEARTBEAT }, IDLE);
-    using reader = await readThrough(at.proxy);
+  test('keeps a stream with heartbeats open beyond its idle timeout', async () => {
+    await using site = await startSite(launch, { heartbeat: HEARTBEAT_MS }, IDLE_TIMEOUT_S);
+    using reader = await readThrough(site.proxy);
     await until(
-      'its timeout to be over twice',
-      () => reader.comments.length > (2 * IDLE * 1_000) / HEARTBEAT + 1,
+      'heartbeats for twice the idle timeout',
+      () => reader.comments.length > (2 * IDLE_TIMEOUT_S * 1_000) / HEARTBEAT_MS + 1,
     );
     expect(reader.ended).toBe(false);
-    await at.channels.publish('a', 'still there');
-    await until('the event', () => reader.events.length === 1, AT_ONCE);
+    await site.channels.publish('a', 'still there');
+    await until('the event', () => reader.events.length === 1, MAX_DELAY_MS);
   });
 
-  test('cuts off a silent stream without heartbeats, and tells the application', async () => {
-    await using at = await site(launch, { heartbeat: false }, IDLE);
-    using reader = await readThrough(at.proxy);
-    await until('the cut', () => reader.ended);
-    expect(await within('the reason', (at.server.streams[0] as EventStream).closed)).toBe('client');
+  test('closes a silent stream without heartbeats on both sides', async () => {
+    await using site = await startSite(launch, { heartbeat: false }, IDLE_TIMEOUT_S);
+    using reader = await readThrough(site.proxy);
+    await until('the end of the stream', () => reader.ended);
+    expect(await within('the close reason', (site.server.streams[0] as EventStream).closed)).toBe(
+      'client',
+    );
   });
 });
 
 describe('compression', () => {
-  test('nginx, told to, compresses a stream in spite of no-transform; HAProxy compresses the rest and leaves streams alone', async () => {
+  test('nginx compresses streams in spite of no-transform; HAProxy does not', async () => {
     for (const [launch, encoding] of [
       [nginx('gzip'), 'gzip'],
       [haproxy('http2'), undefined],
     ] as const) {
-      await using at = await site(launch);
-      at.server.app.get('/page', (_, res) => void res.json('x'.repeat(10_000)));
-      using stream = await readThrough(at.proxy);
-      using page = await readThrough(at.proxy, '/page', { accept: 'application/json' });
+      await using site = await startSite(launch);
+      site.server.app.get('/page', (_, res) => void res.json('x'.repeat(10_000)));
+      using stream = await readThrough(site.proxy);
+      using page = await readThrough(site.proxy, '/page', { accept: 'application/json' });
       expect([stream.headers['content-encoding'], page.headers['content-encoding']]).toEqual([
         encoding,
         'gzip',
@@ -179,88 +184,97 @@ describe.each([
   ['nginx', nginx('default')],
   ['HAProxy', haproxy('default')],
 ])('%s', (name, launch) => {
-  test('does not heap up what a reader does not take: the application feels it', async () => {
-    await using at = await site(launch);
-    const socket = await dial(at.proxy.port, requestText('/'));
+  test('passes back-pressure of a slow reader on to the application', async () => {
+    await using site = await startSite(launch);
+    const socket = await dial(site.proxy.port, requestText('/'));
     socket.pause();
-    await until('the stream', () => at.server.events.streams.size === 1);
+    await until('an open stream', () => site.server.events.streams.size === 1);
     let published = 0;
-    await until('it to fall behind', async () => {
-      await at.channels.publish('a', 'x'.repeat(100_000));
+    await until('the stream to be behind', async () => {
+      await site.channels.publish('a', 'x'.repeat(100_000));
       published += 100_000;
-      return at.channels.stats().behind === 1;
+      return site.channels.stats().behind === 1;
     });
     console.log(
-      `${name}: a reader that never reads is behind after ${published / 1e6} MB, which lie in the sockets' buffers`,
+      `${name}: a reader that never reads is behind after ${published / 1e6} MB in socket buffers`,
     );
     socket.destroy();
-    await until('the end', () => at.server.events.streams.size === 0);
+    await until('the end of the stream', () => site.server.events.streams.size === 0);
   });
 });
 
 describe('while the application restarts', () => {
-  /** A page with an EventSource behind the proxy, and the application stopped since. */
-  async function stopped(resources: Resources, launch: Launch): Promise<Site & { page: Page }> {
-    const at = resources.use(await site(launch, { retry: 50 }));
-    at.server.app.get('/page', (_, res) => void res.send('<!doctype html><title>reader</title>'));
+  /** Opens a page with an EventSource behind the proxy, and stops the application. */
+  async function startAndStop(
+    resources: Resources,
+    launch: Launch,
+  ): Promise<Site & { page: Page }> {
+    const site = resources.use(await startSite(launch, { retry: 50 }));
+    site.server.app.get('/page', (_, res) => void res.send('<!doctype html><title>reader</title>'));
     const browser = resources.use(await launchChromium());
     const page = await browser.newPage();
-    await page.goto(`${at.proxy.url}/page`);
+    await page.goto(`${site.proxy.url}/page`);
     await page.evaluate(`
-      window.got = [];
+      window.received = [];
       window.source = new EventSource('/');
-      source.onmessage = ({ data }) => got.push(data);
+      source.onmessage = ({ data }) => received.push(data);
       window.opened = 0;
       source.onopen = () => opened++;
     `);
-    await until('the stream', () => at.channels.stats().subscriptions === 1);
-    await at.channels.publish('a', 'before');
-    await until('the event', async () => page.evaluate<boolean>('got.length === 1'));
-    at.server.server.close();
-    for (const socket of at.server.sockets) socket.resetAndDestroy();
-    return Object.assign(at, { page });
+    await until('the subscription', () => site.channels.stats().subscriptions === 1);
+    await site.channels.publish('a', 'before');
+    await until('the first event', async () => page.evaluate<boolean>('received.length === 1'));
+    site.server.server.close();
+    for (const socket of site.server.sockets) socket.resetAndDestroy();
+    return Object.assign(site, { page });
   }
 
   test.each([
     ['nginx', nginx('restart'), 502],
     ['HAProxy', haproxy('restart'), 503],
   ])(
-    '%s sends an EventSource round until the application is back, and nothing is lost',
+    '%s keeps an EventSource reconnecting until the restart, and no event is lost',
     async (_, launch, status) => {
       await using resources = new Resources();
-      const { server, channels, proxy, page } = await stopped(resources, launch);
+      const { server, channels, proxy, page } = await startAndStop(resources, launch);
       await channels.publish('a', 'meanwhile');
       await until(
-        'two answers of the proxy',
+        'two responses of the proxy',
         async () => page.evaluate<boolean>('opened >= 3'),
         20_000,
       );
-      // Who has not asked for a stream is told the truth.
+      // Other requests get an error status.
       expect((await fetch(proxy.url)).status).toBe(status);
       server.server.listen(server.port, '127.0.0.1');
-      await until('the stream again', () => channels.stats().subscriptions === 1);
+      await until('the subscription after the restart', () => channels.stats().subscriptions === 1);
       await channels.publish('a', 'after');
-      await until('it', async () => page.evaluate<boolean>('got.at(-1) === "after"'));
-      expect(await page.evaluate('got')).toEqual(['before', 'meanwhile', 'after']);
+      await until('the last event', async () =>
+        page.evaluate<boolean>('received.at(-1) === "after"'),
+      );
+      expect(await page.evaluate('received')).toEqual(['before', 'meanwhile', 'after']);
     },
   );
 
   test.each([
     ['nginx', nginx('default')],
     ['HAProxy', haproxy('default')],
-  ])('%s as it comes makes an EventSource give up', async (_, launch) => {
+  ])('%s with default settings makes an EventSource give up', async (_, launch) => {
     await using resources = new Resources();
-    const { page } = await stopped(resources, launch);
-    await until('its end', async () => page.evaluate<boolean>('source.readyState === 2'), 20_000);
+    const { page } = await startAndStop(resources, launch);
+    await until(
+      'the EventSource to give up',
+      async () => page.evaluate<boolean>('source.readyState === 2'),
+      20_000,
+    );
   });
 
   test.each([
     ['nginx', nginx('restart')],
     ['HAProxy', haproxy('restart')],
-  ])('%s passes a 503 of the application on', async (_, launch) => {
-    await using at = await site(launch, { maxStreams: 1, whenFull: 'reject' });
-    using first = await readThrough(at.proxy);
-    const second = await fetch(at.proxy.url, { headers: { accept: 'text/event-stream' } });
+  ])('%s passes on a 503 of the application', async (_, launch) => {
+    await using site = await startSite(launch, { maxStreams: 1, whenFull: 'reject' });
+    using first = await readThrough(site.proxy);
+    const second = await fetch(site.proxy.url, { headers: { accept: 'text/event-stream' } });
     expect([first.ended, second.status, await second.text()]).toEqual([
       false,
       503,
@@ -269,25 +283,25 @@ describe('while the application restarts', () => {
   });
 });
 
-describe('what one has to know', () => {
+describe('configuration of a proxy', () => {
   test.each([
     ['nginx', nginx('http2')],
     ['HAProxy', haproxy('http2')],
   ])(
-    'with HTTP/2 in front, %s tells who asked and how, to an application that trusts it',
+    '%s with HTTP/2 in front sends forwarding headers to an application that trusts it',
     async (_, launch) => {
-      await using at = await site(launch);
-      at.server.app.set('trust proxy', 'loopback');
-      at.server.app.get(
+      await using site = await startSite(launch);
+      site.server.app.set('trust proxy', 'loopback');
+      site.server.app.get(
         '/who',
         ({ ips, protocol, host }, res) => void res.json({ ips, protocol, host }),
       );
       const { stdout } = await promisify(execFile)('curl', [
         '-sk',
         '--http2',
-        `${at.proxy.url}/who`,
+        `${site.proxy.url}/who`,
       ]);
-      // nginx leaves the port out.
+      // nginx omits the port.
       expect(JSON.parse(stdout)).toEqual({
         ips: ['127.0.0.1'],
         protocol: 'https',
@@ -296,98 +310,101 @@ describe('what one has to know', () => {
     },
   );
 
-  test('nginx told to ignore X-Accel-Buffering passes nothing on, not even the head', async () => {
-    await using at = await site(nginx('ignoring'), { heartbeat: 50 });
-    const socket = await dial(at.proxy.port, requestText('/'));
+  test('nginx that ignores X-Accel-Buffering buffers everything, even the head', async () => {
+    await using site = await startSite(nginx('ignoring'), { heartbeat: 50 });
+    const socket = await dial(site.proxy.port, requestText('/'));
     let received = 0;
     socket.on('data', (chunk: Buffer) => (received += chunk.length));
-    await until('the stream', () => at.server.events.streams.size === 1);
-    await at.channels.publish('a', 'held back');
+    await until('an open stream', () => site.server.events.streams.size === 1);
+    await site.channels.publish('a', 'buffered');
     await until(
-      'as many heartbeats as an idle page gets in five minutes',
-      () => at.server.events.stats().bytes > 100,
+      'heartbeats of an idle page for five minutes',
+      () => site.server.events.stats().bytes > 100,
     );
     expect(received).toBe(0);
-    at.server.streams[0]?.close();
-    await until('all of it, now that it has an end', () => received > 100);
+    site.server.streams[0]?.close();
+    await until('the complete response after its end', () => received > 100);
     socket.destroy();
   });
 
-  test('and with proxy_buffering off it passes it on all the same', async () => {
-    await using at = await site((options) =>
+  test('nginx that ignores X-Accel-Buffering needs proxy_buffering off', async () => {
+    await using site = await startSite((options) =>
       startNginx('ignoring', { ...options, more: 'proxy_buffering off;' }),
     );
-    using reader = await readThrough(at.proxy);
-    await at.channels.publish('a', 'passed on');
-    await until('the event', () => reader.events.length === 1, AT_ONCE);
+    using reader = await readThrough(site.proxy);
+    await site.channels.publish('a', 'passed on');
+    await until('the event', () => reader.events.length === 1, MAX_DELAY_MS);
   });
 
-  test('HAProxy without http-no-delay holds back each small event for a fifth of a second', async () => {
-    async function quickest(launch: Launch): Promise<number> {
-      await using at = await site(launch);
-      using reader = await readThrough(at.proxy);
+  test('HAProxy without http-no-delay delays each small event by 200 ms', async () => {
+    async function measureMinDelay(launch: Launch): Promise<number> {
+      await using site = await startSite(launch);
+      using reader = await readThrough(site.proxy);
       const times: number[] = [];
       for (let count = 1; count <= 5; count++) {
-        const begun = performance.now();
-        await at.channels.publish('a', 'small');
-        await until('the event', () => reader.events.length === count, AT_ONCE);
-        times.push(performance.now() - begun);
+        const start = performance.now();
+        await site.channels.publish('a', 'small');
+        await until('the event', () => reader.events.length === count, MAX_DELAY_MS);
+        times.push(performance.now() - start);
       }
       return Math.min(...times);
     }
-    expect(await quickest(haproxy('default'))).toBeLessThan(150);
-    expect(await quickest(haproxy('tunnel'))).toBeGreaterThan(150);
+    expect(await measureMinDelay(haproxy('default'))).toBeLessThan(150);
+    expect(await measureMinDelay(haproxy('tunnel'))).toBeGreaterThan(150);
   });
 
-  test('HAProxy without abortonclose tells the application with the next heartbeat that a reader has left', async () => {
-    await using at = await site(haproxy('tunnel'), { heartbeat: HEARTBEAT });
-    using reader = await readThrough(at.proxy);
-    const [stream] = at.server.streams as [EventStream];
-    const beats = at.server.events.stats().bytes;
+  test('HAProxy without abortonclose reports a disconnect with the next heartbeat', async () => {
+    await using site = await startSite(haproxy('tunnel'), { heartbeat: HEARTBEAT_MS });
+    using reader = await readThrough(site.proxy);
+    const [stream] = site.server.streams as [EventStream];
+    const bytesBefore = site.server.events.stats().bytes;
     reader.close();
-    expect(await within('the reason', stream.closed)).toBe('client');
-    expect(at.server.events.stats().bytes).toBeGreaterThan(beats);
+    expect(await within('the close reason', stream.closed)).toBe('client');
+    expect(site.server.events.stats().bytes).toBeGreaterThan(bytesBefore);
   });
 
-  test('nginx with kept connections uses one again whose stream the application has ended', async () => {
-    await using at = await site(nginx('http2'));
+  test('nginx with keep-alive reuses the connection of an ended stream', async () => {
+    await using site = await startSite(nginx('http2'));
     let connections = 0;
-    at.server.server.on('connection', () => connections++);
+    site.server.server.on('connection', () => connections++);
     for (let count = 0; count < 3; count++) {
-      using reader = await readThrough(at.proxy);
-      at.server.streams.at(-1)?.close();
-      await until('the end', () => reader.ended);
+      using reader = await readThrough(site.proxy);
+      site.server.streams.at(-1)?.close();
+      await until('the end of the stream', () => reader.ended);
     }
     expect(connections).toBe(1);
   });
 
-  test('over HTTP/2 one page of Chromium has twelve streams at once, and all come back after a break', async () => {
-    await using at = await site(nginx('http2'), { retry: 50 });
-    at.server.app.get('/page', (_, res) => void res.send('<!doctype html><title>reader</title>'));
+  test('over HTTP/2 twelve streams of one Chromium page resume after a break', async () => {
+    await using site = await startSite(nginx('http2'), { retry: 50 });
+    site.server.app.get('/page', (_, res) => void res.send('<!doctype html><title>reader</title>'));
     await using browser = await launchChromium();
     const page = await browser.newPage({ ignoreHTTPSErrors: true });
-    await page.goto(`${at.proxy.url}/page`);
+    await page.goto(`${site.proxy.url}/page`);
     await page.evaluate(`
-      window.got = Array.from({ length: 12 }, () => []);
-      window.sources = got.map((list, index) => {
+      window.received = Array.from({ length: 12 }, () => []);
+      window.sources = received.map((list, index) => {
         const source = new EventSource('/?' + index);
         source.onmessage = ({ data }) => list.push(data);
         return source;
       });
     `);
-    await until('twelve streams', () => at.channels.stats().subscriptions === 12);
-    await at.channels.publish('a', 'before');
-    await until('it everywhere', async () =>
-      page.evaluate<boolean>('got.every((list) => list.length === 1)'),
+    await until('twelve subscriptions', () => site.channels.stats().subscriptions === 12);
+    await site.channels.publish('a', 'before');
+    await until('the event on each stream', async () =>
+      page.evaluate<boolean>('received.every((list) => list.length === 1)'),
     );
-    for (const socket of at.server.sockets) socket.resetAndDestroy();
-    await at.channels.publish('a', 'meanwhile');
-    await until('twelve streams again', () => at.channels.stats().subscriptions === 12);
-    await at.channels.publish('a', 'after');
-    await until('it everywhere', async () =>
-      page.evaluate<boolean>('got.every((list) => list.at(-1) === "after")'),
+    for (const socket of site.server.sockets) socket.resetAndDestroy();
+    await site.channels.publish('a', 'meanwhile');
+    await until(
+      'twelve subscriptions after the break',
+      () => site.channels.stats().subscriptions === 12,
     );
-    expect(await page.evaluate('got')).toEqual(
+    await site.channels.publish('a', 'after');
+    await until('the event on each stream', async () =>
+      page.evaluate<boolean>('received.every((list) => list.at(-1) === "after")'),
+    );
+    expect(await page.evaluate('received')).toEqual(
       Array.from({ length: 12 }, () => ['before', 'meanwhile', 'after']),
     );
   });

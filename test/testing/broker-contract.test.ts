@@ -14,19 +14,19 @@ function named(checks: readonly BrokerCheck[]): [string, BrokerCheck['run']][] {
   return checks.map(({ name, run }) => [name, run]);
 }
 
-describe('a broker of one process keeps the contract:', () => {
+describe('a broker of one process fulfils the contract:', () => {
   test.each(named(brokerContract(memoryBroker)))('%s', async (_, run) => {
     await expect(run()).resolves.toBeUndefined();
   });
 });
 
-describe('brokers of several nodes keep the contract:', () => {
+describe('brokers of several nodes fulfil the contract:', () => {
   test.each(named(brokerContract(sharedMemory(), { shared: true })))('%s', async (_, run) => {
     await expect(run()).resolves.toBeUndefined();
   });
 });
 
-test('the checks for several nodes are made only where nodes share a log', () => {
+test('the checks for several nodes run only with the option shared', () => {
   const alone = brokerContract(memoryBroker).map(({ name }) => name);
   const shared = brokerContract(sharedMemory(), { shared: true }).map(({ name }) => name);
   expect(new Set(alone).size).toBe(alone.length);
@@ -34,7 +34,7 @@ test('the checks for several nodes are made only where nodes share a log', () =>
   expect(shared.length).toBeGreaterThan(alone.length);
 });
 
-/** A memory broker with something wrong. */
+/** Returns a function that creates memory brokers with a defect. */
 function faulty(change: (broker: Broker) => Partial<Record<keyof Broker, unknown>>): () => Broker {
   return () => {
     const broker = memoryBroker();
@@ -76,14 +76,14 @@ function readWith(broker: Broker, change: (page: Page) => Partial<Page>): Partia
 }
 
 const faults: Record<string, () => Broker> = {
-  'receives nothing': faulty((broker) => openWith(broker, () => {})),
-  'receives each entry twice': faulty((broker) =>
+  'delivers nothing': faulty((broker) => openWith(broker, () => {})),
+  'delivers each entry twice': faulty((broker) =>
     openWith(broker, (entry, receiver) => {
       receiver.receive(entry);
       receiver.receive(entry);
     }),
   ),
-  'receives what is not listened to': faulty((broker) => ({
+  'delivers channels that it does not listen to': faulty((broker) => ({
     open: (receiver: Receiver, bounds: Parameters<Broker['open']>[1]) =>
       broker.open(
         {
@@ -94,14 +94,14 @@ const faults: Record<string, () => Broker> = {
         bounds,
       ),
   })),
-  'receives out of order': faulty((broker) => {
-    let held: LogEntry | undefined;
+  'delivers out of order': faulty((broker) => {
+    let delayed: LogEntry | undefined;
     return openWith(broker, (entry, receiver) => {
-      if (held === undefined) {
-        held = entry;
+      if (delayed === undefined) {
+        delayed = entry;
         setImmediate(() => {
-          if (held !== undefined) receiver.receive(held);
-          held = undefined;
+          if (delayed !== undefined) receiver.receive(delayed);
+          delayed = undefined;
         });
         return;
       }
@@ -112,17 +112,15 @@ const faults: Record<string, () => Broker> = {
   'reads backwards': faulty((broker) =>
     readWith(broker, ({ entries }) => ({ entries: entries.toReversed() })),
   ),
-  'says that each page is complete': faulty((broker) =>
-    readWith(broker, () => ({ complete: true })),
-  ),
-  'knows of no loss': faulty((broker) =>
+  'reports each page as complete': faulty((broker) => readWith(broker, () => ({ complete: true }))),
+  'reports no loss': faulty((broker) =>
     readWith(broker, ({ trimmed }) => ({ trimmed: trimmed.map(() => 0) })),
   ),
-  'stands still': faulty(() => ({ position: () => ({ epoch: 'e', offset: 0 }) })),
+  'always reports position 0': faulty(() => ({ position: () => ({ epoch: 'e', offset: 0 }) })),
   'forgets keys': faulty((broker) => ({
     append: (one: Publication) => broker.append({ ...one, key: undefined }),
   })),
-  'keeps what has no history': faulty((broker) => ({
+  'keeps events without history': faulty((broker) => ({
     append: (one: Publication) =>
       broker.append({
         ...one,
@@ -130,17 +128,17 @@ const faults: Record<string, () => Broker> = {
       }),
   })),
   'clears nothing': faulty(() => ({ clear: () => Promise.resolve() })),
-  'keeps for ever': faulty((broker) => ({
+  'ignores the age limit': faulty((broker) => ({
     append: (one: Publication) =>
       broker.append({ ...one, history: one.history && { ...one.history, age: Infinity } }),
   })),
-  'goes on when it is closed': faulty(() => ({ close: () => Promise.resolve() })),
+  'continues after close()': faulty(() => ({ close: () => Promise.resolve() })),
 };
 
-test.each(Object.entries(faults))('a broker that %s does not pass', async (_, makeBroker) => {
-  const failed: string[] = [];
+test.each(Object.entries(faults))('a broker that %s fails a check', async (_, makeBroker) => {
+  const failures: string[] = [];
   for (const { name, run } of brokerContract(makeBroker, { timeout: 100 })) {
-    await run().catch((error: Error) => failed.push(`${name}: ${error.message}`));
+    await run().catch((error: Error) => failures.push(`${name}: ${error.message}`));
   }
-  expect(failed).not.toEqual([]);
+  expect(failures).not.toEqual([]);
 });

@@ -13,7 +13,10 @@ interface Output {
   text: string;
 }
 
-/** Runs a program to its end, whatever that is. The runner that runs this is not to be noticed. */
+/**
+ * Runs a program until it exits, with any exit code. The environment contains nothing of the
+ * current test runner.
+ */
 async function outputOf(
   cwd: string,
   args: string[],
@@ -32,7 +35,7 @@ async function outputOf(
   }
 }
 
-describe('what the docs say of testing', () => {
+describe('the code of docs/testing.md', () => {
   let page: string;
   let files: Record<string, string>;
 
@@ -41,14 +44,16 @@ describe('what the docs say of testing', () => {
     files = { ...filesIn(page, 'js'), ...filesIn(page, 'ts') };
   });
 
-  /** The app and the tests whose names end so. */
-  function some(end: RegExp): Record<string, string> {
-    const chosen = Object.entries(files).filter(([name]) => name === 'app.js' || end.test(name));
-    expect(chosen.length).toBeGreaterThan(1);
-    return Object.fromEntries(chosen);
+  /** Returns the app and the files whose names match. */
+  function filesMatching(pattern: RegExp): Record<string, string> {
+    const selected = Object.entries(files).filter(
+      ([name]) => name === 'app.js' || pattern.test(name),
+    );
+    expect(selected.length).toBeGreaterThan(1);
+    return Object.fromEntries(selected);
   }
 
-  test('is all run here: each piece of code has a name', () => {
+  test('has a file name for each code block, so each block runs here', () => {
     expect(Object.keys(files)).toHaveLength(countBlocks(page, 'js') + countBlocks(page, 'ts'));
     const runners = [/^app\.js$/, /^[a-z]+\.test\.ts$/, /\.node\.test\.js$/, /\.jest\.test\.js$/];
     expect(
@@ -57,10 +62,10 @@ describe('what the docs say of testing', () => {
   });
 
   test('passes with vitest', { timeout: TIMEOUT }, async () => {
-    const chosen = some(/^[a-z]+\.test\.ts$/);
-    await using there = await writeFiles(chosen, ['express', 'res-sse', 'vitest']);
+    const selected = filesMatching(/^[a-z]+\.test\.ts$/);
+    await using folder = await writeFiles(selected, ['express', 'res-sse', 'vitest']);
     const { code, text } = await outputOf(
-      there.directory,
+      folder.directory,
       ['node_modules/vitest/vitest.mjs', 'run'],
       { NO_COLOR: '1' },
     );
@@ -68,12 +73,15 @@ describe('what the docs say of testing', () => {
       code: 0,
       text: expect.stringMatching(/Tests +\d+ passed \(\d+\)/) as string,
     });
-    expect(text).toMatch(new RegExp(`Test Files +${Object.keys(chosen).length - 1} passed`));
+    expect(text).toMatch(new RegExp(`Test Files +${Object.keys(selected).length - 1} passed`));
   });
 
   test('passes with node:test', { timeout: TIMEOUT }, async () => {
-    await using there = await writeFiles(some(/\.node\.test\.js$/), ['express', 'res-sse']);
-    const { code, text } = await outputOf(there.directory, ['--test', '--test-reporter=tap']);
+    await using folder = await writeFiles(filesMatching(/\.node\.test\.js$/), [
+      'express',
+      'res-sse',
+    ]);
+    const { code, text } = await outputOf(folder.directory, ['--test', '--test-reporter=tap']);
     expect({ code, text }).toMatchObject({
       code: 0,
       text: expect.stringMatching(/^# fail 0$/m) as string,
@@ -83,7 +91,10 @@ describe('what the docs say of testing', () => {
   });
 
   test('passes with jest', { timeout: TIMEOUT }, async () => {
-    await using there = await writeFiles(some(/\.jest\.test\.js$/), ['express', 'res-sse']);
+    await using folder = await writeFiles(filesMatching(/\.jest\.test\.js$/), [
+      'express',
+      'res-sse',
+    ]);
     await run(
       'npm',
       [
@@ -97,12 +108,12 @@ describe('what the docs say of testing', () => {
         'jest@30',
       ],
       {
-        cwd: there.directory,
+        cwd: folder.directory,
       },
     );
     const env = { NODE_OPTIONS: '--experimental-vm-modules' };
     const { code, text } = await outputOf(
-      there.directory,
+      folder.directory,
       ['jest/node_modules/jest/bin/jest.js', '--no-watchman'],
       env,
     );
@@ -114,13 +125,13 @@ describe('what the docs say of testing', () => {
 
   test('passes with require()', async () => {
     const program = "console.log(Object.keys(require('res-sse/testing')).join())";
-    await using there = await writeFiles({ 'program.cjs': program }, ['res-sse']);
-    expect((await outputOf(there.directory, ['--no-warnings', 'program.cjs'])).text).toContain(
+    await using folder = await writeFiles({ 'program.cjs': program }, ['res-sse']);
+    expect((await outputOf(folder.directory, ['--no-warnings', 'program.cjs'])).text).toContain(
       'brokerContract,readEvents',
     );
   });
 
-  test('is typed', { timeout: TIMEOUT }, async () => {
+  test('has no type errors', { timeout: TIMEOUT }, async () => {
     const tsconfig = {
       compilerOptions: {
         module: 'nodenext',
@@ -133,10 +144,14 @@ describe('what the docs say of testing', () => {
       },
       include: ['*.ts', 'app.js'],
     };
-    const ofClients = filesIn(await pageOf('clients.md'), 'ts');
-    expect(Object.keys(ofClients)).toHaveLength(countBlocks(await pageOf('clients.md'), 'ts'));
-    const chosen = { ...some(/\.ts$/), ...ofClients, 'tsconfig.json': JSON.stringify(tsconfig) };
-    await using there = await writeFiles(chosen, [
+    const clientFiles = filesIn(await pageOf('clients.md'), 'ts');
+    expect(Object.keys(clientFiles)).toHaveLength(countBlocks(await pageOf('clients.md'), 'ts'));
+    const selected = {
+      ...filesMatching(/\.ts$/),
+      ...clientFiles,
+      'tsconfig.json': JSON.stringify(tsconfig),
+    };
+    await using folder = await writeFiles(selected, [
       '@types/express',
       '@types/node',
       'express',
@@ -144,10 +159,10 @@ describe('what the docs say of testing', () => {
       'vitest',
     ]);
     const compiler = join(root, 'node_modules/typescript/bin/tsc');
-    expect(await outputOf(there.directory, [compiler, '-p', '.'])).toEqual({ code: 0, text: '' });
+    expect(await outputOf(folder.directory, [compiler, '-p', '.'])).toEqual({ code: 0, text: '' });
   });
 
-  test('names every option and member that there is', async () => {
+  test('documents every option and member', async () => {
     const readEvents = await readFile(join(root, 'src/testing/read-events.ts'), 'utf8');
     const eventReader = await readFile(join(root, 'src/testing/event-reader.ts'), 'utf8');
     const [options = ''] = /export interface ReadOptions \{[^]*?^\}/m.exec(readEvents) ?? [];
@@ -166,7 +181,7 @@ describe('what the docs say of testing', () => {
   });
 });
 
-test('the kit imports nothing but Node and this package', async () => {
+test('res-sse/testing imports only Node and this package', async () => {
   const directory = join(root, 'src/testing');
   for (const file of await readdir(directory)) {
     const imports = (await readFile(join(directory, file), 'utf8')).matchAll(/ from '([^']+)'/g);

@@ -1,4 +1,4 @@
-/** The kit tried on this library itself: what goes over the wire of one connection, end to end. */
+/** `res-sse/testing` applied to this library: the events of one connection, end to end. */
 import express from 'express';
 import { describe, expect, test } from 'vitest';
 import { createChannels, sse, stream, type Channels } from '../../src/index.ts';
@@ -15,15 +15,15 @@ describe('a final end', () => {
     }),
   );
 
-  test('is the last event, and whoever brings its id back is answered 204', async () => {
+  test('is the last event, and a reconnect with its id gets 204', async () => {
     await using reader = await readEvents(app);
     expect(await reader.rest()).toEqual([
       { event: 'message', data: 'only' },
       { event: 'sse:end', data: '{}', id: 'sse:end' },
     ]);
     expect(await reader.end()).toBe('complete');
-    await using again = await readEvents(app, { lastEventId: reader.lastEventId });
-    expect([again.status, again.text]).toEqual([204, '']);
+    await using reconnected = await readEvents(app, { lastEventId: reader.lastEventId });
+    expect([reconnected.status, reconnected.text]).toEqual([204, '']);
     await using byQuery = await readEvents(app, { path: `/?lastEventId=${reader.lastEventId}` });
     expect(byQuery.status).toBe(204);
   });
@@ -39,7 +39,7 @@ describe('channels', () => {
     return app;
   }
 
-  test('are merged in the order of publishing, for each reader by itself', async () => {
+  test('are merged in the order of the publishes for each reader', async () => {
     const channels = createChannels();
     const app = appOf(channels);
     await channels.publish('a', '1');
@@ -54,7 +54,7 @@ describe('channels', () => {
     expect(both.lastEventId).toBe(one.lastEventId);
   });
 
-  test('tell what was cleared as a gap, and go on', async () => {
+  test('report cleared events as a gap and continue', async () => {
     const channels = createChannels();
     const app = appOf(channels);
     const first = await readEvents(app, { path: '/a' });
@@ -74,7 +74,7 @@ describe('channels', () => {
     expect((await second.next()).data).toBe('3');
   });
 
-  test('that are closed end their streams, with a time to come back', async () => {
+  test('end their streams with a reconnection time on close()', async () => {
     const channels = createChannels();
     await using reader = await readEvents(appOf(channels), { path: '/a' });
     await channels.close();

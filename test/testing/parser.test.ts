@@ -11,19 +11,19 @@ interface Parsed {
   lastEventId: string;
 }
 
-function parse(pieces: readonly string[]): Parsed {
+function parse(chunks: readonly string[]): Parsed {
   const parsed: Parsed = { events: [], comments: [], retries: [], lastEventId: '' };
   const parser = new EventStreamParser({
     onEvent: (event) => void parsed.events.push(event),
     onComment: (text) => void parsed.comments.push(text),
     onRetry: (ms) => void parsed.retries.push(ms),
   });
-  for (const piece of pieces) parser.feed(piece);
+  for (const chunk of chunks) parser.feed(chunk);
   return { ...parsed, lastEventId: parser.lastEventId };
 }
 
-/** By an independent parser that is in wide use. */
-function parseElsewhere(pieces: readonly string[]): Omit<Parsed, 'lastEventId'> {
+/** Parses with `eventsource-parser`, an independent and widely used parser. */
+function parseWithReference(chunks: readonly string[]): Omit<Parsed, 'lastEventId'> {
   const parsed: Omit<Parsed, 'lastEventId'> = { events: [], comments: [], retries: [] };
   const parser = createParser({
     onEvent: ({ event = 'message', data, id }) =>
@@ -31,11 +31,11 @@ function parseElsewhere(pieces: readonly string[]): Omit<Parsed, 'lastEventId'> 
     onComment: (text) => void parsed.comments.push(text),
     onRetry: (ms) => void parsed.retries.push(ms),
   });
-  for (const piece of pieces) parser.feed(piece);
+  for (const chunk of chunks) parser.feed(chunk);
   return parsed;
 }
 
-// What is near the edges of the format, and anything at all.
+// Tokens of the format and arbitrary text.
 const fragment = fc.oneof(
   {
     weight: 5,
@@ -62,29 +62,29 @@ const fragment = fc.oneof(
       .filter((text) => !text.includes('\uFEFF')),
   },
 );
-const pieces = fc.array(
+const chunks = fc.array(
   fc.array(fragment, { maxLength: 6 }).map((parts) => parts.join('')),
   { maxLength: 12 },
 );
-// What comes last is not told by parsers that wait for more, for the LF that may follow a CR.
+// Text after the last event. Some parsers wait for more text, because an LF may follow a CR.
 const END = ['x', '\n\n', 'x'];
 
-test('the kit reads any text in any pieces as eventsource-parser does', () => {
+test('the parser reads any text in any chunks like eventsource-parser', () => {
   fc.assert(
-    fc.property(pieces, (given) => {
-      const { lastEventId: _, ...parsed } = parse([...given, ...END]);
-      expect(parsed).toEqual(parseElsewhere([...given, ...END]));
+    fc.property(chunks, (input) => {
+      const { lastEventId: _, ...parsed } = parse([...input, ...END]);
+      expect(parsed).toEqual(parseWithReference([...input, ...END]));
     }),
     { numRuns: 5_000 },
   );
 });
 
-test('the kit reads any text in any pieces as a parser written from the standard does', () => {
+test('the parser reads any text in any chunks like a parser of the HTML standard', () => {
   fc.assert(
-    fc.property(pieces, (given) => {
-      const { events, lastEventId, retries } = parse([...given, ...END]);
+    fc.property(chunks, (input) => {
+      const { events, lastEventId, retries } = parse([...input, ...END]);
       const strict = new StrictParser();
-      for (const piece of [...given, ...END]) strict.feed(Buffer.from(piece));
+      for (const chunk of [...input, ...END]) strict.feed(Buffer.from(chunk));
       expect(events.map(({ event, data }) => [event, data])).toEqual(
         strict.events.map(({ type, data }) => [type, data]),
       );
@@ -95,10 +95,11 @@ test('the kit reads any text in any pieces as a parser written from the standard
   );
 });
 
-test('the kit tells an event with the line that ends it, and reads the same however the text is cut', () => {
+test('the parser emits an event with its last line, and accepts any chunks', () => {
   expect(parse(['data: x\r\r']).events).toEqual([{ event: 'message', data: 'x' }]);
   const text =
-    '\uFEFF:hi\r\nid: ü\r\nevent: tick\r\ndata: \uFEFFa\r\ndata\r\n\r\nretry: 5\r\n\r\nid\r\ndata: b\n\n';
+    '\uFEFF:hi\r\nid: ü\r\nevent: tick\r\ndata: \uFEFFa\r\ndata\r\n\r\n' +
+    'retry: 5\r\n\r\nid\r\ndata: b\n\n';
   expect(parse(text.split(''))).toEqual(parse([text]));
   expect(parse([text])).toEqual({
     events: [

@@ -42,13 +42,13 @@ function appOf(
 
 async function messageOf(promise: Promise<unknown>): Promise<string> {
   return promise.then(
-    () => 'it did not reject',
+    () => 'the promise did not reject',
     (error: Error) => error.message,
   );
 }
 
 describe('readEvents', () => {
-  test('reads what an app that is not listening sends', async () => {
+  test('reads events of an app that is not listening', async () => {
     const app = appOf((stream) => {
       stream.comment('hello\nworld');
       stream.send('plain');
@@ -67,16 +67,16 @@ describe('readEvents', () => {
     expect(reader.text).toMatch(/^:\n: hello\n: world\ndata: plain\n\n/);
   });
 
-  test('is at work before anybody asks for an event, and hands each out once, in order, to whoever asked first', async () => {
+  test('reads ahead and returns each event once, in the order of the calls', async () => {
     const app = appOf(async (stream) => {
       stream.send('1');
       await turn();
       for (const data of ['2', '3', '4']) stream.send(data);
     });
     await using reader = await readEvents(app);
-    await until('the last', () => reader.text.includes('data: 4'));
-    const asked = await Promise.all([reader.next(), reader.next(), reader.take(2)]);
-    expect(asked.flat().map(({ data }) => data)).toEqual(['1', '2', '3', '4']);
+    await until('the last event', () => reader.text.includes('data: 4'));
+    const results = await Promise.all([reader.next(), reader.next(), reader.take(2)]);
+    expect(results.flat().map(({ data }) => data)).toEqual(['1', '2', '3', '4']);
     const later = [reader.next(), reader.next()];
     await using other = await readEvents(app);
     expect((await other.next()).data).toBe('1');
@@ -84,7 +84,7 @@ describe('readEvents', () => {
     for (const each of later) await expect(each).rejects.toThrow('closed by this reader');
   });
 
-  test('is an async iterable that ends with the stream', async () => {
+  test('returns an async iterable that ends with the stream', async () => {
     await using reader = await readEvents(
       appOf((stream) => stream.pipe(['a', 'b', 'c']).then(() => stream.close())),
     );
@@ -94,20 +94,20 @@ describe('readEvents', () => {
       if (data.length === 2) break;
     }
     expect(data).toEqual(['a', 'b']);
-    // Leaving the loop has not closed it.
+    // Leaving the loop does not close the reader.
     expect(await reader.rest()).toEqual([{ event: 'message', data: 'c' }]);
     expect(await reader.end()).toBe('complete');
     expect(await reader.rest()).toEqual([]);
   });
 
   test('sends method, body, headers and the last event ID', async () => {
-    const seen: unknown[] = [];
+    const requests: unknown[] = [];
     const app = express();
     app.use(sse({ accept: 'any' }), express.json(), express.text({ type: 'text/plain' }));
     app.all(
       '/ask/:what',
       stream((stream, req) => {
-        seen.push([
+        requests.push([
           req.method,
           req.originalUrl,
           req.get('accept'),
@@ -128,7 +128,7 @@ describe('readEvents', () => {
       await using reader = await readEvents(app, options);
       expect(await reader.rest()).toEqual([]);
     }
-    expect(seen).toEqual([
+    expect(requests).toEqual([
       ['GET', path, 'text/event-stream', 'secret', 'größer', undefined],
       ['POST', path, 'application/json', undefined, '', { prompt: 'hi' }],
       ['PUT', path, 'text/event-stream', undefined, '', 'text'],
@@ -136,13 +136,13 @@ describe('readEvents', () => {
     ]);
   });
 
-  test('resumes where another reader has left, and keeps checkpoints to itself unless asked for them', async () => {
+  test('resumes with lastEventId, and returns checkpoints only with the option', async () => {
     const channels = createChannels();
     const app = express();
     app.use(sse({ channels }));
     app.get('/listen', channels.listen('a'));
     const first = await readEvents(app, { path: '/listen' });
-    await until('the checkpoint', () => first.lastEventId !== '');
+    await until('a checkpoint', () => first.lastEventId !== '');
     const { id } = await channels.publish('a', '1');
     expect(await first.next()).toEqual({ event: 'message', data: '1', id });
     expect(first.lastEventId).toBe(id);
@@ -154,17 +154,17 @@ describe('readEvents', () => {
     expect((await third.next()).event).toBe('sse:checkpoint');
   });
 
-  test('a reader that pauses is a slow one to the server, and gets all when it resumes', async () => {
-    let given: EventStream | undefined;
+  test('returns all events after pause() and resume(), and is slow meanwhile', async () => {
+    let serverStream: EventStream | undefined;
     const app = appOf((stream) => {
-      given = stream;
+      serverStream = stream;
       stream.open();
     });
     await using reader = await readEvents(app);
-    const slow = given as EventStream;
+    const slow = serverStream as EventStream;
     reader.pause();
     let sent = 0;
-    await until('the kernel to be full', async () => {
+    await until('full buffers of the kernel', async () => {
       if (slow.bufferedAmount > 0) return true;
       for (let index = 0; index < 16; index++) slow.send('x'.repeat(65_536), { id: sent++ });
       return false;
@@ -176,13 +176,13 @@ describe('readEvents', () => {
     expect((await reader.take(sent)).map(({ id }) => Number(id))).toEqual(
       Array.from({ length: sent }, (_, index) => index),
     );
-    await within('it to drain', slow.drained());
+    await within('the drain of the stream', slow.drained());
   });
 
-  test('the server notices a reader that closes', async () => {
-    let given: EventStream | undefined;
+  test('closes the connection when the reader closes', async () => {
+    let serverStream: EventStream | undefined;
     const app = appOf((stream) => {
-      given = stream;
+      serverStream = stream;
       stream.send('x');
     });
     await using server = await serve(app);
@@ -190,31 +190,33 @@ describe('readEvents', () => {
     await reader.next();
     await reader.close();
     await reader.close();
-    expect(await within('the reason', (given as EventStream).closed, 2_000)).toBe('client');
+    expect(await within('the close reason', (serverStream as EventStream).closed, 2_000)).toBe(
+      'client',
+    );
     await using another = await readEvents(new URL(server.url), { path: '/?again' });
     expect(another.status).toBe(200);
   });
 
-  test('the app that is served for a reader notices that it has left, and is not ended under it', async () => {
-    let given: EventStream | undefined;
+  test('ends the stream of its app with reason client when the reader closes', async () => {
+    let serverStream: EventStream | undefined;
     const app = appOf((stream) => {
-      given = stream.open();
+      serverStream = stream.open();
     });
     for (const leave of [
       (reader: EventReader) => reader,
       (reader: EventReader) => reader.pause(),
     ]) {
       await leave(await readEvents(app)).close();
-      expect(await within('the reason', (given as EventStream).closed)).toBe('client');
+      expect(await within('the close reason', (serverStream as EventStream).closed)).toBe('client');
     }
   });
 
-  test('another client of the server that a reader has started does not keep it from closing', async () => {
+  test('closes a server that it started although another client is connected', async () => {
     const server = createServer(appOf((stream) => stream.open()));
     const reader = await readEvents(server);
     const { port } = server.address() as AddressInfo;
     const other = await read(`http://127.0.0.1:${port}`);
-    await within('the reader to close', reader.close());
+    await within('reader.close()', reader.close());
     await other.end();
     expect(server.listening).toBe(false);
   });
@@ -257,7 +259,7 @@ describe('readEvents takes', () => {
     await app.close();
   });
 
-  test('a server that is not listening, which it starts and stops with the last of its readers', async () => {
+  test('a server that is not listening, and stops it with the last reader', async () => {
     const server = createServer(listener);
     const readers = await Promise.all([readEvents(server), readEvents(server)]);
     expect(server.listening).toBe(true);
@@ -271,7 +273,7 @@ describe('readEvents takes', () => {
     expect(server.listening).toBe(false);
   });
 
-  test('a server that listens, which goes on', async () => {
+  test('a server that is listening, and does not stop it', async () => {
     await using server = await serve(listener);
     await expectHello(server.server);
     expect(server.server.listening).toBe(true);
@@ -279,10 +281,10 @@ describe('readEvents takes', () => {
   });
 });
 
-describe('a wait that is in vain says what was waited for and what came instead:', () => {
+describe('a timeout error describes what was expected and what was received:', () => {
   const timeout = 400;
 
-  test('no head', async () => {
+  test('no response head', async () => {
     const app = express();
     app.get('/never', () => {});
     expect(await messageOf(readEvents(app, { path: '/never?x', timeout }))).toBe(
@@ -290,7 +292,7 @@ describe('a wait that is in vain says what was waited for and what came instead:
     );
   });
 
-  test('nobody there, or nobody who answers', async () => {
+  test('no server, or no response', async () => {
     expect(await messageOf(readEvents('http://127.0.0.1:1/listen'))).toMatch(
       /^GET \/listen got no response: connect ECONNREFUSED/,
     );
@@ -299,10 +301,10 @@ describe('a wait that is in vain says what was waited for and what came instead:
     );
   });
 
-  test('an event less than was taken, and the reader goes on', async () => {
-    let given: EventStream | undefined;
+  test('one event less than expected, and the reader continues', async () => {
+    let serverStream: EventStream | undefined;
     const app = appOf((stream) => {
-      given = stream;
+      serverStream = stream;
       stream.send('a');
       stream.send('b', { event: 'tick', id: 1 });
     });
@@ -313,7 +315,7 @@ describe('a wait that is in vain says what was waited for and what came instead:
     expect(await messageOf(reader.end())).toContain(
       'timed out after 400 ms waiting for the end of GET /: stream open',
     );
-    given?.send('c');
+    serverStream?.send('c');
     expect((await reader.next()).data).toBe('c');
     reader.pause();
     expect(await messageOf(reader.next())).toContain(
@@ -321,7 +323,7 @@ describe('a wait that is in vain says what was waited for and what came instead:
     );
   });
 
-  test('an answer that is no stream, which says what it is', async () => {
+  test('an answer that is not an event stream', async () => {
     const app = appOf(() => {});
     await using reader = await readEvents(app, { headers: { accept: 'text/html' } });
     expect(await reader.end()).toBe('complete');
@@ -339,7 +341,7 @@ describe('a wait that is in vain says what was waited for and what came instead:
     expect(await messageOf(missing.next())).toContain('not an event stream but 404, text/html');
   });
 
-  test('an end before the event, and a connection that is cut off', async () => {
+  test('an end before the event, and a broken connection', async () => {
     await using ended = await readEvents(appOf((stream) => stream.close()));
     expect(await messageOf(ended.next())).toBe(
       'no event 1 of GET /: stream ended, 0 events received, 1 comment',
@@ -355,7 +357,7 @@ describe('a wait that is in vain says what was waited for and what came instead:
     );
   });
 
-  test('a very long event, of which it shows the beginning', async () => {
+  test('a very long event, truncated', async () => {
     await using reader = await readEvents(
       appOf((stream) => stream.send('x'.repeat(1_000_000))),
       { timeout },
@@ -364,20 +366,20 @@ describe('a wait that is in vain says what was waited for and what came instead:
     expect((await messageOf(reader.next())).length).toBeLessThan(400);
   });
 
-  test('the place of the call is in the stack', async () => {
+  test('the stack contains the call', async () => {
     await using reader = await readEvents(
       appOf((stream) => stream.open()),
       { timeout },
     );
-    async function placeOfTheCall(): Promise<void> {
+    async function callingFunction(): Promise<void> {
       await reader.next();
     }
-    await expect(placeOfTheCall()).rejects.toMatchObject({
-      stack: expect.stringContaining('placeOfTheCall') as string,
+    await expect(callingFunction()).rejects.toMatchObject({
+      stack: expect.stringContaining('callingFunction') as string,
     });
   });
 
-  test('while a test has put false timers in place', async () => {
+  test('also with fake timers', async () => {
     vi.useFakeTimers();
     try {
       await using reader = await readEvents(
@@ -392,7 +394,7 @@ describe('a wait that is in vain says what was waited for and what came instead:
   });
 });
 
-test('an option that is unknown or out of range is refused', async () => {
+test('readEvents refuses an option that is unknown or out of range', async () => {
   for (const options of [
     { lastEventID: '7' },
     { lastEventId: 7 },
@@ -408,7 +410,7 @@ test('an option that is unknown or out of range is refused', async () => {
   }
 });
 
-describe('a target that cannot be read is refused at once, with the fix:', () => {
+describe('readEvents refuses an invalid target at once and suggests a fix:', () => {
   const app = express();
   class Feed {
     readonly app = app;
@@ -423,14 +425,14 @@ describe('a target that cannot be read is refused at once, with the fix:', () =>
     ],
     ['an object with the server in it', fastifyApp, 'pass its `server`'],
     ['an object that makes a listener', new Koa(), 'pass the return value of its `callback()`'],
-    ['an object that is nothing of that', {}, 'got an object without properties'],
+    ['an empty object', {}, 'got an object without properties'],
     ['a promise of an app', Promise.resolve(app), 'got a promise; await it'],
     [
       'an https server',
       createHttpsServer(),
       'got a server of another kind; call its listen(), and pass its URL',
     ],
-    ['nothing', undefined, 'got undefined'],
+    ['undefined', undefined, 'got undefined'],
     [
       'a path',
       '/listen?x=1',
@@ -452,7 +454,7 @@ describe('a target that cannot be read is refused at once, with the fix:', () =>
     await expect(readEvents(target as string)).rejects.toThrow(fix);
   });
 
-  test('a path that is none', async () => {
+  test('an invalid path', async () => {
     await expect(readEvents('http://127.0.0.1:1', { path: 'http://' })).rejects.toMatchObject({
       code: 'ERR_SSE_OPTION',
     });
@@ -469,7 +471,7 @@ describe('under node --test', () => {
     const { NODE_TEST_CONTEXT: _, ...env } = process.env;
     const args = ['--test', '--test-reporter', 'tap', '--test-name-pattern', `^${name}$`, program];
     const { stdout } = await within(
-      `the end of "${name}"`,
+      `the exit of node --test "${name}"`,
       promisify(execFile)(process.execPath, args, { env, timeout: 15_000 }),
       20_000,
     );
@@ -480,17 +482,17 @@ describe('under node --test', () => {
     expect(await resultOf('leaves a reader open')).toMatch(/^# pass 1$/m);
   });
 
-  test('a test that waits for what its reader makes the server do is not ended before', async () => {
+  test('a test that waits for its server is not aborted', async () => {
     expect(await resultOf('waits for the server')).toMatch(/^# pass 1$/m);
   });
 
-  test('a server that a reader has started keeps the process alive when it is started again elsewhere', async () => {
+  test('a server that a reader started keeps the process alive after another start', async () => {
     expect(await resultOf('serves again')).toMatch(/^# pass 1$/m);
   });
 });
 
-test('heartbeats are among the comments', async () => {
+test('reader.comments contains heartbeats', async () => {
   await using reader = await readEvents(appOf((stream) => stream.open(), { heartbeat: 20 }));
-  await until('two of them', () => reader.comments.length >= 3);
+  await until('two heartbeats', () => reader.comments.length >= 3);
   expect(new Set(reader.comments)).toEqual(new Set(['']));
 });

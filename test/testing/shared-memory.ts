@@ -1,4 +1,4 @@
-/** Nodes of one log, in one process: the smallest broker that is shared. Also what keeps the contract in all but one point. */
+/** The smallest broker with several nodes: nodes in one process that share a log. */
 import {
   memoryBroker,
   type Broker,
@@ -13,7 +13,10 @@ interface Hub {
   isOpen: boolean;
 }
 
-/** Makes brokers that share the log of their name; what is appended reaches the nodes a little later, in order. */
+/**
+ * Returns a function that creates brokers. Brokers with the same log name share a log. Appended
+ * entries reach the nodes a little later, in order.
+ */
 export function sharedMemory(): (log: string) => Broker {
   const hubs = new Map<string, Hub>();
   return (name) => {
@@ -56,7 +59,7 @@ function nodeOf(hub: Hub): Broker {
     unlisten: (channel) => hub.log.unlisten(channel),
     async position() {
       assertOpen();
-      // Behind all that is on its way to the nodes.
+      // Resolve after all entries that are in transit to the nodes.
       await new Promise((resolve) => setImmediate(resolve));
       return hub.log.position();
     },
@@ -83,7 +86,7 @@ function receiverOf({ nodes }: Hub): Receiver {
         });
       }
     },
-    // All that is appended, so that each node may choose.
+    // The log passes on every entry, and each node selects the channels that it follows.
     follows: () => true,
     interrupted: () => undefined,
   };

@@ -1,4 +1,4 @@
-/** What tests of users are told by the types. Compiled, never run. */
+/** Types of `res-sse/testing`. Compiled, not executed. */
 import { createServer } from 'node:http';
 import connect from 'connect';
 import express from 'express';
@@ -22,7 +22,7 @@ await readEvents(express(), { path: '/listen', body: { any: 'thing' } });
 await readEvents(connect());
 await readEvents(createServer());
 await readEvents((_req, res) => void res.end());
-// @ts-expect-error -- an object is no app
+// @ts-expect-error -- an object is not an app
 await readEvents({});
 // @ts-expect-error -- no such option
 await readEvents('http://localhost', { lastEventID: '7' });
@@ -36,7 +36,7 @@ holds<Equal<typeof event.id, string | undefined>>();
 holds<Equal<Awaited<ReturnType<typeof reader.take>>, ReceivedEvent[]>>();
 holds<Equal<typeof reader.retry, number | undefined>>();
 for await (const each of reader) holds<Equal<typeof each, ReceivedEvent>>();
-// @ts-expect-error -- it is read, not written
+// @ts-expect-error -- the array is read-only
 reader.comments.push('');
 holds<Equal<ReadOptions['method'], string | undefined>>();
 

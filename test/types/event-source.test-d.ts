@@ -1,4 +1,4 @@
-/** What a page knows of its events. Compiled, never run. */
+/** Types of events in a page. Compiled, not executed. */
 import type {
   EventText,
   JsonText,
@@ -21,7 +21,7 @@ interface Schema {
   [room: `room:${string}`]: { message: { from: string } };
 }
 
-/** As a page that is compiled without the types of the browser knows it. */
+/** The `EventSource` of a page that is compiled without the types of the browser. */
 declare const anySource: {
   addEventListener(type: string, listener: (event: { data: string }) => void): void;
 };
@@ -38,9 +38,9 @@ source.addEventListener('text', (event) => {
   holds<Equal<typeof event.lastEventId, string>>();
   const text: string = event.data;
   const haiku = parse(event.data);
-  // As JSON brings it: a date is a string, a method is gone.
+  // JSON turns a date into a string and omits a method.
   holds<Equal<typeof haiku, { text: string; author?: string; at: string }>>();
-  // @ts-expect-error -- data is text, not yet what it says
+  // @ts-expect-error -- data is text and must be parsed
   void event.data.author;
   // @ts-expect-error -- a haiku has no title
   void parse(event.data).title;
@@ -68,7 +68,7 @@ source.addEventListener('message', () => {});
 // @ts-expect-error -- a listener for another event
 source.addEventListener('typing', onText);
 
-// The library's own events are there on every stream.
+// Every stream can have the events of the library.
 source.addEventListener('sse:gap', ({ data }) => {
   const { channels, after, cursor } = parse(data);
   holds<Equal<typeof channels, string[]>>();
@@ -81,7 +81,7 @@ holds<Equal<keyof OwnEvents, 'sse:checkpoint' | 'sse:end' | 'sse:gap' | 'sse:pin
 // @ts-expect-error -- no such event
 source.addEventListener('sse:nonsense', () => {});
 
-// A string goes as it is, and a number as JSON.
+// A string is sent unchanged, a number as JSON.
 declare const news: TypedEventSource<Schema, 'news'>;
 news.addEventListener('message', ({ data }) => holds<Equal<typeof data, string>>());
 holds<
@@ -95,7 +95,7 @@ holds<Equal<EventText<'on' | 'off'>, 'on' | 'off'>>();
 declare const counter: TypedEventSource<Schema, 'count'>;
 counter.addEventListener('message', ({ data }) => void parse(data).toFixed());
 
-// What JSON makes of types that name themselves, of lists and of choices.
+// JSON forms of recursive types, lists and unions.
 interface Tree {
   name: string;
   grown?: Date | null;
@@ -109,7 +109,7 @@ declare const pair: EventText<[Date, 1]>;
 const parsedPair = parse(pair);
 holds<Equal<typeof parsedPair, [string, 1]>>();
 
-// Rooms by their pattern and by a name of it.
+// Rooms by pattern and by name.
 declare const rooms: TypedEventSource<Schema, `room:${string}`>;
 rooms.addEventListener('message', ({ data }) => void parse(data).from.length);
 declare const room: TypedEventSource<Schema, 'room:7'>;
@@ -123,7 +123,7 @@ declare const nowhere: TypedEventSource<
 >;
 void nowhere;
 
-// Several channels: the events of each.
+// Several channels: the events of all of them.
 declare const both: TypedEventSource<Schema, 'haiku' | 'news'>;
 both.addEventListener('text', onText);
 both.addEventListener('flash', ({ data }) => void parse(data).headline.length);

@@ -1,4 +1,4 @@
-/** What Express users see. Compiled, never run. */
+/** Types for users of Express. Compiled, not executed. */
 import express, { type Request, type RequestHandler, type Response } from 'express';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import { createServer as createHttp2Server } from 'node:http2';
@@ -6,7 +6,7 @@ import { createChannels, sse, stream, type EventStream } from '../../src/index.t
 import { holds, type Equal } from './equal.ts';
 
 declare global {
-  // As passport and the like do it.
+  // Extends the request as passport and other packages do.
   namespace Express {
     interface Request {
       role?: 'admin' | 'guest';
@@ -20,7 +20,7 @@ app.use(sse());
 app.use(sse({ channels, heartbeat: undefined }));
 app.get('/clock', sse({ heartbeat: 5_000 }), (_req, res) => void res.sse?.send(1));
 
-// res.sse is there only for whoever asked.
+// `res.sse` is defined only for requests that accept a stream.
 app.get('/raw', (_req, res) => {
   holds<Equal<typeof res.sse, EventStream | undefined>>();
   // @ts-expect-error -- it may be undefined
@@ -41,7 +41,7 @@ app.get('/example', (_req, res) => {
   void stream.closed.then(() => clearInterval(timer));
 });
 
-// stream() hands over Express's own request and response.
+// `stream()` passes the request and the response of Express.
 app.get(
   '/jobs/:job',
   stream((stream, req, res) => {
@@ -68,7 +68,7 @@ express.Router().get(
   }),
 );
 
-// Where the route's own parameters are known, they are inferred.
+// The parameters of a route are inferred if they are known.
 app.route('/jobs/:job').get(
   stream((_stream, req) => {
     holds<Equal<typeof req.params, { job: string }>>();
@@ -84,7 +84,7 @@ app.get(
   }),
 );
 
-// The handlers beside it keep theirs.
+// Other handlers of the route keep their inferred parameters.
 app.get(
   '/rooms/:room',
   (req, _res, next) => {
@@ -94,7 +94,7 @@ app.get(
   channels.listen('lobby'),
 );
 
-// listen() finds names in Express's request.
+// `listen()` derives names from the request of Express.
 app.get('/rooms', channels.listen('lobby'));
 app.get('/rooms', channels.listen(['lobby', 'hall']));
 app.get(
@@ -114,7 +114,7 @@ app.get(
 // @ts-expect-error -- a channel has a name
 channels.listen(() => 7);
 
-// The same handlers on bare servers.
+// The same handlers on servers without a framework.
 const events = sse();
 const hello = stream((stream) => void stream.send('hello'));
 const bare = stream((_stream, req: IncomingMessage, res: ServerResponse) => {

@@ -1,5 +1,5 @@
 /// <reference lib="dom" />
-/** The same in a page, with the types of the browser. Compiled, never run. */
+/** Types of events in a page with the types of the browser. Compiled, not executed. */
 import type { TypedEventSource } from '../../src/index.ts';
 
 interface Schema {

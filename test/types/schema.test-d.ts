@@ -1,4 +1,4 @@
-/** What a schema of channels promises. Compiled, never run. */
+/** Types of a registry with a schema. Compiled, not executed. */
 import {
   createChannels,
   sse,
@@ -17,7 +17,7 @@ interface Haiku {
   author?: string;
 }
 
-// An interface will do, at every level.
+// A schema may use interfaces at every level.
 interface HaikuEvents {
   text: Haiku;
   typing: { author: string };
@@ -33,7 +33,7 @@ declare const data: any; // oxlint-disable-line typescript/no-explicit-any -- as
 const channels = createChannels<Schema>();
 holds<Equal<typeof channels, Channels<Schema>>>();
 
-// A registry with a schema is one that sse() takes.
+// `sse()` accepts a registry with a schema.
 sse({ channels });
 sse({ channels: createChannels() });
 
@@ -43,7 +43,7 @@ await channels.publish('news', { headline: 'frog jumps in' }, { event: 'flash' }
 await channels.publish('room:1', { from: 'me' }, { event: 'message' });
 holds<Equal<Awaited<ReturnType<typeof channels.publish>>, { id: string }>>();
 
-// Without a name an event is a message.
+// An event without a name is a `message` event.
 await channels.publish('news', 'hello');
 await channels.publish('news', 'hello', { retry: 1_000 });
 await channels.publish('room:1', { from: 'me' });
@@ -56,7 +56,7 @@ await channels.publish('room', { from: 'me' });
 await channels.publish('room:1', { from: 1 });
 // @ts-expect-error -- no event of a room
 await channels.publish('room:1', { from: 'me' }, { event: 'text' });
-// @ts-expect-error -- any string is too much
+// @ts-expect-error -- the name may be any string
 await channels.publish(`${stream.lastEventId}:1`, { from: 'me' });
 // @ts-expect-error -- no such event
 await channels.publish('haiku', { text: 'old pond' }, { event: 'txt' });
@@ -73,16 +73,16 @@ await channels.publish('haiku', data);
 // @ts-expect-error -- no such option
 await channels.publish('news', 'hello', { id: '1' });
 
-// Options and names that are decided elsewhere.
+// Options and names from variables.
 declare const retrying: PublishOptions<'message'> | undefined;
 await channels.publish('news', 'hello', retrying);
 // @ts-expect-error -- haiku has no message
 await channels.publish('haiku', { text: 'old pond' }, retrying);
-export function tell<E extends EventName<Schema, 'haiku'>>(
+export function publishTyped<E extends EventName<Schema, 'haiku'>>(
   event: E,
-  told: EventData<Schema, 'haiku', E>,
+  eventData: EventData<Schema, 'haiku', E>,
 ): Promise<object> {
-  return channels.publish('haiku', told, { event });
+  return channels.publish('haiku', eventData, { event });
 }
 
 const haiku = channels.channel('haiku');
@@ -114,16 +114,16 @@ await channels.subscribe(stream, ['haiku', 'hiaku']);
 // @ts-expect-error -- a filter cannot be async
 await channels.subscribe(stream, 'haiku', { filter: async () => true });
 
-// A stream of any schema is a stream.
-streamRoute(async (given: EventStream<Schema>) => {
-  await given.subscribe('haiku');
-  await given.subscribe(['haiku', `room:${given.lastEventId}`], { checkpoints: false });
+// A stream with any schema is an `EventStream`.
+streamRoute(async (typedStream: EventStream<Schema>) => {
+  await typedStream.subscribe('haiku');
+  await typedStream.subscribe(['haiku', `room:${typedStream.lastEventId}`], { checkpoints: false });
   // @ts-expect-error -- no such channel
-  await given.subscribe('hiaku');
+  await typedStream.subscribe('hiaku');
   // @ts-expect-error -- no such channel among them
-  await given.subscribe(['haiku', 'hiaku']);
-  await channels.subscribe(given, 'haiku');
-  holds<Equal<typeof given.closed, typeof stream.closed>>();
+  await typedStream.subscribe(['haiku', 'hiaku']);
+  await channels.subscribe(typedStream, 'haiku');
+  holds<Equal<typeof typedStream.closed, typeof stream.closed>>();
 });
 const typed: EventStream<Schema> = stream;
 const plain: EventStream = typed;
@@ -142,7 +142,7 @@ channels.listen(() => 'hiaku');
 
 holds<Equal<ReturnType<typeof channels.names>, ('haiku' | 'news' | `room:${string}`)[]>>();
 
-// Without a schema any name, any event and any data will do.
+// Without a schema any name, event and data are valid.
 const untyped = createChannels();
 await untyped.publish('anything', { at: 'all' }, { event: 'whatever' });
 await untyped.publish('anything', [1, 2, 3]);
