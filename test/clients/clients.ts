@@ -1,13 +1,13 @@
 /** The clients, each followed by the code that `docs/clients.md` shows. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { join } from 'node:path';
 import { EventSource } from 'eventsource';
 import express, { type Express } from 'express';
 import type { Browser, Page } from 'playwright-core';
 import { launchChromium } from '../support/chromium.ts';
+import { packageFolders } from '../support/packages.ts';
 import { StrictParser } from '../support/strict-parser.ts';
-import { filesIn, pageOf, root, writeFiles } from './blocks.ts';
+import { filesIn, pageOf, writeFiles } from './blocks.ts';
 
 /** What a client may promise, in the order of the table. */
 export const PROMISES = [
@@ -141,7 +141,9 @@ const MODULES = {
 
 /** A page that finds the packages by their names. */
 export async function openPage({ url, app }: PageServer): Promise<Page> {
-  app.use('/modules', express.static(join(root, 'node_modules'), { extensions: ['js'] }));
+  for (const folder of packageFolders) {
+    app.use('/modules', express.static(folder, { extensions: ['js'] }));
+  }
   const imports = JSON.stringify({ imports: MODULES });
   app.get(
     '/page',
