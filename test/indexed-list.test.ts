@@ -8,7 +8,7 @@ interface Named extends IndexedListMember {
 
 function listOf(names: string): { list: IndexedList<Named>; members: Map<string, Named> } {
   const list = new IndexedList<Named>();
-  const members = new Map([...names].map((name) => [name, { name, listIndex: -1 }]));
+  const members = new Map(names.split('').map((name) => [name, { name, listIndex: -1 }]));
   for (const member of members.values()) list.add(member);
   return { list, members };
 }

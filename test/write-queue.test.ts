@@ -29,7 +29,11 @@ describe('take() returns', () => {
     ['an event of a chunk whole', [CHUNK_BYTES], [CHUNK_BYTES]],
     ['an event above a chunk in chunks', [CHUNK_BYTES + 1], [CHUNK_BYTES, 1]],
     ['two chunks and a rest', [2 * CHUNK_BYTES + 10], [CHUNK_BYTES, CHUNK_BYTES, 10]],
-    ['the rest of a large event together with the next', [CHUNK_BYTES + 600, 700], [CHUNK_BYTES, 1_300]],
+    [
+      'the rest of a large event together with the next',
+      [CHUNK_BYTES + 600, 700],
+      [CHUNK_BYTES, 1_300],
+    ],
     ['no part of an event that does not fit', [CHUNK_BYTES - 600, 700], [CHUNK_BYTES - 600, 700]],
     ['a large event after small ones by itself', [10, CHUNK_BYTES], [10, CHUNK_BYTES]],
   ])('%s', (_, events, pieces) => {
@@ -62,7 +66,8 @@ test('all bytes come out in the order in which they were added, in chunks', () =
   fc.assert(
     fc.property(steps, fc.array(LENGTHS, { maxLength: 3 }), (all, first) => {
       let letter = 0;
-      const make = (length: number): Buffer => bytesOf(length, String.fromCharCode(97 + (letter++ % 26)));
+      const make = (length: number): Buffer =>
+        bytesOf(length, String.fromCharCode(97 + (letter++ % 26)));
       const initial = first.map(make);
       const added = [...initial];
       const taken: Buffer[] = [];

@@ -170,7 +170,7 @@ test('the kit imports nothing but Node and this package', async () => {
   for (const file of await readdir(directory)) {
     const imports = (await readFile(join(directory, file), 'utf8')).matchAll(/ from '([^']+)'/g);
     for (const [, from = ''] of imports) {
-      expect(from).toMatch(/^(node:|\.\/|\.\.\/(errors|index|options)\.ts$)/);
+      expect(from).toMatch(/^(node:|\.\/|\.\.\/(index|common\/[\w-]+)\.ts$)/);
     }
   }
 });

@@ -13,11 +13,11 @@ import session from 'express-session';
 import express4 from 'express4';
 import helmet from 'helmet';
 import { describe, expect, test } from 'vitest';
-import { createChannels, sse, stream, type Channels, type EventStream } from '../src/index.ts';
-import { read } from './support/reader.ts';
-import { listening, serve } from './support/server.ts';
-import { StrictParser } from './support/strict-parser.ts';
-import { until, within } from './support/wait.ts';
+import { createChannels, sse, stream, type Channels, type EventStream } from '../../src/index.ts';
+import { read } from '../support/reader.ts';
+import { listening, serve } from '../support/server.ts';
+import { StrictParser } from '../support/strict-parser.ts';
+import { until, within } from '../support/wait.ts';
 
 /** Middleware and routes as in the README, in whatever has `use`. */
 function install(app: { use: (...args: never[]) => unknown }): {
