@@ -297,8 +297,7 @@ test('whatever happens, the id rule holds for every client', { timeout: 600_000 
   fc.assert(fc.asyncProperty(options, new LongCommands(), expectKept), {
     numRuns: Number(RUNS),
     // Short schedules are for shrinking, not for the first draws.
-    unbiased: true,
-    interruptAfterTimeLimit: SHRINK_MS,
+    plugins: [fc.unbiased(), fc.interruptAfterTimeLimit(SHRINK_MS)],
     endOnFailure: SHRINK === '0',
     ...(SEED === undefined ? {} : { seed: Number(SEED) }),
   }),
