@@ -8,7 +8,7 @@ const IN_BROWSER = [
   'test/nodes/demo.test.ts',
 ];
 
-// Tests that measure memory or work of a whole process.
+// Tests that measure memory or work of a process of their own. They run after all others.
 const MEASURING = [
   'test/faults/{admission-heap,bounded-work,cycles,slow-readers,unreachable-broker}.test.ts',
   'test/faults/hostile-{readers,requests}.test.ts',
@@ -17,7 +17,7 @@ const MEASURING = [
 // Tests of what `docs/testing.md` shows.
 const DOCS_OF_TESTING = 'test/testing/docs.test.ts';
 
-/** Tests that wait most of the time, so there may be more files at work than there are cores. */
+/** Most tests wait most of the time, so more files may be at work than there are cores. */
 const unit = project('unit', 0, 3, [
   'test/*.test.ts',
   'test/brokers/{memory,redis-model}.test.ts',
@@ -25,7 +25,7 @@ const unit = project('unit', 0, 3, [
 ]);
 unit.test.exclude = [DOCS_OF_TESTING];
 
-const integration = project('integration', 1, 2, [
+const integration = project('integration', 1, 3, [
   'test/{demo,examples,integration,nodes,proxies,support}/**/*.test.ts',
   'test/brokers/redis{,-faults,-healing,-limits,-waits}.test.ts',
   'test/faults/**/*.test.ts',
@@ -37,12 +37,12 @@ export default defineConfig({
     coverage: { provider: 'v8', include: ['src/**'] },
     projects: [
       unit,
-      project('model', 1, 2, ['test/model/**/*.test.ts']),
+      project('model', 1, 3, ['test/model/**/*.test.ts']),
       integration,
-      project('browser', 1, 2, ['test/{browser,clients}/**/*.test.ts', ...IN_BROWSER]),
-      project('package', 1, 2, ['test/package/**/*.test.ts']),
-      project('docs', 1, 2, ['test/docs/**/*.test.ts', DOCS_OF_TESTING]),
-      project('measure', 2, 1, MEASURING),
+      project('browser', 1, 3, ['test/{browser,clients}/**/*.test.ts', ...IN_BROWSER]),
+      project('package', 1, 3, ['test/package/**/*.test.ts']),
+      project('docs', 1, 3, ['test/docs/**/*.test.ts', DOCS_OF_TESTING]),
+      project('measure', 2, 2, MEASURING),
     ],
   },
 });

@@ -26,7 +26,7 @@ import { Steps, type Phase } from '../support/redis-steps.ts';
 import { startRelay, type Relay } from '../support/relay.ts';
 import { until } from '../support/wait.ts';
 
-const RUN_MS = Number(process.env['RES_SSE_HEALING_MS'] ?? 20_000);
+const RUN_MS = Number(process.env['RES_SSE_HEALING_MS'] ?? 10_000);
 const SEED = Number(process.env['RES_SSE_SEED'] ?? Date.now());
 
 const TIMING: Timing = { timeout: 1_000, probe: 300, linger: 60_000, wait: { min: 5, max: 100 } };
