@@ -10,6 +10,7 @@ import {
   type EventStream,
   type SseOptions,
 } from '../src/index.ts';
+import { ChunkedBody } from './support/chunked-body.ts';
 import { chunksWrittenTo } from './support/chunks.ts';
 import { dial, listening, requestText, type TestServer } from './support/server.ts';
 import { StrictParser } from './support/strict-parser.ts';
@@ -66,21 +67,17 @@ async function connectTo(
   let text = '';
   socket.on('data', (chunk: Buffer) => (text += chunk.toString('latin1')));
   function split(): { body: string; rest: string } {
-    const [head, ...after] = text.split('\r\n\r\n');
-    let rest = after.join('\r\n\r\n');
-    if (!/transfer-encoding: chunked/i.test(head ?? '')) return { body: rest, rest: '' };
+    const [head = ''] = text.split('\r\n\r\n', 1);
+    if (!/transfer-encoding: chunked/i.test(head))
+      return { body: text.slice(head.length + 4), rest: '' };
     let body = '';
-    for (;;) {
-      const end = rest.indexOf('\r\n');
-      if (end === -1) return { body, rest: '' };
-      expect(rest.slice(0, end)).toMatch(/^[0-9a-f]+$/i);
-      const length = Number.parseInt(rest.slice(0, end), 16);
-      if (rest.length < end + 2 + length + 2) return { body, rest: '' };
-      expect(rest.slice(end + 2 + length, end + 4 + length)).toBe('\r\n');
-      body += rest.slice(end + 2, end + 2 + length);
-      rest = rest.slice(end + 4 + length);
-      if (length === 0) return { body, rest };
-    }
+    let rest = '';
+    const reader = new ChunkedBody(
+      (bytes) => (body += bytes.toString('latin1')),
+      (bytes) => (rest += bytes.toString('latin1')),
+    );
+    reader.feed(Buffer.from(text, 'latin1'));
+    return { body, rest };
   }
   return {
     socket,
@@ -216,8 +213,7 @@ test('HTTP/2, whose socket says that it is one, does not', async () => {
   await using server = await listening(raw);
   const session = http2.connect(server.url);
   const request = session.request({ ':path': '/', accept: 'text/event-stream' });
-  const parser = new StrictParser();
-  request.on('data', (chunk: Buffer) => parser.feed(chunk));
+  const parser = StrictParser.of(request);
   request.on('error', () => {});
   await until('the subscription', () => channels.stats().subscriptions === 1);
   for (let index = 0; index < 3; index++) {

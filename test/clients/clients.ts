@@ -177,8 +177,7 @@ function inPage(file: string): Client['follow'] {
 async function byCurl(url: string): Promise<Following> {
   const curl = spawn('curl', ['-sN', '-H', 'Accept: text/event-stream', url]);
   const exit = once(curl, 'exit');
-  const parser = new StrictParser();
-  curl.stdout.on('data', (chunk: Buffer) => parser.feed(chunk));
+  const parser = StrictParser.of(curl.stdout);
   return {
     shown: () =>
       Promise.resolve(

@@ -131,10 +131,9 @@ describe.each<[string, () => [Server, string]]>([
     const client = http2.connect(url, { rejectUnauthorized: false });
     client.on('error', () => {});
     const request = client.request({ ':path': '/', accept: 'text/event-stream', ...headers });
-    const parser = new StrictParser();
+    const parser = StrictParser.of(request);
     let head: Record<string, unknown> | undefined;
     request.on('response', (given) => (head = given));
-    request.on('data', (chunk: Buffer) => parser.feed(chunk));
     request.on('error', () => {});
     return { session: client, request, parser, head: () => head };
   }
