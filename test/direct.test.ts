@@ -68,8 +68,9 @@ async function connectTo(
   socket.on('data', (chunk: Buffer) => (text += chunk.toString('latin1')));
   function split(): { body: string; rest: string } {
     const [head = ''] = text.split('\r\n\r\n', 1);
-    if (!/transfer-encoding: chunked/i.test(head))
+    if (!/transfer-encoding: chunked/i.test(head)) {
       return { body: text.slice(head.length + 4), rest: '' };
+    }
     let body = '';
     let rest = '';
     const reader = new ChunkedBody(
