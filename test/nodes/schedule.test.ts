@@ -1,7 +1,7 @@
 /**
  * The model across nodes: clients of several nodes, and at random whatever may happen to clients,
- * nodes, wires and Redis. In each schedule the id rule holds for every client. A schedule that fails
- * is made smaller as long as it still fails. `SEED=… npx vitest run test/nodes/schedule.test.ts`
+ * nodes, wires and Redis. In each schedule the id rule holds for every client. A schedule that
+ * fails is made smaller as long as it still fails. `SEED=… npx vitest run test/nodes/schedule.test.ts`
  * draws the same schedules again; `RUNS=…` draws more of them; `SHRINK=0` makes none smaller.
  */
 import { setTimeout as delay } from 'node:timers/promises';
@@ -29,7 +29,7 @@ interface Model {
 
 type Run<T> = (scene: Scene, drawn: T, model: Model) => Promise<void>;
 
-/** One thing that happens. Which node or client it happens to depends on which there are by then. */
+/** One thing that happens, to a node or a client out of those that there are by then. */
 class Step<T> implements AsyncCommand<Model, Scene> {
   readonly #name: string;
   readonly #drawn: T;

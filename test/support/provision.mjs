@@ -1,7 +1,7 @@
 /**
- * Installs what the tests need beside the packages of the root. Runs before every `npm test`, so it is
- * quick where everything is installed. With `--packages` it installs the npm packages only, which the
- * type checker and the linter need as well.
+ * Installs what the tests need beside the packages of the root. Runs before every `npm test`, so it
+ * is quick where everything is installed. With `--packages` it installs the npm packages only, which
+ * the type checker and the linter need as well.
  */
 import { spawnSync } from 'node:child_process';
 import { accessSync, constants, existsSync, lstatSync, statSync, symlinkSync } from 'node:fs';
@@ -25,8 +25,8 @@ const TOOLS = [
   { name: 'HAProxy', debian: 'haproxy', paths: onSystemPath('haproxy') },
 ];
 
-// Folders with a package.json and a lock file of their own, so that `npm install` in the root brings
-// only what building and unit tests need.
+// Folders with a package.json and a lock file of their own, so that `npm install` in the root
+// installs only what building and unit tests need.
 const FOLDERS = ['test/apps', 'examples/frameworks'];
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
@@ -43,14 +43,14 @@ function announce() {
   if (tools.length === 0 && folders.length === 0) return;
   if (tools.length > 0 && (!existsSync('/usr/bin/apt-get') || process.getuid?.() !== 0)) {
     fail(
-      `The tests need ${tools.map(({ name }) => name).join(' and ')}. On Debian or Ubuntu: sudo ` +
-        `apt-get install ${debianPackages(tools)}. ${variables(tools)} Without them you can run ` +
-        '`npm run test:unit`.',
+      `The tests need ${listOf(tools.map(({ name }) => name))}. On Debian or Ubuntu: sudo apt-get ` +
+        `install ${debianPackages(tools)}. Elsewhere: put the programs into a folder of PATH.` +
+        `${variables(tools)}\nWithout them you can run: npm run test:unit`,
     );
   }
   const parts = [
     ...(tools.length === 0 ? [] : [`${debianPackages(tools)} (apt-get)`]),
-    ...(folders.length === 0 ? [] : [`the npm packages of ${folders.join(' and ')}`]),
+    ...(folders.length === 0 ? [] : [`the npm packages of ${listOf(folders)}`]),
   ];
   console.log(`Installing what the tests need: ${parts.join('; ')}.`);
 }
@@ -69,8 +69,9 @@ function installTools() {
   // Ubuntu's chromium is a stub that points to a snap, which is no use in a container.
   const still = tools.filter((tool) => !isThere(tool));
   if (still.length > 0) {
-    const names = still.map(({ name }) => name).join(' and ');
-    fail(`${names} cannot be started after the installation. ${variables(still)}`);
+    fail(
+      `${listOf(still.map(({ name }) => name))} cannot be started after the installation.${variables(still)}`,
+    );
   }
 }
 
@@ -83,6 +84,11 @@ function apt(...args) {
   if (status !== 0) fail(`apt-get ${args.join(' ')} has failed.`);
 }
 
+/** The words with commas and an "and" between them. */
+function listOf(words) {
+  return new Intl.ListFormat('en').format(words);
+}
+
 function debianPackages(list) {
   return list.map(({ debian }) => debian).join(' ');
 }
@@ -91,8 +97,8 @@ function debianPackages(list) {
 function variables(list) {
   return list
     .filter(({ env }) => env !== undefined)
-    .map(({ name, env }) => `${env} may name a ${name} elsewhere.`)
-    .join(' ');
+    .map(({ name, env }) => ` ${env} may name a ${name} elsewhere.`)
+    .join('');
 }
 
 /** Whether the packages of a folder are installed as its lock file has them. */
@@ -109,7 +115,7 @@ function installPackages(folder) {
   if (status !== 0) fail(`npm ${args.join(' ')} has failed.`);
 }
 
-/** Makes the packages of test/apps visible to all files below test, which Node looks up from there. */
+/** Makes the packages of test/apps visible to Node for all files below test. */
 function linkPackages() {
   const link = join(root, 'test/node_modules');
   if (lstatSync(link, { throwIfNoEntry: false }) === undefined) {
