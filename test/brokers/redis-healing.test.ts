@@ -278,12 +278,14 @@ test('a promise of node-redis that never settles is given up', async () => {
 
 test('a state in which nothing goes on is told, and left: the watchdog', async () => {
   const errors: string[] = [];
-  const timing = { ...TIMING, timeout: 50, probe: 20 };
+  // On a busy machine an answer takes its time.
+  const timeout = 300;
+  const timing = { ...TIMING, timeout, probe: 20 };
   const connection = own(redis.url);
   const store = new LogClient(
     connection,
     `healing-${++prefixes}`,
-    50,
+    timeout,
     () => ({ epoch: '', offset: 0 }),
     () => {},
   );
