@@ -493,14 +493,22 @@ describe('streams in step, which are given what is published past their own obje
     const { server, clients } = inStep;
     let published = 2;
     const began = performance.now();
-    while (performance.now() - began < 1_000) {
+    // On a busy machine a turn may take so long that the streams are silent for a heartbeat.
+    let longTurns = 0;
+    let before = began;
+    while (before - began < 1_000) {
       await publish(server, String(++published));
       await until('the event', () => data(clients[0].parser()).length === published);
+      const now = performance.now();
+      if (now - before > 150) longTurns++;
+      before = now;
     }
     const comments = (): number => clients[0].body().match(/^:$/gm)!.length;
-    expect(comments()).toBe(1);
+    const busy = comments();
+    expect(busy).toBeGreaterThanOrEqual(1);
+    expect(busy).toBeLessThanOrEqual(1 + longTurns);
     const silent = performance.now();
-    await until('four heartbeats', () => comments() === 5);
+    await until('four heartbeats', () => comments() === busy + 4);
     expect(performance.now() - silent).toBeGreaterThan(4 * 200 - 50);
   });
 
