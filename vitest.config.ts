@@ -1,4 +1,5 @@
 import { defineConfig, type TestProjectInlineConfiguration } from 'vitest/config';
+import { PackageFirst } from './test/support/package-first.ts';
 
 // Tests that need a browser, in folders whose other tests need none.
 const IN_BROWSER = [
@@ -34,6 +35,7 @@ integration.test.exclude = [...IN_BROWSER, ...MEASURING];
 
 export default defineConfig({
   test: {
+    sequence: { sequencer: PackageFirst },
     coverage: { provider: 'v8', include: ['src/**'] },
     projects: [
       unit,
