@@ -10,6 +10,7 @@ import {
   type EventStream,
   type SseOptions,
 } from '../src/index.ts';
+import { ChunkedBody } from './support/chunked-body.ts';
 import { chunksWrittenTo } from './support/chunks.ts';
 import { dial, listening, requestText, type TestServer } from './support/server.ts';
 import { StrictParser } from './support/strict-parser.ts';
@@ -69,21 +70,18 @@ async function connectTo(
   let text = '';
   socket.on('data', (chunk: Buffer) => (text += chunk.toString('latin1')));
   function split(): { body: string; rest: string } {
-    const [head, ...after] = text.split('\r\n\r\n');
-    let rest = after.join('\r\n\r\n');
-    if (!/transfer-encoding: chunked/i.test(head ?? '')) return { body: rest, rest: '' };
-    let body = '';
-    for (;;) {
-      const end = rest.indexOf('\r\n');
-      if (end === -1) return { body, rest: '' };
-      expect(rest.slice(0, end)).toMatch(/^[0-9a-f]+$/i);
-      const length = Number.parseInt(rest.slice(0, end), 16);
-      if (rest.length < end + 2 + length + 2) return { body, rest: '' };
-      expect(rest.slice(end + 2 + length, end + 4 + length)).toBe('\r\n');
-      body += rest.slice(end + 2, end + 2 + length);
-      rest = rest.slice(end + 4 + length);
-      if (length === 0) return { body, rest };
+    const [head = ''] = text.split('\r\n\r\n', 1);
+    if (!/transfer-encoding: chunked/i.test(head)) {
+      return { body: text.slice(head.length + 4), rest: '' };
     }
+    let body = '';
+    let rest = '';
+    const reader = new ChunkedBody(
+      (bytes) => (body += bytes.toString('latin1')),
+      (bytes) => (rest += bytes.toString('latin1')),
+    );
+    reader.feed(Buffer.from(text, 'latin1'));
+    return { body, rest };
   }
   return {
     socket,
@@ -219,8 +217,7 @@ test('HTTP/2 is not written directly, although its socket is an instance of Sock
   await using server = await listening(raw);
   const session = http2.connect(server.url);
   const request = session.request({ ':path': '/', accept: 'text/event-stream' });
-  const parser = new StrictParser();
-  request.on('data', (chunk: Buffer) => parser.feed(chunk));
+  const parser = StrictParser.of(request);
   request.on('error', () => {});
   await until('the subscription', () => channels.stats().subscriptions === 1);
   for (let index = 0; index < 3; index++) {
@@ -496,14 +493,22 @@ describe('attached streams, whose group writes to their sockets,', () => {
     const { server, clients } = inStep;
     let published = 2;
     const began = performance.now();
-    while (performance.now() - began < 1_000) {
+    // On a busy machine a turn may take so long that the streams are silent for a heartbeat.
+    let longTurns = 0;
+    let before = began;
+    while (before - began < 1_000) {
       await publish(server, String(++published));
       await until('the event', () => data(clients[0].parser()).length === published);
+      const now = performance.now();
+      if (now - before > 150) longTurns++;
+      before = now;
     }
     const comments = (): number => clients[0].body().match(/^:$/gm)!.length;
-    expect(comments()).toBe(1);
+    const busy = comments();
+    expect(busy).toBeGreaterThanOrEqual(1);
+    expect(busy).toBeLessThanOrEqual(1 + longTurns);
     const silent = performance.now();
-    await until('four heartbeats', () => comments() === 5);
+    await until('four heartbeats', () => comments() === busy + 4);
     expect(performance.now() - silent).toBeGreaterThan(4 * 200 - 50);
   });
 

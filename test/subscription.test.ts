@@ -721,6 +721,12 @@ test('a slow reader of a newest-only channel skips to the newest event without a
   expect(server.subscriptions[0]).toMatchObject({ recovered: true, gaps: 0 });
 });
 
+function numbersOf(parser: StrictParser): number[] {
+  return parser.events
+    .filter((event) => event.type === 'message')
+    .map((event) => Number.parseInt(event.data, 10));
+}
+
 describe('a slow reader', () => {
   /** A raw reader that has stopped reading; its stream follows `a` and has fallen behind. */
   async function fallBehind(
@@ -728,19 +734,7 @@ describe('a slow reader', () => {
   ): Promise<{ socket: Socket; parser: StrictParser; published: number }> {
     const socket = await dial(server.port, requestText('/').replace('HTTP/1.1', 'HTTP/1.0'));
     socket.pause();
-    const parser = new StrictParser();
-    let head = '';
-    let inBody = false;
-    socket.on('data', (chunk: Buffer) => {
-      if (inBody) {
-        parser.feed(chunk);
-        return;
-      }
-      head += chunk.toString('latin1');
-      const end = head.indexOf('\r\n\r\n');
-      inBody = end !== -1;
-      if (inBody) parser.feed(Buffer.from(head.slice(end + 4), 'latin1'));
-    });
+    const parser = StrictParser.behindHead(socket);
     await until('the subscription', () => server.subscriptions.length === 1);
     let published = 0;
     await until('the stream to fall behind', async () => {
@@ -751,12 +745,6 @@ describe('a slow reader', () => {
       return server.channels.stats().behind === 1;
     });
     return { socket, parser, published };
-  }
-
-  function numbers(parser: StrictParser): number[] {
-    return parser.events
-      .filter((event) => event.type === 'message')
-      .map((event) => Number.parseInt(event.data, 10));
   }
 
   test('has a cursor instead of a queue: it falls behind, and later gets all events', async () => {
@@ -777,8 +765,8 @@ describe('a slow reader', () => {
     socket.resume();
     await until('the stream to be live again', () => server.channels.stats().behind === 0);
     await server.channels.publish('a', `${more}:live`);
-    await until('all events', () => numbers(parser).length === more + 1);
-    expect(numbers(parser)).toEqual(Array.from({ length: more + 1 }, (_, index) => index));
+    await until('all events', () => numbersOf(parser).length === more + 1);
+    expect(numbersOf(parser)).toEqual(Array.from({ length: more + 1 }, (_, index) => index));
     expect(server.subscriptions[0]).toMatchObject({ gaps: 0 });
     expect(stream.readyState).toBe(1);
     socket.destroy();
@@ -794,7 +782,7 @@ describe('a slow reader', () => {
     for (; more < published + 100; more++) await server.channels.publish('a', `${more}:x`);
     socket.resume();
     await until('the stream to be live again', () => server.channels.stats().behind === 0);
-    await until('the newest event', () => numbers(parser).at(-1) === more - 1);
+    await until('the newest event', () => numbersOf(parser).at(-1) === more - 1);
     const gap = parser.events.find((event) => event.type === 'sse:gap');
     expect(JSON.parse(gap?.data ?? '')).toEqual({
       channels: ['a'],
@@ -803,7 +791,7 @@ describe('a slow reader', () => {
     });
     expect(server.subscriptions[0]).toMatchObject({ recovered: true, gaps: 1 });
     // No event is missing before the gap, and none after it.
-    const got = numbers(parser);
+    const got = numbersOf(parser);
     const hole = got.findIndex((number, index) => number !== index);
     expect(got.slice(hole)).toEqual(
       Array.from({ length: got.length - hole }, (_, index) => (got[hole] as number) + index),
@@ -1059,12 +1047,6 @@ describe('a final close', () => {
       await channels.publish('a', `${number}:${'x'.repeat(3_000)}`);
     }
     return channels;
-  }
-
-  function numbersOf(parser: StrictParser): number[] {
-    return parser.events
-      .filter((event) => event.type === 'message')
-      .map((event) => Number.parseInt(event.data, 10));
   }
 
   async function readToEnd(port: number): Promise<StrictParser> {

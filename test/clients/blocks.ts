@@ -3,6 +3,7 @@ import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promis
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import { packageFolder } from '../support/packages.ts';
 
 export const root: string = fileURLToPath(new URL('../..', import.meta.url));
 
@@ -43,7 +44,7 @@ export async function writeFiles(
   for (const name of packages) {
     const link = join(directory, 'node_modules', name);
     await mkdir(dirname(link), { recursive: true });
-    await symlink(name === 'res-sse' ? root : join(root, 'node_modules', name), link);
+    await symlink(name === 'res-sse' ? root : packageFolder(name), link);
   }
   for (const [name, text] of Object.entries({ 'package.json': '{ "type": "module" }', ...files })) {
     await writeFile(join(directory, name), text);

@@ -1,13 +1,13 @@
 /** Runs the clients of the table in `docs/clients.md`, each with the code of that page. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { join } from 'node:path';
 import { EventSource } from 'eventsource';
 import express, { type Express } from 'express';
 import type { Browser, Page } from 'playwright-core';
 import { launchChromium } from '../support/chromium.ts';
+import { packageFolders } from '../support/packages.ts';
 import { StrictParser } from '../support/strict-parser.ts';
-import { filesIn, pageOf, root, writeFiles } from './blocks.ts';
+import { filesIn, pageOf, writeFiles } from './blocks.ts';
 
 /** The columns of the table, in order. */
 export const PROMISES = [
@@ -164,7 +164,9 @@ const MODULES = {
 
 /** Opens a page with an import map for the packages. */
 export async function openPage({ url, app }: PageServer): Promise<Page> {
-  app.use('/modules', express.static(join(root, 'node_modules'), { extensions: ['js'] }));
+  for (const folder of packageFolders) {
+    app.use('/modules', express.static(folder, { extensions: ['js'] }));
+  }
   const imports = JSON.stringify({ imports: MODULES });
   app.get(
     '/page',
@@ -200,8 +202,7 @@ function followInPage(file: string): Client['follow'] {
 async function followByCurl(url: string): Promise<Following> {
   const curl = spawn('curl', ['-sN', '-H', 'Accept: text/event-stream', url]);
   const exit = once(curl, 'exit');
-  const parser = new StrictParser();
-  curl.stdout.on('data', (chunk: Buffer) => parser.feed(chunk));
+  const parser = StrictParser.of(curl.stdout);
   return {
     shownEvents: () =>
       Promise.resolve(

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { packageFolders } from '../support/packages.ts';
 import { pages, root, type Block } from './pages.ts';
 
 const run = promisify(execFile);
@@ -80,11 +81,17 @@ const configs = {
 // `new Promise<void>(…)` cannot be written in JavaScript without a comment.
 const IGNORED_ERRORS = /error TS2810:/;
 
+let outside: string;
 let directory: string;
 
 beforeAll(async () => {
-  directory = await mkdtemp(join(tmpdir(), 'res-sse-pages-'));
-  await symlink(join(root, 'node_modules'), join(directory, 'node_modules'));
+  outside = await mkdtemp(join(tmpdir(), 'res-sse-pages-'));
+  directory = join(outside, 'pages');
+  await mkdir(directory);
+  // Node and the compiler look for a package in each folder upwards.
+  const [first = '', second = ''] = packageFolders;
+  await symlink(first, join(directory, 'node_modules'));
+  await symlink(second, join(outside, 'node_modules'));
   await symlink(join(root, 'test/docs/given.d.ts'), join(directory, 'given.d.ts'));
   await writeFile(join(directory, 'package.json'), '{ "type": "module" }');
   await writeFile(join(directory, 'tsconfig.json'), JSON.stringify(configs.js));
@@ -95,7 +102,7 @@ beforeAll(async () => {
   }
 });
 
-afterAll(() => rm(directory, { recursive: true, force: true }));
+afterAll(() => rm(outside, { recursive: true, force: true }));
 
 /** Returns the errors of the compiler in code of pages. */
 async function errorsOf(config: string): Promise<string[]> {

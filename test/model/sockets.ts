@@ -4,7 +4,7 @@ import type { ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import type { EventStream } from '../../src/index.ts';
 import { dial, requestText, type TestServer } from '../support/server.ts';
-import { ChunkedBody } from './chunked-body.ts';
+import { ChunkedBody } from '../support/chunked-body.ts';
 import type { Link, Wire } from './link.ts';
 import type { Transport } from './world.ts';
 

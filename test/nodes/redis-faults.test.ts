@@ -1,7 +1,6 @@
 /** Streams and publishes when Redis is killed, pauses, loses data, or is disconnected. */
 import { cpSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, test, vi } from 'vitest';
 import type { Message } from '../support/resp.ts';
 import type { TestNode } from './nodes.ts';
@@ -120,7 +119,9 @@ describe('if Redis does not answer', () => {
     await scene.untilPublished(50);
     scene.redis.pause();
     await until('six refused publishes', () => scene.ledger.errors.length > 5);
-    await delay(1_500);
+    // The number of waiting publishes is limited, so publishes that were sent later are refused, too.
+    const refused = scene.ledger.errors.length;
+    await until('more to be refused', () => scene.ledger.errors.length > refused + 100);
     scene.redis.resume();
     await scene.untilPublished(50);
     await scene.stopPublishing();
@@ -138,9 +139,12 @@ describe('if Redis does not answer', () => {
     await using scene = await Scene.start({ probe: 200, timeout: 300 });
     await scene.connect(4, ['a', 'b']);
     await scene.ledger.publish(scene.choose()!, 'a', 10);
+    const made = scene.nodes.map((node) => scene.relayOf(node).made);
     scene.redis.pause();
-    // Four times as long as a connection may be silent.
-    await delay(2_400);
+    // A Redis that is stopped takes connections, but says nothing on them.
+    await until('each node to connect anew, and once more', () =>
+      scene.nodes.every((node, index) => scene.relayOf(node).made >= made[index]! + 2),
+    );
     scene.redis.resume();
     for (const node of scene.nodes) await scene.ledger.publishWithRetry(() => node, 'b');
     await scene.verify();

@@ -1,237 +1,304 @@
 /**
- * Random test of several nodes: clients connect and disconnect, nodes exit, connections break, and
- * Redis fails. In each schedule the id rule must hold for every client.
- *
- * `SEED=… npx vitest run test/nodes/schedule.test.ts` repeats a schedule.
+ * The model across nodes: clients of several nodes, and at random whatever may happen to clients,
+ * nodes, wires and Redis. In each schedule the id rule holds for every client. A schedule that
+ * fails is made smaller as long as it still fails. `SEED=… npx vitest run test/nodes/schedule.test.ts`
+ * draws the same schedules again; `RUNS=…` draws more of them; `SHRINK=0` makes none smaller.
  */
 import { setTimeout as delay } from 'node:timers/promises';
-import { describe, expect, test, vi } from 'vitest';
-import { randomFrom } from '../model/random.ts';
-import type { Client } from './client.ts';
+import fc, { type Arbitrary, type AsyncCommand } from 'fast-check';
+import { expect, test } from 'vitest';
 import type { TestNode } from './nodes.ts';
 import { Scene, type SceneOptions } from './scene.ts';
 
-vi.setConfig({ testTimeout: 120_000 });
-
 const CHANNELS = ['a', 'b', 'c', 'd'];
 const NODES = 3;
-const STEPS = 40;
+const MIN_COMMANDS = 40;
+const MAX_COMMANDS = 60;
 
-const { SEED } = process.env;
-const seeds =
-  SEED === undefined ? [1, 2].map(() => Math.floor(Math.random() * 2 ** 31)) : [Number(SEED)];
+// A schedule takes seconds, so there is not time to make one as small as possible.
+const SHRINK_MS = 300_000;
 
-/** Draws and runs random actions. */
-class Schedule {
-  readonly steps: string[] = [];
-  readonly #scene: Scene;
-  readonly #random: () => number;
-  readonly #disconnected = new Set<Client>();
+const { SEED, RUNS = '2', SHRINK = '1' } = process.env;
 
-  constructor(scene: Scene, random: () => number) {
-    this.#scene = scene;
-    this.#random = random;
+/** What is known of a scene without asking it. */
+interface Model {
+  clients: number;
+  /** Clients that do not come back until they are told to, by their index. */
+  readonly away: Set<number>;
+}
+
+type Run<T> = (scene: Scene, drawn: T, model: Model) => Promise<void>;
+
+/** One thing that happens, to a node or a client out of those that there are by then. */
+class Step<T> implements AsyncCommand<Model, Scene> {
+  readonly #name: string;
+  readonly #drawn: T;
+  readonly #run: Run<T>;
+  readonly #isPossible: (model: Model) => boolean;
+
+  constructor(name: string, drawn: T, run: Run<T>, isPossible: (model: Model) => boolean) {
+    this.#name = name;
+    this.#drawn = drawn;
+    this.#run = run;
+    this.#isPossible = isPossible;
   }
 
-  async step(): Promise<void> {
-    const kinds = Object.entries(this.#actions);
-    const total = kinds.reduce((sum, [, { weight }]) => sum + weight, 0);
-    let remainingWeight = this.#random() * total;
-    const [name, kind] = kinds.find(([, { weight }]) => (remainingWeight -= weight) < 0) as [
-      string,
-      Action,
-    ];
-    this.steps.push(name);
-    await kind.run();
+  check(model: Model): boolean {
+    return this.#isPossible(model);
   }
 
-  /** Reconnects all disconnected clients. */
-  resumeClients(): void {
-    for (const client of this.#disconnected) client.resume();
+  run(model: Model, scene: Scene): Promise<void> {
+    return this.#run(scene, this.#drawn, model);
   }
 
-  readonly #actions: Readonly<Record<string, Action>> = {
-    publish: { weight: 30, run: () => this.#publish(this.#pick(this.#running())) },
-    'publish without waiting': {
-      weight: 20,
-      run: async () => void this.#publish(this.#pick(this.#running())),
-    },
-    'a client connects': { weight: 8, run: async () => this.#addClient() },
-    'a client reconnects': { weight: 8, run: async () => this.#pick(this.#scene.clients).drop() },
-    'all clients reconnect': {
-      weight: 2,
-      run: async () => this.#scene.clients.forEach((client) => client.drop()),
-    },
-    'a client disconnects': { weight: 4, run: async () => this.#disconnectClient() },
-    'a client resumes': { weight: 4, run: async () => this.#resumeClient() },
-    'a node is killed, another starts': {
-      weight: 2,
-      run: () => this.#replaceNode((node) => node.kill9()),
-    },
-    'a node is stopped, another starts': {
-      weight: 2,
-      run: () => this.#replaceNode((node) => node.stop()),
-    },
-    'a node is paused': { weight: 2, run: () => this.#pauseNode() },
-    'a message is lost': { weight: 6, run: async () => this.#relay().dropNext(() => true) },
-    'a connection is cut': { weight: 4, run: async () => this.#relay().cut() },
-    'a connection is stalled': { weight: 4, run: () => this.#stallRelay() },
-    'a node is disconnected from Redis': { weight: 3, run: () => this.#severRelay() },
-    'subscriber connections are killed': {
-      weight: 3,
-      run: () => this.#sendCommand('CLIENT', 'KILL', 'TYPE', 'pubsub'),
-    },
-    'command connections are killed': {
-      weight: 2,
-      run: () => this.#sendCommand('CLIENT', 'KILL', 'TYPE', 'normal'),
-    },
-    'Redis pauses': {
-      weight: 3,
-      run: () => this.#sendCommand('CLIENT', 'PAUSE', '200', this.#pick(['ALL', 'WRITE'])),
-    },
-    'Redis removes its scripts': { weight: 3, run: () => this.#sendCommand('SCRIPT', 'FLUSH') },
-    'Redis removes all keys': { weight: 1, run: () => this.#sendCommand('FLUSHALL') },
-    'Redis removes a key': { weight: 3, run: () => this.#deleteKey() },
-    'Redis is killed and restarts': { weight: 2, run: () => this.#restartRedis() },
-    'Redis is paused': { weight: 2, run: () => this.#pauseRedis() },
-    'a channel is cleared': { weight: 2, run: () => this.#clearChannel() },
-  };
-
-  async #publish(node: TestNode): Promise<void> {
-    await this.#scene.ledger.publish(node, this.#pick(CHANNELS), 1 + this.#randomBelow(20), {
-      padding: this.#pick([0, 0, 0, 5_000]),
-    });
-  }
-
-  #addClient(): void {
-    const channels = CHANNELS.filter(() => this.#random() < 0.5);
-    this.#scene.addClient(channels.length === 0 ? ['a'] : channels);
-  }
-
-  #disconnectClient(): void {
-    const client = this.#pick(this.#scene.clients);
-    client.leave();
-    this.#disconnected.add(client);
-  }
-
-  #resumeClient(): void {
-    const [client] = this.#disconnected;
-    if (client === undefined) return;
-    this.#disconnected.delete(client);
-    client.resume();
-  }
-
-  async #replaceNode(end: (node: TestNode) => Promise<void>): Promise<void> {
-    await end(this.#pick(this.#running()));
-    await this.#scene.addNode();
-  }
-
-  async #pauseNode(): Promise<void> {
-    const node = this.#pick(this.#running());
-    node.pause();
-    await delay(300);
-    node.resume();
-  }
-
-  async #stallRelay(): Promise<void> {
-    const relay = this.#relay();
-    relay.stall(this.#pick(['replies', 'commands']));
-    await this.#publish(this.#pick(this.#running()));
-    relay.flow();
-  }
-
-  async #severRelay(): Promise<void> {
-    const relay = this.#relay();
-    relay.sever();
-    await this.#publish(this.#pick(this.#running()));
-    relay.mend();
-  }
-
-  async #deleteKey(): Promise<void> {
-    const redis = await this.#scene.redis.client();
-    const keys = await redis.keys('*');
-    if (keys.length > 0) await redis.del(this.#pick(keys.toSorted()));
-    redis.destroy();
-  }
-
-  async #restartRedis(): Promise<void> {
-    await this.#scene.redis.kill9();
-    await this.#publish(this.#pick(this.#running()));
-    await this.#scene.redis.restart();
-  }
-
-  async #pauseRedis(): Promise<void> {
-    this.#scene.redis.pause();
-    await this.#publish(this.#pick(this.#running()));
-    this.#scene.redis.resume();
-  }
-
-  async #clearChannel(): Promise<void> {
-    // Rejects like a publish if Redis is unreachable.
-    await this.#pick(this.#running())
-      .clear(this.#pick(CHANNELS))
-      .catch(() => {});
-  }
-
-  async #sendCommand(...words: string[]): Promise<void> {
-    const redis = await this.#scene.redis.client();
-    await redis.sendCommand(words).catch(() => {});
-    redis.destroy();
-  }
-
-  #running(): TestNode[] {
-    return this.#scene.nodes.filter((node) => node.isRunning);
-  }
-
-  #relay(): ReturnType<Scene['relayOf']> {
-    return this.#scene.relayOf(this.#pick(this.#running()));
-  }
-
-  #randomBelow(count: number): number {
-    return Math.floor(this.#random() * count);
-  }
-
-  #pick<T>(all: readonly T[]): T {
-    return all[this.#randomBelow(all.length)] as T;
+  toString(): string {
+    return `${this.#name} ${JSON.stringify(this.#drawn)}`;
   }
 }
 
-/** Draws limits. With a probability of one half, each limit is so low that it takes effect. */
-function boundsOf(random: () => number): Partial<SceneOptions> {
-  return {
-    timeout: 500,
-    ...(random() < 0.5 ? { history: { events: 60 } } : {}),
-    ...(random() < 0.5 ? { maxHistory: 300_000 } : {}),
-    ...(random() < 0.5 ? { maxChannels: CHANNELS.length - 1 } : {}),
-    ...(random() < 0.5 ? { probe: 200 } : {}),
-  };
-}
-
-interface Action {
+interface Weighted {
   readonly weight: number;
-  run(): Promise<void>;
+  readonly arbitrary: Arbitrary<Step<unknown>>;
 }
 
-describe('the id rule holds for every client in random schedules', () => {
-  test.each(seeds)('seed %i', async (seed) => {
-    // The seed determines the schedule. The timing depends on the machine.
-    const random = randomFrom(seed);
-    await using scene = await Scene.start({
-      nodes: NODES,
-      server: { appendonly: true },
-      ...boundsOf(random),
-    });
-    const schedule = new Schedule(scene, random);
-    await scene.connect(6, CHANNELS);
-    await scene.connect(4, ['b']);
-    try {
-      for (let count = 0; count < STEPS; count++) await schedule.step();
-      schedule.resumeClients();
-      const fresh = await scene.addNode();
-      await scene.verify({ fresh, ms: 60_000 });
-    } catch (error) {
-      throw new Error(`SEED=${seed}: ${schedule.steps.join('; ')}`, { cause: error });
-    }
-    expect(scene.ledger.count('pending')).toBe(0);
-  });
+function step<T>(
+  weight: number,
+  name: string,
+  drawn: Arbitrary<T>,
+  run: Run<T>,
+  isPossible: (model: Model) => boolean = () => true,
+): Weighted {
+  const arbitrary = drawn.map((value) => new Step(name, value, run, isPossible));
+  return { weight, arbitrary: arbitrary as Arbitrary<Step<unknown>> };
+}
+
+const nothing = fc.constant('');
+// The index of one of those that there are by then, whose number divides it.
+const index = fc.nat({ max: 5_039 });
+const channel = fc.constantFrom(...CHANNELS);
+
+interface Batch {
+  readonly node: number;
+  readonly channel: string;
+  readonly count: number;
+  readonly padding: number;
+}
+
+const batch: Arbitrary<Batch> = fc.record({
+  node: index,
+  channel,
+  count: fc.integer({ min: 1, max: 20 }),
+  padding: fc.constantFrom(0, 0, 0, 5_000),
 });
+
+const steps: readonly Weighted[] = [
+  step(30, 'publish', batch, publish),
+  step(20, 'publish, and do not wait', batch, async (scene, drawn) => {
+    void publish(scene, drawn);
+  }),
+
+  step(
+    8,
+    'a client comes',
+    fc.subarray(CHANNELS, { minLength: 1 }),
+    async (scene, names, model) => {
+      scene.addClient(names);
+      model.clients++;
+    },
+  ),
+  step(8, 'a client is dropped', index, async (scene, drawn) => {
+    oneOf(scene.clients, drawn).drop();
+  }),
+  step(2, 'all clients are dropped', nothing, async ({ clients }) => {
+    for (const client of clients) client.drop();
+  }),
+  step(4, 'a client goes away', index, async (scene, drawn, model) => {
+    model.away.add(drawn % model.clients);
+    oneOf(scene.clients, drawn).leave();
+  }),
+  step(
+    4,
+    'a client comes back',
+    index,
+    async (scene, drawn, model) => {
+      const returning = oneOf([...model.away], drawn);
+      model.away.delete(returning);
+      oneOf(scene.clients, returning).resume();
+    },
+    ({ away }) => away.size > 0,
+  ),
+
+  step(2, 'a node is killed, another comes', index, (scene, drawn) =>
+    replace(scene, runningNode(scene, drawn).kill9()),
+  ),
+  step(2, 'a node is stopped, another comes', index, (scene, drawn) =>
+    replace(scene, runningNode(scene, drawn).stop()),
+  ),
+  step(2, 'a node hangs', fc.record({ node: index, ms: fc.constant(300) }), hang),
+
+  step(6, 'a message is lost', index, async (scene, drawn) => {
+    relayOf(scene, drawn).dropNext(() => true);
+  }),
+  step(4, 'a wire is cut', index, async (scene, drawn) => relayOf(scene, drawn).cut()),
+  step(
+    4,
+    'a wire is clogged',
+    fc.record({
+      wire: index,
+      direction: fc.constantFrom('replies' as const, 'commands' as const),
+      batch,
+    }),
+    async (scene, drawn) => {
+      const relay = relayOf(scene, drawn.wire);
+      relay.stall(drawn.direction);
+      await publish(scene, drawn.batch);
+      relay.flow();
+    },
+  ),
+  step(3, 'a node is cut off', fc.record({ wire: index, batch }), async (scene, drawn) => {
+    const relay = relayOf(scene, drawn.wire);
+    relay.sever();
+    await publish(scene, drawn.batch);
+    relay.mend();
+  }),
+
+  step(3, 'subscribers are killed', nothing, (scene) =>
+    sendToRedis(scene, 'CLIENT', 'KILL', 'TYPE', 'pubsub'),
+  ),
+  step(2, 'connections are killed', nothing, (scene) =>
+    sendToRedis(scene, 'CLIENT', 'KILL', 'TYPE', 'normal'),
+  ),
+  step(3, 'Redis pauses', fc.constantFrom('ALL', 'WRITE'), (scene, mode) =>
+    sendToRedis(scene, 'CLIENT', 'PAUSE', '200', mode),
+  ),
+  step(3, 'Redis forgets its scripts', nothing, (scene) => sendToRedis(scene, 'SCRIPT', 'FLUSH')),
+  step(1, 'Redis forgets everything', nothing, (scene) => sendToRedis(scene, 'FLUSHALL')),
+  step(3, 'Redis forgets a key', index, evict),
+  step(2, 'Redis is killed and starts again', batch, async (scene, drawn) => {
+    await scene.redis.kill9();
+    await publish(scene, drawn);
+    await scene.redis.restart();
+  }),
+  step(2, 'Redis hangs', batch, async (scene, drawn) => {
+    scene.redis.pause();
+    await publish(scene, drawn);
+    scene.redis.resume();
+  }),
+  step(2, 'a channel is cleared', fc.record({ node: index, channel }), async (scene, drawn) => {
+    // Refused like a publish while Redis is not there.
+    await runningNode(scene, drawn.node)
+      .clear(drawn.channel)
+      .catch(() => {});
+  }),
+];
+
+async function publish(
+  scene: Scene,
+  { node, channel: name, count, padding }: Batch,
+): Promise<void> {
+  await scene.ledger.publish(runningNode(scene, node), name, count, { padding });
+}
+
+async function replace(scene: Scene, ended: Promise<void>): Promise<void> {
+  await ended;
+  await scene.addNode();
+}
+
+async function hang(scene: Scene, drawn: { node: number; ms: number }): Promise<void> {
+  const node = runningNode(scene, drawn.node);
+  node.pause();
+  // The time is part of what happens; nothing is waited for.
+  await delay(drawn.ms);
+  node.resume();
+}
+
+async function evict(scene: Scene, drawn: number): Promise<void> {
+  const redis = await scene.redis.client();
+  const keys = await redis.keys('*');
+  if (keys.length > 0) await redis.del(oneOf(keys.toSorted(), drawn));
+  redis.destroy();
+}
+
+async function sendToRedis(scene: Scene, ...words: string[]): Promise<void> {
+  const redis = await scene.redis.client();
+  await redis.sendCommand(words).catch(() => {});
+  redis.destroy();
+}
+
+function runningNode(scene: Scene, drawn: number): TestNode {
+  return oneOf(
+    scene.nodes.filter((node) => node.isRunning),
+    drawn,
+  );
+}
+
+function relayOf(scene: Scene, drawn: number): ReturnType<Scene['relayOf']> {
+  return scene.relayOf(runningNode(scene, drawn));
+}
+
+function oneOf<T>(all: readonly T[], drawn: number): T {
+  return all[drawn % all.length] as T;
+}
+
+/** Options of the nodes: each limit is there half of the time, and so tight that it bites. */
+const options: Arbitrary<Partial<SceneOptions>> = fc.record(
+  {
+    timeout: fc.constant(500),
+    history: fc.constant({ events: 60 }),
+    maxHistory: fc.constant(300_000),
+    maxChannels: fc.constant(CHANNELS.length - 1),
+    patience: fc.constant(200),
+  },
+  { requiredKeys: ['timeout'] },
+);
+
+type Commands = Iterable<AsyncCommand<Model, Scene>>;
+
+/** Commands of which at least so many are drawn, though shrinking may leave fewer. */
+class LongCommands extends fc.Arbitrary<Commands> {
+  readonly #commands: Arbitrary<Commands> = fc.commands([fc.oneof(...steps)], {
+    maxCommands: MAX_COMMANDS,
+    size: 'max',
+  });
+
+  generate(...args: Parameters<Arbitrary<Commands>['generate']>): fc.Value<Commands> {
+    for (;;) {
+      const drawn = this.#commands.generate(...args);
+      if ([...drawn.value].length >= MIN_COMMANDS) return drawn;
+    }
+  }
+
+  canShrinkWithoutContext(value: unknown): value is Commands {
+    return this.#commands.canShrinkWithoutContext(value);
+  }
+
+  shrink(value: Commands, context: unknown): fc.Stream<fc.Value<Commands>> {
+    return this.#commands.shrink(value, context);
+  }
+}
+
+async function expectKept(sceneOptions: Partial<SceneOptions>, commands: Commands): Promise<void> {
+  await using scene = await Scene.start({
+    nodes: NODES,
+    server: { appendonly: true },
+    ...sceneOptions,
+  });
+  await scene.connect(6, CHANNELS);
+  await scene.connect(4, ['b']);
+  const model: Model = { clients: scene.clients.length, away: new Set() };
+  await fc.asyncModelRun(() => ({ model, real: scene }), commands);
+  for (const returning of model.away) oneOf(scene.clients, returning).resume();
+  const fresh = await scene.addNode();
+  await scene.verify({ fresh, ms: 60_000 });
+  expect(scene.ledger.count('pending')).toBe(0);
+}
+
+test('whatever happens, the id rule holds for every client', { timeout: 600_000 }, () =>
+  fc.assert(fc.asyncProperty(options, new LongCommands(), expectKept), {
+    numRuns: Number(RUNS),
+    // Short schedules are for shrinking, not for the first draws.
+    plugins: [fc.unbiased(), fc.interruptAfterTimeLimit(SHRINK_MS)],
+    endOnFailure: SHRINK === '0',
+    ...(SEED === undefined ? {} : { seed: Number(SEED) }),
+  }),
+);

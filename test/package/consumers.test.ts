@@ -20,7 +20,7 @@ const COMPILERS = {
   'TypeScript 7': 'typescript7@npm:typescript@7.0.2',
 };
 const compilers = Object.entries(COMPILERS).map(
-  ([name, spec]) => [name, `node_modules/${spec.split('@')[0]}/bin/tsc`] as const,
+  ([name, spec]) => [name, `compilers/node_modules/${spec.split('@')[0]}/bin/tsc`] as const,
 );
 
 const compilerOptions = {
@@ -105,6 +105,7 @@ beforeAll(async () => {
     devDependencies: Record<string, string>;
   };
   versions = manifest.devDependencies;
+  await install('compilers', Object.values(COMPILERS));
 }, TIMEOUT);
 
 afterAll(() => rm(directory, { recursive: true, force: true }));
@@ -119,17 +120,23 @@ async function project(
   await mkdir(cwd);
   for (const [path, text] of Object.entries(files)) await writeFile(join(cwd, path), text);
   const specs = packages.map((each) => (each in versions ? `${each}@${versions[each]}` : each));
+  await install(name, [tarball, ...specs]);
+  return cwd;
+}
+
+async function install(name: string, specs: readonly string[]): Promise<void> {
+  const cwd = join(directory, name);
+  await mkdir(cwd, { recursive: true });
   await run(
     'npm',
-    ['install', '--prefer-offline', '--no-audit', '--no-fund', '--no-save', tarball, ...specs],
+    ['install', '--prefer-offline', '--no-audit', '--no-fund', '--no-save', ...specs],
     { cwd },
   );
-  return cwd;
 }
 
 async function compile(cwd: string, compiler: string): Promise<string> {
   // The compiler writes its findings to stdout.
-  return run(process.execPath, [compiler, '-p', '.'], { cwd }).then(
+  return run(process.execPath, [join(directory, compiler), '-p', '.'], { cwd }).then(
     () => '',
     (error: { stdout: string }) => error.stdout,
   );
@@ -183,44 +190,28 @@ describe('a strict TypeScript app without skipLibCheck', () => {
   let app: string;
 
   beforeAll(async () => {
-    const tsconfig = JSON.stringify({ compilerOptions, files: ['app.ts'] });
     const files = {
       'package.json': '{ "type": "module" }',
-      'tsconfig.json': tsconfig,
       'app.ts': TYPED,
+      'app.cts': TYPED.replace(
+        "import express from 'express'",
+        "import express = require('express')",
+      ),
     };
-    app = await project('typed', files, [
-      'express',
-      '@types/express',
-      '@types/node',
-      ...Object.values(COMPILERS),
-    ]);
+    app = await project('typed', files, ['express', '@types/express', '@types/node']);
   }, TIMEOUT);
 
   test.each(compilers)(
-    'compiles with %s and receives events',
+    'compiles with %s, in ES modules and in CommonJS, and receives events',
     { timeout: TIMEOUT },
     async (_, compiler) => {
-      await rm(join(app, 'app.js'), { force: true });
-      expect(await compile(app, compiler)).toBe('');
-      await expectEvents(app, 'app.js');
-    },
-  );
-
-  test.each(compilers)(
-    'in CommonJS compiles with %s and receives events',
-    { timeout: TIMEOUT },
-    async (_, compiler) => {
-      await writeFile(
-        join(app, 'app.cts'),
-        TYPED.replace("import express from 'express'", "import express = require('express')"),
-      );
       await writeFile(
         join(app, 'tsconfig.json'),
-        JSON.stringify({ compilerOptions, files: ['app.cts'] }),
+        JSON.stringify({ compilerOptions, files: ['app.ts', 'app.cts'] }),
       );
-      await rm(join(app, 'app.cjs'), { force: true });
+      for (const file of ['app.js', 'app.cjs']) await rm(join(app, file), { force: true });
       expect(await compile(app, compiler)).toBe('');
+      await expectEvents(app, 'app.js');
       await expectEvents(app, 'app.cjs');
     },
   );
@@ -258,7 +249,7 @@ describe('a strict TypeScript app without Express and its types', () => {
       'tsconfig.json': tsconfig,
       'app.ts': BARE,
     };
-    app = await project('bare', files, ['@types/node', ...Object.values(COMPILERS)]);
+    app = await project('bare', files, ['@types/node']);
   }, TIMEOUT);
 
   test('has no Express packages', async () => {

@@ -1,9 +1,15 @@
-/** Brings what the tests need and a new machine lacks. Runs before every `npm test`, so it is quick where all is there. */
+/**
+ * Installs what the tests need beside the packages of the root. Runs before every `npm test`, so it
+ * is quick where everything is installed. With `--packages` it installs the npm packages only, which
+ * the type checker and the linter need as well.
+ */
 import { spawnSync } from 'node:child_process';
-import { accessSync, constants, existsSync } from 'node:fs';
+import { accessSync, constants, existsSync, lstatSync, statSync, symlinkSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 
-// What a test starts, the Debian package that has it, and where to look; `env` names a variable that points elsewhere.
+// The programs that tests start, the Debian package of each, and the paths where it may be. `env`
+// names a variable with another path.
 const TOOLS = [
   {
     name: 'Chromium',
@@ -19,28 +25,53 @@ const TOOLS = [
   { name: 'HAProxy', debian: 'haproxy', paths: onSystemPath('haproxy') },
 ];
 
-for (const { name, env } of TOOLS) {
-  const chosen = env === undefined ? undefined : process.env[env];
-  if (chosen && !isExecutable(chosen)) fail(`There is no ${name} at ${env}, which is ${chosen}.`);
-}
-const missing = TOOLS.filter((tool) => !isThere(tool));
-if (missing.length > 0) bring(missing);
+// Folders with a package.json and a lock file of their own, so that `npm install` in the root
+// installs only what building and unit tests need.
+const FOLDERS = ['test/apps', 'examples/frameworks'];
 
-function bring(tools) {
-  const packages = tools.map((tool) => tool.debian);
-  const wanted = `The tests need ${tools.map((tool) => tool.name).join(' and ')}`;
-  if (!existsSync('/usr/bin/apt-get') || process.getuid?.() !== 0) {
+const root = fileURLToPath(new URL('../..', import.meta.url));
+const tools = process.argv.includes('--packages') ? [] : missingTools();
+const folders = FOLDERS.filter((folder) => !isInstalled(folder));
+
+announce();
+if (tools.length > 0) installTools();
+for (const folder of folders) installPackages(folder);
+linkPackages();
+
+/** Says in one line what will be installed, or fails if it cannot be installed here. */
+function announce() {
+  if (tools.length === 0 && folders.length === 0) return;
+  if (tools.length > 0 && (!existsSync('/usr/bin/apt-get') || process.getuid?.() !== 0)) {
     fail(
-      `${wanted}. On Debian or Ubuntu: sudo apt-get install ${packages.join(' ')}. ${variables(tools)}`,
+      `The tests need ${listOf(tools.map(({ name }) => name))}. On Debian or Ubuntu: sudo apt-get ` +
+        `install ${debianPackages(tools)}. Elsewhere: put the programs into a folder of PATH.` +
+        `${variables(tools)}\nWithout them you can run: npm run test:unit`,
     );
   }
-  console.log(`${wanted}; installing ${packages.join(', ')} from the distribution's packages.`);
+  const parts = [
+    ...(tools.length === 0 ? [] : [`${debianPackages(tools)} (apt-get)`]),
+    ...(folders.length === 0 ? [] : [`the npm packages of ${listOf(folders)}`]),
+  ];
+  console.log(`Installing what the tests need: ${parts.join('; ')}.`);
+}
+
+function missingTools() {
+  for (const { name, env } of TOOLS) {
+    const chosen = env === undefined ? undefined : process.env[env];
+    if (chosen && !isExecutable(chosen)) fail(`There is no ${name} at ${env}, which is ${chosen}.`);
+  }
+  return TOOLS.filter((tool) => !isThere(tool));
+}
+
+function installTools() {
   apt('update');
-  apt('install', '--yes', '--no-install-recommends', ...packages);
+  apt('install', '--yes', '--no-install-recommends', ...tools.map(({ debian }) => debian));
   // Ubuntu's chromium is a stub that points to a snap, which is no use in a container.
-  const still = tools.filter((tool) => !isThere(tool)).map((tool) => tool.name);
+  const still = tools.filter((tool) => !isThere(tool));
   if (still.length > 0) {
-    fail(`${still.join(' and ')} cannot be started after the installation. ${variables(tools)}`);
+    fail(
+      `${listOf(still.map(({ name }) => name))} cannot be started after the installation.${variables(still)}`,
+    );
   }
 }
 
@@ -53,12 +84,43 @@ function apt(...args) {
   if (status !== 0) fail(`apt-get ${args.join(' ')} has failed.`);
 }
 
-/** Where else a tool may be, in words. */
-function variables(tools) {
-  return tools
-    .filter((tool) => tool.env !== undefined)
-    .map((tool) => `A ${tool.name} that is elsewhere is found by ${tool.env}.`)
-    .join(' ');
+/** The words with commas and an "and" between them. */
+function listOf(words) {
+  return new Intl.ListFormat('en').format(words);
+}
+
+function debianPackages(list) {
+  return list.map(({ debian }) => debian).join(' ');
+}
+
+/** Describes the variables that name another path of a tool. */
+function variables(list) {
+  return list
+    .filter(({ env }) => env !== undefined)
+    .map(({ name, env }) => ` ${env} may name a ${name} elsewhere.`)
+    .join('');
+}
+
+/** Whether the packages of a folder are installed as its lock file has them. */
+function isInstalled(folder) {
+  // npm writes this file last.
+  const installed = join(root, folder, 'node_modules/.package-lock.json');
+  const locked = join(root, folder, 'package-lock.json');
+  return existsSync(installed) && statSync(installed).mtimeMs >= statSync(locked).mtimeMs;
+}
+
+function installPackages(folder) {
+  const args = ['ci', '--silent', '--prefix', join(root, folder)];
+  const { status } = spawnSync('npm', args, { cwd: root, stdio: ['ignore', 'ignore', 'inherit'] });
+  if (status !== 0) fail(`npm ${args.join(' ')} has failed.`);
+}
+
+/** Makes the packages of test/apps visible to Node for all files below test. */
+function linkPackages() {
+  const link = join(root, 'test/node_modules');
+  if (lstatSync(link, { throwIfNoEntry: false }) === undefined) {
+    symlinkSync('apps/node_modules', link);
+  }
 }
 
 function isThere({ env, paths }) {
@@ -69,7 +131,7 @@ function onPath(command) {
   return (process.env.PATH ?? '').split(delimiter).map((directory) => join(directory, command));
 }
 
-/** Debian keeps servers where only root's PATH looks. */
+/** Debian installs servers in a folder that only root's PATH has. */
 function onSystemPath(command) {
   return [...onPath(command), join('/usr/sbin', command)];
 }

@@ -1,6 +1,6 @@
 /** An event stream read through a proxy, in the protocol that the proxy speaks. */
 import http2 from 'node:http2';
-import { createParser } from 'eventsource-parser';
+import { EventCollector } from './event-collector.ts';
 import type { Proxy } from './proxy.ts';
 import { read } from './reader.ts';
 import { until } from './wait.ts';
@@ -46,17 +46,13 @@ async function readHttp2(
   const session = http2.connect(url, { ca });
   session.on('error', () => {});
   const request = session.request({ ':path': path, accept: 'text/event-stream', ...headers });
-  const events: ProxyReader['events'][number][] = [];
-  const comments: string[] = [];
-  const parser = createParser({
-    onEvent: (event) => void (event.event === 'sse:checkpoint' || events.push(event)),
-    onComment: (comment) => void comments.push(comment),
-  });
+  const collector = new EventCollector();
+  const { events, comments } = collector;
   let head: Record<string, unknown> | undefined;
   let ended = false;
   request.setEncoding('utf8');
   request.on('response', (given) => (head = given));
-  request.on('data', (part: string) => parser.feed(part));
+  request.on('data', (part: string) => collector.feed(part));
   request.on('error', () => {});
   request.on('close', () => {
     ended = true;

@@ -1,5 +1,6 @@
 /** An event stream read by `fetch` and an independent parser. */
-import { createParser, type EventSourceMessage } from 'eventsource-parser';
+import type { EventSourceMessage } from 'eventsource-parser';
+import { EventCollector } from './event-collector.ts';
 import { within } from './wait.ts';
 
 export interface Reader extends Disposable {
@@ -35,29 +36,19 @@ export async function read(url: string, init: RequestInit = {}): Promise<Reader>
     `the head of ${url}`,
     fetch(url, { ...init, headers, signal: abort.signal }),
   );
-  const events: EventSourceMessage[] = [];
-  const comments: string[] = [];
-  const checkpoints: string[] = [];
-  const retries: number[] = [];
+  const collector = new EventCollector();
+  const { events, checkpoints, comments, retries } = collector;
   let handedOut = 0;
   let text = '';
   let ended = false;
   let wake: (() => void) | undefined;
-  const parser = createParser({
-    onEvent: (event) =>
-      void (event.event === 'sse:checkpoint'
-        ? checkpoints.push(event.id ?? '')
-        : events.push(event)),
-    onComment: (comment) => void comments.push(comment),
-    onRetry: (retry) => void retries.push(retry),
-  });
   const done = (async () => {
     const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
     try {
       for await (const chunk of response.body ?? []) {
         const part = decoder.decode(chunk, { stream: true });
         text += part;
-        parser.feed(part);
+        collector.feed(part);
         wake?.();
       }
     } catch {

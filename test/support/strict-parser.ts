@@ -2,6 +2,8 @@
  * A parser of the event stream format written from the standard (WHATWG HTML, 9.2.5 and 9.2.6), sentence by sentence,
  * with no thought of speed. It reads bytes in any pieces.
  */
+import type { Readable } from 'node:stream';
+
 export interface ParsedEvent {
   type: string;
   data: string;
@@ -9,6 +11,31 @@ export interface ParsedEvent {
 }
 
 export class StrictParser {
+  /** Reads the body of a response, or whatever else consists of an event stream alone. */
+  static of(stream: Readable): StrictParser {
+    const parser = new StrictParser();
+    stream.on('data', (chunk: Buffer) => parser.feed(chunk));
+    return parser;
+  }
+
+  /** Reads what comes behind the head of a response that is not chunked (HTTP/1.0). */
+  static behindHead(socket: Readable): StrictParser {
+    const parser = new StrictParser();
+    let head: string | undefined = '';
+    socket.on('data', (chunk: Buffer) => {
+      if (head === undefined) {
+        parser.feed(chunk);
+        return;
+      }
+      head += chunk.toString('latin1');
+      const end = head.indexOf('\r\n\r\n');
+      if (end === -1) return;
+      parser.feed(Buffer.from(head.slice(end + 4), 'latin1'));
+      head = undefined;
+    });
+    return parser;
+  }
+
   readonly events: ParsedEvent[] = [];
   readonly comments: string[] = [];
   reconnectionTime: number | undefined;

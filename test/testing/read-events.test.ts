@@ -1,9 +1,8 @@
 import connect from 'connect';
 import express from 'express';
 import express4 from 'express4';
-import fastify from 'fastify';
 import { execFile } from 'node:child_process';
-import { createServer, type IncomingMessage, type RequestListener } from 'node:http';
+import { createServer, type RequestListener } from 'node:http';
 import { createServer as createHttpsServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { setImmediate as turn } from 'node:timers/promises';
@@ -14,20 +13,6 @@ import { readEvents, type EventReader } from '../../src/testing/index.ts';
 import { read } from '../support/reader.ts';
 import { serve } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
-
-// Koa's types do not compile with those of its `content-disposition`.
-const koaPackage: string = 'koa';
-const { default: Koa } = (await import(koaPackage)) as { default: new () => KoaApp };
-interface KoaApp {
-  use(
-    middleware: (context: {
-      respond: boolean;
-      req: IncomingMessage;
-      res: Parameters<RequestListener>[1];
-    }) => void,
-  ): void;
-  callback(): RequestListener;
-}
 
 /** An app that is not listening, with a stream at `/`. */
 function appOf(
@@ -233,30 +218,13 @@ describe('readEvents takes', () => {
     expect((await reader.next()).data).toBe('hello');
   }
 
-  test('a request listener, an Express 5, Express 4 or Connect app, and what Koa makes of its own', async () => {
+  test('a request listener, an Express 5, Express 4 or Connect app', async () => {
     await expectHello(listener);
-    const koa = new Koa();
-    koa.use((context) => {
-      context.respond = false;
-      listener(context.req, context.res);
-    });
-    await expectHello(koa.callback());
     for (const app of [express(), express4(), connect() as unknown as express.Express]) {
       app.use(events);
       app.use(hello);
       await expectHello(app);
     }
-  });
-
-  test('the server of a Fastify app', async () => {
-    const app = fastify();
-    app.get('/', (request, reply) => {
-      reply.hijack();
-      listener(request.raw, reply.raw);
-    });
-    await app.ready();
-    await expectHello(app.server);
-    await app.close();
   });
 
   test('a server that is not listening, and stops it with the last reader', async () => {
@@ -416,15 +384,12 @@ describe('readEvents refuses an invalid target at once and suggests a fix:', () 
     readonly app = app;
     readonly events = sse();
   }
-  const fastifyApp = fastify();
   test.each<[string, unknown, string]>([
     [
       'an object with the app in it',
       new Feed(),
       'got an object with the properties app, events; pass its `app`',
     ],
-    ['an object with the server in it', fastifyApp, 'pass its `server`'],
-    ['an object that makes a listener', new Koa(), 'pass the return value of its `callback()`'],
     ['an empty object', {}, 'got an object without properties'],
     ['a promise of an app', Promise.resolve(app), 'got a promise; await it'],
     [

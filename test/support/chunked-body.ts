@@ -1,21 +1,24 @@
 /** The body of a response in chunks (RFC 9112, 7.1), read strictly from its head on. */
-import { Violation } from './truth.ts';
-
 const LINE_END = Buffer.from('\r\n');
 
 export class ChunkedBody {
   readonly #onBytes: (bytes: Buffer) => void;
+  readonly #onRest: ((bytes: Buffer) => void) | undefined;
   #rest: Buffer = Buffer.alloc(0);
-  #state: 'head' | 'size' | 'data' | 'data end' | 'end' = 'head';
+  #state: 'head' | 'size' | 'data' | 'data end' | 'end' | 'rest' = 'head';
   // Bytes of the chunk that have not come.
   #left = 0;
 
-  /** @param onBytes bytes of the body have come */
-  constructor(onBytes: (bytes: Buffer) => void) {
+  /**
+   * @param onBytes called with bytes of the body
+   * @param onRest called with bytes after the body; without it there may be none
+   */
+  constructor(onBytes: (bytes: Buffer) => void, onRest?: (bytes: Buffer) => void) {
     this.#onBytes = onBytes;
+    this.#onRest = onRest;
   }
 
-  /** @throws {Violation} for what is no chunked body */
+  /** @throws {Error} for what is no chunked body */
   feed(bytes: Buffer): void {
     this.#rest = this.#rest.length === 0 ? bytes : Buffer.concat([this.#rest, bytes]);
     while (this.#step());
@@ -24,21 +27,28 @@ export class ChunkedBody {
   /** @returns whether there was enough for a step */
   #step(): boolean {
     if (this.#state === 'data') return this.#takeData();
+    if (this.#state === 'rest') {
+      this.#onRest?.(this.#rest);
+      this.#rest = this.#rest.subarray(this.#rest.length);
+      return false;
+    }
     const line = this.#takeLine();
     if (line === undefined) return false;
     if (this.#state === 'head') {
       if (line === '') this.#state = 'size';
     } else if (this.#state === 'data end') {
-      if (line !== '') throw new Violation(`a chunk is longer than it says: ${line.slice(0, 40)}`);
+      if (line !== '') throw new Error(`a chunk is longer than it says: ${line.slice(0, 40)}`);
       this.#state = 'size';
     } else if (this.#state === 'size') {
       if (!/^[0-9a-f]+$/i.test(line)) {
-        throw new Violation(`no size of a chunk: ${line.slice(0, 40)}`);
+        throw new Error(`no size of a chunk: ${line.slice(0, 40)}`);
       }
       this.#left = Number.parseInt(line, 16);
       this.#state = this.#left === 0 ? 'end' : 'data';
+    } else if (this.#onRest !== undefined && line === '') {
+      this.#state = 'rest';
     } else if (line !== '') {
-      throw new Violation(`something comes after the last chunk: ${line.slice(0, 40)}`);
+      throw new Error(`something comes after the last chunk: ${line.slice(0, 40)}`);
     }
     return true;
   }

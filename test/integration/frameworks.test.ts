@@ -13,11 +13,11 @@ import session from 'express-session';
 import express4 from 'express4';
 import helmet from 'helmet';
 import { describe, expect, test } from 'vitest';
-import { createChannels, sse, stream, type Channels, type EventStream } from '../src/index.ts';
-import { read } from './support/reader.ts';
-import { listening, serve } from './support/server.ts';
-import { StrictParser } from './support/strict-parser.ts';
-import { until, within } from './support/wait.ts';
+import { createChannels, sse, stream, type Channels, type EventStream } from '../../src/index.ts';
+import { read } from '../support/reader.ts';
+import { listening, serve } from '../support/server.ts';
+import { StrictParser } from '../support/strict-parser.ts';
+import { until, within } from '../support/wait.ts';
 
 /** Middleware and routes as in the README, in whatever has `use`. */
 function install(app: { use: (...args: never[]) => unknown }): {
@@ -131,10 +131,9 @@ describe.each<[string, () => [Server, string]]>([
     const client = http2.connect(url, { rejectUnauthorized: false });
     client.on('error', () => {});
     const request = client.request({ ':path': '/', accept: 'text/event-stream', ...headers });
-    const parser = new StrictParser();
+    const parser = StrictParser.of(request);
     let head: Record<string, unknown> | undefined;
     request.on('response', (given) => (head = given));
-    request.on('data', (chunk: Buffer) => parser.feed(chunk));
     request.on('error', () => {});
     return { session: client, request, parser, head: () => head };
   }

@@ -4,13 +4,13 @@ import { EventSource } from 'eventsource';
 import express, { type Request } from 'express';
 import session from 'express-session';
 import { describe, expect, test } from 'vitest';
-import { redisBroker } from '../src/brokers/redis.ts';
-import { createChannels, sse, stream, type Channels, type SseMiddleware } from '../src/index.ts';
-import { read } from './support/reader.ts';
-import { startRedis } from './support/redis-server.ts';
-import { serve, type TestServer } from './support/server.ts';
-import { runSnippet, snippetsOf } from './support/snippets.ts';
-import { until } from './support/wait.ts';
+import { redisBroker } from '../../src/brokers/redis.ts';
+import { createChannels, sse, stream, type Channels, type SseMiddleware } from '../../src/index.ts';
+import { read } from '../support/reader.ts';
+import { startRedis } from '../support/redis-server.ts';
+import { serve, type TestServer } from '../support/server.ts';
+import { runSnippet, snippetsOf } from '../support/snippets.ts';
+import { until } from '../support/wait.ts';
 
 const page = await snippetsOf('docs/authorisation.md');
 

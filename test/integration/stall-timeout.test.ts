@@ -1,0 +1,83 @@
+import { once } from 'node:events';
+import type { Socket } from 'node:net';
+import { describe, expect, test } from 'vitest';
+import { serveStreams } from '../support/app.ts';
+import { start } from '../support/child.ts';
+import { dial, requestText } from '../support/server.ts';
+import { until, within } from '../support/wait.ts';
+
+describe('stallTimeout counts time in which the process ran:', () => {
+  /** Reads 64 KiB at a time, without a pause of its own. */
+  function readSlowly(socket: Socket): void {
+    socket.on('data', () => {
+      socket.pause();
+      setTimeout(() => socket.resume(), 20);
+    });
+  }
+
+  test('a loop that is busy for longer cuts no reader that has something queued', async () => {
+    const stallTimeout = 1_000;
+    await using server = await serveStreams((stream) => void stream.send('x'.repeat(30_000_000)), {
+      stallTimeout,
+    });
+    const sockets = await Promise.all(
+      Array.from({ length: 10 }, () => dial(server.port, requestText('/'))),
+    );
+    for (const socket of sockets) readSlowly(socket);
+    await until('the streams', () => server.streams.length === 10);
+    for (let pauses = 0; pauses < 3; pauses++) {
+      const pieces = server.streams.map(({ bytesFlushed }) => bytesFlushed);
+      await until('some progress', () =>
+        server.streams.some(({ bytesFlushed }, index) => bytesFlushed > (pieces[index] as number)),
+      );
+      const begun = performance.now();
+      while (performance.now() - begun < 1.5 * stallTimeout);
+    }
+    const before = server.streams.map(({ bytesFlushed }) => bytesFlushed);
+    await until('progress of all', () =>
+      server.streams.every(({ bytesFlushed }, index) => bytesFlushed > (before[index] as number)),
+    );
+    expect(server.events.stats().closed).toEqual({});
+    for (const socket of sockets) socket.destroy();
+  }, 30_000);
+
+  test('a process that is stopped and goes on cuts no reader that has something queued', async () => {
+    const program = `
+      import { createServer } from 'node:http';
+      import { sse } from './src/index.ts';
+      const events = sse({ stallTimeout: 1_000 });
+      const server = createServer((req, res) => events(req, res, () => {
+        res.sse.send('x'.repeat(60_000_000));
+        void res.sse.closed.then((reason) => process.send(reason));
+      }));
+      server.listen(0, '127.0.0.1', () => process.send(server.address().port));`;
+    await using child = start(process.execPath, [
+      '--import',
+      'tsx',
+      '--input-type=module',
+      '--eval',
+      program,
+    ]);
+    const [port] = (await within('the port', once(child.process, 'message'))) as [number];
+    const told: unknown[] = [];
+    child.process.on('message', (message) => told.push(message));
+    const socket = await dial(port, requestText('/'));
+    let received = 0;
+    socket.on('data', (chunk: Buffer) => (received += chunk.length));
+    readSlowly(socket);
+    await until('some of the event', () => received > 4_000_000);
+    for (let stops = 0; stops < 3; stops++) {
+      child.process.kill('SIGSTOP');
+      const stopped = performance.now();
+      await until('longer than stallTimeout', () => performance.now() - stopped > 1_500);
+      child.process.kill('SIGCONT');
+      const before = received;
+      await until(
+        'more of the event',
+        () => received > before + 2_000_000 || told.length > 0 || socket.destroyed,
+      );
+    }
+    expect(told).toEqual([]);
+    socket.destroy();
+  }, 30_000);
+});
