@@ -2,7 +2,7 @@ import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { createServer, type ServerResponse } from 'node:http';
 import express, { type Response } from 'express';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
-import { sse, stream, type EventStream } from '../src/index.ts';
+import { sse, stream, type EventStream, type SseMiddleware } from '../src/index.ts';
 import { serveStreams } from './support/app.ts';
 import { read } from './support/reader.ts';
 import { dial, listening, requestText, serve } from './support/server.ts';
@@ -543,6 +543,102 @@ test('a wrapped write that sends, closes or ends in the middle of a large event 
     await until('all', () => reader.events.length === expected.length || reader.ended);
     expect(reader.events.map(({ data }) => (data.length > 10 ? 'x' : data))).toEqual(expected);
   }
+});
+
+describe('a wrapped write that is called back before it passes its bytes on keeps the order when it', () => {
+  const large = Array.from({ length: 6 }, (_, index) => `${index}`.repeat(8_000)).join(';');
+
+  /** Each run of a digit as the digit and its length, so that a failure can be read. */
+  function abbreviated(text: string): string {
+    return text.replaceAll(/(\d)\1{3,}/g, (run, digit: string) => `<${digit} ${run.length} times>`);
+  }
+
+  /** What the client receives behind FIRST, where the wrapper acts once, on the bytes that match. */
+  async function receivedBehindFirst(
+    data: string,
+    marked: string,
+    act: (stream: EventStream, events: SseMiddleware) => void,
+  ): Promise<string> {
+    const errors: unknown[] = [];
+    const events = sse({ onError: (error) => void errors.push(error) });
+    let stream: EventStream | undefined;
+    await using server = await listening(
+      createServer((req, res) => {
+        const write = res.write.bind(res);
+        let hasActed = false;
+        res.write = ((...args: Parameters<typeof write>) => {
+          if (!hasActed && String(args[0]).includes(marked)) {
+            hasActed = true;
+            act(stream as EventStream, events);
+          }
+          return write(...args);
+        }) as typeof res.write;
+        events(req, res, () => {
+          stream = (res as { sse?: EventStream }).sse;
+          stream?.send('FIRST');
+        });
+      }),
+    );
+    const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
+    stream?.send(data);
+    stream?.close();
+    const text = await within('the end of the response', response.text());
+    expect(errors).toEqual([]);
+    return text.slice(':\ndata: FIRST\n\n'.length);
+  }
+
+  const actions: [string, (stream: EventStream, events: SseMiddleware) => void, string][] = [
+    [
+      'calls closeWhere()',
+      (_, events) => events.closeWhere(() => true, { retry: 7 }),
+      'retry: 7\n',
+    ],
+    [
+      'closes the middleware',
+      (_, events) => void events.close({ within: 0, retry: 7 }),
+      'retry: 7\n',
+    ],
+    ['closes its stream', (stream) => stream.close({ retry: 7 }), 'retry: 7\n'],
+    ['sends', (stream) => stream.send('own'), 'data: own\n\n'],
+    ["emits 'drain'", (stream) => stream.res.emit('drain'), ''],
+  ];
+
+  test.each(actions)('%s, in a small event', async (_, act, last) => {
+    const text = await receivedBehindFirst('SECOND', 'SECOND', act);
+    expect(text).toBe(`data: SECOND\n\n${last}`);
+  });
+
+  test.each(actions)('%s, in a large event', async (_, act, last) => {
+    const text = await receivedBehindFirst(large, '222', act);
+    expect(abbreviated(text)).toBe(abbreviated(`data: ${large}\n\n${last}`));
+  });
+
+  test("emits 'drain' and answers false each time", async () => {
+    const events = sse({ heartbeat: false });
+    let stream: EventStream | undefined;
+    await using server = await listening(
+      createServer((req, res) => {
+        const write = res.write.bind(res);
+        res.write = ((...args: Parameters<typeof write>) => {
+          res.emit('drain');
+          write(...args);
+          return false;
+        }) as typeof res.write;
+        events(req, res, () => {
+          stream = (res as { sse?: EventStream }).sse;
+          stream?.open();
+        });
+      }),
+    );
+    const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
+    const began = performance.now();
+    for (let count = 0; count < 4; count++) stream?.send(large);
+    stream?.close();
+    const expected = `:\n${`data: ${large}\n\n`.repeat(4)}`;
+    expect(abbreviated(await response.text())).toBe(abbreviated(expected));
+    // The timer of the streams looks at them each second.
+    expect(performance.now() - began).toBeLessThan(900);
+  });
 });
 
 test('an error of a wrapped response ends its stream, is told on res-sse:error, and harms nobody', async () => {

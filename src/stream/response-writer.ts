@@ -67,9 +67,10 @@ interface TaggedSocket extends Socket {
 // Of those that open in this turn: how many bytes of head wait with what else is written in it.
 const heads = new Map<ResponseWriter, number>();
 
-// Connections that are giving bytes to their response. A wrapped `write` that sends gets in here once more, and its bytes have to wait:
-// between pieces of an event they would garble it.
-const giving = new Set<ResponseWriter>();
+// The connections whose response is being given bytes right now, each with whether its response has
+// asked for more meanwhile. A wrapped `write` may call the library before it passes its bytes on.
+// Bytes that were given then would come in front of those, so they wait in the queue.
+const giving = new Map<ResponseWriter, boolean>();
 
 interface OverriddenMethods {
   readonly write: ServerResponse['write'] | undefined;
@@ -512,15 +513,10 @@ export abstract class ResponseWriter {
     this.#given += bytes.length;
     this.#silentSince = 0;
     const isOutermost = !giving.has(this);
-    giving.add(this);
+    if (isOutermost) giving.set(this, false);
     try {
-      if (this.#socket) return !this.#socket.writable || this.#socket.write(toHttpChunk(bytes));
-      const isOurs = this.#guarded !== undefined;
-      const answer: unknown = isOurs
-        ? Reflect.apply(this.originalMethod('write'), this.res, [bytes])
-        : this.res.write(bytes);
-      // Some wrappers answer nothing; only a false promises a `drain`.
-      return answer !== false;
+      // A 'drain' that came before `write` returned is not emitted again.
+      return this.#pass(bytes) || giving.get(this) === true;
     } catch (error) {
       this.onError(error);
       return true;
@@ -529,16 +525,30 @@ export abstract class ResponseWriter {
     }
   }
 
+  #pass(bytes: Buffer): boolean {
+    if (this.#socket) return !this.#socket.writable || this.#socket.write(toHttpChunk(bytes));
+    const isOurs = this.#guarded !== undefined;
+    const answer: unknown = isOurs
+      ? Reflect.apply(this.originalMethod('write'), this.res, [bytes])
+      : this.res.write(bytes);
+    // Some wrappers answer nothing; only a false promises a `drain`.
+    return answer !== false;
+  }
+
   #queue(many: readonly Buffer[]): void {
     this.detach();
     this.#guard();
     this.#backlog = new WriteQueue(many);
-    // Behind what is being given; the call that gives it goes on with the queue.
-    if (!giving.has(this)) this.#pump();
+    this.#pump();
   }
 
   /** Gives the response what waits as long as it takes more, in shares of a turn of the event loop. */
   #pump(): void {
+    if (giving.has(this)) {
+      // The call that gives goes on with the queue as soon as `write` has returned.
+      giving.set(this, true);
+      return;
+    }
     // Looked at anew each time: a wrapped `write` may send, or end the stream.
     for (let waits = this.#backlog; waits !== undefined && !waits.isEmpty; waits = this.#backlog) {
       if (waits.isSpent) {
