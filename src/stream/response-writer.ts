@@ -1,4 +1,5 @@
 /** Bytes to one response: the head, the queue of a slow reader, and the one way in which a connection ends. */
+import { EventEmitter } from 'node:events';
 import { OutgoingMessage, type OutgoingHttpHeaders, type ServerResponse } from 'node:http';
 import type { Http2ServerResponse } from 'node:http2';
 import { Socket } from 'node:net';
@@ -71,6 +72,9 @@ const heads = new Map<ResponseWriter, number>();
 // asked for more meanwhile. A wrapped `write` may call the library before it passes its bytes on.
 // Bytes that were given then would come in front of those, so they wait in the queue.
 const giving = new Map<ResponseWriter, boolean>();
+
+// Responses with an `on` of their own that have a listener for 'drain'.
+const listened = new WeakSet<ServerResponse>();
 
 interface OverriddenMethods {
   readonly write: ServerResponse['write'] | undefined;
@@ -641,12 +645,29 @@ export abstract class ResponseWriter {
     if (this.#listening) return;
     this.#listening = true;
     if (this.#socket === undefined || this.#socket === null) {
-      this.res.on('drain', onDrain);
+      this.#listenToResponse();
     } else {
       (this.#socket as TaggedSocket)[connectionOf] = this;
       this.#socket.on('drain', onSocketDrain);
     }
     this.#expectDrain();
+  }
+
+  /**
+   * Middleware that has replaced `on` may add the listener to another emitter, which `off` does not reach.
+   * `compression` adds it to its Gzip stream. Such a response gets one listener, which stays.
+   */
+  #listenToResponse(): void {
+    const { res } = this;
+    // oxlint-disable-next-line typescript/unbound-method -- compared, never called
+    if (res.on === EventEmitter.prototype.on) {
+      res.on('drain', onDrain);
+    } else if (!listened.has(res)) {
+      listened.add(res);
+      res.on('drain', () => {
+        if (this.#listening) this.resume();
+      });
+    }
   }
 
   /** With a `highWaterMark` above the write mark no `drain` may come: then the callback of an empty write tells. */
