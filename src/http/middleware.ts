@@ -339,13 +339,15 @@ class Host implements StreamHost {
     this.warnings.gone(stream);
   }
 
-  #turnAway({ req, res }: EventStream, refusal: Refusal, closing: RetryRange | undefined): void {
+  #turnAway(stream: EventStream, refusal: Refusal, closing: RetryRange | undefined): void {
+    const { req, res } = stream;
     for (const roster of this.rosters) roster.rejected++;
     if (diagnostics.reject.hasSubscribers) diagnostics.reject.publish({ req, reason: refusal });
+    // To come back on the same connection would be to come back to this process.
+    if (closing !== undefined && req.httpVersionMajor !== 1) stream.closeConnection();
     // A subscriber may have answered.
     if (res.headersSent) return;
     const retry = drawRetry(closing ?? FULL_RETRY);
-    // To come back on the same connection would be to come back to this process.
     if (closing !== undefined && req.httpVersionMajor === 1) res.setHeader('Connection', 'close');
     const isPatient = closing !== undefined || this.options.whenFull !== 'reject';
     if (isPatient && req.method === 'GET' && asksForEventStream(req)) sendAway(res, retry);

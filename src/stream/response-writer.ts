@@ -1,7 +1,7 @@
 /** Bytes to one response: the head, the queue of a slow reader, and the one way in which a connection ends. */
 import { EventEmitter } from 'node:events';
 import { OutgoingMessage, type OutgoingHttpHeaders, type ServerResponse } from 'node:http';
-import type { Http2ServerResponse } from 'node:http2';
+import type { Http2ServerResponse, Http2Session } from 'node:http2';
 import { Socket } from 'node:net';
 import { WriteQueue, CHUNK_BYTES } from './write-queue.ts';
 import { SseError } from '../common/errors.ts';
@@ -47,8 +47,12 @@ const NODE_WRITE: unknown = /\bwrite_\(this\b/.test(
 // Not a WeakMap: one property costs less memory for each stream, and the listeners below can be shared functions.
 const connectionOf = Symbol('res-sse.connection');
 
+// The session of a response over HTTP/2. Once the response is closed, its stream names none any more.
+const sessionOf = Symbol('res-sse.session');
+
 interface TaggedResponse extends ServerResponse {
   [connectionOf]?: ResponseWriter;
+  [sessionOf]?: Http2Session | undefined;
 }
 
 // Connections behind another response on a pipelined socket.
@@ -290,6 +294,7 @@ export abstract class ResponseWriter {
       return;
     }
     liftTimeout(res);
+    if ('stream' in res) (res as TaggedResponse)[sessionOf] = currentSession(res);
     // So that its own end is noticed, too.
     if (hasSession(res.req)) this.#guard();
     this.#pump();
@@ -428,10 +433,15 @@ export abstract class ResponseWriter {
     this.onClosed();
   }
 
-  /** Ends the connection that its response has left behind. A session of HTTP/2 may carry others. @internal */
+  /**
+   * Ends the connection that its response has left behind. A session of HTTP/2 may carry other
+   * streams: it takes no more, and ends with the last of them.
+   * @internal
+   */
   closeConnection(): void {
-    const { req, writableFinished } = this.res;
-    if (req.httpVersionMajor === 1 && writableFinished) req.socket.destroySoon();
+    const { res } = this;
+    if ('stream' in res) ((res as TaggedResponse)[sessionOf] ?? currentSession(res))?.close();
+    else if (res.req.httpVersionMajor === 1 && res.writableFinished) res.req.socket.destroySoon();
   }
 
   /** An error in what carries this one stream: it ends, and nobody else hears of it. @internal */
@@ -800,6 +810,11 @@ function waitingOn(socket: TaggedSocket): Set<ResponseWriter> {
 
 function onSocketClose(this: TaggedSocket): void {
   for (const connection of this[waiting] ?? []) connection.onResponseClosed();
+}
+
+/** The session that carries the response now. The mocks of some adapters have none. */
+function currentSession(res: object): Http2Session | undefined {
+  return (res as Partial<Http2ServerResponse>).stream?.session;
 }
 
 /** Whether the connection of the response has ended. */
