@@ -25,6 +25,10 @@ export type Serialize = (data: unknown) => string | undefined;
 /** The id that says "do not come back": a client that brings it is answered 204, which stops an EventSource. */
 export const FINAL_MARK = 'sse:end';
 
+// Spaces and tabs around the value of a header are not part of it (RFC 9110, 5.5): the id that a client
+// sends back has none.
+const FINAL_MARK_IN_HEADER = /^[ \t]*sse:end[ \t]*$/;
+
 const LINE_BREAK = /\r\n|\r|\n/g;
 
 /** A comment without text, the heartbeat. No blank line after it: some clients take that for an empty event. */
@@ -146,10 +150,10 @@ export function assertId(id: EventId): void {
         `an id cannot contain CR, LF or NUL, got ${describeValue(id)}`,
       );
     }
-    if (id === FINAL_MARK) {
+    if (FINAL_MARK_IN_HEADER.test(id)) {
       throw new SseError(
         'ERR_SSE_ID',
-        `the id "${FINAL_MARK}" marks a final end; call close({ final: true }) for that`,
+        `the id ${JSON.stringify(id)} marks a final end; call close({ final: true }) for that`,
       );
     }
   } else if (typeof id !== 'bigint' && !Number.isFinite(id)) {
