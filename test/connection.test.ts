@@ -5,8 +5,16 @@ import zlib from 'node:zlib';
 import compression from 'compression';
 import express, { type Response } from 'express';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
-import { sse, stream, type EventStream, type SseMiddleware } from '../src/index.ts';
+import {
+  createChannels,
+  memoryBroker,
+  sse,
+  stream,
+  type EventStream,
+  type SseMiddleware,
+} from '../src/index.ts';
 import { serveStreams } from './support/app.ts';
+import { brokerWith } from './support/broker-with.ts';
 import { read } from './support/reader.ts';
 import { dial, listening, requestText, serve } from './support/server.ts';
 import { StrictParser } from './support/strict-parser.ts';
@@ -787,6 +795,19 @@ describe('a listener for the head, as on-headers makes them,', () => {
       }
     },
   );
+
+  test('that throws an object without a prototype is an error of a subscribe that waits for its broker', async () => {
+    const position = () => new Promise<never>(() => {});
+    const channels = createChannels({ broker: brokerWith(memoryBroker(), { position }) });
+    await using server = await serveHeads(
+      () => {
+        throw Object.create(null);
+      },
+      (given) => channels.subscribe(given, 'a'),
+    );
+    const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
+    expect([response.status, await response.text()]).toEqual([500, 'a value of type object']);
+  });
 
   test.each<[string, (stream: EventStream) => void, string]>([
     ['sends', (given) => void given.send('own'), ':\ndata: own\n\ndata: x\n\n'],

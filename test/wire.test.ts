@@ -308,6 +308,21 @@ describe('refused at the call, before a byte is written', () => {
     );
   });
 
+  test.each([
+    ['an object without a prototype', Object.create(null) as unknown],
+    ['an object whose toString throws', { toString: () => JSON.parse('{') as string }],
+    ['a symbol', Symbol('x')],
+  ])('data whose toJSON throws %s', (_, thrown) => {
+    const given = {
+      toJSON(): never {
+        throw thrown;
+      },
+    };
+    expect(() => encode(given)).toThrow(
+      expect.objectContaining({ code: 'ERR_SSE_DATA', cause: thrown }),
+    );
+  });
+
   test('a serialize that returns no string', () => {
     expect(codeOf(() => dataText({}, () => undefined))).toBe('ERR_SSE_DATA');
   });

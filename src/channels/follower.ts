@@ -16,7 +16,7 @@ import { formatCursor } from '../protocol/cursor.ts';
 import { CatchUp, type CatchUpHost, type CatchUpOwner } from './catch-up.ts';
 import { WHATEVER_IS_HELD } from './channel-starts.ts';
 import { diagnostics } from '../common/diagnostics.ts';
-import { SseError } from '../common/errors.ts';
+import { SseError, describeThrown } from '../common/errors.ts';
 import type {
   EventStream,
   Follower,
@@ -266,7 +266,9 @@ export class StreamFollower
           if (!this.stream.res.headersSent) this.stream.open();
         } catch (error) {
           // A listener for the head threw.
-          reject(error instanceof Error ? error : new Error(String(error), { cause: error }));
+          reject(
+            error instanceof Error ? error : new Error(describeThrown(error), { cause: error }),
+          );
         }
       }, OPEN_AFTER);
       position.finally(() => clearTimeout(timer)).then(resolve, reject);

@@ -78,3 +78,12 @@ export function describeValue(value: unknown): string {
   }
   return `a value of type ${type}`;
 }
+
+/** What was thrown, as the end of an error message. An object without `toString` can be thrown, too. @internal */
+export function describeThrown(thrown: unknown): string {
+  try {
+    return String(thrown);
+  } catch {
+    return describeValue(thrown);
+  }
+}

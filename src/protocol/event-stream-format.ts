@@ -3,7 +3,7 @@
  * WHATWG HTML, 9.2.5 "Parsing an event stream" and 9.2.6 "Interpreting an event stream".
  */
 import { isAnyArrayBuffer, isMap, isNativeError, isSet } from 'node:util/types';
-import { SseError, describeValue } from '../common/errors.ts';
+import { SseError, describeThrown, describeValue } from '../common/errors.ts';
 import { MAX_RETRY_MS } from '../common/retry-range.ts';
 
 /** What an event's `id` may be given as; on the wire it is text. */
@@ -71,9 +71,11 @@ export function dataText(data: unknown, serialize: Serialize): string {
   try {
     text = serialize(data);
   } catch (cause) {
-    throw new SseError('ERR_SSE_DATA', `\`serialize\` could not take the data: ${String(cause)}`, {
-      cause,
-    });
+    throw new SseError(
+      'ERR_SSE_DATA',
+      `\`serialize\` could not take the data: ${describeThrown(cause)}`,
+      { cause },
+    );
   }
   if (typeof text !== 'string') {
     throw new SseError(
