@@ -110,9 +110,26 @@ function tapOf<T>(source: PipeSource<T>): Tap<T> {
 }
 
 function iteratorTap<T>(iterator: Iterator<T | PromiseLike<T>> | AsyncIterator<T>): Tap<T> {
+  let isRunning = false;
+  let isReleased = false;
+  const release = (): void => quietly(() => iterator.return?.());
   return {
-    next: () => iterator.next(),
-    release: () => quietly(() => iterator.return?.()),
+    next: () => {
+      isRunning = true;
+      let step;
+      try {
+        step = iterator.next();
+      } finally {
+        isRunning = false;
+      }
+      if (isReleased && !('done' in step && step.done)) release();
+      return step;
+    },
+    release: () => {
+      isReleased = true;
+      // A generator that ends the stream itself cannot be told to return before it has yielded.
+      if (!isRunning) release();
+    },
   };
 }
 
