@@ -3,6 +3,7 @@ import { EventEmitter } from 'node:events';
 import { OutgoingMessage, type OutgoingHttpHeaders, type ServerResponse } from 'node:http';
 import type { Http2ServerResponse, Http2Session } from 'node:http2';
 import { Socket } from 'node:net';
+import { Writable } from 'node:stream';
 import { WriteQueue, CHUNK_BYTES } from './write-queue.ts';
 import { SseError } from '../common/errors.ts';
 import type { StreamSettings } from './stream-options.ts';
@@ -42,6 +43,9 @@ const NODE_WRITE: unknown = /\bwrite_\(this\b/.test(
 )
   ? OutgoingMessage.prototype.write
   : undefined;
+
+// Sockets inherit their `write` from Writable.
+const NODE_SOCKET_WRITE: unknown = Writable.prototype.write;
 /* oxlint-enable typescript/unbound-method */
 
 // Not a WeakMap: one property costs less memory for each stream, and the listeners below can be shared functions.
@@ -205,9 +209,9 @@ export abstract class ResponseWriter {
 
   /** The socket, if shared bytes may go there without asking this object, as long as it holds no more than a piece. @internal */
   get direct(): Socket | undefined {
-    return this.#state === 'open' && this.#backlog === undefined
-      ? (this.#socket ?? undefined)
-      : undefined;
+    const socket = this.#socket;
+    const isDirect = this.#state === 'open' && this.#backlog === undefined;
+    return isDirect && socket && !callsBack(socket) ? socket : undefined;
   }
 
   /** What it is given from here on is on the account. @internal */
@@ -342,7 +346,8 @@ export abstract class ResponseWriter {
       !socket ||
       this.#backlog !== undefined ||
       length > HIGH_WATER_MARK ||
-      socket.writableLength > CHUNK_BYTES
+      socket.writableLength > CHUNK_BYTES ||
+      callsBack(socket)
     ) {
       if (this.isBehind) return false;
       this.writeBytes(shared.bytes, events);
@@ -701,6 +706,15 @@ export abstract class ResponseWriter {
     this.#socket.off('drain', onSocketDrain);
     (this.#socket as TaggedSocket)[connectionOf] = undefined;
   }
+}
+
+/**
+ * Whether an agent has replaced the socket's `write`, which may then call the library before it passes a
+ * chunk on. Only bytes that are given by this object itself keep their order then.
+ */
+function callsBack(socket: Socket): boolean {
+  // oxlint-disable-next-line typescript/unbound-method -- compared, never called
+  return socket.write !== NODE_SOCKET_WRITE;
 }
 
 // Shared by all responses, so that a stream costs no closure.
