@@ -652,6 +652,41 @@ describe('a wrapped write that is called back before it passes its bytes on keep
   });
 });
 
+test.each([2, 3_000])(
+  'middleware in front that ends the response from its write ends it once, with %i pieces queued',
+  async (pieces) => {
+    const errors: unknown[] = [];
+    const events = sse({ maxBuffered: 100_000_000, onError: (error) => void errors.push(error) });
+    let stream: EventStream | undefined;
+    let writes = 0;
+    await using server = await listening(
+      createServer((req, res) => {
+        const write = res.write.bind(res);
+        let length = 0;
+        // A quota for the bytes of a response.
+        res.write = ((...args: Parameters<typeof write>) => {
+          length += (args[0] as Buffer).length;
+          if (length <= 40_000) return write(...args);
+          writes++;
+          res.end(': over quota\n');
+          return false;
+        }) as typeof res.write;
+        events(req, res, () => {
+          stream = (res as { sse?: EventStream }).sse;
+          stream?.open();
+        });
+      }),
+    );
+    const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
+    stream?.send('x'.repeat(32_768 + pieces * 16_384));
+    const text = await within('the end of the response', response.text());
+    expect(text).toBe(`:\ndata: ${'x'.repeat(32_768 - 'data: '.length)}: over quota\n`);
+    expect(await within('the end', (stream as unknown as EventStream).closed)).toBe('server');
+    expect(errors).toEqual([]);
+    expect(writes).toBe(2);
+  },
+);
+
 test('a stream that compression() encodes goes at the pace of its reader, and leaves no listeners behind', async () => {
   const createGzip = vi.spyOn(zlib, 'createGzip');
   onTestFinished(() => createGzip.mockRestore());

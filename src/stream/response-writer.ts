@@ -81,6 +81,10 @@ const heads = new Map<ResponseWriter, number>();
 // Bytes that were given then would come in front of those, so they wait in the queue.
 const giving = new Map<ResponseWriter, boolean>();
 
+// The connections whose response is being given all that waits. Middleware that ends the response from
+// its `write` gets there again with each piece.
+const givingAll = new Set<ResponseWriter>();
+
 // Responses with an `on` of their own that have a listener for 'drain'.
 const listened = new WeakSet<ServerResponse>();
 
@@ -597,7 +601,15 @@ export abstract class ResponseWriter {
 
   /** Gives the response all that waits, whatever it holds: what the application does next must come behind it. */
   #giveAll(): void {
-    while (this.#backlog !== undefined && !this.#backlog.isEmpty) this.#give(this.#backlog.take());
+    if (givingAll.has(this)) return;
+    givingAll.add(this);
+    try {
+      while (this.#backlog !== undefined && !this.#backlog.isEmpty && !this.res.writableEnded) {
+        this.#give(this.#backlog.take());
+      }
+    } finally {
+      givingAll.delete(this);
+    }
     this.#backlog = undefined;
   }
 
@@ -747,7 +759,10 @@ function guardedWrite(this: TaggedResponse, ...args: unknown[]): unknown {
 
 function guardedEnd(this: TaggedResponse, ...args: unknown[]): unknown {
   const connection = this[connectionOf] as ResponseWriter;
+  const hadEnded = this.writableEnded;
   connection.onApplicationEnd();
+  // Middleware in front may have ended the response when it was given the rest.
+  if (this.writableEnded && !hadEnded) return this;
   const session = hideSession(this);
   try {
     return Reflect.apply(connection.originalMethod('end'), this, args);
