@@ -447,10 +447,10 @@ export class StreamFollower
    * what it has let through.
    */
   private flushPassed(): void {
-    if (this.#rare === undefined) return;
+    // Each time, a wrapped `write` may end the stream.
     this.writePassed();
-    this.#rare.catchUp?.writePassed();
-    this.#rare.liveOnly?.writePassed();
+    this.#rare?.catchUp?.writePassed();
+    this.#rare?.liveOnly?.writePassed();
   }
 
   private flushAll(audience: Audience): void {
