@@ -28,10 +28,10 @@ unit.test.exclude = [DOCS_OF_TESTING];
 
 const integration = project('integration', 1, 3, [
   'test/{demo,examples,integration,nodes,proxies,support}/**/*.test.ts',
-  'test/brokers/redis{,-faults,-healing,-limits,-waits}.test.ts',
+  'test/brokers/redis*.test.ts',
   'test/faults/**/*.test.ts',
 ]);
-integration.test.exclude = [...IN_BROWSER, ...MEASURING];
+integration.test.exclude = [...IN_BROWSER, ...MEASURING, 'test/brokers/redis-model.test.ts'];
 
 export default defineConfig({
   test: {

@@ -1,9 +1,20 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { randomBytes } from 'node:crypto';
 import { createServer, type ServerResponse } from 'node:http';
+import zlib from 'node:zlib';
+import compression from 'compression';
 import express, { type Response } from 'express';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
-import { sse, stream, type EventStream } from '../src/index.ts';
+import {
+  createChannels,
+  memoryBroker,
+  sse,
+  stream,
+  type EventStream,
+  type SseMiddleware,
+} from '../src/index.ts';
 import { serveStreams } from './support/app.ts';
+import { brokerWith } from './support/broker-with.ts';
 import { read } from './support/reader.ts';
 import { dial, listening, requestText, serve } from './support/server.ts';
 import { StrictParser } from './support/strict-parser.ts';
@@ -547,6 +558,166 @@ test('a wrapped write() that sends, closes or ends inside a large event neither 
   }
 });
 
+describe('a wrapped write that is called back before it passes its bytes on keeps the order when it', () => {
+  const large = Array.from({ length: 6 }, (_, index) => `${index}`.repeat(8_000)).join(';');
+
+  /** Each run of a digit as the digit and its length, so that a failure can be read. */
+  function abbreviated(text: string): string {
+    return text.replaceAll(/(\d)\1{3,}/g, (run, digit: string) => `<${digit} ${run.length} times>`);
+  }
+
+  /** What the client receives behind FIRST, where the wrapper acts once, on the bytes that match. */
+  async function receivedBehindFirst(
+    data: string,
+    marked: string,
+    act: (stream: EventStream, events: SseMiddleware) => void,
+  ): Promise<string> {
+    const errors: unknown[] = [];
+    const events = sse({ onError: (error) => void errors.push(error) });
+    let stream: EventStream | undefined;
+    await using server = await listening(
+      createServer((req, res) => {
+        const write = res.write.bind(res);
+        let hasActed = false;
+        res.write = ((...args: Parameters<typeof write>) => {
+          if (!hasActed && String(args[0]).includes(marked)) {
+            hasActed = true;
+            act(stream as EventStream, events);
+          }
+          return write(...args);
+        }) as typeof res.write;
+        events(req, res, () => {
+          stream = (res as { sse?: EventStream }).sse;
+          stream?.send('FIRST');
+        });
+      }),
+    );
+    const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
+    stream?.send(data);
+    stream?.close();
+    const text = await within('the end of the response', response.text());
+    expect(errors).toEqual([]);
+    return text.slice(':\ndata: FIRST\n\n'.length);
+  }
+
+  const actions: [string, (stream: EventStream, events: SseMiddleware) => void, string][] = [
+    [
+      'calls closeWhere()',
+      (_, events) => events.closeWhere(() => true, { retry: 7 }),
+      'retry: 7\n',
+    ],
+    [
+      'closes the middleware',
+      (_, events) => void events.close({ within: 0, retry: 7 }),
+      'retry: 7\n',
+    ],
+    ['closes its stream', (stream) => stream.close({ retry: 7 }), 'retry: 7\n'],
+    ['sends', (stream) => stream.send('own'), 'data: own\n\n'],
+    ["emits 'drain'", (stream) => stream.res.emit('drain'), ''],
+  ];
+
+  test.each(actions)('%s, in a small event', async (_, act, last) => {
+    const text = await receivedBehindFirst('SECOND', 'SECOND', act);
+    expect(text).toBe(`data: SECOND\n\n${last}`);
+  });
+
+  test.each(actions)('%s, in a large event', async (_, act, last) => {
+    const text = await receivedBehindFirst(large, '222', act);
+    expect(abbreviated(text)).toBe(abbreviated(`data: ${large}\n\n${last}`));
+  });
+
+  test("emits 'drain' and answers false each time", async () => {
+    const events = sse({ heartbeat: false });
+    let stream: EventStream | undefined;
+    await using server = await listening(
+      createServer((req, res) => {
+        const write = res.write.bind(res);
+        res.write = ((...args: Parameters<typeof write>) => {
+          res.emit('drain');
+          write(...args);
+          return false;
+        }) as typeof res.write;
+        events(req, res, () => {
+          stream = (res as { sse?: EventStream }).sse;
+          stream?.open();
+        });
+      }),
+    );
+    const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
+    const began = performance.now();
+    for (let count = 0; count < 4; count++) stream?.send(large);
+    stream?.close();
+    const expected = `:\n${`data: ${large}\n\n`.repeat(4)}`;
+    expect(abbreviated(await response.text())).toBe(abbreviated(expected));
+    // The timer of the streams looks at them each second.
+    expect(performance.now() - began).toBeLessThan(900);
+  });
+});
+
+test.each([2, 3_000])(
+  'middleware in front that ends the response from its write ends it once, with %i pieces queued',
+  async (pieces) => {
+    const errors: unknown[] = [];
+    const events = sse({ maxBuffered: 100_000_000, onError: (error) => void errors.push(error) });
+    let stream: EventStream | undefined;
+    let writes = 0;
+    await using server = await listening(
+      createServer((req, res) => {
+        const write = res.write.bind(res);
+        let length = 0;
+        // A quota for the bytes of a response.
+        res.write = ((...args: Parameters<typeof write>) => {
+          length += (args[0] as Buffer).length;
+          if (length <= 40_000) return write(...args);
+          writes++;
+          res.end(': over quota\n');
+          return false;
+        }) as typeof res.write;
+        events(req, res, () => {
+          stream = (res as { sse?: EventStream }).sse;
+          stream?.open();
+        });
+      }),
+    );
+    const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
+    stream?.send('x'.repeat(32_768 + pieces * 16_384));
+    const text = await within('the end of the response', response.text());
+    expect(text).toBe(`:\ndata: ${'x'.repeat(32_768 - 'data: '.length)}: over quota\n`);
+    expect(await within('the end', (stream as unknown as EventStream).closed)).toBe('server');
+    expect(errors).toEqual([]);
+    expect(writes).toBe(2);
+  },
+);
+
+test('a stream that compression() encodes goes at the pace of its reader, and leaves no listeners behind', async () => {
+  const createGzip = vi.spyOn(zlib, 'createGzip');
+  onTestFinished(() => createGzip.mockRestore());
+  // Random bytes, which do not become less.
+  const sent = Array.from({ length: 15 }, () => randomBytes(75_000).toString('base64'));
+  const events = sse({ headers: { 'Cache-Control': 'no-cache' }, warnings: false });
+  const app = express();
+  app.use(compression({ filter: () => true, threshold: 0 }), events);
+  app.get(
+    '/',
+    stream(async (given) => {
+      for (const event of sent) {
+        given.send(event);
+        await given.drained();
+      }
+      given.close();
+    }),
+  );
+  await using server = await serve(app);
+  using reader = await read(server.url, { headers: { 'Accept-Encoding': 'gzip' } });
+  expect(reader.response.headers.get('content-encoding')).toBe('gzip');
+  // Without 'drain', the timer of the streams would give it 16 KiB each second.
+  await within('the end of the stream', reader.end(), 10_000);
+  expect(reader.events.map(({ data }) => data)).toEqual(sent);
+  expect(events.stats()).toMatchObject({ closed: { server: 1 }, dropped: 0, sent: 15 });
+  const gzip = createGzip.mock.results[0]?.value as zlib.Gzip;
+  expect(gzip.listenerCount('drain')).toBe(1);
+});
+
 test('an error of a wrapped response ends its stream, is published on res-sse:error, and affects no other', async () => {
   const failures: unknown[] = [];
   const note = (message: unknown): void =>
@@ -661,6 +832,19 @@ describe('a listener for the head, such as on-headers adds,', () => {
       }
     },
   );
+
+  test('that throws an object without a prototype is an error of a subscribe that waits for its broker', async () => {
+    const position = () => new Promise<never>(() => {});
+    const channels = createChannels({ broker: brokerWith(memoryBroker(), { position }) });
+    await using server = await serveHeads(
+      () => {
+        throw Object.create(null);
+      },
+      (given) => channels.subscribe(given, 'a'),
+    );
+    const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
+    expect([response.status, await response.text()]).toEqual([500, 'a value of type object']);
+  });
 
   test.each<[string, (stream: EventStream) => void, string]>([
     ['sends', (given) => void given.send('own'), ':\ndata: own\n\ndata: x\n\n'],

@@ -1,8 +1,8 @@
 import { createServer, type ServerResponse } from 'node:http';
 import http2 from 'node:http2';
 import type { Server } from 'node:http';
-import type { Socket } from 'node:net';
-import { describe, expect, test, vi } from 'vitest';
+import { Socket } from 'node:net';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import {
   createChannels,
   sse,
@@ -99,16 +99,14 @@ async function goesDirect(
 ): Promise<boolean> {
   const before = client.parser().events.length;
   const [socket] = [...server.sockets] as [Socket];
-  const write = vi.spyOn(socket, 'write');
+  const chunks = chunksWrittenTo([socket]);
   await server.channels.publish('a', 'probe');
   await until('the event', () => client.parser().events.length > before);
-  const framed = write.mock.calls.some(
-    ([chunk]) =>
+  return chunks.some(
+    (chunk) =>
       Buffer.isBuffer(chunk) &&
       /^[0-9a-f]+\r\n[^]*data: probe\nid: .*\n\n\r\n$/.test(chunk.toString()),
   );
-  write.mockRestore();
-  return framed;
 }
 
 function data(parser: StrictParser): string[] {
@@ -266,6 +264,40 @@ describe('middleware that wraps or encodes the response gets every byte', () => 
     await until('the stream', () => server.streams.length === 1);
     expect(await goesDirect(server, client)).toBe(false);
     expect(writes).toBeGreaterThan(1);
+    client.socket.destroy();
+  });
+
+  test.each<[string, (socket: Socket) => object]>([
+    ['a socket with a write of its own', (socket) => socket],
+    ['sockets whose prototype has a write of its own', () => Socket.prototype],
+  ])('%s, and what it sends comes behind what it was given', async (_, targetOf) => {
+    let seen = '';
+    await using server = await serveDirect((res) => {
+      const target = targetOf(res.socket as Socket) as Pick<Socket, 'write'>;
+      // oxlint-disable-next-line typescript/unbound-method -- applied below
+      const { write } = target;
+      const { socket } = res;
+      function watched(this: Socket, ...args: Parameters<typeof write>): boolean {
+        if (this === socket) {
+          seen += String(args[0]);
+          if (String(args[0]).includes('LAST')) server.streams[0]?.close({ retry: 7 });
+        }
+        return Reflect.apply(write, this, args);
+      }
+      Object.defineProperty(target, 'write', {
+        value: watched,
+        configurable: true,
+        writable: true,
+      });
+      onTestFinished(() => void Reflect.deleteProperty(target, 'write'));
+    });
+    const client = await connectTo(server);
+    await until('the stream', () => server.streams.length === 1);
+    for (const each of ['1', '2', '3', 'LAST']) await publish(server, each);
+    await until('the end', () => client.text().includes('\r\n0\r\n\r\n'));
+    expect(data(client.parser())).toEqual(['1', '2', '3', 'LAST']);
+    expect(client.text()).toMatch(/retry: 7\n\r\n0\r\n\r\n$/);
+    expect(seen).toBe(client.text());
     client.socket.destroy();
   });
 

@@ -195,6 +195,108 @@ describe('when the client disconnects while the next item is awaited, pipe resol
   });
 });
 
+describe('a source that ends the stream itself while it makes an item', () => {
+  const generators: [
+    string,
+    (end: () => void, note: (what: string) => void) => PipeSource<unknown>,
+  ][] = [
+    [
+      'a generator runs its finally',
+      function* (end, note) {
+        try {
+          for (let item = 0; ; item++) {
+            if (item === 2) end();
+            yield item;
+          }
+        } finally {
+          note('finally');
+        }
+      },
+    ],
+    [
+      'a generator of a promise that never settles runs its finally',
+      function* (end, note) {
+        try {
+          end();
+          yield never;
+        } finally {
+          note('finally');
+        }
+      },
+    ],
+    [
+      'an async generator runs its finally',
+      async function* (end, note) {
+        try {
+          end();
+          yield 0;
+          await never;
+        } finally {
+          note('finally');
+        }
+      },
+    ],
+    [
+      'an iterator is returned once',
+      (end, note) => ({
+        [Symbol.iterator]: () => ({
+          next: () => {
+            end();
+            return { done: false, value: 0 };
+          },
+          return: () => {
+            note('finally');
+            return { done: true, value: undefined };
+          },
+        }),
+      }),
+    ],
+  ];
+
+  test.each(generators)('%s', async (_, make) => {
+    const noted: string[] = [];
+    await using server = await serveStreams(async (given) => {
+      given.open();
+      await given.pipe(
+        make(
+          () => given.close(),
+          (what) => noted.push(what),
+        ),
+      );
+      noted.push('resolved');
+    });
+    using reader = await read(server.url);
+    await reader.end();
+    await until('the source to be let go of', () => noted.includes('finally'));
+    await until('pipe() to resolve', () => noted.includes('resolved'));
+    expect(noted).toHaveLength(2);
+  });
+
+  test('an iterator that is done is not returned', async () => {
+    const noted: string[] = [];
+    await using server = await serveStreams(async (given) => {
+      given.open();
+      await given.pipe({
+        [Symbol.iterator]: () => ({
+          next: () => {
+            given.close();
+            return { done: true, value: undefined };
+          },
+          return: () => {
+            noted.push('returned');
+            return { done: true, value: undefined };
+          },
+        }),
+      });
+      noted.push('resolved');
+    });
+    using reader = await read(server.url);
+    await reader.end();
+    await until('pipe() to resolve', () => noted.includes('resolved'));
+    expect(noted).toEqual(['resolved']);
+  });
+});
+
 test('pipe to a client that has disconnected releases the source without reading from it', async () => {
   let pulled = 0;
   let returned = 0;

@@ -1,11 +1,11 @@
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
-import { createServer as createHttpServer } from 'node:http';
+import { createServer as createHttpServer, type ServerResponse } from 'node:http';
 import http2 from 'node:http2';
 import type { Server } from 'node:http';
 import { EventSource } from 'eventsource';
 import express from 'express';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test } from 'vitest';
 import {
   EventStream,
   createChannels,
@@ -22,7 +22,7 @@ import { FakeResponse } from './model/fake-response.ts';
 import { serveStreams } from './support/app.ts';
 import { start } from './support/child.ts';
 import { read, type Reader } from './support/reader.ts';
-import { dial, listening, requestText, serve } from './support/server.ts';
+import { dial, listening, requestText, serve, type TestServer } from './support/server.ts';
 import { until, within } from './support/wait.ts';
 
 async function readMany(url: string, count: number, events: SseMiddleware): Promise<Reader[]> {
@@ -392,10 +392,8 @@ describe('close()', () => {
   });
 });
 
-test('over HTTP/2 streams end in waves, stragglers are destroyed, and their sessions live on', async () => {
+test('over HTTP/2 streams end in waves, and stragglers are destroyed', async () => {
   const raw = http2.createServer() as unknown as Server;
-  const sessions = new Set<http2.ServerHttp2Session>();
-  raw.on('session', (each: http2.ServerHttp2Session) => sessions.add(each));
   const events = sse({ maxBuffered: 100_000_000, stallTimeout: false });
   const seen: EventStream[] = [];
   const handler = stream((given) => {
@@ -427,15 +425,112 @@ test('over HTTP/2 streams end in waves, stragglers are destroyed, and their sess
   expect(session.destroyed).toBe(false);
   // What it has not read counts against its session's window.
   requests[0]?.destroy();
-  const late = session.request({ ':path': '/', accept: 'text/event-stream' });
-  const [headers] = (await once(late, 'response')) as [http2.IncomingHttpHeaders];
-  late.resume();
-  expect([headers[':status'], headers.connection]).toEqual([200, undefined]);
   const closed = once(raw, 'close');
   raw.close();
-  for (const each of sessions) each.close();
   await within('the server to close', closed, 3_000);
-  session.destroy();
+});
+
+describe('over HTTP/2, while the middleware is being closed', () => {
+  /** A bare server with event streams at `/`, and at `/plain` an answer that the test completes. */
+  async function serveHttp2() {
+    const raw = http2.createServer() as unknown as Server;
+    const events = sse();
+    const streams: EventStream[] = [];
+    const plain: ServerResponse[] = [];
+    raw.on('request', (req, res) => {
+      events(req, res, () => {
+        const { sse: given } = res as ServerResponse & { sse?: EventStream };
+        if (given !== undefined) streams.push(given.open());
+        else plain.push(res.writeHead(200));
+      });
+    });
+    const server = await listening(raw);
+    onTestFinished(() => server[Symbol.asyncDispose]());
+    return { server, events, streams, plain };
+  }
+
+  /** A client that keeps its session open as long as the server does. */
+  function connectTo({ url }: TestServer) {
+    const session = http2.connect(url);
+    onTestFinished(() => session.destroy());
+    const closed = once(session, 'close');
+    function get(path: string, accept = 'text/event-stream') {
+      const request = session.request({ ':path': path, accept });
+      const received = { request, status: 0, text: '', ended: once(request, 'end') };
+      request.on('response', (headers) => (received.status = headers[':status'] ?? 0));
+      request.setEncoding('utf8').on('data', (part: string) => (received.text += part));
+      request.on('error', () => {});
+      return received;
+    }
+    return { get, closed };
+  }
+
+  test.each(['before', 'after'])(
+    'server.close() returns when it was called %s close()',
+    async (when) => {
+      const { server, events } = await serveHttp2();
+      const client = connectTo(server);
+      const streams = [client.get('/'), client.get('/')];
+      await until('the streams', () => events.streams.size === 2);
+      const closed = once(server.server, 'close');
+      if (when === 'before') server.server.close();
+      expect(await within('close', events.close({ within: 100, retry: 7 }))).toMatchObject({
+        destroyed: 0,
+      });
+      if (when === 'after') server.server.close();
+      await within('the server to close', closed, 3_000);
+      await client.closed;
+      expect(streams.map(({ text }) => text)).toEqual([':\nretry: 7\n', ':\nretry: 7\n']);
+    },
+  );
+
+  test('a session ends when its last event stream and its other requests have ended', async () => {
+    const { server, events, streams, plain } = await serveHttp2();
+    const client = connectTo(server);
+    client.get('/');
+    await until('the stream', () => events.streams.size === 1);
+    const other = client.get('/plain', '*/*');
+    await until('the other request', () => plain.length === 1);
+    const closing = events.close({ within: 100 });
+    await streams[0]?.closed;
+    await within('close', closing);
+    const closed = once(server.server, 'close');
+    server.server.close();
+    plain[0]?.end('complete');
+    await within('the other answer', other.ended);
+    expect(other.text).toBe('complete');
+    await within('the session', client.closed, 3_000);
+    await within('the server to close', closed, 3_000);
+  });
+
+  test('a session ends when its event stream is left by its client', async () => {
+    const { server, events } = await serveHttp2();
+    const others = connectTo(server);
+    const client = connectTo(server);
+    // The first ten streams are ended at once, this one is ended last.
+    for (let count = 0; count < 10; count++) others.get('/');
+    await until('the first streams', () => events.streams.size === 10);
+    const left = client.get('/');
+    await until('the streams', () => events.streams.size === 11);
+    const closing = events.close({ within: 5_000 });
+    expect(events.streams.size).toBe(1);
+    left.request.close(http2.constants.NGHTTP2_CANCEL);
+    await within('the session', client.closed, 3_000);
+    expect((await within('close', closing)).closed).toBe(11);
+  });
+
+  test('a request is sent away, and its session with it', async () => {
+    const { server, events } = await serveHttp2();
+    const others = connectTo(server);
+    for (let count = 0; count < 11; count++) others.get('/');
+    await until('the streams', () => events.streams.size === 11);
+    const closing = events.close({ within: 5_000, retry: 77 });
+    const client = connectTo(server);
+    const late = client.get('/');
+    await within('the session', client.closed, 3_000);
+    expect([late.status, late.text]).toEqual([200, 'retry: 77\n']);
+    await within('close', closing, 8_000);
+  });
 });
 
 test('the recipe of the README ends a process at SIGTERM with exit code 0, and its clients know when to come back', async () => {

@@ -242,6 +242,9 @@ describe('refused at the call, before a byte is written', () => {
     ['an id with CR', { id: '1\rdata: forged' }, 'ERR_SSE_ID'],
     ['an id with NUL', { id: 'a\0b' }, 'ERR_SSE_ID'],
     ['the final mark as an id', { id: FINAL_ID }, 'ERR_SSE_ID'],
+    ['the final mark and a space as an id', { id: `${FINAL_ID} ` }, 'ERR_SSE_ID'],
+    ['a space and the final mark as an id', { id: ` ${FINAL_ID}` }, 'ERR_SSE_ID'],
+    ['the final mark between tabs as an id', { id: `\t${FINAL_ID}\t ` }, 'ERR_SSE_ID'],
     ['an id that is NaN', { id: Number.NaN }, 'ERR_SSE_ID'],
     ['an id that is an object', { id: { toString: () => 'x\n' } }, 'ERR_SSE_ID'],
     ['a null id', { id: null }, 'ERR_SSE_ID'],
@@ -302,6 +305,21 @@ describe('refused at the call, before a byte is written', () => {
     circular['self'] = circular;
     expect(() => encode(circular)).toThrow(
       expect.objectContaining({ code: 'ERR_SSE_DATA', cause: expect.any(TypeError) }),
+    );
+  });
+
+  test.each([
+    ['an object without a prototype', Object.create(null) as unknown],
+    ['an object whose toString throws', { toString: () => JSON.parse('{') as string }],
+    ['a symbol', Symbol('x')],
+  ])('data whose toJSON throws %s', (_, thrown) => {
+    const given = {
+      toJSON(): never {
+        throw thrown;
+      },
+    };
+    expect(() => encode(given)).toThrow(
+      expect.objectContaining({ code: 'ERR_SSE_DATA', cause: thrown }),
     );
   });
 

@@ -305,10 +305,10 @@ export class StreamFollower extends FollowerState implements Follower, Member {
    * that a filter sends comes after them.
    */
   private flushAccepted(): void {
-    if (this.#rare === undefined) return;
+    // Each write may end the stream, if a wrapped `res.write` does so: `#rare` is read again each time.
     this.writeAccepted();
-    this.#rare.catchUp?.writeAccepted();
-    this.#rare.ephemeral?.writeAccepted();
+    this.#rare?.catchUp?.writeAccepted();
+    this.#rare?.ephemeral?.writeAccepted();
   }
 
   /** Writes all pending events, also if the reader is slow. */

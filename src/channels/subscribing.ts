@@ -13,7 +13,7 @@
  * With a broker in this process, steps 1 to 4 run inside the call. If the stream or the
  * subscription ends at any step, the result is an ended subscription.
  */
-import { SseError } from '../common/errors.ts';
+import { SseError, describeThrown } from '../common/errors.ts';
 import type { Cursor } from '../protocol/cursor.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
@@ -176,7 +176,7 @@ function openIfSlow(stream: EventStream, position: Promise<Cursor>): Promise<Cur
         if (!stream.res.headersSent) stream.open();
       } catch (error) {
         // A listener for the response head threw.
-        reject(error instanceof Error ? error : new Error(String(error), { cause: error }));
+        reject(error instanceof Error ? error : new Error(describeThrown(error), { cause: error }));
       }
     }, OPEN_AFTER_MS);
     position.finally(() => clearTimeout(timer)).then(resolve, reject);

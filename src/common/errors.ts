@@ -90,3 +90,16 @@ export function describeValue(value: unknown): string {
   }
   return `a value of type ${type}`;
 }
+
+/**
+ * Describes a thrown value for the end of an error message. The value may be an object without a
+ * prototype, which `String()` cannot convert.
+ * @internal
+ */
+export function describeThrown(thrown: unknown): string {
+  try {
+    return String(thrown);
+  } catch {
+    return describeValue(thrown);
+  }
+}

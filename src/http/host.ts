@@ -114,13 +114,15 @@ export class MiddlewareHost implements StreamHost {
   }
 
   /** Answers a request that was not admitted, and reports the refusal. */
-  #refuse({ req, res }: EventStream, refusal: Refusal, closing: RetryRange | undefined): void {
+  #refuse(stream: EventStream, refusal: Refusal, closing: RetryRange | undefined): void {
+    const { req, res } = stream;
     for (const tracker of this.trackers) tracker.countRefusal();
     if (diagnostics.reject.hasSubscribers) diagnostics.reject.publish({ req, reason: refusal });
+    // On the same connection the client would come back to this process, which is shutting down.
+    if (closing !== undefined && req.httpVersionMajor !== 1) stream.closeConnection();
     // A subscriber may have answered the request.
     if (res.headersSent) return;
     const retry = drawRetry(closing ?? REFUSED_RETRY);
-    // On the same connection the client would come back to this process, which is shutting down.
     if (closing !== undefined && req.httpVersionMajor === 1) res.setHeader('Connection', 'close');
     const mayReconnect = closing !== undefined || this.options.whenFull !== 'reject';
     if (mayReconnect && req.method === 'GET' && asksForEventStream(req)) {

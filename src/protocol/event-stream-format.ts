@@ -13,7 +13,7 @@
  * ```
  */
 import { isAnyArrayBuffer, isMap, isNativeError, isSet } from 'node:util/types';
-import { SseError, describeValue } from '../common/errors.ts';
+import { SseError, describeThrown, describeValue } from '../common/errors.ts';
 import { MAX_RETRY_MS } from '../common/retry-range.ts';
 
 /** The types of an event's `id`. On the wire every id is text. */
@@ -44,6 +44,10 @@ export type Serialize = (data: unknown) => string | undefined;
  */
 export const FINAL_ID = 'sse:end';
 
+// Spaces and tabs around the value of a header are not part of the value (RFC 9110, 5.5). A client
+// that received such an id would send it back without them.
+const FINAL_ID_IN_HEADER = /^[ \t]*sse:end[ \t]*$/;
+
 const LINE_BREAK = /\r\n|\r|\n/g;
 
 /**
@@ -71,7 +75,7 @@ export function serializeData(data: unknown, serialize: Serialize): string {
   try {
     text = serialize(data);
   } catch (cause) {
-    throw new SseError('ERR_SSE_DATA', `\`serialize\` threw: ${String(cause)}`, { cause });
+    throw new SseError('ERR_SSE_DATA', `\`serialize\` threw: ${describeThrown(cause)}`, { cause });
   }
   if (typeof text !== 'string') {
     throw new SseError(
@@ -188,10 +192,10 @@ export function assertId(id: EventId): void {
         `an id cannot contain CR, LF or NUL, got ${describeValue(id)}`,
       );
     }
-    if (id === FINAL_ID) {
+    if (FINAL_ID_IN_HEADER.test(id)) {
       throw new SseError(
         'ERR_SSE_ID',
-        `the id "${FINAL_ID}" is reserved; call close({ final: true }) instead`,
+        `the id ${JSON.stringify(id)} is reserved; call close({ final: true }) instead`,
       );
     }
   } else if (typeof id !== 'bigint' && !Number.isFinite(id)) {

@@ -1,6 +1,7 @@
 /** The condition under which the bytes of a stream may bypass `res.write()`. */
 import { OutgoingMessage, type ServerResponse } from 'node:http';
 import { Socket } from 'node:net';
+import { Writable } from 'node:stream';
 
 // Node's own `write()`. Any other `write()` of a response has to see the bytes. An agent may have
 // replaced the method before this module was loaded; the text of the function tells. If a version
@@ -11,7 +12,19 @@ const NODE_WRITE: unknown = /\bwrite_\(this\b/.test(
 )
   ? OutgoingMessage.prototype.write
   : undefined;
+
+// A socket inherits its `write()` from Writable.
+const NODE_SOCKET_WRITE: unknown = Writable.prototype.write;
 /* oxlint-enable typescript/unbound-method */
+
+/**
+ * Whether an agent has replaced the `write()` of the socket. Such a method may call the library
+ * before it passes a chunk on. The bytes keep their order only if the writer passes them itself.
+ */
+export function hasReplacedWrite(socket: Socket): boolean {
+  // oxlint-disable-next-line typescript/unbound-method -- compared, never called
+  return socket.write !== NODE_SOCKET_WRITE;
+}
 
 /**
  * Finds the socket to which a stream may write HTTP chunks itself. Then one chunk, framed once,

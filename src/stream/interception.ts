@@ -85,7 +85,10 @@ function interceptedWrite(this: ServerResponse, ...args: unknown[]): unknown {
 
 function interceptedEnd(this: ServerResponse, ...args: unknown[]): unknown {
   const writer = writerOf(this) as InterceptingWriter;
+  const hadEnded = this.writableEnded;
   writer.onApplicationEnd();
+  // Middleware may have ended the response when the queue was passed to its `write()`.
+  if (this.writableEnded && !hadEnded) return this;
   return withoutSession(this, () => callOriginal(this, writer.overriddenMethods, 'end', args));
 }
 

@@ -126,9 +126,26 @@ function readerOf<T>(source: PipeSource<T>): SourceReader<T> {
 function readIterator<T>(
   iterator: Iterator<T | PromiseLike<T>> | AsyncIterator<T>,
 ): SourceReader<T> {
+  let isRunning = false;
+  let isReleased = false;
+  const release = (): void => ignoreErrors(() => iterator.return?.());
   return {
-    next: () => iterator.next(),
-    release: () => ignoreErrors(() => iterator.return?.()),
+    next: () => {
+      isRunning = true;
+      let step;
+      try {
+        step = iterator.next();
+      } finally {
+        isRunning = false;
+      }
+      if (isReleased && !('done' in step && step.done)) release();
+      return step;
+    },
+    release: () => {
+      isReleased = true;
+      // A generator that ends the stream itself cannot be released before it has yielded.
+      if (!isRunning) release();
+    },
   };
 }
 

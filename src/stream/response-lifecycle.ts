@@ -10,6 +10,7 @@ import {
   unregisterPipelined,
 } from './pipelining.ts';
 import { sendHead, setCorkedBytes } from './response-head.ts';
+import { closeSession, rememberSession } from './http2-session.ts';
 import { ignoreClose, listenToResponse } from './response-listeners.ts';
 import { ResponseWriter } from './response-writer.ts';
 import type { StreamSettings } from './stream-options.ts';
@@ -65,6 +66,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
       return;
     }
     liftTimeout(res);
+    rememberSession(res);
     // The end of the response must be intercepted, or the session would be saved then.
     if (hasSession(res.req)) this.intercept();
     this.pumpQueue();
@@ -89,12 +91,14 @@ export abstract class ResponseLifecycle extends ResponseWriter {
 
   /**
    * Closes the connection of a response that has ended, so that the client does not reuse the
-   * connection. Without effect over HTTP/2, where a session may carry other streams.
+   * connection. An HTTP/2 session may carry other streams: the session accepts no new streams, and
+   * ends with the last one.
    * @internal
    */
   closeConnection(): void {
-    const { req, writableFinished } = this.res;
-    if (req.httpVersionMajor === 1 && writableFinished) req.socket.destroySoon();
+    const { res } = this;
+    if ('stream' in res) closeSession(res);
+    else if (res.req.httpVersionMajor === 1 && res.writableFinished) res.req.socket.destroySoon();
   }
 
   /** The response or its connection is closed, for any reason. @internal */

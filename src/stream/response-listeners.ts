@@ -5,11 +5,14 @@
  * listeners here are shared functions. They find the writer through a property of the response or
  * of the socket (a `WeakMap` would also cost more memory for each stream than one property does).
  */
+import { EventEmitter } from 'node:events';
 import type { ServerResponse } from 'node:http';
 import { Socket } from 'node:net';
 
 /** A writer that waits for `'drain'`. */
 export interface DrainListener {
+  /** Whether the writer waits for `'drain'` now. */
+  readonly isAwaitingDrain: boolean;
   /** The response or the socket accepts bytes again. */
   resume(): void;
 }
@@ -33,6 +36,9 @@ interface TaggedSocket extends Socket {
 }
 
 const NO_BYTES = Buffer.alloc(0);
+
+// Responses whose `on()` was replaced, and which have a listener for 'drain'.
+const responsesWithOwnListener = new WeakSet<ServerResponse>();
 
 /** Tags the response with its writer and listens for `'close'` and `'error'`. */
 export function listenToResponse(res: ServerResponse, writer: ResponseOwner): void {
@@ -62,10 +68,27 @@ export function listenForDrain(
   writer: DrainListener,
 ): void {
   if (socket === undefined || socket === null) {
-    res.on('drain', onDrain);
+    listenToResponseDrain(res, writer);
   } else {
     (socket as TaggedSocket)[writerKey] = writer;
     socket.on('drain', onSocketDrain);
+  }
+}
+
+/**
+ * Middleware that has replaced `res.on()` may add the listener to another emitter, which `res.off()`
+ * does not reach: `compression` adds it to its Gzip stream. Such a response gets one listener, which
+ * stays and does not depend on `this`.
+ */
+function listenToResponseDrain(res: ServerResponse, writer: DrainListener): void {
+  // oxlint-disable-next-line typescript/unbound-method -- compared, never called
+  if (res.on === EventEmitter.prototype.on) {
+    res.on('drain', onDrain);
+  } else if (!responsesWithOwnListener.has(res)) {
+    responsesWithOwnListener.add(res);
+    res.on('drain', () => {
+      if (writer.isAwaitingDrain) writer.resume();
+    });
   }
 }
 

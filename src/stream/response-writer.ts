@@ -13,7 +13,7 @@ import type { ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { toHttpChunk, type SharedBytes } from '../protocol/shared-bytes.ts';
 import { explainEnd, type CloseReason } from './close-reason.ts';
-import { findDirectSocket } from './direct-socket.ts';
+import { findDirectSocket, hasReplacedWrite } from './direct-socket.ts';
 import {
   applicationWriteOf,
   callOriginal,
@@ -27,10 +27,14 @@ import { ignoreDrain, listenForDrain, requestDrain } from './response-listeners.
 import { CHUNK_BYTES, HIGH_WATER_MARK, WriteQueue } from './write-queue.ts';
 import { WriteTotals } from './write-totals.ts';
 
-// Writers that are inside a call of the response's `write()`. If a wrapped `write()` sends another
-// event, its bytes must be queued: between the pieces of the event that is being written they would
-// garble both.
-const activeWriters = new Set<ResponseWriter>();
+// Writers that are inside a call of the response's `write()`, each with whether the response has
+// asked for more bytes meanwhile. A wrapped `write()` may call the library before it passes its
+// bytes on. Bytes that were passed then would overtake those, so they must be queued.
+const activeWriters = new Map<ResponseWriter, boolean>();
+
+// Writers that are passing their whole queue. Middleware that ends the response from its `write()`
+// gets there again with each piece.
+const queuePassers = new Set<ResponseWriter>();
 
 /**
  * The classes of a stream, from the base up: `WriteTotals`, `ResponseWriter` (writing),
@@ -115,9 +119,9 @@ export abstract class ResponseWriter extends WriteTotals {
    * socket holds no more than {@link CHUNK_BYTES}. @internal
    */
   get directSocket(): Socket | undefined {
-    return this.#state === 'open' && this.#queue === undefined
-      ? (this.#socket ?? undefined)
-      : undefined;
+    const socket = this.#socket;
+    const isDirect = this.#state === 'open' && this.#queue === undefined;
+    return isDirect && socket && !hasReplacedWrite(socket) ? socket : undefined;
   }
 
   /** Whether the writer listens for `'drain'`. @internal */
@@ -225,7 +229,8 @@ export abstract class ResponseWriter extends WriteTotals {
       !socket ||
       this.#queue !== undefined ||
       length > HIGH_WATER_MARK ||
-      socket.writableLength > CHUNK_BYTES
+      socket.writableLength > CHUNK_BYTES ||
+      hasReplacedWrite(socket)
     ) {
       if (this.isBehind) return false;
       this.writeBytes(shared.bytes, events);
@@ -357,15 +362,10 @@ export abstract class ResponseWriter extends WriteTotals {
   private passToResponse(bytes: Buffer): boolean {
     this.addBytes(bytes.length);
     const isOutermost = !activeWriters.has(this);
-    activeWriters.add(this);
+    if (isOutermost) activeWriters.set(this, false);
     try {
-      if (this.#socket) return !this.#socket.writable || this.#socket.write(toHttpChunk(bytes));
-      const result =
-        this.#overridden === undefined
-          ? this.res.write(bytes)
-          : callOriginal(this.res, this.#overridden, 'write', [bytes]);
-      // Some wrappers return nothing. Only `false` announces a `'drain'`.
-      return result !== false;
+      // A 'drain' that came before `write()` returned is not emitted again.
+      return this.callWrite(bytes) || activeWriters.get(this) === true;
     } catch (error) {
       this.onError(error);
       return true;
@@ -374,12 +374,22 @@ export abstract class ResponseWriter extends WriteTotals {
     }
   }
 
+  /** @returns `false` if a `'drain'` will follow @internal */
+  private callWrite(bytes: Buffer): boolean {
+    if (this.#socket) return !this.#socket.writable || this.#socket.write(toHttpChunk(bytes));
+    const result =
+      this.#overridden === undefined
+        ? this.res.write(bytes)
+        : callOriginal(this.res, this.#overridden, 'write', [bytes]);
+    // Some wrappers return nothing. Only `false` announces a `'drain'`.
+    return result !== false;
+  }
+
   /** Queues these bytes, and passes on as many of them as the response accepts. @internal */
   private startQueue(buffers: readonly Buffer[]): void {
     this.intercept();
     this.#queue = new WriteQueue(buffers);
-    // If bytes are being passed right now, the caller of `passToResponse()` pumps afterwards.
-    if (!activeWriters.has(this)) this.pumpQueue();
+    this.pumpQueue();
   }
 
   /**
@@ -387,6 +397,11 @@ export abstract class ResponseWriter extends WriteTotals {
    * of the event loop. @internal
    */
   protected pumpQueue(): void {
+    if (activeWriters.has(this)) {
+      // The caller of `passToResponse()` continues with the queue when `write()` has returned.
+      activeWriters.set(this, true);
+      return;
+    }
     // The queue is read again each time: a wrapped `write()` may send, or end the stream.
     for (let queue = this.#queue; queue !== undefined && !queue.isEmpty; queue = this.#queue) {
       if (queue.hasUsedUpTurn()) {
@@ -421,8 +436,14 @@ export abstract class ResponseWriter extends WriteTotals {
    * @internal
    */
   protected passWholeQueue(): void {
-    while (this.#queue !== undefined && !this.#queue.isEmpty) {
-      this.passToResponse(this.#queue.shift());
+    if (queuePassers.has(this)) return;
+    queuePassers.add(this);
+    try {
+      while (this.#queue !== undefined && !this.#queue.isEmpty && !this.res.writableEnded) {
+        this.passToResponse(this.#queue.shift());
+      }
+    } finally {
+      queuePassers.delete(this);
     }
     this.#queue = undefined;
   }

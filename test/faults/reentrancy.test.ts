@@ -88,6 +88,36 @@ test('a filter that throws on a channel without history ends only its own stream
   expect(server.errors.splice(0)).toHaveLength(1);
 });
 
+test('a filter that throws ends its stream in order where a wrapped write closes the stream then', async () => {
+  const channels = createChannels();
+  await using server = await serveStreams(
+    async (stream) => {
+      await stream.subscribe('a', {
+        checkpoints: false,
+        filter: ({ data: given }) => {
+          if (given === 'two') throw new Error('boom');
+          return true;
+        },
+      });
+      const { res } = stream;
+      const write = res.write.bind(res);
+      res.write = ((...args: Parameters<typeof write>) => {
+        if (String(args[0]).includes('one')) stream.close({ retry: 7 });
+        return write(...args);
+      }) as typeof res.write;
+    },
+    { channels },
+  );
+  using reader = await read(server.url);
+  await until('the subscription', () => channels.stats().subscriptions === 1);
+  void channels.publish('a', 'one');
+  void channels.publish('a', 'two');
+  await reader.end();
+  expect(data(reader.events)).toEqual(['one']);
+  expect(channels.stats().subscriptions).toBe(0);
+  expect(server.errors.splice(0)).toHaveLength(1);
+});
+
 test.each<[string, (stream: EventStream, subscription: () => Subscription | undefined) => void]>([
   ['sends', (stream) => stream.send('from the filter')],
   ['closes its stream', (stream) => stream.close()],

@@ -3,6 +3,7 @@ import { once } from 'node:events';
 import type { ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import type { EventStream } from '../../src/index.ts';
+import { watchWrites } from '../support/chunks.ts';
 import { dial, requestText, type TestServer } from '../support/server.ts';
 import { ChunkedBody } from '../support/chunked-body.ts';
 import type { Link, Wire } from './link.ts';
@@ -86,14 +87,11 @@ class RawClient implements Wire {
  */
 function watchFraming(socket: Socket): { isChunk: boolean } {
   const lastWrite = { isChunk: false };
-  // oxlint-disable-next-line typescript/unbound-method -- called with the socket as `this`
-  const { write } = socket;
-  socket.write = function watched(this: Socket, ...args: Parameters<typeof write>): boolean {
-    const [chunk] = args as unknown as [Buffer | string];
+  watchWrites(socket, (parts) => {
+    const chunk = parts.at(-1);
     lastWrite.isChunk =
       Buffer.isBuffer(chunk) && /^[0-9a-f]+\r\n[^]*\n\r\n$/.test(chunk.toString('latin1'));
-    return Reflect.apply(write, this, args);
-  } as typeof write;
+  });
   return lastWrite;
 }
 

@@ -1,14 +1,25 @@
 import type { Socket } from 'node:net';
 
-/** Collects what is written to the sockets from now on. */
-export function chunksWrittenTo(sockets: Iterable<Socket>): unknown[] {
-  const chunks: unknown[] = [];
-  for (const socket of sockets) {
-    const write = socket.write.bind(socket);
-    socket.write = ((...args: Parameters<Socket['write']>) => {
-      chunks.push(args[0]);
-      return write(...args);
-    }) as Socket['write'];
+export type Part = Buffer | string;
+
+/**
+ * Calls `note` with the parts of each packet that is handed to the kernel from now on. The `write` of
+ * the socket stays Node's: with another one, streams would not share their bytes.
+ */
+export function watchWrites(socket: Socket, note: (parts: Part[]) => void): void {
+  // What `net` implements a stream by: one call, one write to the kernel.
+  for (const method of ['_write', '_writev'] as const) {
+    const send = socket[method] as (...args: unknown[]) => void;
+    socket[method] = (given: Part | { chunk: Part }[], ...rest: unknown[]) => {
+      note(Array.isArray(given) ? given.map(({ chunk }) => chunk) : [given]);
+      Reflect.apply(send, socket, [given, ...rest]);
+    };
   }
+}
+
+/** Collects what is written to the sockets from now on. */
+export function chunksWrittenTo(sockets: Iterable<Socket>): Part[] {
+  const chunks: Part[] = [];
+  for (const socket of sockets) watchWrites(socket, (parts) => chunks.push(...parts));
   return chunks;
 }

@@ -2,6 +2,7 @@
 import { createServer, type RequestListener, type Server } from 'node:http';
 import { connect, type AddressInfo, type Socket } from 'node:net';
 import { once } from 'node:events';
+import { watchWrites, type Part } from './chunks.ts';
 
 export interface TestServer extends AsyncDisposable {
   readonly url: string;
@@ -45,20 +46,11 @@ export async function listening(server: Server, protocol = 'http'): Promise<Test
   };
 }
 
-type Part = Buffer | string;
-
 /** What the server hands to the kernel, on sockets that are still to come: the parts of each packet. */
 export function packetsOf({ server }: TestServer): Part[][] {
   const packets: Part[][] = [];
   server.on('connection', (socket: Socket) => {
-    // What `net` implements a stream by: one call, one write to the kernel.
-    for (const method of ['_write', '_writev'] as const) {
-      const send = socket[method] as (...args: unknown[]) => void;
-      socket[method] = (given: Part | { chunk: Part }[], ...rest: unknown[]) => {
-        packets.push(Array.isArray(given) ? given.map(({ chunk }) => chunk) : [given]);
-        Reflect.apply(send, socket, [given, ...rest]);
-      };
-    }
+    watchWrites(socket, (parts) => packets.push(parts));
   });
   return packets;
 }
