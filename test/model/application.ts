@@ -285,10 +285,14 @@ export class Application implements UserActions {
       isInside,
     };
     link.directs.push(direct);
+    const pendingBytes = this.#pendingBytes;
     const most = this.#followsEphemeral(link) ? CALL_BYTES.sendBesideEphemeral : CALL_BYTES.send;
     this.#scene.work.call('send', most, () => link.stream.send(`${direct.k} ${padding}`, 'direct'));
     // The pending events of the turn made the stream slow.
     if (this.#scene.registry.channels.stats().behind > 0) direct.live = false;
+    // The stream had more pending than one flush writes. It would have read the rest from the log,
+    // but user code ended it meanwhile.
+    if (link.stream.readyState !== 1 && pendingBytes > HIGH_WATER_MARK) direct.live = false;
   }
 
   comment(link: Link): void {
