@@ -105,7 +105,7 @@ describe('the haiku chat on three nodes', () => {
         }
       });
     }
-    // Requests go round: until the two streams are on nodes of their own, the second tab is loaded anew.
+    // Requests go to the nodes in turn: reload the second tab until its stream is on another node.
     await open(pages[0], url);
     do {
       for (const node of [...nodes].slice(1)) nodes.delete(node);
