@@ -85,7 +85,7 @@ describe('if Redis is killed', () => {
     expect(clients.map((client) => client.gaps)).toEqual(clients.map(() => 1));
   });
 
-  test('a node can be stopped meanwhile', async () => {
+  test('a node can be stopped', async () => {
     await using scene = await Scene.start({ nodes: 1 });
     const [node] = scene.nodes as [TestNode];
     const clients = await scene.connect(3, ['a']);
