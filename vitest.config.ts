@@ -19,7 +19,7 @@ const MEASURING = [
 const DOCS_OF_TESTING = 'test/testing/docs.test.ts';
 
 /** Most tests wait most of the time, so more files may be at work than there are cores. */
-const unit = project('unit', 0, 3, [
+const unit = project('unit', 0, 4, [
   'test/*.test.ts',
   'test/brokers/{memory,redis-model}.test.ts',
   'test/testing/*.test.ts',
