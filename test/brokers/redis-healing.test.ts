@@ -418,7 +418,8 @@ async function play(
         await admin.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
       }
       if (one.do === 'break' && one.isAwaited) {
-        await until('it to be open', () => site.here.broker.state === 'open');
+        // Longer than elsewhere: other files of tests are at work, too.
+        await until('it to be open', () => site.here.broker.state === 'open', 30_000);
       }
     }
     await nextTurn();
@@ -427,6 +428,7 @@ async function play(
   await until(
     'the node to be open, or interrupted as often as it should',
     () => pending.length === 0 || site.here.broker.state === 'open',
+    30_000,
   );
   pending.length = 0;
   turns = 0;
