@@ -427,7 +427,8 @@ async function play(
         await admin.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
       }
       if (one.do === 'break' && one.isAwaited) {
-        await until('the node to be open', () => site.here.broker.state === 'open');
+        // The limit is longer than elsewhere, because other test files run at the same time.
+        await until('the node to be open', () => site.here.broker.state === 'open', 30_000);
       }
     }
     await nextTurn();
@@ -436,6 +437,7 @@ async function play(
   await until(
     'the node to be open or all interruptions to be done',
     () => pending.length === 0 || site.here.broker.state === 'open',
+    30_000,
   );
   pending.length = 0;
   turns = 0;

@@ -24,11 +24,12 @@ const MAX_CONTROL_BYTES = 250;
 /**
  * Maximum number of bytes that one call of the application may write to one stream: the pending
  * events that the call flushes, and the event that the call sends. `unsubscribe()` and `close()`
- * write all pending events. With channels without history, `maxBuffered` is the limit.
+ * write all pending events. If the stream follows a channel without history, every call does so,
+ * because there is no log to read them from later: a client that takes all bytes at once is not slow.
  */
 export const CALL_BYTES = {
   send: HIGH_WATER_MARK + MAX_EVENT_BYTES + MAX_DIRECT_BYTES,
-  sendBesideEphemeral: 1_048_576 + HIGH_WATER_MARK + MAX_EVENT_BYTES + MAX_DIRECT_BYTES,
+  sendBesideEphemeral: MAX_PENDING_BYTES + HIGH_WATER_MARK + MAX_EVENT_BYTES + MAX_DIRECT_BYTES,
   unsubscribe: MAX_PENDING_BYTES + HIGH_WATER_MARK + MAX_EVENT_BYTES,
   close: MAX_PENDING_BYTES + HIGH_WATER_MARK + MAX_EVENT_BYTES,
   heartbeat: MAX_CONTROL_BYTES,
