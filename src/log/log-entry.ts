@@ -1,7 +1,7 @@
 /** One published event: encoded once, parsed once for all filters, and kept as the bytes that go over the wire. */
 import { inspect } from 'node:util';
 import { formatCursor } from '../protocol/cursor.ts';
-import { dataOfEvent, eventText } from '../protocol/event-stream-format.ts';
+import { dataOfEvent, eventBytes, eventText, retryText } from '../protocol/event-stream-format.ts';
 
 /** One published event, as a filter sees it. */
 export interface ChannelEvent {
@@ -98,6 +98,22 @@ export class LogEntry implements ChannelEvent {
     this.#view ??= { data: dataOfEvent(this.frame.toString()), parsed: undefined };
     return this.#view;
   }
+}
+
+/**
+ * The {@link LogEntry.size} that an entry would have, without making it.
+ * @param init as for {@link LogEntry}
+ */
+export function entrySize({
+  epoch,
+  offset,
+  event,
+  data,
+  retry,
+}: Omit<LogEntryInit, 'channel'>): number {
+  const idBytes = epoch === undefined ? 0 : `id: ${formatCursor(epoch, offset)}\n`.length;
+  const retryBytes = retry === undefined ? 0 : retryText(retry).length;
+  return eventBytes(data, event) + idBytes + retryBytes + OVERHEAD;
 }
 
 interface View {

@@ -15,7 +15,9 @@ import {
   type RedisConnection,
   type RedisClient,
 } from '../../src/brokers/redis/redis-connection.ts';
-import { LogSubscription, type Timing } from '../../src/brokers/redis/log-subscription.ts';
+import { LocalLog } from '../../src/brokers/redis/local-log.ts';
+import { LogSubscription } from '../../src/brokers/redis/log-subscription.ts';
+import type { Timing } from '../../src/brokers/redis/timing.ts';
 import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
 import { LogClient } from '../../src/brokers/redis/log-client.ts';
 import { startRedisCluster } from '../support/redis-cluster.ts';
@@ -280,36 +282,29 @@ test('a state in which nothing goes on is told, and left: the watchdog', async (
   const errors: string[] = [];
   const timing = { ...TIMING, timeout: 50, probe: 20 };
   const connection = own(redis.url);
-  const store = new LogClient(
+  const client = new LogClient(
     connection,
     `healing-${++prefixes}`,
     50,
     () => ({ epoch: '', offset: 0 }),
     () => {},
   );
-  store.bounds = { maxHistory: 1_000, maxChannels: 10 };
-  const nothing = (): void => {};
-  const ear = new LogSubscription(connection, store, timing, {
-    newest: () => undefined,
-    learn: nothing,
-    mend: () => 0,
-    forget: nothing,
-    passed: nothing,
-    appended: nothing,
-    cleared: nothing,
-    progressed: nothing,
-    interrupted: nothing,
-    unreachable: nothing,
-    report: (error) => void errors.push(String(error)),
+  client.bounds = { maxHistory: 1_000, maxChannels: 10 };
+  const report = (error: unknown): void => void errors.push(String(error));
+  const log = new LocalLog(0, () => subscription.isOpen, report);
+  const subscription: LogSubscription = new LogSubscription(connection, client, log, timing, {
+    failures: { report, warnUnreachable: () => {} },
+    onProgress: () => {},
+    onInterrupted: () => {},
   });
-  const running = ear.run();
-  await until('it to be open', () => ear.isOpen);
+  const running = subscription.run();
+  await until('it to be open', () => subscription.isOpen);
   // As no code of ours should.
-  ear.state = 'broken';
-  await until('it to be open again', () => ear.isOpen);
+  subscription.state = 'broken';
+  await until('it to be open again', () => subscription.isOpen);
   expect(errors).toEqual([expect.stringContaining('nothing went on')]);
-  ear.close();
-  store.close();
+  subscription.close();
+  client.close();
   connection.close();
   await running;
 });

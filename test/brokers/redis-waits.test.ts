@@ -177,50 +177,50 @@ describe('a Redis that is not there', () => {
 
 describe('calls that wait for an offset', () => {
   test('are resolved when the node has come so far, 250 in each turn of the event loop', async () => {
-    const waiters = new ConditionQueue();
+    const conditions = new ConditionQueue();
     let resolved = 0;
     for (let index = 0; index < 1_000; index++) {
-      void waiters.until(index % 2, undefined).then(() => resolved++);
+      void conditions.until(index % 2, undefined).then(() => resolved++);
     }
     for (let turns = 1; turns <= 2; turns++) {
       // However many headers come in one turn.
-      for (let header = 0; header < 10; header++) waiters.reach(0);
+      for (let header = 0; header < 10; header++) conditions.reach(0);
       await Promise.resolve();
       expect(resolved).toBe(250 * turns);
       await nextTurn();
     }
-    expect([resolved, waiters.size]).toEqual([500, 500]);
-    waiters.reach(1);
+    expect([resolved, conditions.size]).toEqual([500, 500]);
+    conditions.reach(1);
     await until('the others', () => resolved === 1_000);
   });
 
   test('wait while the node is broken, and look anew when the log is another', async () => {
-    const waiters = new ConditionQueue();
+    const conditions = new ConditionQueue();
     let resolved = 0;
-    waiters.reach(5);
-    waiters.interrupt();
-    void waiters.until(3, undefined).then(() => resolved++);
-    void waiters.until(8, undefined).then(() => resolved++);
+    conditions.reach(5);
+    conditions.interrupt();
+    void conditions.until(3, undefined).then(() => resolved++);
+    void conditions.until(8, undefined).then(() => resolved++);
     await nextTurn();
     expect(resolved).toBe(0);
-    waiters.forgetOffsets();
-    waiters.reach(1);
+    conditions.forgetOffsets();
+    conditions.reach(1);
     await nextTurn();
-    expect([resolved, waiters.size]).toEqual([2, 0]);
+    expect([resolved, conditions.size]).toEqual([2, 0]);
   });
 
   test('whatever order they come, are taken back and are reached in, exactly those are left that were not reached', async () => {
     const step = fc.record({ do: fc.constantFrom('wait', 'abort', 'reach'), value: fc.nat(30) });
     await fc.assert(
       fc.asyncProperty(fc.array(step, { maxLength: 80 }), async (steps) => {
-        const waiters = new ConditionQueue();
+        const conditions = new ConditionQueue();
         const waiting: { offset: number; controller: AbortController; end: string }[] = [];
         let reached = -1;
         for (const { do: what, value } of steps) {
           if (what === 'wait') {
             const one = { offset: value, controller: new AbortController(), end: '' };
             waiting.push(one);
-            waiters.until(value, one.controller.signal).then(
+            conditions.until(value, one.controller.signal).then(
               () => (one.end ||= 'resolved'),
               () => (one.end ||= 'rejected'),
             );
@@ -228,7 +228,7 @@ describe('calls that wait for an offset', () => {
             waiting[value % Math.max(waiting.length, 1)]?.controller.abort();
           } else {
             reached = Math.max(reached, value);
-            waiters.reach(reached);
+            conditions.reach(reached);
           }
           await nextTurn();
           for (const { offset, controller, end } of waiting) {
@@ -237,7 +237,7 @@ describe('calls that wait for an offset', () => {
             } else if (end === 'resolved') expect(offset).toBeLessThanOrEqual(reached);
             else expect(controller.signal.aborted).toBe(true);
           }
-          expect(waiters.size).toBe(waiting.filter(({ end }) => end === '').length);
+          expect(conditions.size).toBe(waiting.filter(({ end }) => end === '').length);
         }
       }),
       { numRuns: 100 },
@@ -248,11 +248,11 @@ describe('calls that wait for an offset', () => {
 describe('waiting for a promise that may be given up', () => {
   test('leaves no listener on the signal and no timer, whichever comes first', async () => {
     const { signal } = new AbortController();
-    expect(await withLimits(Promise.resolve(1), { signal, ms: 60_000 })).toBe(1);
+    expect(await withLimits(Promise.resolve(1), { signal, timeoutMs: 60_000 })).toBe(1);
     await expect(
-      withLimits(Promise.reject(new Error('no')), { signal, ms: 60_000 }),
+      withLimits(Promise.reject(new Error('no')), { signal, timeoutMs: 60_000 }),
     ).rejects.toThrow('no');
-    await expect(withLimits(new Promise(() => {}), { signal, ms: 1 })).rejects.toThrow(
+    await expect(withLimits(new Promise(() => {}), { signal, timeoutMs: 1 })).rejects.toThrow(
       'no answer within 1 ms',
     );
     expect(getEventListeners(signal, 'abort')).toHaveLength(0);
