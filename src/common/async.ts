@@ -37,8 +37,8 @@ export interface Limits {
  * reaction that stays on `promise` holds neither the caller nor a value. `promise` itself should
  * settle at some time.
  *
- * @returns a promise that settles as `promise` does, or rejects at the first limit; `promise` itself
- * if there is no limit
+ * @returns a promise that settles as `promise` does, or rejects at the first limit; `promise`
+ * itself if there is no limit
  */
 export function withLimits<T>(promise: Promise<T>, limits: Limits): Promise<T> {
   if (limits.signal === undefined && limits.timeoutMs === undefined) return promise;
@@ -83,7 +83,7 @@ class LimitedWait<T> {
     this.#end()?.reject(error);
   }
 
-  /** Removes the limits. @returns what is left to settle; `undefined` if the wait had ended before */
+  /** Removes the limits. @returns the pending promise; `undefined` if the wait had ended before */
   #end(): Deferred<T> | undefined {
     const pending = this.#pending;
     this.#pending = undefined;

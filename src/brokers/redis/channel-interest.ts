@@ -62,7 +62,7 @@ export class ChannelInterest {
   }
 
   /**
-   * Removes channels that have been idle since `before`, and the longest idle ones beyond the limit.
+   * Removes channels that have been idle since `before`, and the longest idle ones over the limit.
    * @returns the removed entries
    */
   expire(before: number): InterestEntry[] {

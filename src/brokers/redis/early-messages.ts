@@ -8,6 +8,7 @@
  *                                head when the probe was received
  */
 import type { EventMessage, SequenceHeader } from './message-format.ts';
+import { describeMissed } from './sequence-tracker.ts';
 
 /** A message from Redis after parsing. */
 export type LogMessage =
@@ -105,7 +106,7 @@ export class EarlyMessages {
     if (epoch !== this.epoch) return;
     if (head > this.#head || previous >= this.#head) {
       if (previous !== this.#head) {
-        this.#problem ??= `messages between offset ${this.#head} and ${previous} of the log were missed`;
+        this.#problem ??= describeMissed(this.#head, previous);
       }
       this.#head = head;
       for (const { channel } of changes) {

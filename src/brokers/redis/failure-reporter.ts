@@ -1,4 +1,4 @@
-/** Reports failures to the application: as diagnostics, as a warning, and as the cause of errors. */
+/** Reports failures to the application: as diagnostics, a warning, and the causes of errors. */
 import { diagnostics } from '../../common/diagnostics.ts';
 import { SseError } from '../../common/errors.ts';
 
@@ -48,7 +48,8 @@ export class FailureReporter {
       {
         code: 'RES_SSE_BROKER_UNREACHABLE',
         detail:
-          'Streams stay open and wait; publishes reject. Check the address given to redisBroker(), and whether Redis is running.',
+          'Streams stay open and wait; publishes reject. ' +
+          'Check the address given to redisBroker(), and whether Redis is running.',
       },
     );
   }

@@ -35,7 +35,7 @@ export class HistoryLoader {
   // loaded again; the oldest first.
   readonly #oversizedUntil = new Map<string, number>();
 
-  /** @param inUseMs time in ms for which channels that do not fit into the cache are not tried again */
+  /** @param inUseMs time in ms for which channels that do not fit into the cache are not loaded */
   constructor(client: LogClient, cache: LogCache, queries: SharedQueries, inUseMs: number) {
     this.#client = client;
     this.#cache = cache;

@@ -1,9 +1,9 @@
 /**
- * The part of the log that this node has: the channels it is subscribed to, their recent events, and
- * the place up to which nothing is missing. Passes events on to the registry.
+ * The part of the log that this node has: the channels to which it is subscribed, their recent
+ * events, and the place up to which nothing is missing. Passes events on to the registry.
  *
  *     message ─▶ SequenceTracker ─▶ LocalLog ─┬─▶ LogCache
- *                (order, missed?)             └─▶ Receiver.receive(), if a stream follows the channel
+ *                (order, missed?)             └─▶ Receiver.receive(), if streams follow the channel
  */
 import type { LogEntry } from '../../log/log-entry.ts';
 import type { Receiver } from '../broker.ts';

@@ -1,5 +1,5 @@
 /**
- * The newest events of the channels that a node is subscribed to, so that clients that reconnect are
+ * The newest events of the channels that a node is subscribed to, so that reconnecting clients are
  * served without a query to Redis.
  *
  *     channel   ──── lost ──────── log.gone ──────── log.newest ────▶
@@ -68,8 +68,8 @@ export class LogCache {
   #clockOffsetMs = 0;
 
   /**
-   * @param inUseMs a channel that was used within this time in ms is not evicted for older events of
-   * another channel
+   * @param inUseMs a channel that was used within this time in ms is not evicted to make room for
+   * older events of another channel
    */
   constructor(inUseMs: number) {
     this.#inUseMs = inUseMs;
@@ -87,13 +87,13 @@ export class LogCache {
     this.#clockOffsetMs = at - performance.now();
   }
 
-  /** @returns offset of the newest event that is known; `undefined` for a channel not in the cache */
+  /** @returns offset of the newest known event; `undefined` for a channel not in the cache */
   newest(channel: string): number | undefined {
     const log = this.#channels.get(channel)?.log;
     return log === undefined ? undefined : Math.max(log.newest, log.gone);
   }
 
-  /** @returns the events that {@link prepend} can take; `undefined` for a channel not in the cache */
+  /** @returns the events that {@link prepend} takes; `undefined` for a channel not in the cache */
   missingRange(channel: string): MissingRange | undefined {
     const cached = this.#channels.get(channel);
     if (cached === undefined) return undefined;

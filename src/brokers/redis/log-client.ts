@@ -116,7 +116,7 @@ export class LogClient {
     return this.#query('look', channels, nonce, [...limits, ...args]);
   }
 
-  /** Reads the channels' events behind the offset, merged: at most `maxBytes`, at least one event. */
+  /** Reads events behind the offset, of all channels merged: at most `maxBytes`, at least one. */
   async page(channels: readonly string[], after: number, maxBytes: number): Promise<LogSnapshot> {
     return this.#query('page', channels, '', [`${maxBytes}`, `${after}`, ...channels]);
   }
@@ -136,8 +136,8 @@ export class LogClient {
 
   /**
    * Appends publications in this order, in one atomic call.
-   * @returns the result of each; rejects with an error whose `delivery` says whether any of them may
-   * have been published
+   * @returns the result of each. Rejects with an error whose `delivery` says whether any of them
+   * may have been published
    */
   async append(items: readonly AppendItem[], signal: AbortSignal): Promise<AppendResult> {
     const keys = items.flatMap((item) => item.keys);

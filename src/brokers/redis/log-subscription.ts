@@ -1,7 +1,7 @@
 /**
- * Keeps the local part of the log complete. While the node is open, its messages arrive in order and
- * none is missing. After a missed message, a broken connection, a probe that does not arrive or a
- * change of the log, the node reads from Redis what it may have missed, once for all streams. The
+ * Keeps the local part of the log complete. While the node is open, its messages arrive in order
+ * and none is missing. After a missed message, a broken connection, a probe that does not arrive or
+ * a change of the log, the node reads from Redis what it may have missed, once for all streams. The
  * node is open again when it has also received a probe.
  *
  * | state      | entered when                                  | left when
@@ -12,9 +12,9 @@
  * | closed     | `close()`                                     | never
  *
  * `run()` makes one {@link HealingAttempt} after the other until one succeeds, waits until the node
- * is not open any more, and starts again. An attempt succeeds or rejects. Whatever ends it (a broken
- * connection, an error of Redis, a timeout, the watchdog, `close()`) aborts its signal, and so each
- * wait inside it.
+ * is not open any more, and starts again. An attempt succeeds or rejects. Everything that ends an
+ * attempt (a broken connection, an error of Redis, a timeout, the watchdog, `close()`) aborts its
+ * signal, and so each wait inside the attempt.
  */
 import { setMaxListeners } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -325,7 +325,7 @@ export class LogSubscription implements ChannelSubscriberHost {
         }
         this.report(
           new Error(
-            `ignored a message of another log, ${otherEpoch}: does another registry use this prefix?`,
+            `ignored a message of log ${otherEpoch}: does another registry use this prefix?`,
           ),
         );
         // However many such headers arrive, there is one query in each pause.

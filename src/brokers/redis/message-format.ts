@@ -69,8 +69,10 @@ export interface EventMessage {
 
 const HEADER = /^1 ([A-Za-z0-9_-]{1,64}) (\d{1,16}) (\d{1,16}) ([A-Za-z0-9_-]{0,64})$/;
 const CHANGE = /^([+-])(\d{1,16}) ([^]+)$/;
-const METADATA =
-  /^1 ([A-Za-z0-9_-]{1,64}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) ([01])$/;
+// Epoch, seven numbers, flag.
+const METADATA = new RegExp(
+  String.raw`^1 ([A-Za-z0-9_-]{1,64})${String.raw` (\d{1,16})`.repeat(7)} ([01])$`,
+);
 
 /** @returns `undefined` for text that is not a header */
 export function parseHeader(text: string): SequenceHeader | undefined {

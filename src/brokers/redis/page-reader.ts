@@ -50,7 +50,7 @@ export class PageReader {
     return toPage(read, tracker.position(), lostOffset(cache.discontinuities, after));
   }
 
-  /** Reads a page when the node is open. Rejects only when the signal or the broker ends the wait. */
+  /** Reads a page when the node is open. Rejects only if the signal or the broker ends it. */
   async read(
     channels: readonly string[],
     after: number,

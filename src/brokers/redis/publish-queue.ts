@@ -95,8 +95,8 @@ export class PublishQueue {
   }
 
   /**
-   * Sends a batch. Resolves when Redis has answered, or will never answer: until then no other batch
-   * is sent, which could overtake this one.
+   * Sends a batch. Resolves when Redis has answered, or will never answer. Until then no other
+   * batch is sent, because it could overtake this batch.
    */
   async #sendBatch(batch: readonly QueuedPublish[]): Promise<void> {
     const controller = new AbortController();

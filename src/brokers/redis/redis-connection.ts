@@ -7,7 +7,7 @@
  */
 import { messageOf, refusedError } from './redis-errors.ts';
 
-/** A client of node-redis: what `createClient()`, `createCluster()` or `createSentinel()` returns. */
+/** A client of node-redis, from `createClient()`, `createCluster()` or `createSentinel()`. */
 export interface RedisClient {
   duplicate(...overrides: never[]): unknown;
   sendCommand(...command: never[]): Promise<unknown>;

@@ -39,6 +39,11 @@ export interface SequenceTrackerHost {
   onCleared(channel: string, trimmed: number): void;
 }
 
+/** Describes that a header does not join on to the head of the log. */
+export function describeMissed(head: number, previous: number): string {
+  return `messages between offset ${head} and ${previous} of the log were missed`;
+}
+
 /** Puts events in the order of the log, and detects missed ones. */
 export class SequenceTracker {
   readonly #host: SequenceTrackerHost;
@@ -91,7 +96,7 @@ export class SequenceTracker {
     // The changes of this header have been read from the log already.
     if (head <= this.head && previous < this.head) return undefined;
     if (previous !== this.head) {
-      return `messages between offset ${this.head} and ${previous} of the log were missed`;
+      return describeMissed(this.head, previous);
     }
     for (const change of changes) {
       const problem = this.#applyChange(change);

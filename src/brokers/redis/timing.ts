@@ -9,8 +9,8 @@ export interface Timing {
   /** Pauses between attempts. Each pause is twice as long as the one before. */
   readonly wait: { readonly min: number; readonly max: number };
   /**
-   * Time for which a channel that was used keeps its place in the cache, and for which channels that
-   * do not fit into the cache are not loaded again.
+   * Time for which a channel that was used keeps its place in the cache, and for which channels
+   * that do not fit into the cache are not loaded again.
    * @defaultValue `10_000`
    */
   readonly inUse?: number | undefined;

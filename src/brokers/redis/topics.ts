@@ -1,6 +1,6 @@
 /**
- * The names of the Pub/Sub channels of Redis that a registry uses. In this code base they are called
- * topics, because a channel is a channel of the registry.
+ * The names of the Pub/Sub channels of Redis that a registry uses. They are called topics here,
+ * because "channel" means a channel of the registry.
  *
  *     <base>:spine          headers of all publishes
  *     <base>:c:<channel>    events of one channel
