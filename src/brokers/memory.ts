@@ -35,9 +35,11 @@ export function memoryBroker(): Broker {
 
 /** A broker whose calls all answer at once. */
 class MemoryBroker implements Broker {
+  // The name of the log is random: clients of an earlier process notice that its log is lost.
   readonly #epoch = randomBytes(6).toString('base64url');
   // The event ids of idempotency keys, in the order in which the keys expire.
   readonly #keys = new Map<string, { id: string; until: number }>();
+  // Undefined before `open()`.
   #receiver: Receiver | undefined;
   #log: Log | undefined;
   #offset = 0;
@@ -81,10 +83,12 @@ class MemoryBroker implements Broker {
     });
     if (key !== undefined) this.#rememberId(channel, key, entry.id);
     if (history !== false) this.#addToLog(entry, history);
+    // The entry is in the log before it is received: a read from inside the callback finds it.
     if (this.#receiver?.follows(channel) === true) this.#receiver.receive(entry);
     return Promise.resolve({ id: entry.id });
   }
 
+  /** Entries are received at once. The log forgets channels without followers first. */
   listen(channel: string): undefined {
     this.#log?.moved(channel);
   }

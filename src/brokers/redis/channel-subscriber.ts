@@ -1,4 +1,13 @@
-/** Subscribes to channels, while the node heals and while it is open. */
+/**
+ * Subscribes to channels, while the node heals and while it is open.
+ *
+ * A channel that is added while the node is open becomes ready in two steps. First Redis confirms
+ * the subscription, so that no event is missed from then on. Then the state of the channel is
+ * queried, so that the node knows which older events there are.
+ *
+ *     listen() ─▶ SUBSCRIBE ─▶ confirmed ─▶ look ─▶ state ─▶ ready
+ *                                 └── events of the channel are applied ──▶
+ */
 import { withLimits } from '../../common/async.ts';
 import type { InterestEntry } from './channel-interest.ts';
 import type { LocalLog } from './local-log.ts';
@@ -38,7 +47,10 @@ export class ChannelSubscriber {
     this.#host = host;
   }
 
-  /** Subscribes to the channels that are not subscribed yet. */
+  /**
+   * Subscribes to the channels that are not subscribed yet, with a limited number in each command.
+   * @param step waits for each command
+   */
   async subscribe(
     connection: SubscriberConnection,
     all: readonly InterestEntry[],
@@ -55,7 +67,10 @@ export class ChannelSubscriber {
     }
   }
 
-  /** Subscribes to the pending channels, as long as the node is open and there are any. */
+  /**
+   * Subscribes to the pending channels, until there are none or the node is not open. One call runs
+   * at a time; others return at once. Never rejects.
+   */
   async subscribePending(): Promise<void> {
     const connection = this.#host.openConnection;
     const { interest } = this.#log;
@@ -83,6 +98,7 @@ export class ChannelSubscriber {
     void this.subscribePending();
   }
 
+  /** Subscribes to some pending channels, queries their state, and sets them ready. */
   async #subscribeBatch(connection: SubscriberConnection): Promise<void> {
     const { interest, tracker } = this.#log;
     const limits = { signal: connection.broken };

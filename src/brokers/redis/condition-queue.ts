@@ -82,6 +82,7 @@ export class ConditionQueue {
     }
   }
 
+  /** Resolves waits whose offset has been reached, a limited number in each turn. */
   #resolveSome(): void {
     // One slice in each turn: the next slice has been scheduled.
     if (this.#nextTurn !== undefined) return;
@@ -99,6 +100,7 @@ export class ConditionQueue {
     });
   }
 
+  /** Removes a wait from the heap: the last element takes its place and is moved to its level. */
   #remove(waiter: Waiter): void {
     waiter.signal?.removeEventListener('abort', waiter.onAbort);
     const heap = this.#heap;
@@ -110,6 +112,7 @@ export class ConditionQueue {
     this.#siftDown(last);
   }
 
+  /** Moves a wait towards the root, as long as its parent has a higher offset. */
   #siftUp(waiter: Waiter): void {
     const heap = this.#heap;
     while (waiter.index > 0) {
@@ -119,6 +122,7 @@ export class ConditionQueue {
     }
   }
 
+  /** Moves a wait towards the leaves, as long as a child has a lower offset. */
   #siftDown(waiter: Waiter): void {
     const heap = this.#heap;
     for (;;) {

@@ -36,7 +36,6 @@ export interface HealingContext {
   readonly log: LocalLog;
   readonly subscriber: ChannelSubscriber;
   readonly probes: Probes;
-  readonly timeoutMs: number;
   /** Applies a message to the log. @returns a description of what is missing */
   applyMessage(message: LogMessage): string | undefined;
   /** Called after each step, as proof of progress. */
@@ -109,6 +108,7 @@ export class HealingAttempt {
     }
   }
 
+  /** Sets the channels ready: their events are complete up to the head of the log. */
   #markReady(entries: readonly InterestEntry[]): void {
     const { interest } = this.#context.log;
     for (const entry of entries) {
@@ -119,6 +119,7 @@ export class HealingAttempt {
     }
   }
 
+  /** Publishes the success on the diagnostics channel `res-sse:heal`. */
   #announce(channels: number, entries: number, ms: number): void {
     const { epoch } = this.#context.log.tracker;
     debug('heal %s: %d channels, %d events, %d ms', epoch, channels, entries, Math.round(ms));
@@ -153,9 +154,9 @@ export class HealingAttempt {
 
   /** Queries the state of the log and the first channels, and finds the place of the answer. */
   async #startRound(connection: SubscriberConnection, channels: readonly string[]): Promise<Round> {
-    const { client, log, probes, timeoutMs } = this.#context;
+    const { client, log, probes } = this.#context;
     const nonce = probes.createNonce();
-    const arrival = probes.wait(nonce, connection, timeoutMs, ({ epoch, head }) => {
+    const arrival = probes.wait(nonce, connection, ({ epoch, head }) => {
       this.#early = new EarlyMessages(epoch, head, (channel) => log.isExpected(channel));
     });
     const queries = this.#queriesFor(channels.slice(0, CHANNELS_PER_QUERY), undefined);
@@ -193,6 +194,7 @@ export class HealingAttempt {
     return events;
   }
 
+  /** Queries the events that the cache does not have. */
   #queriesFor(channels: readonly string[], until: number | undefined): ChannelQuery[] {
     const { cache } = this.#context.log;
     return channels.map((channel) => ({ channel, after: cache.newest(channel), until }));

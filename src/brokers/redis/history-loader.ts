@@ -1,4 +1,11 @@
-/** Loads older events from Redis into the cache, once for all calls that need them. */
+/**
+ * Loads older events from Redis into the cache, once for all calls that need them.
+ *
+ * If thousands of clients reconnect after a restart of the application, then all of them ask for
+ * the same older events at the same time. Events that do not fit into the cache are not loaded,
+ * because they would evict the events of channels that are in use. Pages with such events are read
+ * from Redis directly.
+ */
 import type { Kept } from '../../log/log.ts';
 import type { LogCache, MissingRange } from './log-cache.ts';
 import type { LogClient } from './log-client.ts';
@@ -66,6 +73,7 @@ export class HistoryLoader {
     return true;
   }
 
+  /** Loads the older events of a set of channels, if they fit into the cache. */
   async #loadSet(channels: readonly string[], setName: string): Promise<void> {
     // The sizes are queried first: a set that does not fit is not read.
     const snapshot = await this.#client.look(
@@ -93,7 +101,10 @@ export class HistoryLoader {
     }
   }
 
-  /** Reads some channels at a time until all are complete. */
+  /**
+   * Reads some channels at a time until all are complete. The events of a channel are added to the
+   * cache when the channel is complete, because the cache must not have a hole.
+   */
   async #readAll(loads: readonly ChannelLoad[]): Promise<void> {
     let remaining = loads;
     while (remaining.length > 0) {
@@ -113,6 +124,7 @@ export class HistoryLoader {
     }
   }
 
+  /** Remembers a set of channels that does not fit, and forgets expired or excess ones. */
   #noteOversized(setName: string): void {
     const now = performance.now();
     for (const [name, until] of this.#oversizedUntil) {

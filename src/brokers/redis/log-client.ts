@@ -1,4 +1,11 @@
-/** The client of the script in Redis: formats the arguments, sends the call, parses the answer. */
+/**
+ * The client of the script in Redis: formats the arguments, sends the call, parses the answer.
+ *
+ *     look     state and newer events of channels, at one moment
+ *     page     a page of several channels, merged
+ *     append   publishes events
+ *     clear    deletes the events of a channel
+ */
 import { randomBytes } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import { withLimits } from '../../common/async.ts';
@@ -121,6 +128,7 @@ export class LogClient {
     return this.#query('page', channels, '', [`${maxBytes}`, `${after}`, ...channels]);
   }
 
+  /** Sends a query within the timeout, and parses the answer. */
   async #query(
     operation: string,
     channels: readonly string[],
@@ -190,6 +198,7 @@ export class LogClient {
     return { keys, args: [channel, key, body, `${size}`, ...limits, latest ? '1' : '0'], bytes };
   }
 
+  /** @returns the key of the stream with the events of a channel */
   #streamKey(channel: string): string {
     return `${this.#base}:s:${channel}`;
   }
@@ -267,6 +276,7 @@ export class LogClient {
   }
 }
 
+/** Parses the result of one publication; see log.lua. */
 function parseResult(result: string): PublishResult {
   if (result.startsWith('=')) return { id: result.slice(1) };
   return { problem: result.slice(1), isDeliveryUnknown: result.startsWith('?') };

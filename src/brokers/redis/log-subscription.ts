@@ -25,6 +25,7 @@ import type { LogMessage } from './early-messages.ts';
 import type { FailureReporter } from './failure-reporter.ts';
 import { HealingAttempt } from './healing.ts';
 import type { LocalLog } from './local-log.ts';
+import { LogCheck } from './log-check.ts';
 import type { LogClient } from './log-client.ts';
 import { parseEventMessage, parseHeader } from './message-format.ts';
 import { Probes } from './probes.ts';
@@ -51,9 +52,13 @@ export class LogSubscription implements ChannelSubscriberHost {
   readonly #timing: Timing;
   readonly #host: LogSubscriptionHost;
   readonly #subscriber: ChannelSubscriber;
-  readonly #probes = new Probes();
+  readonly #probes: Probes;
+  readonly #logCheck: LogCheck;
+  // Aborted by `close()`.
   readonly #end = new AbortController();
+  // Undefined while the node is not connected, and between attempts to connect.
   #connection: SubscriberConnection | undefined;
+  // The pending attempt to heal.
   #attempt: HealingAttempt | undefined;
   // Resolved when the node is not open any more.
   #brokenOrClosed: Deferred<void> | undefined;
@@ -64,8 +69,6 @@ export class LogSubscription implements ChannelSubscriberHost {
   // Ticks of the timer since the last step of an attempt.
   #idleTicks = 0;
   #isProbing = false;
-  #isCheckingLog = false;
-  #mustCheckLog = false;
 
   constructor(
     redis: RedisConnection,
@@ -80,6 +83,8 @@ export class LogSubscription implements ChannelSubscriberHost {
     this.#timing = timing;
     this.#host = host;
     this.#subscriber = new ChannelSubscriber(client, log, this);
+    this.#probes = new Probes(client, timing.timeout);
+    this.#logCheck = new LogCheck(client, log.tracker, this.#end.signal, this);
     // Each pause adds a listener, and there may be one for each pending query: this is not a leak.
     setMaxListeners(0, this.#end.signal);
   }
@@ -92,7 +97,10 @@ export class LogSubscription implements ChannelSubscriberHost {
     return this.isOpen ? this.#connection : undefined;
   }
 
-  /** Works until {@link close} is called, then resolves. */
+  /**
+   * Heals, waits until the node has broken, and starts again, until {@link close} is called.
+   * @returns a promise that resolves after `close()`; never rejects
+   */
   async run(): Promise<void> {
     this.#timer = setInterval(() => this.#tick(), this.#tickMs).unref();
     let failures = 0;
@@ -116,6 +124,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     }
   }
 
+  /** Ends everything, for good. Pending calls of {@link pause} resolve. */
   close(): void {
     this.state = 'closed';
     this.#end.abort(new Error('the broker is closed'));
@@ -162,6 +171,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     this.#break(error);
   }
 
+  /** Reports an error to the application. */
   report(error: unknown): void {
     this.#host.failures.report(error);
   }
@@ -189,7 +199,6 @@ export class LogSubscription implements ChannelSubscriberHost {
       log: this.#log,
       subscriber: this.#subscriber,
       probes: this.#probes,
-      timeoutMs: this.#timing.timeout,
       applyMessage: (message) => this.#applyMessage(message),
       onStep: () => {
         this.#idleTicks = 0;
@@ -204,6 +213,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     }
   }
 
+  /** Enters the state `'open'`. Called by an attempt when it has read everything. */
   #open(): void {
     this.state = 'open';
     this.#lastMessageAt = performance.now();
@@ -211,6 +221,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     void this.#subscriber.subscribePending();
   }
 
+  /** Enters the state `'broken'`: messages may be missing. Does not close the connection. */
   #break(error: unknown): void {
     this.state = 'broken';
     this.#brokenAt = performance.now();
@@ -245,6 +256,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     return connection;
   }
 
+  /** Called once when a connection breaks or is closed. */
   #onDisconnected(connection: SubscriberConnection): void {
     if (this.#connection !== connection) return;
     this.#disconnect();
@@ -253,13 +265,18 @@ export class LogSubscription implements ChannelSubscriberHost {
     else this.#attempt?.abort(reason);
   }
 
+  /** Closes the connection, if there is one. The next attempt makes a new one. */
   #disconnect(): void {
     const connection = this.#connection;
     this.#connection = undefined;
     connection?.close();
   }
 
-  /** @param channel `undefined` for a header */
+  /**
+   * Called with each message of the connection. While the node is open, the message is applied at
+   * once. During an attempt to heal, the attempt keeps the message.
+   * @param channel `undefined` for a header
+   */
   #onMessage(channel: string | undefined, text: string): void {
     this.#lastMessageAt = performance.now();
     const message =
@@ -303,42 +320,11 @@ export class LogSubscription implements ChannelSubscriberHost {
       return undefined;
     }
     if (message.header.epoch === tracker.epoch) return tracker.applyHeader(message.header);
-    void this.#checkLog(message.header.epoch);
+    void this.#logCheck.run(message.header.epoch);
     return undefined;
   }
 
-  /**
-   * Finds out why a header of another log has arrived: either our log was lost, or another registry
-   * uses the same prefix.
-   */
-  async #checkLog(otherEpoch: string): Promise<void> {
-    this.#mustCheckLog = true;
-    if (this.#isCheckingLog) return;
-    this.#isCheckingLog = true;
-    try {
-      for (let times = 1; this.#mustCheckLog && !this.#isClosed; times++) {
-        this.#mustCheckLog = false;
-        const { epoch } = await this.#client.look([]);
-        if (epoch !== this.#log.tracker.epoch) {
-          this.onOtherLog(epoch);
-          return;
-        }
-        this.report(
-          new Error(
-            `ignored a message of log ${otherEpoch}: does another registry use this prefix?`,
-          ),
-        );
-        // However many such headers arrive, there is one query in each pause.
-        await this.pause(times);
-      }
-    } catch (error) {
-      // The next probe finds out.
-      if (!this.#isClosed) this.report(error);
-    } finally {
-      this.#isCheckingLog = false;
-    }
-  }
-
+  /** Called at a regular interval: expires idle channels, and sends a probe after a silence. */
   #tick(): void {
     const now = performance.now();
     const expired = this.#log.interest.expire(now - this.#timing.linger);
@@ -374,26 +360,19 @@ export class LogSubscription implements ChannelSubscriberHost {
     this.#brokenOrClosed?.resolve();
   }
 
-  /**
-   * Checks that messages arrive. A connection may be up and deliver nothing, and the last messages
-   * before a silence may have been lost.
-   */
+  /** Sends a probe, and heals if the probe does not arrive. */
   async #probe(): Promise<void> {
     const connection = this.#connection as SubscriberConnection;
     this.#isProbing = true;
-    const nonce = this.#probes.createNonce();
-    const [look, arrival] = await Promise.allSettled([
-      this.#client.look([], nonce),
-      this.#probes.wait(nonce, connection, this.#timing.timeout),
-    ]);
+    const error = await this.#probes.check(connection);
     this.#isProbing = false;
-    if (this.openConnection !== connection || arrival.status === 'fulfilled') return;
-    if (look.status === 'rejected' && isErrorReply(look.reason)) {
-      // Redis has refused the query, so it has published no header.
-      this.report(look.reason);
+    if (this.openConnection !== connection || error === undefined) return;
+    if (isErrorReply(error)) {
+      // Redis has refused the query, which says nothing about the connection.
+      this.report(error);
       this.#lastMessageAt = performance.now();
       return;
     }
-    this.onConnectionFailed(look.status === 'rejected' ? look.reason : arrival.reason);
+    this.onConnectionFailed(error);
   }
 }

@@ -1,4 +1,10 @@
-/** Reads pages of the log: from the cache if possible, otherwise from Redis. */
+/**
+ * Reads pages of the log. The sources are tried in this order:
+ *
+ * 1. the cache, if it has all events of the page: the answer is immediate
+ * 2. the cache, after older events have been loaded from Redis
+ * 3. Redis, if the node is not subscribed to the channels, or their events do not fit in the cache
+ */
 import type { LogEntry } from '../../log/log-entry.ts';
 import type { LogRead } from '../../log/log.ts';
 import type { Cursor } from '../../protocol/cursor.ts';
@@ -38,7 +44,10 @@ export class PageReader {
     this.#loader = loader;
   }
 
-  /** @returns a page from the cache; `undefined` if the cache does not have all of it */
+  /**
+   * Reads a page from the cache.
+   * @returns `undefined` if the node is not open, or the cache does not have all events of the page
+   */
   readCached(channels: readonly string[], after: number, maxBytes: number): Page | undefined {
     const { cache, interest, tracker } = this.#log;
     const isCached =
@@ -50,7 +59,11 @@ export class PageReader {
     return toPage(read, tracker.position(), lostOffset(cache.discontinuities, after));
   }
 
-  /** Reads a page when the node is open. Rejects only if the signal or the broker ends it. */
+  /**
+   * Reads a page, from the cache or from Redis, as soon as the node is open. A failure of Redis is
+   * reported, and the read is tried again.
+   * @returns a promise that rejects only when the signal is aborted or the broker is closed
+   */
   async read(
     channels: readonly string[],
     after: number,
@@ -102,6 +115,7 @@ export class PageReader {
     return undefined;
   }
 
+  /** Queries Redis for a page, once for all equal calls that are pending. */
   #sharedPage(channels: readonly string[], after: number, maxBytes: number): Promise<LogSnapshot> {
     const name = [after, maxBytes, ...channels].join('\n');
     const pending = this.#pending.get(name);

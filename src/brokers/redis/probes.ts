@@ -1,6 +1,7 @@
 /** Probes: headers that a node asks Redis to publish, to find out whether messages arrive. */
 import { randomBytes } from 'node:crypto';
 import { deferred, withLimits } from '../../common/async.ts';
+import type { LogClient } from './log-client.ts';
 import type { SequenceHeader } from './message-format.ts';
 import type { SubscriberConnection } from './subscriber-connection.ts';
 
@@ -12,7 +13,31 @@ import type { SubscriberConnection } from './subscriber-connection.ts';
  *       ◀────── answer ───────┘
  */
 export class Probes {
+  readonly #client: LogClient;
+  readonly #timeoutMs: number;
   readonly #pending = new Map<string, (header: SequenceHeader) => void>();
+
+  /** @param timeoutMs time in ms after which a probe counts as lost */
+  constructor(client: LogClient, timeoutMs: number) {
+    this.#client = client;
+    this.#timeoutMs = timeoutMs;
+  }
+
+  /**
+   * Sends a probe and waits for its header. A connection may be up and deliver nothing, and the
+   * last messages before a silence may have been lost.
+   * @returns `undefined` if the probe has arrived; otherwise the error. If Redis has refused the
+   * query, which is an error reply, then no header was published
+   */
+  async check(connection: SubscriberConnection): Promise<unknown> {
+    const nonce = this.createNonce();
+    const [look, arrival] = await Promise.allSettled([
+      this.#client.look([], nonce),
+      this.wait(nonce, connection),
+    ]);
+    if (arrival.status === 'fulfilled') return undefined;
+    return look.status === 'rejected' ? look.reason : arrival.reason;
+  }
 
   /** @returns a new nonce */
   createNonce(): string {
@@ -27,12 +52,11 @@ export class Probes {
   /**
    * Waits for the header with the nonce.
    * @param onArrived called at once when the header arrives, before later messages are processed
-   * @returns a promise that rejects after `timeoutMs`, or when the connection breaks
+   * @returns a promise that rejects after the timeout, or when the connection breaks
    */
   async wait(
     nonce: string,
     connection: SubscriberConnection,
-    timeoutMs: number,
     onArrived?: (header: SequenceHeader) => void,
   ): Promise<void> {
     const arrival = deferred();
@@ -43,7 +67,7 @@ export class Probes {
     try {
       await withLimits(arrival.promise, {
         signal: connection.broken,
-        timeoutMs,
+        timeoutMs: this.#timeoutMs,
         timeoutError: () => new Error('Redis is connected, but its messages do not arrive'),
       });
     } finally {

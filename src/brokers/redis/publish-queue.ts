@@ -87,6 +87,7 @@ export class PublishQueue {
     await this.#last;
   }
 
+  /** Sends batches until the queue is empty. */
   async #sendAll(): Promise<void> {
     if (this.#isSending) return;
     this.#isSending = true;
@@ -179,6 +180,7 @@ function rejectAll(batch: readonly QueuedPublish[], error: SseError): void {
   for (const { published } of batch) published.reject(error);
 }
 
+/** Makes the error of one event that the script has not accepted. */
 function notAcceptedError(result: PublishResult | undefined): SseError {
   const { problem = 'no answer', isDeliveryUnknown = true } =
     result !== undefined && 'problem' in result ? result : {};

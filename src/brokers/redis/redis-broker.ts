@@ -29,7 +29,7 @@ import type { Timing } from './timing.ts';
 
 const DEFAULT_IN_USE_MS = 10_000;
 
-/** A broker whose log is in Redis. */
+/** The `Broker` that `redisBroker()` returns. */
 export class RedisBroker implements Broker {
   readonly #connection: RedisConnection;
   readonly #timeoutMs: number;
@@ -47,7 +47,11 @@ export class RedisBroker implements Broker {
   #running: Promise<void> = Promise.resolve();
   #closing: Promise<void> | undefined;
 
-  /** @param prefix the beginning of all keys and topics */
+  /**
+   * Makes a broker, which connects when it is opened.
+   * @param connection access to Redis; closed together with the broker
+   * @param prefix the beginning of all keys and topics
+   */
   constructor(connection: RedisConnection, prefix: string, timing: Timing) {
     const { timeout, inUse = DEFAULT_IN_USE_MS } = timing;
     const isOpen = (): boolean => this.#subscription.isOpen;
@@ -153,6 +157,7 @@ export class RedisBroker implements Broker {
     return this.#closing;
   }
 
+  /** Ends waits at once, and publishes within the timeout. */
   async #close(): Promise<void> {
     this.#subscription.close();
     this.#queries.close();
@@ -170,6 +175,7 @@ export class RedisBroker implements Broker {
     this.#failures.report(error);
   }
 
+  /** Called when the node is open or has received a header: waits for its offset resolve. */
   #onProgress(): void {
     this.#failures.clear();
     const { epoch, head } = this.#log.tracker;
@@ -178,12 +184,16 @@ export class RedisBroker implements Broker {
     this.#conditions.reach(head);
   }
 
+  /** Called when messages may be missing: no wait resolves until the node has healed. */
   #onInterrupted(): void {
     this.#conditions.interrupt();
     this.#log.receiver?.interrupted();
   }
 
-  /** Limits the time of a call that has no signal. */
+  /**
+   * Runs a call that may wait for Redis. A call with a signal waits as long as its caller wants; a
+   * call without a signal rejects after the timeout.
+   */
   async #withTimeout<T>(
     signal: AbortSignal | undefined,
     call: (signal: AbortSignal) => Promise<T>,

@@ -16,6 +16,7 @@ export interface RedisClient {
 // The parts of node-redis 5 and later that are used. Its own types are not imported, because they
 // differ between the three kinds of clients and between versions.
 
+/** Options of one command, in place of the application's. */
 interface CommandOptions {
   readonly abortSignal: AbortSignal;
   // The type mapping of the application would change the answers.
@@ -47,12 +48,14 @@ interface SocketOptions {
   readonly path?: string | undefined;
 }
 
+/** A client of one server. */
 interface SingleClient extends RedisSubscriber {
   readonly options?: { readonly socket?: SocketOptions; readonly database?: number };
   sendCommand(args: string[], options: CommandOptions): Promise<unknown>;
   duplicate(overrides: object): RedisSubscriber;
 }
 
+/** A client of a Cluster. */
 interface ClusterClient {
   readonly slots: readonly ({ readonly master: object } | undefined)[];
   nodeClient(node: object): Promise<SingleClient>;
@@ -64,6 +67,7 @@ interface ClusterClient {
   ): Promise<unknown>;
 }
 
+/** A client of servers behind a Sentinel. */
 interface SentinelClient {
   sendCommand(isReadonly: boolean, args: string[], options: CommandOptions): Promise<unknown>;
   duplicate(): RedisSubscriber;

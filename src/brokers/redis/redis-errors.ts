@@ -38,10 +38,12 @@ export function toBrokerError(error: unknown): SseError {
   });
 }
 
+/** @returns the message of an error, or the value as text */
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
+/** Whether the error comes from the socket, for example `ECONNREFUSED`. */
 function isSystemError(error: unknown): boolean {
   return typeof error === 'object' && error !== null && 'code' in error;
 }

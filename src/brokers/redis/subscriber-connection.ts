@@ -41,6 +41,7 @@ export class SubscriberConnection {
     return this.#broken.signal;
   }
 
+  /** Makes a client and connects it. Rejects after the timeout, or when the connection breaks. */
   async connect(): Promise<void> {
     const client = await this.#answerOf(this.#connection.subscriber());
     this.#client = client;
@@ -76,6 +77,7 @@ export class SubscriberConnection {
     );
   }
 
+  /** Unsubscribes from channels. A failure breaks the connection. */
   unsubscribe(channels: readonly string[]): void {
     const client = this.#client;
     if (client === undefined || this.broken.aborted) return;
@@ -86,6 +88,7 @@ export class SubscriberConnection {
     done.catch((error: unknown) => this.#break(error));
   }
 
+  /** Closes the connection. Nothing is received after this call. */
   close(): void {
     this.#break(new Error('the subscriber connection is closed'));
     // Also after the connection has broken: its client still has timers.
@@ -109,6 +112,7 @@ export class SubscriberConnection {
       .catch(() => {});
   }
 
+  /** Waits for an answer of Redis, within the timeout and as long as the connection works. */
   #answerOf<T>(answer: Promise<T>): Promise<T> {
     return withLimits(answer, {
       signal: this.broken,
