@@ -195,7 +195,7 @@ describe('a user of Redis who may not do all that is needed', () => {
       for (const data of ['1', '2', '3', '4']) await node.publish('a', data, { history });
       await until('the events', () => node.received.length === 4);
       expect(
-        errors.some((error) => error.includes('the bounds of the history cannot be kept')),
+        errors.some((error) => error.includes('the limits of the history cannot be enforced')),
       ).toBe(['+xdel', '+xrange'].includes(right));
     },
   );

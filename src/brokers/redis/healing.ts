@@ -84,12 +84,17 @@ export class HealingAttempt {
     return result;
   }
 
-  /** @param connect returns the connected subscriber connection */
-  async run(connect: (attempt: this) => Promise<SubscriberConnection>): Promise<void> {
+  /**
+   * Makes the attempt.
+   * @param connect makes the subscriber connection, or returns the one that works
+   * @returns a promise that resolves after `onHealed` was called, or rejects if the attempt has
+   * failed
+   */
+  async run(connect: () => Promise<SubscriberConnection>): Promise<void> {
     const { log, subscriber } = this.#context;
     const startedAt = performance.now();
     try {
-      const connection = await connect(this);
+      const connection = await connect();
       const entries = log.interest.all();
       await subscriber.subscribe(connection, entries, (promise) => this.step(promise));
       const events = await this.#readAll(
@@ -147,7 +152,7 @@ export class HealingAttempt {
       }
       await this.#applyEarly(early);
       if (early.changedChannels === undefined) return events;
-      debug('heal: %d channels and more once more', early.changedChannels.size);
+      debug('heal: reading at least %d channels again', early.changedChannels.size);
       previous = early;
     }
   }
@@ -176,12 +181,9 @@ export class HealingAttempt {
     let events = log.update(channels.slice(0, next), snapshot, head);
     while (next < channels.length) {
       const batches: (readonly string[])[] = [];
-      for (
-        ;
-        batches.length < CONCURRENT_QUERIES && next < channels.length;
-        next += CHANNELS_PER_QUERY
-      ) {
+      while (batches.length < CONCURRENT_QUERIES && next < channels.length) {
         batches.push(channels.slice(next, next + CHANNELS_PER_QUERY));
+        next += CHANNELS_PER_QUERY;
       }
       const looks = batches.map((batch) =>
         client.look(this.#queriesFor(batch, head), '', MAX_CONCURRENT_ANSWER_BYTES),
@@ -225,6 +227,7 @@ function changedChannels(previous: EarlyMessages, { snapshot }: Round): readonly
   return [...(previous.changedChannels ?? [])];
 }
 
+/** Makes the error of an attempt during which the log of this node was replaced by another one. */
 function lostLogError(): Error {
   return new Error('the log was lost while it was read');
 }

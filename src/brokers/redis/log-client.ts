@@ -163,7 +163,7 @@ export class LogClient {
         ...string[],
       ];
       if (warning !== '') {
-        this.#onProblem(`the bounds of the history cannot be kept: ${warning}`);
+        this.#onProblem(`the limits of the history cannot be enforced: ${warning}`);
       }
       return { epoch, head: Number(head), headerProblem, results: results.map(parseResult) };
     } catch (error) {

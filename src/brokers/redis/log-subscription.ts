@@ -155,14 +155,10 @@ export class LogSubscription implements ChannelSubscriberHost {
     return entry.ready.promise;
   }
 
-  /** Heals, because an answer or a message shows that something may be missing. */
-  suspect(reason: string): void {
-    if (this.isOpen) this.#break(new Error(reason));
-  }
-
   /** Heals, because an answer belongs to another log than the one that this node has. */
   onOtherLog(epoch: string): void {
-    this.suspect(`the log changed from ${this.#log.tracker.epoch} to ${epoch}`);
+    if (!this.isOpen) return;
+    this.#break(new Error(`the log changed from ${this.#log.tracker.epoch} to ${epoch}`));
   }
 
   /** Ends the connection, and heals. */
@@ -352,7 +348,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     if (++this.#idleTicks <= maxIdleTicks) return;
     this.#idleTicks = 0;
     const error = new Error(
-      `the broker was '${this.state}' and nothing went on; it connects again`,
+      `the broker was '${this.state}' and made no progress; it connects again`,
     );
     this.report(error);
     this.#disconnect();
