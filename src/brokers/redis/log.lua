@@ -29,9 +29,9 @@
 -- gone back if another server answers (INFO, run_id). The log has certainly gone back if the caller
 -- knows a higher offset.
 --
---   breaks = "100:4294967496"
+--   breaks = "100:4294967396"
 --
---   offsets   ──────── 100 ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄ 4294967496 ────────▶
+--   offsets   ──────── 100 ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄ 4294967396 ────────▶
 --                       │    never used again         │
 --                       from: head of the log         to: max(head, seen) + JUMP
 --
@@ -636,7 +636,7 @@ for i = 13, #ARGV, 3 do
   end
 end
 if fault then return fault end
--- A header without changes. A node that hears its own nonce knows which of the messages on its
+-- A header without changes. A node that receives its own nonce knows which of the messages on its
 -- connection came before this answer, and that the connection works.
 if nonce ~= '' then
   local said = say(head, '')

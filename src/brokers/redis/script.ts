@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: 'faf407f9828a714e5805b130f09fd8a308d7814e',
+  sha: '08db32b0f5dba0886765b385f5eddb5d9adf08d1',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -37,9 +37,9 @@ export const script: {
 -- gone back if another server answers (INFO, run_id). The log has certainly gone back if the caller
 -- knows a higher offset.
 --
---   breaks = "100:4294967496"
+--   breaks = "100:4294967396"
 --
---   offsets   ──────── 100 ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄ 4294967496 ────────▶
+--   offsets   ──────── 100 ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄ 4294967396 ────────▶
 --                       │    never used again         │
 --                       from: head of the log         to: max(head, seen) + JUMP
 --
@@ -644,7 +644,7 @@ for i = 13, #ARGV, 3 do
   end
 end
 if fault then return fault end
--- A header without changes. A node that hears its own nonce knows which of the messages on its
+-- A header without changes. A node that receives its own nonce knows which of the messages on its
 -- connection came before this answer, and that the connection works.
 if nonce ~= '' then
   local said = say(head, '')
