@@ -36,7 +36,7 @@ integration.test.exclude = [...IN_BROWSER, ...MEASURING, 'test/brokers/redis-mod
 export default defineConfig({
   test: {
     sequence: { sequencer: PackageFirst },
-    coverage: { provider: 'v8', include: ['src/**'] },
+    coverage: { provider: 'v8', include: ['src/**/*.ts'] },
     projects: [
       unit,
       project('model', 1, 3, ['test/model/**/*.test.ts']),

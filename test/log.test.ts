@@ -2,7 +2,7 @@ import { inspect } from 'node:util';
 import fc from 'fast-check';
 import { beforeEach, describe, expect, test } from 'vitest';
 import { Log, type HistoryLimits } from '../src/log/log.ts';
-import { LogEntry } from '../src/log/log-entry.ts';
+import { entrySize, LogEntry } from '../src/log/log-entry.ts';
 
 const LIMITS: HistoryLimits = { events: 1_000, bytes: 1_000_000, age: Infinity, latest: false };
 const ALL = Number.MAX_SAFE_INTEGER;
@@ -281,4 +281,19 @@ test('console.log and JSON.stringify show the channel, id, event and data of an 
     event: 'message',
     data: 'x',
   });
+});
+
+test('the size of an entry is known without making the entry', () => {
+  const init = fc.record({
+    epoch: fc.constantFrom(undefined, 'e', 'epoch_of'),
+    offset: fc.nat(),
+    event: fc.constantFrom(undefined, '', 'tick', 'größe'),
+    data: fc.string({ unit: fc.constantFrom('a', 'ß', '😀', '\n', '\r', '\r\n') }),
+    retry: fc.option(fc.nat(100_000), { nil: undefined }),
+  });
+  fc.assert(
+    fc.property(init, (one) => {
+      expect(entrySize(one)).toBe(new LogEntry({ channel: 'a', ...one }).size);
+    }),
+  );
 });

@@ -1,99 +1,127 @@
-/** Where published events get their order and are kept, and how nodes hear of each other. Types only. */
+/**
+ * The contract of brokers. A broker gives published events an order, keeps them in a log, and sends
+ * them to the nodes of a registry. Types only.
+ */
 import type { Cursor } from '../protocol/cursor.ts';
 import type { HistoryLimits, LogRead } from '../log/log.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 
-/** What is published, validated and as text. */
+/** An event to publish. The fields are validated, and the data is text. */
 export interface Publication {
   readonly channel: string;
-  /** Event type; `undefined` is `message`. */
+  /** Event type; `undefined` means `message`. */
   readonly event: string | undefined;
   readonly data: string;
   /** Reconnection time in ms. */
   readonly retry: number | undefined;
-  /** Within five minutes the same key publishes once in this channel; later calls get the first id. */
+  /**
+   * An idempotency key. Within five minutes, publications with the same key are published once in
+   * the channel. Later calls return the first id.
+   */
   readonly key: string | undefined;
-  /** How much of the channel is kept; `false` keeps nothing, and the event has no id. */
+  /** How much of the channel is kept. With `false` nothing is kept, and the event has no id. */
   readonly history: HistoryLimits | false;
 }
 
-/** What the channels held, and where the log stood when they were read. */
+/** Events of some channels, and the state of the log when they were read. */
 export interface Page extends LogRead {
+  /** Where the log stood. */
   readonly position: Cursor;
 }
 
-/** What a broker tells its registry, on this node. */
+/** The callbacks by which a broker notifies its registry on this node. They never throw. */
 export interface Receiver {
-  /** An entry of a channel that is listened to. Never throws. */
+  /** Called with each entry of a channel that the node listens to. */
   receive(entry: LogEntry): void;
-  /** Whether a channel is listened to. */
+  /** Returns whether streams of this node follow the channel. */
   follows(channel: string): boolean;
   /**
-   * The node may have missed something: until a `read` has answered, nothing that is received proves anything about what came
-   * before it. Of a broker elsewhere only, after a broken connection, a hole or the loss of the log. Never throws.
+   * Called when the node may have missed something. Until a later `read` has answered, the entries
+   * that are received prove nothing about the ones before them. Only brokers outside of the process
+   * call this, after a broken connection, a missed message or the loss of the log.
    */
   interrupted(): void;
 }
 
-/** Bounds over all channels. */
+/** Limits over all channels of a log. */
 export interface LogBounds {
+  /** Maximum bytes of all events. */
   readonly maxHistory: number;
+  /** Maximum number of channels. */
   readonly maxChannels: number;
 }
 
 /**
- * How a broker is doing: `'connecting'` until it works for the first time, `'broken'` while it cannot be reached or this node has
- * missed something, and `'closed'` for good.
+ * The state of a broker:
+ *
+ * - `'connecting'` until it works for the first time
+ * - `'open'` while it works
+ * - `'broken'` while it cannot be reached, or while this node has missed something
+ * - `'closed'` after `close()`
  */
 export type BrokerState = 'connecting' | 'open' | 'broken' | 'closed';
 
 /**
- * A broker belongs to one registry, on this node. What follows holds for all of its nodes together.
+ * A broker belongs to one registry on one node. The guarantees hold for all nodes that share a log.
  *
- * **Order.** An entry's offset is greater than that of every entry before it, in whatever channel. Appends of one process are
- * in the order of the calls. A node receives the entries of all the channels it listens to in the order of their offsets, each once.
+ * **Order.** The offset of an entry is greater than the offset of every earlier entry in any
+ * channel. Appends of one process are in the order of the calls. A node receives the entries of all
+ * channels that it listens to in the order of their offsets, each entry once.
  *
- * **Atomicity.** Appending gives the offset, keeps the entry and sends it on its way to the nodes, or none of it. There is no
- * moment at which a read does not find an entry that has been received, nor one at which a later entry is found and an
- * earlier one is still to come.
+ * **Atomicity.** An append assigns the offset, keeps the entry and sends the entry to the nodes, or
+ * does none of it. A read always finds an entry that has been received. If a read finds an entry,
+ * then it also finds all earlier ones.
  *
- * **Loss.** `trimmed` of a channel is the offset of its newest event that is no longer kept, also when nothing of it is kept:
- * a reader at a cursor has lost something of it exactly if its cursor is below that. Of a channel that was forgotten, and so of
- * every unknown one, it is the floor, the newest offset of any forgotten channel. A log that was lost is a new epoch.
+ * **Loss.** `trimmed` of a channel is the offset of its newest event that is no longer kept, even
+ * if no event of the channel is kept. A reader has lost an event of the channel exactly if its
+ * cursor is below `trimmed`. For an unknown channel, which may be a forgotten one, `trimmed` is the
+ * floor: the newest offset of any forgotten channel. After the loss of a log, the new log has
+ * another epoch.
  *
- * **Closed.** After `close()` nothing is received, and `append`, `read` and `position` reject or throw.
+ * **Closed.** After `close()` nothing is received, and `append`, `read` and `position` reject or
+ * throw with the code `ERR_SSE_CLOSED`.
  */
 export interface Broker {
   readonly state: BrokerState;
-  /** The offset up to which this node has received all there is of the channels it listens to. */
+  /** Offset up to which this node has received all entries of the channels that it listens to. */
   readonly head: number;
-  /** What it keeps, on this node. */
+  /** Number and bytes of the events in the memory of this node. */
   readonly held: { readonly events: number; readonly bytes: number };
-  /** Called once, by the registry, before anything else. */
+  /**
+   * Called once by the registry, before any other method.
+   * @throws {SseError} `ERR_SSE_OTHER_REGISTRY` if the broker has been opened before
+   */
   open(receiver: Receiver, bounds: LogBounds): void;
   /**
-   * An embedded broker calls `receive` before it returns.
-   * @returns the id; `''` on a channel without history
+   * Publishes an event. A broker in this process calls `receive` before it returns.
+   * @returns the id of the event; `''` on a channel without history. Rejects with `ERR_SSE_BROKER`
+   * if the event was not accepted, or `ERR_SSE_CLOSED`
    */
   append(publication: Publication): Promise<{ id: string }>;
-  /** From here on entries of the channel are received: at once where nothing is returned, else when the promise resolves. */
+  /**
+   * Starts to receive the entries of a channel.
+   * @returns `undefined` if entries are received from now on; otherwise a promise that resolves
+   * when they are
+   */
   listen(channel: string): Promise<void> | undefined;
-  /** Entries of the channel need not be received any more. */
+  /** Ends `listen`: entries of the channel need not be received any more. */
   unlisten(channel: string): void;
   /**
-   * Where the log stands: as far as this node has received it, and never before what it has appended itself.
-   * @param atLeast a client's cursor: the answer waits until this node has come so far, unless the log has not; then the log's
-   * own head is the answer, below it
-   * @param signal ends the wait: the promise rejects at once with the signal's reason, and nothing of it stays in memory.
-   * Without one it rejects with `ERR_SSE_BROKER` where the log cannot be reached for some seconds. A broker that answers at
-   * once has no use for it
+   * The position of this node in the log: the place up to which it has received entries, and never
+   * before an entry that it has appended itself.
+   * @param atLeast the cursor of a client. The answer waits until this node has reached the cursor.
+   * If the log itself is before the cursor, the answer is the head of the log
+   * @param signal ends the wait: the promise rejects at once with the reason of the signal, and its
+   * memory is released. Without a signal, the promise rejects with `ERR_SSE_BROKER` if the log
+   * cannot be reached for some seconds. A broker that answers at once ignores the signal
    */
   position(atLeast?: Cursor, signal?: AbortSignal): Cursor | Promise<Cursor>;
   /**
-   * Entries beyond the offset, of all these channels merged. What was returned at once, not in a promise, still holds for the
-   * rest of the turn; an embedded broker always does.
-   * @param maxBytes at most so many bytes of frames, but at least one entry
-   * @param signal ends the wait, as in `position`
+   * Reads the entries behind an offset, of all the channels merged. A page that is returned at
+   * once, not in a promise, stays valid for the rest of the turn of the event loop. A broker in
+   * this process always returns the page at once.
+   * @param maxBytes maximum bytes of all frames; there is at least one entry
+   * @param signal ends the wait, as for `position`
    */
   read(
     channels: readonly string[],
@@ -101,7 +129,8 @@ export interface Broker {
     maxBytes: number,
     signal?: AbortSignal,
   ): Page | Promise<Page>;
-  /** Forgets what the channel holds, on every node; told as a gap to whoever has not got it yet. */
+  /** Deletes the events of a channel. Readers that have not received them are told of a gap. */
   clear(channel: string): Promise<void>;
+  /** Releases all resources. Calling it again has no effect. */
   close(): Promise<void>;
 }

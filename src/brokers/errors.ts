@@ -1,7 +1,7 @@
-/** What every broker refuses in the same words. */
+/** Errors that all brokers throw. */
 import { SseError } from '../common/errors.ts';
 
-/** For whatever is asked of channels after their end. */
+/** Makes the error of a call after `close()`. */
 export function closedError(): SseError {
   return new SseError(
     'ERR_SSE_CLOSED',
@@ -10,10 +10,10 @@ export function closedError(): SseError {
   );
 }
 
-/** For a broker that is opened twice. */
+/** Makes the error of a broker that is opened twice. */
 export function otherRegistryError(): SseError {
   return new SseError(
     'ERR_SSE_OTHER_REGISTRY',
-    'this broker serves another registry already; give each createChannels() one of its own',
+    'this broker is in use by another registry; give each createChannels() its own broker',
   );
 }

@@ -1,4 +1,4 @@
-/** The default broker: order, history and delivery within one process. */
+/** The default broker: the log is in the memory of this process. */
 import cluster from 'node:cluster';
 import { randomBytes } from 'node:crypto';
 import { performance } from 'node:perf_hooks';
@@ -8,13 +8,15 @@ import { LogEntry } from '../log/log-entry.ts';
 import type { Broker, BrokerState, LogBounds, Page, Publication, Receiver } from './broker.ts';
 import { closedError, otherRegistryError } from './errors.ts';
 
-// So long a key is remembered, in ms, and so many of them at most; the oldest are forgotten first.
-const KEY_MEMORY = 300_000;
+// Time in ms for which an idempotency key is remembered, and maximum number of keys. The oldest
+// keys are forgotten first.
+const KEY_LIFETIME_MS = 300_000;
 const MAX_KEYS = 100_000;
 
 /**
- * A broker for a single process. What is published in another process does not arrive here, so in a `node:cluster` worker
- * it warns. A new process is a new log: clients of the one before are told a gap.
+ * Makes a broker for a single process. Events that are published in another process do not arrive,
+ * so the broker emits a warning in a `node:cluster` worker. A new process has a new log: clients
+ * that reconnect after a restart are told of a gap.
  */
 export function memoryBroker(): Broker {
   if (cluster.isWorker) {
@@ -23,27 +25,31 @@ export function memoryBroker(): Broker {
       {
         code: 'RES_SSE_MEMORY_BROKER_IN_CLUSTER',
         detail:
-          'Give createChannels() a broker that all workers share, such as redisBroker() of res-sse/redis.',
+          'Give createChannels() a broker that all workers share, ' +
+          'such as redisBroker() of res-sse/redis.',
       },
     );
   }
   return new MemoryBroker();
 }
 
+/** A broker whose calls all answer at once. */
 class MemoryBroker implements Broker {
+  // The name of the log is random: clients of an earlier process notice that its log is lost.
   readonly #epoch = randomBytes(6).toString('base64url');
-  // In the order in which they expire.
+  // The event ids of idempotency keys, in the order in which the keys expire.
   readonly #keys = new Map<string, { id: string; until: number }>();
+  // Undefined before `open()`.
   #receiver: Receiver | undefined;
   #log: Log | undefined;
   #offset = 0;
-  // Events without history have an order of their own.
-  #liveOnly = 0;
-  #closed = false;
-  #isForgettingTold = false;
+  // Events of channels without history have offsets of their own.
+  #ephemeralOffset = 0;
+  #isClosed = false;
+  #hasWarned = false;
 
   get state(): BrokerState {
-    return this.#closed ? 'closed' : 'open';
+    return this.#isClosed ? 'closed' : 'open';
   }
 
   get head(): number {
@@ -67,20 +73,22 @@ class MemoryBroker implements Broker {
 
   append(publication: Publication): Promise<{ id: string }> {
     const { channel, key, history } = publication;
-    if (this.#closed) return Promise.reject(closedError());
-    const known = key === undefined ? undefined : this.#idOf(channel, key);
-    if (known !== undefined) return Promise.resolve({ id: known });
+    if (this.#isClosed) return Promise.reject(closedError());
+    const knownId = key === undefined ? undefined : this.#findId(channel, key);
+    if (knownId !== undefined) return Promise.resolve({ id: knownId });
     const entry = new LogEntry({
       ...publication,
       epoch: history === false ? undefined : this.#epoch,
-      offset: history === false ? ++this.#liveOnly : ++this.#offset,
+      offset: history === false ? ++this.#ephemeralOffset : ++this.#offset,
     });
-    if (key !== undefined) this.#remember(channel, key, entry.id);
-    if (history !== false) this.#keep(entry, history);
+    if (key !== undefined) this.#rememberId(channel, key, entry.id);
+    if (history !== false) this.#addToLog(entry, history);
+    // The entry is in the log before it is received: a read from inside the callback finds it.
     if (this.#receiver?.follows(channel) === true) this.#receiver.receive(entry);
     return Promise.resolve({ id: entry.id });
   }
 
+  /** Entries are received at once. The log forgets channels without followers first. */
   listen(channel: string): undefined {
     this.#log?.onSubscribersChanged(channel);
   }
@@ -94,7 +102,7 @@ class MemoryBroker implements Broker {
   }
 
   read(channels: readonly string[], after: number, maxBytes: number): Page {
-    if (this.#closed || this.#log === undefined) throw closedError();
+    if (this.#isClosed || this.#log === undefined) throw closedError();
     return { ...this.#log.read(channels, after, maxBytes), position: this.position() };
   }
 
@@ -104,36 +112,40 @@ class MemoryBroker implements Broker {
   }
 
   close(): Promise<void> {
-    this.#closed = true;
+    this.#isClosed = true;
     this.#log = undefined;
     this.#keys.clear();
     return Promise.resolve();
   }
 
-  #keep(entry: LogEntry, history: HistoryLimits): void {
+  /** Adds an entry to the log, and warns if the log had to forget a channel that held events. */
+  #addToLog(entry: LogEntry, history: HistoryLimits): void {
     this.#log?.append(entry, history);
-    if (this.#isForgettingTold || this.#log?.forgottenChannels === 0) return;
-    this.#isForgettingTold = true;
+    if (this.#hasWarned || this.#log?.forgottenChannels === 0) return;
+    this.#hasWarned = true;
     process.emitWarning(
-      'more channels than maxChannels are in use: the history of some is forgotten, and their readers are told a gap',
+      'more channels than maxChannels are in use: the history of some channels is forgotten',
       {
         code: 'RES_SSE_MAX_CHANNELS',
         detail:
-          'Raise maxChannels of createChannels(), or give channels that need no history history: false by historyFor.',
+          'Readers of these channels are told of a gap. Raise maxChannels of createChannels(), ' +
+          'or return history: false from historyFor for channels that need no history.',
       },
     );
   }
 
-  #idOf(channel: string, key: string): string | undefined {
+  /** @returns the id that was published with the key; `undefined` if none is remembered */
+  #findId(channel: string, key: string): string | undefined {
     const known = this.#keys.get(`${channel}\n${key}`);
     return known !== undefined && known.until > performance.now() ? known.id : undefined;
   }
 
-  #remember(channel: string, key: string, id: string): void {
+  /** Remembers the id of a key, and forgets expired keys. */
+  #rememberId(channel: string, key: string, id: string): void {
     const now = performance.now();
     const name = `${channel}\n${key}`;
     this.#keys.delete(name);
-    this.#keys.set(name, { id, until: now + KEY_MEMORY });
+    this.#keys.set(name, { id, until: now + KEY_LIFETIME_MS });
     for (const [oldest, { until }] of this.#keys) {
       if (until > now && this.#keys.size <= MAX_KEYS) break;
       this.#keys.delete(oldest);

@@ -1,4 +1,4 @@
-/** A broker for many nodes: the log is in Redis, and every node hears of it. */
+/** The entry `res-sse/redis`: a broker for many nodes, whose log is in Redis. */
 import { SseError } from '../common/errors.ts';
 import { assertOptions, millisecondsRule, type OptionRule } from '../common/options.ts';
 import type { Broker } from './broker.ts';
@@ -7,19 +7,33 @@ import { RedisBroker } from './redis/redis-broker.ts';
 
 export type { RedisClient } from './redis/redis-connection.ts';
 
-/** The options of `redisBroker()`: a `client` or a `url`. */
+/** The options of `redisBroker()`: either a `client` or a `url`. */
 export interface RedisBrokerOptions {
   /**
-   * The application's own client of node-redis, from `createClient()`, `createCluster()` or `createSentinel()`. It is used for
-   * commands, duplicated for listening, and never closed. A connection that hangs is its own to find: give it a `pingInterval`,
-   * a `socketTimeout`, and a `reconnectStrategy`, without which node-redis gives up for good after such a timeout.
+   * The application's client of node-redis, from `createClient()`, `createCluster()` or
+   * `createSentinel()`. The broker uses the client for commands, duplicates it for subscriptions,
+   * and never closes it.
+   *
+   * The broker does not detect a command connection that hangs. Give the client a `pingInterval`
+   * and a `socketTimeout`, and a `reconnectStrategy`: without it, node-redis does not connect again
+   * after a socket timeout.
    */
   client?: RedisClient | undefined;
-  /** Where Redis is, `redis[s]://[[user][:password]@]host[:port][/database]`: a client of the broker's own. */
+  /**
+   * The URL of Redis, `redis[s]://[[user][:password]@]host[:port][/database]`. The broker makes its
+   * own client, and closes it in `close()`.
+   */
   url?: string | undefined;
-  /** What all keys and topics of the registry begin with; two registries need two. Without braces. @defaultValue `'res-sse'` */
+  /**
+   * The beginning of all keys and Pub/Sub channels of the registry, without braces and control
+   * characters. Each registry needs its own prefix.
+   * @defaultValue `'res-sse'`
+   */
   prefix?: string | undefined;
-  /** Time in ms that Redis has to answer, and after which a publish rejects. @defaultValue `5_000` */
+  /**
+   * Time in ms that Redis has to answer, and after which a publish rejects.
+   * @defaultValue `5_000`
+   */
   timeout?: number | undefined;
 }
 
@@ -40,13 +54,25 @@ const rules: Readonly<Record<keyof RedisBrokerOptions, OptionRule>> = {
   timeout: millisecondsRule(1),
 };
 
-const PROBE = 10_000;
+// Time in ms without a message after which a probe is sent, and interval of pings.
+const PROBE_MS = 10_000;
+
+// Time in ms for which a channel stays subscribed after its last stream left.
+const LINGER_MS = 10_000;
+
+// Pauses in ms between attempts to connect.
+const RETRY_MS = { min: 50, max: 10_000 };
 
 /**
- * Keeps the log in Redis 6.2 and later, or Valkey: standalone, behind Sentinel, or on a Cluster of Redis 7 and later, where one
- * registry lives in one shard. The user needs the keys and the Pub/Sub channels `{prefix}:*`, and the commands of the script,
- * INFO among them: without it a log that has gone back unnoticed may use an id twice.
- * @throws {SseError} `ERR_SSE_OPTION`
+ * Makes a broker whose log is in Redis 6.2 or later, or in Valkey: one server, a Sentinel, or a
+ * Cluster of Redis 7 or later. On a Cluster, all keys of one registry are in one shard.
+ *
+ * The user of Redis needs the keys and the Pub/Sub channels `{prefix}:*`, and the commands of the
+ * script, including INFO. Without INFO, an id may be used twice after a failover to a replica that
+ * had not received the last events.
+ * @returns a broker for one `createChannels()`
+ * @throws {SseError} `ERR_SSE_OPTION` for a wrong or unknown option, and for both or neither of
+ * `client` and `url`
  * @example
  * const channels = createChannels({ broker: redisBroker({ url: process.env.REDIS_URL }) });
  */
@@ -57,19 +83,19 @@ export function redisBroker(options: RedisBrokerOptions): Broker {
     prefix = 'res-sse',
     timeout = 5_000,
   } = assertOptions('redisBroker()', options, rules);
-  const timing = { timeout, probe: PROBE, linger: 10_000, wait: { min: 50, max: 10_000 } };
+  const timing = { timeout, probe: PROBE_MS, linger: LINGER_MS, wait: RETRY_MS };
   if (client !== undefined && url === undefined) {
     return new RedisBroker(connectionOf(client, prefix), prefix, timing);
   }
   if (url === undefined || client !== undefined) {
     throw new SseError('ERR_SSE_OPTION', 'redisBroker() needs either a `client` or a `url`');
   }
-  const node: RedisBroker = new RedisBroker(
-    ownConnection(url, PROBE, (error) => node.report(error)),
+  const broker: RedisBroker = new RedisBroker(
+    ownConnection(url, PROBE_MS, (error) => broker.report(error)),
     prefix,
     timing,
   );
-  return node;
+  return broker;
 }
 
 function isUrl(value: unknown): boolean {

@@ -1,88 +1,99 @@
-/** Helpers for promises: a promise that is resolved from outside, and waiting with limits. */
+/** Promises with resolvers, and waits with limits. */
 
-/** A promise and the function that resolves the promise. */
+/** A promise together with the functions that settle it. */
 export interface Deferred<T> {
   readonly promise: Promise<T>;
-  readonly resolve: (value: T) => void;
+  readonly resolve: (value: T | PromiseLike<T>) => void;
+  readonly reject: (reason: unknown) => void;
 }
 
-/** @returns a pending promise with its `resolve` function */
-export function deferred<T>(): Deferred<T> {
-  let resolve!: (value: T) => void;
-  const promise = new Promise<T>((onResolve) => {
-    resolve = onResolve;
+/** Makes a pending promise, like `Promise.withResolvers()`, which Node 20 does not have. */
+export function deferred<T = void>(): Deferred<T> {
+  let resolve!: Deferred<T>['resolve'];
+  let reject!: Deferred<T>['reject'];
+  const promise = new Promise<T>((resolvePromise, rejectPromise) => {
+    resolve = resolvePromise;
+    reject = rejectPromise;
   });
-  return { promise, resolve };
+  return { promise, resolve, reject };
 }
 
-/** When to stop waiting. */
+/** When a wait ends before its promise settles. */
 export interface Limits {
-  /** When the signal is aborted, the wait rejects at once with the reason of the signal. */
+  /** Aborting the signal rejects the wait at once with the reason of the signal. */
   readonly signal?: AbortSignal | undefined;
   /** Time in ms after which the wait rejects. */
   readonly timeoutMs?: number | undefined;
-  /** Makes the error of a wait that took longer than `timeoutMs`. */
-  readonly createTimeoutError?: ((timeoutMs: number) => Error) | undefined;
+  /** Makes the error of a wait that timed out. @defaultValue an `Error` that names the time */
+  readonly timeoutError?: ((timeoutMs: number) => Error) | undefined;
 }
 
 /**
- * Settles like the promise, or rejects earlier when a limit is reached.
+ * Waits for a promise, but not beyond the limits.
  *
- * `Promise.race()` would leave a reaction on each of its promises until that promise settles. A
- * race with a promise that lives as long as a connection would be a memory leak. Here the listener
- * is removed from the signal and the timer is cleared. The reaction that stays on the promise keeps
- * neither the caller nor the value in memory, but the promise should settle some time.
+ * `Promise.race()` adds a reaction to each of its promises and keeps the reaction until that
+ * promise settles. A race with a promise that lives as long as a connection would therefore be a
+ * leak. When this wait ends, it removes its listener from the signal and clears its timer. The
+ * reaction that stays on `promise` holds neither the caller nor a value. `promise` itself should
+ * settle at some time.
+ *
+ * @returns a promise that settles as `promise` does, or rejects at the first limit; `promise`
+ * itself if there is no limit
  */
-export function withLimits<T>(
-  promise: Promise<T>,
-  { signal, timeoutMs, createTimeoutError }: Limits,
-): Promise<T> {
-  if (signal === undefined && timeoutMs === undefined) return promise;
-  const wait = new Wait<T>(signal);
+export function withLimits<T>(promise: Promise<T>, limits: Limits): Promise<T> {
+  if (limits.signal === undefined && limits.timeoutMs === undefined) return promise;
+  const wait = new LimitedWait<T>(limits);
   promise.then(
-    (value) => wait.resolve?.(value),
-    (error: unknown) => wait.reject?.(error),
+    (value) => wait.resolve(value),
+    (error: unknown) => wait.reject(error),
   );
-  if (timeoutMs !== undefined) {
-    wait.timer = setTimeout(() => {
-      const error = createTimeoutError?.(timeoutMs);
-      wait.reject?.(error ?? new Error(`no answer within ${timeoutMs} ms`));
-    }, timeoutMs);
-  }
-  return wait.settled;
+  return wait.promise;
 }
 
-/** One call of {@link withLimits} whose promise is pending. */
-class Wait<T> {
-  timer: NodeJS.Timeout | undefined;
-  /** `undefined` after the wait has settled. */
-  resolve: ((value: T) => void) | undefined;
-  /** `undefined` after the wait has settled. */
-  reject: ((error: unknown) => void) | undefined;
-  readonly settled: Promise<T>;
+class LimitedWait<T> {
+  readonly promise: Promise<T>;
+  // Undefined after the wait has ended, as are the signal and the timer.
+  #pending: Deferred<T> | undefined;
+  #signal: AbortSignal | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  readonly #onAbort = (): void => this.reject(this.#signal?.reason);
 
-  constructor(signal: AbortSignal | undefined) {
-    this.settled = new Promise((resolve, reject) => {
-      const onAbort = (): void => this.reject?.(signal?.reason);
-      const release = (): void => {
-        this.resolve = undefined;
-        this.reject = undefined;
-        clearTimeout(this.timer);
-        signal?.removeEventListener('abort', onAbort);
-      };
-      this.resolve = (value) => {
-        release();
-        resolve(value);
-      };
-      this.reject = (error) => {
-        release();
-        // The reason of an abort may be any value.
-        reject(
-          error instanceof Error ? error : new Error('the wait was given up', { cause: error }),
-        );
-      };
-      if (signal?.aborted === true) onAbort();
-      else signal?.addEventListener('abort', onAbort);
-    });
+  constructor({ signal, timeoutMs, timeoutError = defaultTimeoutError }: Limits) {
+    this.#pending = deferred<T>();
+    this.promise = this.#pending.promise;
+    this.#signal = signal;
+    if (signal?.aborted === true) {
+      this.#onAbort();
+      return;
+    }
+    signal?.addEventListener('abort', this.#onAbort);
+    if (timeoutMs !== undefined) {
+      this.#timer = setTimeout(() => this.reject(timeoutError(timeoutMs)), timeoutMs);
+    }
   }
+
+  resolve(value: T): void {
+    this.#end()?.resolve(value);
+  }
+
+  reject(reason: unknown): void {
+    // The reason of an abort may be any value.
+    const error =
+      reason instanceof Error ? reason : new Error('the wait was aborted', { cause: reason });
+    this.#end()?.reject(error);
+  }
+
+  /** Removes the limits. @returns the pending promise; `undefined` if the wait had ended before */
+  #end(): Deferred<T> | undefined {
+    const pending = this.#pending;
+    this.#pending = undefined;
+    clearTimeout(this.#timer);
+    this.#signal?.removeEventListener('abort', this.#onAbort);
+    this.#signal = undefined;
+    return pending;
+  }
+}
+
+function defaultTimeoutError(timeoutMs: number): Error {
+  return new Error(`no answer within ${timeoutMs} ms`);
 }

@@ -4,7 +4,12 @@
  */
 import { inspect } from 'node:util';
 import { formatCursor } from '../protocol/cursor.ts';
-import { parseEventData, formatEvent } from '../protocol/event-stream-format.ts';
+import {
+  countEventBytes,
+  formatEvent,
+  formatRetry,
+  parseEventData,
+} from '../protocol/event-stream-format.ts';
 
 /** A published event, as a filter sees it. */
 export interface ChannelEvent {
@@ -114,6 +119,22 @@ export class LogEntry implements ChannelEvent {
     this.#view ??= { data: parseEventData(this.frame.toString()), parsed: undefined };
     return this.#view;
   }
+}
+
+/**
+ * The {@link LogEntry.size} that an entry would have, without making it.
+ * @param init as for {@link LogEntry}
+ */
+export function entrySize({
+  epoch,
+  offset,
+  event,
+  data,
+  retry,
+}: Omit<LogEntryInit, 'channel'>): number {
+  const idBytes = epoch === undefined ? 0 : `id: ${formatCursor(epoch, offset)}\n`.length;
+  const retryBytes = retry === undefined ? 0 : formatRetry(retry).length;
+  return countEventBytes(data, event) + idBytes + retryBytes + ENTRY_OVERHEAD_BYTES;
 }
 
 /** An entry as filters read it. */

@@ -2,7 +2,7 @@ import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { LogEntry, SseError } from '../../src/index.ts';
 import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
-import type { Timing } from '../../src/brokers/redis/log-subscription.ts';
+import type { Timing } from '../../src/brokers/redis/timing.ts';
 import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
 import {
   startRedis,

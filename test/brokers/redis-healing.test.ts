@@ -16,7 +16,9 @@ import {
   type RedisConnection,
   type RedisClient,
 } from '../../src/brokers/redis/redis-connection.ts';
-import { LogSubscription, type Timing } from '../../src/brokers/redis/log-subscription.ts';
+import { LocalLog } from '../../src/brokers/redis/local-log.ts';
+import { LogSubscription } from '../../src/brokers/redis/log-subscription.ts';
+import type { Timing } from '../../src/brokers/redis/timing.ts';
 import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
 import { LogClient } from '../../src/brokers/redis/log-client.ts';
 import { startRedisCluster } from '../support/redis-cluster.ts';
@@ -278,7 +280,7 @@ test('a node stops waiting for a promise of node-redis that never settles', asyn
     { timeout: 50, probe: 20 },
   );
   await until('an error report', () =>
-    errors.some((error) => error.includes('no answer') || error.includes('nothing went on')),
+    errors.some((error) => error.includes('no answer') || error.includes('made no progress')),
   );
   isStuck = false;
   await until('the node to be open', () => node.broker.state === 'open');
@@ -291,36 +293,29 @@ test('the watchdog reports a node that makes no progress and restarts it', async
   const timeout = 300;
   const timing = { ...TIMING, timeout, probe: 20 };
   const connection = own(redis.url);
-  const store = new LogClient(
+  const client = new LogClient(
     connection,
     `healing-${++prefixes}`,
     timeout,
     () => ({ epoch: '', offset: 0 }),
     () => {},
   );
-  store.bounds = { maxHistory: 1_000, maxChannels: 10 };
-  const nothing = (): void => {};
-  const ear = new LogSubscription(connection, store, timing, {
-    newest: () => undefined,
-    learn: nothing,
-    mend: () => 0,
-    forget: nothing,
-    passed: nothing,
-    appended: nothing,
-    cleared: nothing,
-    progressed: nothing,
-    interrupted: nothing,
-    unreachable: nothing,
-    report: (error) => void errors.push(String(error)),
+  client.bounds = { maxHistory: 1_000, maxChannels: 10 };
+  const report = (error: unknown): void => void errors.push(String(error));
+  const log = new LocalLog(0, () => subscription.isOpen, report);
+  const subscription: LogSubscription = new LogSubscription(connection, client, log, timing, {
+    failures: { report, warnUnreachable: () => {} },
+    onProgress: () => {},
+    onInterrupted: () => {},
   });
-  const running = ear.run();
-  await until('the subscription to be open', () => ear.isOpen);
+  const running = subscription.run();
+  await until('the subscription to be open', () => subscription.isOpen);
   // Simulates a defect: no code of the library sets the state like this.
-  ear.state = 'broken';
-  await until('the subscription to be open again', () => ear.isOpen);
-  expect(errors).toEqual([expect.stringContaining('nothing went on')]);
-  ear.close();
-  store.close();
+  subscription.state = 'broken';
+  await until('the subscription to be open again', () => subscription.isOpen);
+  expect(errors).toEqual([expect.stringContaining('made no progress')]);
+  subscription.close();
+  client.close();
   connection.close();
   await running;
 });

@@ -90,7 +90,7 @@ describe('a Redis that rejects writes can be read', () => {
       await client.hSet(
         '{limits}:log',
         't:old',
-        (await client.hGet('{limits}:log', 't:old'))!.replace(':10000:', ':300:'),
+        (await client.hGet('{limits}:log', 't:old'))!.replace(':10000:', ':1:'),
       );
       await there.publish('a', '2');
       await until(
@@ -201,7 +201,7 @@ describe('a Redis user without all required permissions', () => {
       for (const data of ['1', '2', '3', '4']) await node.publish('a', data, { history });
       await until('four events', () => node.received.length === 4);
       expect(
-        errors.some((error) => error.includes('the bounds of the history cannot be kept')),
+        errors.some((error) => error.includes('the limits of the history cannot be enforced')),
       ).toBe(['+xdel', '+xrange'].includes(permission));
     },
   );

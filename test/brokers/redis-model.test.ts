@@ -6,12 +6,13 @@ import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import type { HistoryLimits, LogEntry } from '../../src/index.ts';
 import {
-  entryOf,
+  parseEntry,
   formatBody,
-  parseArrival,
+  parseEventMessage,
   parseHeader,
 } from '../../src/brokers/redis/message-format.ts';
-import { LogCache, type Tail } from '../../src/brokers/redis/log-cache.ts';
+import { LogCache } from '../../src/brokers/redis/log-cache.ts';
+import type { ChannelState } from '../../src/brokers/redis/log-snapshot.ts';
 import { SequenceTracker } from '../../src/brokers/redis/sequence-tracker.ts';
 
 const EPOCH = 'epoch';
@@ -64,7 +65,7 @@ class Log {
     this.said.push(['spine', `1 ${EPOCH} ${this.head} ${++this.head} \n-${newest} ${channel}`]);
   }
 
-  tail(channel: string): Tail {
+  state(channel: string): ChannelState {
     const limits = LIMITS[channel] as HistoryLimits;
     return {
       newest: this.newest.get(channel) ?? 0,
@@ -82,7 +83,7 @@ class Log {
       (offset) => offset > after && offset <= till,
     );
     return kept.map((offset) => {
-      const entry = entryOf(
+      const entry = parseEntry(
         formatBody(undefined, `${offset}`, undefined),
         channel,
         EPOCH,
@@ -96,8 +97,8 @@ class Log {
 /** A node that listens to `a` and `b`, and sometimes leaves and joins them. */
 class Node {
   readonly received: number[] = [];
-  readonly mirror: LogCache;
-  readonly spine: SequenceTracker;
+  readonly cache: LogCache;
+  readonly tracker: SequenceTracker;
   readonly #log: Log;
   isWhole = false;
   // State of each channel that the node listens to: SUBSCRIBE sent, SUBSCRIBE confirmed, position
@@ -110,15 +111,16 @@ class Node {
 
   constructor(log: Log, maxBytes: number) {
     this.#log = log;
-    this.mirror = new LogCache(maxBytes, () => 0, 0);
-    this.spine = new SequenceTracker({
-      expects: (channel) => this.#state.has(channel) && this.#state.get(channel) !== 'asked',
-      appended: (entry, stamp) => {
+    this.cache = new LogCache(0);
+    this.cache.maxBytes = maxBytes;
+    this.tracker = new SequenceTracker({
+      isExpected: (channel) => this.#state.has(channel) && this.#state.get(channel) !== 'asked',
+      onAppended: (entry, metadata) => {
         if (!this.#state.has(entry.channel)) return;
-        this.mirror.push(entry, stamp);
+        this.cache.push(entry, metadata);
         this.received.push(entry.offset);
       },
-      cleared: (channel, trimmed) => this.mirror.clear(channel, trimmed),
+      onCleared: (channel, trimmed) => this.cache.clear(channel, trimmed),
     });
   }
 
@@ -129,15 +131,16 @@ class Node {
   hear(topic: string, text: string): void {
     if (!this.isWhole) return;
     if (topic === 'ack') this.#subscribed(text);
-    else if (topic === 'spine') this.isWhole = this.spine.hear(parseHeader(text)!) === undefined;
-    else this.spine.arrive(topic, parseArrival(text)!);
+    else if (topic === 'spine') {
+      this.isWhole = this.tracker.applyHeader(parseHeader(text)!) === undefined;
+    } else this.tracker.addEvent(topic, parseEventMessage(text)!);
   }
 
   /** Leaves a channel, or joins the channel again. */
   toggle(channel: string): void {
     this.#asked.delete(channel);
     if (this.#state.delete(channel)) {
-      this.mirror.forget(channel);
+      this.cache.remove(channel);
       this.#log.listeners.delete(channel);
     } else {
       this.#state.set(channel, 'asked');
@@ -149,11 +152,11 @@ class Node {
   #subscribed(channel: string): void {
     if (this.#state.get(channel) !== 'asked') return;
     this.#state.set(channel, 'subscribed');
-    const tail = this.#log.tail(channel);
+    const state = this.#log.state(channel);
     // The answer with the position of the channel may arrive later.
     this.#asked.set(channel, () => {
       if (this.#state.get(channel) !== 'subscribed') return;
-      this.mirror.learn(channel, tail, this.spine.head);
+      this.cache.add(channel, state, this.tracker.head);
       this.#state.set(channel, 'known');
     });
   }
@@ -164,16 +167,16 @@ class Node {
   heal(isWhole: boolean): void {
     for (const channel of this.#state.keys()) {
       this.#state.set(channel, 'known');
-      const entries = this.#log.entries(channel, this.mirror.newest(channel) ?? Infinity);
-      this.mirror.mend(
+      const entries = this.#log.entries(channel, this.cache.newest(channel) ?? Infinity);
+      this.cache.updateChannel(
         channel,
-        this.#log.tail(channel),
+        this.#log.state(channel),
         isWhole ? entries : entries.slice(0, 1),
         isWhole,
         this.#log.head,
       );
     }
-    this.spine.begin(EPOCH, this.#log.head);
+    this.tracker.reset(EPOCH, this.#log.head);
     this.#log.said.length = 0;
     this.isWhole = true;
   }
@@ -181,26 +184,26 @@ class Node {
   /** Requests older events, or receives the answer to the previous request. */
   load(channel: string): void {
     const answer = this.#asked.get(channel);
-    const edge = this.knows(channel) ? this.mirror.edge(channel) : undefined;
+    const range = this.knows(channel) ? this.cache.missingRange(channel) : undefined;
     if (answer !== undefined) {
       this.#asked.delete(channel);
       answer();
-    } else if (edge !== undefined) {
-      const entries = this.#log.entries(channel, edge.from, edge.till);
-      const tail = this.#log.tail(channel);
-      this.#asked.set(channel, () => this.mirror.prepend(channel, edge, tail, entries));
+    } else if (range !== undefined) {
+      const entries = this.#log.entries(channel, range.after, range.until);
+      const state = this.#log.state(channel);
+      this.#asked.set(channel, () => this.cache.prepend(channel, range, state, entries));
     }
   }
 }
 
 function check(node: Node, log: Log, after: number): void {
   for (const channel of ['a', 'b']) {
-    if (!node.knows(channel) || node.mirror.missing([channel], after).length > 0) continue;
-    const { entries, trimmed, complete } = node.mirror.read([channel], after, 1_000_000);
+    if (!node.knows(channel) || node.cache.incomplete([channel], after).length > 0) continue;
+    const { entries, trimmed, complete } = node.cache.read([channel], after, 1_000_000);
     const got = entries.map(({ offset }) => offset);
     const due = log.published.filter(
       (event) =>
-        event.channel === channel && event.offset > after && event.offset <= node.spine.head,
+        event.channel === channel && event.offset > after && event.offset <= node.tracker.head,
     );
     const [lost] = trimmed as [number];
     const latest = due.at(-1);
@@ -271,7 +274,7 @@ test('a node has each event or reports a gap, whichever messages are lost', () =
           if (!node.isWhole) node.heal(isWhole);
           if (one.do === 'read') check(node, log, one.after);
           check(node, log, 0);
-          check(node, log, node.spine.head);
+          check(node, log, node.tracker.head);
         }
         expect(node.received).toEqual(
           [...new Set(node.received)].toSorted((one, other) => one - other),
@@ -291,8 +294,9 @@ test('parsing a header or an event message never throws, whatever the text is', 
   fc.assert(
     fc.property(text, (one) => {
       parseHeader(one);
-      parseArrival(one);
-      const frame = entryOf(one, 'a', EPOCH, 1)?.frame.toString() ?? `id: ${EPOCH}.1\ndata: \n\n`;
+      parseEventMessage(one);
+      const frame =
+        parseEntry(one, 'a', EPOCH, 1)?.frame.toString() ?? `id: ${EPOCH}.1\ndata: \n\n`;
       // No text can forge a field: the frame has one event, with the id of the entry.
       expect(frame.match(/^id: /gm)).toHaveLength(1);
       expect(frame.endsWith('\n\n')).toBe(true);

@@ -1,98 +1,113 @@
-/** The channels that a node listens to: those that streams follow, and for a while those that one has just left. */
+/** The channels that a node is subscribed to, or will be. */
+import { deferred, type Deferred } from '../../common/async.ts';
+
+/**
+ * A channel that streams of this node follow, or followed until recently.
+ *
+ *     want() ─▶ requested ─▶ isSubscribed ─▶ isReady      leave() ─▶ idle ─▶ expire()
+ */
 export interface InterestEntry {
   readonly channel: string;
-  /** Redis has said on the line that it is listened to: from here on its events come. */
+  /** Redis has confirmed the subscription: events of the channel arrive from here on. */
   isSubscribed: boolean;
-  /** Its tail is known, too: what comes next fits on to it. */
-  isKnown: boolean;
-  /** Resolves when it is known, or nobody wants to know any more. */
-  readonly known: Promise<void>;
-  readonly resolve: () => void;
+  /** The state of the channel is known too: the next event joins on to it. */
+  isReady: boolean;
+  /** Resolves when `isReady` is set, or when the entry was removed. */
+  readonly ready: Deferred<void>;
 }
 
-// Channels that are listened to although nobody follows them.
-const MOST_IDLE = 1_000;
+// Channels without followers that stay subscribed.
+const MAX_IDLE_CHANNELS = 1_000;
 
+/** The set of {@link InterestEntry entries}, with an order of expiry. */
 export class ChannelInterest {
   readonly #channels = new Map<string, InterestEntry>();
-  // Since when nobody follows them, in that order.
-  readonly #idle = new Map<string, number>();
-  readonly #unknown = new Set<InterestEntry>();
+  // When the last follower left, by channel, in the order of these times.
+  readonly #idleSince = new Map<string, number>();
+  readonly #pending = new Set<InterestEntry>();
 
   get(channel: string): InterestEntry | undefined {
     return this.#channels.get(channel);
   }
 
-  isWanted(channel: string): boolean {
-    return this.#channels.has(channel) && !this.#idle.has(channel);
+  /** Whether streams of this node follow the channel now. */
+  isFollowed(channel: string): boolean {
+    return this.#channels.has(channel) && !this.#idleSince.has(channel);
   }
 
+  /** Whether the channels are all known, so that events and reads join on to each other. */
+  areReady(channels: readonly string[]): boolean {
+    return channels.every((channel) => this.#channels.get(channel)?.isReady === true);
+  }
+
+  /** Adds a channel, or keeps an idle one. */
   want(channel: string): InterestEntry {
-    this.#idle.delete(channel);
+    this.#idleSince.delete(channel);
     const known = this.#channels.get(channel);
     if (known !== undefined) return known;
-    let resolve: (() => void) | undefined;
-    const listening: InterestEntry = {
+    const entry: InterestEntry = {
       channel,
       isSubscribed: false,
-      isKnown: false,
-      known: new Promise((settle) => {
-        resolve = settle;
-      }),
-      resolve: () => resolve?.(),
+      isReady: false,
+      ready: deferred(),
     };
-    this.#channels.set(channel, listening);
-    this.#unknown.add(listening);
-    return listening;
+    this.#channels.set(channel, entry);
+    this.#pending.add(entry);
+    return entry;
   }
 
+  /** The last stream that followed the channel has left. */
   leave(channel: string, now: number): void {
-    if (this.#channels.has(channel)) this.#idle.set(channel, now);
+    if (this.#channels.has(channel)) this.#idleSince.set(channel, now);
   }
 
-  /** Forgets those that nobody has followed since then, or that are too many. @returns them */
-  expire(since: number): InterestEntry[] {
+  /**
+   * Removes channels that have been idle since `before`, and the longest idle ones over the limit.
+   * @returns the removed entries
+   */
+  expire(before: number): InterestEntry[] {
     const expired: InterestEntry[] = [];
-    for (const [channel, at] of this.#idle) {
-      if (at > since && this.#idle.size <= MOST_IDLE) break;
-      const listening = this.#channels.get(channel) as InterestEntry;
-      this.#idle.delete(channel);
+    for (const [channel, since] of this.#idleSince) {
+      if (since > before && this.#idleSince.size <= MAX_IDLE_CHANNELS) break;
+      const entry = this.#channels.get(channel) as InterestEntry;
+      this.#idleSince.delete(channel);
       this.#channels.delete(channel);
-      this.#unknown.delete(listening);
-      listening.resolve();
-      expired.push(listening);
+      this.#pending.delete(entry);
+      entry.ready.resolve();
+      expired.push(entry);
     }
     return expired;
   }
 
-  /** Of a new line nothing is known. */
-  reset(): void {
-    for (const listening of this.#channels.values()) listening.isSubscribed = false;
+  /** A new connection has no subscriptions. */
+  resetSubscriptions(): void {
+    for (const entry of this.#channels.values()) entry.isSubscribed = false;
   }
 
-  get hasUnknown(): boolean {
-    return this.#unknown.size > 0;
+  get hasPending(): boolean {
+    return this.#pending.size > 0;
   }
 
-  /** Some of the channels whose tails are not known. */
-  unknown(most: number): InterestEntry[] {
-    const some: InterestEntry[] = [];
-    for (const listening of this.#unknown) {
-      if (some.length === most) break;
-      some.push(listening);
+  /** @returns at most `max` entries that are not ready */
+  pending(max: number): InterestEntry[] {
+    const entries: InterestEntry[] = [];
+    for (const entry of this.#pending) {
+      if (entries.length === max) break;
+      entries.push(entry);
     }
-    return some;
+    return entries;
   }
 
-  settle(listening: InterestEntry): void {
-    listening.isKnown = true;
-    this.#unknown.delete(listening);
-    listening.resolve();
+  /** Sets an entry ready, and resolves its promise. */
+  markReady(entry: InterestEntry): void {
+    entry.isReady = true;
+    this.#pending.delete(entry);
+    entry.ready.resolve();
   }
 
-  /** Nobody needs to wait any more. */
+  /** Resolves the promises of all pending entries: the broker is closed. */
   close(): void {
-    for (const { resolve } of this.#unknown) resolve();
+    for (const { ready } of this.#pending) ready.resolve();
   }
 
   all(): InterestEntry[] {

@@ -1,115 +1,119 @@
-/** Calls that wait until this node has come to some offset of the log. */
+/** Promises that wait until this node has reached an offset of the log. */
+import { deferred, type Deferred } from '../../common/async.ts';
 
-// Resolved in one turn of the event loop: each of them goes on to read a page.
+// Waits that are resolved in one turn of the event loop: each caller then reads a page.
 const RESOLVED_PER_TURN = 250;
 
 interface Waiter {
   /** Offset that the node must have reached. */
   offset: number;
-  readonly resolve: () => void;
-  readonly reject: (error: Error) => void;
-  /** Place in the heap. */
+  readonly deferred: Deferred<void>;
+  readonly signal: AbortSignal | undefined;
+  readonly onAbort: () => void;
+  /** Index in the heap. */
   index: number;
 }
 
 /**
- * Thousands of calls may wait while thousands of headers come in a second, so progress must not
- * look at each of them: they are kept in a binary heap, the lowest offset first.
+ * A binary heap of waits, the lowest offset first. Thousands of calls may wait while thousands of
+ * headers arrive each second, so a header must not look at every wait.
  */
 export class ConditionQueue {
   readonly #heap: Waiter[] = [];
-  // How far the node has come; -1 while nothing it knows can be relied on.
+  // Offset that the node has reached; -1 while the node may have missed something.
   #reached = -1;
-  #error: Error | undefined;
-  #turn: NodeJS.Immediate | undefined;
+  #closedError: Error | undefined;
+  #nextTurn: NodeJS.Immediate | undefined;
 
-  /** Calls that wait. */
+  /** Number of pending waits. */
   get size(): number {
     return this.#heap.length;
   }
 
   /**
-   * Resolves when the node is open and has reached the offset. Since then it may have broken
-   * again: the caller looks for itself.
-   * Rejects when the node is closed, and at once when the signal is aborted; nothing of the wait stays then.
+   * Waits until the node is open and has reached the offset. By the time the caller continues, the
+   * node may have broken again, so the caller has to check the state itself.
+   * @param signal rejects the wait at once when aborted, and releases its memory
+   * @returns a promise that also rejects when the queue is closed
    */
   until(offset: number, signal: AbortSignal | undefined): Promise<void> {
-    if (this.#error !== undefined) return Promise.reject(this.#error);
-    return new Promise((resolve, reject) => {
-      signal?.throwIfAborted();
-      const abort = (): void => {
+    if (this.#closedError !== undefined) return Promise.reject(this.#closedError);
+    if (signal?.aborted === true) return Promise.reject(signal.reason as Error);
+    const waiter: Waiter = {
+      offset,
+      deferred: deferred(),
+      signal,
+      onAbort: () => {
         this.#remove(waiter);
-        waiter.reject(signal?.reason as Error);
-      };
-      const waiter: Waiter = {
-        offset,
-        index: this.#heap.length,
-        resolve: () => {
-          signal?.removeEventListener('abort', abort);
-          resolve();
-        },
-        reject: (error) => {
-          signal?.removeEventListener('abort', abort);
-          reject(error);
-        },
-      };
-      signal?.addEventListener('abort', abort);
-      this.#heap.push(waiter);
-      this.#rise(waiter);
-      if (offset <= this.#reached) this.#resolveSome();
-    });
+        waiter.deferred.reject(signal?.reason);
+      },
+      index: this.#heap.length,
+    };
+    signal?.addEventListener('abort', waiter.onAbort);
+    this.#heap.push(waiter);
+    this.#siftUp(waiter);
+    if (offset <= this.#reached) this.#resolveSome();
+    return waiter.deferred.promise;
   }
 
-  /** The node is open and has come to this offset. */
+  /** The node is open and has reached this offset. */
   reach(offset: number): void {
     this.#reached = offset;
     this.#resolveSome();
   }
 
-  /** The log is another, so no offset means anything: each call looks anew when the node is open. */
+  /** The log has changed, so offsets mean nothing: every wait resolves when the node is open. */
   forgetOffsets(): void {
     for (const waiter of this.#heap) waiter.offset = 0;
   }
 
-  /** The node is not open any more: nobody is resolved until it has reached something again. */
+  /** The node may have missed something: nothing resolves until {@link reach} is called again. */
   interrupt(): void {
     this.#reached = -1;
   }
 
+  /** Rejects all waits, and later ones. */
   close(error: Error): void {
-    this.#error = error;
-    clearImmediate(this.#turn);
-    for (const { reject } of this.#heap.splice(0)) reject(error);
+    this.#closedError = error;
+    clearImmediate(this.#nextTurn);
+    for (const waiter of this.#heap.splice(0)) {
+      waiter.signal?.removeEventListener('abort', waiter.onAbort);
+      waiter.deferred.reject(error);
+    }
   }
 
+  /** Resolves waits whose offset has been reached, a limited number in each turn. */
   #resolveSome(): void {
-    // One slice a turn: the next has been asked for.
-    if (this.#turn !== undefined) return;
+    // One slice in each turn: the next slice has been scheduled.
+    if (this.#nextTurn !== undefined) return;
     let resolved = 0;
     for (; resolved < RESOLVED_PER_TURN; resolved++) {
       const [first] = this.#heap;
       if (first === undefined || first.offset > this.#reached) break;
       this.#remove(first);
-      first.resolve();
+      first.deferred.resolve();
     }
     if (resolved === 0) return;
-    this.#turn = setImmediate(() => {
-      this.#turn = undefined;
+    this.#nextTurn = setImmediate(() => {
+      this.#nextTurn = undefined;
       this.#resolveSome();
     });
   }
 
+  /** Removes a wait from the heap: the last element takes its place and is moved to its level. */
   #remove(waiter: Waiter): void {
+    waiter.signal?.removeEventListener('abort', waiter.onAbort);
     const heap = this.#heap;
     const last = heap.pop() as Waiter;
     if (last === waiter) return;
     last.index = waiter.index;
     heap[last.index] = last;
-    this.#rise(last);
-    this.#sink(last);
+    this.#siftUp(last);
+    this.#siftDown(last);
   }
 
-  #rise(waiter: Waiter): void {
+  /** Moves a wait towards the root, as long as its parent has a higher offset. */
+  #siftUp(waiter: Waiter): void {
     const heap = this.#heap;
     while (waiter.index > 0) {
       const parent = heap[(waiter.index - 1) >> 1] as Waiter;
@@ -118,7 +122,8 @@ export class ConditionQueue {
     }
   }
 
-  #sink(waiter: Waiter): void {
+  /** Moves a wait towards the leaves, as long as a child has a lower offset. */
+  #siftDown(waiter: Waiter): void {
     const heap = this.#heap;
     for (;;) {
       const left = heap[2 * waiter.index + 1];

@@ -1,108 +1,123 @@
-/** Messages that come while a node reads the log, and that belong behind what it reads. */
+/**
+ * Messages that arrive while a node reads the log. They belong behind the place up to which the
+ * node reads, so they are applied after the read:
+ *
+ *     log        … ───────────────┬──────────────────────────▶
+ *                     read by     │   EarlyMessages
+ *                     queries     │   (applied afterwards)
+ *                                head when the probe was received
+ */
 import type { EventMessage, SequenceHeader } from './message-format.ts';
+import { describeMissed } from './sequence-tracker.ts';
 
-/** A message, as it was understood. */
+/** A message from Redis after parsing. */
 export type LogMessage =
   | { readonly header: SequenceHeader }
-  | { readonly channel: string; readonly arrival: EventMessage }
+  | { readonly channel: string; readonly event: EventMessage }
   | { readonly problem: string };
 
-// What is kept of them.
-const MAX_MESSAGES = 40_000;
-const MAX_CHARACTERS = 16_777_216;
+const MAX_EARLY_MESSAGES = 40_000;
+const MAX_EARLY_CHARACTERS = 16_777_216;
 
 /**
- * The messages since one place in the log. As long as they are few they are kept. When they are too many for that, only the
- * names of the channels are kept that they speak of, which have to be read once more then; so however much is published,
- * memory is bounded by the number of channels, and each round of reading is shorter than the one before.
+ * The messages since one place in the log.
+ *
+ * While there are few messages, the messages themselves are kept. When there are too many, they are
+ * replaced by the names of the changed channels, and these channels have to be read again. So the
+ * number of channels limits the memory, however many events are published, and each round of
+ * reading is shorter than the one before.
  */
 export class EarlyMessages {
-  readonly #follows: (channel: string) => boolean;
-  /** The log's name. */
+  /** Name of the log. */
   readonly epoch: string;
+  readonly #isExpected: (channel: string) => boolean;
   #messages: LogMessage[] = [];
-  // Those before it have been taken.
+  // Index of the first message that has not been removed.
   #first = 0;
   #characters = 0;
   #head: number;
-  #changed: Set<string> | undefined;
+  #changedChannels: Set<string> | undefined;
   #problem: string | undefined;
 
   /**
    * @param head the place in the log
-   * @param follows whether events of the channel must be heard
+   * @param isExpected whether events of a channel must arrive
    */
-  constructor(epoch: string, head: number, follows: (channel: string) => boolean) {
+  constructor(epoch: string, head: number, isExpected: (channel: string) => boolean) {
     this.epoch = epoch;
     this.#head = head;
-    this.#follows = follows;
+    this.#isExpected = isExpected;
   }
 
-  /** Messages that are kept. */
+  /** Number of messages that are kept. */
   get size(): number {
     return this.#messages.length - this.#first;
   }
 
-  /** The channels that have to be read once more, because what came of them was too much; `undefined` where all is kept. */
-  get changed(): ReadonlySet<string> | undefined {
-    return this.#changed;
+  /** Channels that have to be read again; `undefined` as long as all messages are kept. */
+  get changedChannels(): ReadonlySet<string> | undefined {
+    return this.#changedChannels;
   }
 
-  /** Why it is not known what has changed. */
+  /** Why the changed channels are not known completely. */
   get problem(): string | undefined {
     return this.#problem;
   }
 
-  add(heard: LogMessage): void {
-    if (this.#changed !== undefined) {
-      this.#note(heard);
+  add(message: LogMessage): void {
+    if (this.#changedChannels !== undefined) {
+      this.#noteChannels(message);
       return;
     }
-    this.#messages.push(heard);
-    this.#characters += charactersOf(heard);
-    if (this.size <= MAX_MESSAGES && this.#characters <= MAX_CHARACTERS) return;
-    this.#changed = new Set();
-    for (let next = this.take(); next !== undefined; next = this.take()) this.#note(next);
+    this.#messages.push(message);
+    this.#characters += estimateCharacters(message);
+    if (this.size <= MAX_EARLY_MESSAGES && this.#characters <= MAX_EARLY_CHARACTERS) return;
+    this.#changedChannels = new Set();
+    for (let next = this.shift(); next !== undefined; next = this.shift()) this.#noteChannels(next);
   }
 
-  /** The oldest message that is kept. */
-  take(): LogMessage | undefined {
-    const heard = this.#messages[this.#first];
-    if (heard === undefined) {
+  /** Removes the oldest message that is kept. @returns the message */
+  shift(): LogMessage | undefined {
+    const message = this.#messages[this.#first];
+    if (message === undefined) {
       this.#messages = [];
       this.#first = 0;
       return undefined;
     }
     this.#messages[this.#first++] = undefined as unknown as LogMessage;
-    this.#characters -= charactersOf(heard);
-    if (this.#changed === undefined && 'header' in heard && heard.header.epoch === this.epoch) {
-      this.#head = Math.max(this.#head, heard.header.head);
+    this.#characters -= estimateCharacters(message);
+    const isKept = this.#changedChannels === undefined;
+    if (isKept && 'header' in message && message.header.epoch === this.epoch) {
+      this.#head = Math.max(this.#head, message.header.head);
     }
-    return heard;
+    return message;
   }
 
-  #note(heard: LogMessage): void {
-    if ('problem' in heard) {
-      this.#problem ??= heard.problem;
+  /** Notes the channels that a message has changed. */
+  #noteChannels(message: LogMessage): void {
+    if ('problem' in message) {
+      this.#problem ??= message.problem;
       return;
     }
-    // An event is named by its header.
-    if ('arrival' in heard) return;
-    const { epoch, previous, head, changes } = heard.header;
-    // Another log is noticed when this one is read once more.
+    // The header that follows names the channel of the event.
+    if ('event' in message) return;
+    const { epoch, previous, head, changes } = message.header;
+    // If the log is another one, the next round of reading notices.
     if (epoch !== this.epoch) return;
     if (head > this.#head || previous >= this.#head) {
       if (previous !== this.#head) {
-        this.#problem ??= `the log is at ${previous}, and what was heard of it at ${this.#head}`;
+        this.#problem ??= describeMissed(this.#head, previous);
       }
       this.#head = head;
-      for (const { channel } of changes) if (this.#follows(channel)) this.#changed?.add(channel);
+      for (const { channel } of changes) {
+        if (this.#isExpected(channel)) this.#changedChannels?.add(channel);
+      }
     }
   }
 }
 
-function charactersOf(heard: LogMessage): number {
-  // Numbers and names beside the text, roughly.
-  if ('arrival' in heard) return heard.arrival.body.length + 200;
-  return 'header' in heard ? 200 * (1 + heard.header.changes.length) : 200;
+/** Estimates the length of a message with its numbers and names. */
+function estimateCharacters(message: LogMessage): number {
+  if ('event' in message) return message.event.body.length + 200;
+  return 'header' in message ? 200 * (1 + message.header.changes.length) : 200;
 }

@@ -1,4 +1,13 @@
-/** The newest events of the channels that a node listens to, so that clients which come back are served without asking Redis. */
+/**
+ * The newest events of the channels that a node is subscribed to, so that reconnecting clients are
+ * served without a query to Redis.
+ *
+ *     channel   ──── lost ─────── log.lastMissingOffset ─────── log.newest ────▶
+ *                │     │                    │                       │
+ *       deleted ─┘     │  still in          │  in the cache,        └─ the next event is added here
+ *       in Redis       │  Redis only        │  without a hole
+ *                      └── loadable ────────┘
+ */
 import {
   ChannelLog,
   mergeLogs,
@@ -7,290 +16,337 @@ import {
   type LogRead,
 } from '../../log/log.ts';
 import type { LogEntry } from '../../log/log-entry.ts';
+import {
+  lostOffset,
+  type ChannelSnapshot,
+  type ChannelState,
+  type Discontinuities,
+  type LogSnapshot,
+} from './log-snapshot.ts';
 import type { EntryMetadata } from './message-format.ts';
 
-/** What Redis knows of a channel. */
-export interface Tail {
-  /** Offset of its newest event. */
-  readonly newest: number;
-  /** Offset of its newest event that is no longer kept. */
-  readonly trimmed: number;
-  readonly limits: HistoryLimits;
+/**
+ * The range of events of a channel that may be in Redis and are not in the cache. It is valid as
+ * long as the cache holds the same log of the channel, and the log begins at the same offset.
+ */
+export interface MissingRange {
+  readonly log: object;
+  /** Offset behind which the range begins. */
+  readonly after: number;
+  /** Offset of the last event of the range. */
+  readonly until: number;
 }
 
-/** A place in a channel: events up to `till` belong before what is held of it, as long as this is the same run. */
-export interface Edge {
-  readonly run: object;
-  readonly from: number;
-  readonly till: number;
-}
-
-interface Mirrored {
+interface CachedChannel {
   readonly channel: string;
-  /** Whole beyond `log.gone`; what is older may still be in Redis. */
+  /** The events behind `log.lastMissingOffset`. Older events may still be in Redis. */
   readonly log: ChannelLog;
-  /** Offset of the newest event that is lost for good. */
+  /** Offset of the newest event that is not in Redis any more. */
   lost: number;
-  /** When it was last read or added to, in ms. */
+  /** Time in ms of the last read or push. */
   usedAt: number;
 }
 
-// Reading a channel again within this time in ms does not change the order in which channels give way.
-const SAME_USE = 1_000;
+// Time in ms within which another read of a channel does not change the order of eviction.
+const SAME_USE_MS = 1_000;
 
+/** A cache of recent events, limited in bytes. */
 export class LogCache {
-  /** The log that it mirrors. */
+  /** Name of the log; `''` before it is known. */
   epoch = '';
-  readonly #maxBytes: number;
-  readonly #now: () => number;
-  readonly #inUse: number;
-  readonly #channels = new Map<string, Mirrored>();
-  // Those that hold something, the least recently used first: they give way first.
-  readonly #holding = new Map<string, Mirrored>();
+  /** The places where the log has gone back. */
+  discontinuities: Discontinuities = { origin: 0, jumps: [] };
+  /** Maximum bytes of all events. */
+  maxBytes = 0;
+  readonly #inUseMs: number;
+  readonly #channels = new Map<string, CachedChannel>();
+  // The channels that hold events, the least recently used first: they are evicted first.
+  readonly #evictable = new Map<string, CachedChannel>();
   #events = 0;
   #bytes = 0;
+  // Difference in ms between the clock of Redis and `performance.now()`.
+  #clockOffsetMs = 0;
 
   /**
-   * @param now the clock of Redis, in ms
-   * @param inUse a channel that was used within this time in ms does not give way to older events of another
+   * @param inUseMs a channel that was used within this time in ms is not evicted to make room for
+   * older events of another channel
    */
-  constructor(maxBytes: number, now: () => number, inUse: number) {
-    this.#maxBytes = maxBytes;
-    this.#now = now;
-    this.#inUse = inUse;
+  constructor(inUseMs: number) {
+    this.#inUseMs = inUseMs;
   }
 
   get held(): { events: number; bytes: number } {
     return { events: this.#events, bytes: this.#bytes };
   }
 
-  /** Offset of the newest event of the channel that is known here; `undefined` where nothing is known. */
+  /**
+   * Sets the clock by which the age of events is determined. The clock of Redis may be set back.
+   * @param at time in ms, by the clock of Redis
+   */
+  setClock(at: number): void {
+    this.#clockOffsetMs = at - performance.now();
+  }
+
+  /** @returns offset of the newest known event; `undefined` for a channel not in the cache */
   newest(channel: string): number | undefined {
     const log = this.#channels.get(channel)?.log;
     return log === undefined ? undefined : Math.max(log.newest, log.lastMissingOffset);
   }
 
-  /** What the answer to a question for older events must fit: they are those up to `till`, as long as this is the same run. */
-  edge(channel: string): Edge | undefined {
-    const mirrored = this.#channels.get(channel);
-    return mirrored === undefined
-      ? undefined
-      : { run: mirrored.log, from: mirrored.lost, till: mirrored.log.lastMissingOffset };
+  /** @returns the events that {@link prepend} takes; `undefined` for a channel not in the cache */
+  missingRange(channel: string): MissingRange | undefined {
+    const cached = this.#channels.get(channel);
+    if (cached === undefined) return undefined;
+    return { log: cached.log, after: cached.lost, until: cached.log.lastMissingOffset };
   }
 
   /**
-   * A channel is listened to: from here on all of it is pushed.
-   * @param head the offset up to which all has been pushed
+   * Adds a channel whose subscription has been confirmed: from here on all its events are pushed.
+   * @param head offset up to which all events have been pushed
    */
-  learn(channel: string, tail: Tail, head: number): void {
-    const known = this.#channels.get(channel);
+  add(channel: string, state: ChannelState, head: number): void {
+    const cached = this.#channels.get(channel);
     const newest = this.newest(channel);
-    // What came before may be of a time when it was listened to once, with a hole since.
-    if (known === undefined || newest === undefined || newest < tail.newest) {
-      this.forget(channel);
-      this.#begin(channel, tail, Math.min(tail.newest, head));
+    // Events in the cache may be from an earlier subscription, with a hole since then.
+    if (cached === undefined || newest === undefined || newest < state.newest) {
+      this.#replace(channel, state, Math.min(state.newest, head));
     } else {
-      this.#lose(known, tail.trimmed);
+      this.#dropLost(cached, state.trimmed);
     }
   }
 
   /**
-   * The channel anew, after something may have been missed.
-   * @param entries those beyond the newest that was known here, all of them if `isWhole`
-   * @param head the offset up to which all will have been pushed then
+   * Updates channels after messages may have been missed.
+   * @param snapshot the answer to a query for the events behind {@link newest} of each channel
+   * @param head offset up to which all events will have been pushed
+   * @returns number of events in the snapshot
    */
-  mend(
+  update(channels: readonly string[], snapshot: LogSnapshot, head: number): number {
+    this.setClock(snapshot.at);
+    this.discontinuities = snapshot.discontinuities;
+    let events = 0;
+    for (const [index, channel] of channels.entries()) {
+      const state = snapshot.channels[index] as ChannelSnapshot;
+      // If the log has gone back and continued since, the cache may hold events that were lost.
+      if (lostOffset(snapshot.discontinuities, this.newest(channel) ?? head) > 0) {
+        this.remove(channel);
+      }
+      this.updateChannel(channel, state, state.entries, !state.hasMore, head);
+      events += state.entries.length;
+    }
+    return events;
+  }
+
+  /**
+   * Updates one channel, as {@link update} does.
+   * @param entries the events behind {@link newest}
+   * @param isComplete whether `entries` are all of them
+   */
+  updateChannel(
     channel: string,
-    tail: Tail,
+    state: ChannelState,
     entries: readonly TimedEntry[],
-    isWhole: boolean,
+    isComplete: boolean,
     head: number,
   ): void {
     const newest = this.newest(channel);
-    const known = this.#channels.get(channel);
-    const end = Math.min(tail.newest, head);
-    if (known === undefined || newest === undefined || end < newest || !isWhole) {
-      this.forget(channel);
-      this.#begin(channel, tail, end);
+    const cached = this.#channels.get(channel);
+    const end = Math.min(state.newest, head);
+    if (cached === undefined || newest === undefined || end < newest || !isComplete) {
+      this.#replace(channel, state, end);
       return;
     }
-    this.#lose(known, tail.trimmed);
+    this.#dropLost(cached, state.trimmed);
     for (const { entry, appendedAt } of entries) {
-      if (entry.offset > tail.trimmed) this.#push(known, entry, appendedAt, tail.limits);
+      if (entry.offset > state.trimmed) this.#push(cached, entry, appendedAt, state.limits);
     }
-    this.#shrink();
+    this.#evict();
   }
 
-  /** The next event of a channel that is listened to. */
+  /** Adds the next event of a channel. */
   push(entry: LogEntry, { at, previous, trimmed, limits }: EntryMetadata): void {
     const { channel } = entry;
-    let known = this.#channels.get(channel);
-    // One that does not fit on is the first of a new run.
-    if (known === undefined || (known.log.events > 0 && previous > known.log.newest)) {
-      this.forget(channel);
-      known = this.#begin(channel, { newest: previous, trimmed, limits }, previous);
+    let cached = this.#channels.get(channel);
+    // If the event does not join on to the cached ones, it is the first one of a new log.
+    if (cached === undefined || (cached.log.events > 0 && previous > cached.log.newest)) {
+      cached = this.#replace(channel, { newest: previous, trimmed, limits }, previous);
     }
-    // Between the one before it and itself there is nothing.
-    if (known.log.events === 0) known.log.lastMissingOffset = previous;
-    this.#push(known, entry, at, limits);
-    this.#lose(known, trimmed);
-    this.#shrink();
+    // There are no events between `previous` and this one.
+    if (cached.log.events === 0) cached.log.lastMissingOffset = previous;
+    this.#push(cached, entry, at, limits);
+    this.#dropLost(cached, trimmed);
+    this.#evict();
   }
 
   /**
-   * Lets go of what has not been used for a while, so that there is room for so many bytes of these channels.
-   * @returns `false` where there is not enough of that; then nothing is let go of
+   * Evicts channels that have not been used for a while, to make room for older events.
+   * @param bytes bytes of the older events
+   * @param channels their channels, which are not evicted
+   * @returns `false` if there is not enough room; then nothing is evicted
    */
   makeRoom(bytes: number, channels: ReadonlySet<string>): boolean {
-    let over = this.#bytes + bytes - this.#maxBytes;
-    const before = performance.now() - this.#inUse;
-    const giving: Mirrored[] = [];
-    for (const [channel, known] of this.#holding) {
-      if (over <= 0 || known.usedAt > before) break;
+    let excess = this.#bytes + bytes - this.maxBytes;
+    const before = performance.now() - this.#inUseMs;
+    const evicted: CachedChannel[] = [];
+    for (const [channel, cached] of this.#evictable) {
+      if (excess <= 0 || cached.usedAt > before) break;
       if (channels.has(channel)) continue;
-      giving.push(known);
-      over -= known.log.bytes;
+      evicted.push(cached);
+      excess -= cached.log.bytes;
     }
-    if (over > 0) return false;
-    for (const known of giving) while (known.log.events > 0) this.#shift(known);
+    if (excess > 0) return false;
+    for (const cached of evicted) while (cached.log.events > 0) this.#shift(cached);
     return true;
   }
 
-  /** Takes in older events, up to the edge that was asked for; what has come or gone meanwhile decides. */
-  prepend(channel: string, edge: Edge, tail: Tail, entries: readonly TimedEntry[]): void {
-    const known = this.#channels.get(channel);
+  /**
+   * Adds older events. Does nothing if the cache has changed so that they do not join on any more.
+   * @param range as {@link missingRange} returned it before the events were queried
+   * @param entries all events of the range
+   */
+  prepend(
+    channel: string,
+    range: MissingRange,
+    state: ChannelState,
+    entries: readonly TimedEntry[],
+  ): void {
+    const cached = this.#channels.get(channel);
     if (
-      known === undefined ||
-      known.log !== edge.run ||
-      known.log.lastMissingOffset !== edge.till
-    ) {
+      cached === undefined ||
+      cached.log !== range.log ||
+      cached.log.lastMissingOffset !== range.until
+    )
       return;
-    }
-    const { log } = known;
+    const { log } = cached;
     const before = { events: log.events, bytes: log.bytes };
-    if (log.events === 0) setLimits(log, tail.limits);
-    log.prepend(entries, Math.min(Math.max(known.lost, tail.trimmed), log.lastMissingOffset));
+    if (log.events === 0) setLimits(log, state.limits);
+    log.prepend(entries, Math.min(Math.max(cached.lost, state.trimmed), log.lastMissingOffset));
     this.#events += log.events - before.events;
     this.#bytes += log.bytes - before.bytes;
-    this.#use(known);
-    this.#lose(known, tail.trimmed);
-    this.#shrink();
+    this.#touch(cached);
+    this.#dropLost(cached, state.trimmed);
+    this.#evict();
   }
 
-  /** What the channel held up to the offset is to be forgotten. */
+  /** Deletes the events of a channel up to the offset. */
   clear(channel: string, trimmed: number): void {
-    const known = this.#channels.get(channel);
-    if (known !== undefined) this.#lose(known, trimmed);
+    const cached = this.#channels.get(channel);
+    if (cached !== undefined) this.#dropLost(cached, trimmed);
   }
 
-  forget(channel: string): void {
-    const known = this.#channels.get(channel);
-    if (known === undefined) return;
+  /** Removes a channel that the node is not subscribed to any more. */
+  remove(channel: string): void {
+    const cached = this.#channels.get(channel);
+    if (cached === undefined) return;
     this.#channels.delete(channel);
-    this.#holding.delete(channel);
-    this.#events -= known.log.events;
-    this.#bytes -= known.log.bytes;
+    this.#evictable.delete(channel);
+    this.#events -= cached.log.events;
+    this.#bytes -= cached.log.bytes;
   }
 
-  /** Begins with another log. */
-  begin(epoch: string): void {
+  /** Removes everything: the log is another one. */
+  reset(epoch: string): void {
     this.epoch = epoch;
     this.#channels.clear();
-    this.#holding.clear();
+    this.#evictable.clear();
     this.#events = 0;
     this.#bytes = 0;
   }
 
-  /** Which of the channels hold something beyond the offset that is not here. */
-  missing(channels: readonly string[], after: number): string[] {
+  /** @returns the channels that have events behind the offset which are not in the cache */
+  incomplete(channels: readonly string[], after: number): string[] {
     return channels.filter((channel) => {
-      const known = this.#channels.get(channel);
-      if (known === undefined) return true;
-      this.#age(known);
-      return !known.log.isNewestOnly && Math.max(after, known.lost) < known.log.lastMissingOffset;
+      const cached = this.#channels.get(channel);
+      if (cached === undefined) return true;
+      this.#dropExpired(cached);
+      return (
+        !cached.log.isNewestOnly && Math.max(after, cached.lost) < cached.log.lastMissingOffset
+      );
     });
   }
 
-  /** As {@link missing} has said that all of it is here. */
+  /** Reads channels of which {@link incomplete} returned none. */
   read(channels: readonly string[], after: number, maxBytes: number): LogRead {
-    const known = channels.map((channel) => this.#channels.get(channel) as Mirrored);
+    const cached = channels.map((channel) => this.#channels.get(channel) as CachedChannel);
     const now = performance.now();
-    for (const one of known) if (now - one.usedAt > SAME_USE) this.#use(one);
-    const logs = known.map(({ log }) => log);
+    for (const one of cached) if (now - one.usedAt > SAME_USE_MS) this.#touch(one);
+    const logs = cached.map(({ log }) => log);
     return {
       ...mergeLogs(logs, after, maxBytes),
-      trimmed: known.map(({ log, lost }) => (log.isNewestOnly ? 0 : lost)),
+      trimmed: cached.map(({ log, lost }) => (log.isNewestOnly ? 0 : lost)),
     };
   }
 
-  #begin(channel: string, { trimmed, limits }: Tail, gone: number): Mirrored {
-    const mirrored: Mirrored = {
+  /** Begins an empty log for the channel. */
+  #replace(channel: string, { trimmed, limits }: ChannelState, gone: number): CachedChannel {
+    this.remove(channel);
+    const cached: CachedChannel = {
       channel,
-      log: new ChannelLog(boundsOf(limits), gone),
+      log: new ChannelLog(cacheLimits(limits), gone),
       lost: trimmed,
       usedAt: performance.now(),
     };
-    this.#channels.set(channel, mirrored);
-    return mirrored;
+    this.#channels.set(channel, cached);
+    return cached;
   }
 
-  #push(known: Mirrored, entry: LogEntry, at: number, limits: HistoryLimits): void {
-    const { log } = known;
+  #push(cached: CachedChannel, entry: LogEntry, at: number, limits: HistoryLimits): void {
+    const { log } = cached;
     setLimits(log, limits);
     log.push(entry, at);
     this.#events++;
     this.#bytes += entry.size;
-    this.#use(known);
+    this.#touch(cached);
   }
 
-  /** Puts it at the end of the order in which channels give way. */
-  #use(known: Mirrored): void {
-    known.usedAt = performance.now();
-    this.#holding.delete(known.channel);
-    if (known.log.events > 0) this.#holding.set(known.channel, known);
+  /** Moves a channel to the end of the order of eviction. */
+  #touch(cached: CachedChannel): void {
+    cached.usedAt = performance.now();
+    this.#evictable.delete(cached.channel);
+    if (cached.log.events > 0) this.#evictable.set(cached.channel, cached);
   }
 
-  /** Keeps the bound over all channels: what is let go of here is still in Redis. */
-  #shrink(): void {
-    while (this.#bytes > this.#maxBytes) {
-      const [known] = this.#holding.values();
-      if (known === undefined) break;
-      this.#shift(known);
+  /** Enforces the limit over all channels. Evicted events are still in Redis. */
+  #evict(): void {
+    while (this.#bytes > this.maxBytes) {
+      const [cached] = this.#evictable.values();
+      if (cached === undefined) break;
+      this.#shift(cached);
     }
   }
 
-  #shift(known: Mirrored): void {
-    this.#bytes -= known.log.shift();
+  #shift(cached: CachedChannel): void {
+    this.#bytes -= cached.log.shift();
     this.#events--;
-    if (known.log.events === 0) this.#holding.delete(known.channel);
+    if (cached.log.events === 0) this.#evictable.delete(cached.channel);
   }
 
-  /** What is too old is lost, here and in Redis, whoever notices first. */
-  #age(known: Mirrored): void {
-    const { log } = known;
-    const now = this.#now();
+  /** Drops events past their age. They count as lost, although Redis may not have deleted them. */
+  #dropExpired(cached: CachedChannel): void {
+    const { log } = cached;
+    const now = performance.now() + this.#clockOffsetMs;
     while (log.exceedsLimits(now)) {
-      this.#shift(known);
-      this.#lose(known, log.lastMissingOffset);
+      this.#shift(cached);
+      this.#dropLost(cached, log.lastMissingOffset);
     }
   }
 
-  /** What Redis does not keep any more is not kept here. */
-  #lose(known: Mirrored, trimmed: number): void {
-    const { log } = known;
-    known.lost = Math.max(known.lost, trimmed);
-    while (log.events > 0 && (log.at(log.indexAfter(0)) as LogEntry).offset <= known.lost) {
-      this.#shift(known);
+  /** Drops the events that Redis does not keep any more. */
+  #dropLost(cached: CachedChannel, trimmed: number): void {
+    const { log } = cached;
+    cached.lost = Math.max(cached.lost, trimmed);
+    while (log.events > 0 && (log.at(log.indexAfter(0)) as LogEntry).offset <= cached.lost) {
+      this.#shift(cached);
     }
   }
 }
 
 function setLimits(log: ChannelLog, limits: HistoryLimits): void {
   const { age, latest } = log.limits;
-  if (limits.age !== age || limits.latest !== latest) log.limits = boundsOf(limits);
+  if (limits.age !== age || limits.latest !== latest) log.limits = cacheLimits(limits);
 }
 
-/** Redis counts events and bytes, and says what it has let go of. */
-function boundsOf({ age, latest }: HistoryLimits): HistoryLimits {
+/** Only the age is enforced here: Redis counts events and bytes, and announces what it deletes. */
+function cacheLimits({ age, latest }: HistoryLimits): HistoryLimits {
   return { events: Infinity, bytes: Infinity, age, latest };
 }

@@ -1,149 +1,101 @@
-/** The log in Redis: what is asked of the script, and its answers. */
+/**
+ * The client of the script in Redis: formats the arguments, sends the call, parses the answer.
+ *
+ *     look     state and newer events of channels, at one moment
+ *     page     a page of several channels, merged
+ *     append   publishes events
+ *     clear    deletes the events of a channel
+ */
 import { randomBytes } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Cursor } from '../../protocol/cursor.ts';
-import type { TimedEntry } from '../../log/log.ts';
-import { LogEntry } from '../../log/log-entry.ts';
-import type { LogBounds, Publication } from '../broker.ts';
-import { asBrokerError, refused, type RedisConnection } from './redis-connection.ts';
-import { entryOf, formatBody, limitsOf } from './message-format.ts';
-import type { Tail } from './log-cache.ts';
-import { script } from './script.ts';
 import { withLimits } from '../../common/async.ts';
+import { entrySize } from '../../log/log-entry.ts';
+import type { Cursor } from '../../protocol/cursor.ts';
+import type { LogBounds, Publication } from '../broker.ts';
+import { parseSnapshot, type ChannelQuery, type LogSnapshot } from './log-snapshot.ts';
+import { formatBody } from './message-format.ts';
+import type { RedisConnection } from './redis-connection.ts';
+import { refusedError, toBrokerError } from './redis-errors.ts';
+import { script } from './script.ts';
+import { Topics } from './topics.ts';
 
-/** What is asked of a channel. */
-export interface ChannelQuery {
-  readonly channel: string;
-  /** Events beyond this offset; `undefined` asks for none. */
-  readonly after: number | undefined;
-  /** And none beyond this one. */
-  readonly till?: number | undefined;
-}
-
-/** What the log says of a channel. */
-export interface ChannelSnapshot extends Tail {
-  /** Bytes of what is kept. */
-  readonly bytes: number;
-  /** How many events are kept. */
-  readonly length: number;
-  /** Whether there are more of those that were asked for. */
-  readonly isMore: boolean;
-  /** Offset of the last of those that were looked at. */
-  readonly last: number;
-  readonly entries: readonly TimedEntry[];
-}
-
-/** The log at one moment. */
-export interface LogSnapshot {
-  readonly epoch: string;
-  readonly head: number;
-  /** When, in ms by the clock of Redis. */
-  readonly at: number;
-  readonly breaks: Discontinuities;
-  /** Of a page: the offset up to which nothing is left out; `Infinity` if that is everywhere. */
-  readonly till: number;
-  readonly answers: readonly ChannelSnapshot[];
-}
-
-/** Where the log has gone back, and its offset has jumped: whoever was there has seen something that is lost. */
-export interface Discontinuities {
-  /** Of what was before it nothing is known any more. */
-  readonly origin: number;
-  readonly jumps: readonly { readonly from: number; readonly to: number }[];
-}
-
-/** The offset up to which a reader at this place has lost something of whatever channel; 0 where it has not. */
-export function lostIn({ origin, jumps }: Discontinuities, after: number): number {
-  const jump = jumps.find(({ from, to }) => from < after && after < to);
-  if (jump !== undefined) return jump.to;
-  return after < origin ? origin : 0;
-}
-
-/** An id, or why there is none. */
-export type Appended =
+/** Result of one publication: its event id, or the reason why it has none. */
+export type PublishResult =
   | { readonly id: string }
-  | { readonly problem: string; readonly isUnknown: boolean };
+  | { readonly problem: string; readonly isDeliveryUnknown: boolean };
 
-/** What became of a call that appends. */
+/** Result of an append. */
 export interface AppendResult {
   readonly epoch: string;
   readonly head: number;
-  /** Why it could not be said on the spine; `''` if it was. */
-  readonly unsaid: string;
-  readonly appended: readonly Appended[];
+  /** Why the nodes could not be notified by a header; `''` if they were. */
+  readonly headerProblem: string;
+  /** In the order of the publications. */
+  readonly results: readonly PublishResult[];
 }
 
-// Bytes of events in one answer, of one channel and of all.
-const PAGE = 1_048_576;
-/** Bytes of events in one answer. */
+/** A publication in the form that the script takes. */
+export interface AppendItem {
+  readonly keys: readonly string[];
+  readonly args: readonly string[];
+  /** Bytes of the event. */
+  readonly bytes: number;
+}
+
+/** Maximum bytes of events in one answer, of one channel and of all channels. */
+const MAX_CHANNEL_BYTES = 1_048_576;
 export const MAX_ANSWER_BYTES = 33_554_432;
 
-// How long an answer is kept in ms, beyond `timeout`, for a command that the client sends again by itself.
-const REPEATABLE = 5_000;
+// Time in ms, beyond the timeout, for which the answer to an append is kept in Redis, for a client
+// that sends the command again by itself.
+const REPEATABLE_MS = 5_000;
 
-// So many ms until a Cluster is asked again that is moving the keys.
-const MOVING = 25;
+// Pause in ms before a Cluster is asked again that is moving the keys to another shard.
+const TRY_AGAIN_MS = 25;
 
-/** Names of Pub/Sub channels. */
-export class Topics {
-  readonly database: number;
-  readonly base: string;
-  readonly spine: string;
-
-  constructor(base: string, database: number) {
-    this.database = database;
-    this.base = database === 0 ? base : `${base}:${database}`;
-    this.spine = `${this.base}:spine`;
-  }
-
-  topic(channel: string): string {
-    return `${this.base}:c:${channel}`;
-  }
-
-  channelOf(topic: string): string {
-    return topic.slice(this.base.length + 3);
-  }
-}
-
+/** Calls the script. Every method rejects with an `SseError` whose code is `ERR_SSE_BROKER`. */
 export class LogClient {
   readonly #connection: RedisConnection;
   readonly #base: string;
-  readonly #timeout: number;
-  readonly #seen: () => Cursor;
-  readonly #report: (problem: string) => void;
-  // What is asked now.
-  readonly #asked = new Set<AbortController>();
+  readonly #timeoutMs: number;
+  readonly #seenCursor: () => Cursor;
+  readonly #onProblem: (problem: string) => void;
+  readonly #pendingQueries = new Set<AbortController>();
   #topics: Topics | undefined;
   #isClosed = false;
+  /** Limits over all channels, which the script enforces. */
   bounds: LogBounds = { maxHistory: 0, maxChannels: 0 };
 
   /**
-   * @param seen how far this node knows the log to have come
-   * @param report what is in Redis and cannot be read
+   * @param seenCursor returns the highest place in the log that this node knows; if Redis is behind
+   * it, then the log has gone back
+   * @param onProblem called with a description of data in Redis that cannot be read
    */
   constructor(
     connection: RedisConnection,
     prefix: string,
-    timeout: number,
-    seen: () => Cursor,
-    report: (problem: string) => void,
+    timeoutMs: number,
+    seenCursor: () => Cursor,
+    onProblem: (problem: string) => void,
   ) {
     this.#connection = connection;
     this.#base = `{${prefix}}`;
-    this.#timeout = timeout;
-    this.#seen = seen;
-    this.#report = report;
+    this.#timeoutMs = timeoutMs;
+    this.#seenCursor = seenCursor;
+    this.#onProblem = onProblem;
   }
 
-  /** What is asked is not answered any more; what is being appended is. */
+  /** Rejects pending and later queries. Pending appends are still answered. */
   close(): void {
     this.#isClosed = true;
-    for (const abort of this.#asked) abort.abort(new Error('it is closed'));
+    for (const controller of this.#pendingQueries) {
+      controller.abort(new Error('the client of the log is closed'));
+    }
   }
 
   /**
-   * The names under which the nodes of this log hear of it. Pub/Sub knows no databases, so the number of the database is part
-   * of them; in database 0 it is left out, as it was before.
+   * @param isAnew whether to ask Redis again for the database: the application may have selected
+   * another one
    */
   async topics(signal?: AbortSignal, isAnew?: boolean): Promise<Topics> {
     const database = await this.#connection.database(signal, isAnew);
@@ -152,170 +104,110 @@ export class LogClient {
   }
 
   /**
-   * Reads, all at one moment.
-   * @param nonce is said on the spine then
-   * @param budget bytes of events of each channel, of which one is always read
+   * Reads the state of the log and of channels, all at one moment.
+   * @param nonce if not empty, the script publishes a header with it at that moment
+   * @param maxBytes maximum bytes of events of all channels
    */
   async look(
-    questions: readonly ChannelQuery[],
+    queries: readonly ChannelQuery[],
     nonce: string = '',
-    most: number = MAX_ANSWER_BYTES,
-    budget: number = PAGE,
+    maxBytes: number = MAX_ANSWER_BYTES,
   ): Promise<LogSnapshot> {
-    const asked = questions.flatMap(({ channel, after, till }) => [
+    const channels = queries.map(({ channel }) => channel);
+    const args = queries.flatMap(({ channel, after, until }) => [
       channel,
       after?.toString() ?? '',
-      till?.toString() ?? '',
+      until?.toString() ?? '',
     ]);
-    const channels = questions.map(({ channel }) => channel);
-    return this.#ask('look', channels, nonce, [`${budget}`, `${most}`, ...asked]);
+    const limits = [`${MAX_CHANNEL_BYTES}`, `${maxBytes}`];
+    return this.#query('look', channels, nonce, [...limits, ...args]);
   }
 
-  /** Reads the channels' events beyond the offset, merged, so many bytes together but at least one event. */
+  /** Reads events behind the offset, of all channels merged: at most `maxBytes`, at least one. */
   async page(channels: readonly string[], after: number, maxBytes: number): Promise<LogSnapshot> {
-    return this.#ask('page', channels, '', [`${maxBytes}`, `${after}`, ...channels]);
+    return this.#query('page', channels, '', [`${maxBytes}`, `${after}`, ...channels]);
   }
 
-  async #ask(
+  /** Sends a query within the timeout, and parses the answer. */
+  async #query(
     operation: string,
     channels: readonly string[],
     nonce: string,
     args: readonly string[],
   ): Promise<LogSnapshot> {
-    const keys = channels.map((channel) => this.#stream(channel));
-    const answer = await this.#inTime((signal) => this.#call(operation, nonce, keys, args, signal));
-    const [epoch, head, origin, breaks, at, till, ...answers] = answer as [
-      ...[string, string, string, string, string, string],
-      ...string[][],
-    ];
-    const jumps = breaks.split(' ').flatMap((jump) => {
-      const [from, to] = jump.split(':');
-      return to === undefined ? [] : [{ from: Number(from), to: Number(to) }];
-    });
-    return {
-      epoch,
-      head: Number(head),
-      at: Number(at),
-      breaks: { origin: Number(origin), jumps },
-      till: till === '' ? Infinity : Number(till),
-      answers: answers.map((text, index) => this.#answerOf(text, channels[index] as string, epoch)),
-    };
+    const keys = channels.map((channel) => this.#streamKey(channel));
+    const answer = await this.#withTimeout((signal) =>
+      this.#call(operation, nonce, keys, args, signal),
+    );
+    return parseSnapshot(answer, channels, this.#onProblem);
   }
 
   /**
-   * Appends, in this order, at once.
-   * @returns what became of each; rejects with an `SseError` that says whether any of it may have been published
+   * Appends publications in this order, in one atomic call.
+   * @returns the result of each. Rejects with an error whose `delivery` says whether any of them
+   * may have been published
    */
-  async append(publications: readonly AppendItem[], signal: AbortSignal): Promise<AppendResult> {
-    const args = publications.flatMap((publication) => publication.args);
-    const keys = publications.flatMap((publication) => publication.keys);
-    // Where a command may be repeated behind our back, it must not publish twice.
-    const repeat = this.#connection.repeats
+  async append(items: readonly AppendItem[], signal: AbortSignal): Promise<AppendResult> {
+    const keys = items.flatMap((item) => item.keys);
+    // The client of a Sentinel may send a command again by itself, which must not publish twice.
+    const repeatKey = this.#connection.repeats
       ? `${this.#base}:b:${randomBytes(9).toString('base64url')}`
       : '';
-    if (repeat !== '') keys.push(repeat);
+    if (repeatKey !== '') keys.push(repeatKey);
+    const repeatableMs = `${Math.ceil(this.#timeoutMs) + REPEATABLE_MS}`;
+    const args = [repeatableMs, ...items.flatMap((item) => item.args)];
     try {
-      const ttl = `${Math.ceil(this.#timeout) + REPEATABLE}`;
-      const [epoch, head, unsaid, warning, ...results] = (await this.#call(
-        'append',
-        repeat,
-        keys,
-        [ttl, ...args],
-        signal,
-      )) as [...[string, string, string, string], ...string[]];
-      if (warning !== '') this.#report(`the bounds of the history cannot be kept: ${warning}`);
-      return { epoch, head: Number(head), unsaid, appended: results.map(appendedOf) };
+      const answer = await this.#call('append', repeatKey, keys, args, signal);
+      const [epoch, head, headerProblem, warning, ...results] = answer as [
+        ...[string, string, string, string],
+        ...string[],
+      ];
+      if (warning !== '') {
+        this.#onProblem(`the limits of the history cannot be enforced: ${warning}`);
+      }
+      return { epoch, head: Number(head), headerProblem, results: results.map(parseResult) };
     } catch (error) {
-      throw asBrokerError(error);
+      throw toBrokerError(error);
     }
   }
 
-  /** @returns the offset up to which the channel holds nothing any more */
+  /**
+   * Deletes the events of a channel.
+   * @returns the head of the log, and the offset up to which the channel holds no events
+   */
   async clear(channel: string): Promise<Cursor & { trimmed: number }> {
-    const answer = await this.#inTime((signal) =>
-      this.#call('clear', '', [this.#stream(channel)], [channel], signal),
+    const answer = await this.#withTimeout((signal) =>
+      this.#call('clear', '', [this.#streamKey(channel)], [channel], signal),
     );
     const [epoch, head, trimmed] = answer as [string, string, string];
     return { epoch, offset: Number(head), trimmed: Number(trimmed) };
   }
 
-  /** A publication as the script takes it. */
-  itemOf({ channel, event, data, retry, key = '', history }: Publication): AppendItem {
+  /** Converts a publication to the form that the script takes. */
+  toAppendItem({ channel, event, data, retry, key = '', history }: Publication): AppendItem {
     const body = formatBody(event, data, retry);
-    const bodyBytes = Buffer.byteLength(body);
+    const bytes = Buffer.byteLength(body);
     const keys = key === '' ? [] : [`${this.#base}:k:${channel}\n${key}`];
-    if (history === false) {
-      return { keys, args: [channel, key, body, '0', '', '', '', ''], bytes: bodyBytes };
-    }
-    const { events, bytes, age, latest } = history;
-    // As it will be counted where it is held, with a place like any other.
-    const { size } = new LogEntry({
-      channel,
-      epoch: 'epoch_of',
-      offset: 1_000_000_000,
-      event,
-      data,
-      retry,
-    });
-    return {
-      keys: [this.#stream(channel), ...keys],
-      args: [
-        channel,
-        key,
-        body,
-        `${size}`,
-        `${events}`,
-        `${bytes}`,
-        `${age === Infinity ? 0 : age}`,
-        latest ? '1' : '0',
-      ],
-      bytes: bodyBytes,
-    };
+    if (history === false) return { keys, args: [channel, key, body, '0', '', '', '', ''], bytes };
+    keys.unshift(this.#streamKey(channel));
+    const { events, bytes: maxBytes, age, latest } = history;
+    // The size of the entry in the memory of a node. The offset is not known yet; an offset of ten
+    // digits is assumed, so that the size of an event does not depend on its place.
+    const size = entrySize({ epoch: 'epoch_of', offset: 1_000_000_000, event, data, retry });
+    const limits = [events, maxBytes, age === Infinity ? 0 : age].map(String);
+    return { keys, args: [channel, key, body, `${size}`, ...limits, latest ? '1' : '0'], bytes };
   }
 
-  #answerOf(text: readonly string[], channel: string, epoch: string): ChannelSnapshot {
-    const [newest, trimmed, bytes, length, events, limit, age] = text.slice(0, 7).map(Number) as [
-      ...[number, number, number, number],
-      ...[number, number, number],
-    ];
-    const [latest, problem, more] = text.slice(7, 10);
-    if (problem !== '') {
-      this.#report(`the stream of ${channel} cannot be read: ${problem ?? 'no answer'}`);
-    }
-    const entries: TimedEntry[] = [];
-    let lost = trimmed;
-    let last = 0;
-    for (let index = 10; index < text.length; index += 3) {
-      const offset = Number(text[index]);
-      last = offset;
-      const entry = entryOf(text[index + 2] as string, channel, epoch, offset);
-      if (entry === undefined) {
-        this.#report(`event ${offset} of ${channel} cannot be read`);
-        lost = Math.max(lost, offset);
-      } else {
-        entries.push({ entry, appendedAt: Number(text[index + 1]) });
-      }
-    }
-    const limits = limitsOf(events, limit, age, latest === '1');
-    // What cannot be read is not kept, as far as a reader is concerned.
-    const readable = lost === trimmed ? length : 0;
-    return {
-      newest,
-      trimmed: lost,
-      bytes,
-      length: readable,
-      limits,
-      isMore: more === '1',
-      last,
-      entries,
-    };
-  }
-
-  #stream(channel: string): string {
+  /** @returns the key of the stream with the events of a channel */
+  #streamKey(channel: string): string {
     return `${this.#base}:s:${channel}`;
   }
 
-  /** @param keys all that it looks at beside the log: a Cluster that moves them elsewhere must know that they belong together */
+  /**
+   * Calls the script; see log.lua for the arguments.
+   * @param keys the keys beside the log: a Cluster that moves the keys must know that they belong
+   * together
+   */
   async #call(
     operation: string,
     nonce: string,
@@ -324,16 +216,14 @@ export class LogClient {
     signal: AbortSignal,
   ): Promise<unknown[]> {
     const { maxHistory, maxChannels } = this.bounds;
-    const seen = this.#seen();
-    const key = `${this.#base}:log`;
-    const publish = this.#connection.isSharded ? 'SPUBLISH' : 'PUBLISH';
-    const epoch = randomBytes(6).toString('base64url');
+    const seen = this.#seenCursor();
+    const logKey = `${this.#base}:log`;
     const topics = await this.topics(signal);
     const common = [
       operation,
       this.#base,
-      publish,
-      epoch,
+      this.#connection.isSharded ? 'SPUBLISH' : 'PUBLISH',
+      randomBytes(6).toString('base64url'),
       seen.epoch,
       `${seen.offset}`,
       nonce,
@@ -341,57 +231,53 @@ export class LogClient {
       `${maxChannels}`,
       topics.base,
     ];
-    const rest = [`${keys.length + 1}`, key, ...keys, ...common, ...args];
-    const answer = await this.#run(key, rest, signal);
-    if (!Array.isArray(answer)) {
-      throw new TypeError('the script in Redis has answered with something else');
-    }
+    const evalArgs = [`${keys.length + 1}`, logKey, ...keys, ...common, ...args];
+    const answer = await this.#evaluate(logKey, evalArgs, signal);
+    if (!Array.isArray(answer)) throw new TypeError('the script in Redis returned no array');
     return answer as unknown[];
   }
 
-  /** Again where nothing has happened: Redis does not know the script yet, or is just moving the keys. */
-  async #run(key: string, rest: string[], signal: AbortSignal): Promise<unknown> {
+  /** Sends EVALSHA, again if nothing has happened: the script is not cached, or the keys move. */
+  async #evaluate(logKey: string, evalArgs: string[], signal: AbortSignal): Promise<unknown> {
     for (let command = ['EVALSHA', script.sha]; ;) {
       try {
-        return await this.#connection.send(key, [...command, ...rest], signal);
+        return await this.#connection.send(logKey, [...command, ...evalArgs], signal);
       } catch (error) {
         const [code] = error instanceof Error ? error.message.split(' ', 1) : [];
         if (code !== 'NOSCRIPT' && code !== 'TRYAGAIN') throw error;
-        if (signal.aborted) throw refused('Redis has not accepted it in time', error);
+        if (signal.aborted) {
+          throw refusedError('Redis has not accepted the command in time', error);
+        }
         if (code === 'NOSCRIPT') command = ['EVAL', script.source];
-        else await delay(MOVING);
+        else await delay(TRY_AGAIN_MS);
       }
     }
   }
 
-  async #inTime<T>(action: (signal: AbortSignal) => Promise<T>): Promise<T> {
-    if (this.#isClosed) throw refused('it is closed');
-    const abort = new AbortController();
-    this.#asked.add(abort);
-    // Takes back what has not been written yet, too.
+  /** Runs a query that ends at the timeout, or when the client is closed. */
+  async #withTimeout<T>(query: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    if (this.#isClosed) throw refusedError('the client of the log is closed');
+    const controller = new AbortController();
+    const { signal } = controller;
+    this.#pendingQueries.add(controller);
+    // The signal also removes a command that node-redis has not written yet.
     const timer = setTimeout(
-      () => abort.abort(new Error(`no answer within ${this.#timeout} ms`)),
-      this.#timeout,
+      () => controller.abort(new Error(`no answer within ${this.#timeoutMs} ms`)),
+      this.#timeoutMs,
     );
     try {
-      return await withLimits(action(abort.signal), { signal: abort.signal });
+      return await withLimits(query(signal), { signal });
     } catch (error) {
-      throw asBrokerError(abort.signal.aborted ? abort.signal.reason : error);
+      throw toBrokerError(signal.aborted ? signal.reason : error);
     } finally {
       clearTimeout(timer);
-      this.#asked.delete(abort);
+      this.#pendingQueries.delete(controller);
     }
   }
 }
 
-function appendedOf(result: string): Appended {
+/** Parses the result of one publication; see log.lua. */
+function parseResult(result: string): PublishResult {
   if (result.startsWith('=')) return { id: result.slice(1) };
-  return { problem: result.slice(1), isUnknown: result.startsWith('?') };
-}
-
-/** A publication as the script takes it. */
-export interface AppendItem {
-  readonly keys: readonly string[];
-  readonly args: readonly string[];
-  readonly bytes: number;
+  return { problem: result.slice(1), isDeliveryUnknown: result.startsWith('?') };
 }

@@ -1,59 +1,80 @@
 /**
- * What nodes write for each other, as text, and how it is read back. Total: whatever else somebody writes there is `undefined`.
+ * The text format of the messages and bodies that nodes exchange through Redis.
  *
- * All of it begins with the version of the format, 1. A node takes what it cannot read for missing, and tells its readers of a
- * gap, never of nothing. So a later version is rolled out in two steps: first one that reads both forms and writes the old one,
- * and, when no older node is left, one that writes the new form. The log itself carries the version, too, and a node refuses to
- * write into one that it does not know.
+ * Other programs can write into Redis too, so the parsers are total: text that does not match the
+ * format gives `undefined`, and nothing throws.
+ *
+ * Every text begins with the version of the format, 1. A node treats a message that it cannot read
+ * as missing, so its clients are told of a gap instead of losing an event silently. A later version
+ * is therefore introduced in two steps: first a release that reads both formats and writes the old
+ * one; then, when no older node is left, a release that writes the new format. The log itself has
+ * the version too, and the script refuses to write to a log with another version.
+ *
+ *     header, on the topic `…:spine`          event message, on the topic `…:c:<channel>`
+ *
+ *     1 <epoch> <previous> <head> <nonce>     1 <epoch> <offset> <previous> <at> <trimmed> \
+ *     +<offset> <channel>                       <events> <bytes> <age> <latest>
+ *     -<offset> <channel>                     <body>
+ *
+ *     body, also kept in the stream of the channel
+ *
+ *     1 <retry>
+ *     <event>
+ *     <data>
  */
 import { SseError } from '../../common/errors.ts';
 import type { HistoryLimits } from '../../log/log.ts';
 import { LogEntry } from '../../log/log-entry.ts';
 import { assertEvent } from '../../protocol/event-stream-format.ts';
 
-/** What happened to the log, for every node: on the spine, after the events themselves. */
+/** The changes of the log by one publish. Sent to every node, after the events themselves. */
 export interface SequenceHeader {
   readonly epoch: string;
-  /** Where the log stood before. */
+  /** Offset of the log before the changes. */
   readonly previous: number;
-  /** Where it stands now: each change takes one offset. */
+  /** Offset of the log after the changes. Each change takes one offset. */
   readonly head: number;
-  /** Of a probe: who has asked to hear it. */
+  /** Identifies a probe, so that the node that sent the probe recognizes it; otherwise `''`. */
   readonly nonce: string;
   readonly changes: readonly Change[];
 }
 
-/** An event of the channel at this offset; or the channel was cleared, and what it held up to this offset is gone. */
+/** One change of the log: an event was appended, or a channel was cleared. */
 export interface Change {
   readonly isClear: boolean;
+  /** Offset of the event; of a clear, the offset up to which the channel holds no events. */
   readonly offset: number;
   readonly channel: string;
 }
 
-/** What an event knows of its channel. */
+/** The state of a channel when an event was appended to it. */
 export interface EntryMetadata {
-  /** Offset of the channel's event before. */
+  /** Offset of the previous event of the channel. */
   readonly previous: number;
-  /** When it was appended, in ms by the clock of Redis. */
+  /** Time of the append in ms, by the clock of Redis. */
   readonly at: number;
   /** Offset of the newest event of the channel that is no longer kept. */
   readonly trimmed: number;
   readonly limits: HistoryLimits;
 }
 
-/** An event as it arrives. Without a stamp it is of a channel without history. */
+/** An event as it is sent to the nodes. */
 export interface EventMessage {
   readonly epoch: string;
   readonly offset: number;
   readonly body: string;
-  readonly stamp: EntryMetadata | undefined;
+  /** `undefined` for an event of a channel without history. */
+  readonly metadata: EntryMetadata | undefined;
 }
 
 const HEADER = /^1 ([A-Za-z0-9_-]{1,64}) (\d{1,16}) (\d{1,16}) ([A-Za-z0-9_-]{0,64})$/;
 const CHANGE = /^([+-])(\d{1,16}) ([^]+)$/;
-const ARRIVAL =
-  /^1 ([A-Za-z0-9_-]{1,64}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) (\d{1,16}) ([01])$/;
+// Epoch, seven numbers, flag.
+const METADATA = new RegExp(
+  String.raw`^1 ([A-Za-z0-9_-]{1,64})${String.raw` (\d{1,16})`.repeat(7)} ([01])$`,
+);
 
+/** @returns `undefined` for text that is not a header */
 export function parseHeader(text: string): SequenceHeader | undefined {
   const [first = '', ...lines] = text.split('\n');
   const [, epoch, before, after, nonce] = HEADER.exec(first) ?? [];
@@ -66,7 +87,7 @@ export function parseHeader(text: string): SequenceHeader | undefined {
     const [, sign, digits, channel] = CHANGE.exec(line) ?? [];
     const isClear = sign === '-';
     const offset = Number(digits);
-    // Each has the place that it stands in.
+    // The line number determines the offset of an event.
     if (channel === undefined || (!isClear && offset !== previous + changes.length + 1)) {
       return undefined;
     }
@@ -75,9 +96,10 @@ export function parseHeader(text: string): SequenceHeader | undefined {
   return { epoch, previous, head, nonce, changes };
 }
 
-export function parseArrival(text: string): EventMessage | undefined {
+/** @returns `undefined` for text that is not an event message; the body is not checked */
+export function parseEventMessage(text: string): EventMessage | undefined {
   const end = text.indexOf('\n');
-  const [, epoch, ...digits] = ARRIVAL.exec(text.slice(0, end)) ?? [];
+  const [, epoch, ...digits] = METADATA.exec(text.slice(0, end)) ?? [];
   const numbers = digits.map(Number);
   if (epoch === undefined || !numbers.every((number) => Number.isSafeInteger(number))) {
     return undefined;
@@ -87,17 +109,14 @@ export function parseArrival(text: string): EventMessage | undefined {
     ...[number, number, number, number],
   ];
   const body = text.slice(end + 1);
-  if (epoch === '-') return { epoch, offset, body, stamp: undefined };
-  return {
-    epoch,
-    offset,
-    body,
-    stamp: { previous, at, trimmed, limits: limitsOf(events, bytes, age, latest === 1) },
-  };
+  // An event without history belongs to no log.
+  if (epoch === '-') return { epoch, offset, body, metadata: undefined };
+  const limits = toHistoryLimits(events, bytes, age, latest === 1);
+  return { epoch, offset, body, metadata: { previous, at, trimmed, limits } };
 }
 
-/** In Redis no age is 0. */
-export function limitsOf(
+/** @param age in ms; 0 in Redis means that there is no limit */
+export function toHistoryLimits(
   events: number,
   bytes: number,
   age: number,
@@ -106,7 +125,7 @@ export function limitsOf(
   return { events, bytes, age: age === 0 ? Infinity : age, latest };
 }
 
-/** An event without its place in the log: what the stream in Redis keeps, too. */
+/** Formats an event without its place in the log. */
 export function formatBody(
   event: string | undefined,
   data: string,
@@ -115,8 +134,13 @@ export function formatBody(
   return `1 ${retry ?? ''}\n${event ?? ''}\n${data}`;
 }
 
-/** @returns `undefined` for what is none, or would forge something on the wire: others write into Redis, too */
-export function entryOf(
+/**
+ * Makes a log entry from a body.
+ * @param epoch `undefined` for a channel without history
+ * @returns `undefined` for text that is not a body, and for fields that would forge other fields in
+ * the event stream of a client
+ */
+export function parseEntry(
   body: string,
   channel: string,
   epoch: string | undefined,
@@ -127,7 +151,7 @@ export function entryOf(
   if (first < 0 || second < 0) return undefined;
   const [, digits] = /^1 (\d{0,16})$/.exec(body.slice(0, first)) ?? [];
   const event = body.slice(first + 1, second);
-  if (digits === undefined || !isEvent(event)) return undefined;
+  if (digits === undefined || !isEventName(event)) return undefined;
   const retry = digits === '' ? undefined : Number(digits);
   if (retry !== undefined && !Number.isSafeInteger(retry)) return undefined;
   return new LogEntry({
@@ -140,7 +164,7 @@ export function entryOf(
   });
 }
 
-function isEvent(name: string): boolean {
+function isEventName(name: string): boolean {
   try {
     assertEvent(name);
     return true;

@@ -1,18 +1,144 @@
-/** A page of the log straight from Redis. */
+/**
+ * Reads pages of the log. The sources are tried in this order:
+ *
+ * 1. the cache, if it has all events of the page: the answer is immediate
+ * 2. the cache, after older events have been loaded from Redis
+ * 3. Redis, if the node is not subscribed to the channels, or their events do not fit in the cache
+ */
 import type { LogEntry } from '../../log/log-entry.ts';
 import type { LogRead } from '../../log/log.ts';
-import type { LogSnapshot } from './log-client.ts';
+import type { Cursor } from '../../protocol/cursor.ts';
+import type { Page } from '../broker.ts';
+import type { ConditionQueue } from './condition-queue.ts';
+import type { HistoryLoader } from './history-loader.ts';
+import type { LocalLog } from './local-log.ts';
+import type { LogClient } from './log-client.ts';
+import { lostOffset, type LogSnapshot } from './log-snapshot.ts';
+import type { LogSubscription } from './log-subscription.ts';
+import type { SharedQueries } from './shared-queries.ts';
+
+/** Implements `Broker.read()`. */
+export class PageReader {
+  readonly #client: LogClient;
+  readonly #log: LocalLog;
+  readonly #subscription: LogSubscription;
+  readonly #conditions: ConditionQueue;
+  readonly #queries: SharedQueries;
+  readonly #loader: HistoryLoader;
+  // Pages that are being read from Redis, by their arguments: equal calls share a query.
+  readonly #pending = new Map<string, Promise<LogSnapshot>>();
+
+  constructor(
+    client: LogClient,
+    log: LocalLog,
+    subscription: LogSubscription,
+    conditions: ConditionQueue,
+    queries: SharedQueries,
+    loader: HistoryLoader,
+  ) {
+    this.#client = client;
+    this.#log = log;
+    this.#subscription = subscription;
+    this.#conditions = conditions;
+    this.#queries = queries;
+    this.#loader = loader;
+  }
+
+  /**
+   * Reads a page from the cache.
+   * @returns `undefined` if the node is not open, or the cache does not have all events of the page
+   */
+  readCached(channels: readonly string[], after: number, maxBytes: number): Page | undefined {
+    const { cache, interest, tracker } = this.#log;
+    const isCached =
+      this.#subscription.isOpen &&
+      interest.areReady(channels) &&
+      cache.incomplete(channels, after).length === 0;
+    if (!isCached) return undefined;
+    const read = cache.read(channels, after, maxBytes);
+    return toPage(read, tracker.position(), lostOffset(cache.discontinuities, after));
+  }
+
+  /**
+   * Reads a page, from the cache or from Redis, as soon as the node is open. A failure of Redis is
+   * reported, and the read is tried again.
+   * @returns a promise that rejects only when the signal is aborted or the broker is closed
+   */
+  async read(
+    channels: readonly string[],
+    after: number,
+    maxBytes: number,
+    signal: AbortSignal,
+  ): Promise<Page> {
+    const { cache, interest } = this.#log;
+    let from = after;
+    for (;;) {
+      await this.#conditions.until(0, signal);
+      if (!this.#subscription.isOpen) continue;
+      if (interest.areReady(channels)) {
+        const missing = cache.incomplete(channels, from);
+        if (missing.length > 0) {
+          const load = this.#loader.load(missing);
+          if ((await this.#queries.answerOrPause(load, signal)) === undefined) continue;
+        }
+        const page = this.readCached(channels, from, maxBytes);
+        if (page !== undefined) return page;
+        if (!this.#subscription.isOpen) continue;
+      }
+      // The node is not subscribed to the channels, or their events do not fit into the cache.
+      const snapshot = await this.#queryPage(channels, from, maxBytes, signal);
+      if (snapshot === undefined) continue;
+      const { epoch, head, discontinuities } = snapshot;
+      const { end, ...read } = mergeSnapshot(snapshot, maxBytes);
+      if (read.complete || read.entries.length > 0) {
+        return toPage(read, { epoch, offset: head }, lostOffset(discontinuities, after));
+      }
+      // The page has only events that cannot be read.
+      from = end;
+    }
+  }
+
+  /** Queries Redis for a page. @returns `undefined` if the caller has to try again */
+  async #queryPage(
+    channels: readonly string[],
+    after: number,
+    maxBytes: number,
+    signal: AbortSignal,
+  ): Promise<LogSnapshot | undefined> {
+    const { tracker } = this.#log;
+    const epochBefore = tracker.epoch;
+    const query = this.#sharedPage(channels, after, maxBytes);
+    const snapshot = await this.#queries.answerOrPause(query, signal);
+    if (snapshot === undefined || snapshot.epoch === tracker.epoch) return snapshot;
+    // A stream must not continue in a log whose events this node does not receive yet.
+    this.#queries.checkEpoch(snapshot.epoch, epochBefore);
+    return undefined;
+  }
+
+  /** Queries Redis for a page, once for all equal calls that are pending. */
+  #sharedPage(channels: readonly string[], after: number, maxBytes: number): Promise<LogSnapshot> {
+    const name = [after, maxBytes, ...channels].join('\n');
+    const pending = this.#pending.get(name);
+    if (pending !== undefined) return pending;
+    const page = this.#queries
+      .share(this.#client.page(channels, after, maxBytes))
+      .finally(() => this.#pending.delete(name));
+    this.#pending.set(name, page);
+    return page;
+  }
+}
 
 /**
- * The entries of several channels, merged in the order of the log, at most so many bytes of frames but one entry.
- * @returns also the offset up to which nothing is left out
+ * Merges the events of several channels in the order of the log.
+ * @param maxBytes maximum bytes of all frames; there is always one entry
+ * @returns the page, and the offset up to which it is complete
  */
-export function pageOf(
-  { answers, till: cut }: LogSnapshot,
+function mergeSnapshot(
+  { channels, end }: LogSnapshot,
   maxBytes: number,
-): LogRead & { readonly till: number } {
-  const found = answers.flatMap(({ entries }) => entries.map(({ entry }) => entry));
-  const all = found.toSorted((one, other) => one.offset - other.offset);
+): LogRead & { readonly end: number } {
+  const unordered = channels.flatMap(({ entries }) => entries.map(({ entry }) => entry));
+  const all = unordered.toSorted((one, other) => one.offset - other.offset);
   const entries: LogEntry[] = [];
   let bytes = 0;
   for (const entry of all) {
@@ -20,13 +146,19 @@ export function pageOf(
     entries.push(entry);
     bytes += entry.frame.length;
   }
-  const isAll = entries.length === all.length;
+  const hasAll = entries.length === all.length;
   return {
     entries,
-    complete: isAll && cut === Infinity,
-    trimmed: answers.map(({ limits, length, trimmed }) =>
+    complete: hasAll && end === Infinity,
+    trimmed: channels.map(({ limits, length, trimmed }) =>
       limits.latest && length > 0 ? 0 : trimmed,
     ),
-    till: isAll ? cut : (entries.at(-1) as LogEntry).offset,
+    end: hasAll ? end : (entries.at(-1) as LogEntry).offset,
   };
+}
+
+/** @param lost offset up to which the reader has lost events of all channels; 0 if none */
+function toPage(read: Omit<Page, 'position'>, position: Cursor, lost: number): Page {
+  const trimmed = lost === 0 ? read.trimmed : read.trimmed.map((offset) => Math.max(offset, lost));
+  return { ...read, trimmed, position };
 }

@@ -1,177 +1,197 @@
 /**
- * What this node publishes, in the order of the calls: one call of the script at a time, with all that has been published since
- * the one before. So neither a script that Redis has forgotten, nor a connection that breaks, nor a Cluster that redirects can
- * change the order, and the busier the node is the less each event costs.
+ * The publishes of this node, in the order of the calls.
+ *
+ * One call of the script is pending at a time, with all publishes since the previous call:
+ *
+ *     add()     a   b c d            e
+ *     script    |── a ──|── b c d ──|── e ──|
+ *
+ * So a script that Redis has forgotten, a broken connection or a redirection by a Cluster cannot
+ * change the order. The busier the node is, the less each event costs.
  */
+import { deferred, type Deferred } from '../../common/async.ts';
 import { SseError } from '../../common/errors.ts';
 import type { Publication } from '../broker.ts';
-import { refused } from './redis-connection.ts';
-import type { Appended, AppendItem, LogClient } from './log-client.ts';
+import type { AppendItem, LogClient, PublishResult } from './log-client.ts';
+import { refusedError } from './redis-errors.ts';
 
-// So much goes in one call: Redis does nothing else meanwhile.
-const BATCH = { items: 128, bytes: 1_048_576 };
+// Limits of one call, during which Redis does nothing else.
+const MAX_BATCH_ITEMS = 128;
+const MAX_BATCH_BYTES = 1_048_576;
 
-// So much waits while Redis is away.
-const MOST = { items: 10_000, bytes: 33_554_432 };
+// Limits of what waits while Redis is away.
+const MAX_QUEUED_ITEMS = 10_000;
+const MAX_QUEUED_BYTES = 33_554_432;
 
-interface Waiting extends AppendItem {
+interface QueuedPublish {
+  readonly item: AppendItem;
+  /** Time in ms at which the publish rejects. */
   readonly deadline: number;
-  readonly resolve: (appended: { id: string }) => void;
-  readonly reject: (error: SseError) => void;
+  readonly published: Deferred<{ id: string }>;
 }
 
+/** Sends publishes to Redis in batches. */
 export class PublishQueue {
-  readonly #store: LogClient;
-  readonly #timeout: number;
+  readonly #client: LogClient;
+  readonly #timeoutMs: number;
   readonly #onAppended: (epoch: string, head: number) => void;
-  readonly #unanswered: (problem: string, delivery: 'none' | 'unknown') => SseError;
-  #waiting: Waiting[] = [];
-  #bytes = 0;
+  readonly #unansweredError: (problem: string, delivery: 'none' | 'unknown') => SseError;
+  // Publishes that have not been sent, the oldest first.
+  #queue: QueuedPublish[] = [];
+  #queuedBytes = 0;
   #isSending = false;
+  // Rejects publishes that are not sent in time.
   #timer: NodeJS.Timeout | undefined;
   #last: Promise<unknown> = Promise.resolve();
 
   /**
-   * @param timeout ms after which a publish rejects
-   * @param onAppended how far the log has come by what was appended here
-   * @param unanswered makes the error of a publish that Redis has not answered
+   * @param timeoutMs time in ms after which a publish rejects
+   * @param onAppended called with the head of the log after an append
+   * @param unansweredError makes the error of a publish that Redis has not answered in time; the
+   * text continues the sentence "Redis at <address> …"
    */
   constructor(
-    store: LogClient,
-    timeout: number,
+    client: LogClient,
+    timeoutMs: number,
     onAppended: (epoch: string, head: number) => void,
-    unanswered: (problem: string, delivery: 'none' | 'unknown') => SseError,
+    unansweredError: (problem: string, delivery: 'none' | 'unknown') => SseError,
   ) {
-    this.#store = store;
-    this.#timeout = timeout;
+    this.#client = client;
+    this.#timeoutMs = timeoutMs;
     this.#onAppended = onAppended;
-    this.#unanswered = unanswered;
+    this.#unansweredError = unansweredError;
   }
 
+  /** As `Broker.append()`. */
   add(publication: Publication): Promise<{ id: string }> {
-    const item = this.#store.itemOf(publication);
-    if (
-      this.#waiting.length >= MOST.items ||
-      (this.#waiting.length > 0 && this.#bytes + item.bytes > MOST.bytes)
-    ) {
-      return Promise.reject(refused('too many publishes wait for Redis; this one was not sent'));
+    const item = this.#client.toAppendItem(publication);
+    const isFull =
+      this.#queue.length >= MAX_QUEUED_ITEMS ||
+      (this.#queue.length > 0 && this.#queuedBytes + item.bytes > MAX_QUEUED_BYTES);
+    if (isFull) {
+      const problem = 'too many publishes wait for Redis; this publish was not sent';
+      return Promise.reject(refusedError(problem));
     }
-    const added = new Promise<{ id: string }>((resolve, reject) => {
-      this.#waiting.push({ ...item, deadline: performance.now() + this.#timeout, resolve, reject });
-      this.#bytes += item.bytes;
-      this.#watch();
-      // What else is published now goes with it.
-      if (!this.#isSending && this.#waiting.length === 1) queueMicrotask(() => void this.#send());
-    });
-    this.#last = added.catch(() => {});
-    return added;
+    const published = deferred<{ id: string }>();
+    this.#queue.push({ item, deadline: performance.now() + this.#timeoutMs, published });
+    this.#queuedBytes += item.bytes;
+    this.#setTimer();
+    // Later, together with other publishes of this turn.
+    if (!this.#isSending && this.#queue.length === 1) queueMicrotask(() => void this.#sendAll());
+    this.#last = published.promise.catch(() => {});
+    return published.promise;
   }
 
-  /** Resolves when all that was added before is accepted or rejected, which takes no longer than the timeout. */
+  /** Resolves when all publishes so far have been accepted or rejected, within the timeout. */
   async settled(): Promise<void> {
     await this.#last;
   }
 
-  async #send(): Promise<void> {
+  /** Sends batches until the queue is empty. */
+  async #sendAll(): Promise<void> {
     if (this.#isSending) return;
     this.#isSending = true;
-    while (this.#waiting.length > 0) await this.#sendSome(this.#take(this.#batch()));
+    while (this.#queue.length > 0) await this.#sendBatch(this.#dequeue(this.#countBatch()));
     this.#isSending = false;
   }
 
-  /** Returns when Redis has answered, or never will: until then nothing else is sent, so that nothing overtakes it. */
-  async #sendSome(items: readonly Waiting[]): Promise<void> {
-    const abort = new AbortController();
-    const first = items[0] as Waiting;
+  /**
+   * Sends a batch. Resolves when Redis has answered, or will never answer. Until then no other
+   * batch is sent, because it could overtake this batch.
+   */
+  async #sendBatch(batch: readonly QueuedPublish[]): Promise<void> {
+    const controller = new AbortController();
+    const [first] = batch as [QueuedPublish];
     const timer = setTimeout(
       () => {
-        // What has not been written yet is taken back, and says so at once; of the rest nobody can tell.
-        abort.abort();
-        setImmediate(() => rejectAll(items, this.#late('unknown')));
+        // If the command has not been written yet, it is removed, and the call rejects at once with
+        // the delivery 'none'. Otherwise nobody knows whether the events are published.
+        controller.abort();
+        setImmediate(() => rejectAll(batch, this.#timeoutError('unknown')));
       },
       Math.max(first.deadline - performance.now(), 1),
     );
     try {
-      const { epoch, head, unsaid, appended } = await this.#store.append(items, abort.signal);
-      if (unsaid !== '') throw unheard(unsaid);
-      this.#onAppended(epoch, head);
-      for (const [index, { resolve, reject }] of items.entries()) {
-        const result = appended[index];
-        if (result !== undefined && 'id' in result) resolve(result);
-        else reject(notAccepted(result));
+      const items = batch.map(({ item }) => item);
+      const appended = await this.#client.append(items, controller.signal);
+      if (appended.headerProblem !== '') throw unannouncedError(appended.headerProblem);
+      this.#onAppended(appended.epoch, appended.head);
+      for (const [index, { published }] of batch.entries()) {
+        const result = appended.results[index];
+        if (result !== undefined && 'id' in result) published.resolve(result);
+        else published.reject(notAcceptedError(result));
       }
     } catch (error) {
-      rejectAll(
-        items,
-        abort.signal.aborted && (error as SseError).delivery === 'none'
-          ? this.#late('none')
-          : (error as SseError),
-      );
+      const { delivery } = error as SseError;
+      const isUnsent = controller.signal.aborted && delivery === 'none';
+      rejectAll(batch, isUnsent ? this.#timeoutError('none') : (error as SseError));
     } finally {
       clearTimeout(timer);
     }
   }
 
-  #late(delivery: 'none' | 'unknown'): SseError {
-    return this.#unanswered(
-      `in time; ${delivery === 'none' ? 'it was not sent' : 'it may have been published'}`,
-      delivery,
-    );
+  #timeoutError(delivery: 'none' | 'unknown'): SseError {
+    const consequence = delivery === 'none' ? 'was not sent' : 'may have been published';
+    const problem = `has not accepted the event in time; the event ${consequence}`;
+    return this.#unansweredError(problem, delivery);
   }
 
-  /** How many of those that wait go next. */
-  #batch(): number {
+  /** @returns number of publishes in the next batch */
+  #countBatch(): number {
     let count = 0;
     let bytes = 0;
-    for (const item of this.#waiting) {
-      if (count > 0 && (count === BATCH.items || bytes + item.bytes > BATCH.bytes)) break;
+    for (const { item } of this.#queue) {
+      const isFull = count === MAX_BATCH_ITEMS || bytes + item.bytes > MAX_BATCH_BYTES;
+      if (count > 0 && isFull) break;
       count++;
       bytes += item.bytes;
     }
     return count;
   }
 
-  #take(count: number): Waiting[] {
-    const items = this.#waiting.splice(0, count);
-    for (const { bytes } of items) this.#bytes -= bytes;
-    this.#watch();
-    return items;
+  /** Removes the oldest publishes. @returns them */
+  #dequeue(count: number): QueuedPublish[] {
+    const removed = this.#queue.splice(0, count);
+    for (const { item } of removed) this.#queuedBytes -= item.bytes;
+    this.#setTimer();
+    return removed;
   }
 
-  /** Rejects those that have waited too long, the oldest of which is the first. */
-  #watch(): void {
-    const [first] = this.#waiting;
+  /** Sets the timer for the oldest publish, whose deadline is the first. */
+  #setTimer(): void {
+    const [first] = this.#queue;
     if (first === undefined) {
       clearTimeout(this.#timer);
       this.#timer = undefined;
       return;
     }
-    this.#timer ??= setTimeout(
-      () => {
-        this.#timer = undefined;
-        const now = performance.now();
-        const isFresh = this.#waiting.findIndex(({ deadline }) => deadline > now);
-        rejectAll(this.#take(isFresh === -1 ? this.#waiting.length : isFresh), this.#late('none'));
-      },
-      Math.max(first.deadline - performance.now(), 1),
-    );
+    const ms = Math.max(first.deadline - performance.now(), 1);
+    this.#timer ??= setTimeout(() => {
+      this.#timer = undefined;
+      const now = performance.now();
+      const index = this.#queue.findIndex(({ deadline }) => deadline > now);
+      const expired = this.#dequeue(index === -1 ? this.#queue.length : index);
+      rejectAll(expired, this.#timeoutError('none'));
+    }, ms);
   }
 }
 
-function rejectAll(items: readonly Waiting[], error: SseError): void {
-  for (const { reject } of items) reject(error);
+function rejectAll(batch: readonly QueuedPublish[], error: SseError): void {
+  for (const { published } of batch) published.reject(error);
 }
 
-function notAccepted(result: Appended | undefined): SseError {
-  const { problem = 'no answer', isUnknown = true } =
+/** Makes the error of one event that the script has not accepted. */
+function notAcceptedError(result: PublishResult | undefined): SseError {
+  const { problem = 'no answer', isDeliveryUnknown = true } =
     result !== undefined && 'problem' in result ? result : {};
-  const message = `Redis has not accepted it: ${problem}`;
-  return new SseError('ERR_SSE_BROKER', message, { delivery: isUnknown ? 'unknown' : 'none' });
+  const message = `Redis has not accepted the event: ${problem}`;
+  return new SseError('ERR_SSE_BROKER', message, {
+    delivery: isDeliveryUnknown ? 'unknown' : 'none',
+  });
 }
 
-/** It is in the log, and the others will find it there; but nobody has been told now, and the user of Redis cannot. */
-function unheard(problem: string): SseError {
-  return new SseError('ERR_SSE_BROKER', `Redis keeps it, but did not tell the nodes: ${problem}`, {
-    delivery: 'unknown',
-  });
+/** The events are in the log, but this user of Redis could not notify the nodes. */
+function unannouncedError(problem: string): SseError {
+  const message = `Redis keeps the event, but has not notified the nodes: ${problem}`;
+  return new SseError('ERR_SSE_BROKER', message, { delivery: 'unknown' });
 }

@@ -1,103 +1,128 @@
 /**
- * The order of the log on one node. Of every publish of the registry a node hears one short header, and of the channels that it
- * listens to the event itself just before, all on one connection. So it knows whether it has missed something, of whatever
- * channel: a header that does not begin where the one before it ended, or that speaks of an event which has not come.
+ * Detects missed messages by the continuity of headers.
+ *
+ * After every publish of the registry, each node receives one short header on a topic that all
+ * nodes subscribe to. The events of a channel are sent before their header, on the topic of the
+ * channel, and both topics are received on one connection. A header names the offset of the log
+ * before and after the publish, so each header must begin where the previous one ended:
+ *
+ *     received   event 8   header 7→8   event 9   header 8→10      header 11→12
+ *                (a)       +8 a         (a)       +9 a, +10 b
+ *     head   7 ───────────────▶ 8 ───────────────────▶ 10 ─ ─ ✗    the header 10→11 was missed
+ *
+ * An event was missed if its header names it, the node is subscribed to its channel, and the event
+ * has not arrived. In the drawing, event 10 is not missed if the node is not subscribed to `b`.
  */
+import type { Cursor } from '../../protocol/cursor.ts';
 import type { LogEntry } from '../../log/log-entry.ts';
 import {
-  entryOf,
+  parseEntry,
   type EventMessage,
   type Change,
   type SequenceHeader,
   type EntryMetadata,
 } from './message-format.ts';
 
-/** Events that wait for their header: those of one call of the script, so many of an honest writer never. */
-const MOST_WAITING = 4_096;
+/**
+ * Maximum number of events that wait for their header. These are the events of one call of the
+ * script, which are far fewer.
+ */
+const MAX_PENDING_EVENTS = 4_096;
 
-/** What the spine needs to know and tells. */
+/** What a {@link SequenceTracker} needs from its owner. */
 export interface SequenceTrackerHost {
-  /** Whether events of the channel must have come here: it is listened to, and Redis has said so. */
-  expects(channel: string): boolean;
-  /** The next event of a channel, in the order of the log. */
-  appended(entry: LogEntry, stamp: EntryMetadata): void;
-  /** What the channel held up to the offset is to be forgotten. */
-  cleared(channel: string, trimmed: number): void;
+  /** Whether events of the channel must arrive: Redis has confirmed the subscription. */
+  isExpected(channel: string): boolean;
+  /** Called with each event in the order of the log. */
+  onAppended(entry: LogEntry, metadata: EntryMetadata): void;
+  /** Called when the events of the channel up to `trimmed` were deleted. */
+  onCleared(channel: string, trimmed: number): void;
 }
 
+/** Describes that a header does not join on to the head of the log. */
+export function describeMissed(head: number, previous: number): string {
+  return `messages between offset ${head} and ${previous} of the log were missed`;
+}
+
+/** Puts events in the order of the log, and detects missed ones. */
 export class SequenceTracker {
   readonly #host: SequenceTrackerHost;
-  /** The log's name; `''` before it is known. */
+  /** Name of the log; `''` before it is known. */
   epoch = '';
-  /** The offset up to which nothing is missing. */
+  /** Offset up to which no message is missing. */
   head = 0;
-  readonly #waiting = new Map<
+  // Events whose header has not arrived, by offset.
+  readonly #pending = new Map<
     number,
-    { readonly entry: LogEntry; readonly stamp: EntryMetadata }
+    { readonly entry: LogEntry; readonly metadata: EntryMetadata }
   >();
 
   constructor(host: SequenceTrackerHost) {
     this.#host = host;
   }
 
-  /** Whether events of the channel must come here. */
-  expects(channel: string): boolean {
-    return this.#host.expects(channel);
+  /** @returns the place in the log up to which this node has received everything */
+  position(): Cursor {
+    return { epoch: this.epoch, offset: this.head };
   }
 
-  /** All up to this place has been read. */
-  begin(epoch: string, head: number): void {
+  /** Continues from a place up to which the log has been read. */
+  reset(epoch: string, head: number): void {
     this.epoch = epoch;
     this.head = head;
-    this.#waiting.clear();
+    this.#pending.clear();
   }
 
   /**
-   * An event has come; it counts when its header does.
-   * @returns what is wrong with it
+   * Holds an event until its header arrives.
+   * @returns a description of the problem if the event cannot be read
    */
-  arrive(channel: string, { epoch, offset, body, stamp }: EventMessage): string | undefined {
-    if (stamp === undefined || epoch !== this.epoch || offset <= this.head) return undefined;
-    const entry = entryOf(body, channel, epoch, offset);
-    if (entry === undefined) return `an event of ${channel} that cannot be read`;
-    if (this.#waiting.size >= MOST_WAITING) this.#waiting.clear();
-    this.#waiting.set(offset, { entry, stamp });
+  addEvent(channel: string, { epoch, offset, body, metadata }: EventMessage): string | undefined {
+    if (metadata === undefined || epoch !== this.epoch || offset <= this.head) return undefined;
+    const entry = parseEntry(body, channel, epoch, offset);
+    if (entry === undefined) return `an event of channel ${channel} cannot be read`;
+    if (this.#pending.size >= MAX_PENDING_EVENTS) this.#pending.clear();
+    this.#pending.set(offset, { entry, metadata });
     return undefined;
   }
 
   /**
-   * Takes the events of which the header speaks.
-   * @returns what is missing, after which nothing that comes proves anything until {@link begin}
+   * Applies the changes that a header names.
+   * @returns a description of what is missing. After that, messages prove nothing about the log
+   * until {@link reset}
    */
-  hear({ epoch, previous, head, changes }: SequenceHeader): string | undefined {
-    if (epoch !== this.epoch) return `the log is another: ${epoch} instead of ${this.epoch}`;
-    // What was read already.
+  applyHeader({ epoch, previous, head, changes }: SequenceHeader): string | undefined {
+    if (epoch !== this.epoch) return `the log changed from ${this.epoch} to ${epoch}`;
+    // The changes of this header have been read from the log already.
     if (head <= this.head && previous < this.head) return undefined;
     if (previous !== this.head) {
-      return `the log is at ${previous}, and what was heard of it at ${this.head}`;
+      return describeMissed(this.head, previous);
     }
     for (const change of changes) {
-      const missing = this.#take(change);
-      if (missing !== undefined) return missing;
+      const problem = this.#applyChange(change);
+      if (problem !== undefined) return problem;
     }
     this.head = head;
-    this.#waiting.clear();
+    this.#pending.clear();
     return undefined;
   }
 
-  #take({ isClear, offset, channel }: Change): string | undefined {
+  #applyChange({ isClear, offset, channel }: Change): string | undefined {
     if (isClear) {
-      this.#host.cleared(channel, offset);
+      this.#host.onCleared(channel, offset);
       return undefined;
     }
-    const arrived = this.#waiting.get(offset);
-    if (arrived === undefined || arrived.entry.channel !== channel) {
-      // Before Redis has said that the channel is listened to nothing was to come.
-      return this.#host.expects(channel) ? `event ${offset} of ${channel} has not come` : undefined;
+    const pending = this.#pending.get(offset);
+    if (pending === undefined || pending.entry.channel !== channel) {
+      // Before Redis has confirmed a subscription, events of the channel need not arrive.
+      return this.#host.isExpected(channel)
+        ? `event ${offset} of channel ${channel} was missed`
+        : undefined;
     }
-    // Before it is received: it is found by a read.
+    // The head moves before the event is passed on, so that a read from inside the callback finds
+    // the event.
     this.head = offset;
-    this.#host.appended(arrived.entry, arrived.stamp);
+    this.#host.onAppended(pending.entry, pending.metadata);
     return undefined;
   }
 }

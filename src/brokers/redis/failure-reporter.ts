@@ -1,0 +1,68 @@
+/** Reports failures to the application: as diagnostics, a warning, and the causes of errors. */
+import { diagnostics } from '../../common/diagnostics.ts';
+import { SseError } from '../../common/errors.ts';
+
+/** The failures of one broker. */
+export class FailureReporter {
+  readonly #broker: object;
+  readonly #address: string;
+  readonly #isOpen: () => boolean;
+  // Why Redis could not be reached the last time; undefined while it can be reached.
+  #lastFailure: unknown;
+  #hasWarned = false;
+
+  /**
+   * @param broker named in the diagnostics messages
+   * @param address where Redis is, for messages
+   * @param isOpen whether the node is open
+   */
+  constructor(broker: object, address: string, isOpen: () => boolean) {
+    this.#broker = broker;
+    this.#address = address;
+    this.#isOpen = isOpen;
+  }
+
+  /** Publishes an error on the diagnostics channel `res-sse:error`. */
+  report(error: unknown): void {
+    // While the node is not open, errors of its connections say why Redis cannot be reached.
+    if (!this.#isOpen()) {
+      this.#lastFailure = error instanceof SseError ? (error.cause ?? error) : error;
+    }
+    if (diagnostics.error.hasSubscribers) {
+      diagnostics.error.publish({ broker: this.#broker, error });
+    }
+  }
+
+  /** Redis can be reached again. */
+  clear(): void {
+    this.#lastFailure = undefined;
+  }
+
+  /** Emits a warning, once, that Redis cannot be reached. @param ms time without a connection */
+  warnUnreachable(ms: number): void {
+    if (this.#hasWarned) return;
+    this.#hasWarned = true;
+    const reason = this.#lastFailure instanceof Error ? `: ${this.#lastFailure.message}` : '';
+    process.emitWarning(
+      `Redis at ${this.#address} has not been reached for ${ms / 1_000} s${reason}`,
+      {
+        code: 'RES_SSE_BROKER_UNREACHABLE',
+        detail:
+          'Streams stay open and wait; publishes reject. ' +
+          'Check the address given to redisBroker(), and whether Redis is running.',
+      },
+    );
+  }
+
+  /**
+   * Makes the error of a call that Redis has not answered. Its cause is the last failure.
+   * @param problem continues the sentence "Redis at <address> …"
+   * @param delivery of a publish: whether the event may have been published
+   */
+  unansweredError(problem: string, delivery?: 'none' | 'unknown'): SseError {
+    return new SseError('ERR_SSE_BROKER', `Redis at ${this.#address} ${problem}`, {
+      ...(this.#lastFailure === undefined ? {} : { cause: this.#lastFailure }),
+      ...(delivery === undefined ? {} : { delivery }),
+    });
+  }
+}

@@ -1,0 +1,233 @@
+/**
+ * One attempt of a node to heal: to subscribe, and to read everything that it may have missed.
+ *
+ *     connect ─ subscribe ─┬─ look (with a nonce) ─ look … look ─┬─ apply early messages ─ open
+ *                          └──────── too many messages ◀─────────┘
+ *
+ * The answer to the first query is joined to the messages by a probe: the header with the nonce is
+ * received at the place in the sequence of messages to which the answer belongs. Earlier messages
+ * are in the answer, later ones are kept as {@link EarlyMessages}.
+ */
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { withLimits } from '../../common/async.ts';
+import { debug, diagnostics } from '../../common/diagnostics.ts';
+import type { InterestEntry } from './channel-interest.ts';
+import { CHANNELS_PER_QUERY, type ChannelSubscriber } from './channel-subscriber.ts';
+import { EarlyMessages, type LogMessage } from './early-messages.ts';
+import type { LocalLog } from './local-log.ts';
+import { MAX_ANSWER_BYTES, type LogClient } from './log-client.ts';
+import type { ChannelQuery, LogSnapshot } from './log-snapshot.ts';
+import type { Probes } from './probes.ts';
+import type { SubscriberConnection } from './subscriber-connection.ts';
+
+// Queries that are pending at a time.
+const CONCURRENT_QUERIES = 4;
+
+// Maximum bytes of events in the answer to one of them. They share a connection and a timeout, so
+// together they may have as many as one answer.
+const MAX_CONCURRENT_ANSWER_BYTES = MAX_ANSWER_BYTES / CONCURRENT_QUERIES;
+
+// Early messages that are applied in one turn of the event loop.
+const EARLY_MESSAGES_PER_TURN = 500;
+
+/** What a {@link HealingAttempt} works with. */
+export interface HealingContext {
+  readonly client: LogClient;
+  readonly log: LocalLog;
+  readonly subscriber: ChannelSubscriber;
+  readonly probes: Probes;
+  /** Applies a message to the log. @returns a description of what is missing */
+  applyMessage(message: LogMessage): string | undefined;
+  /** Called after each step, as proof of progress. */
+  onStep(): void;
+  /** Called when the node has read everything. No message is processed before it returns. */
+  onHealed(): void;
+}
+
+/** The beginning of a round of reading. */
+interface Round {
+  /** The state of the log, and the first channels. */
+  readonly snapshot: LogSnapshot;
+  /** The messages behind the snapshot. */
+  readonly early: EarlyMessages;
+}
+
+/** An attempt to heal. It either calls `onHealed` or rejects. */
+export class HealingAttempt {
+  readonly #context: HealingContext;
+  readonly #controller = new AbortController();
+  // Undefined before the probe of the first round has arrived.
+  #early: EarlyMessages | undefined;
+
+  constructor(context: HealingContext) {
+    this.#context = context;
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  /** Ends the attempt: its pending step rejects with the reason. */
+  abort(reason: unknown): void {
+    this.#controller.abort(reason);
+  }
+
+  /** Keeps a message that arrives during the attempt. */
+  addMessage(message: LogMessage): void {
+    this.#early?.add(message);
+  }
+
+  /** Waits for a step, not beyond the end of the attempt. */
+  async step<T>(promise: Promise<T>): Promise<T> {
+    const result = await withLimits(promise, { signal: this.signal });
+    this.#context.onStep();
+    return result;
+  }
+
+  /**
+   * Makes the attempt.
+   * @param connect makes the subscriber connection, or returns the one that works
+   * @returns a promise that resolves after `onHealed` was called, or rejects if the attempt has
+   * failed
+   */
+  async run(connect: () => Promise<SubscriberConnection>): Promise<void> {
+    const { log, subscriber } = this.#context;
+    const startedAt = performance.now();
+    try {
+      const connection = await connect();
+      const entries = log.interest.all();
+      await subscriber.subscribe(connection, entries, (promise) => this.step(promise));
+      const events = await this.#readAll(
+        connection,
+        entries.map(({ channel }) => channel),
+      );
+      // No await from here on: no message may arrive before the node is open.
+      this.#markReady(entries);
+      this.signal.throwIfAborted();
+      this.#context.onHealed();
+      this.#announce(entries.length, events, performance.now() - startedAt);
+    } finally {
+      this.#early = undefined;
+      // Ends whatever is still pending.
+      this.abort(new Error('the attempt to heal has ended'));
+    }
+  }
+
+  /** Sets the channels ready: their events are complete up to the head of the log. */
+  #markReady(entries: readonly InterestEntry[]): void {
+    const { interest } = this.#context.log;
+    for (const entry of entries) {
+      const current = interest.get(entry.channel);
+      // The channel may have expired meanwhile, or may have been added again.
+      if (current === entry) interest.markReady(entry);
+      else if (current === undefined) this.#context.log.removeChannel(entry.channel);
+    }
+  }
+
+  /** Publishes the success on the diagnostics channel `res-sse:heal`. */
+  #announce(channels: number, entries: number, ms: number): void {
+    const { epoch } = this.#context.log.tracker;
+    debug('heal %s: %d channels, %d events, %d ms', epoch, channels, entries, Math.round(ms));
+    if (diagnostics.heal.hasSubscribers) diagnostics.heal.publish({ epoch, channels, entries, ms });
+  }
+
+  /**
+   * Reads the events that the cache does not have, and then applies the messages that arrived
+   * meanwhile. If there were too many messages to keep, the channels that they changed are read
+   * again in another round. Each round is shorter than the one before.
+   * @returns number of events that were read
+   */
+  async #readAll(connection: SubscriberConnection, all: readonly string[]): Promise<number> {
+    let events = 0;
+    let previous: EarlyMessages | undefined;
+    for (;;) {
+      const round = await this.#startRound(connection, previous === undefined ? all : []);
+      // The previous messages note changed channels until the probe of this round has arrived, so
+      // the names are complete only now.
+      const channels = previous === undefined ? all : changedChannels(previous, round);
+      events += await this.#readChannels(channels, round);
+      const { snapshot, early } = round;
+      if (early.changedChannels === undefined) {
+        this.#context.log.tracker.reset(snapshot.epoch, snapshot.head);
+      }
+      await this.#applyEarly(early);
+      if (early.changedChannels === undefined) return events;
+      debug('heal: reading at least %d channels again', early.changedChannels.size);
+      previous = early;
+    }
+  }
+
+  /** Queries the state of the log and the first channels, and finds the place of the answer. */
+  async #startRound(connection: SubscriberConnection, channels: readonly string[]): Promise<Round> {
+    const { client, log, probes } = this.#context;
+    const nonce = probes.createNonce();
+    const arrival = probes.wait(nonce, connection, ({ epoch, head }) => {
+      this.#early = new EarlyMessages(epoch, head, (channel) => log.isExpected(channel));
+    });
+    const queries = this.#queriesFor(channels.slice(0, CHANNELS_PER_QUERY), undefined);
+    const [snapshot] = await this.step(Promise.all([client.look(queries, nonce), arrival]));
+    return { snapshot, early: this.#early as EarlyMessages };
+  }
+
+  /**
+   * Reads the channels up to the head of the round, several queries at a time: what is published
+   * while a round lasts makes the next round longer.
+   * @returns number of events that were read
+   */
+  async #readChannels(channels: readonly string[], { snapshot }: Round): Promise<number> {
+    const { client, log } = this.#context;
+    const { epoch, head } = snapshot;
+    let next = snapshot.channels.length;
+    let events = log.update(channels.slice(0, next), snapshot, head);
+    while (next < channels.length) {
+      const batches: (readonly string[])[] = [];
+      while (batches.length < CONCURRENT_QUERIES && next < channels.length) {
+        batches.push(channels.slice(next, next + CHANNELS_PER_QUERY));
+        next += CHANNELS_PER_QUERY;
+      }
+      const looks = batches.map((batch) =>
+        client.look(this.#queriesFor(batch, head), '', MAX_CONCURRENT_ANSWER_BYTES),
+      );
+      for (const [index, look] of (await this.step(Promise.all(looks))).entries()) {
+        if (look.epoch !== epoch) throw lostLogError();
+        events += log.update(batches[index] as readonly string[], look, head);
+      }
+    }
+    return events;
+  }
+
+  /** Queries the events that the cache does not have. */
+  #queriesFor(channels: readonly string[], until: number | undefined): ChannelQuery[] {
+    const { cache } = this.#context.log;
+    return channels.map((channel) => ({ channel, after: cache.newest(channel), until }));
+  }
+
+  /** Applies the messages that are kept, until there are none, or too many. */
+  async #applyEarly(early: EarlyMessages): Promise<void> {
+    const isKept = (): boolean => early.changedChannels === undefined;
+    for (;;) {
+      for (let count = 0; count < EARLY_MESSAGES_PER_TURN && isKept(); count++) {
+        const message = early.shift();
+        if (message === undefined) return;
+        const problem = this.#context.applyMessage(message);
+        if (problem !== undefined) throw new Error(problem);
+      }
+      if (early.problem !== undefined) throw new Error(early.problem);
+      if (!isKept()) return;
+      await this.step(nextTurn());
+    }
+  }
+}
+
+/** The channels that the messages of the previous round have changed. */
+function changedChannels(previous: EarlyMessages, { snapshot }: Round): readonly string[] {
+  if (previous.problem !== undefined) throw new Error(previous.problem);
+  // The previous rounds have read another log.
+  if (previous.epoch !== snapshot.epoch) throw lostLogError();
+  return [...(previous.changedChannels ?? [])];
+}
+
+/** Makes the error of an attempt during which the log of this node was replaced by another one. */
+function lostLogError(): Error {
+  return new Error('the log was lost while it was read');
+}

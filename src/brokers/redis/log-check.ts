@@ -1,0 +1,61 @@
+/** Finds out why headers of another log arrive. */
+import type { ChannelSubscriberHost } from './channel-subscriber.ts';
+import type { LogClient } from './log-client.ts';
+import type { SequenceTracker } from './sequence-tracker.ts';
+
+/** What a {@link LogCheck} needs from its owner. */
+export type LogCheckHost = Pick<ChannelSubscriberHost, 'onOtherLog' | 'pause' | 'report'>;
+
+/**
+ * A header of another log has one of two causes: the log of this node was lost and another one was
+ * made, or another registry uses the same prefix on the same server. The epoch of the log in Redis
+ * tells which.
+ */
+export class LogCheck {
+  readonly #client: LogClient;
+  readonly #tracker: SequenceTracker;
+  readonly #end: AbortSignal;
+  readonly #host: LogCheckHost;
+  #isRunning = false;
+  // Whether a header of another log has arrived since the last query.
+  #isPending = false;
+
+  /** @param end aborted when the node is closed */
+  constructor(client: LogClient, tracker: SequenceTracker, end: AbortSignal, host: LogCheckHost) {
+    this.#client = client;
+    this.#tracker = tracker;
+    this.#end = end;
+    this.#host = host;
+  }
+
+  /**
+   * Called with each header of another log. However many such headers arrive, there is one query in
+   * each pause. Never rejects.
+   * @param otherEpoch the log of the header
+   */
+  async run(otherEpoch: string): Promise<void> {
+    this.#isPending = true;
+    if (this.#isRunning) return;
+    this.#isRunning = true;
+    try {
+      for (let times = 1; this.#isPending && !this.#end.aborted; times++) {
+        this.#isPending = false;
+        const { epoch } = await this.#client.look([]);
+        if (epoch !== this.#tracker.epoch) {
+          this.#host.onOtherLog(epoch);
+          return;
+        }
+        const question = 'does another registry use this prefix?';
+        this.#host.report(
+          new Error(`ignored a message of another log, ${otherEpoch}: ${question}`),
+        );
+        await this.#host.pause(times);
+      }
+    } catch (error) {
+      // The next probe finds out.
+      if (!this.#end.aborted) this.#host.report(error);
+    } finally {
+      this.#isRunning = false;
+    }
+  }
+}

@@ -1,0 +1,645 @@
+-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
+-- Valkey. `npm run build` copies this file into script.ts.
+--
+-- Keys, all in one hash slot:
+--
+--   {prefix}:log                     hash: all that is known about the log. Eviction deletes the
+--                                    whole hash or nothing of it.
+--   │  v                             version of the format, 1
+--   │  epoch                         name of the log
+--   │  head                          offset of the newest change
+--   │  floor                         newest offset of any forgotten channel
+--   │  origin                        nothing is known about jumps before this offset
+--   │  run                           run_id of the Redis server that last wrote the log
+--   │  breaks                        jumps of the offset, `<from>:<to>`, separated by spaces
+--   │  held                          bytes of the events that all channels keep
+--   │  sweep                         progress of the sweep, see sweep(); absent before the first
+--   └  t:<channel>                   the channel, `<newest>:<trimmed>:<bytes>:<events>:<limit>:
+--                                    <age>:<latest>`, see save()
+--   {prefix}:s:<channel>             stream: the events that are kept, with the ids `<offset>-0`
+--   {prefix}:k:<channel>\n<key>      string: the event id that was published with this key
+--   {prefix}:b:<random>              string: the answer to a call that the client may send again
+--
+-- Topics: `<topics>:c:<channel>` carries the events of a channel. `<topics>:spine` carries one
+-- header for each publish of the registry, after the events.
+--
+-- Every call first reads the log. If the log does not exist, the call creates it. If the log has
+-- gone back (for example after a failover to a replica that had not received the last events), the
+-- offset jumps ahead and the jump is recorded, so that no event id is used twice. The log may have
+-- gone back if another server answers (INFO, run_id). The log has certainly gone back if the caller
+-- knows a higher offset.
+--
+--   breaks = "100:4294967396"
+--
+--   offsets   ──────── 100 ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄ 4294967396 ────────▶
+--                       │    never used again         │
+--                       from: head of the log         to: max(head, seen) + JUMP
+--
+--   A reader at an offset between `from` and `to` has received events that Redis lost.
+--
+-- Redis may refuse a write (maxmemory, a replica, MISCONF, min-replicas-to-write, an ACL):
+--
+-- - An append first writes a value that the log already has. If Redis refuses this write, nothing
+--   has happened. The command must be one that maxmemory forbids, and it must be the first write of
+--   the call: after any other write, even a DEL of no key, Redis lets a script exceed maxmemory
+--   (redis/redis#8478). Later refusals are answered for each event, or reported as a warning.
+-- - A query is answered from what can be read. If a write of bookkeeping is refused (a jump, events
+--   that are too old), a later call does it.
+--
+-- The work of a call is bounded: beside its task, it deletes at most 1,000 events, and it looks at
+-- some hundred channels to enforce the limits over all channels. Later calls continue. Events at or
+-- below `trimmed` that are still in a stream are never read again. Events beyond a limit in number
+-- or bytes are served until they are deleted.
+--
+-- Channels are evicted approximately: from some hundred channels at a time, as Redis does with its
+-- own keys. An exact order would need a second index beside the log, or a scan of all channels.
+--
+-- Arguments of every call:
+--
+--   KEYS  1 the log; the others are declared for the Cluster only
+--   ARGV  1 operation: append, clear, look or page    2 base: `{prefix}`
+--         3 PUBLISH or SPUBLISH                       4 epoch to use if a log is created
+--         5, 6 cursor that the caller knows           7 nonce, or the key of a repeatable append
+--         8 maxHistory                                9 maxChannels
+--         10 prefix of the topics                     11 … arguments of the operation
+--
+-- An operation answers with an array, or with an error if nothing has happened.
+
+local operation, base, publish = ARGV[1], ARGV[2], ARGV[3]
+local nonce = ARGV[7]
+local maxHistory, maxChannels = tonumber(ARGV[8]), tonumber(ARGV[9])
+local topics = ARGV[10]
+local key = KEYS[1]
+-- Size of an offset jump; the highest offset, below 2^53; number of jumps that are recorded.
+local JUMP, LAST, BREAKS = 4294967296, 4503599627370496, 16
+-- Times in ms: a stream without new events expires; a key of a publication is remembered.
+local IDLE, REMEMBERED = 604800000, 300000
+-- Fields of the log that always exist: all but `sweep` and the channels.
+local FIELDS = 8
+-- Per sweep: channels to look at; channels to forget.
+local MOST_LOOKED_AT, MOST_FORGOTTEN = 300, 200
+-- Number of events that this call may still delete.
+local deletions = 1000
+
+-- Formats an integer without an exponent: tostring() would write 1e+15.
+local function text(number) return string.format('%.0f', number) end
+
+-- Returns the error text of a refused command, or nil if the command succeeded.
+local function refusal(reply) return type(reply) == 'table' and reply.err or nil end
+
+if publish == 'SPUBLISH' and (redis.REDIS_VERSION_NUM or 0) < 458752 then
+  return redis.error_reply('ERR res-sse needs Redis 7 or later on a Cluster, for sharded Pub/Sub')
+end
+
+-- Without the permission for INFO, `run` is empty. Then only a caller that has seen more than the
+-- log holds reveals that the log has gone back.
+local info = redis.pcall('INFO', 'server')
+local run = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
+local time = redis.pcall('TIME')
+if refusal(time) then return time end
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+
+local log = redis.pcall('HMGET', key, 'v', 'epoch', 'head', 'floor', 'origin', 'run', 'breaks', 'held', 'sweep')
+if refusal(log) then return log end
+if log[1] and log[1] ~= '1' then
+  return redis.error_reply('ERR res-sse does not know format ' .. log[1] .. ' of the log at ' .. key)
+end
+local epoch, breaks = log[2], log[7]
+local head, floor, origin, held = tonumber(log[3] or ''), tonumber(log[4] or ''), tonumber(log[5] or ''), tonumber(log[8] or '')
+local isQuestion = operation == 'look' or operation == 'page'
+
+-- Creates the log, in place of a damaged one. Returns the answer to the write.
+local function begin()
+  if redis.call('HLEN', key) > 0 then redis.pcall('DEL', key) end
+  local made = redis.pcall('HSET', key, 'v', '1', 'epoch', ARGV[4], 'head', '0', 'floor', '0', 'origin', '0', 'run', run, 'breaks', '', 'held', '0')
+  epoch, head, floor, origin, breaks, held, log[9] = ARGV[4], 0, 0, 0, '', 0, false
+  -- A log that cannot be written cannot be published to either, so a fixed name is sufficient until
+  -- the log can be created.
+  if refusal(made) then epoch = '0' end
+  return made
+end
+
+-- Create the log, or record that it has gone back.
+local noted
+if not (epoch and breaks and log[6] and head and floor and origin and held) then
+  noted = begin()
+else
+  local seen = ARGV[5] == epoch and tonumber(ARGV[6]) or 0
+  local isOther = run ~= '' and log[6] ~= '' and run ~= log[6]
+  if seen > head or isOther then
+    local to = math.max(head, seen) + JUMP
+    -- All offsets are used up: a new log begins.
+    if to > LAST then
+      noted = begin()
+    else
+      -- Only the last jumps are kept. Nothing is known about jumps before `origin`, the end of the
+      -- newest jump that was dropped.
+      local all, from = {}, origin
+      for one in string.gmatch(breaks, '%S+') do table.insert(all, one) end
+      table.insert(all, text(head) .. ':' .. text(to))
+      while #all > BREAKS do from = tonumber(string.match(table.remove(all, 1), '%d+$')) end
+      local jumps = table.concat(all, ' ')
+      noted = redis.pcall('HSET', key, 'head', text(to), 'run', run ~= '' and run or log[6], 'breaks', jumps, 'origin', text(from))
+      if not refusal(noted) then breaks, head, origin = jumps, to, from end
+    end
+  -- INFO was not permitted before.
+  elseif log[6] == '' and run ~= '' then
+    redis.pcall('HSET', key, 'run', run)
+  end
+end
+if refusal(noted) and not isQuestion then return noted end
+
+-- Returns the value of a field of a stream entry: { id, { name, value, … } }.
+local function field(entry, name)
+  for i = 1, #entry[2], 2 do
+    if entry[2][i] == name then return entry[2][i + 1] end
+  end
+end
+
+-- Returns the offset of a stream entry.
+local function offsetOf(entry) return tonumber(string.match(entry[1], '^%d+')) end
+
+-- Whether the entry is past the age limit of its channel.
+local function isOld(channel, entry)
+  return channel.age > 0 and now - (tonumber(field(entry, 'm') or '') or now) > channel.age
+end
+
+-- Writes the channel, and with it the head and the bytes of the log.
+local function save(channel)
+  local age, latest = text(channel.age), channel.latest and '1' or '0'
+  local known = { text(channel.newest), text(channel.trimmed), text(channel.bytes), text(channel.events), text(channel.limit), age, latest }
+  return redis.pcall('HSET', key, 'head', text(head), 'held', text(held), 't:' .. channel.name, table.concat(known, ':'))
+end
+
+-- Marks all events of the channel as lost. Does not delete them.
+local function lose(channel)
+  held = math.max(held - channel.bytes, 0)
+  channel.trimmed, channel.bytes, channel.length, channel.changed = channel.newest, 0, 0, true
+end
+
+-- Returns the channel with this name, or nil if the log does not know the channel. If the stream of
+-- the channel was evicted, has expired or is not a stream, then its events are marked as lost.
+-- known: the value of the field t:<channel>, if the caller has read it already.
+local function find(name, known)
+  known = known or redis.call('HGET', key, 't:' .. name)
+  if not known then return nil end
+  local newest, trimmed, bytes, events, limit, age, latest = string.match(known, '^(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):([01])$')
+  local channel = {
+    name = name, stream = base .. ':s:' .. name,
+    newest = tonumber(newest) or head, trimmed = tonumber(trimmed) or head, bytes = tonumber(bytes) or 0,
+    events = tonumber(events) or 1, limit = tonumber(limit) or 0, age = tonumber(age) or 0, latest = latest == '1',
+  }
+  local length = redis.pcall('XLEN', channel.stream)
+  channel.problem = refusal(length)
+  channel.length = type(length) == 'number' and length or 0
+  if channel.length == 0 and (channel.bytes > 0 or channel.trimmed ~= channel.newest) then lose(channel) end
+  return channel
+end
+
+-- Returns how many entries of the channel have about this number of bytes: at least 1, at most
+-- `most`. Estimated from the mean size, so that XRANGE reads neither single entries nor megabytes.
+local function countFor(channel, bytes, most)
+  local each = channel.length > 0 and channel.bytes / channel.length or 0
+  return math.max(1, math.min(most, each > 0 and math.floor(bytes / each) or most))
+end
+
+-- Deletes the entries beyond the limits of the channel, oldest first. The entries are read in small
+-- groups, and deleted by one command. Returns nil, or the reason why some of them remain.
+local function trim(channel)
+  local ids, length, bytes, trimmed = {}, channel.length, channel.bytes, channel.trimmed
+  local from, count, isDone, problem = '-', 1, false, nil
+  -- `length`, `bytes` and `trimmed` are the values after the deletion.
+  while not isDone and length > 0 and (length > channel.events or bytes > channel.limit or channel.age > 0) do
+    local some = redis.pcall('XRANGE', channel.stream, from, '+', 'COUNT', count)
+    problem = refusal(some)
+    if problem or #some == 0 then break end
+    for _, entry in ipairs(some) do
+      local offset = offsetOf(entry)
+      isDone = length <= channel.events and bytes <= channel.limit and offset > trimmed and not isOld(channel, entry)
+      if not isDone and #ids >= deletions then
+        isDone, problem = true, 'more than one call deletes'
+      end
+      if isDone then break end
+      ids[#ids + 1] = entry[1]
+      length, bytes = length - 1, math.max(bytes - (tonumber(field(entry, 's') or '') or 0), 0)
+      trimmed, from = math.max(trimmed, offset), '(' .. entry[1]
+    end
+    -- A publish usually deletes one entry, so the groups start small and double.
+    count = #ids < 2 and 1 or math.min(count * 2, countFor(channel, 65536, 100))
+  end
+  if #ids > 0 then
+    local deleted = redis.pcall('XDEL', channel.stream, unpack(ids))
+    if refusal(deleted) then return deleted.err end
+    deletions = deletions - #ids
+    if length == 0 then bytes = 0 end
+    held = math.max(held - (channel.bytes - bytes), 0)
+    channel.trimmed, channel.bytes, channel.length, channel.changed = trimmed, bytes, length, true
+  elseif channel.length > 0 and from == '-' and not isDone and not problem and (length > channel.events or bytes > channel.limit or channel.age > 0) then
+    -- XLEN counts entries that XRANGE does not return: the stream holds no entries.
+    lose(channel)
+  end
+  return problem
+end
+
+-- Excludes entries past their age from a query. If they cannot be deleted now, `trimmed` is moved
+-- behind the newest of them, found by binary search: entries are in the order of their times.
+local function expire(channel)
+  if not trim(channel) or channel.age == 0 then return end
+  local low, high = channel.trimmed, channel.newest
+  while low < high do
+    local middle = low + math.ceil((high - low) / 2)
+    local some = redis.pcall('XRANGE', channel.stream, text(middle), '+', 'COUNT', 1)
+    if refusal(some) then return end
+    if some[1] and isOld(channel, some[1]) then low = math.min(offsetOf(some[1]), high) else high = middle - 1 end
+  end
+  if low > channel.trimmed then channel.trimmed, channel.changed = low, true end
+end
+
+-- Deletes the channel and its events. `floor` then stands for its last offset.
+local function forget(channel)
+  if channel.length > 0 or channel.problem then redis.pcall('UNLINK', channel.stream) end
+  redis.pcall('HDEL', key, 't:' .. channel.name)
+  floor, held = math.max(floor, channel.newest), math.max(held - channel.bytes, 0)
+  channel.isForgotten = true
+end
+
+-- Sets `isFollowed` of the channels that some node listens to.
+local function noteFollowed(channels)
+  local names = {}
+  for i, channel in ipairs(channels) do names[i] = topics .. ':c:' .. channel.name end
+  local counts = redis.pcall('PUBSUB', publish == 'SPUBLISH' and 'SHARDNUMSUB' or 'NUMSUB', unpack(names))
+  if refusal(counts) then return end
+  for i, channel in ipairs(channels) do channel.isFollowed = (tonumber(counts[2 * i]) or 0) > 0 end
+end
+
+-- Enforces maxHistory and maxChannels, the limits over all channels. Looks at the next few hundred
+-- channels of a cyclic HSCAN, and evicts the least recently published of them:
+--
+-- 1. If there are more than maxChannels channels, forgets some: first channels without subscribers.
+-- 2. If more than maxHistory bytes are held, deletes events of the older half of the channels.
+--
+-- The field `sweep` has four parts, `<cursor>:<found>:<strict>:<busy>`: where HSCAN continues; 1 if
+-- this round of the scan evicted something; 1 if the previous round evicted nothing (then also
+-- channels with subscribers and recently published ones are evicted); 1 if a limit is still
+-- exceeded. Returns nil, or the error text of a refused command.
+local function sweep()
+  local cursor, found, isStrict = string.match(log[9] or '', '^(%d+):([01]):([01]):')
+  cursor, found, isStrict = cursor or '0', found == '1', isStrict == '1'
+  local channels, seen, isAll = {}, {}, cursor == '0'
+  repeat
+    local page = redis.pcall('HSCAN', key, cursor, 'COUNT', 100)
+    if refusal(page) then return page.err end
+    cursor = page[1]
+    for i = 1, #page[2], 2 do
+      local name = page[2][i]
+      if string.sub(name, 1, 2) == 't:' and not seen[name] then
+        seen[name] = true
+        table.insert(channels, find(string.sub(name, 3), page[2][i + 1]))
+      end
+    end
+  until cursor == '0' or #channels >= MOST_LOOKED_AT
+  isAll = isAll and cursor == '0'
+  table.sort(channels, function(one, other) return one.newest < other.newest end)
+  local isAny = isAll or isStrict
+
+  -- Forget channels, in two passes: those without subscribers down to a target below the limit, so
+  -- that the next publish does not sweep again; then any, down to the limit.
+  local fields = redis.pcall('HLEN', key)
+  if refusal(fields) then return fields.err end
+  local count = fields - FIELDS - (log[9] and 1 or 0)
+  if count > maxChannels and #channels > 0 then
+    local target, budget = maxChannels - math.min(math.floor(maxChannels / 8), 64), MOST_FORGOTTEN
+    noteFollowed(channels)
+    for _, gives in ipairs(isAny and { 'unfollowed', 'any' } or { 'unfollowed' }) do
+      for _, channel in ipairs(channels) do
+        if count <= target or budget == 0 or (gives == 'any' and count <= maxChannels) then break end
+        if not channel.isForgotten and (gives == 'any' or not channel.isFollowed) then
+          forget(channel)
+          count, budget, found = count - 1, budget - 1, true
+        end
+      end
+    end
+  end
+
+  -- Delete events: whole channels while they are needed, and a part of the last one.
+  if held > maxHistory then
+    local target = maxHistory - math.floor(maxHistory / 16)
+    local last = isAny and #channels or math.ceil(#channels / 2)
+    for i = 1, last do
+      local channel = channels[i]
+      if held <= target or deletions <= 0 then break end
+      if channel.bytes > 0 and not channel.isForgotten and not channel.problem then
+        local before = held
+        if held - channel.bytes >= target then
+          if not refusal(redis.pcall('UNLINK', channel.stream)) then lose(channel) end
+        else
+          local limit = channel.limit
+          channel.limit = math.max(channel.bytes - (held - target), 0)
+          trim(channel)
+          channel.limit = limit
+        end
+        found = found or held < before
+      end
+    end
+  end
+
+  -- Save the changes.
+  for _, channel in ipairs(channels) do
+    if channel.changed and not channel.isForgotten then save(channel) end
+  end
+  if cursor == '0' then
+    isStrict = not found
+    found = false
+  end
+  local isBusy = held > maxHistory or count > maxChannels
+  local state = cursor .. ':' .. (found and '1' or '0') .. ':' .. (isStrict and '1' or '0') .. ':' .. (isBusy and '1' or '0')
+  local saved = redis.pcall('HSET', key, 'floor', text(floor), 'held', text(held), 'sweep', state)
+  return refusal(saved)
+end
+
+-- Publishes a header: where the log stood before, where it stands now, and a line for each change.
+-- Nodes detect missed messages by comparing `previous` to the head that they know.
+--
+--   1 <epoch> <previous> <head> <nonce>
+--   +<offset> <channel>      an event was appended
+--   -<offset> <channel>      the channel was cleared up to this offset
+local function say(previous, lines)
+  return redis.pcall(publish, topics .. ':spine', '1 ' .. epoch .. ' ' .. text(previous) .. ' ' .. text(head) .. ' ' .. nonce .. lines)
+end
+
+-- Returns nil if Redis accepts writes, otherwise the error text. Must be the first write of a call:
+-- see the head of this file.
+local isWritable
+local function unwritable()
+  if isWritable then return nil end
+  local written = redis.pcall('HSET', key, 'head', text(head))
+  isWritable = not refusal(written)
+  return refusal(written)
+end
+
+-- Why a limit could not be enforced. Answered beside the results, because the events are published.
+local warning = ''
+
+-- Appends an event to its channel: assigns an offset, stores the event, deletes what exceeds the
+-- limits of the channel, and publishes the event. The caller publishes the header.
+-- Returns the id, nil and whether the channel is new; or nil, the error text, false and whether the
+-- event may be in the log nevertheless.
+local function keep(name, remembered, body, size, events, limit, age, latest)
+  local problem = unwritable()
+  if problem then return nil, problem end
+  local stream = base .. ':s:' .. name
+  local channel = find(name)
+  local isNew = not channel
+  if isNew then
+    channel = { name = name, stream = stream, newest = floor, trimmed = floor, bytes = 0, length = 0 }
+    -- A stream without a channel in the log belongs to an earlier log.
+    local stale = redis.pcall('XLEN', stream)
+    if refusal(stale) and not string.find(stale.err, 'WRONGTYPE', 1, true) then return nil, stale.err end
+    if stale ~= 0 then redis.pcall('UNLINK', stream) end
+  elseif channel.problem then
+    return nil, channel.problem
+  end
+  channel.events, channel.limit, channel.age, channel.latest = events, limit, age, latest
+  local id = text(head + 1) .. '-0'
+  local name = epoch .. '.' .. text(head + 1)
+  local noted = remembered and redis.pcall('SET', remembered, name, 'PX', REMEMBERED)
+  if refusal(noted) then return nil, noted.err end
+  local added = redis.pcall('XADD', stream, id, 'm', text(now), 's', text(size), 'b', body)
+  if refusal(added) and string.find(added.err, 'equal or smaller', 1, true) then
+    -- Another program has added an entry with a higher id. The stream would refuse all of ours, so
+    -- it is deleted, and its events are marked as lost.
+    redis.pcall('UNLINK', stream)
+    lose(channel)
+    added = redis.pcall('XADD', stream, id, 'm', text(now), 's', text(size), 'b', body)
+  end
+  if refusal(added) then
+    if remembered then redis.pcall('DEL', remembered) end
+    return nil, added.err
+  end
+  local previous = channel.newest
+  head, held = head + 1, held + size
+  channel.newest, channel.bytes, channel.length = head, channel.bytes + size, channel.length + 1
+  local untrimmed = trim(channel)
+  if untrimmed and deletions > 0 then warning = untrimmed end
+  local saved = save(channel)
+  if refusal(saved) then return nil, saved.err, false, true end
+  redis.pcall('PEXPIRE', stream, age > 0 and age or IDLE)
+  -- The event message: metadata in the first line, then the body.
+  local stamp = { '1', epoch, text(head), text(previous), text(now), text(channel.trimmed), text(events), text(limit), text(age), latest and '1' or '0' }
+  redis.pcall(publish, topics .. ':c:' .. channel.name, table.concat(stamp, ' ') .. '\n' .. body)
+  return name, nil, isNew
+end
+
+-- append: publishes events.
+--   ARGV  11 time in ms for which the answer of a repeatable call is kept
+--         12 … for each event: channel, key, body, size, and the limits of the history: events,
+--         bytes, age, latest; `events` is empty for a channel without history
+-- Answers { epoch, head, error of the header, warning, result, … }; a result is `=<id>`,
+-- `!<error>` if the event was not published, or `?<error>` if it may have been.
+if operation == 'append' then
+  -- If the client may send a command again on its own (Sentinel), the answer is kept: a repeated
+  -- command gets the first answer and does not publish twice.
+  local repeated = nonce ~= '' and nonce
+  nonce = ''
+  if repeated then
+    local before = redis.pcall('GET', repeated)
+    if refusal(before) then return before end
+    if before and before ~= '' then return cjson.decode(before) end
+    local noted = redis.pcall('SET', repeated, '', 'PX', ARGV[11])
+    if refusal(noted) then return noted end
+  end
+  local from, lines, answers, isMore = head, {}, { epoch, '', '', '' }, false
+  for i = 12, #ARGV, 8 do
+    local name, once, body, size = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
+    local remembered = once ~= '' and base .. ':k:' .. name .. '\n' .. once
+    local id, problem, isUnknown = remembered and redis.pcall('GET', remembered), nil, false
+    if refusal(id) then
+      id, problem = nil, id.err
+    -- Without history, an event has no offset and no header.
+    elseif not id and ARGV[i + 4] == '' then
+      local noted = remembered and redis.pcall('SET', remembered, '', 'PX', REMEMBERED)
+      if refusal(noted) then
+        problem = noted.err
+      else
+        id = ''
+        redis.pcall(publish, topics .. ':c:' .. name, '1 - 0 0 ' .. text(now) .. ' 0 0 0 0 0\n' .. body)
+      end
+    elseif not id then
+      local limit, isNew = math.min(tonumber(ARGV[i + 5]), maxHistory), nil
+      id, problem, isNew, isUnknown = keep(name, remembered, body, size, tonumber(ARGV[i + 4]), limit, tonumber(ARGV[i + 6]), ARGV[i + 7] == '1')
+      isMore = isMore or isNew
+      if id then table.insert(lines, '\n+' .. text(head) .. ' ' .. name) end
+    end
+    table.insert(answers, problem and (isUnknown and '?' or '!') .. problem or '=' .. id)
+  end
+  answers[2] = text(head)
+  local said = head > from and say(from, table.concat(lines))
+  if refusal(said) then answers[3] = said.err end
+  -- Sweep if a limit is exceeded, or if the previous sweep has not finished. The number of channels
+  -- is counted only if a channel is new.
+  local isBusy = log[9] and string.sub(log[9], -1) == '1'
+  local fields = isMore and redis.pcall('HLEN', key)
+  local isOver = type(fields) == 'number' and fields - FIELDS - (log[9] and 1 or 0) > maxChannels
+  if head > from and (held > maxHistory or isOver or isBusy) then warning = sweep() or warning end
+  answers[4] = warning
+  if repeated then redis.pcall('SET', repeated, cjson.encode(answers), 'PX', ARGV[11]) end
+  return answers
+end
+
+-- clear: deletes the events of a channel.  ARGV  11 channel
+-- Answers { epoch, head, offset up to which the channel holds no events }.
+if operation == 'clear' then
+  local channel, from = find(ARGV[11]), head
+  if channel then
+    if channel.length > 0 or channel.problem then
+      local gone = redis.pcall('UNLINK', channel.stream)
+      if refusal(gone) then return gone end
+    end
+    lose(channel)
+    head = head + 1
+    local saved = save(channel)
+    if refusal(saved) then return saved end
+    say(from, '\n-' .. text(channel.trimmed) .. ' ' .. channel.name)
+    return { epoch, text(head), text(channel.trimmed) }
+  end
+  return { epoch, text(head), text(floor) }
+end
+
+-- The error of an XRANGE. A query with such an error is refused as a whole: a partial answer would
+-- look like a channel without these events.
+local fault
+-- Reads entries of the stream. On an error, sets `fault` and returns none.
+local function range(channel, from, till, count)
+  local some = redis.pcall('XRANGE', channel.stream, text(from), till, 'COUNT', count)
+  if not refusal(some) then return some end
+  fault = some
+  return {}
+end
+
+-- Adds an entry to the result of its channel: offset, time, body.
+local function take(found, entry, body)
+  table.insert(found, text(offsetOf(entry)))
+  table.insert(found, field(entry, 'm') or '')
+  table.insert(found, body)
+end
+
+-- The answer for a channel that the log does not know.
+local unknown = { text(floor), text(floor), '0', '0', '1', '0', '0', '0', '', '0' }
+-- The answer for a channel: newest, trimmed, bytes, length, limits (events, bytes, age, latest),
+-- error text, whether more entries follow, and then the entries.
+local function summary(channel, isMore, found)
+  local length = channel.trimmed < channel.newest and channel.length or 0
+  local known = {
+    text(channel.newest), text(channel.trimmed), text(channel.bytes), text(length), text(channel.events), text(channel.limit),
+    text(channel.age), channel.latest and '1' or '0', channel.problem or '', isMore and '1' or '0',
+  }
+  for _, part in ipairs(found) do table.insert(known, part) end
+  return known
+end
+
+-- The beginning of the answer to a query; answers[6] is the end of a page.
+local answers = { epoch, text(head), text(origin), breaks, text(now), '' }
+
+-- page: a page of several channels, merged by offset.
+--   ARGV  11 bytes of the page: at least one event is returned
+--         12 offset behind which the page begins    13 … channels
+--
+-- A k-way merge: each channel has a window of entries (`some`, `at`), which is refilled when it is
+-- used up. The next entry of the page is the lowest among the windows.
+--
+--   a  12 15 17        some = {12, 15, 17}, at = 1
+--   b  13 14           some = {13, 14}, at = 1         page: 12 13 14 15 17
+--
+-- The page ends before the first entry that exceeds the bytes. answers[6] is then the offset of the
+-- last entry of the page.
+if operation == 'page' then
+  local left, after, heads, all = tonumber(ARGV[11]), tonumber(ARGV[12]), {}, {}
+  for i = 13, #ARGV do
+    local channel = find(ARGV[i])
+    local one = { channel = channel, found = {}, some = {}, at = 1, count = 1 }
+    all[#all + 1] = one
+    if channel then
+      expire(channel)
+      if channel.changed then save(channel) end
+      one.from = math.max(after, channel.trimmed) + 1
+      if channel.length > 0 and one.from <= channel.newest then heads[#heads + 1] = one end
+    end
+  end
+  local taken, cut = 0, nil
+  while true do
+    -- Find the window with the lowest offset, and refill windows that are used up.
+    local first
+    for i = #heads, 1, -1 do
+      local one = heads[i]
+      if one.at > #one.some then
+        one.some, one.at = range(one.channel, one.from, '+', one.count), 1
+        one.count = math.min(one.count * 2, countFor(one.channel, left, 16))
+        if #one.some > 0 then one.from = offsetOf(one.some[#one.some]) + 1 end
+      end
+      if #one.some == 0 then
+        table.remove(heads, i)
+      else
+        one.next = offsetOf(one.some[one.at])
+        if not first or one.next < first.next then first = one end
+      end
+    end
+    if not first then break end
+    local entry = first.some[first.at]
+    local body = field(entry, 'b') or ''
+    left = left - #body - 64
+    if taken > 0 and left < 0 then
+      answers[6] = text(cut)
+      break
+    end
+    take(first.found, entry, body)
+    first.at, taken, cut = first.at + 1, taken + 1, first.next
+  end
+  for _, one in ipairs(all) do
+    table.insert(answers, one.channel and summary(one.channel, false, one.found) or unknown)
+  end
+  return fault or answers
+end
+
+-- look: the state of channels, and their newer entries, all at one moment.
+--   ARGV  11 bytes of entries of each channel: at least one is returned    12 bytes of all channels
+--         13 … for each channel: name, offset behind which entries are read (empty: none), and
+--         offset up to which they are read (empty: all)
+local budget, most = tonumber(ARGV[11]), tonumber(ARGV[12])
+for i = 13, #ARGV, 3 do
+  local name, after, till = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  local channel = find(name)
+  if not channel then
+    table.insert(answers, unknown)
+  else
+    expire(channel)
+    if channel.changed then save(channel) end
+    local found, isMore, left = {}, false, budget
+    local start = after ~= '' and math.max(tonumber(after), channel.trimmed) + 1 or nil
+    if start and channel.newest < start then start = nil end
+    while start and channel.length > 0 and not isMore do
+      local count = countFor(channel, left, 16)
+      local some = range(channel, start, till == '' and '+' or till, count)
+      for _, entry in ipairs(some) do
+        local body = field(entry, 'b') or ''
+        local weight = #body + 64
+        if (#found > 0 and left < weight) or most <= 0 then
+          isMore = true
+          break
+        end
+        left, most = left - weight, most - weight
+        start = offsetOf(entry) + 1
+        take(found, entry, body)
+      end
+      if #some < count then break end
+    end
+    table.insert(answers, summary(channel, isMore, found))
+  end
+end
+if fault then return fault end
+-- A header without changes. A node that receives its own nonce knows which of the messages on its
+-- connection came before this answer, and that the connection works.
+if nonce ~= '' then
+  local said = say(head, '')
+  if refusal(said) then return said end
+end
+return answers

@@ -1,0 +1,77 @@
+/** Probes: headers that a node asks Redis to publish, to find out whether messages arrive. */
+import { randomBytes } from 'node:crypto';
+import { deferred, withLimits } from '../../common/async.ts';
+import type { LogClient } from './log-client.ts';
+import type { SequenceHeader } from './message-format.ts';
+import type { SubscriberConnection } from './subscriber-connection.ts';
+
+/**
+ * The probes of this node that have not arrived. A probe is identified by a nonce: the script
+ * publishes a header with the nonce at the moment of its answer.
+ *
+ *     node ── look, nonce ──▶ script ── header with nonce ──▶ subscriber connection ──▶ node
+ *       ◀────── answer ───────┘
+ */
+export class Probes {
+  readonly #client: LogClient;
+  readonly #timeoutMs: number;
+  readonly #pending = new Map<string, (header: SequenceHeader) => void>();
+
+  /** @param timeoutMs time in ms after which a probe counts as lost */
+  constructor(client: LogClient, timeoutMs: number) {
+    this.#client = client;
+    this.#timeoutMs = timeoutMs;
+  }
+
+  /**
+   * Sends a probe and waits for its header. A connection may be up and deliver nothing, and the
+   * last messages before a silence may have been lost.
+   * @returns `undefined` if the probe has arrived; otherwise the error. If Redis has refused the
+   * query, which is an error reply, then no header was published
+   */
+  async check(connection: SubscriberConnection): Promise<unknown> {
+    const nonce = this.createNonce();
+    const [look, arrival] = await Promise.allSettled([
+      this.#client.look([], nonce),
+      this.wait(nonce, connection),
+    ]);
+    if (arrival.status === 'fulfilled') return undefined;
+    return look.status === 'rejected' ? look.reason : arrival.reason;
+  }
+
+  /** @returns a new nonce */
+  createNonce(): string {
+    return randomBytes(9).toString('base64url');
+  }
+
+  /** Called with every header that arrives. */
+  onHeader(header: SequenceHeader): void {
+    this.#pending.get(header.nonce)?.(header);
+  }
+
+  /**
+   * Waits for the header with the nonce.
+   * @param onArrived called at once when the header arrives, before later messages are processed
+   * @returns a promise that rejects after the timeout, or when the connection breaks
+   */
+  async wait(
+    nonce: string,
+    connection: SubscriberConnection,
+    onArrived?: (header: SequenceHeader) => void,
+  ): Promise<void> {
+    const arrival = deferred();
+    this.#pending.set(nonce, (header) => {
+      onArrived?.(header);
+      arrival.resolve();
+    });
+    try {
+      await withLimits(arrival.promise, {
+        signal: connection.broken,
+        timeoutMs: this.#timeoutMs,
+        timeoutError: () => new Error('Redis is connected, but its messages do not arrive'),
+      });
+    } finally {
+      this.#pending.delete(nonce);
+    }
+  }
+}

@@ -1,0 +1,328 @@
+/** The checks of the broker contract. Each verifies one guarantee that `Broker` describes. */
+import assert from 'node:assert/strict';
+import type { LogEntry } from '../index.ts';
+import { ALL_BYTES, dataOf, HISTORY, type Nodes } from './broker-node.ts';
+import { EventStreamParser, type ReceivedEvent } from './parser.ts';
+
+const ID = /^[A-Za-z0-9._-]{1,127}$/;
+
+/** Parses the frame of an entry as a client does. */
+function parseFrame(entry: LogEntry): { events: ReceivedEvent[]; retry: number | undefined } {
+  const read: ReturnType<typeof parseFrame> = { events: [], retry: undefined };
+  const parser = new EventStreamParser({
+    onEvent: (event) => void read.events.push(event),
+    onComment: () => {},
+    onRetry: (ms) => {
+      read.retry = ms;
+    },
+  });
+  parser.feed(entry.frame.toString());
+  return read;
+}
+
+/** @returns `'0'`, `'1'`, … */
+function numbers(count: number): string[] {
+  return Array.from({ length: count }, (_, index) => `${index}`);
+}
+
+function first(entries: readonly LogEntry[]): LogEntry {
+  return entries[0] ?? assert.fail('expected at least one entry');
+}
+
+/** Checks by name. Each check makes nodes, and rejects with an assertion error. */
+export type Checks = Record<string, (nodes: Nodes) => Promise<void>>;
+
+/** Checks for every broker. */
+export const CHECKS: Checks = {
+  async 'an appended entry is received with its channel, its fields and the returned id'(nodes) {
+    const node = await nodes.make('log');
+    await node.listen('a');
+    const id = await node.publish('a', 'x\ny', { event: 'tick', retry: 5 });
+    await nodes.until('the entry', () => node.received.length === 1);
+    const entry = first(node.received);
+    assert.deepEqual([entry.channel, entry.event, entry.data, entry.id], ['a', 'tick', 'x\ny', id]);
+    assert.deepEqual(parseFrame(entry), {
+      events: [{ event: 'tick', data: 'x\ny', id }],
+      retry: 5,
+    });
+  },
+
+  async 'ids are short and have one epoch; offsets grow in the order of the calls'(nodes) {
+    const node = await nodes.make('log');
+    await node.listen('a', 'b');
+    const ids = await Promise.all(
+      numbers(50).map((data, index) => node.publish(index % 3 === 0 ? 'a' : 'b', data)),
+    );
+    await nodes.until('the entries', () => node.received.length === 50);
+    const page = await node.read(['a', 'b']);
+    assert.deepEqual(dataOf(page.entries), numbers(50));
+    assert.deepEqual(
+      page.entries.map((entry) => entry.id),
+      ids,
+    );
+    for (const id of ids) assert.match(id, ID);
+    assert.deepEqual(
+      new Set(page.entries.map((entry) => entry.epoch)),
+      new Set([page.position.epoch]),
+    );
+    assert.deepEqual(
+      dataOf(node.received),
+      numbers(50),
+      'entries are received in the order of their offsets, each once',
+    );
+  },
+
+  async 'entries are received only of channels that are listened to'(nodes) {
+    const node = await nodes.make('log');
+    await node.listen('a', 'b');
+    node.unlisten('b');
+    for (const channel of ['a', 'b', 'c', 'a']) await node.publish(channel, channel);
+    await nodes.until('both entries of a', () => node.received.length >= 2);
+    assert.deepEqual(dataOf(node.received), ['a', 'a']);
+  },
+
+  async 'a read finds each entry that has been received'(nodes) {
+    const found: Promise<boolean>[] = [];
+    const node = await nodes.make('log', {}, ({ broker }, entry) => {
+      const read = Promise.resolve(broker.read(['a'], entry.offset - 1, ALL_BYTES));
+      found.push(read.then((page) => page.entries[0]?.offset === entry.offset));
+    });
+    await node.listen('a');
+    await Promise.all([node.publish('a', '1'), node.publish('a', '2'), node.publish('a', '3')]);
+    await nodes.until('the entries', () => found.length === 3);
+    assert.deepEqual(await Promise.all(found), [true, true, true]);
+  },
+
+  async 'reads continue from page to page; the complete page has the position of the log'(nodes) {
+    const node = await nodes.make('log');
+    for (const data of numbers(30)) await node.publish(Number(data) % 2 === 0 ? 'a' : 'b', data);
+    const data: string[] = [];
+    let pages = 0;
+    for (let after = 0; ;) {
+      const page = await node.read(['a', 'b'], after, 150);
+      pages++;
+      data.push(...dataOf(page.entries));
+      if (page.complete) {
+        assert.deepEqual(page.position, await node.broker.position());
+        break;
+      }
+      after = (page.entries.at(-1) ?? assert.fail('an incomplete page has at least one entry'))
+        .offset;
+    }
+    assert.deepEqual(data, numbers(30));
+    assert.ok(pages > 5, `expected more than 5 pages of 150 bytes, got ${pages}`);
+  },
+
+  async 'the position is the offset of the newest event'(nodes) {
+    const node = await nodes.make('log');
+    const before = await node.broker.position();
+    await node.publish('a', '1');
+    const page = await node.read(['a']);
+    const { offset } = first(page.entries);
+    assert.ok(before.offset < offset);
+    assert.deepEqual(await node.broker.position(), { epoch: before.epoch, offset });
+    assert.deepEqual(page.position, await node.broker.position());
+  },
+
+  async 'different logs have different epochs'(nodes) {
+    const node = await nodes.make('log');
+    const other = await nodes.make('another log');
+    assert.notEqual((await node.broker.position()).epoch, (await other.broker.position()).epoch);
+  },
+
+  async 'trimmed shows loss with sparse offsets: A1 A3 A5, of which A1 and A3 are trimmed'(nodes) {
+    const node = await nodes.make('log');
+    const history = { ...HISTORY, events: 1 };
+    for (const channel of ['a', 'b', 'a', 'b', 'a']) {
+      await node.publish(channel, channel, channel === 'a' ? { history } : {});
+    }
+    const page = await node.read(['a', 'b']);
+    assert.deepEqual(dataOf(page.entries), ['b', 'b', 'a']);
+    const [b1, b2] = page.entries as [LogEntry, LogEntry];
+    const [trimmedA, trimmedB] = page.trimmed as [number, number];
+    // The second A is between the two Bs: a reader that has the second B lost nothing, a reader
+    // that has only the first B lost the second A.
+    assert.ok(
+      trimmedA > b1.offset && trimmedA < b2.offset,
+      `${b1.offset} < ${trimmedA} < ${b2.offset}`,
+    );
+    assert.equal(trimmedB, 0);
+  },
+
+  async 'trimmed of a cleared channel is the offset of its newest event'(nodes) {
+    const node = await nodes.make('log');
+    await node.publish('a', '1');
+    await node.publish('a', '2');
+    const { offset } = await node.broker.position();
+    await node.publish('b', '3');
+    await node.broker.clear('a');
+    const page = await node.read(['a', 'b']);
+    assert.deepEqual(page.trimmed, [offset, 0]);
+    assert.deepEqual(dataOf(page.entries), ['3']);
+  },
+
+  async 'a limit in bytes is enforced like a limit in events'(nodes) {
+    const node = await nodes.make('log');
+    const history = { ...HISTORY, bytes: 5_000 };
+    for (let index = 0; index < 10; index++) {
+      await node.publish('a', 'x'.repeat(1_000), { history });
+    }
+    const page = await node.read(['a']);
+    assert.ok(
+      page.entries.length > 1 && page.entries.length < 5,
+      `expected 2 to 4 entries to be kept, got ${page.entries.length}`,
+    );
+    assert.equal(page.trimmed[0], first(page.entries).offset - 1);
+  },
+
+  async 'events past their age are not read'(nodes) {
+    const node = await nodes.make('log');
+    await node.publish('a', '1', { history: { ...HISTORY, age: 30 } });
+    await nodes.until(
+      'the event to be past its age',
+      async () => (await node.data('a')).length === 0,
+    );
+    assert.deepEqual((await node.read(['a'])).trimmed, [(await node.broker.position()).offset]);
+  },
+
+  async 'of a newest-only channel the newest event is read, and the others are not lost'(nodes) {
+    const node = await nodes.make('log');
+    const history = { ...HISTORY, events: 1, latest: true };
+    for (const data of ['1', '2', '3']) await node.publish('a', data, { history });
+    const page = await node.read(['a']);
+    assert.deepEqual([dataOf(page.entries), page.trimmed], [['3'], [0]]);
+  },
+
+  async 'trimmed of a forgotten channel is the floor, as of every unknown channel'(nodes) {
+    const node = await nodes.make('log', { maxChannels: 2 });
+    await node.publish('a', '1');
+    const { offset } = await node.broker.position();
+    await node.publish('b', '2');
+    await node.publish('c', '3');
+    const page = await node.read(['a', 'b', 'c', 'never']);
+    assert.deepEqual([page.trimmed[0], page.trimmed[1], page.trimmed[3]], [offset, 0, offset]);
+    assert.deepEqual(dataOf(page.entries), ['2', '3']);
+  },
+
+  async 'an event of a channel without history is received without an id, and is not read'(nodes) {
+    const node = await nodes.make('log');
+    await node.listen('a');
+    const before = await node.broker.position();
+    assert.equal(await node.publish('a', 'live', { history: false }), '');
+    await nodes.until('the entry', () => node.received.length === 1);
+    const entry = first(node.received);
+    assert.equal(entry.id, '');
+    assert.deepEqual(parseFrame(entry), {
+      events: [{ event: 'message', data: 'live' }],
+      retry: undefined,
+    });
+    assert.deepEqual(await node.data('a'), []);
+    assert.deepEqual(await node.broker.position(), before);
+  },
+
+  async 'a key publishes once in its channel; later calls return the first id'(nodes) {
+    const node = await nodes.make('log');
+    await node.listen('a');
+    const id = await node.publish('a', '1', { key: 'k' });
+    assert.equal(await node.publish('a', 'again', { key: 'k' }), id);
+    assert.notEqual(await node.publish('b', 'elsewhere', { key: 'k' }), id);
+    assert.notEqual(await node.publish('a', '2', { key: 'other' }), id);
+    assert.deepEqual(await node.data('a', 'b'), ['1', 'elsewhere', '2']);
+    await nodes.until('both entries of a', () => node.received.length >= 2);
+    assert.deepEqual(dataOf(node.received), ['1', '2']);
+  },
+
+  async 'after close, a broker appends, reads and receives nothing'(nodes) {
+    const node = await nodes.make('log');
+    await node.listen('a');
+    assert.equal(node.broker.state, 'open');
+    await node.broker.close();
+    await node.broker.close();
+    assert.equal(node.broker.state, 'closed');
+    await assert.rejects(node.publish('a', '1'), { code: 'ERR_SSE_CLOSED' });
+    await assert.rejects(node.read(['a']), { code: 'ERR_SSE_CLOSED' });
+    assert.deepEqual(node.received, []);
+  },
+};
+
+/** Checks for brokers whose nodes share a log. */
+export const SHARED_CHECKS: Checks = {
+  async 'nodes of one log receive the entries of all nodes in one order, with the same ids'(nodes) {
+    const [one, other] = [await nodes.make('log'), await nodes.make('log')];
+    await one.listen('a', 'b');
+    await other.listen('a', 'b');
+    await Promise.all(
+      numbers(40).map((data, index) =>
+        (index % 2 === 0 ? one : other).publish(index % 3 === 0 ? 'a' : 'b', data),
+      ),
+    );
+    await nodes.until(
+      'all entries on both nodes',
+      () => one.received.length >= 40 && other.received.length >= 40,
+    );
+    const ids = (await one.read(['a', 'b'])).entries.map((entry) => entry.id);
+    for (const node of [one, other]) {
+      assert.deepEqual(
+        node.received.map((entry) => entry.id),
+        ids,
+      );
+    }
+    assert.equal((await one.broker.position()).epoch, (await other.broker.position()).epoch);
+  },
+
+  async 'a node reads entries that another node has appended'(nodes) {
+    const [one, other] = [await nodes.make('log'), await nodes.make('log')];
+    for (const data of numbers(5)) await one.publish('a', data);
+    await nodes.until('the entries', async () => (await other.data('a')).length === 5);
+    assert.deepEqual(await other.data('a'), numbers(5));
+    assert.deepEqual((await other.read(['a'])).trimmed, [0]);
+  },
+
+  async 'a position waits until the node has reached the cursor of a client of another node'(
+    nodes,
+  ) {
+    const [one, other] = [await nodes.make('log'), await nodes.make('log')];
+    await other.listen('a');
+    for (const data of numbers(20)) await one.publish('a', data);
+    const cursor = await one.broker.position();
+    const position = await other.broker.position(cursor);
+    assert.ok(
+      position.offset >= cursor.offset,
+      `position ${position.offset} is before the cursor ${cursor.offset}`,
+    );
+    assert.deepEqual(
+      dataOf(other.received),
+      numbers(20),
+      'entries at or below the position have been received',
+    );
+  },
+
+  async 'a key that was used on one node is known on the others'(nodes) {
+    const [one, other] = [await nodes.make('log'), await nodes.make('log')];
+    const id = await one.publish('a', '1', { key: 'k' });
+    assert.equal(await other.publish('a', 'again', { key: 'k' }), id);
+    assert.deepEqual(await one.data('a'), ['1']);
+  },
+
+  async 'events that one node clears are deleted on the others'(nodes) {
+    const [one, other] = [await nodes.make('log'), await nodes.make('log')];
+    await other.listen('a');
+    await one.publish('a', '1');
+    const { offset } = await one.broker.position();
+    await nodes.until('the entry', () => other.received.length === 1);
+    await one.broker.clear('a');
+    await nodes.until('the event to be deleted', async () => (await other.data('a')).length === 0);
+    assert.deepEqual((await other.read(['a'])).trimmed, [offset]);
+  },
+
+  async 'closing one node does not affect the others'(nodes) {
+    const [one, other] = [await nodes.make('log'), await nodes.make('log')];
+    await other.listen('a');
+    await one.publish('a', '1');
+    await one.broker.close();
+    await other.publish('a', '2');
+    await nodes.until('both entries', () => other.received.length >= 2);
+    assert.deepEqual(dataOf(other.received), ['1', '2']);
+    assert.deepEqual(await other.data('a'), ['1', '2']);
+  },
+};
