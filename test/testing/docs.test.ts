@@ -87,7 +87,7 @@ describe('the code of docs/testing.md', () => {
       text: expect.stringMatching(/^# fail 0$/m) as string,
     });
     expect(text).toMatch(/^ *ok \d+ - a haiku reaches who listens$/m);
-    expect(text).toMatch(/^ *ok \d+ - two logs have two epochs$/m);
+    expect(text).toMatch(/^ *ok \d+ - different logs have different epochs$/m);
   });
 
   test('passes with jest', { timeout: TIMEOUT }, async () => {

@@ -215,8 +215,9 @@ export class LogCache {
       cached === undefined ||
       cached.log !== range.log ||
       cached.log.lastMissingOffset !== range.until
-    )
+    ) {
       return;
+    }
     const { log } = cached;
     const before = { events: log.events, bytes: log.bytes };
     if (log.events === 0) setLimits(log, state.limits);
