@@ -52,7 +52,7 @@ describe('readEvents reads', () => {
 
 test.each<[string, unknown, string]>([
   ['a Fastify app', fastify(), 'pass its `server`'],
-  ['a Koa app', new Koa(), 'pass what its `callback()` returns'],
+  ['a Koa app', new Koa(), 'pass the return value of its `callback()`'],
 ])('readEvents refuses %s itself, and names the fix', async (_, target, fix) => {
   await expect(readEvents(target as string, { timeout: 600_000 })).rejects.toMatchObject({
     name: 'SseError',
