@@ -12,9 +12,6 @@ import type { LogClient } from './log-client.ts';
 import type { ChannelSnapshot } from './log-snapshot.ts';
 import type { SharedQueries } from './shared-queries.ts';
 
-// Bytes of events that one query should return.
-const BYTES_PER_QUERY = 4_194_304;
-
 // Number of sets of channels that are remembered as too large for the cache.
 const MAX_OVERSIZED_SETS = 100;
 
@@ -108,10 +105,13 @@ export class HistoryLoader {
   async #readAll(loads: readonly ChannelLoad[]): Promise<void> {
     let remaining = loads;
     while (remaining.length > 0) {
-      const batch = remaining.slice(0, countFitting(remaining, BYTES_PER_QUERY));
-      const snapshot = await this.#client.look(
-        batch.map(({ channel, range, after }) => ({ channel, after, until: range.until })),
-      );
+      const maxBytes = this.#client.answerBytes;
+      const batch = remaining.slice(0, countFitting(remaining, maxBytes));
+      const queries = batch.map(({ channel, range, after }) => {
+        return { channel, after, until: range.until };
+      });
+      // A load that reads nothing would never end, so the bytes are requested in any case.
+      const snapshot = await this.#client.look(queries, '', maxBytes, maxBytes);
       if (snapshot.epoch !== this.#cache.epoch) return;
       const unfinished: ChannelLoad[] = [];
       for (const [index, load] of batch.entries()) {

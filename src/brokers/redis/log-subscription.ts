@@ -195,6 +195,7 @@ export class LogSubscription implements ChannelSubscriberHost {
       log: this.#log,
       subscriber: this.#subscriber,
       probes: this.#probes,
+      timeoutMs: this.#timing.timeout,
       applyMessage: (message) => this.#applyMessage(message),
       onStep: () => {
         this.#idleTicks = 0;
@@ -335,16 +336,17 @@ export class LogSubscription implements ChannelSubscriberHost {
   }
 
   /**
-   * The watchdog. Each step of an attempt and each pause has a time limit, so a node that is not
-   * open and makes no progress has a bug. The bug is reported, and the node connects again. Ticks
-   * are counted instead of ms, because the process may have been suspended.
+   * The watchdog. Each step of an attempt and each pause has a time limit (a step waits until it is
+   * sent, for the answer and for the probe), so a node that is not open and makes no progress has a
+   * bug. The bug is reported, and the node connects again. Ticks are counted instead of ms, because
+   * the process may have been suspended.
    */
   #watch(): void {
     const { timeout, wait, unreachable = 5_000 } = this.#timing;
     if (performance.now() - this.#brokenAt >= unreachable) {
       this.#host.failures.warnUnreachable(unreachable);
     }
-    const maxIdleTicks = Math.ceil((2 * timeout + wait.max) / this.#tickMs) + 2;
+    const maxIdleTicks = Math.ceil((4 * timeout + wait.max) / this.#tickMs) + 2;
     if (++this.#idleTicks <= maxIdleTicks) return;
     this.#idleTicks = 0;
     const error = new Error(
