@@ -33,6 +33,8 @@ export interface HealingContext {
   readonly probes: Probes;
   /** Applies a message to the log. @returns a description of what is missing */
   applyMessage(message: LogMessage): string | undefined;
+  /** Resolves when the next message has been kept. Rejects after the timeout. */
+  nextMessage(): Promise<void>;
   /** Called after each step, as proof of progress. */
   onStep(): void;
   /** Called when the node has read everything. No message is processed before it returns. */
@@ -142,12 +144,13 @@ export class HealingAttempt {
       // The previous messages note changed channels until the probe of this round has arrived, so
       // the names are complete only now.
       const channels = previous === undefined ? all : changedChannels(previous, round);
-      events += await this.#readChannels(channels, round);
+      const read = await this.#readChannels(channels, round);
+      events += read.events;
       const { snapshot, early } = round;
       if (early.changedChannels === undefined) {
         this.#context.log.tracker.reset(snapshot.epoch, snapshot.head);
       }
-      await this.#applyEarly(early);
+      await this.#applyEarly(early, read.head);
       if (early.changedChannels === undefined) return events;
       debug('heal: reading at least %d channels again', early.changedChannels.size);
       previous = early;
@@ -170,9 +173,12 @@ export class HealingAttempt {
   /**
    * Reads the channels up to the head of the round. The events that are not read within the timeout
    * are left in Redis, to the readers that need them.
-   * @returns number of events that were read
+   * @returns number of events that were read, and the highest head of the log in an answer
    */
-  async #readChannels(channels: readonly string[], round: Round): Promise<number> {
+  async #readChannels(
+    channels: readonly string[],
+    round: Round,
+  ): Promise<{ events: number; head: number }> {
     const { client, timeoutMs } = this.#context;
     const { epoch, head } = round.snapshot;
     let { events, unread } = this.#update(round.queries, round.snapshot, head);
@@ -181,19 +187,21 @@ export class HealingAttempt {
     // many as its answer has room for.
     let count = CHANNELS_PER_QUERY;
     const deadline = performance.now() + timeoutMs;
+    let highest = head;
     while (unread.length > 0) {
       const queries = unread.slice(0, count);
       const maxBytes = performance.now() < deadline ? Infinity : 0;
       const looks = queries.map((query) => ({ ...query, until: head }));
       const snapshot = await this.step(client.look(looks, '', maxBytes));
       if (snapshot.epoch !== epoch) throw lostLogError();
+      highest = Math.max(highest, snapshot.head);
       const update = this.#update(queries, snapshot, head);
       events += update.events;
       const finished = queries.length - update.unread.length;
       count = Math.min(CHANNELS_PER_QUERY, Math.max(1, 2 * finished));
       unread = [...update.unread, ...unread.slice(queries.length)];
     }
-    return events;
+    return { events, head: highest };
   }
 
   /**
@@ -227,13 +235,23 @@ export class HealingAttempt {
     return channels.map((channel) => ({ channel, after: cache.newest(channel) }));
   }
 
-  /** Applies the messages that are kept, until there are none, or too many. */
-  async #applyEarly(early: EarlyMessages): Promise<void> {
+  /**
+   * Applies the messages that are kept, until the node has reached the head and there are none, or
+   * too many.
+   * @param head the highest head of the log in an answer. An answer may overtake messages, and what
+   * it says about deleted events is only true together with the events that replaced them
+   */
+  async #applyEarly(early: EarlyMessages, head: number): Promise<void> {
+    const { tracker } = this.#context.log;
     const isKept = (): boolean => early.changedChannels === undefined;
     for (;;) {
       for (let count = 0; count < EARLY_MESSAGES_PER_TURN && isKept(); count++) {
         const message = early.shift();
-        if (message === undefined) return;
+        if (message === undefined) {
+          if (tracker.head >= head) return;
+          await this.step(this.#context.nextMessage());
+          continue;
+        }
         const problem = this.#context.applyMessage(message);
         if (problem !== undefined) throw new Error(problem);
       }

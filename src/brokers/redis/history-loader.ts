@@ -7,9 +7,12 @@
  * from Redis directly.
  */
 import type { Kept } from '../../log/log.ts';
+import type { ConditionQueue } from './condition-queue.ts';
 import type { LogCache, MissingRange } from './log-cache.ts';
+import type { LocalLog } from './local-log.ts';
 import type { LogClient } from './log-client.ts';
 import type { ChannelSnapshot } from './log-snapshot.ts';
+import type { SequenceTracker } from './sequence-tracker.ts';
 import type { SharedQueries } from './shared-queries.ts';
 
 // Number of sets of channels that are remembered as too large for the cache.
@@ -29,6 +32,8 @@ interface ChannelLoad {
 export class HistoryLoader {
   readonly #client: LogClient;
   readonly #cache: LogCache;
+  readonly #tracker: SequenceTracker;
+  readonly #conditions: ConditionQueue;
   readonly #queries: SharedQueries;
   readonly #inUseMs: number;
   // Pending loads, by channel. One load has several channels.
@@ -40,9 +45,17 @@ export class HistoryLoader {
   readonly #oversizedUntil = new Map<string, number>();
 
   /** @param inUseMs time in ms for which channels that do not fit into the cache are not loaded */
-  constructor(client: LogClient, cache: LogCache, queries: SharedQueries, inUseMs: number) {
+  constructor(
+    client: LogClient,
+    { cache, tracker }: LocalLog,
+    conditions: ConditionQueue,
+    queries: SharedQueries,
+    inUseMs: number,
+  ) {
     this.#client = client;
     this.#cache = cache;
+    this.#tracker = tracker;
+    this.#conditions = conditions;
     this.#queries = queries;
     this.#inUseMs = inUseMs;
   }
@@ -113,6 +126,12 @@ export class HistoryLoader {
       // A load that reads nothing would never end, so the bytes are requested in any case.
       const snapshot = await this.#client.look(queries, '', maxBytes, maxBytes);
       if (snapshot.epoch !== this.#cache.epoch) return;
+      if (snapshot.head > this.#tracker.head) {
+        // The answer has overtaken messages. What it says about deleted events is only true
+        // together with the events that replaced them.
+        await this.#conditions.until(snapshot.head, undefined);
+        if (snapshot.epoch !== this.#cache.epoch) return;
+      }
       const unfinished: ChannelLoad[] = [];
       for (const [index, load] of batch.entries()) {
         const state = snapshot.channels[index] as ChannelSnapshot;

@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { deferred, withLimits } from '../../common/async.ts';
 import type { LogClient } from './log-client.ts';
 import type { SequenceHeader } from './message-format.ts';
+import { undeliveredError } from './redis-errors.ts';
 import type { SubscriberConnection } from './subscriber-connection.ts';
 
 /**
@@ -72,7 +73,7 @@ export class Probes {
       await withLimits(arrival.promise, {
         signal,
         timeoutMs: this.#timeoutMs,
-        timeoutError: () => new Error('Redis is connected, but its messages do not arrive'),
+        timeoutError: undeliveredError,
       });
     } finally {
       this.#pending.delete(nonce);
