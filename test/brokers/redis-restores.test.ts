@@ -1,4 +1,4 @@
-/** A Redis that goes back to the same snapshot more than once: no id is used twice, and each loss is told. */
+/** A Redis that goes back to a snapshot more than once: no id is used twice, each loss is told. */
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { Cursor } from '../../src/index.ts';
 import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
@@ -30,7 +30,7 @@ async function publishFresh(url: string, ...data: string[]): Promise<string[]> {
   return ids;
 }
 
-/** Whether a client that comes back with this id to a process that has seen nothing is told a gap. */
+/** Whether a client that comes back with this id, to a process that has seen nothing, has a gap. */
 async function isGap(url: string, id: string): Promise<boolean> {
   await using node = new Node(brokerAt(url));
   await node.listen('a');
@@ -62,7 +62,7 @@ async function crash(): Promise<void> {
 }
 
 describe('Redis goes back twice to the same snapshot', () => {
-  test('and no node survives: no id is used twice, and clients of the first time get a gap', async () => {
+  test('and no node survives: no id is used twice, clients of the first time get a gap', async () => {
     const kept = await publishFresh(redis.url, 'kept');
     await save();
     await crash();
@@ -75,7 +75,7 @@ describe('Redis goes back twice to the same snapshot', () => {
     for (const id of second) expect([id, await isGap(redis.url, id)]).toEqual([id, false]);
   });
 
-  test('and a node with a reader survives: the reader gets each event once and a gap for each loss', async () => {
+  test('and a node survives: its reader gets each event once, and a gap for each loss', async () => {
     await using relay = await startRelay(redis.port);
     await using node = new ReaderNode(brokerAt(relay.url));
     const reader = await node.follow('a');
@@ -117,7 +117,7 @@ async function restore(client: RedisClient, { log, stream }: Snapshot): Promise<
   await client.xAdd(STREAM, stream, { m: '0', s: '100', b: '1 \n\nkept' });
 }
 
-test('Redis goes back a hundred times to the same snapshot: no id is used twice, and each loss is a gap', async () => {
+test('Redis goes back a hundred times to the same snapshot: no id is used twice, losses are gaps', async () => {
   const client = await redis.client();
   const [kept = ''] = await publishFresh(redis.url, 'kept');
   const snapshot = { log: await client.hGetAll(LOG), stream: '1-0' };
@@ -135,7 +135,7 @@ test('Redis goes back a hundred times to the same snapshot: no id is used twice,
   }
 });
 
-test('Redis goes back a hundred times in a row: ids grow, stay safe integers, and the log keeps its name', async () => {
+test('Redis restarts a hundred times: ids grow, stay safe integers, and the log keeps its name', async () => {
   const client = await redis.client();
   const cursors: Cursor[] = [];
   for (let times = 0; times < 100; times++) {

@@ -490,8 +490,15 @@ if operation == 'append' then
       if refusal(noted) then
         problem = noted.err
       else
-        id = ''
-        redis.pcall(publish, topics .. ':c:' .. name, '1 - 0 0 ' .. text(now) .. ' 0 0 0 0 0\n' .. body)
+        local message = '1 - 0 0 ' .. text(now) .. ' 0 0 0 0 0\n' .. body
+        local said = redis.pcall(publish, topics .. ':c:' .. name, message)
+        if refusal(said) then
+          -- The event is nowhere: the key must not count as used.
+          if remembered then redis.pcall('DEL', remembered) end
+          problem = said.err
+        else
+          id = ''
+        end
       end
     elseif not id then
       local limit, isNew = math.min(tonumber(ARGV[i + 5]), maxHistory), nil

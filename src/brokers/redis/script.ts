@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: 'bff71d45b465b62d4258d88b9a64669ddb992a2f',
+  sha: '1fc2cc34f75a78912f56272aa4fb3cb30da23f1f',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -498,8 +498,15 @@ if operation == 'append' then
       if refusal(noted) then
         problem = noted.err
       else
-        id = ''
-        redis.pcall(publish, topics .. ':c:' .. name, '1 - 0 0 ' .. text(now) .. ' 0 0 0 0 0\\n' .. body)
+        local message = '1 - 0 0 ' .. text(now) .. ' 0 0 0 0 0\\n' .. body
+        local said = redis.pcall(publish, topics .. ':c:' .. name, message)
+        if refusal(said) then
+          -- The event is nowhere: the key must not count as used.
+          if remembered then redis.pcall('DEL', remembered) end
+          problem = said.err
+        else
+          id = ''
+        end
       end
     elseif not id then
       local limit, isNew = math.min(tonumber(ARGV[i + 5]), maxHistory), nil
