@@ -21,6 +21,8 @@ export interface Relay extends AsyncDisposable {
   /** What Redis says (`'replies'`), or what is said to it (`'commands'`), stays on the way until `flow()`. */
   stall(direction: 'replies' | 'commands'): void;
   flow(): void;
+  /** From here on all replies together pass at so many bytes in a second; `Infinity`: at once. */
+  throttle(bytesPerSecond: number): void;
   /** Cuts all connections; what is on the way is lost. */
   cut(): void;
   /** Cuts the connection that was made last, or all of them; resolves when they are closed. */
@@ -43,6 +45,16 @@ export async function startRelay(target: number): Promise<Relay> {
   let isSevered = false;
   let made = 0;
   let stalled: 'replies' | 'commands' | undefined;
+  let rate = Infinity;
+  // When the link has carried what it was given.
+  let free = 0;
+
+  /** @returns ms until the link may be given more */
+  function carry(bytes: number): number {
+    const now = performance.now();
+    free = Math.max(free, now) + (bytes * 1_000) / rate;
+    return free - now;
+  }
 
   function isDropped(message: Message): boolean {
     const index = next.findIndex((test) => test(message));
@@ -58,7 +70,7 @@ export async function startRelay(target: number): Promise<Relay> {
       return;
     }
     made++;
-    const wire = new Wire(near, connect(target, '127.0.0.1'), isDropped);
+    const wire = new Wire(near, connect(target, '127.0.0.1'), isDropped, carry);
     wires.add(wire);
     wire.stalled = stalled;
     near.on('close', () => void wires.delete(wire));
@@ -94,6 +106,10 @@ export async function startRelay(target: number): Promise<Relay> {
     },
     stall,
     flow: () => stall(undefined),
+    throttle(bytesPerSecond) {
+      rate = bytesPerSecond;
+      free = 0;
+    },
     cut,
     closeNewest: async () => [...wires].at(-1)?.close(),
     async closeAll() {
@@ -124,7 +140,12 @@ class Wire {
   #replies = Buffer.alloc(0);
   #commands: Buffer[] = [];
 
-  constructor(near: Socket, far: Socket, isDropped: (message: Message) => boolean) {
+  constructor(
+    near: Socket,
+    far: Socket,
+    isDropped: (message: Message) => boolean,
+    carry: (bytes: number) => number,
+  ) {
     this.#near = near;
     this.#far = far;
     this.#isDropped = isDropped;
@@ -135,8 +156,16 @@ class Wire {
       this.#pass();
     });
     far.on('data', (bytes) => {
-      this.#replies = Buffer.concat([this.#replies, bytes]);
-      this.#pass();
+      const wait = carry(bytes.length);
+      if (wait < 1) {
+        this.#takeReplies(bytes);
+        return;
+      }
+      far.pause();
+      setTimeout(() => {
+        this.#takeReplies(bytes);
+        far.resume();
+      }, wait);
     });
     for (const socket of [near, far]) {
       // Told by its end.
@@ -159,6 +188,11 @@ class Wire {
     const closed = once(this.#near, 'close');
     this.cut();
     await closed;
+  }
+
+  #takeReplies(bytes: Buffer): void {
+    this.#replies = Buffer.concat([this.#replies, bytes]);
+    this.#pass();
   }
 
   #pass(): void {

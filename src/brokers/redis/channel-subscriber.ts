@@ -5,7 +5,7 @@
  * the subscription, so that no event is missed from then on. Then the state of the channel is
  * queried, so that the node knows which older events there are.
  *
- *     listen() ─▶ SUBSCRIBE ─▶ confirmed ─▶ look ─▶ state ─▶ ready
+ *     listen() ─▶ SUBSCRIBE ─▶ confirmed ─▶ look ─▶ state ─▶ head of the state reached ─▶ ready
  *                                 └── events of the channel are applied ──▶
  */
 import { withLimits } from '../../common/async.ts';
@@ -27,6 +27,8 @@ export interface ChannelSubscriberHost {
   onConnectionFailed(error: unknown): void;
   /** An answer belongs to another log than the one that this node has. */
   onOtherLog(epoch: string): void;
+  /** Resolves when the next message has been processed. Rejects after the timeout. */
+  nextMessage(): Promise<void>;
   report(error: unknown): void;
   pause(failures: number): Promise<void>;
 }
@@ -111,6 +113,14 @@ export class ChannelSubscriber {
       this.#host.onOtherLog(snapshot.epoch);
       return;
     }
+    // The answer may have overtaken messages. What it says about deleted events is only true
+    // together with the events that replaced them.
+    const isBehind = (): boolean =>
+      snapshot.epoch === tracker.epoch && tracker.head < snapshot.head;
+    while (this.#isCurrent(connection) && isBehind()) {
+      await withLimits(this.#host.nextMessage(), limits);
+    }
+    if (!this.#isCurrent(connection) || snapshot.epoch !== tracker.epoch) return;
     for (const [index, entry] of batch.entries()) {
       // The node may have healed meanwhile, or the channel may have expired.
       if (entry.isReady || interest.get(entry.channel) !== entry) continue;

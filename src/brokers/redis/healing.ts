@@ -15,17 +15,10 @@ import type { InterestEntry } from './channel-interest.ts';
 import { CHANNELS_PER_QUERY, type ChannelSubscriber } from './channel-subscriber.ts';
 import { EarlyMessages, type LogMessage } from './early-messages.ts';
 import type { LocalLog } from './local-log.ts';
-import { MAX_ANSWER_BYTES, type LogClient } from './log-client.ts';
-import type { ChannelQuery, LogSnapshot } from './log-snapshot.ts';
+import type { LogClient } from './log-client.ts';
+import type { ChannelQuery, ChannelSnapshot, LogSnapshot } from './log-snapshot.ts';
 import type { Probes } from './probes.ts';
 import type { SubscriberConnection } from './subscriber-connection.ts';
-
-// Queries that are pending at a time.
-const CONCURRENT_QUERIES = 4;
-
-// Maximum bytes of events in the answer to one of them. They share a connection and a timeout, so
-// together they may have as many as one answer.
-const MAX_CONCURRENT_ANSWER_BYTES = MAX_ANSWER_BYTES / CONCURRENT_QUERIES;
 
 // Early messages that are applied in one turn of the event loop.
 const EARLY_MESSAGES_PER_TURN = 500;
@@ -35,9 +28,13 @@ export interface HealingContext {
   readonly client: LogClient;
   readonly log: LocalLog;
   readonly subscriber: ChannelSubscriber;
+  /** Time in ms after which the remaining events of a round are left in Redis. */
+  readonly timeoutMs: number;
   readonly probes: Probes;
   /** Applies a message to the log. @returns a description of what is missing */
   applyMessage(message: LogMessage): string | undefined;
+  /** Resolves when the next message has been kept. Rejects after the timeout. */
+  nextMessage(): Promise<void>;
   /** Called after each step, as proof of progress. */
   onStep(): void;
   /** Called when the node has read everything. No message is processed before it returns. */
@@ -46,6 +43,8 @@ export interface HealingContext {
 
 /** The beginning of a round of reading. */
 interface Round {
+  /** The queries for the first channels. */
+  readonly queries: readonly ChannelQuery[];
   /** The state of the log, and the first channels. */
   readonly snapshot: LogSnapshot;
   /** The messages behind the snapshot. */
@@ -145,12 +144,13 @@ export class HealingAttempt {
       // The previous messages note changed channels until the probe of this round has arrived, so
       // the names are complete only now.
       const channels = previous === undefined ? all : changedChannels(previous, round);
-      events += await this.#readChannels(channels, round);
+      const read = await this.#readChannels(channels, round);
+      events += read.events;
       const { snapshot, early } = round;
       if (early.changedChannels === undefined) {
         this.#context.log.tracker.reset(snapshot.epoch, snapshot.head);
       }
-      await this.#applyEarly(early);
+      await this.#applyEarly(early, read.head);
       if (early.changedChannels === undefined) return events;
       debug('heal: reading at least %d channels again', early.changedChannels.size);
       previous = early;
@@ -161,54 +161,97 @@ export class HealingAttempt {
   async #startRound(connection: SubscriberConnection, channels: readonly string[]): Promise<Round> {
     const { client, log, probes } = this.#context;
     const nonce = probes.createNonce();
-    const arrival = probes.wait(nonce, connection, ({ epoch, head }) => {
+    const queries = this.#queriesFor(channels.slice(0, CHANNELS_PER_QUERY));
+    const look = client.look(queries, nonce);
+    const arrival = probes.wait(nonce, connection, look, ({ epoch, head }) => {
       this.#early = new EarlyMessages(epoch, head, (channel) => log.isExpected(channel));
     });
-    const queries = this.#queriesFor(channels.slice(0, CHANNELS_PER_QUERY), undefined);
-    const [snapshot] = await this.step(Promise.all([client.look(queries, nonce), arrival]));
-    return { snapshot, early: this.#early as EarlyMessages };
+    const [snapshot] = await this.step(Promise.all([look, arrival]));
+    return { queries, snapshot, early: this.#early as EarlyMessages };
   }
 
   /**
-   * Reads the channels up to the head of the round, several queries at a time: what is published
-   * while a round lasts makes the next round longer.
-   * @returns number of events that were read
+   * Reads the channels up to the head of the round. The events that are not read within the timeout
+   * are left in Redis, to the readers that need them.
+   * @returns number of events that were read, and the highest head of the log in an answer
    */
-  async #readChannels(channels: readonly string[], { snapshot }: Round): Promise<number> {
-    const { client, log } = this.#context;
-    const { epoch, head } = snapshot;
-    let next = snapshot.channels.length;
-    let events = log.update(channels.slice(0, next), snapshot, head);
-    while (next < channels.length) {
-      const batches: (readonly string[])[] = [];
-      while (batches.length < CONCURRENT_QUERIES && next < channels.length) {
-        batches.push(channels.slice(next, next + CHANNELS_PER_QUERY));
-        next += CHANNELS_PER_QUERY;
-      }
-      const looks = batches.map((batch) =>
-        client.look(this.#queriesFor(batch, head), '', MAX_CONCURRENT_ANSWER_BYTES),
-      );
-      for (const [index, look] of (await this.step(Promise.all(looks))).entries()) {
-        if (look.epoch !== epoch) throw lostLogError();
-        events += log.update(batches[index] as readonly string[], look, head);
-      }
+  async #readChannels(
+    channels: readonly string[],
+    round: Round,
+  ): Promise<{ events: number; head: number }> {
+    const { client, timeoutMs } = this.#context;
+    const { epoch, head } = round.snapshot;
+    let { events, unread } = this.#update(round.queries, round.snapshot, head);
+    unread.push(...this.#queriesFor(channels.slice(round.queries.length)));
+    // The number of channels in the next query. Each costs Redis some time, so a query has about as
+    // many as its answer has room for.
+    let count = CHANNELS_PER_QUERY;
+    const deadline = performance.now() + timeoutMs;
+    let highest = head;
+    while (unread.length > 0) {
+      const queries = unread.slice(0, count);
+      const maxBytes = performance.now() < deadline ? Infinity : 0;
+      const looks = queries.map((query) => ({ ...query, until: head }));
+      const snapshot = await this.step(client.look(looks, '', maxBytes));
+      if (snapshot.epoch !== epoch) throw lostLogError();
+      highest = Math.max(highest, snapshot.head);
+      const update = this.#update(queries, snapshot, head);
+      events += update.events;
+      const finished = queries.length - update.unread.length;
+      count = Math.min(CHANNELS_PER_QUERY, Math.max(1, 2 * finished));
+      unread = [...update.unread, ...unread.slice(queries.length)];
     }
-    return events;
+    return { events, head: highest };
+  }
+
+  /**
+   * Updates the local log with an answer.
+   * @returns number of events in the answer, and the queries for the channels that have more
+   */
+  #update(
+    queries: readonly ChannelQuery[],
+    snapshot: LogSnapshot,
+    head: number,
+  ): { events: number; unread: ChannelQuery[] } {
+    // In an answer without events, the link carries none at present, or the time is over.
+    const isLast = !snapshot.channels.some(({ last }) => last > 0);
+    const channels = queries.map(({ channel }) => channel);
+    const { log } = this.#context;
+    const events = log.update(channels, snapshot, head, isLast);
+    if (isLast) return { events, unread: [] };
+    const unread = queries.flatMap(({ channel, after }, index) => {
+      const { hasMore, last, newest } = snapshot.channels[index] as ChannelSnapshot;
+      // If the cached events did not join on, they were replaced by the place of the newest event.
+      // Events before that place must not be added.
+      const isReplaced = (log.cache.newest(channel) ?? head) >= Math.min(newest, head);
+      return hasMore && !isReplaced ? [{ channel, after: Math.max(after ?? 0, last) }] : [];
+    });
+    return { events, unread };
   }
 
   /** Queries the events that the cache does not have. */
-  #queriesFor(channels: readonly string[], until: number | undefined): ChannelQuery[] {
+  #queriesFor(channels: readonly string[]): ChannelQuery[] {
     const { cache } = this.#context.log;
-    return channels.map((channel) => ({ channel, after: cache.newest(channel), until }));
+    return channels.map((channel) => ({ channel, after: cache.newest(channel) }));
   }
 
-  /** Applies the messages that are kept, until there are none, or too many. */
-  async #applyEarly(early: EarlyMessages): Promise<void> {
+  /**
+   * Applies the messages that are kept, until the node has reached the head and there are none, or
+   * too many.
+   * @param head the highest head of the log in an answer. An answer may overtake messages, and what
+   * it says about deleted events is only true together with the events that replaced them
+   */
+  async #applyEarly(early: EarlyMessages, head: number): Promise<void> {
+    const { tracker } = this.#context.log;
     const isKept = (): boolean => early.changedChannels === undefined;
     for (;;) {
       for (let count = 0; count < EARLY_MESSAGES_PER_TURN && isKept(); count++) {
         const message = early.shift();
-        if (message === undefined) return;
+        if (message === undefined) {
+          if (tracker.head >= head) return;
+          await this.step(this.#context.nextMessage());
+          continue;
+        }
         const problem = this.#context.applyMessage(message);
         if (problem !== undefined) throw new Error(problem);
       }

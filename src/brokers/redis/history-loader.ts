@@ -7,13 +7,13 @@
  * from Redis directly.
  */
 import type { TimedEntry } from '../../log/log.ts';
+import type { ConditionQueue } from './condition-queue.ts';
 import type { LogCache, MissingRange } from './log-cache.ts';
+import type { LocalLog } from './local-log.ts';
 import type { LogClient } from './log-client.ts';
 import type { ChannelSnapshot } from './log-snapshot.ts';
+import type { SequenceTracker } from './sequence-tracker.ts';
 import type { SharedQueries } from './shared-queries.ts';
-
-// Bytes of events that one query should return.
-const BYTES_PER_QUERY = 4_194_304;
 
 // Number of sets of channels that are remembered as too large for the cache.
 const MAX_OVERSIZED_SETS = 100;
@@ -32,6 +32,8 @@ interface ChannelLoad {
 export class HistoryLoader {
   readonly #client: LogClient;
   readonly #cache: LogCache;
+  readonly #tracker: SequenceTracker;
+  readonly #conditions: ConditionQueue;
   readonly #queries: SharedQueries;
   readonly #inUseMs: number;
   // Pending loads, by channel. One load has several channels.
@@ -43,9 +45,17 @@ export class HistoryLoader {
   readonly #oversizedUntil = new Map<string, number>();
 
   /** @param inUseMs time in ms for which channels that do not fit into the cache are not loaded */
-  constructor(client: LogClient, cache: LogCache, queries: SharedQueries, inUseMs: number) {
+  constructor(
+    client: LogClient,
+    { cache, tracker }: LocalLog,
+    conditions: ConditionQueue,
+    queries: SharedQueries,
+    inUseMs: number,
+  ) {
     this.#client = client;
     this.#cache = cache;
+    this.#tracker = tracker;
+    this.#conditions = conditions;
     this.#queries = queries;
     this.#inUseMs = inUseMs;
   }
@@ -108,11 +118,20 @@ export class HistoryLoader {
   async #readAll(loads: readonly ChannelLoad[]): Promise<void> {
     let remaining = loads;
     while (remaining.length > 0) {
-      const batch = remaining.slice(0, countFitting(remaining, BYTES_PER_QUERY));
-      const snapshot = await this.#client.look(
-        batch.map(({ channel, range, after }) => ({ channel, after, until: range.until })),
-      );
+      const maxBytes = this.#client.answerBytes;
+      const batch = remaining.slice(0, countFitting(remaining, maxBytes));
+      const queries = batch.map(({ channel, range, after }) => {
+        return { channel, after, until: range.until };
+      });
+      // A load that reads nothing would never end, so the bytes are requested in any case.
+      const snapshot = await this.#client.look(queries, '', maxBytes, maxBytes);
       if (snapshot.epoch !== this.#cache.epoch) return;
+      if (snapshot.head > this.#tracker.head) {
+        // The answer has overtaken messages. What it says about deleted events is only true
+        // together with the events that replaced them.
+        await this.#conditions.until(snapshot.head, undefined);
+        if (snapshot.epoch !== this.#cache.epoch) return;
+      }
       const unfinished: ChannelLoad[] = [];
       for (const [index, load] of batch.entries()) {
         const state = snapshot.channels[index] as ChannelSnapshot;

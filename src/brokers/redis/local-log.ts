@@ -73,9 +73,16 @@ export class LocalLog implements SequenceTrackerHost {
    * Updates channels after messages may have been missed.
    * @param snapshot the answer to a query for the events that the cache does not have
    * @param head offset up to which the log is read
+   * @param isLast whether the channels are not queried again: the events that are missing then stay
+   * in Redis only
    * @returns number of events in the snapshot
    */
-  update(channels: readonly string[], snapshot: LogSnapshot, head: number): number {
+  update(
+    channels: readonly string[],
+    snapshot: LogSnapshot,
+    head: number,
+    isLast: boolean,
+  ): number {
     const { cache } = this;
     if (snapshot.epoch !== cache.epoch) {
       // An attempt to heal that failed may have passed on events of the previous log. Their offsets
@@ -83,7 +90,7 @@ export class LocalLog implements SequenceTrackerHost {
       if (cache.epoch !== '') this.receiver?.interrupted();
       cache.reset(snapshot.epoch);
     }
-    return cache.update(channels, snapshot, head);
+    return cache.update(channels, snapshot, head, isLast);
   }
 
   /** Removes a channel that the node is not subscribed to any more. */

@@ -119,9 +119,15 @@ export class LogCache {
    * Updates channels after messages may have been missed.
    * @param snapshot the answer to a query for the events behind {@link newest} of each channel
    * @param head offset up to which all events will have been pushed
+   * @param isLast whether no other snapshot follows with the events that this snapshot lacks
    * @returns number of events in the snapshot
    */
-  update(channels: readonly string[], snapshot: LogSnapshot, head: number): number {
+  update(
+    channels: readonly string[],
+    snapshot: LogSnapshot,
+    head: number,
+    isLast: boolean,
+  ): number {
     this.setClock(snapshot.at);
     this.discontinuities = snapshot.discontinuities;
     let events = 0;
@@ -131,7 +137,7 @@ export class LogCache {
       if (lostOffset(snapshot.discontinuities, this.newest(channel) ?? head) > 0) {
         this.remove(channel);
       }
-      this.updateChannel(channel, state, state.entries, !state.hasMore, head);
+      this.updateChannel(channel, state, state.entries, !state.hasMore || !isLast, head);
       events += state.entries.length;
     }
     return events;
@@ -140,7 +146,7 @@ export class LogCache {
   /**
    * Updates one channel, as {@link update} does.
    * @param entries the events behind {@link newest}
-   * @param isComplete whether `entries` are all of them
+   * @param isComplete whether `entries` are all of them, or the others follow
    */
   updateChannel(
     channel: string,

@@ -18,6 +18,7 @@ import type { RedisConnection } from './redis-connection.ts';
 import { refusedError, toBrokerError } from './redis-errors.ts';
 import { script } from './script.ts';
 import { Topics } from './topics.ts';
+import { MIN_BYTES, TransferLimit, type TransferShare } from './transfer-limit.ts';
 
 /** Result of one publication: its event id, or the reason why it has none. */
 export type PublishResult =
@@ -42,9 +43,16 @@ export interface AppendItem {
   readonly bytes: number;
 }
 
-/** Maximum bytes of events in one answer, of one channel and of all channels. */
+// Maximum bytes of events of one channel in one answer.
 const MAX_CHANNEL_BYTES = 1_048_576;
-export const MAX_ANSWER_BYTES = 33_554_432;
+
+/** How many bytes of events a query requests, see {@link TransferLimit.take}. */
+interface WantedTransfer {
+  readonly wanted: number;
+  readonly least: number;
+}
+
+const NO_TRANSFER: WantedTransfer = { wanted: 0, least: 0 };
 
 // Time in ms, beyond the timeout, for which the answer to an append is kept in Redis, for a client
 // that sends the command again by itself.
@@ -61,6 +69,7 @@ export class LogClient {
   readonly #seenCursor: () => Cursor;
   readonly #onProblem: (problem: string) => void;
   readonly #pendingQueries = new Set<AbortController>();
+  readonly #transfers: TransferLimit;
   #topics: Topics | undefined;
   #isClosed = false;
   /** Limits over all channels, which the script enforces. */
@@ -83,6 +92,12 @@ export class LogClient {
     this.#timeoutMs = timeoutMs;
     this.#seenCursor = seenCursor;
     this.#onProblem = onProblem;
+    this.#transfers = new TransferLimit(timeoutMs);
+  }
+
+  /** Bytes of events that one answer may have now, at least some. */
+  get answerBytes(): number {
+    return Math.max(this.#transfers.bytes, MIN_BYTES);
   }
 
   /** Rejects pending and later queries. Pending appends are still answered. */
@@ -106,12 +121,14 @@ export class LogClient {
   /**
    * Reads the state of the log and of channels, all at one moment.
    * @param nonce if not empty, the script publishes a header with it at that moment
-   * @param maxBytes maximum bytes of events of all channels
+   * @param maxBytes maximum bytes of events of all channels. A slow link may reduce them, to none
+   * @param minBytes bytes that are requested however slow the link is
    */
   async look(
     queries: readonly ChannelQuery[],
     nonce: string = '',
-    maxBytes: number = MAX_ANSWER_BYTES,
+    maxBytes: number = Infinity,
+    minBytes: number = 0,
   ): Promise<LogSnapshot> {
     const channels = queries.map(({ channel }) => channel);
     const args = queries.flatMap(({ channel, after, until }) => [
@@ -119,25 +136,38 @@ export class LogClient {
       after?.toString() ?? '',
       until?.toString() ?? '',
     ]);
-    const limits = [`${MAX_CHANNEL_BYTES}`, `${maxBytes}`];
-    return this.#query('look', channels, nonce, [...limits, ...args]);
+    const wanted = queries.some(({ after }) => after !== undefined) ? maxBytes : 0;
+    return this.#query('look', channels, nonce, { wanted, least: minBytes }, (bytes) => [
+      `${MAX_CHANNEL_BYTES}`,
+      `${bytes}`,
+      ...args,
+    ]);
   }
 
   /** Reads events behind the offset, of all channels merged: at most `maxBytes`, at least one. */
   async page(channels: readonly string[], after: number, maxBytes: number): Promise<LogSnapshot> {
-    return this.#query('page', channels, '', [`${maxBytes}`, `${after}`, ...channels]);
+    const transfer = { wanted: maxBytes, least: MIN_BYTES };
+    return this.#query('page', channels, '', transfer, (bytes) => [
+      `${bytes}`,
+      `${after}`,
+      ...channels,
+    ]);
   }
 
-  /** Sends a query within the timeout, and parses the answer. */
+  /**
+   * Sends a query within the timeout, and parses the answer.
+   * @param toArgs makes the arguments, from the bytes of events that may be requested
+   */
   async #query(
     operation: string,
     channels: readonly string[],
     nonce: string,
-    args: readonly string[],
+    transfer: WantedTransfer,
+    toArgs: (bytes: number) => readonly string[],
   ): Promise<LogSnapshot> {
     const keys = channels.map((channel) => this.#streamKey(channel));
-    const answer = await this.#withTimeout((signal) =>
-      this.#call(operation, nonce, keys, args, signal),
+    const answer = await this.#withTimeout(transfer, (signal, bytes) =>
+      this.#call(operation, nonce, keys, toArgs(bytes), signal),
     );
     return parseSnapshot(answer, channels, this.#onProblem);
   }
@@ -176,7 +206,7 @@ export class LogClient {
    * @returns the head of the log, and the offset up to which the channel holds no events
    */
   async clear(channel: string): Promise<Cursor & { trimmed: number }> {
-    const answer = await this.#withTimeout((signal) =>
+    const answer = await this.#withTimeout(NO_TRANSFER, (signal) =>
       this.#call('clear', '', [this.#streamKey(channel)], [channel], signal),
     );
     const [epoch, head, trimmed] = answer as [string, string, string];
@@ -232,8 +262,11 @@ export class LogClient {
       topics.base,
     ];
     const evalArgs = [`${keys.length + 1}`, logKey, ...keys, ...common, ...args];
+    const order = this.#transfers.nextOrder();
+    const sentAt = performance.now();
     const answer = await this.#evaluate(logKey, evalArgs, signal);
     if (!Array.isArray(answer)) throw new TypeError('the script in Redis returned no array');
+    this.#transfers.onAnswered(order, estimateSize(answer), performance.now() - sentAt);
     return answer as unknown[];
   }
 
@@ -254,26 +287,50 @@ export class LogClient {
     }
   }
 
-  /** Runs a query that ends at the timeout, or when the client is closed. */
-  async #withTimeout<T>(query: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  /**
+   * Runs a query that ends at the timeout, or when the client is closed. The query may wait before
+   * it is sent, see {@link TransferLimit}; its timeout begins when it is sent.
+   * @param query called with the bytes of events that may be requested
+   */
+  async #withTimeout<T>(
+    { wanted, least }: WantedTransfer,
+    query: (signal: AbortSignal, bytes: number) => Promise<T>,
+  ): Promise<T> {
     if (this.#isClosed) throw refusedError('the client of the log is closed');
     const controller = new AbortController();
     const { signal } = controller;
     this.#pendingQueries.add(controller);
-    // The signal also removes a command that node-redis has not written yet.
-    const timer = setTimeout(
-      () => controller.abort(new Error(`no answer within ${this.#timeoutMs} ms`)),
-      this.#timeoutMs,
-    );
+    let timer: NodeJS.Timeout | undefined;
+    let share: TransferShare | undefined;
     try {
-      return await withLimits(query(signal), { signal });
+      if (wanted > 0) share = await this.#transfers.take(wanted, least, signal);
+      // The signal also removes a command that node-redis has not written yet.
+      timer = setTimeout(() => {
+        if (wanted > 0) this.#transfers.onTimeout();
+        controller.abort(new Error(`no answer within ${this.#timeoutMs} ms`));
+      }, this.#timeoutMs);
+      const answer = query(signal, share?.bytes ?? 0);
+      const release = (): void => share?.release();
+      answer.then(release, release);
+      return await withLimits(answer, { signal });
     } catch (error) {
       throw toBrokerError(signal.aborted ? signal.reason : error);
     } finally {
       clearTimeout(timer);
+      share?.abandon();
       this.#pendingQueries.delete(controller);
     }
   }
+}
+
+/** Estimates the bytes of events in an answer. */
+function estimateSize(answer: readonly unknown[]): number {
+  let characters = 0;
+  for (const part of answer) {
+    if (!Array.isArray(part)) continue;
+    for (const value of part) characters += String(value).length;
+  }
+  return characters;
 }
 
 /** Parses the result of one publication; see log.lua. */

@@ -30,7 +30,7 @@ import type { LogClient } from './log-client.ts';
 import { parseEventMessage, parseHeader } from './message-format.ts';
 import { Probes } from './probes.ts';
 import type { RedisConnection } from './redis-connection.ts';
-import { isErrorReply } from './redis-errors.ts';
+import { isErrorReply, undeliveredError } from './redis-errors.ts';
 import { SubscriberConnection } from './subscriber-connection.ts';
 import type { Timing } from './timing.ts';
 
@@ -62,6 +62,8 @@ export class LogSubscription implements ChannelSubscriberHost {
   #attempt: HealingAttempt | undefined;
   // Resolved when the node is not open any more.
   #brokenOrClosed: Deferred<void> | undefined;
+  // Resolved when the next message has been processed, or the node has opened.
+  #next: Deferred<void> | undefined;
   #timer: NodeJS.Timeout | undefined;
   // Times in ms of the last message, and of the last change to a state other than 'open'.
   #lastMessageAt = 0;
@@ -161,6 +163,17 @@ export class LogSubscription implements ChannelSubscriberHost {
     this.#break(new Error(`the log changed from ${this.#log.tracker.epoch} to ${epoch}`));
   }
 
+  /**
+   * Waits for a message.
+   * @returns a promise that resolves when the next message has been processed or the node has
+   * opened, and rejects after the timeout
+   */
+  nextMessage(): Promise<void> {
+    this.#next ??= deferred();
+    const { timeout: timeoutMs } = this.#timing;
+    return withLimits(this.#next.promise, { timeoutMs, timeoutError: undeliveredError });
+  }
+
   /** Ends the connection, and heals. */
   onConnectionFailed(error: unknown): void {
     this.#disconnect();
@@ -195,10 +208,12 @@ export class LogSubscription implements ChannelSubscriberHost {
       log: this.#log,
       subscriber: this.#subscriber,
       probes: this.#probes,
+      timeoutMs: this.#timing.timeout,
       applyMessage: (message) => this.#applyMessage(message),
       onStep: () => {
         this.#idleTicks = 0;
       },
+      nextMessage: () => this.nextMessage(),
       onHealed: () => this.#open(),
     });
     this.#attempt = attempt;
@@ -214,6 +229,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     this.state = 'open';
     this.#lastMessageAt = performance.now();
     this.#host.onProgress();
+    this.#resolveNext();
     void this.#subscriber.subscribePending();
   }
 
@@ -278,13 +294,20 @@ export class LogSubscription implements ChannelSubscriberHost {
     const message =
       channel === undefined ? this.#parseHeader(text) : this.#parseEvent(channel, text);
     if (message === undefined) return;
-    if (!this.isOpen) {
+    if (this.isOpen) {
+      const problem = this.#applyMessage(message);
+      if (problem !== undefined) this.#break(new Error(problem));
+      else if ('header' in message) this.#host.onProgress();
+    } else {
       this.#attempt?.addMessage(message);
-      return;
     }
-    const problem = this.#applyMessage(message);
-    if (problem !== undefined) this.#break(new Error(problem));
-    else if ('header' in message) this.#host.onProgress();
+    this.#resolveNext();
+  }
+
+  /** Resolves the pending calls of {@link nextMessage}. */
+  #resolveNext(): void {
+    this.#next?.resolve();
+    this.#next = undefined;
   }
 
   #parseHeader(text: string): LogMessage {
@@ -335,16 +358,17 @@ export class LogSubscription implements ChannelSubscriberHost {
   }
 
   /**
-   * The watchdog. Each step of an attempt and each pause has a time limit, so a node that is not
-   * open and makes no progress has a bug. The bug is reported, and the node connects again. Ticks
-   * are counted instead of ms, because the process may have been suspended.
+   * The watchdog. Each step of an attempt and each pause has a time limit (a step waits until it is
+   * sent, for the answer and for the probe), so a node that is not open and makes no progress has a
+   * bug. The bug is reported, and the node connects again. Ticks are counted instead of ms, because
+   * the process may have been suspended.
    */
   #watch(): void {
     const { timeout, wait, unreachable = 5_000 } = this.#timing;
     if (performance.now() - this.#brokenAt >= unreachable) {
       this.#host.failures.warnUnreachable(unreachable);
     }
-    const maxIdleTicks = Math.ceil((2 * timeout + wait.max) / this.#tickMs) + 2;
+    const maxIdleTicks = Math.ceil((4 * timeout + wait.max) / this.#tickMs) + 2;
     if (++this.#idleTicks <= maxIdleTicks) return;
     this.#idleTicks = 0;
     const error = new Error(

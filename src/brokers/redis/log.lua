@@ -33,9 +33,29 @@
 --
 --   offsets   ──────── 100 ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄ 4294967396 ────────▶
 --                       │    never used again         │
---                       from: head of the log         to: max(head, seen) + JUMP
+--                       from: head of the log         to: landing(max(head, seen))
 --
 --   A reader at an offset between `from` and `to` has received events that Redis lost.
+--
+-- The length of a jump is random: 44 bits, from the random text of the call (ARGV[4], which also
+-- names a new log), the server and the time. Redis may go back twice to the same snapshot, which
+-- does not contain the first jump. A constant length would assign the same ids again.
+--
+--   offsets   ──── from ─────────── B ── head ──────────── A ───────▶   or   A ── B ── head
+--
+-- Let the first jump have led to A and the second jump to B. A reader that has received an event
+-- behind A is in one of three places:
+--
+-- - Below B: the reader is inside the second jump, which is recorded. It gets a gap, however far
+--   the log continues.
+-- - Above the head: the reader gets a gap at once. If the reader is on a node, the node passes its
+--   offset to the script (ARGV[6]), and the log jumps beyond that offset.
+-- - Between B and the head: the reader would get no gap. After n events since the second jump, the
+--   probability is n / 2^44.
+--
+-- A new epoch instead of a jump would be a gap for every reader at each restart of Redis, even if
+-- nothing is lost, because a server that has lost events looks like a server that has not. If the
+-- log would jump beyond LAST, after about a thousand jumps, a new log with another epoch begins.
 --
 -- Redis may refuse a write (maxmemory, a replica, MISCONF, min-replicas-to-write, an ACL):
 --
@@ -70,8 +90,9 @@ local nonce = ARGV[7]
 local maxHistory, maxChannels = tonumber(ARGV[8]), tonumber(ARGV[9])
 local topics = ARGV[10]
 local key = KEYS[1]
--- Size of an offset jump; the highest offset, below 2^53; number of jumps that are recorded.
-local JUMP, LAST, BREAKS = 4294967296, 4503599627370496, 16
+-- Minimum length of an offset jump; the highest offset to jump to, which leaves room for events
+-- below 2^53, up to which JavaScript counts exactly; number of jumps that are recorded.
+local JUMP, LAST, BREAKS = 4294967296, 8725724278030336, 16
 -- Times in ms: a stream without new events expires; a key of a publication is remembered.
 local IDLE, REMEMBERED = 604800000, 300000
 -- Fields of the log that always exist: all but `sweep` and the channels.
@@ -119,6 +140,14 @@ local function begin()
   return made
 end
 
+-- Returns the offset at which a log that has gone back continues: 2^32 and a random number of 44
+-- bits beyond `from`.
+local function landing(from)
+  local random = redis.sha1hex(ARGV[4] .. run .. time[1] .. time[2])
+  local high, low = tonumber(string.sub(random, 1, 5), 16), tonumber(string.sub(random, 6, 11), 16)
+  return from + JUMP + high * 16777216 + low
+end
+
 -- Create the log, or record that it has gone back.
 local noted
 if not (epoch and breaks and log[6] and head and floor and origin and held) then
@@ -127,7 +156,7 @@ else
   local seen = ARGV[5] == epoch and tonumber(ARGV[6]) or 0
   local isOther = run ~= '' and log[6] ~= '' and run ~= log[6]
   if seen > head or isOther then
-    local to = math.max(head, seen) + JUMP
+    local to = landing(math.max(head, seen))
     -- All offsets are used up: a new log begins.
     if to > LAST then
       noted = begin()
@@ -461,8 +490,15 @@ if operation == 'append' then
       if refusal(noted) then
         problem = noted.err
       else
-        id = ''
-        redis.pcall(publish, topics .. ':c:' .. name, '1 - 0 0 ' .. text(now) .. ' 0 0 0 0 0\n' .. body)
+        local message = '1 - 0 0 ' .. text(now) .. ' 0 0 0 0 0\n' .. body
+        local said = redis.pcall(publish, topics .. ':c:' .. name, message)
+        if refusal(said) then
+          -- The event is nowhere: the key must not count as used.
+          if remembered then redis.pcall('DEL', remembered) end
+          problem = said.err
+        else
+          id = ''
+        end
       end
     elseif not id then
       local limit, isNew = math.min(tonumber(ARGV[i + 5]), maxHistory), nil

@@ -36,8 +36,8 @@ export class PositionReader {
 
   /** @returns the highest place in the log that this node knows of */
   seen(): Cursor {
-    const { epoch, offset } = this.#tracker.position();
-    return { epoch, offset: Math.max(offset, this.#offsetOf(this.#appended)) };
+    const { epoch, seen } = this.#tracker;
+    return { epoch, offset: Math.max(seen, this.#offsetOf(this.#appended)) };
   }
 
   /** Called when this node has appended events, with the new head of the log. */

@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { deferred, withLimits } from '../../common/async.ts';
 import type { LogClient } from './log-client.ts';
 import type { SequenceHeader } from './message-format.ts';
+import { undeliveredError } from './redis-errors.ts';
 import type { SubscriberConnection } from './subscriber-connection.ts';
 
 /**
@@ -31,12 +32,11 @@ export class Probes {
    */
   async check(connection: SubscriberConnection): Promise<unknown> {
     const nonce = this.createNonce();
-    const [look, arrival] = await Promise.allSettled([
-      this.#client.look([], nonce),
-      this.wait(nonce, connection),
-    ]);
-    if (arrival.status === 'fulfilled') return undefined;
-    return look.status === 'rejected' ? look.reason : arrival.reason;
+    const look = this.#client.look([], nonce);
+    const arrival = this.wait(nonce, connection, look);
+    const [answered, arrived] = await Promise.allSettled([look, arrival]);
+    if (arrived.status === 'fulfilled') return undefined;
+    return answered.status === 'rejected' ? answered.reason : arrived.reason;
   }
 
   /** @returns a new nonce */
@@ -51,12 +51,15 @@ export class Probes {
 
   /**
    * Waits for the header with the nonce.
+   * @param look the query with the nonce. The timeout of the header begins when Redis has answered
+   * the query, which may have to wait for other answers
    * @param onArrived called at once when the header arrives, before later messages are processed
    * @returns a promise that rejects after the timeout, or when the connection breaks
    */
   async wait(
     nonce: string,
     connection: SubscriberConnection,
+    look: Promise<unknown>,
     onArrived?: (header: SequenceHeader) => void,
   ): Promise<void> {
     const arrival = deferred();
@@ -64,11 +67,13 @@ export class Probes {
       onArrived?.(header);
       arrival.resolve();
     });
+    const signal = connection.broken;
     try {
+      await withLimits(Promise.race([arrival.promise, look.catch(() => {})]), { signal });
       await withLimits(arrival.promise, {
-        signal: connection.broken,
+        signal,
         timeoutMs: this.#timeoutMs,
-        timeoutError: () => new Error('Redis is connected, but its messages do not arrive'),
+        timeoutError: undeliveredError,
       });
     } finally {
       this.#pending.delete(nonce);

@@ -11,8 +11,9 @@
  */
 import { deferred, type Deferred } from '../../common/async.ts';
 import { SseError } from '../../common/errors.ts';
+import { formatCursor } from '../../protocol/cursor.ts';
 import type { Publication } from '../broker.ts';
-import type { AppendItem, LogClient, PublishResult } from './log-client.ts';
+import type { AppendItem, AppendResult, LogClient, PublishResult } from './log-client.ts';
 import { refusedError } from './redis-errors.ts';
 
 // Limits of one call, during which Redis does nothing else.
@@ -113,13 +114,16 @@ export class PublishQueue {
     );
     try {
       const items = batch.map(({ item }) => item);
-      const appended = await this.#client.append(items, controller.signal);
-      if (appended.headerProblem !== '') throw unannouncedError(appended.headerProblem);
-      this.#onAppended(appended.epoch, appended.head);
+      const answer = await this.#client.append(items, controller.signal);
+      const { epoch, head, headerProblem, results } = answer;
+      this.#onAppended(epoch, head);
+      const unannounced = headerProblem === '' ? undefined : newIds(answer);
       for (const [index, { published }] of batch.entries()) {
-        const result = appended.results[index];
-        if (result !== undefined && 'id' in result) published.resolve(result);
-        else published.reject(notAcceptedError(result));
+        const result = results[index];
+        if (result === undefined || !('id' in result)) published.reject(notAcceptedError(result));
+        else if (unannounced?.has(result.id) === true) {
+          published.reject(unannouncedError(headerProblem));
+        } else published.resolve(result);
       }
     } catch (error) {
       const { delivery } = error as SseError;
@@ -178,6 +182,25 @@ export class PublishQueue {
 
 function rejectAll(batch: readonly QueuedPublish[], error: SseError): void {
   for (const { published } of batch) published.reject(error);
+}
+
+/**
+ * @returns the ids that an append has assigned, without those of earlier publishes with the same
+ * key: consecutive offsets, of which the last is the head. A publish whose delivery is unknown has
+ * taken an offset
+ */
+function newIds({ epoch, head, results }: AppendResult): Set<string> {
+  const ids = new Set<string>();
+  let offset = head;
+  for (const result of results.toReversed()) {
+    if ('problem' in result) {
+      if (result.isDeliveryUnknown) offset--;
+    } else if (result.id === formatCursor(epoch, offset)) {
+      ids.add(result.id);
+      offset--;
+    }
+  }
+  return ids;
 }
 
 /** Makes the error of one event that the script has not accepted. */

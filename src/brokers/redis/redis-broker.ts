@@ -71,7 +71,7 @@ export class RedisBroker implements Broker {
     });
     const conditions = this.#conditions;
     const queries = new SharedQueries(subscription, log.tracker, failures);
-    const loader = new HistoryLoader(client, log.cache, queries, inUse);
+    const loader = new HistoryLoader(client, log, conditions, queries, inUse);
     this.#connection = connection;
     this.#timeoutMs = timeout;
     this.#failures = failures;

@@ -17,6 +17,11 @@ export function timeoutError(timeoutMs: number): Error {
   return new Error(`Redis has not answered within ${timeoutMs} ms`);
 }
 
+/** Makes an error for a connection that is up and on which nothing arrives. */
+export function undeliveredError(): Error {
+  return new Error('Redis is connected, but its messages do not arrive');
+}
+
 /** Whether the error is a reply of Redis itself, so that the connection works. */
 export function isErrorReply(error: unknown): boolean {
   const cause = error instanceof SseError && error.cause !== undefined ? error.cause : error;

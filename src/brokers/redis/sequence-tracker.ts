@@ -51,6 +51,8 @@ export class SequenceTracker {
   epoch = '';
   /** Offset up to which no message is missing. */
   head = 0;
+  // The highest offset of this log that was reached before the log went back.
+  #highest = 0;
   // Events whose header has not arrived, by offset.
   readonly #pending = new Map<
     number,
@@ -66,8 +68,17 @@ export class SequenceTracker {
     return { epoch: this.epoch, offset: this.head };
   }
 
+  /**
+   * The highest offset of this log that this node has ever reached. Redis may have gone back behind
+   * this offset without being able to record the jump, and readers are still there.
+   */
+  get seen(): number {
+    return Math.max(this.#highest, this.head);
+  }
+
   /** Continues from a place up to which the log has been read. */
   reset(epoch: string, head: number): void {
+    this.#highest = epoch === this.epoch ? this.seen : 0;
     this.epoch = epoch;
     this.head = head;
     this.#pending.clear();

@@ -1,0 +1,74 @@
+/** What becomes of each of the publishes that went to Redis in one call. */
+import { expect, test } from 'vitest';
+import type { SseError } from '../../src/index.ts';
+import type { AppendResult, LogClient } from '../../src/brokers/redis/log-client.ts';
+import { PublishQueue } from '../../src/brokers/redis/publish-queue.ts';
+import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
+import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
+import { startRedis } from '../support/redis-server.ts';
+import { LIMITS, Node } from './contract.ts';
+
+async function outcome(published: Promise<{ id: string }>): Promise<string> {
+  return published.then(
+    ({ id }) => `id ${id}`,
+    (error: SseError) => error.delivery ?? 'no delivery',
+  );
+}
+
+test('each publish of a call is judged by itself when the call could not tell the nodes', async () => {
+  const result: AppendResult = {
+    epoch: 'e',
+    head: 3,
+    headerProblem: 'NOPERM no permissions to access one of the channels',
+    results: [
+      { id: 'e.1' },
+      { problem: 'OOM command not allowed', isDeliveryUnknown: false },
+      // It may have got the offset 2.
+      { problem: 'ERR something', isDeliveryUnknown: true },
+      // Of a channel without history: it has been sent to the nodes by itself.
+      { id: '' },
+      // Of a key that has been published before.
+      { id: 'e.0' },
+      { id: 'e.3' },
+    ],
+  };
+  const client = {
+    toAppendItem: () => ({ keys: [], args: [], bytes: 1 }),
+    append: () => Promise.resolve(result),
+  } as unknown as LogClient;
+  const reached: unknown[] = [];
+  const queue = new PublishQueue(
+    client,
+    10_000,
+    (epoch, head) => reached.push([epoch, head]),
+    () => {
+      throw new Error('not expected');
+    },
+  );
+  const publication = {
+    channel: 'a',
+    data: '',
+    event: undefined,
+    retry: undefined,
+    key: undefined,
+    history: LIMITS,
+  };
+  const outcomes = await Promise.all(result.results.map(() => outcome(queue.add(publication))));
+  expect(outcomes).toEqual(['unknown', 'none', 'unknown', 'id ', 'id e.0', 'unknown']);
+  expect(reached).toEqual([['e', 3]]);
+});
+
+test('a publish that is kept but not announced is unknown, one without history is none', async () => {
+  // No channels.
+  const acl = 'user limited on >secret ~{queue}:* resetchannels +@all';
+  await using redis = await startRedis({ acl: [acl] });
+  const connection = ownConnection(redis.url.replace('//', '//limited:secret@'), 1_000, () => {});
+  const timing = { timeout: 2_000, probe: 10_000, linger: 60_000, wait: { min: 5, max: 100 } };
+  await using node = new Node(new RedisBroker(connection, 'queue', timing));
+  expect(await outcome(node.publish('a', '1'))).toBe('unknown');
+  expect(await outcome(node.publish('a', '2', { history: false }))).toBe('none');
+  // The key is free again, since nobody got the event.
+  const once = { history: false, key: 'k' } as const;
+  expect(await outcome(node.publish('a', '3', once))).toBe('none');
+  expect(await outcome(node.publish('a', '3', once))).toBe('none');
+});
