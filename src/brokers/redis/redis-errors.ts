@@ -1,5 +1,5 @@
 /** Errors of Redis and of node-redis, and the `SseError` that each of them becomes. */
-import { SseError } from '../../common/errors.ts';
+import { SseError, describeThrown } from '../../common/errors.ts';
 
 // The first word of an error reply of Redis is a code in capitals.
 const ERROR_REPLY = /^[A-Z]{2,} /;
@@ -45,7 +45,7 @@ export function toBrokerError(error: unknown): SseError {
 
 /** @returns the message of an error, or the value as text */
 export function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
+  return error instanceof Error ? error.message : describeThrown(error);
 }
 
 /** Whether the error comes from the socket, for example `ECONNREFUSED`. */
