@@ -141,7 +141,7 @@ test.each(['maxStreams', 'maxStreamsPer'])(
       other.close();
     }
     await until('their connections to go', () => ended === 3);
-    // Those that leave later give nothing back a second time.
+    // Clients that leave later release no place a second time.
     expect(await hasRoom(server.url)).toBe(false);
   },
 );

@@ -566,7 +566,7 @@ describe('a wrapped write that is called back before it passes its bytes on keep
     return text.replaceAll(/(\d)\1{3,}/g, (run, digit: string) => `<${digit} ${run.length} times>`);
   }
 
-  /** What the client receives behind FIRST, where the wrapper acts once, on the bytes that match. */
+  /** @returns the text behind FIRST, if the wrapper acts once, on the bytes that match */
   async function receivedBehindFirst(
     data: string,
     marked: string,

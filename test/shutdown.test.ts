@@ -173,7 +173,7 @@ describe('newcomers', () => {
     await using old = await serveStreams((given) => given.subscribe('news'), { channels });
     await using next = await serveStreams((given) => given.subscribe('news'), { channels });
     const got: string[] = [];
-    // What a load balancer does that sees the old node leave.
+    // Like a load balancer that notices the end of the old node.
     const source = new EventSource(old.url, {
       fetch: (_url, init) =>
         fetch(old.events.stats().closed.shutdown === undefined ? old.url : next.url, init),
@@ -423,7 +423,7 @@ test('over HTTP/2 streams end in waves, and stragglers are destroyed', async () 
   expect(await within('close', closing)).toEqual({ closed: 20, destroyed: 1 });
   await until('the ends', () => ended >= 20);
   expect(session.destroyed).toBe(false);
-  // What it has not read counts against its session's window.
+  // The unread bytes of the stream count against the window of its session.
   requests[0]?.destroy();
   const closed = once(raw, 'close');
   raw.close();

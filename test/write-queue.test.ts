@@ -8,7 +8,7 @@ const BYTES_PER_TURN = 262_144;
 // A piece below this size is copied together with its neighbours.
 const COPY_BELOW_BYTES = 512;
 
-/** So many bytes of one letter. */
+/** @returns a buffer of `length` bytes of one letter */
 function bytesOf(length: number, letter = 'x'): Buffer {
   return Buffer.alloc(length, letter);
 }

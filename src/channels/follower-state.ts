@@ -43,7 +43,7 @@ export abstract class FollowerState {
 
   // Implemented by the follower.
 
-  /** What the audience counts for the follower while it is attached. */
+  /** The counts that the audience keeps for the follower while the follower is attached. */
   abstract get groupProgress(): GroupProgress | undefined;
   /** A delivery to the stream has ended. */
   abstract onDelivered(): void;

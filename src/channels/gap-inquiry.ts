@@ -134,7 +134,7 @@ export class GapInquiry {
     writeGapEvent(this.#owner, this.#stillFollowed(channels), this.#after, this.#gap.cursor);
   }
 
-  /** Those of the channels that the stream has followed since the question was asked. */
+  /** @returns the channels that the stream has followed since the question was asked */
   #stillFollowed(channels: readonly string[]): readonly string[] {
     return channels.filter(
       (channel) => this.#owner.channels.includes(channel) && !this.#addedChannels.includes(channel),

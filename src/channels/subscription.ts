@@ -86,7 +86,7 @@ export class SubscriptionRecord {
     );
   }
 
-  /** Those of its channels that are placed. */
+  /** The channels of this subscription that are placed. */
   get placedChannels(): readonly string[] {
     return this.isPlaced ? this.channels : (this.#start?.placedChannels ?? []);
   }

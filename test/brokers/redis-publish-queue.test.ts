@@ -1,4 +1,4 @@
-/** What becomes of each of the publishes that went to Redis in one call. */
+/** The result of each publish, if several publishes went to Redis in one call. */
 import { expect, test } from 'vitest';
 import type { SseError } from '../../src/index.ts';
 import type { AppendResult, LogClient } from '../../src/brokers/redis/log-client.ts';
@@ -25,9 +25,9 @@ test('each publish of a call is judged by itself when the call could not tell th
       { problem: 'OOM command not allowed', isDeliveryUnknown: false },
       // It may have got the offset 2.
       { problem: 'ERR something', isDeliveryUnknown: true },
-      // Of a channel without history: it has been sent to the nodes by itself.
+      // In a channel without history: the event has been sent to the nodes already.
       { id: '' },
-      // Of a key that has been published before.
+      // With a key that has been published before.
       { id: 'e.0' },
       { id: 'e.3' },
     ],

@@ -12,11 +12,11 @@ const TIMEOUT = 1_000;
 const BYTES_PER_SECOND = 1_000_000;
 const CHANNELS = ['c0', 'c1', 'c2', 'c3', 'c4'];
 
-// Of each channel; all of them together take several times the timeout.
+// The number for each channel. All events together take several times the timeout.
 const EVENTS = 9;
 const EVENT_BYTES = 90_000;
 
-// What Redis may hold for a client that has not read it yet.
+// The bytes that Redis may hold for a client that has not read them yet.
 const MAX_OUTPUT_BYTES = 2_000_000;
 
 let redis: RedisServer;

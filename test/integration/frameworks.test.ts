@@ -243,7 +243,7 @@ describe('behind other middleware the first event arrives at once', () => {
     await until('the subscription', () => channels.stats().subscriptions === 1);
     await channels.publish('news', 'published');
     expect((await listener.next()).data).toBe('published');
-    // What is no stream is compressed as ever.
+    // Other responses are compressed as before.
     const page = await fetch(`${server.url}/listen`, {
       headers: { 'Accept-Encoding': 'gzip', Accept: 'application/json' },
     });

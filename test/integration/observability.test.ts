@@ -201,7 +201,7 @@ describe('the diagnostics channels', () => {
 
   test('cost nothing while nobody listens: no message is made', async () => {
     const spies = Object.values(diagnostics).map((channel) => vi.spyOn(channel, 'publish'));
-    // Those of the test support listen to errors.
+    // The test support subscribes to errors, too.
     await using server = await busyServer();
     (server.streams[1] as EventStream).close();
     for (const spy of spies) {

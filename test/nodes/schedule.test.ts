@@ -20,7 +20,7 @@ const SHRINK_MS = 300_000;
 
 const { SEED, RUNS = '2', SHRINK = '1' } = process.env;
 
-/** What is known of a scene without asking it. */
+/** The state of a scene, as the commands have changed it. */
 interface Model {
   clients: number;
   /** Clients that do not come back until they are told to, by their index. */

@@ -15,7 +15,10 @@ export interface StreamServer extends TestServer {
   readonly events: SseMiddleware;
   /** Every stream that the route has been given, in order. */
   readonly streams: EventStream[];
-  /** What handlers threw. Disposing of the server throws what a test has not taken from here, so that no failed expectation is lost. */
+  /**
+   * Errors that handlers threw. A test takes the errors that it expects out of this list. Disposing
+   * of the server throws the others, so that no failed expectation in a handler is lost.
+   */
   readonly errors: unknown[];
 }
 

@@ -7,7 +7,7 @@ export type Part = Buffer | string;
  * the socket stays Node's: with another one, streams would not share their bytes.
  */
 export function watchWrites(socket: Socket, note: (parts: Part[]) => void): void {
-  // What `net` implements a stream by: one call, one write to the kernel.
+  // `net` implements its streams with these methods: one call is one write to the kernel.
   for (const method of ['_write', '_writev'] as const) {
     const send = socket[method] as (...args: unknown[]) => void;
     socket[method] = (given: Part | { chunk: Part }[], ...rest: unknown[]) => {

@@ -1,6 +1,6 @@
 import { createParser, type EventSourceMessage, type EventSourceParser } from 'eventsource-parser';
 
-/** What an event stream brings, read by an independent parser. */
+/** Collects the events of a stream with a parser that the library does not use. */
 export class EventCollector {
   /** Without checkpoints. */
   readonly events: EventSourceMessage[] = [];

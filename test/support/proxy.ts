@@ -20,7 +20,7 @@ export interface ProxyOptions {
   app: number;
   /** Its own idle timeouts, in whole seconds, in place of those of the configuration. */
   idle?: number;
-  /** What else nginx is told, for all its servers. */
+  /** Further directives for all servers of nginx. */
   more?: string;
 }
 

@@ -17,7 +17,7 @@ export interface Reader extends Disposable {
   readonly ended: boolean;
   /** The next event that has not been handed out yet. */
   next(): Promise<EventSourceMessage>;
-  /** So many of them. */
+  /** Resolves with the next `count` events. */
   take(count: number): Promise<EventSourceMessage[]>;
   /** Resolves when the stream has ended, in whatever way. */
   end(): Promise<void>;

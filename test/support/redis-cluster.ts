@@ -20,9 +20,9 @@ const NODE_TIMEOUT = 600;
 export type RedisClusterClient = ReturnType<typeof makeClusterClient>;
 
 export interface RedisCluster extends AsyncDisposable {
-  /** Of all its servers. */
+  /** The URLs of all servers. */
   readonly urls: readonly string[];
-  /** Those that had slots at the start, in the order of the slots. */
+  /** The servers that had slots at the start, in the order of the slots. */
   readonly masters: readonly RedisServer[];
   /** The one that follows the master which had the key's slot at the start. */
   readonly replica: RedisServer;

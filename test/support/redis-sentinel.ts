@@ -17,7 +17,7 @@ const DOWN_AFTER = 500;
 
 export interface RedisSentinel extends AsyncDisposable {
   readonly name: string;
-  /** Of the sentinels. */
+  /** The addresses of the sentinels. */
   readonly rootNodes: { readonly host: string; readonly port: number }[];
   /** As they were at the start. */
   readonly primary: RedisServer;

@@ -33,7 +33,7 @@ export interface RedisServer extends AsyncDisposable {
   /** Its working directory, removed at the end. */
   readonly dir: string;
   readonly pid: number;
-  /** What it has printed since it was last started. */
+  /** The output of the server since its last start. */
   readonly log: string;
   /** The certificate of who signed the server's, in PEM; `undefined` without `tls`. */
   readonly ca: string | undefined;

@@ -1,4 +1,4 @@
-/** What the relay is trusted with by the tests of many nodes. */
+/** The promises of the relay on which the tests of many nodes depend. */
 import { expect, test } from 'vitest';
 import { createClient } from 'redis';
 import { startRedis } from './redis-server.ts';

@@ -18,7 +18,7 @@ export interface Relay extends AsyncDisposable {
   dropAll(test: (message: Message) => boolean): void;
   /** Messages pass again. */
   dropNone(): void;
-  /** What Redis says (`'replies'`), or what is said to it (`'commands'`), stays on the way until `flow()`. */
+  /** Holds the replies of Redis back, or the commands to Redis, until `flow()`. */
   stall(direction: 'replies' | 'commands'): void;
   flow(): void;
   /** From here on all replies together pass at so many bytes in a second; `Infinity`: at once. */

@@ -1,4 +1,4 @@
-/** What has to be disposed of later, the newest first: `AsyncDisposableStack`, which Node 20 has not got. */
+/** Resources to dispose of later, the newest first, like `AsyncDisposableStack`, which Node 20 lacks. */
 export class Resources implements AsyncDisposable {
   #disposals: (() => unknown)[] = [];
 

@@ -46,7 +46,10 @@ export async function listening(server: Server, protocol = 'http'): Promise<Test
   };
 }
 
-/** What the server hands to the kernel, on sockets that are still to come: the parts of each packet. */
+/**
+ * Records the packets that the server writes to sockets that connect from now on.
+ * @returns for each packet its parts
+ */
 export function packetsOf({ server }: TestServer): Part[][] {
   const packets: Part[][] = [];
   server.on('connection', (socket: Socket) => {

@@ -22,7 +22,7 @@ export async function runSnippet<Wanted extends string = never>(
   modules: Record<string, object>,
   given: Record<string, unknown> = {},
   wanted: readonly Wanted[] = [],
-  // What it declares is known to the page only.
+  // The declarations of this file are known to the page only.
   // oxlint-disable-next-line typescript/no-explicit-any
 ): Promise<Record<Wanted, any>> {
   if (code === undefined) throw new Error('there is no snippet of this name');

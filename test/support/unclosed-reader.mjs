@@ -16,7 +16,7 @@ void test('leaves a reader open', async () => {
   const app = appOf((stream) => stream.send('hello'));
   const reader = await readEvents(app, { timeout: 300 });
   assert.equal((await reader.next()).data, 'hello');
-  // One that reads nothing more, from a server that is to be found by its URL and has been let go of.
+  // A reader that reads nothing more, of a server that was passed by its URL and is unref'd.
   const server = createServer(app).on('connection', (socket) => socket.unref());
   await once(server.listen(0, '127.0.0.1').unref(), 'listening');
   const other = await readEvents(`http://127.0.0.1:${server.address().port}`, { timeout: 300 });

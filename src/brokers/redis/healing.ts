@@ -23,7 +23,7 @@ import type { SubscriberConnection } from './subscriber-connection.ts';
 // Early messages that are applied in one turn of the event loop.
 const EARLY_MESSAGES_PER_TURN = 500;
 
-/** What a {@link HealingAttempt} works with. */
+/** The parts of the node that a {@link HealingAttempt} uses. */
 export interface HealingContext {
   readonly client: LogClient;
   readonly log: LocalLog;

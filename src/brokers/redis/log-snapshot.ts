@@ -2,7 +2,7 @@
 import type { HistoryLimits, TimedEntry } from '../../log/log.ts';
 import { parseEntry, toHistoryLimits } from './message-format.ts';
 
-/** What is queried about a channel. */
+/** A query about one channel. */
 export interface ChannelQuery {
   readonly channel: string;
   /** The events behind this offset are read; with `undefined` no events. */
@@ -40,7 +40,7 @@ export interface LogSnapshot {
   /** Time in ms, by the clock of Redis. */
   readonly at: number;
   readonly discontinuities: Discontinuities;
-  /** Of a page: the offset of its last event; `Infinity` if the page holds all events. */
+  /** The offset of the last event of a page; `Infinity` if the page holds all events. */
   readonly end: number;
   /** In the order of the query. */
   readonly channels: readonly ChannelSnapshot[];

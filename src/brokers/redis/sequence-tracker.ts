@@ -29,7 +29,7 @@ import {
  */
 const MAX_PENDING_EVENTS = 4_096;
 
-/** What a {@link SequenceTracker} needs from its owner. */
+/** The owner of a {@link SequenceTracker}, as the class sees the owner. */
 export interface SequenceTrackerHost {
   /** Whether events of the channel must arrive: Redis has confirmed the subscription. */
   isExpected(channel: string): boolean;
