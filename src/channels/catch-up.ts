@@ -299,7 +299,7 @@ export class CatchUp implements CatchUpJob {
     try {
       await inquiry.run();
     } catch (error) {
-      // Still in the phase 'asking': a callback of `fail` that subscribes must not start another read.
+      // The phase is still 'asking': a callback of `fail` that subscribes must not start a read.
       this.#owner.fail(error);
       this.#phase = 'idle';
       return;

@@ -180,7 +180,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   /** Starts to read the log, if the stream has to. @param isNow as in `CatchUp.start` */
   startCatchUp(isNow: boolean): void {
     if (!this.isCatchingUp) return;
-    // A retired audience still lists the stream until its turn to leave. If the stream joined another
+    // A retired audience lists the stream until its turn to leave. If the stream joined another
     // audience before that turn, the retired audience could never be emptied.
     this.leaveAudience();
     this.ensureCatchUp().start(isNow);
@@ -305,7 +305,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
    * that a filter sends comes after them.
    */
   private flushAccepted(): void {
-    // Each write may end the stream, if a wrapped `res.write` does so: `#rare` is read again each time.
+    // A wrapped `res.write` may end the stream during each write, so `#rare` is read each time.
     this.writeAccepted();
     this.#rare?.catchUp?.writeAccepted();
     this.#rare?.ephemeral?.writeAccepted();

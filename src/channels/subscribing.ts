@@ -145,7 +145,7 @@ function isOfStreamLog({ channels, epoch }: StreamFollower, position: Cursor): b
 }
 
 /**
- * Requests the position again. While the subscription waited, another log may have replaced the log:
+ * Requests the position again. While the subscription waited, another log may have begun:
  * then the stream already reads the new log, and an offset of the old log would be wrong there.
  * @returns a position in the stream's log, or the same log twice: then the stream still reads an
  * older log

@@ -76,9 +76,9 @@ export function listenForDrain(
 }
 
 /**
- * Middleware that has replaced `res.on()` may add the listener to another emitter, which `res.off()`
- * does not reach: `compression` adds it to its Gzip stream. Such a response gets one listener, which
- * stays and does not depend on `this`.
+ * Middleware that has replaced `res.on()` may add the listener to another emitter, from which
+ * `res.off()` does not remove it: `compression` adds the listener to its Gzip stream. Such a
+ * response gets one listener, which stays and does not depend on `this`.
  */
 function listenToResponseDrain(res: ServerResponse, writer: DrainListener): void {
   // oxlint-disable-next-line typescript/unbound-method -- compared, never called
