@@ -111,6 +111,8 @@ describe('a user who is removed', () => {
   interface Node extends TestServer {
     readonly events: SseMiddleware;
     readonly channels: Channels;
+    /** Number of streams whose handler has returned, after both of its subscriptions. */
+    subscribed(): number;
     remove(user: string): Promise<void>;
   }
 
@@ -128,13 +130,20 @@ describe('a user who is removed', () => {
       next();
     };
     app.use(events);
-    const given = { app, channels, events, users, authenticate, stream };
+    let subscribed = 0;
+    const streamWithCount: typeof stream = (handler, options) =>
+      stream(async (...args) => {
+        await handler(...args);
+        subscribed++;
+      }, options);
+    const given = { app, channels, events, users, authenticate, stream: streamWithCount };
     const { remove } = await runSnippet(page.get('everywhere'), {}, given, ['remove']);
     const server = await serve(app);
     return {
       ...server,
       events,
       channels,
+      subscribed: () => subscribed,
       remove,
       async [Symbol.asyncDispose]() {
         await channels.close();
@@ -170,9 +179,7 @@ describe('a user who is removed', () => {
         ['ann', 'ann', 'bob'].map((user) => read(`${url}/events?user=${user}`)),
       ),
     );
-    await until('all subscriptions', () =>
-      readers.every((reader) => reader.checkpoints.length > 0),
-    );
+    await until('all subscriptions', () => first.subscribed() + second.subscribed() === 6);
     await first.channels.publish('news', 'for all');
     await Promise.all(readers.map((reader) => reader.next()));
     await first.remove('ann');
@@ -241,9 +248,7 @@ describe('a user who is removed', () => {
     await using node = await startNode(redis.url, users);
     using ann = await read(`${node.url}/events?user=ann`);
     using bob = await read(`${node.url}/events?user=bob`);
-    await until('all subscriptions', () =>
-      [ann, bob].every((reader) => reader.checkpoints.length > 0),
-    );
+    await until('all subscriptions', () => node.subscribed() === 2);
     await users.remove('ann');
     await (await redis.client()).flushAll();
     await node.channels.publish('news', 'in another log').catch(() => {});
