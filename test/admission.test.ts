@@ -36,7 +36,7 @@ describe('one too many', () => {
     expect(server.events.stats()).toMatchObject({ open: 2, opened: 2, rejected: 1, closed: {} });
   });
 
-  test('is told different times to come back', async () => {
+  test('gets a random reconnection time', async () => {
     await using server = await serveStreams((given) => given.open(), { maxStreams: 0 });
     const told = new Set<number>();
     for (let n = 0; n < 20; n++) {
@@ -78,7 +78,7 @@ describe('one too many', () => {
     }
   });
 
-  test('is told to res-sse:reject, with the reason', async () => {
+  test('is published on res-sse:reject, with the reason', async () => {
     const told: unknown[] = [];
     const note = (message: unknown): void => {
       const { req, reason } = message as { req: Request; reason: string };
@@ -146,7 +146,7 @@ test.each(['maxStreams', 'maxStreamsPer'])(
   },
 );
 
-test('a place is free again as soon as its stream has ended, whoever ended it', async () => {
+test('a place is free as soon as its stream has ended, for any reason', async () => {
   await using server = await serveStreams((given) => given.open(), { maxStreams: 1 });
   for (const end of [
     (_: EventStream, leave: () => void) => leave(),
@@ -348,7 +348,7 @@ describe('maxStreamsPer', () => {
     for (const reader of [...readers, ...without]) reader.close();
   });
 
-  test('bounds how many one key may begin in a minute: who asks for a full history again and again is told to wait', async () => {
+  test('limits the streams that one key may open in a minute, so that a full history is not requested again and again', async () => {
     const options = { maxStreamsPer: { ...byUser, perMinute: 3 } };
     await using server = await serveStreams((given) => given.close(), options);
     for (let n = 0; n < 10; n++) {
@@ -534,7 +534,7 @@ describe("with accept: 'any'", () => {
   });
 });
 
-test('on a bare server an error of the key function goes to next, too', async () => {
+test('on a bare server an error of the key function is passed to next()', async () => {
   const events = sse({
     maxStreamsPer: {
       key: () => {

@@ -26,7 +26,7 @@ function serveUsers(handler: (stream: EventStream) => unknown, channels?: Channe
   );
 }
 
-test('a filter runs in the context of the request that subscribed, whoever publishes', async () => {
+test('a filter runs in the context of the request that subscribed, not in that of the publisher', async () => {
   const channels = createChannels();
   const seen: [string, string | undefined][] = [];
   await using server = await serveUsers(

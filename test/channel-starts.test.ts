@@ -114,7 +114,7 @@ describe('a start', () => {
 });
 
 describe('a cursor of another log', () => {
-  test('is a loss of its channels that no offset shows, until it is told', () => {
+  test('is a loss of its channels that no offset shows, until the gap is written', () => {
     const starts = new ChannelStarts();
     expect(starts.hasForeign).toBe(false);
     starts.addForeign(['a']);
@@ -136,7 +136,7 @@ describe('a cursor of another log', () => {
   });
 });
 
-test('a log that begins anew has lost something of each channel, and no start of the old one means anything', () => {
+test('a new log has lost events of each channel, and starts in the old log have no meaning', () => {
   const starts = new ChannelStarts();
   starts.setStart('a', 100);
   starts.addForeign(['c']);

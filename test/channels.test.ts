@@ -386,7 +386,7 @@ describe('order', () => {
     );
   });
 
-  test('an event that one stream received early arrives once, at the other streams, too', async () => {
+  test('an event that one stream received early is delivered once to every stream', async () => {
     const channels = createChannels();
     const streams: EventStream[] = [];
     await using server = await serveStreams(

@@ -260,7 +260,7 @@ test('HTTP/1.0 gets a stream that ends with the connection', async () => {
   ]);
 });
 
-test('comments before the first event are bounded by maxBuffered, too', async () => {
+test('comments before the first event are limited by maxBuffered', async () => {
   await using server = await serveStreams((stream) => stream.open(), {
     maxBuffered: 100_000,
     stallTimeout: false,

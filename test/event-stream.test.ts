@@ -300,7 +300,7 @@ describe('a disconnect', () => {
     expect(await within('the close reason', (stream as EventStream).closed)).toBe('client');
   });
 
-  test('before the handler opens the stream is noticed, too', async () => {
+  test('before the handler opens the stream is noticed', async () => {
     let answer: boolean | undefined;
     await using server = await serveStreams(async (stream) => {
       await stream.closed;
@@ -314,7 +314,7 @@ describe('a disconnect', () => {
     expect(server.events.stats()).toMatchObject({ open: 0, opened: 0, closed: {} });
   });
 
-  test('while middleware in front is running is noticed, too', async () => {
+  test('while earlier middleware is running is noticed', async () => {
     const { sse } = await import('../src/index.ts');
     const { serve } = await import('./support/server.ts');
     const events = sse();

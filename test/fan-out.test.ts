@@ -515,7 +515,7 @@ function doTo(world: World, member: FakeMember, deed: Deed): void {
   }
 }
 
-test('every member is given everything once and in order, or leaves with a position below which it has everything', () => {
+test('every member gets each event once and in order, or leaves at a position below which it has all events', () => {
   const seen = { fellBehind: 0, lost: 0, isAttached: 0, retired: 0 };
   fc.assert(
     fc.property(steps, (all) => {
@@ -624,7 +624,7 @@ function countingMember(): Member & { bytes: number; position: number } {
 }
 
 describe('an entry', () => {
-  test('that comes again is given to nobody again', () => {
+  test('that is pushed a second time is not delivered again', () => {
     const world = new World();
     const member = world.join(['a']);
     for (const offset of [1, 2, 2, 1, 3]) {
@@ -634,7 +634,7 @@ describe('an entry', () => {
     expect(member.received).toEqual([1, 2, 3]);
   });
 
-  test('of a channel that nobody follows schedules nothing', () => {
+  test('of a channel without followers schedules nothing', () => {
     const world = new World();
     const member = world.join(['a']);
     world.publish('b');
@@ -809,7 +809,7 @@ describe('a flush before its turn', () => {
 });
 
 describe('beyond its bound', () => {
-  test('a channel with more than 16 MiB pending drops it: streams with history fall behind, others are told how many events they lost', () => {
+  test('a channel with more than 16 MiB pending drops them: streams with history fall behind, others count the events', () => {
     const world = new World();
     const withHistory = world.join(['a']);
     const liveOnly = world.join(['a'], true);

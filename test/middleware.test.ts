@@ -50,7 +50,7 @@ describe('res.sse', () => {
       .expect(200, 'false');
   });
 
-  test('is lazy: the handler may answer 401, redirect or leave it to the next as ever', async () => {
+  test('is lazy: the handler may answer 401, redirect, or call next()', async () => {
     const app = express();
     app.use(sse());
     app.get('/denied', (_req, res) => void res.status(401).json({ no: true }));

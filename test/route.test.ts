@@ -28,7 +28,7 @@ function appWith(
 }
 
 describe('to a client that does not ask for a stream, stream() answers 406 and says what to send', () => {
-  test('in JSON to whoever takes JSON', async () => {
+  test('in JSON if the client accepts JSON', async () => {
     const response = await request(appWith(() => {}))
       .get('/')
       .set('Accept', 'application/json')

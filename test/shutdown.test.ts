@@ -50,7 +50,7 @@ describe('the open streams', () => {
     for (const retry of retries) expect(retry >= 1_000 && retry <= 1_000_000).toBe(true);
   });
 
-  test('that wait for their wave go on as ever', async () => {
+  test('that wait for their wave still get events', async () => {
     await using server = await serveStreams((given) => given.open());
     const readers = await readMany(server.url, 20, server.events);
     const closing = server.events.close({ within: 2_000 });

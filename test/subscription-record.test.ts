@@ -41,7 +41,7 @@ describe('a subscription record', () => {
     expect(signal.aborted).toBe(false);
   });
 
-  test('that ends before it is placed aborts its signal and lets nobody wait', async () => {
+  test('that ends before it is placed aborts its signal and resolves all waits', async () => {
     const record = new SubscriptionRecord(['a'], {});
     const waits = [record.whenPlaced(), record.whenStarted()];
     const signal = record.getSignal();

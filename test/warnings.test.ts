@@ -263,7 +263,7 @@ describe('a maxStreamsPer.key', () => {
     return await codes();
   }
 
-  test('that is undefined for each of the first 100 requests limits nothing, which is told once', async () => {
+  test('that is undefined for each of the first 100 requests limits nothing, and warns once', async () => {
     expect(await ask(99, () => undefined)).toEqual([]);
     expect(await ask(205, () => undefined)).toEqual(['RES_SSE_KEY_UNDEFINED']);
   });

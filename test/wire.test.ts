@@ -401,7 +401,7 @@ describe("the library's own frames", () => {
   });
 });
 
-test('the size of an event is told without encoding it', () => {
+test('the size of an event is computed without encoding the event', () => {
   fc.assert(
     fc.property(nasty, fc.option(eventName, { nil: undefined }), (data, event) => {
       expect(countEventBytes(data, event)).toBe(Buffer.byteLength(formatEvent(data, event)));

@@ -160,7 +160,7 @@ test('an offset that cannot jump any further begins a log of another name', asyn
   expect(await isGap(redis.url, before)).toBe(true);
 });
 
-test('a reader beyond the head of a restored log that takes no writes is told the loss later', async () => {
+test('a reader beyond the head of a restored, read-only log gets the gap later', async () => {
   await using relay = await startRelay(redis.port);
   await using node = new ReaderNode(brokerAt(relay.url));
   const reader = await node.follow('a');

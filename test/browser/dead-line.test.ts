@@ -42,7 +42,7 @@ describe('where a line is dead and does not show it, in a browser,', () => {
     };
   }
 
-  test('the watchdog loads the page anew', async () => {
+  test('the watchdog reloads the page', async () => {
     await using line = await deadLine(`
       const source = new EventSource('/');
       const got = [];
@@ -54,7 +54,7 @@ describe('where a line is dead and does not show it, in a browser,', () => {
     expect(await line.got()).toEqual(['three']);
   });
 
-  test('listen() connects anew, and goes on where it left off', async () => {
+  test('listen() reconnects and resumes at the last event', async () => {
     await using line = await deadLine(`
       ${page.get('listen')}
       const got = [];

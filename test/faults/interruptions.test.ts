@@ -142,7 +142,7 @@ describe('a log that is lost while a second subscription waits for its place', (
   });
 });
 
-test('a reader that comes while a failed listen is told to 600 others asks the broker again', async () => {
+test('a reader that subscribes while 600 others get the failure of a listen asks the broker again', async () => {
   const log = memoryBroker();
   const listened = new Set<string>();
   let fail: ((error: Error) => void) | undefined;

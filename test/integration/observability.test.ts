@@ -199,7 +199,7 @@ describe('the diagnostics channels', () => {
     ]);
   });
 
-  test('cost nothing while nobody listens: no message is made', async () => {
+  test('cost nothing without subscribers: no message is made', async () => {
     const spies = Object.values(diagnostics).map((channel) => vi.spyOn(channel, 'publish'));
     // The test support subscribes to errors, too.
     await using server = await busyServer();

@@ -41,7 +41,7 @@ describe('stallTimeout counts time in which the process ran:', () => {
     for (const socket of sockets) socket.destroy();
   }, 30_000);
 
-  test('a process that is stopped and goes on cuts no reader that has something queued', async () => {
+  test('a stopped and continued process disconnects no reader with queued bytes', async () => {
     const program = `
       import { createServer } from 'node:http';
       import { sse } from './src/index.ts';
