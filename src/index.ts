@@ -10,6 +10,7 @@ export { stream } from './http/route.ts';
 export type {
   Broker,
   BrokerState,
+  ChannelState,
   LogBounds,
   Page,
   Publication,
@@ -21,6 +22,7 @@ export type {
   Channels,
   ChannelsOptions,
   ChannelsStats,
+  EndOptions,
   ListenNames,
   PublishOptions,
 } from './channels/channels.ts';

@@ -379,6 +379,7 @@ describe('close()', () => {
       unlisten: () => {},
       position: () => never,
       read: () => never,
+      channelState: () => never,
       clear: () => never,
       close: () => never,
     };

@@ -6,12 +6,16 @@ import type { Cursor } from '../protocol/cursor.ts';
 import type { HistoryLimits, LogRead } from '../log/log.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 
-/** An event to publish. The fields are validated, and the data is text. */
+/**
+ * An event to publish, the end of a channel, or both as one step. The fields are validated, and the
+ * data is text.
+ */
 export interface Publication {
   readonly channel: string;
   /** Event type; `undefined` means `message`. */
   readonly event: string | undefined;
-  readonly data: string;
+  /** `undefined` only if `isEnd`: the channel ends without a last event. */
+  readonly data: string | undefined;
   /** Reconnection time in ms. */
   readonly retry: number | undefined;
   /**
@@ -19,6 +23,8 @@ export interface Publication {
    * the channel. Later calls return the first id.
    */
   readonly key: string | undefined;
+  /** Whether the channel ends after the event. @defaultValue `false` */
+  readonly isEnd?: boolean | undefined;
   /** How much of the channel is kept. With `false` nothing is kept, and the event has no id. */
   readonly history: HistoryLimits | false;
 }
@@ -52,6 +58,16 @@ export interface LogBounds {
 }
 
 /**
+ * The state of a channel, the same on all nodes:
+ *
+ * - `'unknown'` if nothing is kept of the channel: nothing was published, or all was cleared, is past
+ *   its age or was forgotten
+ * - `'ended'` if the newest entry that is kept is the end of the channel
+ * - `'open'` if the newest entry that is kept is an event
+ */
+export type ChannelState = 'unknown' | 'open' | 'ended';
+
+/**
  * The state of a broker:
  *
  * - `'connecting'` until it works for the first time
@@ -78,6 +94,11 @@ export type BrokerState = 'connecting' | 'open' | 'broken' | 'closed';
  * floor: the newest offset of any forgotten channel. After the loss of a log, the new log has
  * another epoch.
  *
+ * **Ends.** The end of a channel is an entry with an offset, which counts for the limits of the
+ * history. While it is kept, nothing can be appended to the channel. An append of an event and the
+ * end of its channel gives each an offset, in this order. A newest-only channel keeps its newest
+ * event beside its end. `clear` removes the end with the events.
+ *
  * **Closed.** After `close()` nothing is received, and `append`, `read` and `position` reject or
  * throw with the code `ERR_SSE_CLOSED`.
  */
@@ -93,9 +114,12 @@ export interface Broker {
    */
   open(receiver: Receiver, bounds: LogBounds): void;
   /**
-   * Publishes an event. A broker in this process calls `receive` before it returns.
-   * @returns the id of the event; `''` on a channel without history. Rejects with `ERR_SSE_BROKER`
-   * if the event was not accepted, or `ERR_SSE_CLOSED`
+   * Publishes an event, the end of the channel, or both. A broker in this process calls `receive`
+   * before it returns.
+   * @returns the id of the event, or of the end if there is one; `''` on a channel without history.
+   * An end without an event, of a channel that has ended, resolves with the id of the first end.
+   * Rejects with `ERR_SSE_ENDED` if the channel has ended, with `ERR_SSE_BROKER` if the event was
+   * not accepted, or with `ERR_SSE_CLOSED`
    */
   append(publication: Publication): Promise<{ id: string }>;
   /**
@@ -129,6 +153,11 @@ export interface Broker {
     maxBytes: number,
     signal?: AbortSignal,
   ): Page | Promise<Page>;
+  /**
+   * The state of a channel in the log, whether or not this node listens to it. Rejects as
+   * {@link position} does without a signal.
+   */
+  channelState(channel: string): Promise<ChannelState>;
   /** Deletes the events of a channel. Readers that have not received them are told of a gap. */
   clear(channel: string): Promise<void>;
   /** Releases all resources. Calling it again has no effect. */

@@ -1,5 +1,15 @@
 /** Errors that all brokers throw. */
-import { SseError } from '../common/errors.ts';
+import { SseError, describeValue } from '../common/errors.ts';
+
+/** Makes the error of a publish to a channel that has ended. */
+export function endedError(channel: string): SseError {
+  return new SseError(
+    'ERR_SSE_ENDED',
+    `channel ${describeValue(channel)} has ended, so nothing more can be published to it; ` +
+      'use another name, or call clear() first',
+    { delivery: 'none' },
+  );
+}
 
 /** Makes the error of a call after `close()`. */
 export function closedError(): SseError {

@@ -5,8 +5,16 @@ import { performance } from 'node:perf_hooks';
 import type { Cursor } from '../protocol/cursor.ts';
 import { Log, type HistoryLimits } from '../log/log.ts';
 import { LogEntry } from '../log/log-entry.ts';
-import type { Broker, BrokerState, LogBounds, Page, Publication, Receiver } from './broker.ts';
-import { closedError, otherRegistryError } from './errors.ts';
+import type {
+  Broker,
+  BrokerState,
+  ChannelState,
+  LogBounds,
+  Page,
+  Publication,
+  Receiver,
+} from './broker.ts';
+import { closedError, endedError, otherRegistryError } from './errors.ts';
 
 // Time in ms for which an idempotency key is remembered, and maximum number of keys. The oldest
 // keys are forgotten first.
@@ -76,16 +84,40 @@ class MemoryBroker implements Broker {
     if (this.#isClosed) return Promise.reject(closedError());
     const knownId = key === undefined ? undefined : this.#findId(channel, key);
     if (knownId !== undefined) return Promise.resolve({ id: knownId });
-    const entry = new LogEntry({
-      ...publication,
-      epoch: history === false ? undefined : this.#epoch,
-      offset: history === false ? ++this.#ephemeralOffset : ++this.#offset,
-    });
-    if (key !== undefined) this.#rememberId(channel, key, entry.id);
-    if (history !== false) this.#addToLog(entry, history);
-    // The entry is in the log before it is received: a read from inside the callback finds it.
-    if (this.#receiver?.follows(channel) === true) this.#receiver.receive(entry);
-    return Promise.resolve({ id: entry.id });
+    const newest = this.#log?.newestEntry(channel);
+    if (newest?.isEnd === true) {
+      const isRepeated = publication.isEnd === true && publication.data === undefined;
+      return isRepeated ? Promise.resolve({ id: newest.id }) : Promise.reject(endedError(channel));
+    }
+    const entries = this.#makeEntries(publication);
+    const { id } = entries.at(-1) as LogEntry;
+    if (key !== undefined) this.#rememberId(channel, key, id);
+    if (history !== false) for (const entry of entries) this.#addToLog(entry, history);
+    // The entries are in the log before they are received: a read from inside the callback finds
+    // them.
+    if (this.#receiver?.follows(channel) === true) {
+      for (const entry of entries) this.#receiver.receive(entry);
+    }
+    return Promise.resolve({ id });
+  }
+
+  /** Makes the entries of a publication, with the next offsets: an event, an end, or both. */
+  #makeEntries({ isEnd = false, data, ...fields }: Publication): LogEntry[] {
+    const { channel, history } = fields;
+    if (history === false) {
+      const offset = ++this.#ephemeralOffset;
+      return [new LogEntry({ ...fields, data: data ?? '', epoch: undefined, offset })];
+    }
+    const entries: LogEntry[] = [];
+    const epoch = this.#epoch;
+    if (data !== undefined) {
+      entries.push(new LogEntry({ ...fields, data, epoch, offset: ++this.#offset }));
+    }
+    if (isEnd) {
+      const offset = ++this.#offset;
+      entries.push(new LogEntry({ channel, epoch, offset, data: '', isEnd }));
+    }
+    return entries;
   }
 
   /** Entries are received at once. The log forgets channels without followers first. */
@@ -104,6 +136,13 @@ class MemoryBroker implements Broker {
   read(channels: readonly string[], after: number, maxBytes: number): Page {
     if (this.#isClosed || this.#log === undefined) throw closedError();
     return { ...this.#log.read(channels, after, maxBytes), position: this.position() };
+  }
+
+  channelState(channel: string): Promise<ChannelState> {
+    if (this.#isClosed) return Promise.reject(closedError());
+    const newest = this.#log?.newestEntry(channel);
+    if (newest === undefined) return Promise.resolve('unknown');
+    return Promise.resolve(newest.isEnd ? 'ended' : 'open');
   }
 
   clear(channel: string): Promise<void> {

@@ -215,9 +215,11 @@ export class Audience extends IndexedList<Member> {
    */
   deliver(maxMembers: number): number {
     const frame = this.#currentFrame;
-    // A frame that is partly old, or larger than one write may be, needs a decision of each member.
+    // A frame that is partly old, has an end, or is larger than one write may be, needs a decision
+    // of each member.
     const isForAll =
       frame !== undefined &&
+      !frame.hasEnd &&
       frame.firstOffset > this.#progress.cursor &&
       frame.bytes.length <= HIGH_WATER_MARK;
     let left = maxMembers;

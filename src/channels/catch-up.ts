@@ -250,8 +250,8 @@ export class CatchUp implements CatchUpJob {
     else this.#continue(false);
   }
 
-  /** The page was delivered. Decides whether the stream has caught up. */
-  #finishPage({ complete }: Page, interruptions: number): void {
+  /** The page was delivered. Decides whether the stream has caught up, or has ended. */
+  #finishPage({ complete, ended }: Page, interruptions: number): void {
     const owner = this.#owner;
     const { followedChannels } = owner.host;
     for (const record of owner.subscriptions) if (record.isPlaced) record.markStarted();
@@ -260,8 +260,9 @@ export class CatchUp implements CatchUpJob {
     const isUpToDate =
       interruptions === followedChannels.interruptions &&
       followedChannels.newestReceived(owner.channels) <= owner.position;
-    if (complete && isUpToDate) owner.onCaughtUp();
-    else this.#continue(false);
+    if (!complete || !isUpToDate) this.#continue(false);
+    else if (owner.followsOnlyEnded(ended)) owner.onAllEnded();
+    else owner.onCaughtUp();
   }
 
   /**

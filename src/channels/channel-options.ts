@@ -3,7 +3,7 @@ import { booleanRule, functionRule, integerRule, type OptionRule } from '../comm
 import { SseError, describeValue } from '../common/errors.ts';
 import { historyRules } from '../log/history.ts';
 import type { SubscribeOptions } from '../stream/event-stream.ts';
-import type { ChannelsOptions, PublishOptions } from './channels.ts';
+import type { ChannelsOptions, EndOptions, PublishOptions } from './channels.ts';
 
 /** The rules of `createChannels()`. */
 export const channelsRules: Readonly<Record<keyof ChannelsOptions, OptionRule>> = {
@@ -29,6 +29,12 @@ export const publishRules: Readonly<Record<keyof PublishOptions, OptionRule>> = 
     expected: 'a non-empty string of at most 256 UTF-8 bytes',
     test: (value) => typeof value === 'string' && value !== '' && Buffer.byteLength(value) <= 256,
   },
+};
+
+/** The rules of `end()`. */
+export const endRules: Readonly<Record<keyof EndOptions, OptionRule>> = {
+  event: publishRules.event,
+  key: publishRules.key,
 };
 
 /** The rules of `subscribe()` and `listen()`. Any string is valid as `since`: see `start.ts`. */

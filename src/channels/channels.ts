@@ -1,6 +1,6 @@
 /** The public types of a channel registry. Types only; `registry.ts` has the implementation. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { Broker, BrokerState } from '../brokers/broker.ts';
+import type { Broker, BrokerState, ChannelState } from '../brokers/broker.ts';
 import type { AnySchema, ChannelName, EventData, EventName, SchemaOf } from '../common/schema.ts';
 import type { RouteHandler, RouteRequest, RouteResponse } from '../http/route.ts';
 import type { HistoryOptions } from '../log/history.ts';
@@ -43,6 +43,14 @@ export interface PublishOptions<E extends string = string> {
    * and later calls resolve with the first id. A non-empty string of at most 256 UTF-8 bytes.
    * `memoryBroker()` remembers the newest 100,000 keys of that time.
    */
+  key?: string | undefined;
+}
+
+/** The options of `end()`. */
+export interface EndOptions<E extends string = string> {
+  /** The event type of the last event. @defaultValue `'message'` */
+  event?: E | undefined;
+  /** As in {@link PublishOptions}: `publish` and `end` share the keys of a channel. */
   key?: string | undefined;
 }
 
@@ -119,15 +127,29 @@ export interface Channel<S extends SchemaOf<S>, N extends ChannelName<S>> {
     data: EventData<S, N, E>,
     options: (PublishOptions<E> & NamedEvent<S, N, E>) | undefined,
   ): Promise<{ id: string }>;
+  /** @see Channels.end */
+  end(): Promise<{ id: string }>;
+  end(this: HasMessage<S, N>, data: EventData<S, N, 'message'>): Promise<{ id: string }>;
+  end<E extends EventName<S, N> = DefaultEvent<S, N>>(
+    data: EventData<S, N, E>,
+    options: (EndOptions<E> & NamedEvent<S, N, E>) | undefined,
+  ): Promise<{ id: string }>;
+  end(data: undefined, options: Pick<EndOptions, 'key'> | undefined): Promise<{ id: string }>;
   /** @see Channels.subscribe */
   subscribe(stream: EventStream, options?: SubscribeOptions): Promise<Subscription>;
 }
 
-/** Channel names, or a function that returns them for a request: `null` answers 403. */
+/** The result of a function of {@link ListenNames}: channel names, or which answer is sent. */
+type RequestedNames<Name extends string> = Name | readonly Name[] | null | undefined;
+
+/**
+ * Channel names, or a function that returns them for a request: `null` answers 403, and `undefined`
+ * answers 404.
+ */
 export type ListenNames<Req, Name extends string = string> =
   | Name
   | readonly Name[]
-  | ((req: Req) => Name | readonly Name[] | null | Promise<Name | readonly Name[] | null>);
+  | ((req: Req) => RequestedNames<Name> | Promise<RequestedNames<Name>>);
 
 /** A channel registry: handlers publish to channels, and streams follow channels. */
 export interface Channels<S extends SchemaOf<S> = AnySchema> {
@@ -165,6 +187,56 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
   ): Promise<{ id: string }>;
 
   /**
+   * Ends a channel, for example the answer of a language model or a job. When a stream has received
+   * everything of its channels, and all of them have ended, the stream is closed with `final`, so
+   * that its client does not come back. Clients that come later receive what the history holds, and
+   * the end. Nothing can be published to the channel until its end is past its age, is forgotten or
+   * is removed by {@link clear}.
+   *
+   * The end counts for the limits of the history as an event of about 400 bytes. The second call
+   * without data has no effect and resolves with the first id.
+   * @param name a channel with history
+   * @returns a promise of the id of the end
+   * @throws {SseError} rejects with `ERR_SSE_ENDED` if the channel has ended and data is given,
+   * with `ERR_SSE_OPTION` for a channel without history, and as {@link publish}
+   * @example
+   * await channels.end(`job:${id}`);
+   */
+  end(name: ChannelName<S>): Promise<{ id: string }>;
+  /**
+   * Publishes the last event of a channel, and ends the channel, as one step.
+   * @param name a channel with history
+   * @param data as for {@link publish}
+   * @returns a promise of the id of the end
+   * @throws {SseError} as the call without data
+   * @example
+   * await channels.end(`job:${id}`, { rows: 314 }, { event: 'done' });
+   */
+  end<N extends ChannelName<S>>(
+    this: HasMessage<S, N>,
+    name: N,
+    data: EventData<S, N, 'message'>,
+  ): Promise<{ id: string }>;
+  end<N extends ChannelName<S>, E extends EventName<S, N> = DefaultEvent<S, N>>(
+    name: N,
+    data: EventData<S, N, E>,
+    options: (EndOptions<E> & NamedEvent<S, N, E>) | undefined,
+  ): Promise<{ id: string }>;
+  end(
+    name: ChannelName<S>,
+    data: undefined,
+    options: Pick<EndOptions, 'key'> | undefined,
+  ): Promise<{ id: string }>;
+
+  /**
+   * Returns the state of a channel, the same on every node: `'ended'` after {@link end}; `'open'` if
+   * the history holds an event and no end; otherwise `'unknown'`, because nothing was published or
+   * nothing of it is kept.
+   * @throws {SseError} rejects with `ERR_SSE_BROKER` if the broker is unreachable
+   */
+  state(name: ChannelName<S>): Promise<ChannelState>;
+
+  /**
    * Follows one or several channels on a stream. Opens the stream.
    * @param names 1 to 100 names; duplicates are ignored
    * @returns a promise of the subscription; if the stream ends before the subscription starts, the
@@ -196,7 +268,9 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
 
   /**
    * Makes a route handler that follows channels. It answers 406 to requests that do not accept an
-   * event stream, 403 if `names` returns `null`, and passes errors to `next`.
+   * event stream, 403 if `names` returns `null`, 404 if `names` returns `undefined`, and passes
+   * errors to `next`. A request whose last event ID has only ends behind it in all of the channels
+   * is answered 204, which stops an EventSource.
    * @throws {SseError} if names or options that are not functions are invalid
    * @example
    * app.get('/events/:room', channels.listen(({ user, params }) =>
@@ -204,16 +278,7 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
    * ));
    */
   listen<Req extends IncomingMessage = RouteRequest, Res extends ServerResponse = RouteResponse>(
-    names:
-      | ChannelName<S>
-      | readonly ChannelName<S>[]
-      | ((
-          req: Req,
-        ) =>
-          | ChannelName<S>
-          | readonly ChannelName<S>[]
-          | null
-          | Promise<ChannelName<S> | readonly ChannelName<S>[] | null>),
+    names: ListenNames<Req, ChannelName<S>>,
     options?: SubscribeOptions | ((req: Req) => SubscribeOptions | Promise<SubscribeOptions>),
   ): RouteHandler<Req, Res>;
 

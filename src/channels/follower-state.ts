@@ -7,7 +7,7 @@ import type { LogEntry } from '../log/log-entry.ts';
 import type { GroupProgress } from './audience.ts';
 import type { FollowerHost } from './follower-host.ts';
 import { SharedSubscriptionState } from './shared-subscription-state.ts';
-import type { SubscriptionRecord } from './subscription.ts';
+import { channelsOf, type SubscriptionRecord } from './subscription.ts';
 
 const NOTHING_WRITTEN = -1;
 
@@ -51,6 +51,8 @@ export abstract class FollowerState {
   abstract onGap(gap: Gap): void;
   /** Nothing is left to read from the log: the stream becomes live. */
   abstract onCaughtUp(): void;
+  /** Nothing is left to read from the log, and all channels have ended: the stream ends. */
+  abstract onAllEnded(): void;
   /** Ends the stream, because code that runs for it threw an error. */
   abstract fail(error: unknown): void;
 
@@ -90,16 +92,29 @@ export abstract class FollowerState {
     return this.isCatchingUp || this.subscriptions.some(({ isPlaced }) => !isPlaced);
   }
 
+  /**
+   * Whether the stream follows nothing but channels that have ended.
+   * @param ended for each of {@link channels}, whether it has ended
+   */
+  followsOnlyEnded(ended: readonly boolean[]): boolean {
+    // A channel that is not placed, or has no history, is not among `channels`.
+    return (
+      ended.every((isEnded) => isEnded) &&
+      this.channels.length === channelsOf(this.subscriptions).length
+    );
+  }
+
   /** Replaces the list of subscriptions. */
   setSubscriptions(subscriptions: readonly SubscriptionRecord[]): void {
     this.state = this.state.with({ subscriptions });
   }
 
   /**
-   * Applies the filters: the stream receives an entry if at least one of its subscriptions to the
-   * channel accepts the entry.
+   * Applies the filters: the stream receives an event if at least one of its subscriptions to the
+   * channel accepts the event. Nothing is written for the end of a channel.
    */
   accepts(entry: LogEntry): boolean {
+    if (entry.isEnd) return false;
     return this.subscriptions.some(
       (record) => record.hasPlaced(entry.channel) && record.accepts(entry),
     );

@@ -45,8 +45,10 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   takeFrame(frame: Frame): Socket | undefined {
     const from = this.cursorOffset;
     if (frame.lastOffset <= from) return undefined;
-    if (frame.firstOffset <= from || this.isFiltered) {
+    if (frame.firstOffset <= from || this.isFiltered || frame.hasEnd) {
       this.writeFiltered(frame, from);
+      // The catch-up finds out whether the stream ends, too.
+      if (frame.hasEnd) this.fallBehind();
       return undefined;
     }
     const written = this.writtenOffset;
@@ -184,6 +186,11 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     // audience before that turn, the retired audience could never be emptied.
     this.leaveAudience();
     this.ensureCatchUp().start(isNow);
+  }
+
+  /** The stream has received everything, and nothing will follow: its client must not come back. */
+  onAllEnded(): void {
+    this.stream.closeFor('final', { final: true });
   }
 
   /** Joins the audience of the channels. */

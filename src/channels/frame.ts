@@ -9,6 +9,8 @@ export class Frame extends SharedBytes {
   readonly firstOffset: number;
   /** Offset of the last entry. */
   readonly lastOffset: number;
+  /** Whether one of the entries is the end of its channel, for which nothing is written. */
+  readonly hasEnd: boolean;
 
   /** @param entries at least one; a single entry's bytes are not copied */
   constructor(entries: readonly LogEntry[]) {
@@ -17,6 +19,7 @@ export class Frame extends SharedBytes {
     this.entries = entries;
     this.firstOffset = first.offset;
     this.lastOffset = (entries.at(-1) as LogEntry).offset;
+    this.hasEnd = entries.some(({ isEnd }) => isEnd);
   }
 
   /** Whether the frame consists of exactly these entries. */

@@ -1,10 +1,9 @@
 /** The channel registry: publishes to a broker, and lets streams follow channels. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { Broker, Receiver } from '../brokers/broker.ts';
+import type { Broker, ChannelState, Receiver } from '../brokers/broker.ts';
 import { closedError } from '../brokers/errors.ts';
 import { memoryBroker } from '../brokers/memory.ts';
 import { runOutsideRequests } from '../common/async-context.ts';
-import { diagnostics } from '../common/diagnostics.ts';
 import { SseError } from '../common/errors.ts';
 import { assertOptions } from '../common/options.ts';
 import { drawRetry } from '../common/retry-range.ts';
@@ -20,20 +19,12 @@ import { checkTimes } from '../http/warnings.ts';
 import { History } from '../log/history.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 import { formatCursor } from '../protocol/cursor.ts';
-import {
-  assertEvent,
-  assertRetry,
-  serializeData,
-  countEventBytes,
-  type Serialize,
-} from '../protocol/event-stream-format.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
 import { CatchUpQueue } from './catch-up-queue.ts';
 import {
   assertChannelName,
   channelsRules,
-  publishRules,
   subscribeRules,
   toChannelSet,
 } from './channel-options.ts';
@@ -42,6 +33,7 @@ import type {
   Channels,
   ChannelsOptions,
   ChannelsStats,
+  EndOptions,
   ListenNames,
   PublishOptions,
 } from './channels.ts';
@@ -50,6 +42,7 @@ import { FanOut } from './fan-out.ts';
 import { FollowedChannels } from './followed-channels.ts';
 import type { FollowerHost } from './follower-host.ts';
 import { StreamFollower } from './follower.ts';
+import { Publisher } from './publisher.ts';
 import { endedSubscription, subscribe } from './subscribing.ts';
 
 // Range of the reconnection time for the clients of a closed registry, in ms, so that they do not
@@ -95,13 +88,10 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   readonly deliveries: Deliveries = new Deliveries();
   readonly followedChannels: FollowedChannels;
   readonly broker: Broker;
-  readonly #serialize: Serialize;
-  readonly #history: History;
-  readonly #maxEventBytes: number;
+  readonly #publisher: Publisher;
   // The streams with subscriptions that are not live. Live streams are found by their audiences.
   readonly #trackedStreams = new Set<EventStream>();
-  // Counters for stats().
-  #published = 0;
+  // A counter for stats().
   #gaps = 0;
   // The result of close(); defined from the first call on.
   #closing: Promise<void> | undefined;
@@ -117,10 +107,13 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
       checkTimes('the history of createChannels()', { age: history.age });
     }
     this.broker = broker;
-    this.#serialize = serialize;
-    this.#maxEventBytes = maxEvent;
-    this.#history = new History(options);
-    this.followedChannels = new FollowedChannels(broker, this.#history, this.catchUpQueue);
+    const limits = new History(options);
+    this.followedChannels = new FollowedChannels(broker, limits, this.catchUpQueue);
+    this.#publisher = new Publisher(broker, limits, {
+      serialize,
+      maxEventBytes: maxEvent,
+      assertOpen: () => this.#assertOpen(),
+    });
     // A broker may start timers and connections. They must not keep the async context of a request
     // in which the registry was made.
     runOutsideRequests(() => broker.open(this, { maxHistory, maxChannels }));
@@ -128,30 +121,18 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
 
   // Methods of Channels.
 
-  async publish(
-    name: string,
-    data: unknown,
-    options: PublishOptions = {},
-  ): Promise<{ id: string }> {
+  publish(name: string, data: unknown, options: PublishOptions = {}): Promise<{ id: string }> {
+    return this.#publisher.publish(name, data, options);
+  }
+
+  end(name: string, data?: unknown, options: EndOptions = {}): Promise<{ id: string }> {
+    return this.#publisher.end(name, data, options);
+  }
+
+  async state(name: string): Promise<ChannelState> {
     assertChannelName(name);
-    const { event, retry, key } = assertOptions('publish()', options, publishRules);
-    if (event !== undefined) assertEvent(event);
-    if (retry !== undefined) assertRetry(retry);
-    // Invalid arguments are reported also after close(), so the check for that comes last.
-    const text = serializeData(data, this.#serialize);
-    this.#assertSize(text, event);
     this.#assertOpen();
-    const { id } = await this.broker.append({
-      channel: name,
-      event,
-      data: text,
-      retry,
-      key,
-      history: this.#history.limitsFor(name),
-    });
-    this.#published++;
-    if (diagnostics.publish.hasSubscribers) diagnostics.publish.publish({ channel: name, id });
-    return { id };
+    return this.broker.channelState(name);
   }
 
   async subscribe(
@@ -215,6 +196,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
         return followedChannels.followersOf(name);
       },
       publish: (data: unknown, options?: PublishOptions) => this.publish(name, data, options),
+      end: (data?: unknown, options?: EndOptions) => this.end(name, data, options),
       subscribe: (stream, options) => this.subscribe(stream, name, options),
     };
   }
@@ -231,6 +213,10 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
       const requested = typeof names === 'function' ? await names(req) : names;
       if (requested === null) {
         refuse(res, 403, 'ERR_SSE_FORBIDDEN', 'You may not follow this.');
+        return;
+      }
+      if (requested === undefined) {
+        refuse(res, 404, 'ERR_SSE_NOT_FOUND', 'There is nothing to follow here.');
         return;
       }
       await this.#follow(
@@ -253,7 +239,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
       channels: this.followedChannels.size,
       subscriptions: this.followedChannels.followers,
       behind,
-      published: this.#published,
+      published: this.#publisher.published,
       gaps: this.#gaps,
       history: this.broker.held,
       broker: { state: this.broker.state },
@@ -296,17 +282,6 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
       member instanceof StreamFollower ? [member.stream] : [],
     );
     return [...live, ...this.#trackedStreams].filter(({ readyState }) => readyState !== 2);
-  }
-
-  /** @throws {SseError} `ERR_SSE_DATA` if the event is larger than `maxEvent` */
-  #assertSize(text: string, event: string | undefined): void {
-    const bytes = countEventBytes(text, event);
-    if (bytes <= this.#maxEventBytes) return;
-    throw new SseError(
-      'ERR_SSE_DATA',
-      `expected an event of at most ${this.#maxEventBytes} bytes, got ${bytes}; publish a ` +
-        'reference from which clients can fetch the data, or raise `maxEvent` of createChannels()',
-    );
   }
 
   /** @throws {SseError} `ERR_SSE_CLOSED` after close() */

@@ -6,21 +6,28 @@
  *   1. addRecord()            the broker listens to new channels; the record is in the list
  *   2. requestPosition()      wait until the broker listens and tells the end of the log
  *   3.                        wait for the turn of the event loop, and for earlier subscriptions
- *   4. placeSubscription()    each new channel gets an offset; the stream catches up with the log
- *   5. whenStarted()          wait until the first page is delivered, and a gap is reported
+ *   4. hasOnlyEndsBehind()    nothing will follow the client's id? Answer 204
+ *   5. placeSubscription()    each new channel gets an offset; the stream catches up with the log
+ *   6. whenStarted()          wait until the first page is delivered, and a gap is reported
  * ```
  *
- * With a broker in this process, steps 1 to 4 run inside the call. If the stream or the
+ * With a broker in this process, steps 1 to 5 run inside the call. If the stream or the
  * subscription ends at any step, the result is an ended subscription.
  */
 import { SseError, describeThrown } from '../common/errors.ts';
-import type { Cursor } from '../protocol/cursor.ts';
+import type { Page } from '../brokers/broker.ts';
+import { sendNoContent } from '../http/refusals.ts';
+import { parseCursor, type Cursor } from '../protocol/cursor.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
 import { OLDEST_HELD } from './channel-starts.ts';
 import type { StreamFollower } from './follower.ts';
 import { requestedCursor, resolveStart, type SubscriptionStart } from './start.ts';
 import { SubscriptionRecord, channelsOf, placedChannelsOf } from './subscription.ts';
+
+// Bytes of the page that shows whether only ends follow an id: enough for the ends of 100 channels,
+// and for few events.
+const MAX_ENDS_BYTES = 8_192;
 
 // If the broker has not told the position after this time, the stream opens without it, in ms.
 const OPEN_AFTER_MS = 1_000;
@@ -67,6 +74,12 @@ export async function subscribe(
     // The subscriptions of a stream are placed in the order of the calls.
     if (previous?.isPlaced === false && follower.subscriptions.includes(previous)) {
       await previous.whenPlaced();
+    }
+    const isOver = hasOnlyEndsBehind(follower, record, position);
+    if (isOver instanceof Promise ? await isOver : isOver) {
+      if (!isRemoved()) removeSubscription(follower, record);
+      if (!stream.res.headersSent) sendNoContent(stream.res);
+      return endedSubscription(channels);
     }
     if (isRemoved() || stream.open().readyState === 2) return endedSubscription(channels);
     if (!isOfStreamLog(follower, position)) {
@@ -139,6 +152,35 @@ function requestPosition(
   return position instanceof Promise ? openIfSlow(stream, position) : position;
 }
 
+/**
+ * Whether a request that brings an id needs no stream, because all of its channels have ended and
+ * the client has received everything. Reads the log only for such a request, while nothing is
+ * written yet.
+ * @returns not a promise if the broker is in this process
+ */
+function hasOnlyEndsBehind(
+  follower: StreamFollower,
+  record: SubscriptionRecord,
+  position: Cursor,
+): boolean | Promise<boolean> {
+  const { host, stream, subscriptions } = follower;
+  const { channels, options } = record;
+  const cursor = options.resume === false ? undefined : parseCursor(stream.lastEventId);
+  if (cursor?.epoch !== position.epoch || cursor.offset > position.offset) return false;
+  const isUntouched = stream.readyState === 0 && !stream.res.headersSent;
+  if (!isUntouched || subscriptions.length > 1) return false;
+  if (!channels.every((channel) => host.followedChannels.hasHistory(channel))) return false;
+  const isOver = (page: Page): boolean =>
+    page.position.epoch === cursor.epoch &&
+    page.complete &&
+    page.ended.every((isEnded) => isEnded) &&
+    page.entries.every(({ isEnd }) => isEnd) &&
+    page.trimmed.every((trimmed) => trimmed <= cursor.offset);
+  const signal = host.catchUpQueue.isBrokerRemote ? record.getSignal() : undefined;
+  const page = host.broker.read(channels, cursor.offset, MAX_ENDS_BYTES, signal);
+  return page instanceof Promise ? openIfSlow(stream, page).then(isOver) : isOver(page);
+}
+
 /** Whether the position belongs to the log that the stream reads, or the stream reads none yet. */
 function isOfStreamLog({ channels, epoch }: StreamFollower, position: Cursor): boolean {
   return channels.length === 0 || position.epoch === epoch;
@@ -168,7 +210,7 @@ async function requestCurrentPosition(
  * Opens the stream if the broker does not answer soon, because it may be unreachable. An
  * EventSource that gets an error response instead would not reconnect.
  */
-function openIfSlow(stream: EventStream, position: Promise<Cursor>): Promise<Cursor> {
+function openIfSlow<T>(stream: EventStream, answer: Promise<T>): Promise<T> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => {
       try {
@@ -179,7 +221,7 @@ function openIfSlow(stream: EventStream, position: Promise<Cursor>): Promise<Cur
         reject(error instanceof Error ? error : new Error(describeThrown(error), { cause: error }));
       }
     }, OPEN_AFTER_MS);
-    position.finally(() => clearTimeout(timer)).then(resolve, reject);
+    answer.finally(() => clearTimeout(timer)).then(resolve, reject);
   });
 }
 

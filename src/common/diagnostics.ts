@@ -7,7 +7,10 @@ import { debuglog } from 'node:util';
  * public API. A message is made only while the channel has subscribers.
  */
 export const diagnostics: Readonly<
-  Record<'open' | 'close' | 'publish' | 'slow' | 'gap' | 'reject' | 'heal' | 'error', Channel>
+  Record<
+    'open' | 'close' | 'publish' | 'end' | 'slow' | 'gap' | 'reject' | 'heal' | 'error',
+    Channel
+  >
 > = {
   /** `{ stream }` */
   open: channel('res-sse:open'),
@@ -15,6 +18,11 @@ export const diagnostics: Readonly<
   close: channel('res-sse:close'),
   /** `{ channel, id }` */
   publish: channel('res-sse:publish'),
+  /**
+   * `{ channel, id, reason }`: a channel has ended; the reason is `'ended'`, or `'abandoned'` if the
+   * process that published to it by `pipe()` has died
+   */
+  end: channel('res-sse:end'),
   /**
    * `{ stream, bufferedAmount, action }`: more than `maxBuffered` bytes are queued for a client;
    * the action is `'close'` or `'drop'`
@@ -54,7 +62,7 @@ interface PrintedMessage {
 
 // 'open', 'close' and errors of streams are printed where they occur, all other messages here.
 if (debug.enabled) {
-  for (const name of ['publish', 'slow', 'gap', 'reject'] as const) {
+  for (const name of ['publish', 'end', 'slow', 'gap', 'reject'] as const) {
     subscribe(`res-sse:${name}`, (message) => {
       const { stream, req = stream?.req, ...details } = message as PrintedMessage;
       debug('%s%s %o', name, req === undefined ? '' : ` ${req.method} ${req.url}`, details);

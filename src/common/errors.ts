@@ -9,6 +9,7 @@ export type SseErrorCode =
   | 'ERR_SSE_CONFLICT'
   | 'ERR_SSE_CURSOR'
   | 'ERR_SSE_DATA'
+  | 'ERR_SSE_ENDED'
   | 'ERR_SSE_EVENT'
   | 'ERR_SSE_FIELD'
   | 'ERR_SSE_FILTER'
@@ -47,7 +48,7 @@ export class SseError extends Error {
   readonly code: SseErrorCode;
 
   /**
-   * For a publish that was not accepted: `'none'` if nobody received the event; `'unknown'` if the
+   * For a publish or an end that was not accepted: `'none'` if nobody received the event; `'unknown'` if the
    * event may have been published, so that only a publish with a `key` can be repeated safely.
    * `undefined` for all other errors.
    */

@@ -1,6 +1,6 @@
 /**
- * One published event. The event is encoded once, for the log and all streams, and is parsed once
- * for all filters.
+ * One entry of the log: a published event, or the end of a channel. An event is encoded once, for
+ * the log and all streams, and is parsed once for all filters.
  */
 import { inspect } from 'node:util';
 import { formatCursor } from '../protocol/cursor.ts';
@@ -41,28 +41,44 @@ export interface LogEntryInit {
   data: string;
   /** Reconnection time in ms. */
   retry?: number | undefined;
+  /**
+   * Whether the entry is the end of its channel. Nothing is written to clients for it, and its
+   * other fields are ignored.
+   * @defaultValue `false`
+   */
+  isEnd?: boolean | undefined;
 }
+
+// The frame of the end of a channel.
+const NO_BYTES = Buffer.alloc(0);
 
 // Memory of an entry in addition to its frame: its objects and strings, measured and rounded up.
 const ENTRY_OVERHEAD_BYTES = 400;
 
-/** A published event with its position in the log. */
+/** A published event, or the end of a channel, with its position in the log. */
 export class LogEntry implements ChannelEvent {
   readonly channel: string;
   readonly epoch: string | undefined;
   readonly offset: number;
   readonly event: string;
-  /** The bytes of the event as they are sent. */
+  /** Whether the entry is the end of its channel: no event, and the last entry of the channel. */
+  readonly isEnd: boolean;
+  /** The bytes of the event as they are sent; empty for the end of a channel. */
   readonly frame: Buffer;
   // Made from the frame while filters read the event. Views that are kept would double the memory
   // of the log.
   #view: EntryView | undefined;
 
-  constructor({ channel, epoch, offset, event, data, retry }: LogEntryInit) {
+  constructor({ channel, epoch, offset, event, data, retry, isEnd = false }: LogEntryInit) {
     this.channel = channel;
     this.epoch = epoch;
     this.offset = offset;
     this.event = event ?? 'message';
+    this.isEnd = isEnd;
+    if (isEnd) {
+      this.frame = NO_BYTES;
+      return;
+    }
     const text = formatEvent(
       data,
       event,
@@ -131,7 +147,9 @@ export function entrySize({
   event,
   data,
   retry,
+  isEnd = false,
 }: Omit<LogEntryInit, 'channel'>): number {
+  if (isEnd) return ENTRY_OVERHEAD_BYTES;
   const idBytes = epoch === undefined ? 0 : `id: ${formatCursor(epoch, offset)}\n`.length;
   const retryBytes = retry === undefined ? 0 : formatRetry(retry).length;
   return countEventBytes(data, event) + idBytes + retryBytes + ENTRY_OVERHEAD_BYTES;

@@ -37,6 +37,8 @@ export interface LogRead {
    * is missing.
    */
   readonly trimmed: readonly number[];
+  /** For each channel of the call, whether it has ended: its newest entry is an end that is kept. */
+  readonly ended: readonly boolean[];
 }
 
 /** An entry and the time at which it was appended, in ms of the clock of the log. */
@@ -93,7 +95,17 @@ export class ChannelLog implements EntryRun {
 
   /** Whether no client misses an older event: only the newest event matters, and it is kept. */
   get isNewestOnly(): boolean {
-    return this.limits.latest && this.events > 0;
+    return this.limits.latest && this.events > (this.isEnded ? 1 : 0);
+  }
+
+  /** The newest entry that is kept; `undefined` if none is. */
+  get newestEntry(): LogEntry | undefined {
+    return this.#entries.at(-1)?.entry;
+  }
+
+  /** Whether the channel has ended: its newest entry is an end that is kept. */
+  get isEnded(): boolean {
+    return this.newestEntry?.isEnd === true;
   }
 
   /**
@@ -134,10 +146,12 @@ export class ChannelLog implements EntryRun {
 
   /** Whether the oldest entry has to go. */
   exceedsLimits(now: number): boolean {
-    const { events, bytes, age } = this.limits;
+    const { events, bytes, age, latest } = this.limits;
     if (this.events === 0) return false;
+    // A newest-only channel keeps its newest event beside its end.
+    const maxEvents = latest && this.isEnded ? events + 1 : events;
     return (
-      this.events > events ||
+      this.events > maxEvents ||
       this.bytes > bytes ||
       now - (this.#entries[this.#firstIndex] as TimedEntry).appendedAt > age
     );
@@ -234,7 +248,16 @@ export class Log {
     const logs = channels.map((channel) => this.#get(channel));
     for (const log of logs) if (log !== undefined) this.#trim(log);
     const trimmed = logs.map((log) => log?.trimmed ?? this.#forgottenOffset);
-    return { ...mergeLogs(logs, after, maxBytes), trimmed };
+    const ended = logs.map((log) => log?.isEnded === true);
+    return { ...mergeLogs(logs, after, maxBytes), trimmed, ended };
+  }
+
+  /** @returns the newest entry of the channel that is kept; `undefined` if none is */
+  newestEntry(channel: string): LogEntry | undefined {
+    const log = this.#get(channel);
+    if (log === undefined) return undefined;
+    this.#trim(log);
+    return log.newestEntry;
   }
 
   /** Removes all entries of a channel. Streams that have not received them report a gap. */

@@ -232,6 +232,107 @@ export const CHECKS: Checks = {
     assert.deepEqual(dataOf(node.received), ['1', '2']);
   },
 
+  async 'an event and the end of its channel are appended as one step, in this order'(nodes) {
+    const node = await nodes.make('log');
+    await node.listen('a');
+    await node.publish('a', '1');
+    const id = await node.publish('a', '2', { isEnd: true });
+    await nodes.until('three entries', () => node.received.length === 3);
+    const page = await node.read(['a', 'b']);
+    for (const entries of [page.entries, node.received]) {
+      assert.deepEqual(
+        entries.map(({ data, isEnd }) => [data, isEnd]),
+        [
+          ['1', false],
+          ['2', false],
+          ['', true],
+        ],
+      );
+      assert.equal(entries.at(-1)?.id, id);
+      assert.equal(entries.at(-1)?.frame.length, 0, 'nothing is written for an end');
+    }
+    assert.deepEqual(
+      [page.ended, page.trimmed],
+      [
+        [true, false],
+        [0, 0],
+      ],
+    );
+    const after = first(page.entries.slice(2)).offset;
+    assert.deepEqual((await node.read(['a'], after)).ended, [true]);
+  },
+
+  async 'the state of a channel is unknown, open or ended'(nodes) {
+    const node = await nodes.make('log');
+    assert.equal(await node.broker.channelState('a'), 'unknown');
+    await node.publish('a', '1');
+    assert.equal(await node.broker.channelState('a'), 'open');
+    await node.end('a');
+    assert.equal(await node.broker.channelState('a'), 'ended');
+    await node.broker.clear('a');
+    assert.equal(await node.broker.channelState('a'), 'unknown');
+    await node.publish('a', '2');
+    assert.equal(await node.broker.channelState('a'), 'open');
+    assert.deepEqual((await node.read(['a'])).ended, [false]);
+  },
+
+  async 'an ended channel accepts only what was published before'(nodes) {
+    const node = await nodes.make('log');
+    const published = await node.publish('a', '1', { key: 'event' });
+    const id = await node.publish('a', '2', { key: 'end', isEnd: true });
+    const ended = { code: 'ERR_SSE_ENDED', delivery: 'none' };
+    await assert.rejects(node.publish('a', '3'), ended);
+    await assert.rejects(node.publish('a', '3', { key: 'new' }), ended);
+    await assert.rejects(node.publish('a', '3', { isEnd: true }), ended);
+    assert.equal(await node.publish('a', 'again', { key: 'event' }), published);
+    assert.equal(await node.publish('a', 'again', { key: 'end', isEnd: true }), id);
+    assert.equal(await node.end('a'), id);
+    assert.deepEqual(await node.data('a'), ['1', '2', '']);
+    assert.notEqual(await node.end('b'), id);
+  },
+
+  async 'an end counts as one event of the history'(nodes) {
+    const node = await nodes.make('log');
+    const history = { ...HISTORY, events: 2 };
+    for (const data of ['1', '2']) await node.publish('a', data, { history });
+    await node.end('a', { history });
+    const page = await node.read(['a']);
+    assert.deepEqual([dataOf(page.entries), page.ended], [['2', ''], [true]]);
+    assert.equal(page.trimmed[0], first(page.entries).offset - 1);
+  },
+
+  async 'a newest-only channel keeps its newest event beside its end'(nodes) {
+    const node = await nodes.make('log');
+    const history = { ...HISTORY, events: 1, latest: true };
+    for (const data of ['1', '2']) await node.publish('a', data, { history });
+    await node.end('a', { history });
+    await node.publish('b', '1', { history });
+    await node.publish('b', '2', { history, isEnd: true });
+    const page = await node.read(['a', 'b']);
+    assert.deepEqual(dataOf(page.entries), ['2', '', '2', '']);
+    assert.deepEqual(
+      [page.trimmed, page.ended],
+      [
+        [0, 0],
+        [true, true],
+      ],
+    );
+  },
+
+  async 'an end that is past its age leaves its channel unknown and usable'(nodes) {
+    const node = await nodes.make('log');
+    const history = { ...HISTORY, age: 30 };
+    await node.publish('a', '1', { history, isEnd: true });
+    await nodes.until(
+      'the end to be past its age',
+      async () => (await node.broker.channelState('a')) === 'unknown',
+    );
+    const page = await node.read(['a']);
+    assert.deepEqual([page.entries, page.ended], [[], [false]]);
+    await node.publish('a', '2');
+    assert.deepEqual(await node.data('a'), ['2']);
+  },
+
   async 'after close, a broker appends, reads and receives nothing'(nodes) {
     const node = await nodes.make('log');
     await node.listen('a');
@@ -313,6 +414,21 @@ export const SHARED_CHECKS: Checks = {
     await one.broker.clear('a');
     await nodes.until('the event to be deleted', async () => (await other.data('a')).length === 0);
     assert.deepEqual((await other.read(['a'])).trimmed, [offset]);
+  },
+
+  async 'a channel that ends on one node has ended on all nodes'(nodes) {
+    const [one, other] = [await nodes.make('log'), await nodes.make('log')];
+    await other.listen('a');
+    const id = await one.publish('a', '1', { isEnd: true });
+    await nodes.until('both entries', () => other.received.length === 2);
+    assert.equal(other.received.at(-1)?.id, id);
+    assert.equal(await other.broker.channelState('a'), 'ended');
+    assert.deepEqual((await other.read(['a'])).ended, [true]);
+    assert.equal(await other.end('a'), id);
+    await assert.rejects(other.publish('a', '2'), { code: 'ERR_SSE_ENDED' });
+    await one.broker.clear('a');
+    await nodes.until('the end to be deleted', async () => !(await other.read(['a'])).ended[0]);
+    assert.equal(await other.broker.channelState('a'), 'unknown');
   },
 
   async 'closing one node does not affect the others'(nodes) {

@@ -131,6 +131,13 @@ export class Node implements Receiver {
     return (await this.broker.append(publication)).id;
   }
 
+  /** Ends a channel without a last event. @returns the id of the end */
+  end(channel: string, more: Partial<Publication> = {}): Promise<string> {
+    const publication = { event: undefined, data: undefined, retry: undefined, key: undefined };
+    const ending = { ...publication, channel, isEnd: true, history: HISTORY, ...more };
+    return this.broker.append(ending).then(({ id }) => id);
+  }
+
   async read(channels: string[], after = 0, maxBytes: number = ALL_BYTES): Promise<Page> {
     return this.broker.read(channels, after, maxBytes);
   }

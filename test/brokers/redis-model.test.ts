@@ -12,7 +12,7 @@ import {
   parseHeader,
 } from '../../src/brokers/redis/message-format.ts';
 import { LogCache } from '../../src/brokers/redis/log-cache.ts';
-import type { ChannelState } from '../../src/brokers/redis/log-snapshot.ts';
+import type { StoredChannel } from '../../src/brokers/redis/log-snapshot.ts';
 import { SequenceTracker } from '../../src/brokers/redis/sequence-tracker.ts';
 
 const EPOCH = 'epoch';
@@ -65,12 +65,13 @@ class Log {
     this.said.push(['spine', `1 ${EPOCH} ${this.head} ${++this.head} \n-${newest} ${channel}`]);
   }
 
-  state(channel: string): ChannelState {
+  state(channel: string): StoredChannel {
     const limits = LIMITS[channel] as HistoryLimits;
     return {
       newest: this.newest.get(channel) ?? 0,
       trimmed: this.trimmed.get(channel) ?? 0,
       limits,
+      isEnded: false,
     };
   }
 

@@ -1,6 +1,6 @@
 /** The result of each publish, if several publishes went to Redis in one call. */
 import { expect, test } from 'vitest';
-import type { SseError } from '../../src/index.ts';
+import type { Publication, SseError } from '../../src/index.ts';
 import type { AppendResult, LogClient } from '../../src/brokers/redis/log-client.ts';
 import { PublishQueue } from '../../src/brokers/redis/publish-queue.ts';
 import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
@@ -18,7 +18,7 @@ async function outcome(published: Promise<{ id: string }>): Promise<string> {
 test('each publish of a call is judged by itself when the call could not tell the nodes', async () => {
   const result: AppendResult = {
     epoch: 'e',
-    head: 3,
+    head: 5,
     headerProblem: 'NOPERM no permissions to access one of the channels',
     results: [
       { id: 'e.1' },
@@ -30,10 +30,16 @@ test('each publish of a call is judged by itself when the call could not tell th
       // With a key that has been published before.
       { id: 'e.0' },
       { id: 'e.3' },
+      // An event and the end of its channel, which have the offsets 4 and 5.
+      { id: 'e.5' },
+      // The channel had ended before.
+      { firstEnd: 'e.5' },
     ],
   };
   const client = {
-    toAppendItem: () => ({ keys: [], args: [], bytes: 1 }),
+    toAppendItem: ({ isEnd = false }: Publication) => {
+      return { keys: [], args: [], bytes: 1, entries: isEnd ? 2 : 1, channel: 'a' };
+    },
     append: () => Promise.resolve(result),
   } as unknown as LogClient;
   const reached: unknown[] = [];
@@ -53,9 +59,15 @@ test('each publish of a call is judged by itself when the call could not tell th
     key: undefined,
     history: LIMITS,
   };
-  const outcomes = await Promise.all(result.results.map(() => outcome(queue.add(publication))));
-  expect(outcomes).toEqual(['unknown', 'none', 'unknown', 'id ', 'id e.0', 'unknown']);
-  expect(reached).toEqual([['e', 3]]);
+  const outcomes = await Promise.all(
+    result.results.map((answer) => {
+      const isEnd = 'id' in answer && answer.id === 'e.5';
+      return outcome(queue.add({ ...publication, isEnd }));
+    }),
+  );
+  expect(outcomes.slice(0, 6)).toEqual(['unknown', 'none', 'unknown', 'id ', 'id e.0', 'unknown']);
+  expect(outcomes.slice(6)).toEqual(['unknown', 'none']);
+  expect(reached).toEqual([['e', 5]]);
 });
 
 test('a publish that is kept but not announced is unknown, one without history is none', async () => {

@@ -5,6 +5,7 @@
 import { memoryBroker, type Broker } from '../../src/index.ts';
 import type {
   BrokerState,
+  ChannelState,
   LogBounds,
   Page,
   Publication,
@@ -154,6 +155,10 @@ export class DistantBroker implements Broker {
 
   read(channels: readonly string[], after: number, maxBytes: number): Promise<Page> {
     return this.#request(() => this.log.read(channels, after, maxBytes));
+  }
+
+  channelState(channel: string): Promise<ChannelState> {
+    return this.#request(() => this.log.channelState(channel));
   }
 
   clear(channel: string): Promise<void> {

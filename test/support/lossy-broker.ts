@@ -1,14 +1,20 @@
-/** A broker elsewhere, reduced to what tests of interruptions need: pages come late, and the log can be lost. */
+/**
+ * A remote broker with what tests of interruptions need: pages come late, the log can be lost, and
+ * channels do not end.
+ */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Broker, Publication } from '../../src/index.ts';
-import type { Page, Receiver } from '../../src/brokers/broker.ts';
+import type { ChannelState, Page, Receiver } from '../../src/brokers/broker.ts';
 import type { Cursor } from '../../src/protocol/cursor.ts';
 import { LogEntry } from '../../src/log/log-entry.ts';
 
 export class LossyBroker implements Broker {
   readonly state = 'open';
   readonly held = { events: 0, bytes: 0 };
-  /** Resolves when the broker listens to a channel; channels without a promise are listened to at once. */
+  /**
+   * Resolves when the broker listens to a channel. Channels without a promise are listened to at
+   * once.
+   */
   readonly listening: Map<string, Promise<void>> = new Map();
   /** Reads wait for this promise. */
   gate: Promise<void> = Promise.resolve();
@@ -24,8 +30,8 @@ export class LossyBroker implements Broker {
     this.#receiver = receiver;
   }
 
-  append(publication: Publication): Promise<{ id: string }> {
-    const entry = new LogEntry({ ...publication, epoch: this.#epoch, offset: this.head + 1 });
+  append({ data = '', ...fields }: Publication): Promise<{ id: string }> {
+    const entry = new LogEntry({ ...fields, data, epoch: this.#epoch, offset: this.head + 1 });
     this.#entries.push(entry);
     if (this.#receiver?.follows(entry.channel) === true) this.#receiver.receive(entry);
     return Promise.resolve({ id: entry.id });
@@ -51,8 +57,14 @@ export class LossyBroker implements Broker {
       entries,
       complete: true,
       trimmed: channels.map(() => 0),
+      ended: channels.map(() => false),
       position: this.position(),
     };
+  }
+
+  channelState(name: string): Promise<ChannelState> {
+    const isKnown = this.#entries.some(({ channel }) => channel === name);
+    return Promise.resolve(isKnown ? 'open' : 'unknown');
   }
 
   clear(): Promise<void> {

@@ -67,6 +67,7 @@ function nodeOf(hub: Hub): Broker {
       assertOpen();
       return hub.log.read(channels, after, maxBytes);
     },
+    channelState: (channel) => hub.log.channelState(channel),
     clear: (channel) => hub.log.clear(channel),
     async close() {
       state = 'closed';

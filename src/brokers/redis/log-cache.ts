@@ -19,7 +19,7 @@ import type { LogEntry } from '../../log/log-entry.ts';
 import {
   lostOffset,
   type ChannelSnapshot,
-  type ChannelState,
+  type StoredChannel,
   type Discontinuities,
   type LogSnapshot,
 } from './log-snapshot.ts';
@@ -43,6 +43,8 @@ interface CachedChannel {
   readonly log: ChannelLog;
   /** Offset of the newest event that is not in Redis any more. */
   lost: number;
+  /** Whether the channel has ended, and its end is in Redis. The end may not be in `log`. */
+  isEnded: boolean;
   /** Time in ms of the last read or push. */
   usedAt: number;
 }
@@ -104,7 +106,7 @@ export class LogCache {
    * Adds a channel whose subscription has been confirmed: from here on all its events are pushed.
    * @param head offset up to which all events have been pushed
    */
-  add(channel: string, state: ChannelState, head: number): void {
+  add(channel: string, state: StoredChannel, head: number): void {
     const cached = this.#channels.get(channel);
     const newest = this.newest(channel);
     // Events in the cache may be from an earlier subscription, with a hole since then.
@@ -150,7 +152,7 @@ export class LogCache {
    */
   updateChannel(
     channel: string,
-    state: ChannelState,
+    state: StoredChannel,
     entries: readonly TimedEntry[],
     isComplete: boolean,
     head: number,
@@ -162,6 +164,7 @@ export class LogCache {
       this.#replace(channel, state, end);
       return;
     }
+    cached.isEnded = state.isEnded;
     this.#dropLost(cached, state.trimmed);
     for (const { entry, appendedAt } of entries) {
       if (entry.offset > state.trimmed) this.#push(cached, entry, appendedAt, state.limits);
@@ -175,7 +178,8 @@ export class LogCache {
     let cached = this.#channels.get(channel);
     // If the event does not join on to the cached ones, it is the first one of a new log.
     if (cached === undefined || (cached.log.events > 0 && previous > cached.log.newest)) {
-      cached = this.#replace(channel, { newest: previous, trimmed, limits }, previous);
+      const state = { newest: previous, trimmed, limits, isEnded: false };
+      cached = this.#replace(channel, state, previous);
     }
     // There are no events between `previous` and this one.
     if (cached.log.events === 0) cached.log.lastMissingOffset = previous;
@@ -213,7 +217,7 @@ export class LogCache {
   prepend(
     channel: string,
     range: MissingRange,
-    state: ChannelState,
+    state: StoredChannel,
     entries: readonly TimedEntry[],
   ): void {
     const cached = this.#channels.get(channel);
@@ -266,9 +270,10 @@ export class LogCache {
       const cached = this.#channels.get(channel);
       if (cached === undefined) return true;
       this.#dropExpired(cached);
-      return (
-        !cached.log.isNewestOnly && Math.max(after, cached.lost) < cached.log.lastMissingOffset
-      );
+      const { log, lost, isEnded } = cached;
+      // Only the entry of an end knows when the end is past its age.
+      if (isEnded && !log.isEnded) return true;
+      return !log.isNewestOnly && Math.max(after, lost) < log.lastMissingOffset;
     });
   }
 
@@ -281,16 +286,22 @@ export class LogCache {
     return {
       ...mergeLogs(logs, after, maxBytes),
       trimmed: cached.map(({ log, lost }) => (log.isNewestOnly ? 0 : lost)),
+      ended: cached.map(({ log }) => log.isEnded),
     };
   }
 
   /** Begins an empty log for the channel. */
-  #replace(channel: string, { trimmed, limits }: ChannelState, gone: number): CachedChannel {
+  #replace(
+    channel: string,
+    { trimmed, limits, isEnded }: StoredChannel,
+    gone: number,
+  ): CachedChannel {
     this.remove(channel);
     const cached: CachedChannel = {
       channel,
       log: new ChannelLog(cacheLimits(limits), gone),
       lost: trimmed,
+      isEnded,
       usedAt: performance.now(),
     };
     this.#channels.set(channel, cached);
@@ -301,6 +312,7 @@ export class LogCache {
     const { log } = cached;
     setLimits(log, limits);
     log.push(entry, at);
+    cached.isEnded = entry.isEnd;
     this.#events++;
     this.#bytes += entry.size;
     this.#touch(cached);
@@ -345,6 +357,7 @@ export class LogCache {
     while (log.events > 0 && (log.at(log.indexAfter(0)) as LogEntry).offset <= cached.lost) {
       this.#shift(cached);
     }
+    if (cached.lost >= Math.max(log.newest, log.lastMissingOffset)) cached.isEnded = false;
   }
 }
 

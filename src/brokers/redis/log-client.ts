@@ -20,9 +20,13 @@ import { script } from './script.ts';
 import { Topics } from './topics.ts';
 import { MIN_BYTES, TransferLimit, type TransferShare } from './transfer-limit.ts';
 
-/** Result of one publication: its event id, or the reason why it has none. */
+/**
+ * Result of one publication: its event id, or the id of the end of a channel that had ended before,
+ * or the reason why it has none.
+ */
 export type PublishResult =
   | { readonly id: string }
+  | { readonly firstEnd: string }
   | { readonly problem: string; readonly isDeliveryUnknown: boolean };
 
 /** Result of an append. */
@@ -41,6 +45,11 @@ export interface AppendItem {
   readonly args: readonly string[];
   /** Bytes of the event. */
   readonly bytes: number;
+  /** Number of entries, each of which takes an offset. */
+  readonly entries: number;
+  readonly channel: string;
+  /** Whether the publication does nothing but end the channel. */
+  readonly isOnlyEnd: boolean;
 }
 
 // Maximum bytes of events of one channel in one answer.
@@ -214,18 +223,24 @@ export class LogClient {
   }
 
   /** Converts a publication to the form that the script takes. */
-  toAppendItem({ channel, event, data, retry, key = '', history }: Publication): AppendItem {
-    const body = formatBody(event, data, retry);
+  toAppendItem(publication: Publication): AppendItem {
+    const { channel, event, data, retry, key = '', isEnd = false, history } = publication;
+    const body = data === undefined ? '' : formatBody(event, data, retry);
     const bytes = Buffer.byteLength(body);
     const keys = key === '' ? [] : [`${this.#base}:k:${channel}\n${key}`];
-    if (history === false) return { keys, args: [channel, key, body, '0', '', '', '', ''], bytes };
+    const entries = (data === undefined ? 0 : 1) + (isEnd ? 1 : 0);
+    const item = { keys, bytes, entries, channel, isOnlyEnd: data === undefined };
+    if (history === false) return { ...item, args: [channel, key, body, '0', '', '', '', '', ''] };
     keys.unshift(this.#streamKey(channel));
     const { events, bytes: maxBytes, age, latest } = history;
     // The size of the entry in the memory of a node. The offset is not known yet; an offset of ten
     // digits is assumed, so that the size of an event does not depend on its place.
-    const size = entrySize({ epoch: 'epoch_of', offset: 1_000_000_000, event, data, retry });
+    const place = { epoch: 'epoch_of', offset: 1_000_000_000 };
+    const size = entrySize({ ...place, event, data: data ?? '', retry });
     const limits = [events, maxBytes, age === Infinity ? 0 : age].map(String);
-    return { keys, args: [channel, key, body, `${size}`, ...limits, latest ? '1' : '0'], bytes };
+    const endSize = isEnd ? `${entrySize({ ...place, data: '', isEnd })}` : '';
+    const args = [channel, key, body, `${size}`, ...limits, latest ? '1' : '0', endSize];
+    return { ...item, args };
   }
 
   /** @returns the key of the stream with the events of a channel */
@@ -336,5 +351,6 @@ function estimateSize(answer: readonly unknown[]): number {
 /** Parses the result of one publication; see log.lua. */
 function parseResult(result: string): PublishResult {
   if (result.startsWith('=')) return { id: result.slice(1) };
+  if (result.startsWith('~')) return { firstEnd: result.slice(1) };
   return { problem: result.slice(1), isDeliveryUnknown: result.startsWith('?') };
 }

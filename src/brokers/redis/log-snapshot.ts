@@ -12,16 +12,18 @@ export interface ChannelQuery {
 }
 
 /** The state of a channel in Redis. */
-export interface ChannelState {
+export interface StoredChannel {
   /** Offset of the newest event. */
   readonly newest: number;
   /** Offset of the newest event that is no longer kept. */
   readonly trimmed: number;
   readonly limits: HistoryLimits;
+  /** Whether the newest entry is the end of the channel. */
+  readonly isEnded: boolean;
 }
 
 /** The state of a channel in Redis, and the events that were queried. */
-export interface ChannelSnapshot extends ChannelState {
+export interface ChannelSnapshot extends StoredChannel {
   /** Bytes of the events that are kept. */
   readonly bytes: number;
   /** Number of events that are kept. */
@@ -104,7 +106,7 @@ export function parseSnapshot(
 }
 
 // Number of values before the events of a channel, and of each event.
-const STATE_VALUES = 10;
+const STATE_VALUES = 11;
 const EVENT_VALUES = 3;
 
 function parseChannel(
@@ -117,7 +119,7 @@ function parseChannel(
     ...[number, number, number, number],
     ...[number, number, number],
   ];
-  const [latest, problem, more] = values.slice(7, STATE_VALUES);
+  const [latest, problem, more, end] = values.slice(7, STATE_VALUES);
   if (problem !== '') {
     onProblem(`the history of channel ${channel} cannot be read: ${problem ?? 'no answer'}`);
   }
@@ -143,6 +145,7 @@ function parseChannel(
     length: readableAfter === trimmed ? length : 0,
     limits: toHistoryLimits(events, limit, age, latest === '1'),
     hasMore: more === '1',
+    isEnded: end === '1' && readableAfter < newest,
     last,
     entries,
   };

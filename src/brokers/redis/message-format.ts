@@ -18,8 +18,8 @@
  *
  *     body, also kept in the stream of the channel
  *
- *     1 <retry>
- *     <event>
+ *     1 <retry>                           1 end
+ *     <event>                               the body of the end of a channel
  *     <data>
  */
 import { SseError } from '../../common/errors.ts';
@@ -125,6 +125,9 @@ export function toHistoryLimits(
   return { events, bytes, age: age === 0 ? Infinity : age, latest };
 }
 
+/** The body of the end of a channel. */
+export const END_BODY = '1 end';
+
 /** Formats an event without its place in the log. */
 export function formatBody(
   event: string | undefined,
@@ -146,6 +149,11 @@ export function parseEntry(
   epoch: string | undefined,
   offset: number,
 ): LogEntry | undefined {
+  if (body === END_BODY) {
+    // A channel without history has no end.
+    if (epoch === undefined) return undefined;
+    return new LogEntry({ channel, epoch, offset, data: '', isEnd: true });
+  }
   const first = body.indexOf('\n');
   const second = body.indexOf('\n', first + 1);
   if (first < 0 || second < 0) return undefined;

@@ -150,9 +150,10 @@ function mergeSnapshot(
   return {
     entries,
     complete: hasAll && end === Infinity,
-    trimmed: channels.map(({ limits, length, trimmed }) =>
-      limits.latest && length > 0 ? 0 : trimmed,
+    trimmed: channels.map(({ limits, length, isEnded, trimmed }) =>
+      limits.latest && length > (isEnded ? 1 : 0) ? 0 : trimmed,
     ),
+    ended: channels.map(({ isEnded }) => isEnded),
     end: hasAll ? end : (entries.at(-1) as LogEntry).offset,
   };
 }

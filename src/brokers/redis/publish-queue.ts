@@ -13,6 +13,7 @@ import { deferred, type Deferred } from '../../common/async.ts';
 import { SseError } from '../../common/errors.ts';
 import { formatCursor } from '../../protocol/cursor.ts';
 import type { Publication } from '../broker.ts';
+import { endedError } from '../errors.ts';
 import type { AppendItem, AppendResult, LogClient, PublishResult } from './log-client.ts';
 import { refusedError } from './redis-errors.ts';
 
@@ -115,16 +116,8 @@ export class PublishQueue {
     try {
       const items = batch.map(({ item }) => item);
       const answer = await this.#client.append(items, controller.signal);
-      const { epoch, head, headerProblem, results } = answer;
-      this.#onAppended(epoch, head);
-      const unannounced = headerProblem === '' ? undefined : newIds(answer);
-      for (const [index, { published }] of batch.entries()) {
-        const result = results[index];
-        if (result === undefined || !('id' in result)) published.reject(notAcceptedError(result));
-        else if (unannounced?.has(result.id) === true) {
-          published.reject(unannouncedError(headerProblem));
-        } else published.resolve(result);
-      }
+      this.#onAppended(answer.epoch, answer.head);
+      settleAll(batch, answer);
     } catch (error) {
       const { delivery } = error as SseError;
       const isUnsent = controller.signal.aborted && delivery === 'none';
@@ -184,20 +177,40 @@ function rejectAll(batch: readonly QueuedPublish[], error: SseError): void {
   for (const { published } of batch) published.reject(error);
 }
 
+/** Resolves or rejects each publish of a batch that Redis has answered. */
+function settleAll(batch: readonly QueuedPublish[], answer: AppendResult): void {
+  const { headerProblem, results } = answer;
+  const items = batch.map(({ item }) => item);
+  const unannounced = headerProblem === '' ? undefined : newIds(items, answer);
+  for (const [index, { item, published }] of batch.entries()) {
+    const result = results[index];
+    if (result !== undefined && 'firstEnd' in result) {
+      if (item.isOnlyEnd) published.resolve({ id: result.firstEnd });
+      else published.reject(endedError(item.channel));
+    } else if (result === undefined || 'problem' in result) {
+      published.reject(notAcceptedError(result));
+    } else if (unannounced?.has(result.id) === true) {
+      published.reject(unannouncedError(headerProblem));
+    } else published.resolve(result);
+  }
+}
+
 /**
  * @returns the ids that an append has assigned, without those of earlier publishes with the same
  * key: consecutive offsets, of which the last is the head. A publish whose delivery is unknown has
- * taken an offset
+ * taken its offsets
  */
-function newIds({ epoch, head, results }: AppendResult): Set<string> {
+function newIds(items: readonly AppendItem[], { epoch, head, results }: AppendResult): Set<string> {
   const ids = new Set<string>();
   let offset = head;
-  for (const result of results.toReversed()) {
+  for (const [index, { entries }] of [...items.entries()].toReversed()) {
+    const result = results[index];
+    if (result === undefined || 'firstEnd' in result) continue;
     if ('problem' in result) {
-      if (result.isDeliveryUnknown) offset--;
+      if (result.isDeliveryUnknown) offset -= entries;
     } else if (result.id === formatCursor(epoch, offset)) {
       ids.add(result.id);
-      offset--;
+      offset -= entries;
     }
   }
   return ids;

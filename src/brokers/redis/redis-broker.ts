@@ -12,7 +12,15 @@
  *                     Receiver (registry)
  */
 import type { Cursor } from '../../protocol/cursor.ts';
-import type { Broker, BrokerState, LogBounds, Page, Publication, Receiver } from '../broker.ts';
+import type {
+  Broker,
+  BrokerState,
+  ChannelState,
+  LogBounds,
+  Page,
+  Publication,
+  Receiver,
+} from '../broker.ts';
 import { closedError, otherRegistryError } from '../errors.ts';
 import { ConditionQueue } from './condition-queue.ts';
 import { FailureReporter } from './failure-reporter.ts';
@@ -141,6 +149,16 @@ export class RedisBroker implements Broker {
       this.#pages.readCached(channels, after, maxBytes) ??
       this.#withTimeout(signal, (limit) => this.#pages.read(channels, after, maxBytes, limit))
     );
+  }
+
+  async channelState(channel: string): Promise<ChannelState> {
+    if (this.#closing !== undefined) throw closedError();
+    // Events that were published before are counted, too.
+    await this.#publishQueue.settled();
+    const { channels } = await this.#client.look([{ channel, after: undefined }]);
+    const [stored] = channels;
+    if (stored === undefined || stored.length === 0) return 'unknown';
+    return stored.isEnded ? 'ended' : 'open';
   }
 
   async clear(channel: string): Promise<void> {

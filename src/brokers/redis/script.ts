@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: '1fc2cc34f75a78912f56272aa4fb3cb30da23f1f',
+  sha: '1963014a57d716a4d074095433aac13ae4ef19c2',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -23,7 +23,7 @@ export const script: {
 --   │  held                          bytes of the events that all channels keep
 --   │  sweep                         progress of the sweep, see sweep(); absent before the first
 --   └  t:<channel>                   the channel, \`<newest>:<trimmed>:<bytes>:<events>:<limit>:
---                                    <age>:<latest>\`, see save()
+--                                    <age>:<latest>:<ended>\`, see save()
 --   {prefix}:s:<channel>             stream: the events that are kept, with the ids \`<offset>-0\`
 --   {prefix}:k:<channel>\\n<key>      string: the event id that was published with this key
 --   {prefix}:b:<random>              string: the answer to a call that the client may send again
@@ -103,6 +103,8 @@ local key = KEYS[1]
 local JUMP, LAST, BREAKS = 4294967296, 8725724278030336, 16
 -- Times in ms: a stream without new events expires; a key of a publication is remembered.
 local IDLE, REMEMBERED = 604800000, 300000
+-- The body of the end of a channel.
+local END = '1 end'
 -- Fields of the log that always exist: all but \`sweep\` and the channels.
 local FIELDS = 8
 -- Per sweep: channels to look at; channels to forget.
@@ -204,7 +206,8 @@ end
 -- Writes the channel, and with it the head and the bytes of the log.
 local function save(channel)
   local age, latest = text(channel.age), channel.latest and '1' or '0'
-  local known = { text(channel.newest), text(channel.trimmed), text(channel.bytes), text(channel.events), text(channel.limit), age, latest }
+  local ended = channel.isEnded and '1' or '0'
+  local known = { text(channel.newest), text(channel.trimmed), text(channel.bytes), text(channel.events), text(channel.limit), age, latest, ended }
   return redis.pcall('HSET', key, 'head', text(head), 'held', text(held), 't:' .. channel.name, table.concat(known, ':'))
 end
 
@@ -212,6 +215,7 @@ end
 local function lose(channel)
   held = math.max(held - channel.bytes, 0)
   channel.trimmed, channel.bytes, channel.length, channel.changed = channel.newest, 0, 0, true
+  channel.isEnded = false
 end
 
 -- Returns the channel with this name, or nil if the log does not know the channel. If the stream of
@@ -220,11 +224,12 @@ end
 local function find(name, known)
   known = known or redis.call('HGET', key, 't:' .. name)
   if not known then return nil end
-  local newest, trimmed, bytes, events, limit, age, latest = string.match(known, '^(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):([01])$')
+  -- Version 0.1.0 wrote no \`ended\`.
+  local newest, trimmed, bytes, events, limit, age, latest, ended = string.match(known, '^(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):([01]):?([01]?)$')
   local channel = {
     name = name, stream = base .. ':s:' .. name,
     newest = tonumber(newest) or head, trimmed = tonumber(trimmed) or head, bytes = tonumber(bytes) or 0,
-    events = tonumber(events) or 1, limit = tonumber(limit) or 0, age = tonumber(age) or 0, latest = latest == '1',
+    events = tonumber(events) or 1, limit = tonumber(limit) or 0, age = tonumber(age) or 0, latest = latest == '1', isEnded = ended == '1',
   }
   local length = redis.pcall('XLEN', channel.stream)
   channel.problem = refusal(length)
@@ -240,19 +245,24 @@ local function countFor(channel, bytes, most)
   return math.max(1, math.min(most, each > 0 and math.floor(bytes / each) or most))
 end
 
+-- Returns the maximum number of entries. A newest-only channel keeps its newest event beside its end.
+local function mostEvents(channel)
+  return channel.latest and channel.isEnded and channel.events + 1 or channel.events
+end
+
 -- Deletes the entries beyond the limits of the channel, oldest first. The entries are read in small
 -- groups, and deleted by one command. Returns nil, or the reason why some of them remain.
 local function trim(channel)
   local ids, length, bytes, trimmed = {}, channel.length, channel.bytes, channel.trimmed
-  local from, count, isDone, problem = '-', 1, false, nil
+  local from, count, isDone, problem, most = '-', 1, false, nil, mostEvents(channel)
   -- \`length\`, \`bytes\` and \`trimmed\` are the values after the deletion.
-  while not isDone and length > 0 and (length > channel.events or bytes > channel.limit or channel.age > 0) do
+  while not isDone and length > 0 and (length > most or bytes > channel.limit or channel.age > 0) do
     local some = redis.pcall('XRANGE', channel.stream, from, '+', 'COUNT', count)
     problem = refusal(some)
     if problem or #some == 0 then break end
     for _, entry in ipairs(some) do
       local offset = offsetOf(entry)
-      isDone = length <= channel.events and bytes <= channel.limit and offset > trimmed and not isOld(channel, entry)
+      isDone = length <= most and bytes <= channel.limit and offset > trimmed and not isOld(channel, entry)
       if not isDone and #ids >= deletions then
         isDone, problem = true, 'more than one call deletes'
       end
@@ -268,10 +278,10 @@ local function trim(channel)
     local deleted = redis.pcall('XDEL', channel.stream, unpack(ids))
     if refusal(deleted) then return deleted.err end
     deletions = deletions - #ids
-    if length == 0 then bytes = 0 end
+    if length == 0 then bytes, channel.isEnded = 0, false end
     held = math.max(held - (channel.bytes - bytes), 0)
     channel.trimmed, channel.bytes, channel.length, channel.changed = trimmed, bytes, length, true
-  elseif channel.length > 0 and from == '-' and not isDone and not problem and (length > channel.events or bytes > channel.limit or channel.age > 0) then
+  elseif channel.length > 0 and from == '-' and not isDone and not problem and (length > most or bytes > channel.limit or channel.age > 0) then
     -- XLEN counts entries that XRANGE does not return: the stream holds no entries.
     lose(channel)
   end
@@ -417,11 +427,13 @@ end
 -- Why a limit could not be enforced. Answered beside the results, because the events are published.
 local warning = ''
 
--- Appends an event to its channel: assigns an offset, stores the event, deletes what exceeds the
--- limits of the channel, and publishes the event. The caller publishes the header.
--- Returns the id, nil and whether the channel is new; or nil, the error text, false and whether the
--- event may be in the log nevertheless.
-local function keep(name, remembered, body, size, events, limit, age, latest)
+-- Appends the entries of a publication to its channel: assigns an offset to each, stores it, deletes
+-- what exceeds the limits of the channel, and publishes it. The caller publishes the header.
+-- entries: list of { body, size }; isEnd: whether the last of them is the end of the channel
+-- Returns the id of the last entry, nil and whether the channel is new; or nil, the error text,
+-- false and whether the entries may be in the log nevertheless; or nil, nil, false, false and the id
+-- of the end, if the channel has ended before.
+local function keep(name, remembered, entries, isEnd, events, limit, age, latest)
   local problem = unwritable()
   if problem then return nil, problem end
   local stream = base .. ':s:' .. name
@@ -435,44 +447,60 @@ local function keep(name, remembered, body, size, events, limit, age, latest)
     if stale ~= 0 then redis.pcall('UNLINK', stream) end
   elseif channel.problem then
     return nil, channel.problem
+  elseif channel.isEnded then
+    -- The end may be past its age.
+    expire(channel)
+    if channel.isEnded then
+      if channel.changed then save(channel) end
+      return nil, nil, false, false, epoch .. '.' .. text(channel.newest)
+    end
   end
   channel.events, channel.limit, channel.age, channel.latest = events, limit, age, latest
-  local id = text(head + 1) .. '-0'
-  local name = epoch .. '.' .. text(head + 1)
-  local noted = remembered and redis.pcall('SET', remembered, name, 'PX', REMEMBERED)
+  local lastId = epoch .. '.' .. text(head + #entries)
+  local noted = remembered and redis.pcall('SET', remembered, lastId, 'PX', REMEMBERED)
   if refusal(noted) then return nil, noted.err end
-  local added = redis.pcall('XADD', stream, id, 'm', text(now), 's', text(size), 'b', body)
-  if refusal(added) and string.find(added.err, 'equal or smaller', 1, true) then
-    -- Another program has added an entry with a higher id. The stream would refuse all of ours, so
-    -- it is deleted, and its events are marked as lost.
-    redis.pcall('UNLINK', stream)
-    lose(channel)
-    added = redis.pcall('XADD', stream, id, 'm', text(now), 's', text(size), 'b', body)
+  local messages = {}
+  for i, entry in ipairs(entries) do
+    local id, body, size = text(head + 1) .. '-0', entry[1], entry[2]
+    local added = redis.pcall('XADD', stream, id, 'm', text(now), 's', text(size), 'b', body)
+    if refusal(added) and string.find(added.err, 'equal or smaller', 1, true) then
+      -- Another program has added an entry with a higher id. The stream would refuse all of ours, so
+      -- it is deleted, and its events are marked as lost.
+      redis.pcall('UNLINK', stream)
+      lose(channel)
+      added = redis.pcall('XADD', stream, id, 'm', text(now), 's', text(size), 'b', body)
+    end
+    if refusal(added) then
+      if i > 1 then return nil, added.err, false, true end
+      if remembered then redis.pcall('DEL', remembered) end
+      return nil, added.err
+    end
+    messages[i] = { offset = head + 1, previous = channel.newest, body = body }
+    head, held = head + 1, held + size
+    channel.newest, channel.bytes, channel.length = head, channel.bytes + size, channel.length + 1
+    channel.isEnded = isEnd and i == #entries
   end
-  if refusal(added) then
-    if remembered then redis.pcall('DEL', remembered) end
-    return nil, added.err
-  end
-  local previous = channel.newest
-  head, held = head + 1, held + size
-  channel.newest, channel.bytes, channel.length = head, channel.bytes + size, channel.length + 1
   local untrimmed = trim(channel)
   if untrimmed and deletions > 0 then warning = untrimmed end
   local saved = save(channel)
   if refusal(saved) then return nil, saved.err, false, true end
   redis.pcall('PEXPIRE', stream, age > 0 and age or IDLE)
-  -- The event message: metadata in the first line, then the body.
-  local stamp = { '1', epoch, text(head), text(previous), text(now), text(channel.trimmed), text(events), text(limit), text(age), latest and '1' or '0' }
-  redis.pcall(publish, topics .. ':c:' .. channel.name, table.concat(stamp, ' ') .. '\\n' .. body)
-  return name, nil, isNew
+  -- The event messages: metadata in the first line, then the body.
+  for _, message in ipairs(messages) do
+    local stamp = { '1', epoch, text(message.offset), text(message.previous), text(now), text(math.min(channel.trimmed, message.offset - 1)), text(events), text(limit), text(age), latest and '1' or '0' }
+    redis.pcall(publish, topics .. ':c:' .. channel.name, table.concat(stamp, ' ') .. '\\n' .. message.body)
+  end
+  return lastId, nil, isNew
 end
 
 -- append: publishes events.
 --   ARGV  11 time in ms for which the answer of a repeatable call is kept
---         12 … for each event: channel, key, body, size, and the limits of the history: events,
---         bytes, age, latest; \`events\` is empty for a channel without history
+--         12 … for each publication: channel, key, body, size, the limits of the history: events,
+--         bytes, age, latest, and the size of an end. The body is empty if there is no event, \`events\`
+--         for a channel without history, and the size of an end if the channel does not end
 -- Answers { epoch, head, error of the header, warning, result, … }; a result is \`=<id>\`,
--- \`!<error>\` if the event was not published, or \`?<error>\` if it may have been.
+-- \`~<id of the end>\` if the channel has ended before, \`!<error>\` if the event was not published, or
+-- \`?<error>\` if it may have been.
 if operation == 'append' then
   -- If the client may send a command again on its own (Sentinel), the answer is kept: a repeated
   -- command gets the first answer and does not publish twice.
@@ -486,10 +514,10 @@ if operation == 'append' then
     if refusal(noted) then return noted end
   end
   local from, lines, answers, isMore = head, {}, { epoch, '', '', '' }, false
-  for i = 12, #ARGV, 8 do
+  for i = 12, #ARGV, 9 do
     local name, once, body, size = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
     local remembered = once ~= '' and base .. ':k:' .. name .. '\\n' .. once
-    local id, problem, isUnknown = remembered and redis.pcall('GET', remembered), nil, false
+    local id, problem, isUnknown, firstEnd = remembered and redis.pcall('GET', remembered), nil, false, nil
     if refusal(id) then
       id, problem = nil, id.err
     -- Without history, an event has no offset and no header.
@@ -509,12 +537,18 @@ if operation == 'append' then
         end
       end
     elseif not id then
-      local limit, isNew = math.min(tonumber(ARGV[i + 5]), maxHistory), nil
-      id, problem, isNew, isUnknown = keep(name, remembered, body, size, tonumber(ARGV[i + 4]), limit, tonumber(ARGV[i + 6]), ARGV[i + 7] == '1')
+      local limit, endSize, entries, isNew = math.min(tonumber(ARGV[i + 5]), maxHistory), ARGV[i + 8], {}, nil
+      if body ~= '' then entries[1] = { body, size } end
+      if endSize ~= '' then entries[#entries + 1] = { END, tonumber(endSize) } end
+      id, problem, isNew, isUnknown, firstEnd = keep(name, remembered, entries, endSize ~= '', tonumber(ARGV[i + 4]), limit, tonumber(ARGV[i + 6]), ARGV[i + 7] == '1')
       isMore = isMore or isNew
-      if id then table.insert(lines, '\\n+' .. text(head) .. ' ' .. name) end
+      for back = id and #entries - 1 or -1, 0, -1 do table.insert(lines, '\\n+' .. text(head - back) .. ' ' .. name) end
     end
-    table.insert(answers, problem and (isUnknown and '?' or '!') .. problem or '=' .. id)
+    if firstEnd then
+      table.insert(answers, '~' .. firstEnd)
+    else
+      table.insert(answers, problem and (isUnknown and '?' or '!') .. problem or '=' .. id)
+    end
   end
   answers[2] = text(head)
   local said = head > from and say(from, table.concat(lines))
@@ -568,14 +602,15 @@ local function take(found, entry, body)
 end
 
 -- The answer for a channel that the log does not know.
-local unknown = { text(floor), text(floor), '0', '0', '1', '0', '0', '0', '', '0' }
+local unknown = { text(floor), text(floor), '0', '0', '1', '0', '0', '0', '', '0', '0' }
 -- The answer for a channel: newest, trimmed, bytes, length, limits (events, bytes, age, latest),
--- error text, whether more entries follow, and then the entries.
+-- error text, whether more entries follow, whether the channel has ended, and then the entries.
 local function summary(channel, isMore, found)
   local length = channel.trimmed < channel.newest and channel.length or 0
   local known = {
     text(channel.newest), text(channel.trimmed), text(channel.bytes), text(length), text(channel.events), text(channel.limit),
     text(channel.age), channel.latest and '1' or '0', channel.problem or '', isMore and '1' or '0',
+    channel.isEnded and '1' or '0',
   }
   for _, part in ipairs(found) do table.insert(known, part) end
   return known

@@ -1,0 +1,111 @@
+/** Publishes events and ends channels: all checks, then one call of the broker. */
+import type { Broker } from '../brokers/broker.ts';
+import { diagnostics } from '../common/diagnostics.ts';
+import { SseError } from '../common/errors.ts';
+import { assertOptions } from '../common/options.ts';
+import type { History } from '../log/history.ts';
+import {
+  assertEvent,
+  assertRetry,
+  countEventBytes,
+  serializeData,
+  type Serialize,
+} from '../protocol/event-stream-format.ts';
+import { assertChannelName, endRules, publishRules } from './channel-options.ts';
+import type { EndOptions, PublishOptions } from './channels.ts';
+
+/** The options of `createChannels()` that concern publishing. */
+interface PublisherOptions {
+  readonly serialize: Serialize;
+  /** Maximum bytes of one event on the wire. */
+  readonly maxEventBytes: number;
+  /** Throws `ERR_SSE_CLOSED` after `close()`. */
+  readonly assertOpen: () => void;
+}
+
+/**
+ * Publishes to one broker. Invalid arguments are reported before anything has an effect, also after
+ * `close()`.
+ */
+export class Publisher {
+  readonly #broker: Broker;
+  readonly #history: History;
+  readonly #options: PublisherOptions;
+  /** Number of events that were published, including those that a `key` made unnecessary. */
+  published = 0;
+
+  constructor(broker: Broker, history: History, options: PublisherOptions) {
+    this.#broker = broker;
+    this.#history = history;
+    this.#options = options;
+  }
+
+  /** See `Channels.publish`. */
+  async publish(name: string, data: unknown, options: PublishOptions): Promise<{ id: string }> {
+    assertChannelName(name);
+    const { event, retry, key } = assertOptions('publish()', options, publishRules);
+    if (retry !== undefined) assertRetry(retry);
+    const text = this.#toText(data, event);
+    this.#options.assertOpen();
+    const history = this.#history.limitsFor(name);
+    const publication = { channel: name, event, data: text, retry, key, history };
+    const { id } = await this.#broker.append(publication);
+    this.published++;
+    if (diagnostics.publish.hasSubscribers) diagnostics.publish.publish({ channel: name, id });
+    return { id };
+  }
+
+  /** See `Channels.end`. */
+  async end(name: string, data: unknown, options: EndOptions): Promise<{ id: string }> {
+    assertChannelName(name);
+    const { event, key } = assertOptions('end()', options, endRules);
+    if (data === undefined && event !== undefined) {
+      throw new SseError(
+        'ERR_SSE_DATA',
+        'end() got an event name without data; pass the data of the last event, or no event name',
+      );
+    }
+    const text = data === undefined ? undefined : this.#toText(data, event);
+    this.#options.assertOpen();
+    const history = this.#history.limitsFor(name);
+    assertHasHistory('end()', name, history);
+    const last = { channel: name, event, data: text, retry: undefined };
+    const { id } = await this.#broker.append({ ...last, key, history, isEnd: true });
+    if (text !== undefined) this.published++;
+    if (diagnostics.end.hasSubscribers) {
+      diagnostics.end.publish({ channel: name, id, reason: 'ended' });
+    }
+    return { id };
+  }
+
+  /**
+   * Converts data to the text of an event.
+   * @throws {SseError} `ERR_SSE_EVENT`, `ERR_SSE_DATA`
+   */
+  #toText(data: unknown, event: string | undefined): string {
+    if (event !== undefined) assertEvent(event);
+    const { serialize, maxEventBytes } = this.#options;
+    const text = serializeData(data, serialize);
+    const bytes = countEventBytes(text, event);
+    if (bytes <= maxEventBytes) return text;
+    throw new SseError(
+      'ERR_SSE_DATA',
+      `expected an event of at most ${maxEventBytes} bytes, got ${bytes}; publish a ` +
+        'reference from which clients can fetch the data, or raise `maxEvent` of createChannels()',
+    );
+  }
+}
+
+/**
+ * A channel without history cannot end: nothing could tell a later reader of the end.
+ * @param method the name of the called method, for the error
+ * @throws {SseError} `ERR_SSE_OPTION`
+ */
+function assertHasHistory(method: string, channel: string, history: object | false): void {
+  if (history !== false) return;
+  throw new SseError(
+    'ERR_SSE_OPTION',
+    `${method} needs a channel with history, and ${JSON.stringify(channel)} has none; ` +
+      'give the channel a history of at least one event',
+  );
+}
