@@ -39,7 +39,8 @@ export type { SseMiddleware } from './http/middleware.ts';
 export type { ShutdownOptions, SseOptions } from './http/sse-options.ts';
 export type { RetryRange } from './common/retry-range.ts';
 export type { StreamOptions } from './stream/stream-options.ts';
-export type { PipeOptions, PipeSource } from './stream/pipe.ts';
+export type { PipeSource } from './common/source.ts';
+export type { PipeOptions } from './stream/pipe.ts';
 export type { Shutdown } from './http/shutdown.ts';
 export type { OpenStreams, SseStats } from './http/stream-tracker.ts';
 export type {

@@ -10,8 +10,8 @@ import {
 import { refuse } from './refusals.ts';
 import { SseError } from '../common/errors.ts';
 import { assertOptions, booleanRule } from '../common/options.ts';
+import type { PipeSource } from '../common/source.ts';
 import type { EventStream } from '../stream/event-stream.ts';
-import type { PipeSource } from '../stream/pipe.ts';
 
 /** The `next` function of Express and Connect. */
 export type Next = (error?: unknown) => void;

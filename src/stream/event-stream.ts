@@ -5,6 +5,7 @@ import { SseError } from '../common/errors.ts';
 import { assertOptions, functionRule, type OptionRule } from '../common/options.ts';
 import { drawRetry } from '../common/retry-range.ts';
 import type { AnySchema, ChannelName, SchemaOf } from '../common/schema.ts';
+import type { PipeSource } from '../common/source.ts';
 import type { ChannelEvent } from '../log/log-entry.ts';
 import {
   END_EVENT,
@@ -21,7 +22,7 @@ import {
 import { readLastEventId } from '../protocol/request-headers.ts';
 import { assertCloseOptions, type CloseOptions } from './close-options.ts';
 import type { CloseReason } from './close-reason.ts';
-import { pipe, type PipeOptions, type PipeSource } from './pipe.ts';
+import { pipe, type PipeOptions } from './pipe.ts';
 import { RareState } from './rare-state.ts';
 import { reportError } from './report-error.ts';
 import { ResponseLifecycle } from './response-lifecycle.ts';

@@ -1,18 +1,6 @@
-/**
- * Sends the items of a source to one stream, as fast as the client reads, and releases the source.
- */
-import type { Readable } from 'node:stream';
-import type { ReadableStream } from 'node:stream/web';
-import { bindToContext } from '../common/async-context.ts';
-import { SseError, describeValue } from '../common/errors.ts';
+/** Sends the items of a source to one stream, as fast as the client reads. */
+import { readSource, type PipeSource } from '../common/source.ts';
 import type { EventFields, EventId } from '../protocol/event-stream-format.ts';
-
-/** The sources of `pipe()`: arrays, generators, async generators, web streams and Node streams. */
-export type PipeSource<T> =
-  | Iterable<T | PromiseLike<T>>
-  | AsyncIterable<T>
-  | ReadableStream<T>
-  | Readable;
 
 /**
  * How items become events. Each option is one value for all items, or a function that is called
@@ -36,13 +24,6 @@ export interface PipeTarget {
   drained(): Promise<void>;
 }
 
-/** Reads items from any kind of source. */
-interface SourceReader<T> {
-  next(): IteratorResult<T | PromiseLike<T>> | PromiseLike<IteratorResult<T>>;
-  /** Releases the source without waiting for it. */
-  release(): void;
-}
-
 /**
  * Sends one event for each item. See `EventStream.pipe()` for the contract.
  * @throws {SseError} `ERR_SSE_SOURCE` if the source is none of {@link PipeSource}
@@ -52,39 +33,10 @@ export async function pipe<T>(
   target: PipeTarget,
   options: PipeOptions<T>,
 ): Promise<void> {
-  const reader = readerOf(source);
-  const { signal } = target;
-  if (signal.aborted) {
-    reader.release();
-    return;
-  }
-  let stopWaiting: ((step: undefined) => void) | undefined;
-  // Another request may end the stream. The source is released in the async context of this call.
-  const onAbort = bindToContext((): void => {
-    reader.release();
-    stopWaiting?.(undefined);
+  await readSource(source, target.signal, (item, index) => {
+    sendItem(target, item, index, options);
+    return target.drained();
   });
-  signal.addEventListener('abort', onAbort, { once: true });
-  try {
-    for (let index = 0; ; index++) {
-      // Not `Promise.race()`: a race with one long-lived promise keeps a reaction for each item.
-      const step = await new Promise<IteratorResult<T> | undefined>((resolve, reject) => {
-        stopWaiting = resolve;
-        nextItem(reader).then(resolve, reject);
-      });
-      if (step === undefined || step.done === true || signal.aborted) return;
-      try {
-        sendItem(target, step.value, index, options);
-      } catch (error) {
-        reader.release();
-        throw error;
-      }
-      await target.drained();
-      if (signal.aborted) return;
-    }
-  } finally {
-    signal.removeEventListener('abort', onAbort);
-  }
 }
 
 function sendItem<T>(
@@ -97,104 +49,4 @@ function sendItem<T>(
     event: typeof event === 'function' ? event(item, index) : event,
     id: typeof id === 'function' ? id(item, index) : id,
   });
-}
-
-/** Reads the next item. A promise in a plain iterable is awaited, as `for await` does. */
-async function nextItem<T>(reader: SourceReader<T>): Promise<IteratorResult<T>> {
-  const step = await reader.next();
-  if (step.done === true) return step;
-  try {
-    return { done: false, value: await step.value };
-  } catch (error) {
-    // The iterator does not know that the promise has rejected, so it has to be released.
-    reader.release();
-    throw error;
-  }
-}
-
-function readerOf<T>(source: PipeSource<T>): SourceReader<T> {
-  if (isObject(source)) {
-    if ('getReader' in source) return readWebStream(source);
-    if (isNodeReadable(source)) return readNodeStream(source);
-    if (Symbol.asyncIterator in source) return readIterator(source[Symbol.asyncIterator]());
-    if (Symbol.iterator in source) return readIterator(source[Symbol.iterator]());
-  }
-  const kinds = 'an iterable, an async iterable or a readable stream';
-  throw new SseError('ERR_SSE_SOURCE', `expected ${kinds} to pipe, got ${describeValue(source)}`);
-}
-
-function readIterator<T>(
-  iterator: Iterator<T | PromiseLike<T>> | AsyncIterator<T>,
-): SourceReader<T> {
-  let isRunning = false;
-  let isReleased = false;
-  const release = (): void => ignoreErrors(() => iterator.return?.());
-  return {
-    next: () => {
-      isRunning = true;
-      let step;
-      try {
-        step = iterator.next();
-      } finally {
-        isRunning = false;
-      }
-      if (isReleased && !('done' in step && step.done)) release();
-      return step;
-    },
-    release: () => {
-      isReleased = true;
-      // A generator that ends the stream itself cannot be released before it has yielded.
-      if (!isRunning) release();
-    },
-  };
-}
-
-function readWebStream<T>(source: ReadableStream<T>): SourceReader<T> {
-  const reader = source.getReader();
-  return {
-    next: async () => {
-      const { done, value } = await reader.read();
-      return done ? { done, value: undefined } : { done, value };
-    },
-    release: () => ignoreErrors(() => reader.cancel()),
-  };
-}
-
-function readNodeStream<T>(source: Readable): SourceReader<T> {
-  const iterator: AsyncIterator<T> = source[Symbol.asyncIterator]();
-  return {
-    next: () => iterator.next(),
-    release: () => {
-      // Without a listener, an error that occurs while the source is destroyed would end the
-      // process.
-      source.on('error', () => {});
-      ignoreErrors(() => source.destroy());
-    },
-  };
-}
-
-/**
- * Releases a source. Errors are ignored, also those of a returned promise: the source is not needed
- * any more.
- */
-function ignoreErrors(release: () => unknown): void {
-  try {
-    Promise.resolve(release()).catch(() => {});
-  } catch {
-    // The release itself threw.
-  }
-}
-
-function isObject(value: unknown): value is object {
-  return (typeof value === 'object' && value !== null) || typeof value === 'function';
-}
-
-// Not `instanceof`: the streams of the npm package `readable-stream` have another class.
-function isNodeReadable(source: object): source is Readable {
-  return (
-    'pipe' in source &&
-    typeof source.pipe === 'function' &&
-    'destroy' in source &&
-    Symbol.asyncIterator in source
-  );
 }
