@@ -11,6 +11,7 @@ export type {
   Broker,
   BrokerState,
   ChannelState,
+  Lease,
   LogBounds,
   Page,
   Publication,
@@ -23,7 +24,9 @@ export type {
   ChannelsOptions,
   ChannelsStats,
   EndOptions,
+  LastEvent,
   ListenNames,
+  PipeToChannelOptions,
   PublishOptions,
 } from './channels/channels.ts';
 export type { CloseOptions } from './stream/close-options.ts';

@@ -67,6 +67,14 @@ export interface LogBounds {
  */
 export type ChannelState = 'unknown' | 'open' | 'ended';
 
+/** A hold on a channel, see {@link Broker.hold}. */
+export interface Lease {
+  /** Ends the lease. The channel stays as it is. */
+  release(): void;
+  /** Stops to renew the lease. When it runs out, the channel is ended, unless it is held anew. */
+  abandon(): void;
+}
+
 /**
  * The state of a broker:
  *
@@ -158,6 +166,12 @@ export interface Broker {
    * {@link position} does without a signal.
    */
   channelState(channel: string): Promise<ChannelState>;
+  /**
+   * Holds a channel while this process publishes to it. If the process dies, another node ends the
+   * channel after some time. Missing if the log ends with the process.
+   * @param history as in a {@link Publication} to the channel
+   */
+  hold?(channel: string, history: HistoryLimits): Lease;
   /** Deletes the events of a channel. Readers that have not received them are told of a gap. */
   clear(channel: string): Promise<void>;
   /** Releases all resources. Calling it again has no effect. */

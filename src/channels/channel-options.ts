@@ -1,9 +1,20 @@
 /** Validation of channel names and of the options of a registry's methods. */
-import { booleanRule, functionRule, integerRule, type OptionRule } from '../common/options.ts';
+import {
+  booleanRule,
+  functionRule,
+  integerRule,
+  millisecondsRule,
+  type OptionRule,
+} from '../common/options.ts';
 import { SseError, describeValue } from '../common/errors.ts';
 import { historyRules } from '../log/history.ts';
 import type { SubscribeOptions } from '../stream/event-stream.ts';
-import type { ChannelsOptions, EndOptions, PublishOptions } from './channels.ts';
+import type {
+  ChannelsOptions,
+  EndOptions,
+  PipeToChannelOptions,
+  PublishOptions,
+} from './channels.ts';
 
 /** The rules of `createChannels()`. */
 export const channelsRules: Readonly<Record<keyof ChannelsOptions, OptionRule>> = {
@@ -35,6 +46,25 @@ export const publishRules: Readonly<Record<keyof PublishOptions, OptionRule>> = 
 export const endRules: Readonly<Record<keyof EndOptions, OptionRule>> = {
   event: publishRules.event,
   key: publishRules.key,
+};
+
+/** The rules of `channels.pipe()`. */
+export const pipeRules: Readonly<Record<keyof PipeToChannelOptions<unknown>, OptionRule>> = {
+  event: {
+    expected: 'a string or a function that returns one for each event',
+    test: (value) => typeof value === 'string' || typeof value === 'function',
+  },
+  map: functionRule,
+  every: millisecondsRule(1),
+  join: functionRule,
+  end: {
+    expected: 'true, false or a function that returns the last event',
+    test: (value) => typeof value === 'boolean' || typeof value === 'function',
+  },
+  signal: {
+    expected: 'an AbortSignal',
+    test: (value) => typeof value === 'object' && value !== null && 'aborted' in value,
+  },
 };
 
 /** The rules of `subscribe()` and `listen()`. Any string is valid as `since`: see `start.ts`. */

@@ -2,6 +2,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Broker, BrokerState, ChannelState } from '../brokers/broker.ts';
 import type { AnySchema, ChannelName, EventData, EventName, SchemaOf } from '../common/schema.ts';
+import type { PipeSource } from '../common/source.ts';
 import type { RouteHandler, RouteRequest, RouteResponse } from '../http/route.ts';
 import type { HistoryOptions } from '../log/history.ts';
 import type { Serialize } from '../protocol/event-stream-format.ts';
@@ -52,6 +53,50 @@ export interface EndOptions<E extends string = string> {
   event?: E | undefined;
   /** As in {@link PublishOptions}: `publish` and `end` share the keys of a channel. */
   key?: string | undefined;
+}
+
+/** The last event of a channel, as the `end` function of {@link PipeToChannelOptions} returns it. */
+export interface LastEvent {
+  /** The data. A string is sent unchanged, anything else is converted by `serialize`. */
+  data: unknown;
+  /** The event type. @defaultValue `'message'` */
+  event?: string | undefined;
+}
+
+/**
+ * The options of `channels.pipe()`.
+ * @typeParam T the type of the items
+ * @typeParam M the type of the items after `map`
+ */
+export interface PipeToChannelOptions<T, M = T> {
+  /**
+   * The event type: one for all events, or a function that is called for each event with its item
+   * (with `every`, the last of its items) and its index, starting at 0.
+   * @defaultValue `'message'`
+   */
+  event?: string | ((item: T, index: number) => string | undefined) | undefined;
+  /** Called for each item. Returns the data to publish. @defaultValue the item itself */
+  map?: ((item: T, index: number) => M) | undefined;
+  /**
+   * Time in ms: the items of this time become one event. Fewer events cost less, and a reader sees
+   * no difference up to about 50 ms.
+   * @defaultValue none: each item is one event
+   */
+  every?: number | undefined;
+  /**
+   * Joins the items of one event to its data. Only with `every`.
+   * @defaultValue strings are concatenated, other items are published as one array
+   */
+  join?: ((items: readonly M[]) => unknown) | undefined;
+  /**
+   * Whether the channel ends with the source; or a function that returns the last event of the
+   * channel. The function gets the error of the source or the reason of `signal`; `undefined` if the
+   * source has ended without an error.
+   * @defaultValue `true`: the channel ends without a last event, also after an error
+   */
+  end?: boolean | ((error: unknown) => LastEvent | undefined) | undefined;
+  /** Stops the source. The channel ends, and `pipe` rejects with the reason of the signal. */
+  signal?: AbortSignal | undefined;
 }
 
 /** The options of `createChannels()`. */
@@ -227,6 +272,35 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
     data: undefined,
     options: Pick<EndOptions, 'key'> | undefined,
   ): Promise<{ id: string }>;
+
+  /**
+   * Publishes each item of a source to a channel, and ends the channel: the answer of a language
+   * model, or the progress of a job, that every reader can resume on every node.
+   *
+   * At most 64 publishes wait for the broker at the same time. If the broker is slow, the source is
+   * read more slowly. If this process dies, another node ends the channel after about 30 s, so that
+   * readers do not wait for ever (with `redisBroker()`; the channels of `memoryBroker()` end with the
+   * process).
+   *
+   * After an error of the source or of a function of the options, the channel ends, and `pipe`
+   * rejects with the error. If the broker does not accept an event, or the channel was ended
+   * elsewhere, the source is released, and `pipe` rejects with the error of the broker.
+   * @param name a channel with history, unless `end: false`
+   * @param source an iterable, an async iterable, a web stream or a Node stream
+   * @returns a promise of the id of the last event (`''` if there was none), and the number of events
+   * @throws {SseError} rejects with `ERR_SSE_SOURCE` if the source is none of these
+   * @example
+   * void channels.pipe(`run:${id}`, completion, {
+   *   map: (chunk) => chunk.choices[0].delta.content ?? '',
+   *   every: 50,
+   *   end: (error) => (error ? { event: 'failed', data: {} } : { event: 'done', data: {} }),
+   * });
+   */
+  pipe<T, M = T>(
+    name: ChannelName<S>,
+    source: PipeSource<T>,
+    options?: PipeToChannelOptions<T, M>,
+  ): Promise<{ id: string; events: number }>;
 
   /**
    * Returns the state of a channel, the same on every node: `'ended'` after {@link end}; `'open'` if

@@ -3,6 +3,7 @@ import type { Broker } from '../brokers/broker.ts';
 import { diagnostics } from '../common/diagnostics.ts';
 import { SseError } from '../common/errors.ts';
 import { assertOptions } from '../common/options.ts';
+import { assertSource, type PipeSource } from '../common/source.ts';
 import type { History } from '../log/history.ts';
 import {
   assertEvent,
@@ -11,8 +12,9 @@ import {
   serializeData,
   type Serialize,
 } from '../protocol/event-stream-format.ts';
-import { assertChannelName, endRules, publishRules } from './channel-options.ts';
-import type { EndOptions, PublishOptions } from './channels.ts';
+import { assertChannelName, endRules, pipeRules, publishRules } from './channel-options.ts';
+import type { EndOptions, PipeToChannelOptions, PublishOptions } from './channels.ts';
+import { pipeToChannel, type PipeChannel } from './pipe.ts';
 
 /** The options of `createChannels()` that concern publishing. */
 interface PublisherOptions {
@@ -76,6 +78,26 @@ export class Publisher {
       diagnostics.end.publish({ channel: name, id, reason: 'ended' });
     }
     return { id };
+  }
+
+  /** See `Channels.pipe`. */
+  async pipe<T, M>(
+    name: string,
+    source: PipeSource<T>,
+    options: PipeToChannelOptions<T, M>,
+  ): Promise<{ id: string; events: number }> {
+    assertChannelName(name);
+    const checked = assertOptions('pipe()', options, pipeRules);
+    assertSource(source);
+    this.#options.assertOpen();
+    const history = this.#history.limitsFor(name);
+    if (checked.end !== false) assertHasHistory('pipe()', name, history);
+    const channel: PipeChannel = {
+      publish: (data, fields) => this.publish(name, data, fields),
+      end: (data, fields) => this.end(name, data, fields),
+      hold: () => (history === false ? undefined : this.#broker.hold?.(name, history)),
+    };
+    return pipeToChannel(channel, source, checked);
   }
 
   /**

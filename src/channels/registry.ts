@@ -8,6 +8,7 @@ import { SseError } from '../common/errors.ts';
 import { assertOptions } from '../common/options.ts';
 import { drawRetry } from '../common/retry-range.ts';
 import type { AnySchema, SchemaOf } from '../common/schema.ts';
+import type { PipeSource } from '../common/source.ts';
 import { refuse } from '../http/refusals.ts';
 import {
   stream as streamRoute,
@@ -35,6 +36,7 @@ import type {
   ChannelsStats,
   EndOptions,
   ListenNames,
+  PipeToChannelOptions,
   PublishOptions,
 } from './channels.ts';
 import { Deliveries } from './deliveries.ts';
@@ -127,6 +129,14 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
 
   end(name: string, data?: unknown, options: EndOptions = {}): Promise<{ id: string }> {
     return this.#publisher.end(name, data, options);
+  }
+
+  pipe<T, M>(
+    name: string,
+    source: PipeSource<T>,
+    options: PipeToChannelOptions<T, M> = {},
+  ): Promise<{ id: string; events: number }> {
+    return this.#publisher.pipe(name, source, options);
   }
 
   async state(name: string): Promise<ChannelState> {

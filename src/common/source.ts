@@ -80,15 +80,26 @@ async function nextItem<T>(reader: SourceReader<T>): Promise<IteratorResult<T>> 
   }
 }
 
+/**
+ * Checks that a value is a source. Does not touch the source.
+ * @throws {SseError} `ERR_SSE_SOURCE`
+ */
+export function assertSource(source: unknown): void {
+  const kinds = ['getReader', Symbol.asyncIterator, Symbol.iterator];
+  if (isObject(source) && kinds.some((kind) => kind in source)) return;
+  const expected = 'an iterable, an async iterable or a readable stream';
+  throw new SseError(
+    'ERR_SSE_SOURCE',
+    `expected ${expected} to pipe, got ${describeValue(source)}`,
+  );
+}
+
 function readerOf<T>(source: PipeSource<T>): SourceReader<T> {
-  if (isObject(source)) {
-    if ('getReader' in source) return readWebStream(source);
-    if (isNodeReadable(source)) return readNodeStream(source);
-    if (Symbol.asyncIterator in source) return readIterator(source[Symbol.asyncIterator]());
-    if (Symbol.iterator in source) return readIterator(source[Symbol.iterator]());
-  }
-  const kinds = 'an iterable, an async iterable or a readable stream';
-  throw new SseError('ERR_SSE_SOURCE', `expected ${kinds} to pipe, got ${describeValue(source)}`);
+  assertSource(source);
+  if ('getReader' in source) return readWebStream(source);
+  if (isNodeReadable(source)) return readNodeStream(source);
+  if (Symbol.asyncIterator in source) return readIterator(source[Symbol.asyncIterator]());
+  return readIterator(source[Symbol.iterator]());
 }
 
 function readIterator<T>(

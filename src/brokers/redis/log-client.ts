@@ -5,10 +5,12 @@
  *     page     a page of several channels, merged
  *     append   publishes events
  *     clear    deletes the events of a channel
+ *     lease    renews leases, and ends channels whose lease has run out
  */
 import { randomBytes } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import { withLimits } from '../../common/async.ts';
+import type { HistoryLimits } from '../../log/log.ts';
 import { entrySize } from '../../log/log-entry.ts';
 import type { Cursor } from '../../protocol/cursor.ts';
 import type { LogBounds, Publication } from '../broker.ts';
@@ -66,6 +68,13 @@ const NO_TRANSFER: WantedTransfer = { wanted: 0, least: 0 };
 // Time in ms, beyond the timeout, for which the answer to an append is kept in Redis, for a client
 // that sends the command again by itself.
 const REPEATABLE_MS = 5_000;
+
+// The place of an event in the log whose size is computed. The offset is not known yet; an offset of
+// ten digits is assumed, so that the size of an event does not depend on its place.
+const ASSUMED_PLACE = { epoch: 'epoch_of', offset: 1_000_000_000 };
+
+// The size of the end of a channel.
+const END_SIZE = entrySize({ ...ASSUMED_PLACE, data: '', isEnd: true });
 
 // Pause in ms before a Cluster is asked again that is moving the keys to another shard.
 const TRY_AGAIN_MS = 25;
@@ -222,6 +231,30 @@ export class LogClient {
     return { epoch, offset: Number(head), trimmed: Number(trimmed) };
   }
 
+  /**
+   * Renews leases, and ends channels whose lease has run out.
+   * @param leaseMs time in ms for which the renewed leases are valid
+   * @param endsAbandoned whether channels are ended whose lease has run out
+   * @returns the channels that were ended, each with the id of its end
+   */
+  async lease(
+    renewed: readonly string[],
+    leaseMs: number,
+    endsAbandoned: boolean,
+  ): Promise<readonly { readonly channel: string; readonly id: string }[]> {
+    const keys = [`${this.#base}:leases`];
+    const args = [`${leaseMs}`, `${END_SIZE}`, endsAbandoned ? '1' : '0', ...renewed];
+    const answer = await this.#withTimeout(NO_TRANSFER, (signal) =>
+      this.#call('lease', '', keys, args, signal),
+    );
+    const [, , headerProblem, ...ended] = answer as string[];
+    // The other nodes find the ends when they miss the header.
+    if (headerProblem !== '') this.#onProblem(`the nodes were not notified: ${headerProblem}`);
+    return ended.flatMap((channel, index) =>
+      index % 2 === 0 ? [{ channel, id: ended[index + 1] as string }] : [],
+    );
+  }
+
   /** Converts a publication to the form that the script takes. */
   toAppendItem(publication: Publication): AppendItem {
     const { channel, event, data, retry, key = '', isEnd = false, history } = publication;
@@ -232,14 +265,10 @@ export class LogClient {
     const item = { keys, bytes, entries, channel, isOnlyEnd: data === undefined };
     if (history === false) return { ...item, args: [channel, key, body, '0', '', '', '', '', ''] };
     keys.unshift(this.#streamKey(channel));
-    const { events, bytes: maxBytes, age, latest } = history;
-    // The size of the entry in the memory of a node. The offset is not known yet; an offset of ten
-    // digits is assumed, so that the size of an event does not depend on its place.
-    const place = { epoch: 'epoch_of', offset: 1_000_000_000 };
-    const size = entrySize({ ...place, event, data: data ?? '', retry });
-    const limits = [events, maxBytes, age === Infinity ? 0 : age].map(String);
-    const endSize = isEnd ? `${entrySize({ ...place, data: '', isEnd })}` : '';
-    const args = [channel, key, body, `${size}`, ...limits, latest ? '1' : '0', endSize];
+    // The size of the entry in the memory of a node.
+    const size = entrySize({ ...ASSUMED_PLACE, event, data: data ?? '', retry });
+    const endSize = isEnd ? `${END_SIZE}` : '';
+    const args = [channel, key, body, `${size}`, ...formatLimits(history), endSize];
     return { ...item, args };
   }
 
@@ -336,6 +365,11 @@ export class LogClient {
       this.#pendingQueries.delete(controller);
     }
   }
+}
+
+/** @returns the limits of a history as the script takes them: events, bytes, age and latest */
+export function formatLimits({ events, bytes, age, latest }: HistoryLimits): string[] {
+  return [...[events, bytes, age === Infinity ? 0 : age].map(String), latest ? '1' : '0'];
 }
 
 /** Estimates the bytes of events in an answer. */

@@ -11,11 +11,13 @@
  *                       ▼
  *                     Receiver (registry)
  */
+import type { HistoryLimits } from '../../log/log.ts';
 import type { Cursor } from '../../protocol/cursor.ts';
 import type {
   Broker,
   BrokerState,
   ChannelState,
+  Lease,
   LogBounds,
   Page,
   Publication,
@@ -25,6 +27,7 @@ import { closedError, otherRegistryError } from '../errors.ts';
 import { ConditionQueue } from './condition-queue.ts';
 import { FailureReporter } from './failure-reporter.ts';
 import { HistoryLoader } from './history-loader.ts';
+import { Leases } from './leases.ts';
 import { LocalLog } from './local-log.ts';
 import { LogClient } from './log-client.ts';
 import { LogSubscription } from './log-subscription.ts';
@@ -36,6 +39,8 @@ import { SharedQueries } from './shared-queries.ts';
 import type { Timing } from './timing.ts';
 
 const DEFAULT_IN_USE_MS = 10_000;
+
+const DEFAULT_LEASE_MS = 30_000;
 
 /** The `Broker` that `redisBroker()` returns. */
 export class RedisBroker implements Broker {
@@ -50,6 +55,7 @@ export class RedisBroker implements Broker {
   readonly #positions: PositionReader;
   readonly #pages: PageReader;
   readonly #publishQueue: PublishQueue;
+  readonly #leases: Leases;
   // The log whose offsets the conditions wait for.
   #conditionsEpoch = '';
   #running: Promise<void> = Promise.resolve();
@@ -61,7 +67,7 @@ export class RedisBroker implements Broker {
    * @param prefix the beginning of all keys and topics
    */
   constructor(connection: RedisConnection, prefix: string, timing: Timing) {
-    const { timeout, inUse = DEFAULT_IN_USE_MS } = timing;
+    const { timeout, inUse = DEFAULT_IN_USE_MS, lease = DEFAULT_LEASE_MS } = timing;
     const isOpen = (): boolean => this.#subscription.isOpen;
     const failures = new FailureReporter(this, connection.address, isOpen);
     const client = new LogClient(
@@ -89,6 +95,7 @@ export class RedisBroker implements Broker {
     this.#queries = queries;
     this.#positions = new PositionReader(client, log.tracker, subscription, conditions, queries);
     this.#pages = new PageReader(client, log, subscription, conditions, queries, loader);
+    this.#leases = new Leases(client, lease, isOpen, (error) => failures.report(error));
     this.#publishQueue = new PublishQueue(
       client,
       timeout,
@@ -115,6 +122,7 @@ export class RedisBroker implements Broker {
     this.#log.cache.maxBytes = bounds.maxHistory;
     this.#client.bounds = bounds;
     this.#running = this.#subscription.run();
+    this.#leases.start();
   }
 
   append(publication: Publication): Promise<{ id: string }> {
@@ -161,6 +169,10 @@ export class RedisBroker implements Broker {
     return stored.isEnded ? 'ended' : 'open';
   }
 
+  hold(channel: string, history: HistoryLimits): Lease {
+    return this.#leases.hold(channel, history);
+  }
+
   async clear(channel: string): Promise<void> {
     if (this.#closing !== undefined) throw closedError();
     // Events that were published before are cleared too.
@@ -178,6 +190,7 @@ export class RedisBroker implements Broker {
   /** Ends waits at once, and publishes within the timeout. */
   async #close(): Promise<void> {
     this.#subscription.close();
+    this.#leases.stop();
     this.#queries.close();
     this.#conditions.close(closedError());
     // Events that were published before are accepted or rejected within the timeout.

@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: '1963014a57d716a4d074095433aac13ae4ef19c2',
+  sha: 'abdb3ded9af7c73c9b99e1bbf65bda9973757794',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -27,6 +27,9 @@ export const script: {
 --   {prefix}:s:<channel>             stream: the events that are kept, with the ids \`<offset>-0\`
 --   {prefix}:k:<channel>\\n<key>      string: the event id that was published with this key
 --   {prefix}:b:<random>              string: the answer to a call that the client may send again
+--   {prefix}:leases                  sorted set: the channels that a process holds while it publishes
+--                                    to them, \`<events>:<bytes>:<age>:<latest>:<channel>\`, with the
+--                                    time in ms at which the lease runs out
 --
 -- Topics: \`<topics>:c:<channel>\` carries the events of a channel. \`<topics>:spine\` carries one
 -- header for each publish of the registry, after the events.
@@ -85,7 +88,7 @@ export const script: {
 -- Arguments of every call:
 --
 --   KEYS  1 the log; the others are declared for the Cluster only
---   ARGV  1 operation: append, clear, look or page    2 base: \`{prefix}\`
+--   ARGV  1 operation: append, clear, lease, look or page    2 base: \`{prefix}\`
 --         3 PUBLISH or SPUBLISH                       4 epoch to use if a log is created
 --         5, 6 cursor that the caller knows           7 nonce, or the key of a repeatable append
 --         8 maxHistory                                9 maxChannels
@@ -542,6 +545,9 @@ if operation == 'append' then
       if endSize ~= '' then entries[#entries + 1] = { END, tonumber(endSize) } end
       id, problem, isNew, isUnknown, firstEnd = keep(name, remembered, entries, endSize ~= '', tonumber(ARGV[i + 4]), limit, tonumber(ARGV[i + 6]), ARGV[i + 7] == '1')
       isMore = isMore or isNew
+      if id and endSize ~= '' then
+        redis.pcall('ZREM', base .. ':leases', table.concat({ ARGV[i + 4], ARGV[i + 5], ARGV[i + 6], ARGV[i + 7], name }, ':'))
+      end
       for back = id and #entries - 1 or -1, 0, -1 do table.insert(lines, '\\n+' .. text(head - back) .. ' ' .. name) end
     end
     if firstEnd then
@@ -561,6 +567,41 @@ if operation == 'append' then
   if head > from and (held > maxHistory or isOver or isBusy) then warning = sweep() or warning end
   answers[4] = warning
   if repeated then redis.pcall('SET', repeated, cjson.encode(answers), 'PX', ARGV[11]) end
+  return answers
+end
+
+-- lease: renews leases, and ends the channels whose lease has run out, because the process that
+-- published to them has died. The end of a channel removes its lease.
+--   ARGV  11 time in ms for which the renewed leases are valid
+--         12 size of an end    13 whether leases that have run out are looked for: 0 or 1
+--         14 … leases to renew
+-- Answers { epoch, head, error of the header, channel, id of its end, … }.
+if operation == 'lease' then
+  local leases, from, lines, answers = base .. ':leases', head, {}, { epoch, '', '' }
+  local problem = unwritable()
+  if problem then return redis.error_reply(problem) end
+  for i = 14, #ARGV do
+    local added = redis.pcall('ZADD', leases, text(now + tonumber(ARGV[11])), ARGV[i])
+    if refusal(added) then return added end
+  end
+  local over = ARGV[13] == '1' and redis.pcall('ZRANGEBYSCORE', leases, '-inf', text(now), 'LIMIT', 0, 100) or {}
+  if refusal(over) then return over end
+  for _, lease in ipairs(over) do
+    local events, limit, age, latest, name = string.match(lease, '^(%d+):(%d+):(%d+):([01]):(.*)$')
+    redis.pcall('ZREM', leases, lease)
+    if name then
+      local id = keep(name, nil, { { END, tonumber(ARGV[12]) } }, true, tonumber(events), math.min(tonumber(limit), maxHistory), tonumber(age), latest == '1')
+      if id then
+        table.insert(lines, '\\n+' .. text(head) .. ' ' .. name)
+        table.insert(answers, name)
+        table.insert(answers, id)
+      end
+    end
+  end
+  answers[2] = text(head)
+  nonce = ''
+  local said = head > from and say(from, table.concat(lines))
+  if refusal(said) then answers[3] = said.err end
   return answers
 end
 

@@ -14,6 +14,8 @@ export interface Timing {
    * @defaultValue `10_000`
    */
   readonly inUse?: number | undefined;
+  /** Time for which a lease is valid that is not renewed. @defaultValue `30_000` */
+  readonly lease?: number | undefined;
   /** Time without a connection after which a warning is emitted. @defaultValue `5_000` */
   readonly unreachable?: number | undefined;
 }

@@ -1,0 +1,113 @@
+/**
+ * Leases: this node holds channels while it publishes to them by `pipe()`, and ends channels that
+ * other nodes held when they died.
+ *
+ * ```text
+ * this node      hold ──── renew ──── renew ──── renew ── the channel ends
+ * lease in Redis ├──── 30 s ────┤
+ *                           ├──── 30 s ────┤
+ * a node that has died
+ *                hold ──── renew   ×
+ *                           ├──── 30 s ────┤ any other node ends the channel
+ * ```
+ */
+import { diagnostics } from '../../common/diagnostics.ts';
+import type { HistoryLimits } from '../../log/log.ts';
+import type { Lease } from '../broker.ts';
+import { formatLimits, type LogClient } from './log-client.ts';
+
+// Number of leases that one call renews. Redis does nothing else during a call.
+const MAX_RENEWED = 500;
+
+/** Keeps the leases of one node. */
+export class Leases {
+  readonly #client: LogClient;
+  readonly #leaseMs: number;
+  readonly #isOpen: () => boolean;
+  readonly #onError: (error: unknown) => void;
+  // The leases of this node, each with the number of its holders.
+  readonly #held = new Map<string, number>();
+  #timer: NodeJS.Timeout | undefined;
+  // Time in ms since which Redis has answered every call.
+  #reachableSince: number | undefined;
+
+  /**
+   * @param leaseMs time in ms after which a lease runs out that is not renewed
+   * @param isOpen whether the node is connected and has missed nothing
+   * @param onError called with an error of Redis
+   */
+  constructor(
+    client: LogClient,
+    leaseMs: number,
+    isOpen: () => boolean,
+    onError: (error: unknown) => void,
+  ) {
+    this.#client = client;
+    this.#leaseMs = leaseMs;
+    this.#isOpen = isOpen;
+    this.#onError = onError;
+  }
+
+  /** Starts to renew leases, and to look for leases that have run out. */
+  start(): void {
+    this.#timer = setInterval(() => void this.#renewAll(), this.#leaseMs / 3).unref();
+  }
+
+  /** Ends the work of this node. Leases that it still holds run out. */
+  stop(): void {
+    clearInterval(this.#timer);
+  }
+
+  /** As `Broker.hold()`. */
+  hold(channel: string, history: HistoryLimits): Lease {
+    const name = [...formatLimits(history), channel].join(':');
+    this.#held.set(name, (this.#held.get(name) ?? 0) + 1);
+    void this.#renew([name], false);
+    let isHeld = true;
+    const drop = (): void => {
+      if (isHeld) this.#drop(name);
+      isHeld = false;
+    };
+    // The end of the channel has removed the lease in Redis. An abandoned lease runs out.
+    return { release: drop, abandon: drop };
+  }
+
+  /** Removes one holder of a lease. */
+  #drop(name: string): void {
+    const holders = (this.#held.get(name) ?? 0) - 1;
+    if (holders > 0) this.#held.set(name, holders);
+    else this.#held.delete(name);
+  }
+
+  /**
+   * Renews all leases of this node. Leases that have run out are looked for only after Redis has
+   * been reachable for the time of a lease: while Redis was away, no node could renew its leases.
+   */
+  async #renewAll(): Promise<void> {
+    if (!this.#isOpen()) {
+      this.#reachableSince = undefined;
+      return;
+    }
+    const now = performance.now();
+    this.#reachableSince ??= now;
+    const endsAbandoned = now - this.#reachableSince >= this.#leaseMs;
+    const names = [...this.#held.keys()];
+    // At least one call, which looks for leases that have run out.
+    for (let from = 0; from === 0 || from < names.length; from += MAX_RENEWED) {
+      await this.#renew(names.slice(from, from + MAX_RENEWED), endsAbandoned);
+    }
+  }
+
+  async #renew(names: readonly string[], endsAbandoned: boolean): Promise<void> {
+    try {
+      const ended = await this.#client.lease(names, this.#leaseMs, endsAbandoned);
+      if (!diagnostics.end.hasSubscribers) return;
+      for (const { channel, id } of ended) {
+        diagnostics.end.publish({ channel, id, reason: 'abandoned' });
+      }
+    } catch (error) {
+      this.#reachableSince = undefined;
+      this.#onError(error);
+    }
+  }
+}

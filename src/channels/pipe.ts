@@ -1,0 +1,212 @@
+/** `channels.pipe()`: publishes the items of a source to one channel, and ends the channel. */
+import type { Lease } from '../brokers/broker.ts';
+import { SseError } from '../common/errors.ts';
+import { readSource, type PipeSource } from '../common/source.ts';
+import { formatCursor, parseCursor } from '../protocol/cursor.ts';
+import type { EndOptions, LastEvent, PipeToChannelOptions } from './channels.ts';
+
+// Number of publishes that may wait for the broker at the same time.
+const MAX_IN_FLIGHT = 64;
+
+/** The calls of one channel that a pipe makes. */
+export interface PipeChannel {
+  publish(data: unknown, options: { event?: string | undefined }): Promise<{ id: string }>;
+  end(data: unknown, options: EndOptions): Promise<{ id: string }>;
+  /**
+   * Holds the channel while this process publishes to it. `undefined` if the broker needs no lease.
+   */
+  hold(): Lease | undefined;
+}
+
+/** The result of `channels.pipe()`. */
+interface PipeResult {
+  readonly id: string;
+  readonly events: number;
+}
+
+/**
+ * Publishes each item. See `Channels.pipe()` for the contract.
+ *
+ * ```text
+ * source ──► item ──map()──► items of `every` ms ──join()──► publish ──► at most 64 in flight
+ *              ▲                                                              │
+ *              └──────────── the next item is read when there is room ◄──────┘
+ * ```
+ */
+export async function pipeToChannel<T, M>(
+  channel: PipeChannel,
+  source: PipeSource<T>,
+  options: PipeToChannelOptions<T, M>,
+): Promise<PipeResult> {
+  const { signal, end = true } = options;
+  const lease = end === false ? undefined : channel.hold();
+  const run = new PipeRun(channel, options);
+  const stop = (): void => run.stop(signal?.reason);
+  if (signal?.aborted === true) stop();
+  signal?.addEventListener('abort', stop, { once: true });
+  let failure: { readonly error: unknown } | undefined;
+  try {
+    await run.read(source);
+  } catch (error) {
+    failure = { error };
+  } finally {
+    signal?.removeEventListener('abort', stop);
+  }
+  if (failure !== undefined && isRefusal(failure.error)) {
+    // The channel cannot be ended from here. The lease runs out, unless the channel is piped anew.
+    lease?.abandon();
+    throw failure.error;
+  }
+  try {
+    await run.end(end, failure?.error);
+  } catch (error) {
+    lease?.abandon();
+    throw failure === undefined ? error : failure.error;
+  }
+  lease?.release();
+  if (failure !== undefined) throw failure.error;
+  return run.result;
+}
+
+/** Whether the broker has not accepted an event, so that an end would not be accepted either. */
+function isRefusal(error: unknown): boolean {
+  const codes = ['ERR_SSE_BROKER', 'ERR_SSE_CLOSED', 'ERR_SSE_ENDED'];
+  return error instanceof SseError && codes.includes(error.code);
+}
+
+/** The state of one call: the items that are to be joined, and the publishes in flight. */
+class PipeRun<T, M> {
+  readonly #channel: PipeChannel;
+  readonly #options: PipeToChannelOptions<T, M>;
+  // Aborted when the source must not be read any more.
+  readonly #stopped = new AbortController();
+  // The first error of the source, of a function of the application, of a publish or of the signal.
+  #failure: { readonly error: unknown } | undefined;
+  // Whether a publish has failed: later items are not published, because they would leave a hole.
+  #isRefused = false;
+  // The items since the last event, and the last of them before `map`.
+  #items: M[] = [];
+  #lastItem: T | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #events = 0;
+  #inFlight = 0;
+  #onRoom: (() => void)[] = [];
+  #lastId = '';
+
+  constructor(channel: PipeChannel, options: PipeToChannelOptions<T, M>) {
+    this.#channel = channel;
+    this.#options = options;
+  }
+
+  /** The id of the last event, and the number of events. */
+  get result(): PipeResult {
+    return { id: this.#lastId, events: this.#events };
+  }
+
+  /** Stops to read the source, because of an error. */
+  stop(error: unknown): void {
+    this.#failure ??= { error };
+    this.#stopped.abort();
+    this.#giveRoom();
+  }
+
+  /**
+   * Reads the source to its end, and waits until all events are accepted. Rejects with the first
+   * error of the source, of a function of the application, of the broker or of the signal.
+   */
+  async read(source: PipeSource<T>): Promise<void> {
+    try {
+      await readSource(source, this.#stopped.signal, (item, index) => this.#add(item, index));
+    } catch (error) {
+      this.#failure ??= { error };
+    }
+    clearTimeout(this.#timer);
+    try {
+      // Also after an error: these items came before it.
+      await this.#publishItems();
+    } catch (error) {
+      this.#failure ??= { error };
+    }
+    await this.#room(1);
+    if (this.#failure !== undefined) throw this.#failure.error;
+  }
+
+  /** Ends the channel. @param error the error of the source; `undefined` if there was none */
+  async end(end: PipeToChannelOptions<T, M>['end'], error: unknown): Promise<void> {
+    if (end === false) return;
+    const last: LastEvent | undefined = typeof end === 'function' ? end(error) : undefined;
+    if (last === undefined) {
+      await this.#channel.end(undefined, {});
+      return;
+    }
+    const { id } = await this.#channel.end(last.data, { event: last.event });
+    this.#events++;
+    // The end has the offset after the offset of its event.
+    const cursor = parseCursor(id);
+    if (cursor !== undefined) this.#lastId = formatCursor(cursor.epoch, cursor.offset - 1);
+  }
+
+  /** Publishes an item, or keeps it for the event of its time. */
+  #add(item: T, index: number): Promise<void> | undefined {
+    const { map, every } = this.#options;
+    // Without `map`, the data is the item.
+    this.#items.push(map === undefined ? (item as unknown as M) : map(item, index));
+    this.#lastItem = item;
+    if (every === undefined) return this.#publishItems();
+    this.#timer ??= setTimeout(() => {
+      this.#publishItems().catch((error: unknown) => this.stop(error));
+    }, every);
+    // While the broker is slow, no further item is read.
+    return this.#inFlight < MAX_IN_FLIGHT ? undefined : this.#room(MAX_IN_FLIGHT);
+  }
+
+  /** Publishes the items as one event, as soon as fewer than 64 publishes are in flight. */
+  async #publishItems(): Promise<void> {
+    await this.#room(MAX_IN_FLIGHT);
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    const items = this.#items;
+    this.#items = [];
+    if (items.length === 0 || this.#isRefused) return;
+    const { event } = this.#options;
+    const name = typeof event === 'function' ? event(this.#lastItem as T, this.#events) : event;
+    const published = this.#channel.publish(this.#join(items), { event: name });
+    this.#events++;
+    this.#inFlight++;
+    void this.#awaitAccepted(published);
+  }
+
+  async #awaitAccepted(published: Promise<{ id: string }>): Promise<void> {
+    try {
+      this.#lastId = (await published).id;
+    } catch (error) {
+      this.#isRefused = true;
+      this.stop(error);
+    }
+    this.#inFlight--;
+    this.#giveRoom();
+  }
+
+  /** Joins items to the data of one event. */
+  #join(items: readonly M[]): unknown {
+    const { every, join } = this.#options;
+    if (every === undefined) return items[0];
+    if (join !== undefined) return join(items);
+    return items.every((item) => typeof item === 'string') ? items.join('') : items;
+  }
+
+  /** Resolves when fewer publishes than the limit are in flight. */
+  async #room(limit: number): Promise<void> {
+    while (this.#inFlight >= limit) {
+      await new Promise<void>((resolve) => {
+        this.#onRoom.push(resolve);
+      });
+    }
+  }
+
+  #giveRoom(): void {
+    const waiting = this.#onRoom;
+    this.#onRoom = [];
+    for (const resolve of waiting) resolve();
+  }
+}
