@@ -1,4 +1,5 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import express from 'express';
 import request from 'supertest';
 import { describe, expect, test } from 'vitest';
@@ -14,6 +15,7 @@ import {
 } from '../src/index.ts';
 import { serveStreams, type StreamServer } from './support/app.ts';
 import { brokerWith } from './support/broker-with.ts';
+import { connectFake } from './support/crowd.ts';
 import { read } from './support/reader.ts';
 import { dial, requestText } from './support/server.ts';
 import { until, within } from './support/wait.ts';
@@ -527,6 +529,22 @@ test('a slow reader of a channel without history is closed at maxBuffered; other
     Array.from({ length: published }, (_, index) => index),
   );
   socket.destroy();
+});
+
+test('events that the feed of a live-only channel has dropped are counted', async () => {
+  const channels = createChannels({ history: false, maxEvent: 2_000_000 });
+  const events = sse({ channels, warnings: false, onSlow: 'drop', maxBuffered: 64_000_000 });
+  let received = 0;
+  const { stream } = connectFake(events, (bytes) => {
+    received += bytes.toString().split('data: ').length - 1;
+  });
+  await stream.subscribe(['a', 'b']);
+  // Fewer frames than one round delivers, and more than the feed of a channel holds.
+  for (let index = 0; index < 6; index++) void channels.publish('b', 'b'.repeat(50_000));
+  for (let index = 0; index < 17; index++) void channels.publish('a', 'a'.repeat(1_000_000));
+  for (let turn = 0; turn < 50; turn++) await nextTurn();
+  expect(received + events.stats().dropped).toBe(23);
+  expect(events.stats().dropped).toBeGreaterThan(0);
 });
 
 test("of several channels without history, what one drops with onSlow 'drop' takes no event from another", async () => {

@@ -107,8 +107,8 @@ export type BrokerState = 'connecting' | 'open' | 'broken' | 'closed';
  * end of its channel gives each an offset, in this order. A newest-only channel keeps its newest
  * event beside its end. `clear` removes the end with the events.
  *
- * **Closed.** After `close()` nothing is received, and `append`, `read` and `position` reject or
- * throw with the code `ERR_SSE_CLOSED`.
+ * **Closed.** After `close()` nothing is received, and `append`, `read`, `position`, `channelState`
+ * and `clear` reject or throw with the code `ERR_SSE_CLOSED`.
  */
 export interface Broker {
   readonly state: BrokerState;

@@ -130,6 +130,7 @@ class MemoryBroker implements Broker {
   }
 
   position(): Cursor {
+    if (this.#isClosed) throw closedError();
     return { epoch: this.#epoch, offset: this.#offset };
   }
 
@@ -146,6 +147,7 @@ class MemoryBroker implements Broker {
   }
 
   clear(channel: string): Promise<void> {
+    if (this.#isClosed) return Promise.reject(closedError());
     this.#log?.clear(channel);
     return Promise.resolve();
   }

@@ -159,8 +159,9 @@ export class CatchUp implements CatchUpJob {
     const { host, stream, isCatchingUp, channels, position } = this.#owner;
     // Taken in any case: an unused page would occupy one of the queue's pending reads.
     const pageRead = this.#removePageRead();
-    // During a delivery to the stream nothing can be written. `onDelivered` starts again.
-    if (!isCatchingUp || host.deliveries.has(stream)) return;
+    // During a delivery to the stream nothing can be written. `onDelivered` starts again. A held
+    // stream starts again when the subscription is placed or has ended.
+    if (!isCatchingUp || host.deliveries.has(stream) || this.#owner.isHeld) return;
     if (stream.isBehind) {
       this.#waitForDrain();
       return;

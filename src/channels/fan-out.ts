@@ -315,10 +315,11 @@ export class FanOut {
   }
 
   /** The audience has not received all entries of its feeds: the next round visits it again. */
-  #markIncomplete({ channels }: Audience): void {
+  #markIncomplete({ channels, position }: Audience): void {
     for (const channel of channels) {
       const feed = this.#feeds.get(channel);
-      if (feed === undefined || feed.events === 0) continue;
+      // A feed without entries may still have to tell how many it has dropped.
+      if (feed === undefined || (feed.events === 0 && feed.droppedUpTo <= position)) continue;
       feed.isIncomplete = true;
       this.#markDue(feed);
     }

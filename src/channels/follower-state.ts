@@ -104,6 +104,11 @@ export abstract class FollowerState {
     );
   }
 
+  /** Whether no id may be written, because a subscription that is not placed may start earlier. */
+  get isHeld(): boolean {
+    return this.subscriptions.some(({ mayStartEarlier, isPlaced }) => mayStartEarlier && !isPlaced);
+  }
+
   /** Replaces the list of subscriptions. */
   setSubscriptions(subscriptions: readonly SubscriptionRecord[]): void {
     this.state = this.state.with({ subscriptions });

@@ -211,6 +211,18 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   }
 
   /**
+   * Stops to write ids, because a subscription that is not placed yet may start at an earlier
+   * offset. A client that reconnects meanwhile must resume from there: it gets the id at once.
+   * @param offset the earliest offset at which the subscription may start
+   */
+  holdBack(offset: number): void {
+    this.fallBehind();
+    if (this.writtenOffset <= offset) return;
+    this.ensureCatchUp().hasSteppedBack = true;
+    this.writeCheckpoint(offset);
+  }
+
+  /**
    * Applies a change of the subscriptions to the stream's channels. The stream leaves its
    * audiences. It joins an audience of the new channels when it has caught up with them.
    * @param head the result of {@link headIfCaughtUp} before the change
@@ -258,7 +270,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     this.updateChannels(head);
     if (this.subscriptions.length === 0) this.host.untrackStream(this.stream);
     this.startCatchUp(true);
-    if (this.#rare?.catchUp?.isIdle === true) this.#rare.catchUp = undefined;
+    if (!this.isCatchingUp && this.#rare?.catchUp?.isIdle === true) this.#rare.catchUp = undefined;
     this.releaseRareState();
   }
 
@@ -335,6 +347,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     if (this.channels.length === 0 || this.epoch === '' || this.host.deliveries.has(this.stream)) {
       return false;
     }
+    if (this.isHeld) return false;
     if (!this.subscriptions.some(({ options }) => options.checkpoints !== false)) return false;
     const written = this.groupProgress?.cursor ?? this.writtenOffset;
     const cursor = Math.max(this.position, this.headIfCaughtUp ?? 0);

@@ -76,8 +76,8 @@ export class GapInquiry {
   readonly #gap: Gap;
   readonly #after: string;
   readonly #questions: readonly GapQuestion[];
-  // Channels that were added while the current question was open: the answer does not concern them.
-  #addedChannels: string[] = [];
+  // Channels that were added while a question was open: no answer concerns them.
+  readonly #addedChannels: string[] = [];
   // Resolves the current question without an answer, if this is the asked subscription.
   #skip: ((ended: SubscriptionRecord) => void) | undefined;
 
@@ -109,7 +109,6 @@ export class GapInquiry {
       }
       record.wasAskedAboutGap = true;
       noteLoss(this.#owner, channels);
-      this.#addedChannels = [];
       const answer = await this.#ask(record, { ...this.#gap, channels });
       if (!this.#isActive(record)) this.#writeGapEvent(channels);
       else if (answer !== undefined) this.#continueFrom(answer, channels);
@@ -134,7 +133,7 @@ export class GapInquiry {
     writeGapEvent(this.#owner, this.#stillFollowed(channels), this.#after, this.#gap.cursor);
   }
 
-  /** @returns the channels that the stream has followed since the question was asked */
+  /** @returns the channels that the stream has followed since the gap was found */
   #stillFollowed(channels: readonly string[]): readonly string[] {
     return channels.filter(
       (channel) => this.#owner.channels.includes(channel) && !this.#addedChannels.includes(channel),

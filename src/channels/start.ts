@@ -23,6 +23,12 @@ export function requestedCursor(
   return parseCursor(requestedStart(lastEventId, options).text);
 }
 
+/** Whether a subscription may start before the end of the log. */
+export function mayStartEarlier(lastEventId: string, options: SubscribeOptions): boolean {
+  const { text, isOfClient } = requestedStart(lastEventId, options);
+  return isOfClient || text !== 'now';
+}
+
 /**
  * Decides where a subscription starts.
  *

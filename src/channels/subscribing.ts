@@ -22,7 +22,7 @@ import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
 import { OLDEST_HELD } from './channel-starts.ts';
 import type { StreamFollower } from './follower.ts';
-import { requestedCursor, resolveStart, type SubscriptionStart } from './start.ts';
+import { mayStartEarlier, requestedCursor, resolveStart, type SubscriptionStart } from './start.ts';
 import { SubscriptionRecord, channelsOf, placedChannelsOf } from './subscription.ts';
 
 // Bytes of the page that shows whether only ends follow an id: enough for the ends of 100 channels,
@@ -60,13 +60,14 @@ export async function subscribe(
   const previous = follower.subscriptions.at(-1);
   // Called from inside `onGap`: waiting for the start here would deadlock.
   const isInsideGapHandler = follower.isAskingAboutGap;
-  const newChannels = addRecord(follower, record, histories);
+  addRecord(follower, record, histories);
   const isRemoved = (): boolean => !follower.subscriptions.includes(record);
   try {
     // No `await` without a promise: with the memory broker the stream is live when this call
     // returns.
-    let position = requestPosition(follower, record, newChannels);
+    let position = requestPosition(follower, record);
     if (position instanceof Promise) {
+      holdBack(follower, record);
       position = await position;
       // Thousands of streams may have waited for the same answer.
       await host.catchUpQueue.waitForTurn();
@@ -112,13 +113,12 @@ function assertSubscriptionLimit({ stream, subscriptions }: StreamFollower): voi
 /**
  * Adds the record to the stream's list. The channels are retained before the position of the log is
  * requested, so that the node receives everything that is published after that position.
- * @returns the channels that the stream did not follow before
  */
 function addRecord(
   follower: StreamFollower,
   record: SubscriptionRecord,
   histories: ReadonlyMap<string, boolean>,
-): readonly string[] {
+): void {
   const { host, subscriptions } = follower;
   const placed = placedChannelsOf(subscriptions);
   record.markPlaced(record.channels.filter((channel) => placed.has(channel)));
@@ -130,7 +130,18 @@ function addRecord(
   // `concat` makes an array of the exact size; a spread would reserve room for 17 elements.
   follower.setSubscriptions(subscriptions.concat(record));
   if (!follower.isLive) host.trackStream(follower.stream);
-  return newChannels;
+}
+
+/**
+ * A stream that follows channels already, or is about to, subscribes to further channels from an
+ * earlier id. Until the broker has told the position, no id is written.
+ */
+function holdBack(follower: StreamFollower, record: SubscriptionRecord): void {
+  const { lastEventId } = follower.stream;
+  record.mayStartEarlier = mayStartEarlier(lastEventId, record.options);
+  if (!record.mayStartEarlier || follower.channels.length === 0) return;
+  const requested = requestedCursor(lastEventId, record.options);
+  follower.holdBack(requested?.epoch === follower.epoch ? requested.offset : 0);
 }
 
 /**
@@ -141,11 +152,10 @@ function addRecord(
 function requestPosition(
   { host, stream }: StreamFollower,
   record: SubscriptionRecord,
-  newChannels: readonly string[],
 ): Cursor | Promise<Cursor> {
   // A broker in this process answers at once, and a signal costs several µs.
   const signal = host.catchUpQueue.isBrokerRemote ? record.getSignal() : undefined;
-  const listening = host.followedChannels.whenListening(newChannels, signal);
+  const listening = host.followedChannels.whenListening(record.channels, signal);
   const request = (): Cursor | Promise<Cursor> =>
     host.broker.position(requestedCursor(stream.lastEventId, record.options), signal);
   const position = listening === undefined ? request() : listening.then(request);
@@ -201,7 +211,7 @@ async function requestCurrentPosition(
   let current = position;
   do {
     previous = current;
-    current = await requestPosition(follower, record, []);
+    current = await requestPosition(follower, record);
   } while (!isOfStreamLog(follower, current) && current.epoch !== previous.epoch);
   return current;
 }

@@ -1,4 +1,5 @@
 /** The record that a stream keeps of one call of `subscribe`. */
+import { ignoreRejection } from '../common/async.ts';
 import { bindToContext } from '../common/async-context.ts';
 import { SseError, describeValue } from '../common/errors.ts';
 import type { SubscribeOptions } from '../stream/event-stream.ts';
@@ -28,6 +29,11 @@ export class SubscriptionRecord {
   readonly options: SubscribeOptions;
   /** Whether no gap was reported before the subscription started: `Subscription.recovered`. */
   recovered = true;
+  /**
+   * Whether the subscription may start before the position of its stream. Until it is placed, the
+   * stream writes no id: a client that reconnects with a later id would lose events.
+   */
+  mayStartEarlier = false;
   /** Whether its `onGap` was called, and no event was delivered since. */
   wasAskedAboutGap = false;
   // `undefined` from the moment at which the subscription has started or ended.
@@ -167,6 +173,7 @@ export class SubscriptionRecord {
     if (filter === undefined) return true;
     const answer: unknown = filter(entry);
     if (typeof answer === 'boolean') return answer;
+    ignoreRejection(answer);
     throw new SseError(
       'ERR_SSE_FILTER',
       'expected the filter to return true or false, ' +

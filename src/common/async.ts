@@ -18,6 +18,24 @@ export function deferred<T = void>(): Deferred<T> {
   return { promise, resolve, reject };
 }
 
+/** Whether the value is a promise, of any class. */
+export function isThenable(value: unknown): value is PromiseLike<unknown> {
+  return (
+    typeof value === 'object' &&
+    value !== null &&
+    'then' in value &&
+    typeof value.then === 'function'
+  );
+}
+
+/**
+ * Handles the rejection of a promise that was refused as a value, because an unhandled rejection
+ * ends the process. No effect for any other value.
+ */
+export function ignoreRejection(value: unknown): void {
+  if (isThenable(value)) value.then(undefined, () => {});
+}
+
 /** When a wait ends before its promise settles. */
 export interface Limits {
   /** Aborting the signal rejects the wait at once with the reason of the signal. */

@@ -1,6 +1,7 @@
 /**
  * Rules for options: each rule tests a value, and describes for an error message what is allowed.
  */
+import { ignoreRejection, isThenable } from './async.ts';
 import { SseError, describeValue } from './errors.ts';
 
 /** A rule for the value of an option. */
@@ -69,6 +70,13 @@ export function assertOptions<T extends object>(
   options: T,
   rules: Readonly<Record<string, OptionRule>>,
 ): T {
+  if (isThenable(options)) {
+    ignoreRejection(options);
+    throw new SseError(
+      'ERR_SSE_OPTION',
+      `expected the options of ${owner} to be an object, got a promise; await it`,
+    );
+  }
   if (!isObject(options)) {
     throw new SseError(
       'ERR_SSE_OPTION',

@@ -13,6 +13,7 @@
  * ```
  */
 import { isAnyArrayBuffer, isMap, isNativeError, isSet } from 'node:util/types';
+import { ignoreRejection, isThenable } from '../common/async.ts';
 import { SseError, describeThrown, describeValue } from '../common/errors.ts';
 import { MAX_RETRY_MS } from '../common/retry-range.ts';
 
@@ -106,6 +107,7 @@ function assertSerializable(data: unknown, serialize: Serialize): void {
     );
   }
   if (isThenable(data)) {
+    ignoreRejection(data);
     throw new SseError('ERR_SSE_DATA', 'got a promise; await it and send the result');
   }
   if (serialize === JSON.stringify && isEmptyAsJson(data)) {
@@ -115,12 +117,6 @@ function assertSerializable(data: unknown, serialize: Serialize): void {
         'send a plain object or an array, or pass `serialize`',
     );
   }
-}
-
-function isThenable(data: unknown): boolean {
-  return (
-    typeof data === 'object' && data !== null && 'then' in data && typeof data.then === 'function'
-  );
 }
 
 /** Whether `JSON.stringify` converts the value to `{}`, although the value has a content. */

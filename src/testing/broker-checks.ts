@@ -342,6 +342,14 @@ export const CHECKS: Checks = {
     assert.equal(node.broker.state, 'closed');
     await assert.rejects(node.publish('a', '1'), { code: 'ERR_SSE_CLOSED' });
     await assert.rejects(node.read(['a']), { code: 'ERR_SSE_CLOSED' });
+    const { broker } = node;
+    for (const call of [
+      async () => broker.position(),
+      async () => broker.channelState('a'),
+      async () => broker.clear('a'),
+    ]) {
+      await assert.rejects(call(), { code: 'ERR_SSE_CLOSED' });
+    }
     assert.deepEqual(node.received, []);
   },
 };

@@ -67,8 +67,14 @@ function nodeOf(hub: Hub): Broker {
       assertOpen();
       return hub.log.read(channels, after, maxBytes);
     },
-    channelState: (channel) => hub.log.channelState(channel),
-    clear: (channel) => hub.log.clear(channel),
+    async channelState(channel) {
+      assertOpen();
+      return hub.log.channelState(channel);
+    },
+    async clear(channel) {
+      assertOpen();
+      return hub.log.clear(channel);
+    },
     async close() {
       state = 'closed';
       hub.nodes.delete(node);
