@@ -56,6 +56,7 @@ export async function subscribe(
   if (stream.isClosingOrClosed) return endedSubscription(channels);
   assertSubscriptionLimit(follower);
   const record = new SubscriptionRecord(channels, options);
+  record.mayStartEarlier = mayStartEarlier(stream.lastEventId, options);
   const handle = new SubscriptionHandle(follower, record);
   const previous = follower.subscriptions.at(-1);
   // Called from inside `onGap`: waiting for the start here would deadlock.
@@ -137,10 +138,8 @@ function addRecord(
  * earlier id. Until the broker has told the position, no id is written.
  */
 function holdBack(follower: StreamFollower, record: SubscriptionRecord): void {
-  const { lastEventId } = follower.stream;
-  record.mayStartEarlier = mayStartEarlier(lastEventId, record.options);
   if (!record.mayStartEarlier || follower.channels.length === 0) return;
-  const requested = requestedCursor(lastEventId, record.options);
+  const requested = requestedCursor(follower.stream.lastEventId, record.options);
   follower.holdBack(requested?.epoch === follower.epoch ? requested.offset : 0);
 }
 
@@ -261,7 +260,9 @@ function placeSubscription(
       follower.ensureCatchUp().isCheckpointPending = true;
     }
   }
-  follower.startCatchUp(true);
+  // The application may call `subscribe` once more in this turn, and the broker may need time for
+  // its answer: no id may be written before.
+  follower.startCatchUp(!follower.host.catchUpQueue.isBrokerRemote || !record.mayStartEarlier);
   follower.runDeferredChanges();
 }
 

@@ -27,6 +27,8 @@ export class Leases {
   readonly #onError: (error: unknown) => void;
   // The leases of this node, each with the number of its holders.
   readonly #held = new Map<string, number>();
+  // Abandoned leases, which are renewed once more: Redis may have lost them.
+  readonly #abandoned = new Set<string>();
   #timer: NodeJS.Timeout | undefined;
   // Time in ms since which Redis has answered every call.
   #reachableSince: number | undefined;
@@ -68,8 +70,14 @@ export class Leases {
       if (isHeld) this.#drop(name);
       isHeld = false;
     };
-    // The end of the channel has removed the lease in Redis. An abandoned lease runs out.
-    return { release: drop, abandon: drop };
+    return {
+      // The end of the channel has removed the lease in Redis.
+      release: drop,
+      abandon: () => {
+        if (isHeld) this.#abandoned.add(name);
+        drop();
+      },
+    };
   }
 
   /** Removes one holder of a lease. */
@@ -91,23 +99,29 @@ export class Leases {
     const now = performance.now();
     this.#reachableSince ??= now;
     const endsAbandoned = now - this.#reachableSince >= this.#leaseMs;
-    const names = [...this.#held.keys()];
+    const abandoned = [...this.#abandoned];
+    const names = [...this.#held.keys(), ...abandoned];
     // At least one call, which looks for leases that have run out.
     for (let from = 0; from === 0 || from < names.length; from += MAX_RENEWED) {
-      await this.#renew(names.slice(from, from + MAX_RENEWED), endsAbandoned);
+      const isRenewed = await this.#renew(names.slice(from, from + MAX_RENEWED), endsAbandoned);
+      if (!isRenewed) return;
     }
+    for (const name of abandoned) this.#abandoned.delete(name);
   }
 
-  async #renew(names: readonly string[], endsAbandoned: boolean): Promise<void> {
+  /** @returns whether Redis has renewed the leases */
+  async #renew(names: readonly string[], endsAbandoned: boolean): Promise<boolean> {
     try {
       const ended = await this.#client.lease(names, this.#leaseMs, endsAbandoned);
-      if (!diagnostics.end.hasSubscribers) return;
+      if (!diagnostics.end.hasSubscribers) return true;
       for (const { channel, id } of ended) {
         diagnostics.end.publish({ channel, id, reason: 'abandoned' });
       }
+      return true;
     } catch (error) {
       this.#reachableSince = undefined;
       this.#onError(error);
+      return false;
     }
   }
 }
