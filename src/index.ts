@@ -24,17 +24,20 @@ export type {
   ChannelsOptions,
   ChannelsStats,
   EndOptions,
+  FollowOptions,
+  HistoryPage,
   LastEvent,
   ListenNames,
   PipeToChannelOptions,
   PublishOptions,
+  ReadOptions,
 } from './channels/channels.ts';
 export type { CloseOptions } from './stream/close-options.ts';
 export type { CloseReason } from './stream/close-reason.ts';
 export type { Cursor } from './protocol/cursor.ts';
 export type { SseErrorCode } from './common/errors.ts';
 export type { SubscribeOptions } from './stream/event-stream.ts';
-export type { Gap, Subscription } from './stream/subscription-types.ts';
+export type { Gap, SnapshotRequest, Subscription } from './stream/subscription-types.ts';
 export type { HistoryOptions } from './log/history.ts';
 export type { HistoryLimits, LogRead } from './log/log.ts';
 export type { ChannelEvent, LogEntryInit } from './log/log-entry.ts';

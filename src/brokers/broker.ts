@@ -23,6 +23,8 @@ export interface Publication {
    * the channel. Later calls return the first id.
    */
   readonly key: string | undefined;
+  /** The `meta` of the event as JSON, which clients do not receive. @defaultValue none */
+  readonly meta?: string | undefined;
   /** Whether the channel ends after the event. @defaultValue `false` */
   readonly isEnd?: boolean | undefined;
   /** How much of the channel is kept. With `false` nothing is kept, and the event has no id. */
@@ -161,6 +163,19 @@ export interface Broker {
     maxBytes: number,
     signal?: AbortSignal,
   ): Page | Promise<Page>;
+  /** Counts the events behind an offset that are in the memory of this node, ends not counted. */
+  countHeld(channels: readonly string[], after: number): number;
+  /**
+   * Finds where the newest events of channels begin.
+   * @param count number of events of each channel
+   * @returns for each channel, the offset behind which its newest `count` events are, ends not
+   * counted; 0 if the log keeps fewer. Rejects as {@link position} does
+   */
+  startsOfNewest(
+    channels: readonly string[],
+    count: number,
+    signal?: AbortSignal,
+  ): readonly number[] | Promise<readonly number[]>;
   /**
    * The state of a channel in the log, whether or not this node listens to it. Rejects as
    * {@link position} does without a signal.

@@ -139,6 +139,18 @@ class MemoryBroker implements Broker {
     return { ...this.#log.read(channels, after, maxBytes), position: this.position() };
   }
 
+  countHeld(channels: readonly string[], after: number): number {
+    const log = this.#log;
+    if (log === undefined) return 0;
+    return channels.reduce((sum, channel) => sum + log.countAfter(channel, after), 0);
+  }
+
+  startsOfNewest(channels: readonly string[], count: number): readonly number[] {
+    if (this.#isClosed || this.#log === undefined) throw closedError();
+    const log = this.#log;
+    return channels.map((channel) => log.startOfNewest(channel, count));
+  }
+
   channelState(channel: string): Promise<ChannelState> {
     if (this.#isClosed) return Promise.reject(closedError());
     const newest = this.#log?.newestEntry(channel);

@@ -25,7 +25,7 @@ import type { CatchUpJob } from './catch-up-queue.ts';
 import { ChannelStarts } from './channel-starts.ts';
 import type { FollowerState } from './follower-state.ts';
 import { countFitting } from './frame.ts';
-import { GapInquiry, planGapQuestions, writeGapEvent } from './gap-inquiry.ts';
+import { GapInquiry, planGapQuestions, planStartQuestions, writeGapEvent } from './gap-inquiry.ts';
 import type { SubscriptionRecord } from './subscription.ts';
 
 // The size of a page: as much as may be queued for a reader before the reader counts as slow.
@@ -268,30 +268,34 @@ export class CatchUp implements CatchUpJob {
 
   /**
    * Reports the gap that a page shows, if there is one, with `sse:gap` events for the channels that
-   * have no `onGap`.
+   * have no `onGap`. At the start of a subscription with a `snapshot`, there is a question, too.
    * @returns the questions for the application. The page is not delivered then: the answers may
    * change the position, and the log has to be read again.
    */
   #reportGap({ trimmed, position }: Page): GapInquiry | undefined {
     const owner = this.#owner;
+    const startQuestions = planStartQuestions(owner.subscriptions);
     const lost = this.starts.collectLost(owner.channels, trimmed, owner.position);
-    if (lost.length === 0) return undefined;
+    if (lost.length === 0 && startQuestions.length === 0) return undefined;
     const after = this.starts.hasForeign ? '' : owner.cursor;
     const gap: Gap = {
       channels: lost,
       lastEventId: owner.hasWritten ? after : owner.stream.lastEventId,
       cursor: formatCursor(position.epoch, position.offset),
     };
-    this.starts.clearForeign();
     this.isCheckpointPending = true;
+    if (lost.length === 0) {
+      return new GapInquiry(owner, this.starts, gap, after, startQuestions);
+    }
+    this.starts.clearForeign();
     owner.onGap(gap);
     const questions = planGapQuestions(lost, owner.subscriptions);
     const withoutHandler = lost.filter(
       (channel) => !questions.some(({ channels }) => channels.includes(channel)),
     );
     writeGapEvent(owner, withoutHandler, after, gap.cursor);
-    if (questions.length === 0) return undefined;
-    return new GapInquiry(owner, this.starts, gap, after, questions);
+    const all = [...startQuestions, ...questions];
+    return all.length === 0 ? undefined : new GapInquiry(owner, this.starts, gap, after, all);
   }
 
   /** Asks the application, and continues from the cursors that it returns. */

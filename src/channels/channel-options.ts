@@ -1,20 +1,29 @@
 /** Validation of channel names and of the options of a registry's methods. */
 import {
+  assertOptions,
   booleanRule,
   functionRule,
+  hasOnly,
   integerRule,
+  isInteger,
   millisecondsRule,
   type OptionRule,
 } from '../common/options.ts';
+import { ignoreRejection, isThenable } from '../common/async.ts';
 import { SseError, describeValue } from '../common/errors.ts';
 import { historyRules } from '../log/history.ts';
 import type { SubscribeOptions } from '../stream/event-stream.ts';
 import type {
   ChannelsOptions,
   EndOptions,
+  FollowOptions,
   PipeToChannelOptions,
   PublishOptions,
+  ReadOptions,
 } from './channels.ts';
+
+// Maximum number of newest events with which a reader may start.
+const MAX_LAST = 1_000;
 
 /** The rules of `createChannels()`. */
 export const channelsRules: Readonly<Record<keyof ChannelsOptions, OptionRule>> = {
@@ -40,7 +49,34 @@ export const publishRules: Readonly<Record<keyof PublishOptions, OptionRule>> = 
     expected: 'a non-empty string of at most 256 UTF-8 bytes',
     test: (value) => typeof value === 'string' && value !== '' && Buffer.byteLength(value) <= 256,
   },
+  // Checked by `toMetaText`.
+  meta: { expected: 'a JSON value', test: () => true },
 };
+
+const MAX_META_BYTES = 4_096;
+
+/**
+ * Converts a `meta` to JSON.
+ * @throws {SseError} `ERR_SSE_OPTION` for a value without JSON, and for too large a value
+ */
+export function toMetaText(meta: unknown): string | undefined {
+  if (meta === undefined) return undefined;
+  let text: string | undefined;
+  let cause: unknown;
+  try {
+    ignoreRejection(meta);
+    text = isThenable(meta) ? undefined : JSON.stringify(meta);
+  } catch (error) {
+    cause = error;
+  }
+  if (text !== undefined && Buffer.byteLength(text) <= MAX_META_BYTES) return text;
+  throw new SseError(
+    'ERR_SSE_OPTION',
+    `expected \`meta\` of publish() to be a value with at most ${MAX_META_BYTES} bytes of JSON, ` +
+      `got ${describeValue(meta)}`,
+    { cause },
+  );
+}
 
 /** The rules of `end()`. */
 export const endRules: Readonly<Record<keyof EndOptions, OptionRule>> = {
@@ -67,17 +103,53 @@ export const pipeRules: Readonly<Record<keyof PipeToChannelOptions<unknown>, Opt
   },
 };
 
+const sinceRule: OptionRule = {
+  expected: "'now', 'start', { last } with a number of events from 1 to 1000, or a cursor",
+  test: (value) =>
+    typeof value === 'string' || (hasOnly(value, 'last') && isInteger(value['last'], 1, MAX_LAST)),
+};
+
+/** The rules of `channels.follow()`. */
+export const followRules: Readonly<Record<keyof FollowOptions, OptionRule>> = {
+  since: sinceRule,
+  signal: pipeRules.signal,
+  filter: functionRule,
+  onGap: functionRule,
+};
+
+/** The rules of `channels.read()`. */
+export const readRules: Readonly<Record<keyof ReadOptions, OptionRule>> = {
+  after: { expected: 'a cursor', test: (value) => typeof value === 'string' },
+  last: integerRule('events', 1, MAX_LAST),
+  limit: integerRule('events', 1, 10_000),
+};
+
 /** The rules of `subscribe()` and `listen()`. Any string is valid as `since`: see `start.ts`. */
-export const subscribeRules: Readonly<Record<keyof SubscribeOptions, OptionRule>> = {
-  since: { expected: "'now', 'start' or a cursor", test: (value) => typeof value === 'string' },
+const subscribeRules: Readonly<Record<keyof SubscribeOptions, OptionRule>> = {
+  since: sinceRule,
   resume: booleanRule,
   filter: functionRule,
   onGap: functionRule,
+  snapshot: functionRule,
   checkpoints: booleanRule,
 };
 
 const MAX_NAME_BYTES = 256;
 const MAX_NAMES = 100;
+
+/**
+ * Checks the options of `subscribe()` and `listen()`.
+ * @param owner as for {@link assertOptions}
+ * @throws {SseError} `ERR_SSE_OPTION`
+ */
+export function assertSubscribeOptions(owner: string, options: SubscribeOptions): SubscribeOptions {
+  const checked = assertOptions(owner, options, subscribeRules);
+  if (checked.onGap === undefined || checked.snapshot === undefined) return checked;
+  throw new SseError(
+    'ERR_SSE_OPTION',
+    `${owner} got both \`snapshot\` and \`onGap\`; \`snapshot\` is called after a gap, too`,
+  );
+}
 
 /**
  * Names often come from a URL, so they are checked at run time, too.

@@ -22,6 +22,8 @@ export class ChannelStarts {
   // log holds are delivered. The map is created with its first key: thousands of streams that wait
   // for their turn on a pipelined connection need none.
   #starts: Map<string, number> | undefined;
+  // Channels that start at their newest events: older events that are trimmed are not a loss.
+  #newestOnly: Set<string> | undefined;
   // Channels whose loss no offset shows, because their cursor belonged to another log.
   #foreign: ReadonlySet<string> = NO_CHANNELS;
 
@@ -53,6 +55,15 @@ export class ChannelStarts {
     );
   }
 
+  /**
+   * The channel starts at its newest events, which are behind the offset. If some of them are trimmed
+   * before the first page is read, the stream starts with the others, and that is no loss.
+   */
+  setStartOfNewest(channel: string, offset: number): void {
+    this.setStart(channel, offset);
+    (this.#newestOnly ??= new Set()).add(channel);
+  }
+
   /** Whether the stream receives the entry, as far as the start of its channel is concerned. */
   isAfterStart(entry: LogEntry): boolean {
     return entry.offset > (this.#starts?.get(entry.channel) ?? 0);
@@ -68,8 +79,9 @@ export class ChannelStarts {
     return channels.filter((channel, index) => {
       const trimmedUpTo = trimmed[index] as number;
       const start = this.#starts?.get(channel);
-      const isLost = start !== OLDEST_HELD && trimmedUpTo > Math.max(cursor, start ?? 0);
-      if (isLost || start === OLDEST_HELD) this.setStart(channel, trimmedUpTo);
+      const isTolerated = start === OLDEST_HELD || this.#newestOnly?.delete(channel) === true;
+      const isLost = !isTolerated && trimmedUpTo > Math.max(cursor, start ?? 0);
+      if (isLost || isTolerated) this.setStart(channel, trimmedUpTo);
       return isLost || this.#foreign.has(channel);
     });
   }
@@ -79,6 +91,9 @@ export class ChannelStarts {
     for (const channel of this.#starts?.keys() ?? []) {
       if (!channels.has(channel)) this.#starts?.delete(channel);
     }
+    for (const channel of this.#newestOnly ?? []) {
+      if (!channels.has(channel)) this.#newestOnly?.delete(channel);
+    }
     if (this.hasForeign) {
       this.#foreign = new Set([...this.#foreign].filter((channel) => channels.has(channel)));
     }
@@ -87,6 +102,7 @@ export class ChannelStarts {
   /** A new log replaced the log: all channels have lost something, and no start is valid. */
   markAllLost(channels: readonly string[]): void {
     this.#starts = undefined;
+    this.#newestOnly = undefined;
     this.#foreign = new Set(channels);
   }
 }

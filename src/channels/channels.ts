@@ -5,9 +5,10 @@ import type { AnySchema, ChannelName, EventData, EventName, SchemaOf } from '../
 import type { PipeSource } from '../common/source.ts';
 import type { RouteHandler, RouteRequest, RouteResponse } from '../http/route.ts';
 import type { HistoryOptions } from '../log/history.ts';
+import type { ChannelEvent } from '../log/log-entry.ts';
 import type { Serialize } from '../protocol/event-stream-format.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
-import type { Subscription } from '../stream/subscription-types.ts';
+import type { Gap, Subscription } from '../stream/subscription-types.ts';
 
 /**
  * The event type of a call that names none. If the channel has no event `message`, that is an
@@ -45,6 +46,11 @@ export interface PublishOptions<E extends string = string> {
    * `memoryBroker()` remembers the newest 100,000 keys of that time.
    */
   key?: string | undefined;
+  /**
+   * A JSON value for filters, `follow` and `read` (`event.meta`), which clients never receive: the
+   * sender to leave out, a role, a tenant. At most 4 KiB as JSON; counts for the history.
+   */
+  meta?: unknown;
 }
 
 /** The options of `end()`. */
@@ -97,6 +103,62 @@ export interface PipeToChannelOptions<T, M = T> {
   end?: boolean | ((error: unknown) => LastEvent | undefined) | undefined;
   /** Stops the source. The channel ends, and `pipe` rejects with the reason of the signal. */
   signal?: AbortSignal | undefined;
+}
+
+/** The options of `channels.follow()`. */
+export interface FollowOptions {
+  /**
+   * Where the consumer begins: `'now'`, `'start'` (all events that the history holds),
+   * `{ last: n }` (the newest `n` events of each channel), or a cursor.
+   * @defaultValue `'now'`
+   */
+  since?: SubscribeOptions['since'];
+  /** Ends the iteration. */
+  signal?: AbortSignal | undefined;
+  /**
+   * Called for each event; `true` lets the event through. The iteration throws what the filter
+   * throws, and `ERR_SSE_FILTER` if it does not return a boolean.
+   */
+  filter?: ((event: ChannelEvent) => boolean) | undefined;
+  /**
+   * Called when the consumer has lost events, and awaited before any further event. The consumer
+   * continues behind the cursor that the function returns (`gap.cursor` after the state was read
+   * anew), or with all events that are still held.
+   * @defaultValue none: the iteration throws `ERR_SSE_GAP`
+   */
+  onGap?:
+    | ((gap: Gap) => string | undefined | void | Promise<string | undefined | void>)
+    | undefined;
+}
+
+/** The options of `channels.read()`. */
+export interface ReadOptions {
+  /**
+   * A cursor: events behind it are read. @defaultValue none: from the oldest event that is held
+   */
+  after?: string | undefined;
+  /**
+   * Reads the newest events instead: at most this number of each channel, from 1 to 1000. Not
+   * together with `after` and `limit`.
+   */
+  last?: number | undefined;
+  /** Maximum number of events, from 1 to 10000. @defaultValue `100` */
+  limit?: number | undefined;
+}
+
+/** A page of the history of channels. */
+export interface HistoryPage {
+  /** The events, the oldest first. */
+  readonly events: readonly ChannelEvent[];
+  /** The cursor behind which the next page begins, and from which a stream can go on. */
+  readonly cursor: string;
+  /**
+   * The channels that have lost events behind `after`; all of them if `after` is not a cursor of
+   * this log.
+   */
+  readonly gap: readonly string[];
+  /** Whether the history holds further events. `false` with `last`. */
+  readonly more: boolean;
 }
 
 /** The options of `createChannels()`. */
@@ -322,6 +384,36 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
     names: ChannelName<S> | readonly ChannelName<S>[],
     options?: SubscribeOptions,
   ): Promise<Subscription>;
+
+  /**
+   * Reads channels in this process: with the same cursor, order and gaps as a stream, at the pace of
+   * the consumer. The start is fixed when `follow` is called. The iteration ends when the signal is
+   * aborted, when all channels have ended, or when the registry is closed. Leave a loop with `break`,
+   * or abort the signal, so that the channels are released.
+   * @param names 1 to 100 names of channels with history
+   * @throws {SseError} for invalid arguments. The iteration throws `ERR_SSE_GAP` after a gap without
+   * `onGap`, `ERR_SSE_FILTER` and the errors of the functions
+   * @example
+   * for await (const event of channels.follow(`run:${id}:stop`, { signal })) abort.abort();
+   */
+  follow(
+    names: ChannelName<S> | readonly ChannelName<S>[],
+    options?: FollowOptions,
+  ): AsyncIterableIterator<ChannelEvent, undefined>;
+
+  /**
+   * Reads a page of the history, for a REST endpoint, a consumer that catches up, or a test.
+   * @param names 1 to 100 names of channels with history
+   * @returns a promise of the events, the oldest first, and of the cursor of the next page
+   * @throws {SseError} rejects for invalid arguments, and with `ERR_SSE_BROKER` if the broker is
+   * unreachable
+   * @example
+   * const { events, cursor } = await channels.read('chat', { last: 50 });
+   */
+  read(
+    names: ChannelName<S> | readonly ChannelName<S>[],
+    options?: ReadOptions,
+  ): Promise<HistoryPage>;
 
   /**
    * Returns the id of the newest event that this node knows, from which a stream can continue a

@@ -109,7 +109,7 @@ export class FanOut {
     return feeds.some(({ newest }) => newest > position);
   }
 
-  /** Number of published events in the feeds that the member has not received. */
+  /** Number of entries in the feeds that the member has not received, ends included. */
   countPending({ feeds }: Audience, { position }: Member): number {
     return feeds.reduce((sum, feed) => sum + feed.events - feed.indexAfter(position), 0);
   }

@@ -9,6 +9,8 @@ type ListeningCallback = (error?: Error) => void;
 interface FollowedChannel {
   /** Number of streams that follow the channel. */
   streams: number;
+  /** Number of consumers of `channels.follow()` that follow the channel. */
+  consumers: number;
   /** Offset of the newest entry received of the channel, valid only since this interruption. */
   newest: number;
   newestSince: number;
@@ -71,20 +73,23 @@ export class FollowedChannels {
     return this.#channels.get(channel)?.hasHistory ?? this.#history.limitsFor(channel) !== false;
   }
 
-  /** A stream follows the channel. Every call needs a {@link release}. */
-  retain(channel: string, hasHistory: boolean): void {
-    this.followers++;
-    const followed = this.#channels.get(channel);
-    if (followed === undefined) this.#add(channel, hasHistory);
-    else {
+  /**
+   * A stream or a consumer follows the channel. Every call needs a {@link release}.
+   * @param isStream whether it is a stream. @defaultValue `true`
+   */
+  retain(channel: string, hasHistory: boolean, isStream = true): void {
+    const followed = this.#channels.get(channel) ?? this.#add(channel, hasHistory);
+    if (isStream) {
       followed.streams++;
-      if (followed.hasFailed) this.#listen(channel, followed);
-    }
+      this.followers++;
+    } else followed.consumers++;
+    if (followed.hasFailed) this.#listen(channel, followed);
   }
 
-  #add(channel: string, hasHistory: boolean): void {
+  #add(channel: string, hasHistory: boolean): FollowedChannel {
     const followed: FollowedChannel = {
-      streams: 1,
+      streams: 0,
+      consumers: 0,
       newest: 0,
       newestSince: 0,
       hasHistory,
@@ -93,6 +98,7 @@ export class FollowedChannels {
     };
     this.#channels.set(channel, followed);
     this.#listen(channel, followed);
+    return followed;
   }
 
   #listen(channel: string, followed: FollowedChannel): void {
@@ -110,11 +116,14 @@ export class FollowedChannels {
     listening.then(() => callAll(), callAll);
   }
 
-  /** A stream does not follow the channel any more. */
-  release(channel: string): void {
-    this.followers--;
+  /** A stream or a consumer does not follow the channel any more. @param isStream as before */
+  release(channel: string, isStream = true): void {
     const followed = this.#channels.get(channel);
-    if (followed === undefined || --followed.streams > 0) return;
+    if (isStream) this.followers--;
+    if (followed === undefined) return;
+    if (isStream) followed.streams--;
+    else followed.consumers--;
+    if (followed.streams + followed.consumers > 0) return;
     this.#channels.delete(channel);
     this.#broker.unlisten(channel);
   }

@@ -141,6 +141,18 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     this.releaseRareState();
   }
 
+  // Properties that the stream shows to the application.
+
+  get channelNames(): readonly string[] {
+    return channelsOf(this.subscriptions);
+  }
+
+  get lag(): number {
+    const { audience } = this.state;
+    if (audience?.isRetired === false) return this.host.fanOut.countPending(audience, this);
+    return this.isCatchingUp ? this.host.broker.countHeld(this.channels, this.position) : 0;
+  }
+
   // Attaching.
 
   get groupProgress(): GroupProgress | undefined {

@@ -7,10 +7,22 @@ import type { ChannelStarts } from './channel-starts.ts';
 import type { FollowerState } from './follower-state.ts';
 import type { SubscriptionRecord } from './subscription.ts';
 
-/** A subscription whose `onGap` is called, and the lost channels for which its answer counts. */
+/**
+ * A subscription whose `onGap` is called, or whose `snapshot` is called at its start, and the
+ * channels for which its answer counts.
+ */
 export interface GapQuestion {
   readonly record: SubscriptionRecord;
   readonly channels: readonly string[];
+  /** Whether the question is one of a start, and nothing was lost. */
+  readonly isStart: boolean;
+}
+
+/** @returns a question for each subscription whose `snapshot` is due at its start */
+export function planStartQuestions(records: readonly SubscriptionRecord[]): GapQuestion[] {
+  return records
+    .filter(({ isSnapshotDue, isPlaced }) => isSnapshotDue && isPlaced)
+    .map((record) => ({ record, channels: record.channels, isStart: true }));
 }
 
 /**
@@ -30,7 +42,7 @@ export function planGapQuestions(
     if (record.options.onGap === undefined || record.wasAskedAboutGap) continue;
     const channels = rest.filter((channel) => record.hasPlaced(channel));
     if (channels.length === 0) continue;
-    questions.push({ record, channels });
+    questions.push({ record, channels, isStart: false });
     rest = rest.filter((channel) => !channels.includes(channel));
   }
   return questions;
@@ -101,17 +113,22 @@ export class GapInquiry {
    * @throws {SseError} `ERR_SSE_CURSOR` if a handler returns anything but a valid cursor or nothing
    */
   async run(): Promise<void> {
-    for (const { record, channels } of this.#questions) {
+    for (const question of this.#questions) {
+      const { record, channels, isStart } = question;
       if (!this.#isActive(record)) {
         // The subscription ended while another one was asked.
-        this.#writeGapEvent(channels);
+        if (!isStart) this.#writeGapEvent(channels);
         continue;
       }
-      record.wasAskedAboutGap = true;
-      noteLoss(this.#owner, channels);
-      const answer = await this.#ask(record, { ...this.#gap, channels });
-      if (!this.#isActive(record)) this.#writeGapEvent(channels);
-      else if (answer !== undefined) this.#continueFrom(answer, channels);
+      if (isStart) record.isSnapshotDue = false;
+      else {
+        record.wasAskedAboutGap = true;
+        noteLoss(this.#owner, channels);
+      }
+      const answer = await this.#ask(question);
+      if (!this.#isActive(record)) {
+        if (!isStart) this.#writeGapEvent(channels);
+      } else if (answer !== undefined) this.#continueFrom(answer, channels);
     }
   }
 
@@ -140,15 +157,26 @@ export class GapInquiry {
     );
   }
 
-  /** Calls `onGap`. Resolves with its answer, or with `undefined` when the subscription ends. */
-  #ask(record: SubscriptionRecord, gap: Gap): Promise<unknown> {
-    const { stream } = this.#owner;
+  /**
+   * Calls `onGap`, or `snapshot` at the start. Resolves with the answer, or with `undefined` when the
+   * subscription ends.
+   */
+  #ask(question: GapQuestion): Promise<unknown> {
+    const { record } = question;
     return new Promise((resolve, reject) => {
       this.#skip = (ended) => {
         if (ended === record) resolve(undefined);
       };
-      Promise.resolve(record.options.onGap?.(stream, gap)).then(resolve, reject);
+      this.#call(question).then(resolve, reject);
     });
+  }
+
+  async #call({ record, channels, isStart }: GapQuestion): Promise<unknown> {
+    const { stream } = this.#owner;
+    const gap = { ...this.#gap, channels };
+    if (!isStart) return record.options.onGap?.(stream, gap);
+    await record.options.snapshot?.(stream, { ...gap, reason: 'start', lastEventId: '' });
+    return gap.cursor;
   }
 
   /**

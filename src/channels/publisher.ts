@@ -12,7 +12,13 @@ import {
   serializeData,
   type Serialize,
 } from '../protocol/event-stream-format.ts';
-import { assertChannelName, endRules, pipeRules, publishRules } from './channel-options.ts';
+import {
+  assertChannelName,
+  endRules,
+  pipeRules,
+  publishRules,
+  toMetaText,
+} from './channel-options.ts';
 import type { EndOptions, PipeToChannelOptions, PublishOptions } from './channels.ts';
 import { pipeToChannel, type PipeChannel } from './pipe.ts';
 
@@ -45,13 +51,14 @@ export class Publisher {
   /** See `Channels.publish`. */
   async publish(name: string, data: unknown, options: PublishOptions): Promise<{ id: string }> {
     assertChannelName(name);
-    const { event, retry, key } = assertOptions('publish()', options, publishRules);
+    const { event, retry, key, meta } = assertOptions('publish()', options, publishRules);
     if (retry !== undefined) assertRetry(retry);
+    const metaText = toMetaText(meta);
     const text = this.#toText(data, event);
     this.#options.assertOpen();
     const history = this.#history.limitsFor(name);
-    const publication = { channel: name, event, data: text, retry, key, history };
-    const { id } = await this.#broker.append(publication);
+    const fields = { event, data: text, retry, meta: metaText };
+    const { id } = await this.#broker.append({ ...fields, channel: name, key, history });
     this.published++;
     if (diagnostics.publish.hasSubscribers) diagnostics.publish.publish({ channel: name, id });
     return { id };
@@ -119,11 +126,12 @@ export class Publisher {
 }
 
 /**
- * A channel without history cannot end: nothing could tell a later reader of the end.
+ * Checks that a channel keeps a history, which the method needs. For example, nothing could tell a
+ * later reader that a channel without history has ended.
  * @param method the name of the called method, for the error
  * @throws {SseError} `ERR_SSE_OPTION`
  */
-function assertHasHistory(method: string, channel: string, history: object | false): void {
+export function assertHasHistory(method: string, channel: string, history: object | boolean): void {
   if (history !== false) return;
   throw new SseError(
     'ERR_SSE_OPTION',

@@ -18,15 +18,17 @@ import {
 } from '../http/route.ts';
 import { checkTimes } from '../http/warnings.ts';
 import { History } from '../log/history.ts';
-import type { LogEntry } from '../log/log-entry.ts';
+import type { ChannelEvent, LogEntry } from '../log/log-entry.ts';
 import { formatCursor } from '../protocol/cursor.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
 import { CatchUpQueue } from './catch-up-queue.ts';
 import {
   assertChannelName,
+  assertSubscribeOptions,
   channelsRules,
-  subscribeRules,
+  followRules,
+  readRules,
   toChannelSet,
 } from './channel-options.ts';
 import type {
@@ -35,16 +37,20 @@ import type {
   ChannelsOptions,
   ChannelsStats,
   EndOptions,
+  FollowOptions,
+  HistoryPage,
   ListenNames,
   PipeToChannelOptions,
   PublishOptions,
+  ReadOptions,
 } from './channels.ts';
+import { Consumer, type ConsumerHost } from './consumer.ts';
 import { Deliveries } from './deliveries.ts';
 import { FanOut } from './fan-out.ts';
 import { FollowedChannels } from './followed-channels.ts';
-import type { FollowerHost } from './follower-host.ts';
 import { StreamFollower } from './follower.ts';
-import { Publisher } from './publisher.ts';
+import { Publisher, assertHasHistory } from './publisher.ts';
+import { assertReadOptions, readHistory } from './read.ts';
 import { endedSubscription, subscribe } from './subscribing.ts';
 
 // Range of the reconnection time for the clients of a closed registry, in ms, so that they do not
@@ -71,19 +77,20 @@ export function createChannels<S extends SchemaOf<S> = AnySchema>(
 }
 
 /**
- * One object for three callers, each of which sees only its interface:
+ * One object for four callers, each of which sees only its interface:
  *
  * ```text
  * application ──Channels──────► ┌─────────────────┐ ──Broker──► memoryBroker(), redisBroker()
  *                               │ ChannelRegistry │
  * broker ───────Receiver──────► │                 │ ──push()──► fanOut (with history)
  *                               │                 │             ephemeralFanOut (without history)
- * followers ────FollowerHost──► └─────────────────┘
+ * followers ────FollowerHost──► │                 │
+ * consumers ────ConsumerHost──► └─────────────────┘
  * ```
  *
  * The state of streams is not here but in their followers.
  */
-class ChannelRegistry implements Channels, FollowerHost, Receiver {
+class ChannelRegistry implements Channels, ConsumerHost, Receiver {
   readonly fanOut: FanOut = new FanOut();
   readonly ephemeralFanOut: FanOut = new FanOut(undefined, false);
   readonly catchUpQueue: CatchUpQueue = new CatchUpQueue();
@@ -93,6 +100,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   readonly #publisher: Publisher;
   // The streams with subscriptions that are not live. Live streams are found by their audiences.
   readonly #trackedStreams = new Set<EventStream>();
+  readonly #consumers = new Set<Consumer>();
   // A counter for stats().
   #gaps = 0;
   // The result of close(); defined from the first call on.
@@ -139,6 +147,33 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     return this.#publisher.pipe(name, source, options);
   }
 
+  follow(
+    names: string | readonly string[],
+    options: FollowOptions = {},
+  ): AsyncIterableIterator<ChannelEvent, undefined> {
+    const checked = assertOptions('follow()', options, followRules);
+    const channels = this.#channelsWithHistory('follow()', names);
+    this.#assertOpen();
+    return new Consumer(this, channels, checked);
+  }
+
+  async read(names: string | readonly string[], options: ReadOptions = {}): Promise<HistoryPage> {
+    const checked = assertOptions('read()', options, readRules);
+    assertReadOptions(checked);
+    const channels = this.#channelsWithHistory('read()', names);
+    this.#assertOpen();
+    return readHistory(this.broker, channels, checked, () => this.catchUpQueue.waitForTurn());
+  }
+
+  /** @throws {SseError} `ERR_SSE_CHANNEL_NAME`, `ERR_SSE_OPTION` */
+  #channelsWithHistory(method: string, names: string | readonly string[]): string[] {
+    const channels = toChannelSet(names);
+    for (const channel of channels) {
+      assertHasHistory(method, channel, this.followedChannels.willHaveHistory(channel));
+    }
+    return channels;
+  }
+
   async state(name: string): Promise<ChannelState> {
     assertChannelName(name);
     this.#assertOpen();
@@ -159,7 +194,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     channels: readonly string[],
     options: SubscribeOptions,
   ): Promise<Subscription> {
-    const checked = assertOptions('subscribe()', options, subscribeRules);
+    const checked = assertSubscribeOptions('subscribe()', options);
     this.#assertOpen();
     if (stream.isClosingOrClosed) return endedSubscription(channels);
     const follower = this.#followerOf(stream);
@@ -218,7 +253,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
     // Invalid arguments throw when the route is made, not at the first request. The array is shared
     // by all streams of the route.
     const fixedNames = typeof names === 'function' ? undefined : toChannelSet(names);
-    if (typeof options !== 'function') assertOptions('listen()', options, subscribeRules);
+    if (typeof options !== 'function') assertSubscribeOptions('listen()', options);
     return streamRoute<Req, Res>(async (stream, req, res) => {
       const requested = typeof names === 'function' ? await names(req) : names;
       if (requested === null) {
@@ -283,6 +318,7 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
         }
       }
     }
+    for (const consumer of this.#consumers) consumer.stop();
     await this.broker.close();
   }
 
@@ -322,6 +358,20 @@ class ChannelRegistry implements Channels, FollowerHost, Receiver {
   interrupted(): void {
     this.followedChannels.interruptions++;
     this.fanOut.retireAll();
+  }
+
+  // Methods of ConsumerHost, called by consumers.
+
+  get isClosed(): boolean {
+    return this.#closing !== undefined;
+  }
+
+  trackConsumer(consumer: Consumer): void {
+    this.#consumers.add(consumer);
+  }
+
+  untrackConsumer(consumer: Consumer): void {
+    this.#consumers.delete(consumer);
   }
 
   // Methods of FollowerHost, called by followers.

@@ -13,6 +13,21 @@ export interface SubscriptionStart {
   readonly isForeign: boolean;
   /** The application requested everything that the log holds (`since: 'start'`). */
   readonly isFromOldest: boolean;
+  /**
+   * The application requested the newest events (`since: { last }`): for each channel of the
+   * subscription, the offset behind which they are.
+   */
+  readonly startsOfNewest?: readonly number[];
+}
+
+/**
+ * @returns the number of newest events with which a subscription starts (`since: { last }`);
+ * `undefined` if it starts elsewhere
+ */
+export function requestedLast(lastEventId: string, options: SubscribeOptions): number | undefined {
+  const { resume = true, since } = options;
+  if (typeof since !== 'object' || (resume && lastEventId !== '')) return undefined;
+  return since.last;
 }
 
 /** @returns the cursor that a subscription requests as its start; `undefined` if it is not one */
@@ -36,6 +51,7 @@ export function mayStartEarlier(lastEventId: string, options: SubscribeOptions):
  * | ---------------------------------------- | ------------------- | --------- | ------------ |
  * | `'now'`                                  | the log's position  | no        | no           |
  * | `'start'`                                | 0                   | no        | yes          |
+ * | `{ last }`                               | the lowest start    | no        | no           |
  * | a cursor of this log, not beyond its end | the cursor's offset | no        | no           |
  * | anything else                            | 0                   | yes       | no           |
  *
@@ -43,12 +59,18 @@ export function mayStartEarlier(lastEventId: string, options: SubscribeOptions):
  * @param lastEventId the client's last event id, untrusted; `''` if the client sent none
  * @param options `resume` (default `true`) and `since` (default `'now'`) are used
  * @param position the current end of the log
+ * @param startsOfNewest for `{ last }`, see {@link SubscriptionStart}
  */
 export function resolveStart(
   lastEventId: string,
   options: SubscribeOptions,
   position: Cursor,
+  startsOfNewest?: readonly number[],
 ): SubscriptionStart {
+  if (startsOfNewest !== undefined) {
+    const offset = Math.min(position.offset, ...startsOfNewest);
+    return { offset, isForeign: false, isFromOldest: false, startsOfNewest };
+  }
   const { text, isOfClient } = requestedStart(lastEventId, options);
   if (!isOfClient && text === 'now') {
     return { offset: position.offset, isForeign: false, isFromOldest: false };
@@ -70,5 +92,7 @@ function requestedStart(
   { resume = true, since = 'now' }: SubscribeOptions,
 ): { text: string; isOfClient: boolean } {
   const isOfClient = resume && lastEventId !== '';
-  return { text: isOfClient ? lastEventId : since, isOfClient };
+  // Where `{ last }` starts is not known yet: before the end of the log.
+  const sinceText = typeof since === 'object' ? 'start' : since;
+  return { text: isOfClient ? lastEventId : sinceText, isOfClient };
 }

@@ -7,6 +7,7 @@
  *   2. requestPosition()      wait until the broker listens and tells the end of the log
  *   3.                        wait for the turn of the event loop, and for earlier subscriptions
  *   4. hasOnlyEndsBehind()    nothing will follow the client's id? Answer 204
+ *      findNewest()           `since: { last }`: where do the newest events begin?
  *   5. placeSubscription()    each new channel gets an offset; the stream catches up with the log
  *   6. whenStarted()          wait until the first page is delivered, and a gap is reported
  * ```
@@ -22,7 +23,13 @@ import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
 import { OLDEST_HELD } from './channel-starts.ts';
 import type { StreamFollower } from './follower.ts';
-import { mayStartEarlier, requestedCursor, resolveStart, type SubscriptionStart } from './start.ts';
+import {
+  mayStartEarlier,
+  requestedCursor,
+  requestedLast,
+  resolveStart,
+  type SubscriptionStart,
+} from './start.ts';
 import { SubscriptionRecord, channelsOf, placedChannelsOf } from './subscription.ts';
 
 // Bytes of the page that shows whether only ends follow an id: enough for the ends of 100 channels,
@@ -57,6 +64,7 @@ export async function subscribe(
   assertSubscriptionLimit(follower);
   const record = new SubscriptionRecord(channels, options);
   record.mayStartEarlier = mayStartEarlier(stream.lastEventId, options);
+  record.isSnapshotDue = hasSnapshotAtStart(stream, options, histories);
   const handle = new SubscriptionHandle(follower, record);
   const previous = follower.subscriptions.at(-1);
   // Called from inside `onGap`: waiting for the start here would deadlock.
@@ -83,12 +91,14 @@ export async function subscribe(
       if (!stream.res.headersSent) sendNoContent(stream.res);
       return endedSubscription(channels);
     }
+    const newest = findNewest(follower, record);
+    const startsOfNewest = newest instanceof Promise ? await newest : newest;
     if (isRemoved() || stream.open().readyState === 2) return endedSubscription(channels);
     if (!isOfStreamLog(follower, position)) {
       position = await requestCurrentPosition(follower, record, position);
       if (isRemoved()) return endedSubscription(channels);
     }
-    placeSubscription(follower, record, position);
+    placeSubscription(follower, record, position, startsOfNewest);
   } catch (error) {
     // If the stream has ended meanwhile, that is not an error.
     if (isRemoved()) return endedSubscription(channels);
@@ -97,6 +107,26 @@ export async function subscribe(
   }
   if (!record.hasStarted && !isInsideGapHandler) await record.whenStarted();
   return handle;
+}
+
+/**
+ * Whether the `snapshot` is called at the start: if the client brings no id from which it resumes.
+ * @throws {SseError} `ERR_SSE_OPTION` if the channels have no history, and so no place at which
+ * events could go on
+ */
+function hasSnapshotAtStart(
+  { lastEventId }: EventStream,
+  { snapshot, resume }: SubscribeOptions,
+  histories: ReadonlyMap<string, boolean>,
+): boolean {
+  if (snapshot === undefined) return false;
+  if ([...histories.values()].includes(false)) {
+    throw new SseError(
+      'ERR_SSE_OPTION',
+      '`snapshot` needs channels with history; send the state before you subscribe',
+    );
+  }
+  return lastEventId === '' || resume === false;
 }
 
 /** @throws {SseError} `ERR_SSE_OPTION` */
@@ -190,6 +220,23 @@ function hasOnlyEndsBehind(
   return page instanceof Promise ? openIfSlow(stream, page).then(isOver) : isOver(page);
 }
 
+/**
+ * Finds where the newest events of the channels begin, if the subscription starts there.
+ * @returns not a promise if the broker is in this process
+ */
+function findNewest(
+  { host, stream }: StreamFollower,
+  record: SubscriptionRecord,
+): readonly number[] | undefined | Promise<readonly number[]> {
+  const last = requestedLast(stream.lastEventId, record.options);
+  if (last === undefined) return undefined;
+  const { channels } = record;
+  if (!channels.every((channel) => host.followedChannels.hasHistory(channel))) return undefined;
+  const signal = host.catchUpQueue.isBrokerRemote ? record.getSignal() : undefined;
+  const starts = host.broker.startsOfNewest(channels, last, signal);
+  return starts instanceof Promise ? openIfSlow(stream, starts) : starts;
+}
+
 /** Whether the position belongs to the log that the stream reads, or the stream reads none yet. */
 function isOfStreamLog({ channels, epoch }: StreamFollower, position: Cursor): boolean {
   return channels.length === 0 || position.epoch === epoch;
@@ -239,6 +286,7 @@ function placeSubscription(
   follower: StreamFollower,
   record: SubscriptionRecord,
   position: Cursor,
+  startsOfNewest: readonly number[] | undefined,
 ): void {
   const head = follower.headIfCaughtUp;
   follower.flush(true);
@@ -252,10 +300,18 @@ function placeSubscription(
   follower.updateChannels(head);
   const followed = new Set(before);
   const added = follower.channels.filter((channel) => !followed.has(channel));
-  if (added.length === 0) record.markStarted();
-  else {
-    const start = resolveStart(follower.stream.lastEventId, record.options, position);
+  if (added.length === 0) {
+    record.isSnapshotDue = false;
+    record.markStarted();
+  } else {
+    const { lastEventId } = follower.stream;
+    const start = resolveStart(lastEventId, record.options, position, startsOfNewest);
     startChannels(follower, before, added, position, start);
+    for (const [index, channel] of record.channels.entries()) {
+      const offset = start.startsOfNewest?.[index];
+      if (offset === undefined || !added.includes(channel)) continue;
+      follower.ensureCatchUp().starts.setStartOfNewest(channel, offset);
+    }
     if (before.length === 0 && record.options.checkpoints !== false) {
       follower.ensureCatchUp().isCheckpointPending = true;
     }

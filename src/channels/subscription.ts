@@ -34,6 +34,8 @@ export class SubscriptionRecord {
    * stream writes no id: a client that reconnects with a later id would lose events.
    */
   mayStartEarlier = false;
+  /** Whether its `snapshot` is to be called before its first event. */
+  isSnapshotDue = false;
   /** Whether its `onGap` was called, and no event was delivered since. */
   wasAskedAboutGap = false;
   // `undefined` from the moment at which the subscription has started or ended.
@@ -42,13 +44,15 @@ export class SubscriptionRecord {
   /** @param options are copied, so that later changes of the caller's object have no effect */
   constructor(channels: readonly string[], options: SubscribeOptions) {
     this.channels = channels;
-    const { since, resume, filter, onGap, checkpoints } = options;
+    const { since, resume, filter, onGap, snapshot, checkpoints } = options;
     // Functions of the application run in the async context of the call of `subscribe`.
+    const boundSnapshot = snapshot && bindToContext(snapshot);
     this.options = {
       since,
       resume,
       filter: filter && bindToContext(filter),
-      onGap: onGap && bindToContext(onGap),
+      onGap: boundSnapshot ? snapshotAfterGap(boundSnapshot) : onGap && bindToContext(onGap),
+      snapshot: boundSnapshot,
       checkpoints,
     };
   }
@@ -180,6 +184,16 @@ export class SubscriptionRecord {
         `got ${describeValue(answer)}; it cannot be async`,
     );
   }
+}
+
+/** @returns an `onGap` that calls the `snapshot`, after which events go on behind the gap */
+function snapshotAfterGap(
+  snapshot: NonNullable<SubscribeOptions['snapshot']>,
+): NonNullable<SubscribeOptions['onGap']> {
+  return async (stream, gap) => {
+    await snapshot(stream, { reason: 'gap', ...gap });
+    return gap.cursor;
+  };
 }
 
 const NO_CALLBACKS: readonly (() => void)[] = [];

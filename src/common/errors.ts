@@ -13,6 +13,7 @@ export type SseErrorCode =
   | 'ERR_SSE_EVENT'
   | 'ERR_SSE_FIELD'
   | 'ERR_SSE_FILTER'
+  | 'ERR_SSE_GAP'
   | 'ERR_SSE_HEADERS_SENT'
   | 'ERR_SSE_ID'
   | 'ERR_SSE_ID_TAKEN'

@@ -23,6 +23,8 @@ export interface ChannelEvent {
   readonly data: string;
   /** The data, parsed once for all filters; `undefined` if the data is not JSON. */
   json(): unknown;
+  /** The `meta` of the publish, which clients do not receive; `undefined` without one. */
+  readonly meta?: unknown;
 }
 
 /** The values from which a {@link LogEntry} is made. */
@@ -41,6 +43,8 @@ export interface LogEntryInit {
   data: string;
   /** Reconnection time in ms. */
   retry?: number | undefined;
+  /** The text of the `meta` of the publish, as JSON. Never sent to clients. */
+  meta?: string | undefined;
   /**
    * Whether the entry is the end of its channel. Nothing is written to clients for it, and its
    * other fields are ignored.
@@ -68,13 +72,15 @@ export class LogEntry implements ChannelEvent {
   // Made from the frame while filters read the event. Views that are kept would double the memory
   // of the log.
   #view: EntryView | undefined;
+  readonly #metaText: string | undefined;
 
-  constructor({ channel, epoch, offset, event, data, retry, isEnd = false }: LogEntryInit) {
+  constructor({ channel, epoch, offset, event, data, retry, meta, isEnd = false }: LogEntryInit) {
     this.channel = channel;
     this.epoch = epoch;
     this.offset = offset;
     this.event = event ?? 'message';
     this.isEnd = isEnd;
+    this.#metaText = meta;
     if (isEnd) {
       this.frame = NO_BYTES;
       return;
@@ -97,7 +103,15 @@ export class LogEntry implements ChannelEvent {
 
   /** Number of bytes for which the entry counts in a history. */
   get size(): number {
-    return this.frame.length + ENTRY_OVERHEAD_BYTES;
+    return this.frame.length + metaBytes(this.#metaText) + ENTRY_OVERHEAD_BYTES;
+  }
+
+  /** The `meta` of the publish, parsed once for all filters; `undefined` without one. */
+  get meta(): unknown {
+    if (this.#metaText === undefined) return undefined;
+    const view = this.#ensureView();
+    view.meta ??= { value: parseJson(this.#metaText) };
+    return view.meta.value;
   }
 
   /** The data as a client receives it: every line break is LF. */
@@ -116,13 +130,13 @@ export class LogEntry implements ChannelEvent {
    * The members of a {@link ChannelEvent}, for `JSON.stringify` and `console.log`, which do not
    * show getters.
    */
-  toJSON(): { channel: string; id: string; event: string; data: string } {
-    const { channel, id, event, data } = this;
-    return { channel, id, event, data };
+  toJSON(): { channel: string; id: string; event: string; data: string; meta?: unknown } {
+    const { channel, id, event, data, meta } = this;
+    return { channel, id, event, data, ...(meta === undefined ? {} : { meta }) };
   }
 
   /** @internal */
-  [inspect.custom](): { channel: string; id: string; event: string; data: string } {
+  [inspect.custom](): object {
     return this.toJSON();
   }
 
@@ -132,7 +146,11 @@ export class LogEntry implements ChannelEvent {
   }
 
   #ensureView(): EntryView {
-    this.#view ??= { data: parseEventData(this.frame.toString()), parsed: undefined };
+    this.#view ??= {
+      data: parseEventData(this.frame.toString()),
+      parsed: undefined,
+      meta: undefined,
+    };
     return this.#view;
   }
 }
@@ -147,18 +165,25 @@ export function entrySize({
   event,
   data,
   retry,
+  meta,
   isEnd = false,
 }: Omit<LogEntryInit, 'channel'>): number {
   if (isEnd) return ENTRY_OVERHEAD_BYTES;
   const idBytes = epoch === undefined ? 0 : `id: ${formatCursor(epoch, offset)}\n`.length;
   const retryBytes = retry === undefined ? 0 : formatRetry(retry).length;
-  return countEventBytes(data, event) + idBytes + retryBytes + ENTRY_OVERHEAD_BYTES;
+  const fieldBytes = idBytes + retryBytes + metaBytes(meta);
+  return countEventBytes(data, event) + fieldBytes + ENTRY_OVERHEAD_BYTES;
+}
+
+function metaBytes(meta: string | undefined): number {
+  return meta === undefined ? 0 : Buffer.byteLength(meta);
 }
 
 /** An entry as filters read it. */
 interface EntryView {
   readonly data: string;
   parsed: { readonly value: unknown } | undefined;
+  meta: { readonly value: unknown } | undefined;
 }
 
 function parseJson(text: string): unknown {

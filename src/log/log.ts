@@ -172,6 +172,18 @@ export class ChannelLog implements EntryRun {
   at(index: number): LogEntry | undefined {
     return this.#entries[index]?.entry;
   }
+
+  /** Number of kept events behind the offset, the end not counted. */
+  countAfter(offset: number): number {
+    const entries = this.#entries.length - this.indexAfter(offset);
+    return this.isEnded && entries > 0 ? entries - 1 : entries;
+  }
+
+  /** As {@link Log.startOfNewest}. */
+  startOfNewest(count: number): number {
+    const index = this.#entries.length - (this.isEnded ? 1 : 0) - count - 1;
+    return index < this.#firstIndex ? 0 : (this.at(index) as LogEntry).offset;
+  }
 }
 
 /** The log. Each event is in the run of one channel, and counts for the limits of the whole log. */
@@ -250,6 +262,23 @@ export class Log {
     const trimmed = logs.map((log) => log?.trimmed ?? this.#forgottenOffset);
     const ended = logs.map((log) => log?.isEnded === true);
     return { ...mergeLogs(logs, after, maxBytes), trimmed, ended };
+  }
+
+  /** Number of kept events of the channel behind the offset, the end not counted. */
+  countAfter(channel: string, offset: number): number {
+    return this.#get(channel)?.countAfter(offset) ?? 0;
+  }
+
+  /**
+   * Finds where the newest events of a channel begin.
+   * @param count number of events, the end not counted
+   * @returns the offset behind which they are; 0 if fewer are kept
+   */
+  startOfNewest(channel: string, count: number): number {
+    const log = this.#get(channel);
+    if (log === undefined) return 0;
+    this.#trim(log);
+    return log.startOfNewest(count);
   }
 
   /** @returns the newest entry of the channel that is kept; `undefined` if none is */

@@ -1,5 +1,7 @@
 /** `EventStream`: the public class of one event stream, `res.sse`. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import { performance } from 'node:perf_hooks';
+import { clock } from '../common/clock.ts';
 import { debug, diagnostics } from '../common/diagnostics.ts';
 import { SseError } from '../common/errors.ts';
 import { assertOptions, functionRule, type OptionRule } from '../common/options.ts';
@@ -28,7 +30,7 @@ import { reportError } from './report-error.ts';
 import { ResponseLifecycle } from './response-lifecycle.ts';
 import type { StreamMonitor } from './stream-monitor.ts';
 import type { StreamSettings } from './stream-options.ts';
-import type { Gap, Subscription } from './subscription-types.ts';
+import type { Gap, SnapshotRequest, Subscription } from './subscription-types.ts';
 
 /** The services that a stream needs from the middleware that made the stream. */
 export interface StreamHost {
@@ -55,10 +57,11 @@ export interface StreamHost {
 export interface SubscribeOptions {
   /**
    * Where a stream begins if its client sends no last event ID: `'now'`, `'start'` (all events that
-   * the history holds), or a cursor.
+   * the history holds), `{ last: n }` (the newest `n` events of each channel, as far as the history
+   * holds them, with `n` from 1 to 1000), or a cursor.
    * @defaultValue `'now'`
    */
-  since?: 'now' | 'start' | (string & {}) | undefined;
+  since?: 'now' | 'start' | { readonly last: number } | (string & {}) | undefined;
   /**
    * Whether a stream begins at the last event ID of its client, if the client sends one.
    * @defaultValue `true`
@@ -83,6 +86,15 @@ export interface SubscribeOptions {
         gap: Gap,
       ) => string | undefined | void | Promise<string | undefined | void>)
     | undefined;
+  /**
+   * Called and awaited for a reader that brings no last event ID, and for a reader that has lost
+   * events. Send the state with `stream.send` here. Events go on after `cursor`, so that none that
+   * is published during the call is missed, and none is sent before the state. Takes the place of
+   * `onGap`; both together are refused. If the function throws, the stream ends with the reason
+   * `'error'`.
+   * @defaultValue none
+   */
+  snapshot?: ((stream: EventStream, request: SnapshotRequest) => void | Promise<void>) | undefined;
   /**
    * Whether the client gets `sse:checkpoint` events, so that it can resume before it has received
    * any other event: one on subscribing, and one in each heartbeat period while the stream is ahead
@@ -113,6 +125,9 @@ const pipeRules = { event: valueOrFunction, id: valueOrFunction, map: functionRu
 // and a client that reconnects at once would repeat the error without end.
 const ERROR_RETRY_MS = { min: 10_000, max: 30_000 };
 
+// The time at which the monotonic clock was 0, in ms since 1970.
+const { timeOrigin } = performance;
+
 // A registered symbol, so that two copies of the package in one process recognise each other's
 // streams.
 const brand = Symbol.for('res-sse.EventStream');
@@ -142,6 +157,9 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
   // Made when it is first used. Most streams have none.
   #rare: RareState | undefined;
 
+  // When the stream opened, in ms of the monotonic clock; 0 before.
+  #openedAt = 0;
+
   /**
    * The middleware of the stream. An inner middleware replaces the host of an idle stream.
    * @internal
@@ -166,6 +184,37 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
    */
   get lastEventId(): string {
     return readLastEventId(this.req);
+  }
+
+  /** A random id of this stream, for lists and logs. Made when it is first read. */
+  get id(): string {
+    return this.rareState().id;
+  }
+
+  /** When the stream opened; `undefined` before. */
+  get openedAt(): Date | undefined {
+    return this.#openedAt === 0 ? undefined : new Date(timeOrigin + this.#openedAt);
+  }
+
+  /** The names of the channels that the stream follows, each once. */
+  get channels(): readonly string[] {
+    return this.follower?.channelNames ?? [];
+  }
+
+  /**
+   * The id up to which the stream has received every event of its channels; `''` before it is known,
+   * and without channels.
+   */
+  get cursor(): string {
+    return this.follower?.cursor ?? '';
+  }
+
+  /**
+   * Number of events of its channels that this node knows and the stream has not received: 0 for a
+   * stream that is up to date. Events that only the broker has are not counted.
+   */
+  get lag(): number {
+    return this.follower?.lag ?? 0;
   }
 
   /**
@@ -237,6 +286,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     this.writeHead(settings, `${retry}:\n`);
     // The answer to a HEAD request has ended by now.
     if (!this.isWritable()) return this;
+    this.#openedAt = clock();
     monitor.add(this);
     const closeOptions = this.host.onOpened(this);
     debug('open %s %s', this.req.method, this.req.url);

@@ -1,4 +1,5 @@
 /** State of a stream that few streams need, made when it is first used. */
+import { randomUUID } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
 import { deferred, type Deferred } from '../common/async.ts';
 import type { CloseReason } from './close-reason.ts';
@@ -13,9 +14,16 @@ export class RareState {
   isPublishingSlow = false;
   /** Whether the application has closed the stream, which still writes pending events. */
   isClosing = false;
+  #id: string | undefined;
   #drainWaiters: (() => void)[] = [];
   #controller: AbortController | undefined;
   #closed: Deferred<CloseReason> | undefined;
+
+  /** A random id, made on the first read. */
+  get id(): string {
+    this.#id ??= randomUUID();
+    return this.#id;
+  }
 
   /** Makes the controller of `stream.signal` on the first call. */
   abortController(): AbortController {

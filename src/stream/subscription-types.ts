@@ -19,6 +19,15 @@ export interface Gap {
   readonly cursor: string;
 }
 
+/** The situation in which a `snapshot` is called. */
+export interface SnapshotRequest extends Gap {
+  /**
+   * `'start'` for a reader that brings no id, whose `lastEventId` is `''`; `'gap'` if the reader has
+   * lost events.
+   */
+  readonly reason: 'start' | 'gap';
+}
+
 /** The result of `stream.subscribe()`. */
 export interface Subscription {
   /** The names of the channels, each once. */
@@ -56,6 +65,12 @@ export interface WriteProgress {
 export interface Follower {
   /** The totals of the group to which the stream is attached, or `undefined` while detached. */
   readonly groupProgress: WriteProgress | undefined;
+  /** The channels of all subscriptions, each once. */
+  readonly channelNames: readonly string[];
+  /** The id up to which the stream has received everything; `''` before it is known. */
+  readonly cursor: string;
+  /** Number of events that this node has for the stream, and that the stream has not received. */
+  readonly lag: number;
   /** Whether a subscription waits for its start, or the stream still reads older events. */
   readonly isWaiting: boolean;
   /**

@@ -157,6 +157,14 @@ export class DistantBroker implements Broker {
     return this.#request(() => this.log.read(channels, after, maxBytes));
   }
 
+  countHeld(): number {
+    return 0;
+  }
+
+  startsOfNewest(channels: readonly string[], count: number): Promise<readonly number[]> {
+    return this.#request(() => this.log.startsOfNewest(channels, count));
+  }
+
   channelState(channel: string): Promise<ChannelState> {
     return this.#request(() => this.log.channelState(channel));
   }

@@ -62,6 +62,14 @@ export class LossyBroker implements Broker {
     };
   }
 
+  countHeld(): number {
+    return 0;
+  }
+
+  startsOfNewest(channels: readonly string[]): readonly number[] {
+    return channels.map(() => 0);
+  }
+
   channelState(name: string): Promise<ChannelState> {
     const isKnown = this.#entries.some(({ channel }) => channel === name);
     return Promise.resolve(isKnown ? 'open' : 'unknown');

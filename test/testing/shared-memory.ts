@@ -67,6 +67,11 @@ function nodeOf(hub: Hub): Broker {
       assertOpen();
       return hub.log.read(channels, after, maxBytes);
     },
+    countHeld: (channels, after) => hub.log.countHeld(channels, after),
+    async startsOfNewest(channels, count) {
+      assertOpen();
+      return hub.log.startsOfNewest(channels, count);
+    },
     async channelState(channel) {
       assertOpen();
       return hub.log.channelState(channel);

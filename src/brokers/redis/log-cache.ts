@@ -290,6 +290,25 @@ export class LogCache {
     };
   }
 
+  /** Number of events of the channel behind the offset that are in the cache. */
+  countAfter(channel: string, offset: number): number {
+    return this.#channels.get(channel)?.log.countAfter(offset) ?? 0;
+  }
+
+  /**
+   * @returns the offset behind which the newest `count` events of the channel are; 0 if there are
+   * fewer; `undefined` if the cache has too few of them
+   */
+  startOfNewest(channel: string, count: number): number | undefined {
+    const cached = this.#channels.get(channel);
+    if (cached === undefined) return undefined;
+    this.#dropExpired(cached);
+    const { log, lost, isEnded } = cached;
+    if (isEnded && !log.isEnded) return undefined;
+    const start = log.startOfNewest(count);
+    return start > 0 || lost >= log.lastMissingOffset ? start : undefined;
+  }
+
   /** Begins an empty log for the channel. */
   #replace(
     channel: string,

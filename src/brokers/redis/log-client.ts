@@ -257,8 +257,8 @@ export class LogClient {
 
   /** Converts a publication to the form that the script takes. */
   toAppendItem(publication: Publication): AppendItem {
-    const { channel, event, data, retry, key = '', isEnd = false, history } = publication;
-    const body = data === undefined ? '' : formatBody(event, data, retry);
+    const { channel, event, data, retry, meta, key = '', isEnd = false, history } = publication;
+    const body = data === undefined ? '' : formatBody(event, data, retry, meta);
     const bytes = Buffer.byteLength(body);
     const keys = key === '' ? [] : [`${this.#base}:k:${channel}\n${key}`];
     const entries = (data === undefined ? 0 : 1) + (isEnd ? 1 : 0);
@@ -266,7 +266,7 @@ export class LogClient {
     if (history === false) return { ...item, args: [channel, key, body, '0', '', '', '', '', ''] };
     keys.unshift(this.#streamKey(channel));
     // The size of the entry in the memory of a node.
-    const size = entrySize({ ...ASSUMED_PLACE, event, data: data ?? '', retry });
+    const size = entrySize({ ...ASSUMED_PLACE, event, data: data ?? '', retry, meta });
     const endSize = isEnd ? `${END_SIZE}` : '';
     const args = [channel, key, body, `${size}`, ...formatLimits(history), endSize];
     return { ...item, args };

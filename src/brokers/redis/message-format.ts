@@ -18,9 +18,9 @@
  *
  *     body, also kept in the stream of the channel
  *
- *     1 <retry>                           1 end
- *     <event>                               the body of the end of a channel
- *     <data>
+ *     1 <retry>                           1 <retry> <meta as JSON>         1 end
+ *     <event>                             <event>
+ *     <data>                              <data>                           the end of a channel
  */
 import { SseError } from '../../common/errors.ts';
 import type { HistoryLimits } from '../../log/log.ts';
@@ -133,8 +133,11 @@ export function formatBody(
   event: string | undefined,
   data: string,
   retry: number | undefined,
+  meta?: string,
 ): string {
-  return `1 ${retry ?? ''}\n${event ?? ''}\n${data}`;
+  // JSON has no line breaks.
+  const metaText = meta === undefined ? '' : ` ${meta}`;
+  return `1 ${retry ?? ''}${metaText}\n${event ?? ''}\n${data}`;
 }
 
 /**
@@ -157,7 +160,7 @@ export function parseEntry(
   const first = body.indexOf('\n');
   const second = body.indexOf('\n', first + 1);
   if (first < 0 || second < 0) return undefined;
-  const [, digits] = /^1 (\d{0,16})$/.exec(body.slice(0, first)) ?? [];
+  const [, digits, meta] = /^1 (\d{0,16})(?: (.+))?$/.exec(body.slice(0, first)) ?? [];
   const event = body.slice(first + 1, second);
   if (digits === undefined || !isEventName(event)) return undefined;
   const retry = digits === '' ? undefined : Number(digits);
@@ -169,6 +172,7 @@ export function parseEntry(
     event: event === '' ? undefined : event,
     data: body.slice(second + 1),
     retry,
+    meta,
   });
 }
 

@@ -17,7 +17,10 @@ import { lostOffset, type LogSnapshot } from './log-snapshot.ts';
 import type { LogSubscription } from './log-subscription.ts';
 import type { SharedQueries } from './shared-queries.ts';
 
-/** Implements `Broker.read()`. */
+// Bytes of the pages in which a whole history is read.
+const PAGE_BYTES = 262_144;
+
+/** Implements `Broker.read()` and `Broker.startsOfNewest()`. */
 export class PageReader {
   readonly #client: LogClient;
   readonly #log: LocalLog;
@@ -96,6 +99,51 @@ export class PageReader {
       // The page has only events that cannot be read.
       from = end;
     }
+  }
+
+  /** @returns the result of {@link startsOfNewest}; `undefined` if the cache has too few events */
+  startsInCache(channels: readonly string[], count: number): readonly number[] | undefined {
+    if (!this.#subscription.isOpen || !this.#log.interest.areReady(channels)) return undefined;
+    const starts = channels.map((channel) => this.#log.cache.startOfNewest(channel, count));
+    return starts.every((start) => start !== undefined) ? starts : undefined;
+  }
+
+  /**
+   * Finds where the newest events of channels begin, see `Broker.startsOfNewest`. Reads all that the
+   * log holds of the channels: usually the cache then has it, for the readers that follow.
+   */
+  async startsOfNewest(
+    channels: readonly string[],
+    count: number,
+    signal: AbortSignal,
+  ): Promise<readonly number[]> {
+    let newest = new Map<string, number[]>();
+    let epoch: string | undefined;
+    for (let after = 0; ;) {
+      const { entries, complete, position } = await this.read(channels, after, PAGE_BYTES, signal);
+      if (position.epoch !== epoch) {
+        // Another log has begun.
+        newest = new Map(channels.map((channel) => [channel, []]));
+        if (epoch !== undefined && after > 0) {
+          epoch = undefined;
+          after = 0;
+          continue;
+        }
+        epoch = position.epoch;
+      }
+      for (const { channel, offset, isEnd } of entries) {
+        const offsets = newest.get(channel);
+        if (isEnd || offsets === undefined) continue;
+        offsets.push(offset);
+        if (offsets.length > count + 1) offsets.shift();
+      }
+      if (complete) break;
+      after = (entries.at(-1) as LogEntry).offset;
+    }
+    return channels.map((channel) => {
+      const offsets = newest.get(channel) ?? [];
+      return offsets.length > count ? (offsets[0] as number) : 0;
+    });
   }
 
   /** Queries Redis for a page. @returns `undefined` if the caller has to try again */

@@ -159,6 +159,23 @@ export class RedisBroker implements Broker {
     );
   }
 
+  countHeld(channels: readonly string[], after: number): number {
+    const { cache } = this.#log;
+    return channels.reduce((sum, channel) => sum + cache.countAfter(channel, after), 0);
+  }
+
+  startsOfNewest(
+    channels: readonly string[],
+    count: number,
+    signal?: AbortSignal,
+  ): readonly number[] | Promise<readonly number[]> {
+    if (this.#closing !== undefined) throw closedError();
+    return (
+      this.#pages.startsInCache(channels, count) ??
+      this.#withTimeout(signal, (limit) => this.#pages.startsOfNewest(channels, count, limit))
+    );
+  }
+
   async channelState(channel: string): Promise<ChannelState> {
     if (this.#closing !== undefined) throw closedError();
     // Events that were published before are counted, too.

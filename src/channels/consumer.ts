@@ -1,0 +1,331 @@
+/**
+ * `channels.follow()`: reads channels in this process, at the pace of the consumer.
+ *
+ * ```text
+ *            next()
+ *              ▼
+ *   events in the buffer? ──yes──► the first of them
+ *              │ no
+ *   live? ─────┼──yes──► wait: the audience adds the next frame to the buffer
+ *              │ no
+ *   read a page of the log ──► a gap? onGap, or an error
+ *              │               the last page, and nothing newer was received? Join the audience
+ *              └──────────────► events to the buffer
+ * ```
+ *
+ * A consumer that does not ask for more leaves the audience when its buffer is full. So a slow
+ * consumer costs a cursor and a few events that the log holds anyway.
+ */
+import type { Page } from '../brokers/broker.ts';
+import { ignoreRejection } from '../common/async.ts';
+import { SseError, describeValue } from '../common/errors.ts';
+import type { ChannelEvent, LogEntry } from '../log/log-entry.ts';
+import { formatCursor, parseCursor, type Cursor } from '../protocol/cursor.ts';
+import type { Gap } from '../stream/subscription-types.ts';
+import { HIGH_WATER_MARK } from '../stream/write-queue.ts';
+import type { Audience, Member } from './audience.ts';
+import { ChannelStarts, OLDEST_HELD } from './channel-starts.ts';
+import type { FollowOptions } from './channels.ts';
+import type { FollowerHost } from './follower-host.ts';
+import type { Frame } from './frame.ts';
+import { resolveStart } from './start.ts';
+
+/** The registry, as seen by a consumer. */
+export interface ConsumerHost extends FollowerHost {
+  /** Whether `close()` was called. */
+  readonly isClosed: boolean;
+  /** The consumer has begun to read. Every call needs an {@link untrackConsumer}. */
+  trackConsumer(consumer: Consumer): void;
+  untrackConsumer(consumer: Consumer): void;
+}
+
+type Result = IteratorResult<ChannelEvent, undefined>;
+
+const DONE: Result = { done: true, value: undefined };
+
+/** One call of `channels.follow()`. */
+export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>, Member {
+  /** Index in the audience's list of members. Set by the audience. */
+  listIndex = -1;
+  /** Offset up to which the consumer has received everything, or has it in its buffer. */
+  position = 0;
+  readonly #host: ConsumerHost;
+  readonly #channels: readonly string[];
+  readonly #options: FollowOptions;
+  readonly #starts = new ChannelStarts();
+  // Where the consumer starts; resolves in the call of `follow`, so that the start is fixed then.
+  readonly #start: Promise<void>;
+  #epoch = '';
+  #audience: Audience | undefined;
+  // Events that the filter has not seen yet, and their bytes.
+  #buffer: LogEntry[] = [];
+  #bufferedBytes = 0;
+  #previous: LogEntry | undefined;
+  #isRetained = false;
+  #isOver = false;
+  // Wakes the pending `next()`: an event has come, or the consumer is over.
+  #wake: (() => void) | undefined;
+  // Aborted when the consumer is over. Ends waits for the broker.
+  readonly #abort = new AbortController();
+  // The newest call of `next()`: calls are answered one after the other.
+  #last: Promise<unknown> = Promise.resolve();
+  readonly #onAbort = (): void => this.stop();
+
+  /** @param channels valid names of channels with history, each once */
+  constructor(host: ConsumerHost, channels: readonly string[], options: FollowOptions) {
+    this.#host = host;
+    this.#channels = channels;
+    this.#options = options;
+    const { signal } = options;
+    if (signal?.aborted === true) this.#isOver = true;
+    else signal?.addEventListener('abort', this.#onAbort, { once: true });
+    this.#start = this.#isOver ? Promise.resolve() : this.#findStart();
+    // Reported by the first `next()`.
+    this.#start.catch(() => {});
+  }
+
+  // Methods of the iterator.
+
+  [Symbol.asyncIterator](): this {
+    return this;
+  }
+
+  next(): Promise<Result> {
+    const result = this.#last.then(() => this.#next());
+    this.#last = result.catch(() => {});
+    return result;
+  }
+
+  /** Called by a `for await` loop that is left. A pending `next()` resolves. */
+  return(): Promise<Result> {
+    this.stop();
+    return Promise.resolve(DONE);
+  }
+
+  /** Ends the consumer: a pending `next()` and every later one resolves without an event. */
+  stop(): void {
+    if (this.#isOver) return;
+    this.#isOver = true;
+    this.#options.signal?.removeEventListener('abort', this.#onAbort);
+    this.#abort.abort();
+    this.#leaveAudience();
+    this.#buffer = [];
+    this.#previous?.releaseView();
+    if (this.#isRetained) {
+      for (const channel of this.#channels) this.#host.followedChannels.release(channel, false);
+      this.#host.untrackConsumer(this);
+    }
+    this.#wake?.();
+  }
+
+  async #next(): Promise<Result> {
+    try {
+      this.#previous?.releaseView();
+      this.#previous = undefined;
+      if (this.#host.isClosed) this.stop();
+      if (!this.#isRetained && !this.#isOver) await this.#retain();
+      while (!this.#isOver) {
+        const event = this.#takeAccepted();
+        if (event !== undefined) return { done: false, value: event };
+        if (this.#audience === undefined) await this.#readPage();
+        else await this.#waitForFrame();
+      }
+      return DONE;
+    } catch (error) {
+      // The signal, or the end of the registry, has ended a wait for the broker.
+      if (this.#isOver) return DONE;
+      this.stop();
+      if (this.#host.isClosed) return DONE;
+      throw error;
+    }
+  }
+
+  /** Removes the first event of the buffer that the filter accepts. */
+  #takeAccepted(): LogEntry | undefined {
+    const { filter } = this.#options;
+    for (let entry = this.#buffer.shift(); entry !== undefined; entry = this.#buffer.shift()) {
+      this.#bufferedBytes -= entry.frame.length;
+      const isAccepted: unknown = entry.isEnd ? false : (filter?.(entry) ?? true);
+      if (typeof isAccepted !== 'boolean') {
+        ignoreRejection(isAccepted);
+        throw new SseError(
+          'ERR_SSE_FILTER',
+          `expected the filter to return true or false, got ${describeValue(isAccepted)}`,
+        );
+      }
+      if (this.#isOver) return undefined;
+      if (isAccepted) {
+        this.#previous = entry;
+        return entry;
+      }
+      entry.releaseView();
+    }
+    return undefined;
+  }
+
+  // The log.
+
+  /** Asks the broker where the consumer starts. */
+  async #findStart(): Promise<void> {
+    const { broker } = this.#host;
+    const { since = 'now' } = this.#options;
+    const text = typeof since === 'string' ? since : '';
+    const { signal } = this.#abort;
+    const position = await broker.position(parseCursor(text), signal);
+    const last = typeof since === 'string' ? undefined : since.last;
+    const newest =
+      last === undefined ? undefined : await broker.startsOfNewest(this.#channels, last, signal);
+    const start = resolveStart('', { since }, position, newest);
+    this.#epoch = position.epoch;
+    this.position = start.offset;
+    if (start.isForeign) this.#starts.addForeign(this.#channels);
+    for (const [index, channel] of this.#channels.entries()) {
+      if (start.isFromOldest) this.#starts.setStart(channel, OLDEST_HELD);
+      else if (newest !== undefined) {
+        this.#starts.setStartOfNewest(channel, newest[index] as number);
+      }
+    }
+  }
+
+  /** Follows the channels: from here on this node receives their events. */
+  async #retain(): Promise<void> {
+    await this.#start;
+    if (this.#isOver) return;
+    const { followedChannels } = this.#host;
+    this.#isRetained = true;
+    for (const channel of this.#channels) followedChannels.retain(channel, true, false);
+    this.#host.trackConsumer(this);
+    await followedChannels.whenListening(this.#channels, this.#abort.signal);
+  }
+
+  /** Reads a page of the log into the buffer, and joins the audience after the last page. */
+  async #readPage(): Promise<void> {
+    const { broker, catchUpQueue, followedChannels } = this.#host;
+    // A broker in this process answers at once. A consumer must not take all of a turn.
+    await catchUpQueue.waitForTurn();
+    if (this.#isOver) return;
+    const { interruptions } = followedChannels;
+    const { signal } = this.#abort;
+    const page = await broker.read(this.#channels, this.position, HIGH_WATER_MARK, signal);
+    if (this.#isOver) return;
+    if (page.position.epoch !== this.#epoch) {
+      // Another log has replaced the log. The next page reports the gap.
+      this.#epoch = page.position.epoch;
+      this.position = 0;
+      this.#starts.markAllLost(this.#channels);
+      return;
+    }
+    if (await this.#reportGap(page)) return;
+    this.#addEntries(page.entries.filter((entry) => this.#starts.isAfterStart(entry)));
+    const last = page.complete ? page.position.offset : (page.entries.at(-1) as LogEntry).offset;
+    this.position = Math.max(this.position, last);
+    const isUpToDate =
+      interruptions === followedChannels.interruptions &&
+      followedChannels.newestReceived(this.#channels) <= this.position;
+    if (!page.complete || !isUpToDate) return;
+    if (page.ended.every((isEnded) => isEnded)) this.#endAfterBuffer();
+    else this.#audience = this.#host.fanOut.addMember(this.#channels, this);
+  }
+
+  /** All channels have ended: the consumer is over when its buffer is empty. */
+  #endAfterBuffer(): void {
+    if (this.#buffer.every(({ isEnd }) => isEnd)) this.stop();
+  }
+
+  /**
+   * Calls `onGap` if the page shows a gap.
+   * @returns whether the log has to be read again, because the position may have changed
+   * @throws {SseError} `ERR_SSE_GAP` without an `onGap`; `ERR_SSE_CURSOR`
+   */
+  async #reportGap({ trimmed, position }: Page): Promise<boolean> {
+    const starts = this.#starts;
+    const { hasForeign } = starts;
+    const lost = starts.collectLost(this.#channels, trimmed, this.position);
+    if (lost.length === 0) return false;
+    starts.clearForeign();
+    const gap: Gap = {
+      channels: lost,
+      lastEventId: hasForeign ? '' : formatCursor(this.#epoch, this.position),
+      cursor: formatCursor(position.epoch, position.offset),
+    };
+    this.#host.countGap();
+    const { onGap } = this.#options;
+    if (onGap === undefined) {
+      throw new SseError(
+        'ERR_SSE_GAP',
+        `events of ${lost.join(', ')} were lost before the consumer has received them; pass ` +
+          '`onGap` to follow(), and read the state anew there',
+      );
+    }
+    const answer: unknown = await onGap(gap);
+    if (this.#isOver || answer === undefined) return false;
+    this.#continueFrom(answer, lost, position);
+    return true;
+  }
+
+  /** Lets the lost channels continue behind the cursor that `onGap` has returned. */
+  #continueFrom(answer: unknown, lost: readonly string[], { epoch }: Cursor): void {
+    const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
+    if (cursor?.epoch !== epoch || cursor.offset < this.position) {
+      throw new SseError(
+        'ERR_SSE_CURSOR',
+        'expected onGap to return nothing or a cursor from which to continue, such as gap.cursor, ' +
+          `got ${describeValue(answer)}`,
+      );
+    }
+    if (lost.length === this.#channels.length) this.position = cursor.offset;
+    else for (const channel of lost) this.#starts.setStart(channel, cursor.offset);
+  }
+
+  // Methods of a member of an audience.
+
+  takeFrame({ entries, lastOffset, hasEnd }: Frame): undefined {
+    if (lastOffset <= this.position) return undefined;
+    this.#addEntries(entries.filter(({ offset }) => offset > this.position));
+    this.position = lastOffset;
+    // A full buffer is not filled further. After an end, the log knows whether anything can follow.
+    if (hasEnd || this.#bufferedBytes > HIGH_WATER_MARK) this.#leaveAudience();
+    this.#wake?.();
+    return undefined;
+  }
+
+  onDropped(upTo: number): void {
+    if (this.position < upTo) this.fallBehind();
+  }
+
+  /** The rest is read from the log. */
+  fallBehind(): void {
+    this.#leaveAudience();
+    this.#wake?.();
+  }
+
+  /** Never called: a consumer has no socket. */
+  fail(): void {}
+
+  /** Never called: a consumer is not attached. */
+  onAttached(): void {}
+
+  onDetached(): void {}
+
+  #addEntries(entries: readonly LogEntry[]): void {
+    for (const entry of entries) {
+      this.#buffer.push(entry);
+      this.#bufferedBytes += entry.frame.length;
+    }
+  }
+
+  #leaveAudience(): void {
+    if (this.#audience !== undefined) this.#host.fanOut.removeMember(this.#audience, this);
+    this.#audience = undefined;
+  }
+
+  /** Resolves when the audience has added events, the consumer has left it, or is over. */
+  #waitForFrame(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#wake = () => {
+        this.#wake = undefined;
+        resolve();
+      };
+    });
+  }
+}

@@ -1,0 +1,101 @@
+/** `channels.read()`: a page of the history of channels. */
+import type { Broker } from '../brokers/broker.ts';
+import { SseError } from '../common/errors.ts';
+import type { ChannelEvent, LogEntry } from '../log/log-entry.ts';
+import { formatCursor, parseCursor, type Cursor } from '../protocol/cursor.ts';
+import { ChannelStarts, OLDEST_HELD } from './channel-starts.ts';
+import type { HistoryPage, ReadOptions } from './channels.ts';
+
+// Bytes of the pages of the log from which the result is made.
+const PAGE_BYTES = 262_144;
+
+/**
+ * Reads events of channels, the oldest first. See `Channels.read()` for the contract.
+ * @param channels valid names of channels with history, each once
+ * @param waitForTurn resolves when the limits of a turn of the event loop allow another page
+ */
+export async function readHistory(
+  broker: Broker,
+  channels: readonly string[],
+  { after, last, limit = 100 }: ReadOptions,
+  waitForTurn: () => Promise<void>,
+): Promise<HistoryPage> {
+  const position = await broker.position(after === undefined ? undefined : parseCursor(after));
+  const starts = new ChannelStarts();
+  const from = await setStarts(broker, starts, channels, { after, last }, position);
+  const events: LogEntry[] = [];
+  const lost = new Set<string>();
+  const max = last === undefined ? limit : Infinity;
+  let cursor: Cursor = { epoch: position.epoch, offset: from };
+  for (;;) {
+    const page = await broker.read(channels, cursor.offset, PAGE_BYTES);
+    if (page.position.epoch !== cursor.epoch) {
+      // Another log has begun: everything that was read so far belongs to the old one.
+      events.length = 0;
+      starts.markAllLost(channels);
+      cursor = { epoch: page.position.epoch, offset: 0 };
+      continue;
+    }
+    for (const channel of starts.collectLost(channels, page.trimmed, cursor.offset)) {
+      lost.add(channel);
+    }
+    starts.clearForeign();
+    for (const entry of page.entries) {
+      if (entry.isEnd || !starts.isAfterStart(entry)) continue;
+      // The next page begins behind the last event of this one.
+      if (events.length === max) return toPage(events, lost, cursor, true);
+      events.push(entry);
+      cursor = { epoch: cursor.epoch, offset: entry.offset };
+    }
+    if (page.complete) {
+      const offset = Math.max(cursor.offset, page.position.offset);
+      return toPage(events, lost, { epoch: cursor.epoch, offset }, false);
+    }
+    cursor = { epoch: cursor.epoch, offset: (page.entries.at(-1) as LogEntry).offset };
+    await waitForTurn();
+  }
+}
+
+/** @returns the offset behind which the log is read */
+async function setStarts(
+  broker: Broker,
+  starts: ChannelStarts,
+  channels: readonly string[],
+  { after, last }: ReadOptions,
+  position: Cursor,
+): Promise<number> {
+  if (last !== undefined) {
+    const offsets = await broker.startsOfNewest(channels, last);
+    for (const [index, channel] of channels.entries()) {
+      starts.setStartOfNewest(channel, offsets[index] as number);
+    }
+    return Math.min(...offsets);
+  }
+  const cursor = after === undefined ? undefined : parseCursor(after);
+  if (cursor?.epoch === position.epoch && cursor.offset <= position.offset) return cursor.offset;
+  // Without `after`, nothing that was trimmed is missing.
+  if (after !== undefined) starts.addForeign(channels);
+  else for (const channel of channels) starts.setStart(channel, OLDEST_HELD);
+  return 0;
+}
+
+function toPage(
+  events: readonly ChannelEvent[],
+  lost: ReadonlySet<string>,
+  { epoch, offset }: Cursor,
+  more: boolean,
+): HistoryPage {
+  return { events, cursor: formatCursor(epoch, offset), gap: [...lost], more };
+}
+
+/**
+ * Checks the options that exclude each other.
+ * @throws {SseError} `ERR_SSE_OPTION`
+ */
+export function assertReadOptions({ after, last, limit }: ReadOptions): void {
+  if (last === undefined || (after === undefined && limit === undefined)) return;
+  throw new SseError(
+    'ERR_SSE_OPTION',
+    'read() got `last` together with `after` or `limit`; the newest events have no other limit',
+  );
+}
