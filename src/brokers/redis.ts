@@ -1,8 +1,14 @@
 /** The entry `res-sse/redis`: a broker for many nodes, whose log is in Redis. */
 import { SseError } from '../common/errors.ts';
-import { assertOptions, millisecondsRule, type OptionRule } from '../common/options.ts';
+import {
+  assertOptions,
+  booleanRule,
+  millisecondsRule,
+  type OptionRule,
+} from '../common/options.ts';
 import type { Broker } from './broker.ts';
 import { connectionOf, ownConnection, type RedisClient } from './redis/redis-connection.ts';
+import { PublishOnlyBroker } from './redis/publish-only-broker.ts';
 import { RedisBroker } from './redis/redis-broker.ts';
 
 export type { RedisClient } from './redis/redis-connection.ts';
@@ -35,6 +41,12 @@ export interface RedisBrokerOptions {
    * @defaultValue `5_000`
    */
   timeout?: number | undefined;
+  /**
+   * Whether this process only publishes, as a worker or a cron job does: it listens to nothing and
+   * has one connection to Redis. Streams cannot follow its channels.
+   * @defaultValue `false`
+   */
+  publishOnly?: boolean | undefined;
 }
 
 const rules: Readonly<Record<keyof RedisBrokerOptions, OptionRule>> = {
@@ -52,6 +64,7 @@ const rules: Readonly<Record<keyof RedisBrokerOptions, OptionRule>> = {
       Buffer.byteLength(value) <= 64,
   },
   timeout: millisecondsRule(1),
+  publishOnly: booleanRule,
 };
 
 // Time in ms without a message after which a probe is sent, and interval of pings.
@@ -82,15 +95,17 @@ export function redisBroker(options: RedisBrokerOptions): Broker {
     url,
     prefix = 'res-sse',
     timeout = 5_000,
+    publishOnly = false,
   } = assertOptions('redisBroker()', options, rules);
   const timing = { timeout, probe: PROBE_MS, linger: LINGER_MS, wait: RETRY_MS };
+  const BrokerClass = publishOnly ? PublishOnlyBroker : RedisBroker;
   if (client !== undefined && url === undefined) {
-    return new RedisBroker(connectionOf(client, prefix), prefix, timing);
+    return new BrokerClass(connectionOf(client, prefix), prefix, timing);
   }
   if (url === undefined || client !== undefined) {
     throw new SseError('ERR_SSE_OPTION', 'redisBroker() needs either a `client` or a `url`');
   }
-  const broker: RedisBroker = new RedisBroker(
+  const broker: RedisBroker | PublishOnlyBroker = new BrokerClass(
     ownConnection(url, PROBE_MS, (error) => broker.report(error)),
     prefix,
     timing,

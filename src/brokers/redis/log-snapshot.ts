@@ -1,5 +1,6 @@
 /** The state of the log at one moment, as the script answers it. */
 import type { HistoryLimits, TimedEntry } from '../../log/log.ts';
+import type { ChannelState } from '../broker.ts';
 import { parseEntry, toHistoryLimits } from './message-format.ts';
 
 /** A query about one channel. */
@@ -33,6 +34,12 @@ export interface ChannelSnapshot extends StoredChannel {
   readonly hasMore: boolean;
   /** Offset of the last event that was returned, readable or not; 0 without events. */
   readonly last: number;
+}
+
+/** @returns the state of a channel, as the application sees it */
+export function toChannelState(stored: ChannelSnapshot | undefined): ChannelState {
+  if (stored === undefined || stored.length === 0) return 'unknown';
+  return stored.isEnded ? 'ended' : 'open';
 }
 
 /** The state of the log in Redis at one moment. */

@@ -30,17 +30,16 @@ import { HistoryLoader } from './history-loader.ts';
 import { Leases } from './leases.ts';
 import { LocalLog } from './local-log.ts';
 import { LogClient } from './log-client.ts';
+import { toChannelState } from './log-snapshot.ts';
 import { LogSubscription } from './log-subscription.ts';
 import { PageReader } from './page-reader.ts';
 import { PositionReader } from './position-reader.ts';
 import { PublishQueue } from './publish-queue.ts';
 import type { RedisConnection } from './redis-connection.ts';
 import { SharedQueries } from './shared-queries.ts';
-import type { Timing } from './timing.ts';
+import { DEFAULT_LEASE_MS, type Timing } from './timing.ts';
 
 const DEFAULT_IN_USE_MS = 10_000;
-
-const DEFAULT_LEASE_MS = 30_000;
 
 /** The `Broker` that `redisBroker()` returns. */
 export class RedisBroker implements Broker {
@@ -181,9 +180,7 @@ export class RedisBroker implements Broker {
     // Events that were published before are counted, too.
     await this.#publishQueue.settled();
     const { channels } = await this.#client.look([{ channel, after: undefined }]);
-    const [stored] = channels;
-    if (stored === undefined || stored.length === 0) return 'unknown';
-    return stored.isEnded ? 'ended' : 'open';
+    return toChannelState(channels[0]);
   }
 
   hold(channel: string, history: HistoryLimits): Lease {

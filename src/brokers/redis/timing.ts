@@ -1,3 +1,6 @@
+/** Time in ms for which a lease is valid that is not renewed, unless {@link Timing} has another. */
+export const DEFAULT_LEASE_MS = 30_000;
+
 /** The times by which a node works, in ms. */
 export interface Timing {
   /** Time that Redis has to answer, and after which a publish rejects. */
