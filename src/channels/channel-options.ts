@@ -132,6 +132,7 @@ const subscribeRules: Readonly<Record<keyof SubscribeOptions, OptionRule>> = {
   onGap: functionRule,
   snapshot: functionRule,
   checkpoints: booleanRule,
+  control: booleanRule,
 };
 
 const MAX_NAME_BYTES = 256;

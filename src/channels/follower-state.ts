@@ -77,6 +77,11 @@ export abstract class FollowerState {
     return this.state.isFiltered;
   }
 
+  /** Whether the library must not send events of its own on this stream. */
+  get isWithoutControl(): boolean {
+    return this.state.isWithoutControl;
+  }
+
   /** Whether the stream receives published events from an audience. */
   get isLive(): boolean {
     return this.state.audience?.isRetired === false;
@@ -172,8 +177,9 @@ export abstract class FollowerState {
     this.noteDelivery();
   }
 
-  /** Writes an `sse:checkpoint` event, from which the client resumes. */
+  /** Writes an `sse:checkpoint` event, from which the client resumes, unless `control: false`. */
   writeCheckpoint(offset: number): void {
+    if (this.isWithoutControl) return;
     this.writtenOffset = offset;
     const { deliveries } = this.host;
     deliveries.enter(this.stream);

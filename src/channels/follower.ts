@@ -359,7 +359,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     if (this.channels.length === 0 || this.epoch === '' || this.host.deliveries.has(this.stream)) {
       return false;
     }
-    if (this.isHeld) return false;
+    if (this.isHeld || this.isWithoutControl) return false;
     if (!this.subscriptions.some(({ options }) => options.checkpoints !== false)) return false;
     const written = this.groupProgress?.cursor ?? this.writtenOffset;
     const cursor = Math.max(this.position, this.headIfCaughtUp ?? 0);

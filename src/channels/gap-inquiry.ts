@@ -49,7 +49,8 @@ export function planGapQuestions(
 }
 
 /**
- * Writes an `sse:gap` event for these channels. No effect if there are none.
+ * Writes an `sse:gap` event for these channels. No effect if there are none. With `control: false`
+ * the stream ends instead: its client comes back, and is answered 410.
  * @param after the id up to which the client has everything; `''` if that is not known
  * @param cursor the id of the newest event of the log
  */
@@ -61,7 +62,8 @@ export function writeGapEvent(
 ): void {
   if (channels.length === 0) return;
   noteLoss(owner, channels);
-  owner.stream.writeText(formatGap(channels, after, cursor));
+  if (owner.isWithoutControl) owner.stream.closeFor('server');
+  else owner.stream.writeText(formatGap(channels, after, cursor));
 }
 
 function noteLoss({ subscriptions }: FollowerState, channels: readonly string[]): void {

@@ -20,6 +20,7 @@ import { checkTimes } from '../http/warnings.ts';
 import { History } from '../log/history.ts';
 import type { ChannelEvent, LogEntry } from '../log/log-entry.ts';
 import { formatCursor } from '../protocol/cursor.ts';
+import { isPoll } from '../protocol/request-headers.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
 import { CatchUpQueue } from './catch-up-queue.ts';
@@ -49,6 +50,7 @@ import { Deliveries } from './deliveries.ts';
 import { FanOut } from './fan-out.ts';
 import { FollowedChannels } from './followed-channels.ts';
 import { StreamFollower } from './follower.ts';
+import { Poll } from './poll.ts';
 import { Publisher, assertHasHistory } from './publisher.ts';
 import { assertReadOptions, readHistory } from './read.ts';
 import { endedSubscription, subscribe } from './subscribing.ts';
@@ -188,6 +190,17 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
     return this.#follow(stream, toChannelSet(names), options);
   }
 
+  /** Answers a request with what there is for it, and ends the stream soon after. */
+  async #poll(
+    stream: EventStream,
+    channels: readonly string[],
+    options: SubscribeOptions,
+  ): Promise<void> {
+    const checked = assertSubscribeOptions('listen()', options);
+    const poll = new Poll(stream);
+    poll.onSubscribed(await this.#follow(stream, channels, poll.watch(checked)));
+  }
+
   /** Every check comes before the first change: an invalid call does not open the stream. */
   async #follow(
     stream: EventStream,
@@ -264,11 +277,10 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
         refuse(res, 404, 'ERR_SSE_NOT_FOUND', 'There is nothing to follow here.');
         return;
       }
-      await this.#follow(
-        stream,
-        fixedNames ?? toChannelSet(requested),
-        typeof options === 'function' ? await options(req) : options,
-      );
+      const channels = fixedNames ?? toChannelSet(requested);
+      const given = typeof options === 'function' ? await options(req) : options;
+      if (isPoll(req)) await this.#poll(stream, channels, given);
+      else await this.#follow(stream, channels, given);
     });
   }
 

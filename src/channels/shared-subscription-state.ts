@@ -34,6 +34,8 @@ export class SharedSubscriptionState implements StateFields {
   readonly audience: Audience | undefined;
   /** Whether a subscription has a filter. */
   readonly isFiltered: boolean;
+  /** Whether a subscription has `control: false`: the library sends no events of its own. */
+  readonly isWithoutControl: boolean;
   /** Whether a subscription has an `onGap`. */
   readonly hasGapHandler: boolean;
 
@@ -44,6 +46,7 @@ export class SharedSubscriptionState implements StateFields {
     this.epoch = epoch;
     this.audience = audience;
     this.isFiltered = subscriptions.some(({ options }) => options.filter !== undefined);
+    this.isWithoutControl = subscriptions.some(({ options }) => options.control === false);
     this.hasGapHandler = subscriptions.some(({ options }) => options.onGap !== undefined);
   }
 

@@ -6,7 +6,8 @@
  *   1. addRecord()            the broker listens to new channels; the record is in the list
  *   2. requestPosition()      wait until the broker listens and tells the end of the log
  *   3.                        wait for the turn of the event loop, and for earlier subscriptions
- *   4. hasOnlyEndsBehind()    nothing will follow the client's id? Answer 204
+ *   4. findAnswer()           nothing will follow the client's id, or it cannot be told of a gap?
+ *                             Answer 204 or 410
  *      findNewest()           `since: { last }`: where do the newest events begin?
  *   5. placeSubscription()    each new channel gets an offset; the stream catches up with the log
  *   6. whenStarted()          wait until the first page is delivered, and a gap is reported
@@ -15,12 +16,11 @@
  * With a broker in this process, steps 1 to 5 run inside the call. If the stream or the
  * subscription ends at any step, the result is an ended subscription.
  */
-import { SseError, describeThrown } from '../common/errors.ts';
-import type { Page } from '../brokers/broker.ts';
-import { sendNoContent } from '../http/refusals.ts';
-import { parseCursor, type Cursor } from '../protocol/cursor.ts';
+import { SseError } from '../common/errors.ts';
+import type { Cursor } from '../protocol/cursor.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
+import { answerWithout, findAnswer, openIfSlow } from './answers.ts';
 import { OLDEST_HELD } from './channel-starts.ts';
 import type { StreamFollower } from './follower.ts';
 import {
@@ -31,13 +31,6 @@ import {
   type SubscriptionStart,
 } from './start.ts';
 import { SubscriptionRecord, channelsOf, placedChannelsOf } from './subscription.ts';
-
-// Bytes of the page that shows whether only ends follow an id: enough for the ends of 100 channels,
-// and for few events.
-const MAX_ENDS_BYTES = 8_192;
-
-// If the broker has not told the position after this time, the stream opens without it, in ms.
-const OPEN_AFTER_MS = 1_000;
 
 /**
  * Follows channels on a stream.
@@ -85,10 +78,11 @@ export async function subscribe(
     if (previous?.isPlaced === false && follower.subscriptions.includes(previous)) {
       await previous.whenPlaced();
     }
-    const isOver = hasOnlyEndsBehind(follower, record, position);
-    if (isOver instanceof Promise ? await isOver : isOver) {
-      if (!isRemoved()) removeSubscription(follower, record);
-      if (!stream.res.headersSent) sendNoContent(stream.res);
+    const found = findAnswer(follower, record, position);
+    const status = found instanceof Promise ? await found : found;
+    if (status !== undefined && !isRemoved() && !stream.res.headersSent) {
+      removeSubscription(follower, record);
+      answerWithout(stream, status);
       return endedSubscription(channels);
     }
     const newest = findNewest(follower, record);
@@ -192,35 +186,6 @@ function requestPosition(
 }
 
 /**
- * Whether a request that brings an id needs no stream, because all of its channels have ended and
- * the client has received everything. Reads the log only for such a request, while nothing is
- * written yet.
- * @returns not a promise if the broker is in this process
- */
-function hasOnlyEndsBehind(
-  follower: StreamFollower,
-  record: SubscriptionRecord,
-  position: Cursor,
-): boolean | Promise<boolean> {
-  const { host, stream, subscriptions } = follower;
-  const { channels, options } = record;
-  const cursor = options.resume === false ? undefined : parseCursor(stream.lastEventId);
-  if (cursor?.epoch !== position.epoch || cursor.offset > position.offset) return false;
-  const isUntouched = stream.readyState === 0 && !stream.res.headersSent;
-  if (!isUntouched || subscriptions.length > 1) return false;
-  if (!channels.every((channel) => host.followedChannels.hasHistory(channel))) return false;
-  const isOver = (page: Page): boolean =>
-    page.position.epoch === cursor.epoch &&
-    page.complete &&
-    page.ended.every((isEnded) => isEnded) &&
-    page.entries.every(({ isEnd }) => isEnd) &&
-    page.trimmed.every((trimmed) => trimmed <= cursor.offset);
-  const signal = host.catchUpQueue.isBrokerRemote ? record.getSignal() : undefined;
-  const page = host.broker.read(channels, cursor.offset, MAX_ENDS_BYTES, signal);
-  return page instanceof Promise ? openIfSlow(stream, page).then(isOver) : isOver(page);
-}
-
-/**
  * Finds where the newest events of the channels begin, if the subscription starts there.
  * @returns not a promise if the broker is in this process
  */
@@ -260,25 +225,6 @@ async function requestCurrentPosition(
     current = await requestPosition(follower, record);
   } while (!isOfStreamLog(follower, current) && current.epoch !== previous.epoch);
   return current;
-}
-
-/**
- * Opens the stream if the broker does not answer soon, because it may be unreachable. An
- * EventSource that gets an error response instead would not reconnect.
- */
-function openIfSlow<T>(stream: EventStream, answer: Promise<T>): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => {
-      try {
-        // Other code may have answered the request meanwhile, such as a timeout middleware.
-        if (!stream.res.headersSent) stream.open();
-      } catch (error) {
-        // A listener for the response head threw.
-        reject(error instanceof Error ? error : new Error(describeThrown(error), { cause: error }));
-      }
-    }, OPEN_AFTER_MS);
-    answer.finally(() => clearTimeout(timer)).then(resolve, reject);
-  });
 }
 
 /** Gives each new channel of a subscription its offset, and starts to catch up with the log. */

@@ -44,7 +44,7 @@ export class SubscriptionRecord {
   /** @param options are copied, so that later changes of the caller's object have no effect */
   constructor(channels: readonly string[], options: SubscribeOptions) {
     this.channels = channels;
-    const { since, resume, filter, onGap, snapshot, checkpoints } = options;
+    const { since, resume, filter, onGap, snapshot, checkpoints, control } = options;
     // Functions of the application run in the async context of the call of `subscribe`.
     const boundSnapshot = snapshot && bindToContext(snapshot);
     this.options = {
@@ -54,6 +54,7 @@ export class SubscriptionRecord {
       onGap: boundSnapshot ? snapshotAfterGap(boundSnapshot) : onGap && bindToContext(onGap),
       snapshot: boundSnapshot,
       checkpoints,
+      control,
     };
   }
 
@@ -76,6 +77,7 @@ export class SubscriptionRecord {
       this.isShareable &&
       other.isShareable &&
       options.checkpoints === other.options.checkpoints &&
+      options.control === other.options.control &&
       channels.length === other.channels.length &&
       channels.every((channel, index) => channel === other.channels[index])
     );

@@ -18,7 +18,11 @@ export interface StreamLimit {
   key(req: RouteRequest): string | number | undefined;
   /** Maximum number of streams that one key may have at a time. */
   limit: number;
-  /** Maximum number of streams that one key may start in each minute. @defaultValue no limit */
+  /**
+   * Maximum number of streams that one key may start in each minute. Polls (`ssePoll=1`) are not
+   * counted.
+   * @defaultValue no limit
+   */
   perMinute?: number | undefined;
 }
 
@@ -135,6 +139,13 @@ export class Admission {
   /** Marks the place of the response as the place of an open stream. */
   markOpen(res: ServerResponse): void {
     this.#pending.delete(res);
+  }
+
+  /** The response of the request is a poll, which `perMinute` does not count. */
+  uncountStart(res: ServerResponse): void {
+    const key = this.#places.get(res);
+    const starts = key === undefined ? undefined : this.#startsPerKey.get(key);
+    if (key !== undefined && starts !== undefined) this.#startsPerKey.set(key, starts - 1);
   }
 
   /** Releases the place of the response, if the response has one. */

@@ -96,6 +96,10 @@ export class MiddlewareHost implements StreamHost {
     return closing && { retry: drawRetry(closing) };
   }
 
+  onPolled(stream: EventStream): void {
+    for (const tracker of this.trackers) tracker.uncountStart(stream.res);
+  }
+
   onEnded(reason: CloseReason): void {
     for (const tracker of this.trackers) tracker.countEnd(reason);
   }

@@ -136,6 +136,11 @@ export class StreamTracker implements OpenStreams, ShutdownSource {
     this.#endCounts[reason] = (this.#endCounts[reason] ?? 0) + 1;
   }
 
+  /** The response is a poll: its start is not counted for the limit for each minute. */
+  uncountStart(res: ServerResponse): void {
+    this.#admission.uncountStart(res);
+  }
+
   /** Releases the place of a response that is closed, whether or not its stream was ever open. */
   releasePlace(res: ServerResponse): void {
     this.#admission.releasePlace(res);

@@ -1,4 +1,4 @@
-/** Request headers that concern event streams: `Accept` and `Last-Event-ID`. */
+/** The parts of a request that concern event streams: `Accept`, `Last-Event-ID` and the query. */
 import type { IncomingMessage } from 'node:http';
 import Negotiator from 'negotiator';
 
@@ -60,14 +60,24 @@ export function readLastEventId(req: IncomingMessage): string {
   if (typeof header === 'string') {
     return NON_ASCII.test(header) ? Buffer.from(header, 'latin1').toString() : header;
   }
-  // Middleware may have rewritten `url`. Express and Connect keep the original URL beside it.
-  const { url, originalUrl } = req as IncomingMessage & { readonly originalUrl?: unknown };
-  return readQueryId(url) ?? readQueryId(originalUrl) ?? '';
+  return readQuery(req, 'lastEventId') ?? '';
 }
 
-function readQueryId(url: unknown): string | undefined {
+/** Whether the request asks for a response that ends after the next delivery: `ssePoll=1`. */
+export function isPoll(req: IncomingMessage): boolean {
+  return readQuery(req, 'ssePoll') === '1';
+}
+
+/** @returns a query parameter; `undefined` without it */
+function readQuery(req: IncomingMessage, name: string): string | undefined {
+  // Middleware may have rewritten `url`. Express and Connect keep the original URL beside it.
+  const { url, originalUrl } = req as IncomingMessage & { readonly originalUrl?: unknown };
+  return readQueryOf(url, name) ?? readQueryOf(originalUrl, name);
+}
+
+function readQueryOf(url: unknown, name: string): string | undefined {
   const query = typeof url === 'string' ? url.indexOf('?') : -1;
   return query === -1
     ? undefined
-    : (new URLSearchParams((url as string).slice(query + 1)).get('lastEventId') ?? undefined);
+    : (new URLSearchParams((url as string).slice(query + 1)).get(name) ?? undefined);
 }

@@ -47,6 +47,8 @@ export interface StreamHost {
   admit?(stream: EventStream): boolean;
   /** The stream is open. @returns options to close the stream at once, if it must not stay open */
   onOpened(stream: EventStream): CloseOptions | void;
+  /** The request is a poll, which makes one request for each delivery. */
+  onPolled?(stream: EventStream): void;
   /** A stream that was open has ended. */
   onEnded(reason: CloseReason): void;
   /** The response of the stream is closed, whether or not the stream was ever open. */
@@ -102,6 +104,15 @@ export interface SubscribeOptions {
    * @defaultValue `true`
    */
   checkpoints?: boolean | undefined;
+  /**
+   * Whether the library sends events of its own: `sse:checkpoint`, `sse:gap`, `sse:end` and
+   * `sse:ping`. With `false` it sends none, for clients that take every event for one of the
+   * application (Vercel AI SDK, openai): the end of the channels is the end of the body; a visible
+   * heartbeat is a comment; a gap without `onGap` or `snapshot` is answered 410 (`ERR_SSE_GONE`)
+   * before the stream opens, and ends an open stream, whose client then gets the 410.
+   * @defaultValue `true`
+   */
+  control?: boolean | undefined;
 }
 
 /**
@@ -381,7 +392,8 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
 
   /** Ends the stream without the pending events of its channels. @internal */
   closeWithoutFlush(reason: CloseReason, { retry, final = false }: CloseOptions): this {
-    const last = (retry === undefined ? '' : formatRetry(retry)) + (final ? END_EVENT : '');
+    const end = final && this.follower?.isWithoutControl !== true ? END_EVENT : '';
+    const last = (retry === undefined ? '' : formatRetry(retry)) + end;
     // A wrapped `write()` that gets these bytes may send an event, but nothing may follow them.
     if (last !== '') this.rareState().isClosing = true;
     this.endFor(reason, last === '' ? undefined : Buffer.from(last));
@@ -470,7 +482,9 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
 
   /** @internal */
   onIdle(): void {
-    this.writeBytes(this.host.settings.visibleHeartbeat ? PING_EVENT : HEARTBEAT_COMMENT);
+    const isVisible =
+      this.host.settings.visibleHeartbeat && this.follower?.isWithoutControl !== true;
+    this.writeBytes(isVisible ? PING_EVENT : HEARTBEAT_COMMENT);
   }
 
   /** @internal */

@@ -65,6 +65,8 @@ export interface WriteProgress {
 export interface Follower {
   /** The totals of the group to which the stream is attached, or `undefined` while detached. */
   readonly groupProgress: WriteProgress | undefined;
+  /** Whether the library must not send events of its own on this stream. */
+  readonly isWithoutControl: boolean;
   /** The channels of all subscriptions, each once. */
   readonly channelNames: readonly string[];
   /** The id up to which the stream has received everything; `''` before it is known. */
