@@ -76,9 +76,11 @@ export async function subscribe(
       await previous.whenPlaced();
     }
     const isOver = hasOnlyEndsBehind(follower, record, position);
-    if (isOver instanceof Promise ? await isOver : isOver) {
-      if (!isRemoved()) removeSubscription(follower, record);
-      if (!stream.res.headersSent) sendNoContent(stream.res);
+    // Other code may have used the stream meanwhile. Then the client receives `sse:end`.
+    if ((isOver instanceof Promise ? await isOver : isOver) && isUnused(follower)) {
+      sendNoContent(stream.res);
+      // Ends also the subscription.
+      stream.endFor('final');
       return endedSubscription(channels);
     }
     if (isRemoved() || stream.open().readyState === 2) return endedSubscription(channels);
@@ -163,12 +165,11 @@ function hasOnlyEndsBehind(
   record: SubscriptionRecord,
   position: Cursor,
 ): boolean | Promise<boolean> {
-  const { host, stream, subscriptions } = follower;
+  const { host, stream } = follower;
   const { channels, options } = record;
   const cursor = options.resume === false ? undefined : parseCursor(stream.lastEventId);
   if (cursor?.epoch !== position.epoch || cursor.offset > position.offset) return false;
-  const isUntouched = stream.readyState === 0 && !stream.res.headersSent;
-  if (!isUntouched || subscriptions.length > 1) return false;
+  if (!isUnused(follower)) return false;
   if (!channels.every((channel) => host.followedChannels.hasHistory(channel))) return false;
   const isOver = (page: Page): boolean =>
     page.position.epoch === cursor.epoch &&
@@ -179,6 +180,11 @@ function hasOnlyEndsBehind(
   const signal = host.catchUpQueue.isBrokerRemote ? record.getSignal() : undefined;
   const page = host.broker.read(channels, cursor.offset, MAX_ENDS_BYTES, signal);
   return page instanceof Promise ? openIfSlow(stream, page).then(isOver) : isOver(page);
+}
+
+/** Whether a stream with a first subscription is not open, and was not used otherwise. */
+function isUnused({ stream, subscriptions }: StreamFollower): boolean {
+  return stream.readyState === 0 && !stream.res.headersSent && subscriptions.length === 1;
 }
 
 /** Whether the position belongs to the log that the stream reads, or the stream reads none yet. */
