@@ -1,6 +1,6 @@
 /** Arbitraries for schedules with a few clients among hundreds of other streams. */
 import fc from 'fast-check';
-import { acts, client, observers, wraps } from './draw.ts';
+import { acts, client, last, observers, wraps } from './draw.ts';
 import {
   CLIENT_COUNT,
   type Brings,
@@ -59,6 +59,14 @@ const crowdCommand: fc.Arbitrary<Command> = fc.oneof(
     arbitrary: fc.record({ do: fc.constantFrom('drop' as const, 'end' as const), client }),
   },
   { weight: 1, arbitrary: fc.constant({ do: 'interrupt' as const }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      do: fc.constantFrom('end channel' as const, 'end channel' as const, 'clear' as const),
+      channel: fc.constantFrom<ChannelName>('a', 'b', 'b'),
+      last,
+    }),
+  },
   {
     weight: 1,
     arbitrary: fc.record({ do: fc.constant('follow' as const), client, follow }),

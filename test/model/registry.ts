@@ -9,7 +9,7 @@ import {
 } from '../../src/index.ts';
 import { type DistantBroker } from './distant-broker.ts';
 import { CHANNELS, type Bounds, type ChannelName } from './schedule.ts';
-import { Truth, type PublishedEvent } from './truth.ts';
+import { Truth, Violation, type PublishedEvent, type Publishing } from './truth.ts';
 
 /** A registry, from its start to the simulated end of its process. */
 export interface Registry {
@@ -17,13 +17,13 @@ export interface Registry {
   readonly events: SseMiddleware;
   readonly truth: Truth;
   readonly distant: DistantBroker | undefined;
-  /** Number of published events with history; equal to the offset of the newest event. */
-  publishedCount: number;
+  /** The calls of `publish()` and `end()` that have not reached the log, in order. */
+  readonly publishings: Publishing[];
   /**
-   * For each key: the event that was published with the key, and the time until which the key is
-   * remembered.
+   * For each key: the event that was published with the key, the id of the call, and the time until
+   * which the key is remembered.
    */
-  readonly keys: Map<string, { event: PublishedEvent; until: number }>;
+  readonly keys: Map<string, { event: PublishedEvent; id: string; until: number }>;
 }
 
 // History of the newest-only channel. One object for all calls, as an application would have it.
@@ -66,16 +66,26 @@ export function openRegistry(
     clock,
     isExact ? { events: number, ...(age === undefined ? {} : { age }) } : undefined,
   );
-  watch(log, truth);
+  const publishings: Publishing[] = [];
+  watch(log, truth, publishings);
   const events = sse({ channels, heartbeat: false, stallTimeout: false });
-  return { channels, events, truth, distant: broker, publishedCount: 0, keys: new Map() };
+  return { channels, events, truth, distant: broker, publishings, keys: new Map() };
 }
 
-/** Updates the truth after every change of the log. */
-function watch(log: Broker, truth: Truth): void {
+/**
+ * Updates the truth with every change of the log, and checks the states of channels.
+ * @param publishings calls arrive in this order
+ */
+function watch(log: Broker, truth: Truth, publishings: Publishing[]): void {
   const append = log.append.bind(log);
   const clear = log.clear.bind(log);
+  const channelState = log.channelState.bind(log);
   log.append = (publication) => {
+    const publishing = publishings.shift();
+    if (publishing?.channel !== publication.channel) {
+      throw new Violation(`an unexpected call of append() for ${publication.channel}`);
+    }
+    truth.onAppend(publishing);
     const answer = append(publication);
     truth.update();
     return answer;
@@ -86,5 +96,11 @@ function watch(log: Broker, truth: Truth): void {
       truth.onClear(channel as ChannelName);
     }
     return answer;
+  };
+  log.channelState = async (channel) => {
+    const expected = truth.stateOf(channel as ChannelName);
+    const state = await channelState(channel);
+    if (state === expected) return state;
+    throw new Violation(`the state of ${channel} is ${state}, expected ${expected}`);
   };
 }
