@@ -215,9 +215,9 @@ export class Application implements UserActions {
       isStartUncertain: false,
     };
     link.isTouched ||= link.following.length > 0;
-    link.versionOfChange = truth.version;
     const { acts } = this.userCode;
     const isDeferred = link.insideDepth > 0;
+    if (!isDeferred) link.versionOfChange = truth.version;
     const following: Following = { record, subscription: undefined, isDeferred, hasLeft: false };
     link.following.push(following);
     if (

@@ -348,6 +348,11 @@ export class World {
     if (reason === 'error' && !link.mayFail) {
       this.#scene.reportFault('a stream ended with an error, but none of its callbacks throws');
     }
+    if (reason === 'server' && !link.marks.some(({ kind }) => kind === 'ended')) {
+      this.#scene.reportFault(
+        "a stream ended with 'server', but the application has not closed it",
+      );
+    }
   }
 
   async #openCrowd(streams: number, crowd: Crowd): Promise<void> {
