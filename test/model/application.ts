@@ -12,6 +12,7 @@ import {
 import type { ChannelEvent } from '../../src/log/log-entry.ts';
 import type { Direct, SubscriptionRecord } from './ledger.ts';
 import type { Following, Link } from './link.ts';
+import type { KeyedCall } from './registry.ts';
 import type { ChannelName, Crowd, FollowOptions, LastEvent, Size } from './schedule.ts';
 import type { Scene } from './scene.ts';
 import { type Truth, verdictOf, type PublishedEvent, type Publishing } from './truth.ts';
@@ -39,7 +40,7 @@ const SUBSCRIBED_INSIDE = {
 } as const;
 
 // The last event of a channel that user code ends from inside the library.
-const LAST_EVENT: LastEvent = { size: 'small', named: true, key: undefined };
+const LAST_EVENT: LastEvent = { size: 'small', named: true };
 
 const CROWD_CHANNELS: ChannelName[][] = [['a'], ['a', 'b'], ['a', 'x'], ['b', 'c'], ['x']];
 
@@ -79,7 +80,7 @@ export class Application implements UserActions {
   publishTo(channel: ChannelName, size: Size, named: boolean, key?: number): void {
     const { channels } = this.#scene.registry;
     const name = this.#keyOf(channel, key);
-    const event = this.#knownEvent(name) ?? this.#makeEvent(channel, size, named);
+    const event = this.#knownCall(name)?.event ?? this.#makeEvent(channel, size, named);
     this.#call('publish', name, { channel, event, isEnd: false }, () =>
       named
         ? channels.publish(channel, event.data, { event: 'named', key: name })
@@ -88,7 +89,7 @@ export class Application implements UserActions {
   }
 
   /** Ends a channel, with a last event or without one. */
-  endChannel(channel: ChannelName, last: LastEvent | undefined): void {
+  endChannel(channel: ChannelName, last: LastEvent | undefined, key?: number): void {
     const { channels } = this.#scene.registry;
     if (channel === 'x') {
       channels.end(channel).then(
@@ -97,19 +98,14 @@ export class Application implements UserActions {
       );
       return;
     }
-    if (last === undefined) {
-      const ending = { channel, event: undefined, isEnd: true };
-      this.#call('end', undefined, ending, () => channels.end(channel));
-    } else {
-      const { size, named } = last;
-      const name = this.#keyOf(channel, last.key);
-      const event = this.#knownEvent(name) ?? this.#makeEvent(channel, size, named);
-      this.#call('end', name, { channel, event, isEnd: true }, () =>
-        named
-          ? channels.end(channel, event.data, { event: 'named', key: name })
-          : channels.end(channel, event.data, { key: name }),
-      );
-    }
+    const name = this.#keyOf(channel, key);
+    const event =
+      last && (this.#knownCall(name)?.event ?? this.#makeEvent(channel, last.size, last.named));
+    this.#call('end', name, { channel, event, isEnd: true }, () =>
+      last?.named === true
+        ? channels.end(channel, event?.data, { event: 'named', key: name })
+        : channels.end(channel, event?.data, { key: name }),
+    );
     channels
       .state(channel)
       .catch((error: unknown) => this.#scene.reportFault(`state: ${String(error)}`));
@@ -121,10 +117,10 @@ export class Application implements UserActions {
     return key === undefined || distant !== undefined ? undefined : `${channel} ${key}`;
   }
 
-  /** @returns the event that was published with the key; `undefined` if none is remembered */
-  #knownEvent(name: string | undefined): PublishedEvent | undefined {
-    const known = name === undefined ? undefined : this.#scene.registry.keys.get(name);
-    return known !== undefined && known.until > this.#scene.clock.now ? known.event : undefined;
+  /** @returns the call that was made before with the key; `undefined` if none is remembered */
+  #knownCall(key: string | undefined): KeyedCall | undefined {
+    const known = key === undefined ? undefined : this.#scene.registry.keys.get(key);
+    return known !== undefined && known.until > this.#scene.clock.now ? known : undefined;
   }
 
   #makeEvent(channel: ChannelName, size: Size, named: boolean): PublishedEvent {
@@ -153,14 +149,14 @@ export class Application implements UserActions {
     call: () => Promise<{ id: string }>,
   ): void {
     const { publishings, keys } = this.#scene.registry;
-    const isKnown = this.#knownEvent(key) !== undefined;
-    const knownId = isKnown ? keys.get(key!)!.id : undefined;
+    const { channel, event } = init;
+    const knownId = this.#knownCall(key)?.id;
     const publishing: Publishing = { ...init, knownId, result: undefined };
     publishings.push(publishing);
-    const { channel, event } = publishing;
     const promise = call();
+    // With a broker in this process, the call has reached the log.
     const { result } = publishing;
-    if (key !== undefined && !isKnown && event !== undefined && result?.id !== undefined) {
+    if (key !== undefined && result?.isAppended === true) {
       keys.set(key, { event, id: result.id, until: this.#scene.clock.now + KEY_AGE_MS });
     }
     promise.then(
@@ -172,6 +168,7 @@ export class Application implements UserActions {
         );
       },
       (error: unknown) => {
+        this.#scene.refused++;
         const isExpected = publishing.result !== undefined && publishing.result.id === undefined;
         if (isExpected) this.#expectCode(error, 'ERR_SSE_ENDED');
         else this.#scene.reportFault(`${method} ${channel}: ${String(error)}`);

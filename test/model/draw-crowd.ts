@@ -1,6 +1,6 @@
 /** Arbitraries for schedules with a few clients among hundreds of other streams. */
 import fc from 'fast-check';
-import { acts, client, last, observers, wraps } from './draw.ts';
+import { acts, client, ends, observers, wraps } from './draw.ts';
 import {
   CLIENT_COUNT,
   type Brings,
@@ -61,11 +61,16 @@ const crowdCommand: fc.Arbitrary<Command> = fc.oneof(
   { weight: 1, arbitrary: fc.constant({ do: 'interrupt' as const }) },
   {
     weight: 1,
-    arbitrary: fc.record({
-      do: fc.constantFrom('end channel' as const, 'end channel' as const, 'clear' as const),
-      channel: fc.constantFrom<ChannelName>('a', 'b', 'b'),
-      last,
-    }),
+    arbitrary: fc.oneof(
+      { weight: 2, arbitrary: ends('a', 'b', 'b') },
+      {
+        weight: 1,
+        arbitrary: fc.record({
+          do: fc.constant('clear' as const),
+          channel: fc.constantFrom('a', 'b', 'b'),
+        }),
+      },
+    ),
   },
   {
     weight: 1,

@@ -6,11 +6,11 @@ import {
   type ActKind,
   type Bounds,
   type Brings,
+  type ChannelEnd,
   type ChannelName,
   type Command,
   type FilterKind,
   type FollowOptions,
-  type LastEvent,
   type Observer,
   type OnGapKind,
   type Schedule,
@@ -117,11 +117,18 @@ const follow: fc.Arbitrary<FollowOptions> = fc.record({
   act: acts(5),
 });
 
-/** Draws the last event of a channel that ends, or none. */
-export const last: fc.Arbitrary<LastEvent | undefined> = fc.option(
-  fc.record({ size, named: fc.boolean(), key: fc.constantFrom(undefined, undefined, 1) }),
-  { nil: undefined },
-);
+/**
+ * Draws the end of a channel.
+ * @param channels the channel is one of these
+ */
+export function ends(...channels: ChannelName[]): fc.Arbitrary<ChannelEnd> {
+  return fc.record({
+    do: fc.constant('end channel' as const),
+    channel: fc.constantFrom(...channels),
+    last: fc.option(fc.record({ size, named: fc.boolean() }), { nil: undefined }),
+    key: fc.constantFrom(undefined, undefined, 1),
+  });
+}
 
 const command: fc.Arbitrary<Command> = fc.oneof(
   {
@@ -199,10 +206,7 @@ const command: fc.Arbitrary<Command> = fc.oneof(
       writes: fc.integer({ min: 1, max: 4 }),
     }),
   },
-  {
-    weight: 2,
-    arbitrary: fc.record({ do: fc.constant('end channel' as const), channel, last }),
-  },
+  { weight: 2, arbitrary: ends('a', 'a', 'a', 'b', 'b', 'c', 'n', 'x') },
   { weight: 2, arbitrary: fc.record({ do: fc.constant('clear' as const), channel }) },
   {
     weight: 1,
@@ -236,11 +240,7 @@ const command: fc.Arbitrary<Command> = fc.oneof(
 // A channel ends, and a client comes that may have received everything.
 const comeback: fc.Arbitrary<Command[]> = fc
   .tuple(
-    fc.record({
-      do: fc.constant('end channel' as const),
-      channel: fc.constantFrom<ChannelName>('a', 'b', 'n'),
-      last,
-    }),
+    ends('a', 'b', 'n'),
     fc.record({ do: fc.constant('turn' as const), times: fc.constantFrom(1, 2, 5) }),
     fc.record({
       do: fc.constant('connect' as const),

@@ -11,6 +11,15 @@ import { type DistantBroker } from './distant-broker.ts';
 import { CHANNELS, type Bounds, type ChannelName } from './schedule.ts';
 import { Truth, Violation, type PublishedEvent, type Publishing } from './truth.ts';
 
+/** A call of `publish()` or `end()` with a key. */
+export interface KeyedCall {
+  /** `undefined` if the call has ended the channel without a last event. */
+  readonly event: PublishedEvent | undefined;
+  readonly id: string;
+  /** The time until which the key is remembered. */
+  readonly until: number;
+}
+
 /** A registry, from its start to the simulated end of its process. */
 export interface Registry {
   readonly channels: Channels;
@@ -19,11 +28,8 @@ export interface Registry {
   readonly distant: DistantBroker | undefined;
   /** The calls of `publish()` and `end()` that have not reached the log, in order. */
   readonly publishings: Publishing[];
-  /**
-   * For each key: the event that was published with the key, the id of the call, and the time until
-   * which the key is remembered.
-   */
-  readonly keys: Map<string, { event: PublishedEvent; id: string; until: number }>;
+  /** For each key: the call that was made with the key. */
+  readonly keys: Map<string, KeyedCall>;
 }
 
 // History of the newest-only channel. One object for all calls, as an application would have it.

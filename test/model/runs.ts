@@ -39,6 +39,7 @@ export async function expectContractKept(
     acts: 0,
     ended: 0,
     noContent: 0,
+    refused: 0,
   };
   const property = fc.asyncProperty(schedules, (schedule) =>
     new World(schedule, { ...options(), tally }).run(),
@@ -55,6 +56,6 @@ export async function expectContractKept(
     console.log(`${description}: ${counts.join(', ')} in ${Date.now() - start} ms`);
   }
   expect(tally.schedules).toBe(numRuns);
-  const { gaps, asked, slow, acts, ended } = tally;
-  expect(Math.min(gaps, asked, slow, acts, ended)).toBeGreaterThan(0);
+  const { gaps, asked, slow, acts, ended, refused } = tally;
+  expect(Math.min(gaps, asked, slow, acts, ended, refused)).toBeGreaterThan(0);
 }

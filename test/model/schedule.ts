@@ -70,7 +70,6 @@ export interface FollowOptions {
 export interface LastEvent {
   size: Size;
   named: boolean;
-  key: number | undefined;
 }
 
 /** The `Last-Event-ID` that the client sends. */
@@ -87,12 +86,19 @@ export type ClientCommand =
   | { do: 'pause' | 'go on' | 'drop' | 'beat'; client: number }
   | { do: 'sip'; client: number; writes: number };
 
+/** Ends a channel, with a last event or without one. */
+export interface ChannelEnd {
+  do: 'end channel';
+  channel: ChannelName;
+  last: LastEvent | undefined;
+  key: number | undefined;
+}
+
 export type Command =
   | ServerCommand
   | ClientCommand
   | { do: 'publish'; channels: ChannelName[]; size: Size; named: boolean; key: number | undefined }
-  /** Ends a channel, with a last event or without one. */
-  | { do: 'end channel'; channel: ChannelName; last: LastEvent | undefined }
+  | ChannelEnd
   /** Several events of one channel in one turn. */
   | { do: 'burst'; channel: ChannelName; events: number; size: Size }
   | {

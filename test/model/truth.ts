@@ -34,9 +34,17 @@ export interface Publishing {
   readonly isEnd: boolean;
   /** The id that was published before with the key of the call. */
   readonly knownId: string | undefined;
-  /** Set when the call has reached the log. The id is `undefined` if the call must reject. */
-  result: { readonly id: string | undefined } | undefined;
+  /** Set when the call has reached the log. */
+  result: PublishingResult | undefined;
 }
+
+/**
+ * The result of a call that has appended something, of one that had nothing to do, or of one that
+ * must reject.
+ */
+export type PublishingResult =
+  | { readonly isAppended: true; readonly id: string }
+  | { readonly isAppended: false; readonly id: string | undefined };
 
 /** The state of a log after a change. */
 export interface Version {
@@ -150,12 +158,13 @@ export class Truth {
    */
   onAppend(publishing: Publishing): void {
     const { channel, event, isEnd, knownId } = publishing;
-    if (knownId !== undefined) publishing.result = { id: knownId };
-    else if (channel === 'x') publishing.result = { id: '' };
+    if (knownId !== undefined) publishing.result = { isAppended: false, id: knownId };
+    else if (channel === 'x') publishing.result = { isAppended: true, id: '' };
     else if (this.hasEnded(channel)) {
       const isRepeated = isEnd && event === undefined;
-      const end = this.itemsOf(channel).at(-1)!;
-      publishing.result = { id: isRepeated ? `${this.epoch}.${end.offset}` : undefined };
+      const { offset } = this.itemsOf(channel).at(-1)!;
+      const id = isRepeated ? `${this.epoch}.${offset}` : undefined;
+      publishing.result = { isAppended: false, id };
     } else {
       let offset = this.head;
       if (event !== undefined) {
@@ -164,7 +173,7 @@ export class Truth {
         this.itemsOf(channel).push(event);
       }
       if (isEnd) this.itemsOf(channel).push({ channel, offset: ++offset, isEnd });
-      publishing.result = { id: `${this.epoch}.${offset}` };
+      publishing.result = { isAppended: true, id: `${this.epoch}.${offset}` };
       this.#expectedHead = offset;
     }
   }

@@ -68,6 +68,8 @@ export interface Tally {
   ended: number;
   /** Number of requests that were answered 204. */
   noContent: number;
+  /** Number of calls that were rejected because the channel had ended. */
+  refused: number;
 }
 
 export interface WorldOptions {
@@ -120,6 +122,7 @@ export class World {
       userCode.close();
       unsubscribe('res-sse:close', onClose);
       tally.noContent += this.#scene.noContent;
+      tally.refused += this.#scene.refused;
       tally.acts += userCode.acts;
     }
     faults.push(...work.violations);
@@ -170,7 +173,7 @@ export class World {
         return;
       }
       case 'end channel': {
-        this.#application.endChannel(command.channel, command.last);
+        this.#application.endChannel(command.channel, command.last, command.key);
         return;
       }
       case 'burst': {
