@@ -7,6 +7,7 @@ import {
   type Channels,
   type SseMiddleware,
 } from '../../src/index.ts';
+import type { ChannelState } from '../../src/brokers/broker.ts';
 import { type DistantBroker } from './distant-broker.ts';
 import { CHANNELS, type Bounds, type ChannelName } from './schedule.ts';
 import { Truth, Violation, type PublishedEvent, type Publishing } from './truth.ts';
@@ -30,6 +31,11 @@ export interface Registry {
   readonly publishings: Publishing[];
   /** For each key: the call that was made with the key. */
   readonly keys: Map<string, KeyedCall>;
+  /**
+   * Checks that the states of the channels follow the clock, although nothing has read the log since
+   * the clock moved. Updates the truth.
+   */
+  expectStates(): Promise<void>;
 }
 
 // History of the newest-only channel. One object for all calls, as an application would have it.
@@ -73,9 +79,25 @@ export function openRegistry(
     isExact ? { events: number, ...(age === undefined ? {} : { age }) } : undefined,
   );
   const publishings: Publishing[] = [];
+  const channelState = log.channelState.bind(log);
   watch(log, truth, publishings);
   const events = sse({ channels, heartbeat: false, stallTimeout: false });
-  return { channels, events, truth, distant: broker, publishings, keys: new Map() };
+  return {
+    channels,
+    events,
+    truth,
+    distant: broker,
+    publishings,
+    keys: new Map(),
+    async expectStates() {
+      const states = CHANNELS.map((channel) => channelState(channel));
+      truth.update();
+      const expected = CHANNELS.map((channel) => truth.stateOf(channel));
+      for (const [index, state] of (await Promise.all(states)).entries()) {
+        expectState(CHANNELS[index]!, state, expected[index]!);
+      }
+    },
+  };
 }
 
 /**
@@ -106,7 +128,12 @@ function watch(log: Broker, truth: Truth, publishings: Publishing[]): void {
   log.channelState = async (channel) => {
     const expected = truth.stateOf(channel as ChannelName);
     const state = await channelState(channel);
-    if (state === expected) return state;
-    throw new Violation(`the state of ${channel} is ${state}, expected ${expected}`);
+    expectState(channel, state, expected);
+    return state;
   };
+}
+
+function expectState(channel: string, state: ChannelState, expected: ChannelState): void {
+  if (state === expected) return;
+  throw new Violation(`the state of ${channel} is ${state}, expected ${expected}`);
 }

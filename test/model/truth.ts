@@ -130,7 +130,7 @@ export class Truth {
 
   stateOf(channel: ChannelName): ChannelState {
     if (this.hasEnded(channel)) return 'ended';
-    return this.#held.get(channel) === 0 ? 'unknown' : 'open';
+    return (this.#held.get(channel) ?? 0) === 0 ? 'unknown' : 'open';
   }
 
   /**

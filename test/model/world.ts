@@ -204,7 +204,7 @@ export class World {
       }
       case 'wait': {
         this.#options.clock.now += command.ms;
-        this.#scene.registry.truth.update();
+        this.#noteTime();
         return;
       }
       case 'clear': {
@@ -238,6 +238,17 @@ export class World {
         if (link?.isOpen === true) this.#byItself(link, command);
         await microtasks();
       }
+    }
+  }
+
+  /** The clock has moved. Either the state of the channels or their events are read first. */
+  #noteTime(): void {
+    const { truth } = this.#scene.registry;
+    if (truth.version % 2 === 0) truth.update();
+    else {
+      this.#scene.registry
+        .expectStates()
+        .catch((error: unknown) => this.#scene.reportFault(String(error)));
     }
   }
 
