@@ -9,6 +9,8 @@ import {
   type SseMiddleware,
   type SseOptions,
 } from '../../src/index.ts';
+import type { Revocations } from '../../src/channels/revocations.ts';
+import { revocationSource } from '../../src/stream/revocation-types.ts';
 import { serve, type TestServer } from '../support/server.ts';
 import { read, type Reader } from '../support/reader.ts';
 import { until } from '../support/wait.ts';
@@ -44,7 +46,12 @@ export async function serveUsers(
       await stream.subscribe(['a', 'x']);
     }),
   );
-  return Object.assign(await serve(app), { events, streams });
+  const server = Object.assign(await serve(app), { events, streams });
+  // Streams that are made before the node knows its place in the log may have missed revocations.
+  const { [revocationSource]: revocations } = channels as { [revocationSource]?: Revocations };
+  const isReady = (): boolean => revocations?.isCurrent === true;
+  if (!('identity' in options)) await until('the place in the log', isReady);
+  return server;
 }
 
 /** Names of requests whose handlers go on. */
