@@ -28,7 +28,7 @@ async function serveListen(
 }
 
 /** A proxy that holds every response back to its end, as some virus scanners do. */
-async function startHoldingProxy(port: number): Promise<{ url: string; server: Server }> {
+export async function startHoldingProxy(port: number): Promise<{ url: string; server: Server }> {
   const server = createServer((req, res) => {
     const { method, url, headers } = req;
     const upstream = httpRequest({ port, method, path: url, headers }, (answer) => {
