@@ -56,9 +56,14 @@ export class Leases {
     this.#timer = setInterval(() => void this.#renewAll(), this.#leaseMs / 3).unref();
   }
 
-  /** Ends the work of this node. Leases that it still holds run out. */
-  stop(): void {
+  /**
+   * Ends the work of this node. The channels that it still holds end at once, because this process
+   * publishes nothing more to them. Never rejects.
+   */
+  async stop(): Promise<void> {
     clearInterval(this.#timer);
+    const names = [...this.#held.keys(), ...this.#abandoned];
+    if (names.length > 0) await this.#renew(names, true, 0);
   }
 
   /** As `Broker.hold()`. */
@@ -126,9 +131,13 @@ export class Leases {
   }
 
   /** @returns whether Redis has renewed the leases */
-  async #renew(names: readonly string[], endsAbandoned: boolean): Promise<boolean> {
+  async #renew(
+    names: readonly string[],
+    endsAbandoned: boolean,
+    leaseMs: number = this.#leaseMs,
+  ): Promise<boolean> {
     try {
-      const ended = await this.#client.lease(names, this.#leaseMs, endsAbandoned);
+      const ended = await this.#client.lease(names, leaseMs, endsAbandoned);
       if (!diagnostics.end.hasSubscribers) return true;
       for (const { channel, id } of ended) {
         diagnostics.end.publish({ channel, id, reason: 'abandoned' });
