@@ -142,6 +142,52 @@ channels.listen(() => 'hiaku');
 
 holds<Equal<ReturnType<typeof channels.names>, ('haiku' | 'news' | `room:${string}`)[]>>();
 
+channels.listen((req) => (req.url === '/' ? 'haiku' : undefined));
+
+await channels.end('haiku');
+await channels.end('news', 'the last one');
+await channels.end('haiku', { text: 'old pond' }, { event: 'text', key: 'k' });
+await channels.channel('haiku').end({ text: 'old pond' }, { event: 'text' });
+// @ts-expect-error -- no such channel
+await channels.end('hiaku');
+// @ts-expect-error -- a haiku has no message
+await channels.end('haiku', { text: 'old pond' });
+// @ts-expect-error -- the data of another event
+await channels.end('haiku', { author: 'Bashō' }, { event: 'text' });
+holds<Equal<Awaited<ReturnType<typeof channels.state>>, 'unknown' | 'open' | 'ended'>>();
+
+const piped = await channels.pipe('haiku', [1, 2], {
+  map: (item) => ({ text: item.toFixed() }),
+  every: 50,
+  join: (items) => {
+    holds<Equal<typeof items, readonly { text: string }[]>>();
+    return items[0];
+  },
+  event: (item, index) => `${item.toFixed()}${index.toFixed()}`,
+  end: (error) => (error === undefined ? undefined : { event: 'failed', data: {} }),
+});
+holds<Equal<typeof piped, { id: string; events: number }>>();
+// @ts-expect-error -- no such channel
+await channels.pipe('hiaku', [1]);
+
+for await (const event of channels.follow(['haiku', 'news'], { since: { last: 5 } })) {
+  holds<Equal<typeof event.data, string>>();
+  holds<Equal<typeof event.meta, unknown>>();
+}
+// @ts-expect-error -- no such channel
+channels.follow('hiaku');
+const { events: held, gap, more } = await channels.read('haiku', { after: 'x.1', limit: 5 });
+holds<
+  Equal<[(typeof held)[0]['id'], typeof gap, typeof more], [string, readonly string[], boolean]>
+>();
+await stream.subscribe('haiku', {
+  since: { last: 5 },
+  snapshot: (to, { reason, cursor }) => {
+    holds<Equal<typeof reason, 'start' | 'gap'>>();
+    to.send(cursor);
+  },
+});
+
 // Without a schema any name, event and data are valid.
 const untyped = createChannels();
 await untyped.publish('anything', { at: 'all' }, { event: 'whatever' });
