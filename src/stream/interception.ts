@@ -25,8 +25,12 @@ export interface InterceptingWriter extends ResponseOwner {
   readonly overriddenMethods: OverriddenMethods | undefined;
   /** The application called `res.write()`. Called before the write has any effect. */
   onApplicationWrite(): void;
-  /** The application called `res.end()`. Called before the end has any effect. */
-  onApplicationEnd(): void;
+  /**
+   * The application called `res.end()`. Called before the end has any effect.
+   * @param last the bytes that `res.end()` got
+   * @returns `false` if the writer ends the response later, with these bytes
+   */
+  onApplicationEnd(last: Buffer | undefined): boolean;
 }
 
 // Shared by all responses without wrapped methods.
@@ -86,10 +90,30 @@ function interceptedWrite(this: ServerResponse, ...args: unknown[]): unknown {
 function interceptedEnd(this: ServerResponse, ...args: unknown[]): unknown {
   const writer = writerOf(this) as InterceptingWriter;
   const hadEnded = this.writableEnded;
-  writer.onApplicationEnd();
+  const { last, callback } = parseEndArguments(args);
+  if (!writer.onApplicationEnd(last)) {
+    if (callback !== undefined) this.once('finish', callback);
+    return this;
+  }
   // Middleware may have ended the response when the queue was passed to its `write()`.
   if (this.writableEnded && !hadEnded) return this;
   return withoutSession(this, () => callOriginal(this, writer.overriddenMethods, 'end', args));
+}
+
+/** The arguments of `res.end(chunk, encoding, callback)`, each of which may be missing. */
+function parseEndArguments(args: readonly unknown[]): {
+  last: Buffer | undefined;
+  callback: (() => void) | undefined;
+} {
+  const [chunk, encoding] = args;
+  const callback = args.find((argument) => typeof argument === 'function');
+  const last =
+    typeof chunk === 'string'
+      ? Buffer.from(chunk, typeof encoding === 'string' ? (encoding as BufferEncoding) : 'utf8')
+      : chunk instanceof Uint8Array
+        ? Buffer.from(chunk)
+        : undefined;
+  return { last, callback: callback as (() => void) | undefined };
 }
 
 /** A request with a session, by the convention of express-session. */

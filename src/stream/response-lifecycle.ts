@@ -118,6 +118,9 @@ export abstract class ResponseLifecycle extends ResponseWriter {
    */
   onApplicationWrite(): void {
     this.leaveSocket();
+    // Called from inside a wrapped `write()` that has bytes of the stream. The queue would overtake
+    // these bytes, and is passed on when that `write()` has returned.
+    if (this.isPassingBytes) return;
     const { hasQueue } = this;
     this.passWholeQueue();
     // If the stream was closed before, its end waited for the queue.
@@ -126,12 +129,21 @@ export abstract class ResponseLifecycle extends ResponseWriter {
 
   /**
    * The application ends the response itself. Pending events are written before the end.
+   * @param last bytes that the application writes with the end
+   * @returns `false` if the response must not end now: it ends when the wrapped `write()` has
+   * returned that called this, and that has bytes of the stream
    * @internal
    */
-  onApplicationEnd(): void {
+  onApplicationEnd(last: Buffer | undefined): boolean {
     if (this.readyState === 1) this.flush();
+    if (this.isPassingBytes) {
+      this.queueLast(last);
+      this.markEnded('server');
+      return false;
+    }
     // Also if the stream was closed before and its end waited for the queue.
     this.passWholeQueue();
     this.markEnded('server');
+    return true;
   }
 }

@@ -10,7 +10,7 @@
  * ```
  */
 import type { ServerResponse } from 'node:http';
-import type { Socket } from 'node:net';
+import { Socket } from 'node:net';
 import { toHttpChunk, type SharedBytes } from '../protocol/shared-bytes.ts';
 import { explainEnd, type CloseReason } from './close-reason.ts';
 import { findDirectSocket, hasReplacedWrite } from './direct-socket.ts';
@@ -31,10 +31,6 @@ import { WriteTotals } from './write-totals.ts';
 // asked for more bytes meanwhile. A wrapped `write()` may call the library before it passes its
 // bytes on. Bytes that were passed then would overtake those, so they must be queued.
 const activeWriters = new Map<ResponseWriter, boolean>();
-
-// Writers that are passing their whole queue. Middleware that ends the response from its `write()`
-// gets there again with each piece.
-const queuePassers = new Set<ResponseWriter>();
 
 /**
  * The classes of a stream, from the base up: `WriteTotals`, `ResponseWriter` (writing),
@@ -96,9 +92,19 @@ export abstract class ResponseWriter extends WriteTotals {
     return this.#state === 'open' || this.#state === 'idle' ? undefined : this.#state;
   }
 
-  /** Bytes that the kernel has accepted. The number grows while the client reads. @internal */
+  /**
+   * A number that grows while the client reads. Over HTTP/1 the bytes that the socket has passed to
+   * the kernel, those that the application has written itself included. @internal
+   */
   get bytesFlushed(): number {
-    return this.bytesWritten - this.bytesInResponse;
+    const { res } = this;
+    // A response that waits behind another one makes no progress.
+    if (this.isPipelined) return -1;
+    const { socket } = res;
+    if (res.req.httpVersionMajor === 1 && socket instanceof Socket) {
+      return socket.bytesWritten - socket.writableLength;
+    }
+    return Math.max(0, this.bytesWritten - this.bytesInResponse);
   }
 
   /** Bytes that are queued in this process and that the kernel has not accepted yet. */
@@ -436,16 +442,16 @@ export abstract class ResponseWriter extends WriteTotals {
    * @internal
    */
   protected passWholeQueue(): void {
-    if (queuePassers.has(this)) return;
-    queuePassers.add(this);
-    try {
-      while (this.#queue !== undefined && !this.#queue.isEmpty && !this.res.writableEnded) {
-        this.passToResponse(this.#queue.shift());
-      }
-    } finally {
-      queuePassers.delete(this);
+    while (this.#queue !== undefined && !this.#queue.isEmpty && !this.res.writableEnded) {
+      this.passToResponse(this.#queue.shift());
     }
     this.#queue = undefined;
+  }
+
+  /** Queues the last bytes. The response ends when the queue has been passed on. @internal */
+  protected queueLast(last: Buffer | undefined): void {
+    this.#queue ??= new WriteQueue([]);
+    if (last !== undefined) this.#queue.add(last);
   }
 
   /** Nothing more can be written: drops the queue and stops listening. @internal */

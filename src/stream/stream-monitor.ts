@@ -52,6 +52,8 @@ interface BlockedStream {
    */
   readonly since: number;
   readonly bytesFlushed: number;
+  /** Queued bytes when the stream was last looked at. */
+  bufferedAmount: number;
   /** Whether an `onTick()` is to be made up for when the queue is empty. */
   hasMissedTick: boolean;
 }
@@ -182,14 +184,21 @@ export class StreamMonitor {
 
   /** Notes how much was flushed. @returns whether the client has read nothing for too long */
   #checkProgress(stream: MonitoredStream): boolean {
-    const { bytesFlushed } = stream;
+    const { bytesFlushed, bufferedAmount } = stream;
     const blocked = this.#blocked.get(stream);
-    if (blocked !== undefined && bytesFlushed <= blocked.bytesFlushed) {
+    // Over HTTP/2, the bytes that the application has written itself are seen only as they leave.
+    const hasProgress =
+      blocked === undefined ||
+      bytesFlushed > blocked.bytesFlushed ||
+      bufferedAmount < blocked.bufferedAmount;
+    if (!hasProgress) {
+      blocked.bufferedAmount = bufferedAmount;
       return this.#runMs - blocked.since >= this.#stallTimeoutMs;
     }
     this.#blocked.set(stream, {
       since: this.#runMs,
       bytesFlushed,
+      bufferedAmount,
       hasMissedTick: blocked?.hasMissedTick === true,
     });
     return false;
