@@ -160,7 +160,7 @@ test('one event of any size is accepted by an empty queue and arrives complete',
 });
 
 test('the head does not count for maxBuffered: a first comment is accepted', async () => {
-  await using server = await serveStreams((stream) => expect(stream.comment('hello')).toBe(true), {
+  await using server = await serveStreams((stream) => void stream.comment('hello'), {
     maxBuffered: 0,
   });
   using reader = await read(server.url);
@@ -558,6 +558,53 @@ test('a wrapped write() that sends, closes or ends inside a large event neither 
   }
 });
 
+describe('a wrapped write that acts before it passes a piece of a large event on', () => {
+  /** Sends a large event and `last`; the wrapper acts on its third write. @returns the body */
+  async function bodyOf(act: (res: ServerResponse) => void, closes: boolean): Promise<string> {
+    const errors: unknown[] = [];
+    const events = sse({ onError: (error) => void errors.push(error) });
+    await using server = await listening(
+      createServer((req, res) => {
+        const write = res.write.bind(res);
+        let writes = 0;
+        res.write = ((...args: Parameters<typeof write>) => {
+          if (++writes === 3) act(res);
+          return write(...args);
+        }) as typeof res.write;
+        events(req, res, () => {
+          const { sse: stream } = res as { sse?: EventStream };
+          stream?.open();
+          setImmediate(() => {
+            stream?.send('x'.repeat(200_000));
+            stream?.send('last');
+            if (closes) stream?.close();
+            else void stream?.drained().then(() => stream.close());
+          });
+        });
+      }),
+    );
+    const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
+    const body = await within('the end of the response', response.text());
+    expect(errors).toEqual([]);
+    return body;
+  }
+
+  const whole = `:\ndata: ${'x'.repeat(200_000)}\n\ndata: last\n\n`;
+
+  test.each([true, false])('by res.write(): no piece is lost, closed: %s', async (closes) => {
+    const body = await bodyOf((res) => void res.write('own'), closes);
+    // The bytes of the application come first, and the pieces keep their order.
+    expect(body.replace('own', '')).toBe(whole);
+  });
+
+  test.each([true, false])('by res.end(): the end comes last, closed: %s', async (closes) => {
+    let finished = 0;
+    const body = await bodyOf((res) => void res.end('own', () => finished++), closes);
+    expect(body).toBe(`${whole}own`);
+    expect(finished).toBe(1);
+  });
+});
+
 describe('a wrapped write that is called back before it passes its bytes on keeps the order when it', () => {
   const large = Array.from({ length: 6 }, (_, index) => `${index}`.repeat(8_000)).join(';');
 
@@ -685,7 +732,8 @@ test.each([2, 3_000])(
     expect(text).toBe(`:\ndata: ${'x'.repeat(32_768 - 'data: '.length)}: over quota\n`);
     expect(await within('the end', (stream as unknown as EventStream).closed)).toBe('server');
     expect(errors).toEqual([]);
-    expect(writes).toBe(2);
+    // The wrapper has kept the first bytes that it got, so it gets no more.
+    expect(writes).toBe(1);
   },
 );
 

@@ -187,6 +187,7 @@ function standIn() {
     readyState: 1,
     bufferedAmount: 0,
     bytesFlushed: 0,
+    writeMark: 65_536,
     isAwaitingDrain: false,
     ticks: 0,
     onTick() {

@@ -32,6 +32,7 @@ import type { StreamGuard } from './revocation-types.ts';
 import type { StreamMonitor } from './stream-monitor.ts';
 import type { StreamSettings } from './stream-options.ts';
 import type { Gap, SnapshotRequest, Subscription } from './subscription-types.ts';
+import { HIGH_WATER_MARK } from './write-queue.ts';
 
 /** How a stream ends that must not stay open. */
 export interface ImmediateEnd {
@@ -257,8 +258,8 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
    * Writes one event, and opens the stream if it is not open yet.
    * @param data a string is sent unchanged, each of its lines as a line of the event; any other
    * value is passed through `serialize`
-   * @returns `false` if the event was dropped, the stream is closed, or more than 64 KiB are
-   * queued; then wait for `drained()`
+   * @returns `false` if the event was dropped, the stream is closed, or more than 64 KiB (or
+   * `maxBuffered`, if that is less) are queued; then wait for `drained()`
    * @throws {SseError} for data and fields that cannot be sent; `ERR_SSE_ID_TAKEN` for an `id` on a
    * stream that follows channels; `ERR_SSE_HEADERS_SENT` if the response has begun as something
    * else
@@ -329,11 +330,25 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     return pipe(source, this, assertOptions('pipe()', options, pipeRules));
   }
 
-  /** Resolves when no more than 64 KiB are queued, or the stream has ended. Never rejects. */
+  /**
+   * Resolves when no more than 64 KiB (or `maxBuffered`, if that is less) are queued, or the stream
+   * has ended. Never rejects.
+   */
   drained(): Promise<void> {
-    if (this.readyState !== 1 || !this.isBehind) return Promise.resolve();
+    if (!this.mustWait) return Promise.resolve();
+    const drained = this.rareState().whenDrained();
     this.awaitDrain();
-    return this.rareState().whenDrained();
+    return drained;
+  }
+
+  /** Whether `drained()` has something to wait for. @internal */
+  get mustWait(): boolean {
+    return this.readyState === 1 && this.isAboveMark;
+  }
+
+  /** Queued bytes beyond which `send()` returns `false`. @internal */
+  get writeMark(): number {
+    return Math.min(HIGH_WATER_MARK, this.host.settings.maxBuffered);
   }
 
   /**
@@ -525,7 +540,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     this.follower?.flush();
     if (!this.admitEvents(isEvent ? 1 : 0)) return false;
     this.writeBytes(Buffer.from(text), isEvent ? 1 : 0);
-    return this.readyState === 1 && !this.isBehind;
+    return this.readyState === 1 && !this.isAboveMark;
   }
 
   /** @throws {SseError} `ERR_SSE_ID_TAKEN` on a stream that follows channels @internal */

@@ -19,6 +19,8 @@ export interface PipeOptions<T> {
 export interface PipeTarget {
   /** Aborted when the stream ends. */
   readonly signal: AbortSignal;
+  /** Whether so much is queued that nothing should be sent now. */
+  readonly mustWait: boolean;
   send(data: unknown, fields: EventFields): boolean;
   /** Resolves when the client has read enough, or the stream has ended. */
   drained(): Promise<void>;
@@ -33,7 +35,11 @@ export async function pipe<T>(
   target: PipeTarget,
   options: PipeOptions<T>,
 ): Promise<void> {
-  await readSource(source, target.signal, (item, index) => {
+  const { signal } = target;
+  await readSource(source, signal, async (item, index) => {
+    // While the item was awaited, a heartbeat or another `pipe()` may have written.
+    while (target.mustWait) await target.drained();
+    if (signal.aborted) return undefined;
     sendItem(target, item, index, options);
     return target.drained();
   });

@@ -120,7 +120,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     this.leaveSocket();
     // Called from inside a wrapped `write()` that has bytes of the stream. The queue would overtake
     // these bytes, and is passed on when that `write()` has returned.
-    if (this.isPassingBytes) return;
+    if (this.isHeldByWrapper) return;
     const { hasQueue } = this;
     this.passWholeQueue();
     // If the stream was closed before, its end waited for the queue.
@@ -136,8 +136,8 @@ export abstract class ResponseLifecycle extends ResponseWriter {
    */
   onApplicationEnd(last: Buffer | undefined): boolean {
     if (this.readyState === 1) this.flush();
-    if (this.isPassingBytes) {
-      this.queueLast(last);
+    if (this.isHeldByWrapper) {
+      this.endAfterWrite(last);
       this.markEnded('server');
       return false;
     }

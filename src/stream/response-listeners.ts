@@ -7,7 +7,8 @@
  */
 import { EventEmitter } from 'node:events';
 import type { ServerResponse } from 'node:http';
-import { Socket } from 'node:net';
+import type { Socket } from 'node:net';
+import { Writable } from 'node:stream';
 
 /** A writer that waits for `'drain'`. */
 export interface DrainListener {
@@ -102,20 +103,29 @@ export function ignoreDrain(res: ServerResponse, socket: Socket | null | undefin
 
 /**
  * Makes sure that a waiting stream notices when its bytes were flushed. If the `highWaterMark` of
- * the response is above the library's, Node emits no `'drain'`. Then the callback of an empty write
- * says when the bytes before it were flushed.
+ * the response is above the write mark of the stream, Node emits no `'drain'`. Then the callback of
+ * an empty write says when the bytes before it were flushed.
  */
 export function requestDrain(
   res: ServerResponse,
   socket: Socket | null | undefined,
   onFlushed: () => void,
 ): void {
-  const { socket: carrier, req } = res;
-  if (req.httpVersionMajor !== 1 || !carrier || (socket ?? res).writableNeedDrain) return;
+  const carrier = findCarrier(res);
+  if (carrier === undefined || !carrier.writable) return;
+  // An HTTP/2 response has no `writableNeedDrain`.
+  if ((socket ?? ('stream' in res ? carrier : res)).writableNeedDrain) return;
   // Node 26 keeps the writes of one tick in the response until the tick ends. Until then the
   // `writableLength` of the socket alone is 0, so the response is asked.
-  if (!(carrier instanceof Socket) || !carrier.writable || res.writableLength === 0) return;
-  carrier.write(NO_BYTES, onFlushed);
+  if (res.writableLength > 0) carrier.write(NO_BYTES, onFlushed);
+}
+
+/** @returns the socket or HTTP/2 stream to which the response writes now, if there is one */
+function findCarrier(res: ServerResponse): Writable | undefined {
+  const http2Stream = 'stream' in res ? res.stream : undefined;
+  const carrier: unknown = res.req.httpVersionMajor === 1 ? res.socket : http2Stream;
+  // The mocks of some adapters have other objects there.
+  return carrier instanceof Writable ? carrier : undefined;
 }
 
 function onClose(this: TaggedResponse): void {

@@ -27,10 +27,21 @@ import { ignoreDrain, listenForDrain, requestDrain } from './response-listeners.
 import { CHUNK_BYTES, HIGH_WATER_MARK, WriteQueue } from './write-queue.ts';
 import { WriteTotals } from './write-totals.ts';
 
-// Writers that are inside a call of the response's `write()`, each with whether the response has
-// asked for more bytes meanwhile. A wrapped `write()` may call the library before it passes its
+// Writers that are inside a call of the response's `write()`, each with the number of bytes that
+// the response had been given before. A wrapped `write()` may call the library before it passes its
 // bytes on. Bytes that were passed then would overtake those, so they must be queued.
-const activeWriters = new Map<ResponseWriter, boolean>();
+const activeWriters = new Map<ResponseWriter, number>();
+
+// Active writers whose response has asked for more bytes meanwhile.
+const resumedWriters = new Set<ResponseWriter>();
+
+// Writers that are passing their whole queue. Middleware that ends the response from its `write()`
+// gets there again with each piece.
+const queuePassers = new Set<ResponseWriter>();
+
+// Writers whose response the application has ended from inside a wrapped `write()`, each with the
+// bytes of that end.
+const pendingEnds = new Map<ResponseWriter, Buffer | undefined>();
 
 /**
  * The classes of a stream, from the base up: `WriteTotals`, `ResponseWriter` (writing),
@@ -73,8 +84,10 @@ export abstract class ResponseWriter extends WriteTotals {
 
   /** The stream has ended: nothing more will be written. Called once. @internal */
   protected abstract onEnded(reason: CloseReason): void;
-  /** No more than {@link HIGH_WATER_MARK} bytes are queued any more. @internal */
+  /** No more than {@link writeMark} bytes are queued any more. @internal */
   protected abstract onDrain(): void;
+  /** Queued bytes beyond which a sender that can wait should wait. @internal */
+  abstract get writeMark(): number;
   /** Code that serves this stream threw. @internal */
   abstract report(error: unknown): void;
 
@@ -140,7 +153,19 @@ export abstract class ResponseWriter extends WriteTotals {
     return isResponsePipelined(this.res, this);
   }
 
-  /** Whether so much is queued that no more events should be written now. @internal */
+  /**
+   * Whether so much is queued that a sender should wait. The mark is at most `maxBuffered`, so a
+   * sender that waits never exceeds that limit. The head does not count: it leaves with the end of
+   * the tick. @internal
+   */
+  protected get isAboveMark(): boolean {
+    return this.bufferedAmount - corkedBytesOf(this) > this.writeMark || this.isPipelined;
+  }
+
+  /**
+   * Whether so much is queued that events of channels wait in the log. Independent of
+   * `maxBuffered`, which is a limit for events that are sent directly. @internal
+   */
   get isBehind(): boolean {
     return this.bufferedAmount > HIGH_WATER_MARK || this.isPipelined;
   }
@@ -158,6 +183,14 @@ export abstract class ResponseWriter extends WriteTotals {
   /** Whether a `write()` of the response is running that this stream has called. @internal */
   protected get isPassingBytes(): boolean {
     return activeWriters.has(this);
+  }
+
+  /**
+   * Whether a wrapped `write()` is running that has not passed the bytes of the stream on. If the
+   * response was given anything else now, it would come before these bytes. @internal
+   */
+  protected get isHeldByWrapper(): boolean {
+    return activeWriters.get(this) === countGivenBytes(this.res);
   }
 
   /** Bytes that the response or the socket holds. @internal */
@@ -280,7 +313,7 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * Calls {@link onDrain} as soon as no more than {@link HIGH_WATER_MARK} bytes are queued.
+   * Calls {@link onDrain} as soon as no more than {@link writeMark} bytes are queued.
    * @internal
    */
   awaitDrain(): void {
@@ -291,12 +324,12 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * The response accepts bytes again: passes queued bytes to it, and calls {@link onDrain} if the
-   * stream is not behind any more. @internal
+   * The response accepts bytes again: passes queued bytes to it, and calls {@link onDrain} if no
+   * sender has to wait any more. @internal
    */
   resume(): void {
     this.pumpQueue();
-    if (this.isBehind) {
+    if (this.isAboveMark) {
       if (this.#isAwaitingDrain) this.requestDrain();
       return;
     }
@@ -351,9 +384,11 @@ export abstract class ResponseWriter extends WriteTotals {
 
   /** Ends the response. Middleware may have wrapped `end()`, too, and may throw. @internal */
   protected endResponse(): void {
+    const last = pendingEnds.get(this);
+    pendingEnds.delete(this);
     withoutSession(this.res, () => {
       try {
-        this.res.end();
+        this.res.end(last);
       } catch (error) {
         this.onError(error);
       }
@@ -367,16 +402,22 @@ export abstract class ResponseWriter extends WriteTotals {
    */
   private passToResponse(bytes: Buffer): boolean {
     this.addBytes(bytes.length);
-    const isOutermost = !activeWriters.has(this);
-    if (isOutermost) activeWriters.set(this, false);
+    const outerGiven = activeWriters.get(this);
+    // Without a wrapper, no code of the application runs inside `write()`.
+    const given = this.#overridden?.write === undefined ? -1 : countGivenBytes(this.res);
+    activeWriters.set(this, given);
     try {
       // A 'drain' that came before `write()` returned is not emitted again.
-      return this.callWrite(bytes) || activeWriters.get(this) === true;
+      return this.callWrite(bytes) || resumedWriters.has(this);
     } catch (error) {
       this.onError(error);
       return true;
     } finally {
-      if (isOutermost) activeWriters.delete(this);
+      if (pendingEnds.has(this) && this.isHeldByWrapper) this.#queue = new WriteQueue([]);
+      if (outerGiven === undefined) {
+        activeWriters.delete(this);
+        resumedWriters.delete(this);
+      } else activeWriters.set(this, outerGiven);
     }
   }
 
@@ -405,7 +446,7 @@ export abstract class ResponseWriter extends WriteTotals {
   protected pumpQueue(): void {
     if (activeWriters.has(this)) {
       // The caller of `passToResponse()` continues with the queue when `write()` has returned.
-      activeWriters.set(this, true);
+      resumedWriters.add(this);
       return;
     }
     // The queue is read again each time: a wrapped `write()` may send, or end the stream.
@@ -422,7 +463,7 @@ export abstract class ResponseWriter extends WriteTotals {
     this.#queue = undefined;
     if (this.readyState === 2) {
       this.endResponse();
-    } else if (this.#isAwaitingDrain && !this.isBehind) {
+    } else if (this.#isAwaitingDrain && !this.isAboveMark) {
       // A wrapped `write()` may have begun to wait although all bytes were accepted. No 'drain'
       // follows then.
       this.stopAwaitingDrain();
@@ -442,20 +483,33 @@ export abstract class ResponseWriter extends WriteTotals {
    * @internal
    */
   protected passWholeQueue(): void {
-    while (this.#queue !== undefined && !this.#queue.isEmpty && !this.res.writableEnded) {
-      this.passToResponse(this.#queue.shift());
+    if (queuePassers.has(this)) return;
+    queuePassers.add(this);
+    try {
+      while (this.#queue !== undefined && !this.#queue.isEmpty && !this.res.writableEnded) {
+        this.passToResponse(this.#queue.shift());
+      }
+    } finally {
+      queuePassers.delete(this);
     }
     this.#queue = undefined;
   }
 
-  /** Queues the last bytes. The response ends when the queue has been passed on. @internal */
-  protected queueLast(last: Buffer | undefined): void {
+  /**
+   * Ends the response when the wrapped `write()` that is running has returned, and the queue has
+   * been passed on. If that `write()` keeps the bytes of the stream, the queue is dropped, because
+   * the bytes behind would be a part of an event.
+   * @param last the bytes of the end
+   * @internal
+   */
+  protected endAfterWrite(last: Buffer | undefined): void {
     this.#queue ??= new WriteQueue([]);
-    if (last !== undefined) this.#queue.add(last);
+    if (!pendingEnds.has(this)) pendingEnds.set(this, last);
   }
 
   /** Nothing more can be written: drops the queue and stops listening. @internal */
   protected stopWriting(): void {
+    pendingEnds.delete(this);
     this.#queue = undefined;
     this.stopAwaitingDrain();
     this.#socket = null;
@@ -497,9 +551,14 @@ export abstract class ResponseWriter extends WriteTotals {
 
   /** Makes sure that {@link resume} is called if Node will emit no `'drain'`. @internal */
   private requestDrain(): void {
-    requestDrain(this.res, this.#socket, () => {
-      if (this.#isAwaitingDrain) this.resume();
-    });
+    try {
+      requestDrain(this.res, this.#socket, () => {
+        if (this.#isAwaitingDrain) this.resume();
+      });
+    } catch (error) {
+      // An agent may have put its own `write()` on the socket.
+      this.onError(error);
+    }
   }
 
   /** Removes the listener for `'drain'`. @internal */
@@ -508,4 +567,10 @@ export abstract class ResponseWriter extends WriteTotals {
     this.#isAwaitingDrain = false;
     ignoreDrain(this.res, this.#socket);
   }
+}
+
+/** @returns number of bytes that the response was given, those that it still holds included */
+function countGivenBytes({ socket, writableLength }: ServerResponse): number {
+  if (!socket) return writableLength;
+  return socket.bytesWritten - socket.writableLength + writableLength;
 }

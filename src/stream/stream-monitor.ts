@@ -6,7 +6,6 @@ import { runOutsideRequests } from '../common/async-context.ts';
 import { clock } from '../common/clock.ts';
 import { IndexedList, type IndexedListMember } from '../common/indexed-list.ts';
 import type { StreamSettings } from './stream-options.ts';
-import { HIGH_WATER_MARK } from './write-queue.ts';
 
 // The timer fires 16 times within the shortest period, but at least once in a second. So no
 // deadline is missed by more than an eighth of its period or a second.
@@ -27,6 +26,8 @@ export interface MonitoredStream extends IndexedListMember {
   readonly bufferedAmount: number;
   /** Bytes that the kernel has accepted. */
   readonly bytesFlushed: number;
+  /** Queued bytes up to which the stream does not have to wait. */
+  readonly writeMark: number;
   /** Whether the stream waits for a `'drain'`. */
   readonly isAwaitingDrain: boolean;
   /** When the monitor first saw that nothing more was written; a write sets 0. */
@@ -168,7 +169,7 @@ export class StreamMonitor {
     const hasMissedTick = this.#blocked.get(stream)?.hasMissedTick === true;
     // A wrapped response may swallow a 'drain', and with a large `highWaterMark` Node may emit
     // none. In both cases the stream would wait for ever.
-    if (stream.isAwaitingDrain && (stream.res.writableLength || 0) <= HIGH_WATER_MARK) {
+    if (stream.isAwaitingDrain && (stream.res.writableLength || 0) <= stream.writeMark) {
       stream.resume();
     }
     // The call may have closed a wrapped response.

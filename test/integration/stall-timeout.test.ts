@@ -1,5 +1,7 @@
 import { once } from 'node:events';
 import type { Socket } from 'node:net';
+import { Readable } from 'node:stream';
+import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { serveStreams } from '../support/app.ts';
 import { start } from '../support/child.ts';
@@ -80,4 +82,47 @@ describe('stallTimeout counts time in which the process ran:', () => {
     expect(told).toEqual([]);
     socket.destroy();
   }, 30_000);
+});
+
+describe('stallTimeout of a stream whose application writes events itself', () => {
+  const STALL_MS = 1_000;
+
+  /** A server whose stream passes events of another source on, by `pipe(res)`. */
+  function servePiped(): ReturnType<typeof serveStreams> {
+    const event = `data: ${'x'.repeat(10_000)}\n\n`;
+    return serveStreams(
+      (stream) => {
+        const { res } = stream.open();
+        Readable.from(
+          (function* () {
+            for (;;) yield event;
+          })(),
+        ).pipe(res);
+      },
+      { stallTimeout: STALL_MS, heartbeat: false, warnings: false },
+    );
+  }
+
+  test('cuts no client that reads steadily', async () => {
+    await using server = await servePiped();
+    const socket = await dial(server.port, requestText('/'));
+    let bytes = 0;
+    socket.on('data', (data) => {
+      bytes += data.length;
+      socket.pause();
+      setTimeout(() => socket.resume(), 2);
+    });
+    // Longer than the time after which a client that reads nothing is cut.
+    await delay(3 * STALL_MS);
+    expect(bytes).toBeGreaterThan(1_000_000);
+    expect(server.events.stats().closed).toEqual({});
+    socket.destroy();
+  });
+
+  test('cuts a client that reads nothing', async () => {
+    await using server = await servePiped();
+    const socket = await dial(server.port, requestText('/'));
+    await until('the end', () => server.events.stats().closed.stalled === 1);
+    socket.destroy();
+  });
 });
