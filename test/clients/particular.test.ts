@@ -30,7 +30,12 @@ test('an EventSource receives an empty first line and a BOM at the start of a li
 });
 
 const pageClients = CLIENTS.filter(({ name }) =>
-  ['EventSource (Chromium)', '@microsoft/fetch-event-source', 'sse.js'].includes(name),
+  [
+    'EventSource (Chromium)',
+    'EventSource (Firefox)',
+    '@microsoft/fetch-event-source',
+    'sse.js',
+  ].includes(name),
 );
 
 test.each(pageClients)(
