@@ -40,8 +40,9 @@ async function serveEnds(): Promise<EndServer> {
 /** Waits for a time in which the client would have made many more requests. */
 async function untilOthersHaveReconnected(client: Client, server: EndServer): Promise<void> {
   const before = server.streams.length;
-  await using _other = await client.follow(server.url, server);
+  const other = await client.follow(server.url, server);
   await until('ten reconnects of another stream', () => server.streams.length > before + 10);
+  await other[Symbol.asyncDispose]();
 }
 
 const stopping = CLIENTS.filter(({ promises }) => promises['stops at a final end'] !== 'no');
