@@ -1,7 +1,8 @@
 /** TanStack AI reads runs that are published to channels, with the code of the docs. */
 import { ChatClient, fetchServerSentEvents } from '@tanstack/ai-client';
-import type { Express } from 'express';
+import express, { type Express } from 'express';
 import { afterAll, describe, expect, test } from 'vitest';
+import { createChannels, sse } from '../../src/index.ts';
 import { serve, type TestServer } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 import { filesIn, pageOf, writeFiles } from './blocks.ts';
@@ -155,5 +156,35 @@ test('joinRun of TanStack AI reads a running and a finished run from the beginni
   ];
   expect(await within('the running run', joined)).toEqual(all);
   expect(await within('the finished run', read())).toEqual(all);
+  client.dispose();
+});
+
+test.each([
+  ['after the last chunk', [{ type: 'RUN_FINISHED', threadId: 't', runId: 'r' }]],
+  ['in a run that ends without a last chunk', []],
+])('a ChatClient of TanStack AI takes a 204 for an error, %s', async (_when, last) => {
+  const channels = createChannels();
+  const app = express();
+  const statuses: number[] = [];
+  app.use((_req, res, next) => {
+    res.on('finish', () => void statuses.push(res.statusCode));
+    next();
+  });
+  app.use(sse({ channels, accept: 'any' }), channels.listen('a', { control: false }));
+  await using server = await serve(app);
+  let count = 0;
+  const client = new ChatClient({
+    connection: connectionTo(server.url),
+    onChunk: () => void count++,
+  });
+  const sent = client.sendMessage('hi');
+  await until('the subscription', () => channels.stats().subscriptions === 1);
+  const chunks = [{ type: 'RUN_STARTED', threadId: 't', runId: 'r' }, ...last];
+  for (const chunk of chunks) await channels.publish('a', chunk);
+  await until('all chunks', () => count >= chunks.length);
+  for (const socket of server.sockets) socket.resetAndDestroy();
+  await channels.end('a');
+  await within('the end', sent);
+  expect([statuses, client.getStatus()]).toEqual([[204], 'error']);
   client.dispose();
 });
