@@ -4,18 +4,25 @@ import { afterAll, describe, expect, test } from 'vitest';
 import { createChannels, type Channels } from '../../src/index.ts';
 import { serveStreams, type StreamServer } from '../support/app.ts';
 import { until } from '../support/wait.ts';
-import { pageOf } from './blocks.ts';
+import { filesIn, pageOf, writeFiles } from './blocks.ts';
 import { browserOf, closeBrowser, serveModules, type BrowserName } from './clients.ts';
-
-afterAll(closeBrowser);
 
 const docs = await pageOf('clients.md');
 const [, markup = ''] = /^## Datastar\n[^]*?^```html\n([^]*?)^```$/m.exec(docs) ?? [];
 
-// The names of the version on npm. From 1.0.0-RC.1 they are `datastar-patch-signals` and
-// `datastar-patch-elements`.
-const SIGNALS = { event: 'datastar-merge-signals' };
-const FRAGMENTS = { event: 'datastar-merge-fragments' };
+type Publication = [data: string, options: { event: string }];
+
+const { 'datastar-events.js': file = '' } = filesIn(docs);
+const files = await writeFiles({ 'datastar-events.js': file }, []);
+const { signals, appended } = (await files.load('datastar-events.js')) as {
+  signals: (values: Record<string, unknown>) => Publication;
+  appended: (selector: string, html: string) => Publication;
+};
+
+afterAll(async () => {
+  await closeBrowser();
+  await files[Symbol.asyncDispose]();
+});
 
 interface Site extends AsyncDisposable {
   readonly channels: Channels;
@@ -85,31 +92,28 @@ async function untilOthersHaveReconnected({ page, server }: Site): Promise<void>
 describe('Datastar', () => {
   test('merges signals and fragments, and does not see the events of the library', async () => {
     await using site = await openSite();
-    const fragment = 'mergeMode append\nselector #list\nfragments <li>größer</li>';
-    await site.channels.publish('a', 'signals {"count": 1}', SIGNALS);
-    await site.channels.publish('a', fragment, FRAGMENTS);
-    await untilWords(site, '1', 'größer');
+    await site.channels.publish('a', ...signals({ count: 1 }));
+    await site.channels.publish('a', ...appended('#list', '<li>größer</li>\n<li>🐸</li>'));
+    await untilWords(site, '1', 'größer', '🐸');
     expect(site.requests).toHaveLength(1);
   });
 
   test('comes back after a cut connection and resumes, without an event twice', async () => {
     await using site = await openSite();
     const { channels, requests, server } = site;
-    const fragment = (text: string): string =>
-      `mergeMode append\nselector #list\nfragments <li>${text}</li>`;
-    const { id } = await channels.publish('a', fragment('one'), FRAGMENTS);
+    const { id } = await channels.publish('a', ...appended('#list', '<li>one</li>'));
     await untilWords(site, '0', 'one');
     for (const socket of server.sockets) socket.resetAndDestroy();
-    await channels.publish('a', fragment('two'), FRAGMENTS);
+    await channels.publish('a', ...appended('#list', '<li>two</li>'));
     await until('the second request', () => requests.length === 2);
-    await channels.publish('a', fragment('three'), FRAGMENTS);
+    await channels.publish('a', ...appended('#list', '<li>three</li>'));
     await untilWords(site, '0', 'one', 'two', 'three');
     expect(requests[1]?.lastEventId).toBe(id);
   });
 
   test('makes no further request after a channel has ended', async () => {
     await using site = await openSite();
-    await site.channels.end('a', 'signals {"count": 2}', SIGNALS);
+    await site.channels.end('a', ...signals({ count: 2 }));
     await untilWords(site, '2');
     await untilOthersHaveReconnected(site);
     expect(site.requests).toHaveLength(1);
@@ -125,7 +129,7 @@ describe('Datastar', () => {
   test.each(['Chromium', 'Firefox'] as const)('stops at a 204 in %s', async (browser) => {
     await using site = await openSite(browser);
     const { channels, requests, server } = site;
-    await channels.publish('a', 'signals {"count": 1}', SIGNALS);
+    await channels.publish('a', ...signals({ count: 1 }));
     await untilWords(site, '1');
     for (const socket of server.sockets) socket.resetAndDestroy();
     await channels.end('a');
