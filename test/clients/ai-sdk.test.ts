@@ -8,8 +8,9 @@ import {
   type UIMessageChunk,
 } from 'ai';
 import express, { type Express } from 'express';
-import { afterAll, describe, expect, test } from 'vitest';
-import { createChannels, sse, type SubscribeOptions } from '../../src/index.ts';
+import { afterAll, describe, expect, onTestFinished, test } from 'vitest';
+import { createChannels, sse, type Channels, type SubscribeOptions } from '../../src/index.ts';
+import { RedisNodes, memoryNodes } from '../promises/nodes.ts';
 import { serve, type TestServer } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 import { filesIn, pageOf, writeFiles } from './blocks.ts';
@@ -18,7 +19,9 @@ type Answer = (messages: UIMessage[]) => AsyncIterable<UIMessageChunk>;
 
 const { 'ai-chat.js': file = '' } = filesIn(await pageOf('clients.md'));
 const files = await writeFiles({ 'ai-chat.js': file }, ['express', 'res-sse']);
-const { aiChat } = (await files.load('ai-chat.js')) as { aiChat: (answer: Answer) => Express };
+const { aiChat } = (await files.load('ai-chat.js')) as {
+  aiChat: (answer: Answer, channels?: Channels, runs?: Map<string, string>) => Express;
+};
 
 afterAll(() => files[Symbol.asyncDispose]());
 
@@ -38,8 +41,18 @@ class PlainState implements ChatState<UIMessage> {
 }
 
 class Chat extends AbstractChat<UIMessage> {
+  /** The reasons of the answers that the SDK takes for complete. */
+  readonly finishReasons: (string | undefined)[];
+
   constructor(id: string, server: TestServer) {
-    super({ id, transport: transportOf(server), state: new PlainState() });
+    const finishReasons: (string | undefined)[] = [];
+    super({
+      id,
+      transport: transportOf(server),
+      state: new PlainState(),
+      onFinish: ({ finishReason }) => void finishReasons.push(finishReason),
+    });
+    this.finishReasons = finishReasons;
   }
 
   /** The text of the newest answer. */
@@ -95,7 +108,7 @@ function modelOf(): {
             writer.write({ type: 'text-delta', id: 't', delta: word });
           }
           writer.write({ type: 'text-end', id: 't' });
-          writer.write({ type: 'finish' });
+          writer.write({ type: 'finish', finishReason: 'stop' });
         },
         onError: () => 'The model has failed.',
       }),
@@ -199,6 +212,7 @@ describe('a chat of the AI SDK', () => {
     await within('both chats', Promise.all([sent, resumed]));
     expect([chat.answer, other.answer]).toEqual(['one two', 'one two']);
     expect([chat.status, other.status]).toEqual(['ready', 'ready']);
+    expect([chat.finishReasons, other.finishReasons]).toEqual([['stop'], ['stop']]);
     await other.resumeStream();
     expect([other.status, other.messages.length]).toEqual(['ready', 1]);
   });
@@ -253,6 +267,47 @@ describe('a chat of the AI SDK', () => {
     await within('the error', chat.sendMessage({ text: 'hi' }));
     expect([chat.status, chat.error?.message]).toEqual(['error', 'No answer.']);
   });
+});
+
+test('a chat takes half an answer for the whole, if its producer dies', async () => {
+  await using nodes = memoryNodes();
+  const model = modelOf();
+  const runs = new Map<string, string>();
+  await using server = await serve(aiChat(model.answer, nodes.publisher, runs));
+  const chat = new Chat('c1', server);
+  const sent = chat.sendMessage({ text: 'hi' });
+  model.write('one ');
+  await until('the first word', () => chat.answer === 'one ');
+  // As another node does when the lease has run out.
+  await nodes.publisher.end(runs.get('c1') ?? '');
+  await within('the end', sent);
+  expect([chat.status, chat.answer]).toEqual(['ready', 'one ']);
+  expect(chat.finishReasons).toEqual([undefined]);
+});
+
+test('with a Redis broker an answer is resumed on another node', async () => {
+  const redis = new RedisNodes();
+  await redis.start();
+  onTestFinished(() => redis.stop());
+  await using nodes = redis.make();
+  const model = modelOf();
+  const runs = new Map<string, string>();
+  await using server = await serve(aiChat(model.answer, nodes.publisher, runs));
+  await using otherServer = await serve(aiChat(model.answer, nodes.reader, runs));
+  const chat = new Chat('c1', server);
+  const other = new Chat('c1', otherServer);
+  const sent = chat.sendMessage({ text: 'hi' });
+  await until('the run', () => runs.size === 1);
+  const resumed = other.resumeStream();
+  model.write('one ');
+  await until('the first word on both nodes', () =>
+    [chat, other].every(({ answer }) => answer === 'one '),
+  );
+  model.write('two');
+  model.finish();
+  await within('both chats', Promise.all([sent, resumed]));
+  expect([chat.answer, other.answer]).toEqual(['one two', 'one two']);
+  expect(await transportOf(otherServer).reconnectToStream({ chatId: 'c1' })).toBeNull();
 });
 
 describe('without the settings of the docs the AI SDK', () => {

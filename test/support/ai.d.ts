@@ -13,7 +13,7 @@ export type UIMessageChunk =
   | { type: 'text-start' | 'text-end'; id: string }
   | { type: 'text-delta'; id: string; delta: string }
   | { type: 'error'; errorText: string }
-  | { type: 'finish' };
+  | { type: 'finish'; finishReason?: string };
 
 export interface ChatState<M> {
   status: 'submitted' | 'streaming' | 'ready' | 'error';
@@ -26,7 +26,12 @@ export interface ChatState<M> {
 }
 
 export abstract class AbstractChat<M> {
-  constructor(options: { id: string; transport: DefaultChatTransport<M>; state: ChatState<M> });
+  constructor(options: {
+    id: string;
+    transport: DefaultChatTransport<M>;
+    state: ChatState<M>;
+    onFinish(options: { finishReason?: string }): void;
+  });
   readonly status: ChatState<M>['status'];
   readonly error: Error | undefined;
   readonly messages: M[];
