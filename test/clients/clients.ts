@@ -141,6 +141,11 @@ export async function closeBrowser(): Promise<void> {
   for (const browser of browsers.values()) await (await browser).close();
 }
 
+/** Starts Firefox before the tests: it takes many seconds on a busy machine. */
+export async function startFirefox(): Promise<void> {
+  await browserOf('Firefox');
+}
+
 /** Returns the browser, which is started when it is first asked for. */
 export async function browserOf(name: BrowserName): Promise<Browser> {
   const running = browsers.get(name) ?? LAUNCHES[name]();

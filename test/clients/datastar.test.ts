@@ -1,11 +1,17 @@
 /** Datastar in browsers, with the markup of the docs. */
 import type { Page } from 'playwright-core';
-import { afterAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { createChannels, type Channels } from '../../src/index.ts';
 import { serveStreams, type StreamServer } from '../support/app.ts';
 import { until } from '../support/wait.ts';
 import { filesIn, pageOf, writeFiles } from './blocks.ts';
-import { browserOf, closeBrowser, serveModules, type BrowserName } from './clients.ts';
+import {
+  browserOf,
+  closeBrowser,
+  startFirefox,
+  serveModules,
+  type BrowserName,
+} from './clients.ts';
 
 const docs = await pageOf('clients.md');
 const [, markup = ''] = /^## Datastar\n[^]*?^```html\n([^]*?)^```$/m.exec(docs) ?? [];
@@ -19,6 +25,7 @@ const { signals, appended } = (await files.load('datastar-events.js')) as {
   appended: (selector: string, html: string) => Publication;
 };
 
+beforeAll(startFirefox);
 afterAll(async () => {
   await closeBrowser();
   await files[Symbol.asyncDispose]();
@@ -85,7 +92,7 @@ async function untilWords(site: Site, ...words: string[]): Promise<void> {
 async function untilOthersHaveReconnected({ page, server }: Site): Promise<void> {
   const before = server.streams.length;
   await page.evaluate(`window.other = new EventSource('/')`);
-  await until('ten reconnects of another stream', () => server.streams.length > before + 10);
+  await until('six reconnects of another stream', () => server.streams.length > before + 6);
   await page.evaluate('other.close()');
 }
 

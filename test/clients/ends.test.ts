@@ -1,10 +1,11 @@
 /** Clients stop when a channel has ended. */
-import { afterAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { createChannels, type Channels } from '../../src/index.ts';
 import { serveStreams, type StreamServer } from '../support/app.ts';
 import { until } from '../support/wait.ts';
-import { CLIENTS, closeBrowser, type Client } from './clients.ts';
+import { CLIENTS, closeBrowser, startFirefox, type Client } from './clients.ts';
 
+beforeAll(startFirefox);
 afterAll(closeBrowser);
 
 interface EndServer extends StreamServer {
@@ -41,7 +42,7 @@ async function serveEnds(): Promise<EndServer> {
 async function untilOthersHaveReconnected(client: Client, server: EndServer): Promise<void> {
   const before = server.streams.length;
   const other = await client.follow(server.url, server);
-  await until('ten reconnects of another stream', () => server.streams.length > before + 10);
+  await until('six reconnects of another stream', () => server.streams.length > before + 6);
   await other[Symbol.asyncDispose]();
 }
 

@@ -2,14 +2,15 @@
 import cors from 'cors';
 import express from 'express';
 import { spawn } from 'node:child_process';
-import { afterAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { createChannels, sse, type EventStream } from '../../src/index.ts';
 import { serveStreams } from '../support/app.ts';
 import { serve } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 import { filesIn, pageOf } from './blocks.ts';
-import { CLIENTS, closeBrowser, openPage, type Client } from './clients.ts';
+import { CLIENTS, closeBrowser, startFirefox, openPage, type Client } from './clients.ts';
 
+beforeAll(startFirefox);
 afterAll(closeBrowser);
 
 async function dataReceivedBy(name: string, texts: readonly string[]): Promise<string[]> {

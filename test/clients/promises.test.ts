@@ -1,4 +1,4 @@
-import { afterAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { createChannels, type EventStream } from '../../src/index.ts';
 import { serveStreams, type StreamServer } from '../support/app.ts';
 import { until, within } from '../support/wait.ts';
@@ -8,11 +8,13 @@ import {
   OPENAI,
   PROMISES,
   closeBrowser,
+  startFirefox,
   type Client,
   type Following,
   type PromiseName,
 } from './clients.ts';
 
+beforeAll(startFirefox);
 afterAll(closeBrowser);
 
 async function untilEvents(following: Following, count: number): Promise<void> {
