@@ -27,10 +27,9 @@ export function findAnswer(
   record: SubscriptionRecord,
   position: Cursor,
 ): 204 | 410 | undefined | Promise<204 | 410 | undefined> {
-  const { host, stream, subscriptions } = follower;
+  const { host, stream } = follower;
   const { channels, options } = record;
-  const isUntouched = stream.readyState === 0 && !stream.res.headersSent;
-  if (!isUntouched || subscriptions.length > 1) return undefined;
+  if (!isUnused(follower)) return undefined;
   if (!channels.every((channel) => host.followedChannels.hasHistory(channel))) return undefined;
   const start = resolveStart(stream.lastEventId, options, position);
   const isUntold = options.control === false && options.onGap === undefined;
@@ -48,13 +47,19 @@ export function findAnswer(
   return page instanceof Promise ? openIfSlow(stream, page).then(decide) : decide(page);
 }
 
-/** Answers a request without a stream. */
+/** Whether a stream with a first subscription is not open, and was not used otherwise. */
+export function isUnused({ stream, subscriptions }: StreamFollower): boolean {
+  return stream.readyState === 0 && !stream.res.headersSent && subscriptions.length === 1;
+}
+
+/** Answers a request without a stream. The stream ends, and with it its subscriptions. */
 export function answerWithout(stream: EventStream, status: 204 | 410): void {
   if (status === 204) sendNoContent(stream.res);
   else {
     const message = 'Events after your last event id are not kept any more; start without an id.';
     refuse(stream.res, status, 'ERR_SSE_GONE', message);
   }
+  stream.endFor(status === 204 ? 'final' : 'server');
 }
 
 /**

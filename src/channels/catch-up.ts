@@ -235,6 +235,12 @@ export class CatchUp implements CatchUpJob {
       this.#continue(false);
       return;
     }
+    const offset = page.entries.at(-1)?.offset ?? 0;
+    const cleared = host.whenCleared(stream, offset, this.#abort?.signal);
+    if (cleared !== undefined) {
+      void this.#waitUntilCleared(cleared);
+      return;
+    }
     host.deliveries.enter(stream);
     let inquiry: GapInquiry | undefined;
     try {
@@ -249,6 +255,17 @@ export class CatchUp implements CatchUpJob {
     else if (generation === this.#generation) this.#finishPage(page, interruptions);
     // A callback has changed the channels, or has ended the stream.
     else this.#continue(false);
+  }
+
+  /** Reads the log again when no revocation of the stream can be missing. */
+  async #waitUntilCleared(cleared: Promise<void>): Promise<void> {
+    this.#phase = 'reading';
+    try {
+      await cleared;
+    } catch {
+      // The stream has ended.
+    }
+    this.#continue(true);
   }
 
   /** The page was delivered. Decides whether the stream has caught up, or has ended. */

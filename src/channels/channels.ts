@@ -340,9 +340,9 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
    * model, or the progress of a job, that every reader can resume on every node.
    *
    * At most 64 publishes wait for the broker at the same time. If the broker is slow, the source is
-   * read more slowly. If this process dies, another node ends the channel after about 30 s, so that
-   * readers do not wait for ever (with `redisBroker()`; the channels of `memoryBroker()` end with the
-   * process).
+   * read more slowly. If this process dies, another node ends the channel after 20 to 40 s, so that
+   * readers do not wait for ever; `channels.close()` ends it at once (with `redisBroker()`; the
+   * channels of `memoryBroker()` end with the process).
    *
    * After an error of the source or of a function of the options, the channel ends, and `pipe`
    * rejects with the error. If the broker does not accept an event, or the channel was ended

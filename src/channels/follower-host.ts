@@ -17,6 +17,20 @@ export interface FollowerHost {
   readonly catchUpQueue: CatchUpQueue;
   readonly deliveries: Deliveries;
   /**
+   * Whether a stream may receive events now: it has no identity, or no revocation can be missing.
+   */
+  isCleared(stream: EventStream): boolean;
+  /**
+   * Resolves when the stream may receive the events of the log up to an offset.
+   * @param signal ends the wait: the promise rejects
+   * @returns `undefined` if it may receive them now
+   */
+  whenCleared(
+    stream: EventStream,
+    offset: number,
+    signal: AbortSignal | undefined,
+  ): Promise<void> | undefined;
+  /**
    * The stream has a subscription and is not live. The registry cannot find such a stream by the
    * audiences of {@link fanOut}, so it keeps a list.
    */

@@ -47,8 +47,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     if (frame.lastOffset <= from) return undefined;
     if (frame.firstOffset <= from || this.isFiltered || frame.hasEnd) {
       this.writeFiltered(frame, from);
-      // The catch-up finds out whether the stream ends, too.
-      if (frame.hasEnd) this.fallBehind();
+      if (frame.hasEnd) this.onEndTaken();
       return undefined;
     }
     const written = this.writtenOffset;
@@ -77,6 +76,15 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     }
     // An attached stream must not be written to by others, as its ephemeral member does.
     return this.#rare?.ephemeral === undefined ? this.stream.directSocket : undefined;
+  }
+
+  /**
+   * The stream has taken the end of a channel. It falls behind, because the catch-up finds out
+   * whether the stream ends, too. If all pending events are being written, it does so afterwards.
+   */
+  private onEndTaken(): void {
+    if (this.#rare?.isFlushingAll === true) this.#rare.hasFlushedEnd = true;
+    else this.fallBehind();
   }
 
   /** Writes those entries of the frame that are beyond `from` and that the filters accept. */
@@ -348,6 +356,10 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     rare.isFlushingAll = true;
     this.host.fanOut.flushMember(audience, this, true);
     rare.isFlushingAll = false;
+    if (rare.hasFlushedEnd) {
+      rare.hasFlushedEnd = false;
+      this.fallBehind();
+    }
     this.releaseRareState();
   }
 

@@ -14,6 +14,8 @@ export class RareState {
   gapCounts: GapCounts | undefined;
   /** All pending events are being written, whatever their size, because the stream leaves. */
   isFlushingAll = false;
+  /** The flush has written a frame with the end of a channel. */
+  hasFlushedEnd = false;
   /** Entries that the filters have accepted, and that are not written yet. */
   acceptedEntries: LogEntry[] | undefined;
   /** Changes that callbacks have requested in the middle of a delivery. */

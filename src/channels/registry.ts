@@ -3,6 +3,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Broker, ChannelState, Receiver } from '../brokers/broker.ts';
 import { closedError } from '../brokers/errors.ts';
 import { memoryBroker } from '../brokers/memory.ts';
+import { withLimits } from '../common/async.ts';
 import { runOutsideRequests } from '../common/async-context.ts';
 import { SseError } from '../common/errors.ts';
 import { assertOptions } from '../common/options.ts';
@@ -22,6 +23,7 @@ import type { ChannelEvent, LogEntry } from '../log/log-entry.ts';
 import { formatCursor } from '../protocol/cursor.ts';
 import { isPoll } from '../protocol/request-headers.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
+import { revocationSource, type RevocationSource } from '../stream/revocation-types.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
 import { CatchUpQueue } from './catch-up-queue.ts';
 import {
@@ -53,6 +55,7 @@ import { StreamFollower } from './follower.ts';
 import { Poll } from './poll.ts';
 import { Publisher, assertHasHistory } from './publisher.ts';
 import { assertReadOptions, readHistory } from './read.ts';
+import { REVOCATIONS, Revocations } from './revocations.ts';
 import { endedSubscription, subscribe } from './subscribing.ts';
 
 // Range of the reconnection time for the clients of a closed registry, in ms, so that they do not
@@ -103,6 +106,8 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
   // The streams with subscriptions that are not live. Live streams are found by their audiences.
   readonly #trackedStreams = new Set<EventStream>();
   readonly #consumers = new Set<Consumer>();
+  // Made by the first middleware with `identity`.
+  #revocations: Revocations | undefined;
   // A counter for stats().
   #gaps = 0;
   // The result of close(); defined from the first call on.
@@ -285,7 +290,7 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
   }
 
   names(): string[] {
-    return this.followedChannels.names();
+    return this.followedChannels.names().filter((name) => name !== REVOCATIONS);
   }
 
   stats(): ChannelsStats {
@@ -293,7 +298,7 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
     let behind = 0;
     for (const { follower } of this.#trackedStreams) if (follower?.isWaiting === true) behind++;
     return {
-      channels: this.followedChannels.size,
+      channels: this.names().length,
       subscriptions: this.followedChannels.followers,
       behind,
       published: this.#publisher.published,
@@ -331,6 +336,7 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
       }
     }
     for (const consumer of this.#consumers) consumer.stop();
+    this.#revocations?.close();
     await this.broker.close();
   }
 
@@ -360,7 +366,8 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
       return;
     }
     this.followedChannels.noteReceived(entry);
-    this.fanOut.push(entry);
+    if (entry.channel === REVOCATIONS) this.#revocations?.onReceived(entry);
+    else this.fanOut.push(entry);
   }
 
   /**
@@ -370,6 +377,29 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
   interrupted(): void {
     this.followedChannels.interruptions++;
     this.fanOut.retireAll();
+    this.#revocations?.onInterrupted();
+  }
+
+  /** The revocations of all nodes, for the middleware. */
+  get [revocationSource](): RevocationSource {
+    this.#revocations ??= new Revocations(this.broker, this.followedChannels);
+    return this.#revocations;
+  }
+
+  isCleared({ guard }: EventStream): boolean {
+    if (guard === undefined) return true;
+    return guard.question === undefined && this.#revocations?.isCurrent !== false;
+  }
+
+  whenCleared(
+    { guard }: EventStream,
+    offset: number,
+    signal: AbortSignal | undefined,
+  ): Promise<void> | undefined {
+    if (guard === undefined) return undefined;
+    if (guard.question !== undefined) return withLimits(guard.question, { signal });
+    if (this.#revocations === undefined || this.#revocations.covers(offset)) return undefined;
+    return this.#revocations.whenCovering(offset, signal);
   }
 
   // Methods of ConsumerHost, called by consumers.

@@ -20,7 +20,7 @@ import { SseError } from '../common/errors.ts';
 import type { Cursor } from '../protocol/cursor.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
-import { answerWithout, findAnswer, openIfSlow } from './answers.ts';
+import { answerWithout, findAnswer, isUnused, openIfSlow } from './answers.ts';
 import { OLDEST_HELD } from './channel-starts.ts';
 import type { StreamFollower } from './follower.ts';
 import {
@@ -80,8 +80,9 @@ export async function subscribe(
     }
     const found = findAnswer(follower, record, position);
     const status = found instanceof Promise ? await found : found;
-    if (status !== undefined && !isRemoved() && !stream.res.headersSent) {
-      removeSubscription(follower, record);
+    // Other code may have used the stream meanwhile. Then the client receives `sse:end` or `sse:gap`.
+    if (status !== undefined && isUnused(follower)) {
+      // Ends also the subscription.
       answerWithout(stream, status);
       return endedSubscription(channels);
     }

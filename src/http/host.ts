@@ -1,15 +1,17 @@
 /** The host of an event stream: settings and services that `sse()` provides for its streams. */
 import type { Refusal } from './admission.ts';
+import { Identities } from './identities.ts';
 import { sendReconnectionTime, sendUnavailable } from './refusals.ts';
 import type { SseOptions } from './sse-options.ts';
 import type { StreamTracker } from './stream-tracker.ts';
 import type { Warnings } from './warnings.ts';
 import { diagnostics } from '../common/diagnostics.ts';
+import { SseError } from '../common/errors.ts';
 import { drawRetry, type RetryRange } from '../common/retry-range.ts';
 import { asksForEventStream } from '../protocol/request-headers.ts';
-import type { CloseOptions } from '../stream/close-options.ts';
 import type { CloseReason } from '../stream/close-reason.ts';
-import type { EventStream, StreamHost, Subscribe } from '../stream/event-stream.ts';
+import type { EventStream, ImmediateEnd, StreamHost, Subscribe } from '../stream/event-stream.ts';
+import { revocationSource, type Revocation } from '../stream/revocation-types.ts';
 import { StreamMonitor } from '../stream/stream-monitor.ts';
 import { resolveStreamOptions, type StreamSettings } from '../stream/stream-options.ts';
 
@@ -39,6 +41,8 @@ export class MiddlewareHost implements StreamHost {
   readonly accept: 'event-stream' | 'any';
   readonly subscribe: Subscribe | undefined;
   readonly onError: SseOptions['onError'];
+  /** The identities of the streams; `undefined` without the option `identity`. */
+  readonly identities: Identities | undefined;
   /** The trackers of all middleware in the chain, the outermost first. */
   readonly trackers: readonly StreamTracker[];
   /** The warnings of the outermost middleware, so that each code is reported once per chain. */
@@ -48,8 +52,14 @@ export class MiddlewareHost implements StreamHost {
    * @param options the merged options of all middleware in the chain
    * @param trackers the trackers of all middleware in the chain
    * @param warnings the warnings of the outermost middleware
+   * @param outer the host of the middleware in front, if any
    */
-  constructor(options: SseOptions, trackers: readonly StreamTracker[], warnings: Warnings) {
+  constructor(
+    options: SseOptions,
+    trackers: readonly StreamTracker[],
+    warnings: Warnings,
+    outer?: MiddlewareHost,
+  ) {
     const { channels, accept = 'event-stream' } = options;
     this.options = options;
     this.settings = resolveStreamOptions(options);
@@ -59,6 +69,28 @@ export class MiddlewareHost implements StreamHost {
     this.subscribe = channels && ((...args) => channels.subscribe(...args));
     this.trackers = trackers;
     this.warnings = warnings;
+    this.identities =
+      outer?.hasSameIdentities(options) === true ? outer.identities : this.#makeIdentities();
+  }
+
+  /** Whether a host with these options has the identities of this host. */
+  hasSameIdentities({ identity, authorize, channels }: SseOptions): boolean {
+    const { options } = this;
+    return (
+      identity === options.identity &&
+      authorize === options.authorize &&
+      channels === options.channels
+    );
+  }
+
+  #makeIdentities(): Identities | undefined {
+    const { identity, authorize, channels } = this.options;
+    if (identity === undefined) return undefined;
+    const identities = new Identities(identity, authorize, (streams, { options }) => {
+      this.trackers.at(-1)?.endStreams(streams, 'revoked', options);
+    });
+    channels?.[revocationSource]?.attach(identities);
+    return identities;
   }
 
   /**
@@ -88,12 +120,27 @@ export class MiddlewareHost implements StreamHost {
     return wasAdmitted || this.admitTo(stream);
   }
 
-  onOpened(stream: EventStream): CloseOptions | undefined {
+  onOpened(stream: EventStream): ImmediateEnd | undefined {
     for (const tracker of this.trackers) tracker.addStream(stream);
     if (this.options.warnings !== false) this.warnings.checkStream(stream);
+    const end = this.#checkIdentity(stream);
+    if (end !== undefined) return end;
     // The shutdown may have begun after the stream was admitted. In that case the stream ends now.
     const closing = this.trackers.find((tracker) => tracker.closing !== undefined)?.closing;
-    return closing && { retry: drawRetry(closing) };
+    return closing && { reason: 'shutdown', options: { retry: drawRetry(closing) } };
+  }
+
+  /** @returns how the stream ends, if its identity is revoked or cannot be found */
+  #checkIdentity(stream: EventStream): ImmediateEnd | undefined {
+    const { guard } = stream;
+    if (guard === undefined || this.identities === undefined) return undefined;
+    try {
+      if (this.identities.add(stream, guard)) return undefined;
+    } catch (error) {
+      stream.report(error);
+      return { reason: 'error', options: { retry: drawRetry(REFUSED_RETRY) } };
+    }
+    return { reason: 'revoked', options: { retry: drawRetry(REFUSED_RETRY) } };
   }
 
   onPolled(stream: EventStream): void {
@@ -110,6 +157,7 @@ export class MiddlewareHost implements StreamHost {
     if (wasOpen && this.trackers.some(({ closing }) => closing !== undefined)) {
       stream.closeConnection();
     }
+    this.identities?.delete(stream);
     for (const tracker of this.trackers) {
       tracker.releasePlace(stream.res);
       if (wasOpen) tracker.removeStream(stream);
@@ -156,6 +204,23 @@ export class HostSelector {
     this.#ownHost = new MiddlewareHost(options, [tracker], warnings);
   }
 
+  /**
+   * Revokes an identity: on all nodes of the registry, or on this node if there is none.
+   * @throws {SseError} rejects with `ERR_SSE_OPTION` without the option `identity`
+   */
+  async revoke(revocation: Revocation): Promise<void> {
+    const { identities, options } = this.#ownHost;
+    if (identities === undefined) {
+      throw new SseError(
+        'ERR_SSE_OPTION',
+        'revoke() needs to know whom streams belong to; pass sse({ identity })',
+      );
+    }
+    const source = options.channels?.[revocationSource];
+    if (source !== undefined) await source.revoke(revocation);
+    else identities.onRevoked(revocation);
+  }
+
   /** @param outer the host of the middleware that the request has passed before, if any */
   select(outer: StreamHost | undefined): MiddlewareHost {
     if (!isMiddlewareHost(outer)) return this.#ownHost;
@@ -175,6 +240,7 @@ export class HostSelector {
           { ...outer.options, ...this.#options },
           [...outer.trackers, this.#tracker],
           outer.warnings,
+          outer,
         );
     const hasNoEffect = isSameMiddleware || Object.keys(this.#options).length === 0;
     if (hasNoEffect && host.options.warnings !== false) host.warnings.warnMountedTwice();

@@ -1,7 +1,7 @@
 /** `sse()`: middleware that gives every request for an event stream a `res.sse`. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2';
-import { HostSelector, type MiddlewareHost } from './host.ts';
+import { HostSelector, MiddlewareHost } from './host.ts';
 import {
   assertNoForeignStream,
   getHost,
@@ -16,7 +16,7 @@ import type { Shutdown } from './shutdown.ts';
 import { shutdownRules, sseRules, type ShutdownOptions, type SseOptions } from './sse-options.ts';
 import { StreamTracker, type OpenStreams, type SseStats } from './stream-tracker.ts';
 import { Warnings, checkTimes } from './warnings.ts';
-import { SseError } from '../common/errors.ts';
+import { SseError, describeValue } from '../common/errors.ts';
 import { assertOptions } from '../common/options.ts';
 import { toRetryRange } from '../common/retry-range.ts';
 import { FINAL_ID } from '../protocol/event-stream-format.ts';
@@ -72,6 +72,17 @@ export interface SseMiddleware {
     test: (stream: EventStream & { readonly req: RouteRequest }) => boolean,
     options?: CloseOptions,
   ): number;
+  /**
+   * Ends the streams of an identity on all nodes of the registry, with the reason `'revoked'`: for
+   * example of a user that was removed. When the promise has resolved, no event that is published
+   * afterwards, on any node, reaches them. A client that comes back meets the authentication of the
+   * application, so take the right away there first. Without `sse({ channels })` on this node only.
+   * @param identity as the option `identity` returns it for the requests
+   * @param options how the streams end
+   * @throws {SseError} rejects with `ERR_SSE_OPTION` for a wrong argument or without the option
+   * `identity`, and with `ERR_SSE_BROKER` if the broker has not accepted the revocation
+   */
+  revoke(identity: string, options?: CloseOptions): Promise<void>;
   /**
    * Refuses new streams, telling their clients to reconnect, ends the open streams in waves, and
    * destroys the streams that have not ended in time. A second call returns the same promise. The
@@ -133,6 +144,10 @@ export function sse(options: SseOptions = {}): SseMiddleware {
     stats: () => tracker.stats(),
     closeWhere: (test: (stream: StreamWithRequest) => boolean, closeOptions: CloseOptions = {}) =>
       closeWhere(tracker, test, closeOptions),
+    revoke: async (identity: string, closeOptions: CloseOptions = {}) => {
+      assertIdentity(identity);
+      await hosts.revoke({ identity, options: assertCloseOptions('revoke()', closeOptions) });
+    },
     close: (shutdownOptions: ShutdownOptions = {}) => closeAll(tracker, shutdownOptions),
   });
 }
@@ -184,6 +199,7 @@ function attachStream(
   try {
     assertNoForeignStream(res);
     stream = existing ?? new EventStream(res, host);
+    guardStream(stream, host);
     // If the client has left already, the stream is closed, and would never release a place.
     if (stream.readyState === 0 && !host.admitTo(stream, trackers)) return;
   } catch (error) {
@@ -222,6 +238,24 @@ function closeAll(tracker: StreamTracker, options: ShutdownOptions): Promise<Shu
 }
 
 /** @throws {SseError} `ERR_SSE_OPTION` if `sse` itself was mounted and is called with a request */
+/** From here on, a revocation of the identity of the stream is noticed. */
+function guardStream(stream: EventStream, { identities }: MiddlewareHost): void {
+  if (identities === undefined) return;
+  // An outer middleware with the same identities has made the guard before.
+  const { host } = stream;
+  const isGuarded = host instanceof MiddlewareHost && host.identities === identities;
+  if (!isGuarded || stream.guard === undefined) stream.guard = identities.makeGuard();
+}
+
+/** @throws {SseError} `ERR_SSE_OPTION` */
+function assertIdentity(identity: string): void {
+  if (typeof identity === 'string' && identity !== '') return;
+  throw new SseError(
+    'ERR_SSE_OPTION',
+    `expected the identity to be a non-empty string, got ${describeValue(identity)}`,
+  );
+}
+
 function assertNoRequest(options: unknown): void {
   if (typeof options === 'object' && options !== null && 'httpVersion' in options) {
     throw new SseError(

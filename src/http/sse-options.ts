@@ -1,5 +1,6 @@
 /** The options of `sse()` and of the middleware's `close()`. */
 import { admissionRules, type AdmissionOptions } from './admission.ts';
+import type { IdentityOptions } from './identities.ts';
 import {
   booleanRule,
   functionRule,
@@ -9,15 +10,23 @@ import {
 } from '../common/options.ts';
 import { retryRangeRule, type RetryRange } from '../common/retry-range.ts';
 import type { EventStream, Subscribe } from '../stream/event-stream.ts';
+import type { revocationSource, RevocationSource } from '../stream/revocation-types.ts';
 import { streamRules, type StreamOptions } from '../stream/stream-options.ts';
 
+/** A registry, as the middleware uses it. */
+interface ChannelsOfStreams {
+  subscribe(...args: Parameters<Subscribe>): ReturnType<Subscribe>;
+  /** @internal */
+  readonly [revocationSource]?: RevocationSource;
+}
+
 /** The options of `sse()`. */
-export interface SseOptions extends StreamOptions, AdmissionOptions {
+export interface SseOptions extends StreamOptions, AdmissionOptions, IdentityOptions {
   /**
    * The registry that `res.sse.subscribe()` uses, as returned by `createChannels()`.
    * @defaultValue none: `subscribe()` rejects with `ERR_SSE_NO_CHANNELS`
    */
-  channels?: { subscribe(...args: Parameters<Subscribe>): ReturnType<Subscribe> } | undefined;
+  channels?: ChannelsOfStreams | undefined;
   /**
    * Whether detected misuse is reported by `process.emitWarning()`, once for each code.
    * @defaultValue `true`
@@ -64,6 +73,8 @@ export const sseRules: Readonly<Record<keyof SseOptions, OptionRule>> = {
   },
   ...streamRules,
   ...admissionRules,
+  identity: functionRule,
+  authorize: functionRule,
   warnings: booleanRule,
   accept: oneOfRule('event-stream', 'any'),
   onError: functionRule,

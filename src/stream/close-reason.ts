@@ -10,7 +10,8 @@ import type { Socket } from 'node:net';
  * - `'client'`: the client disconnected, or the network between failed
  * - `'server'`: this process closed the stream, ended the response or destroyed the connection
  *   (a timeout of Node's HTTP server included)
- * - `'final'`: closed with `final: true`; the client was told not to reconnect
+ * - `'final'`: closed with `final: true`, or all channels of the stream have ended; the client was
+ *   told not to reconnect
  * - `'slow'`: more than `maxBuffered` bytes were queued when an event was sent
  * - `'stalled'`: the client read none of the queued bytes for `stallTimeout`
  * - `'aged'`: the stream was older than `maxLifetime`

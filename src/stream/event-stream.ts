@@ -28,9 +28,16 @@ import { pipe, type PipeOptions } from './pipe.ts';
 import { RareState } from './rare-state.ts';
 import { reportError } from './report-error.ts';
 import { ResponseLifecycle } from './response-lifecycle.ts';
+import type { StreamGuard } from './revocation-types.ts';
 import type { StreamMonitor } from './stream-monitor.ts';
 import type { StreamSettings } from './stream-options.ts';
 import type { Gap, SnapshotRequest, Subscription } from './subscription-types.ts';
+
+/** How a stream ends that must not stay open. */
+export interface ImmediateEnd {
+  readonly reason: CloseReason;
+  readonly options: CloseOptions;
+}
 
 /** The services that a stream needs from the middleware that made the stream. */
 export interface StreamHost {
@@ -45,8 +52,8 @@ export interface StreamHost {
    * @returns whether the stream may open; if not, the request was answered
    */
   admit?(stream: EventStream): boolean;
-  /** The stream is open. @returns options to close the stream at once, if it must not stay open */
-  onOpened(stream: EventStream): CloseOptions | void;
+  /** The stream is open. @returns how to close the stream at once, if it must not stay open */
+  onOpened(stream: EventStream): ImmediateEnd | undefined | void;
   /** The request is a poll, which makes one request for each delivery. */
   onPolled?(stream: EventStream): void;
   /** A stream that was open has ended. */
@@ -299,10 +306,10 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     if (!this.isWritable()) return this;
     this.#openedAt = clock();
     monitor.add(this);
-    const closeOptions = this.host.onOpened(this);
+    const end = this.host.onOpened(this);
     debug('open %s %s', this.req.method, this.req.url);
     if (diagnostics.open.hasSubscribers) diagnostics.open.publish({ stream: this });
-    return closeOptions ? this.closeFor('shutdown', closeOptions) : this;
+    return end ? this.closeFor(end.reason, end.options) : this;
   }
 
   /**
@@ -368,6 +375,16 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
       // The stream was still to open, and a listener for its head threw.
       .catch((error: unknown) => this.onError(error));
     return this;
+  }
+
+  /** The identity of the stream, if its middleware has `identity`. @internal */
+  get guard(): StreamGuard | undefined {
+    return this.#rare?.guard;
+  }
+
+  /** @internal */
+  set guard(guard: StreamGuard | undefined) {
+    this.rareState().guard = guard;
   }
 
   /** Whether the stream has ended, or was closed and only writes pending events. @internal */

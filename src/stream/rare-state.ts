@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
 import { deferred, type Deferred } from '../common/async.ts';
 import type { CloseReason } from './close-reason.ts';
+import type { StreamGuard } from './revocation-types.ts';
 
 /** One object for each stream that uses one of these; most streams have none. */
 export class RareState {
@@ -14,6 +15,8 @@ export class RareState {
   isPublishingSlow = false;
   /** Whether the application has closed the stream, which still writes pending events. */
   isClosing = false;
+  /** The identity of the stream, for `events.revoke()`; `undefined` without `sse({ identity })`. */
+  guard: StreamGuard | undefined;
   #id: string | undefined;
   #drainWaiters: (() => void)[] = [];
   #controller: AbortController | undefined;

@@ -77,6 +77,25 @@ describe('a producer that dies', () => {
     await Promise.all(readers.map((channels) => channels.close()));
   });
 
+  test('in order ends its channels at once', async () => {
+    await using redis = await startRedis();
+    // Without the end, the readers would wait for this lease.
+    const timing = { ...TIMING, lease: 60_000 };
+    const connection = ownConnection(redis.url, 500, () => {});
+    const producer = createChannels({ broker: new RedisBroker(connection, 'lease', timing) });
+    const channels = makeNode(redis.url);
+    await using server = await serveStreams((stream) => stream.subscribe('run'), { channels });
+    using reader = await read(server.url);
+    const piped = producer.pipe('run', numbers().items);
+    piped.catch(() => {});
+    await reader.take(5);
+    await producer.close();
+    await expect(piped).rejects.toMatchObject({ code: 'ERR_SSE_CLOSED' });
+    await reader.end();
+    expectComplete(reader, reader.events.length - 1);
+    await channels.close();
+  });
+
   test('before its first item does not leave its readers waiting', async () => {
     await using redis = await startRedis();
     const [producer, channels] = [makeNode(redis.url), makeNode(redis.url)];

@@ -23,6 +23,25 @@ describe('the bytes of events that are on their way', () => {
     expect([(await second).bytes, (await third).bytes, order]).toEqual([1_000, 2_000, [2, 3]]);
   });
 
+  test('are given first to a question of healing, however many others wait', async () => {
+    const limit = new TransferLimit(10_000);
+    const first = await limit.take(Infinity, MIN_BYTES, signal);
+    const order: string[] = [];
+    async function ask(name: string, least: number, given = signal): Promise<void> {
+      const share = await limit.take(Infinity, least, given);
+      order.push(name);
+      share.release();
+    }
+    const readers = [ask('reader', MIN_BYTES), ask('reader', MIN_BYTES)];
+    const abandoned = new AbortController();
+    const healing = [ask('healing', 0), ask('abandoned', 0, abandoned.signal)] as const;
+    abandoned.abort(new Error('the attempt has ended'));
+    first.release();
+    await expect(healing[1]).rejects.toThrow('the attempt has ended');
+    await Promise.all([healing[0], ...readers]);
+    expect(order).toEqual(['healing', 'reader', 'reader']);
+  });
+
   test('include an answer that was given up, until a later command is answered', async () => {
     const limit = new TransferLimit(10_000);
     const first = await limit.take(Infinity, 0, signal);

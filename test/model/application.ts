@@ -2,13 +2,20 @@
  * The application of a schedule: what the application does on commands, and what its filters, its
  * `onGap` and its other callbacks do.
  */
-import type { EventStream, Gap, Subscription } from '../../src/index.ts';
+import {
+  SseError,
+  type CloseReason,
+  type EventStream,
+  type Gap,
+  type Subscription,
+} from '../../src/index.ts';
 import type { ChannelEvent } from '../../src/log/log-entry.ts';
 import type { Direct, SubscriptionRecord } from './ledger.ts';
 import type { Following, Link } from './link.ts';
-import type { ChannelName, Crowd, FollowOptions, Size } from './schedule.ts';
+import type { KeyedCall } from './registry.ts';
+import type { ChannelName, Crowd, FollowOptions, LastEvent, Size } from './schedule.ts';
 import type { Scene } from './scene.ts';
-import { type Truth, verdictOf, type PublishedEvent } from './truth.ts';
+import { type Truth, verdictOf, type PublishedEvent, type Publishing } from './truth.ts';
 import { UserCode, type UserActions } from './user-code.ts';
 import { CALL_BYTES, HIGH_WATER_MARK } from './work.ts';
 
@@ -32,6 +39,9 @@ const SUBSCRIBED_INSIDE = {
   checkpoints: true,
 } as const;
 
+// The last event of a channel that user code ends from inside the library.
+const LAST_EVENT: LastEvent = { size: 'small', named: true };
+
 const CROWD_CHANNELS: ChannelName[][] = [['a'], ['a', 'b'], ['a', 'x'], ['b', 'c'], ['x']];
 
 export class Application implements UserActions {
@@ -41,8 +51,9 @@ export class Application implements UserActions {
   #directs = 0;
   // Bytes that were published in each of the last turns, newest first.
   readonly #publishedBytes = [0];
-  // The head of the log at the start of this turn of the event loop.
+  // The head and the version of the log at the start of this turn of the event loop.
   #headOfTurn = 0;
+  #versionOfTurn = 0;
   // The head of the log before user code published from inside the library, in the same call.
   #headBeforeActs: number | undefined;
 
@@ -52,12 +63,14 @@ export class Application implements UserActions {
 
   /** Notes the start of a turn of the event loop. */
   onTurnStart(): void {
-    this.#headOfTurn = this.#scene.registry.truth.head;
+    const { truth } = this.#scene.registry;
+    this.#headOfTurn = truth.head;
+    this.#versionOfTurn = truth.version;
   }
 
   /** Notes the end of a turn of the event loop. */
   onTurnEnd(): void {
-    this.#headOfTurn = this.#scene.registry.truth.head;
+    this.onTurnStart();
     this.#publishedBytes.unshift(0);
     this.#publishedBytes.splice(PENDING_TURNS);
   }
@@ -65,40 +78,111 @@ export class Application implements UserActions {
   // Publishing and subscribing.
 
   publishTo(channel: ChannelName, size: Size, named: boolean, key?: number): void {
-    const { channels, truth, keys, distant } = this.#scene.registry;
-    // With a remote broker the time of the lookup of a key is unknown, so no key is used.
-    const name = key === undefined || distant !== undefined ? undefined : `${channel} ${key}`;
-    const known = name === undefined ? undefined : keys.get(name);
-    const isKnown = known !== undefined && known.until > this.#scene.clock.now;
+    const { channels } = this.#scene.registry;
+    const name = this.#keyOf(channel, key);
+    const event = this.#knownCall(name)?.event ?? this.#makeEvent(channel, size, named);
+    this.#call('publish', name, { channel, event, isEnd: false }, () =>
+      named
+        ? channels.publish(channel, event.data, { event: 'named', key: name })
+        : channels.publish(channel, event.data, { key: name }),
+    );
+  }
+
+  /** Ends a channel, with a last event or without one. */
+  endChannel(channel: ChannelName, last: LastEvent | undefined, key?: number): void {
+    const { channels } = this.#scene.registry;
+    if (channel === 'x') {
+      channels.end(channel).then(
+        () => this.#scene.reportFault('a channel without history has ended'),
+        (error: unknown) => this.#expectCode(error, 'ERR_SSE_OPTION'),
+      );
+      return;
+    }
+    const name = this.#keyOf(channel, key);
+    const event =
+      last && (this.#knownCall(name)?.event ?? this.#makeEvent(channel, last.size, last.named));
+    this.#call('end', name, { channel, event, isEnd: true }, () =>
+      last?.named === true
+        ? channels.end(channel, event?.data, { event: 'named', key: name })
+        : channels.end(channel, event?.data, { key: name }),
+    );
+    channels
+      .state(channel)
+      .catch((error: unknown) => this.#scene.reportFault(`state: ${String(error)}`));
+  }
+
+  /** With a remote broker the time of the lookup of a key is unknown, so no key is used. */
+  #keyOf(channel: ChannelName, key: number | undefined): string | undefined {
+    const { distant } = this.#scene.registry;
+    return key === undefined || distant !== undefined ? undefined : `${channel} ${key}`;
+  }
+
+  /** @returns the call that was made before with the key; `undefined` if none is remembered */
+  #knownCall(key: string | undefined): KeyedCall | undefined {
+    const known = key === undefined ? undefined : this.#scene.registry.keys.get(key);
+    return known !== undefined && known.until > this.#scene.clock.now ? known : undefined;
+  }
+
+  #makeEvent(channel: ChannelName, size: Size, named: boolean): PublishedEvent {
     const n = this.published.length;
     const padding = PADDING[size] * this.#scene.scale;
     const data = padding === 0 ? `{"n":${n}}` : `{"n":${n},"padding":"${'~'.repeat(padding)}"}`;
-    const event: PublishedEvent = isKnown
-      ? known.event
-      : {
-          n,
-          channel,
-          epoch: truth.epoch,
-          offset: channel === 'x' ? 0 : ++this.#scene.registry.publishedCount,
-          type: named ? 'named' : 'message',
-          data,
-        };
-    if (!isKnown) {
-      this.published.push(event);
-      this.#publishedBytes[0]! += data.length;
-      if (channel !== 'x') truth.eventsOf(channel).push(event);
-      if (name !== undefined) keys.set(name, { event, until: this.#scene.clock.now + KEY_AGE_MS });
+    const event: PublishedEvent = {
+      n,
+      channel,
+      epoch: channel === 'x' ? this.#scene.registry.truth.epoch : '',
+      offset: channel === 'x' ? 0 : -1,
+      isEnd: false,
+      type: named ? 'named' : 'message',
+      data,
+    };
+    this.published.push(event);
+    this.#publishedBytes[0]! += data.length;
+    return event;
+  }
+
+  /** Makes a call of `publish()` or `end()`, and checks the result of the call. */
+  #call(
+    method: 'publish' | 'end',
+    key: string | undefined,
+    init: Omit<Publishing, 'knownId' | 'result'>,
+    call: () => Promise<{ id: string }>,
+  ): void {
+    const { publishings, keys } = this.#scene.registry;
+    const { channel, event } = init;
+    const knownId = this.#knownCall(key)?.id;
+    const publishing: Publishing = { ...init, knownId, result: undefined };
+    publishings.push(publishing);
+    const promise = call();
+    // With a broker in this process, the call has reached the log.
+    const { result } = publishing;
+    if (key !== undefined && result?.isAppended === true) {
+      keys.set(key, { event, id: result.id, until: this.#scene.clock.now + KEY_AGE_MS });
     }
-    const id = channel === 'x' ? '' : `${event.epoch}.${event.offset}`;
-    const published = named
-      ? channels.publish(channel, data, { event: 'named', key: name })
-      : channels.publish(channel, data, { key: name });
-    published.then(
-      (answer) =>
-        answer.id === id ||
-        this.#scene.reportFault(`${channel}: the id ${answer.id}, expected ${id}`),
-      (error: unknown) => this.#scene.reportFault(`publish: ${String(error)}`),
+    promise.then(
+      ({ id }) => {
+        const expected = publishing.result?.id;
+        return (
+          id === expected ||
+          this.#scene.reportFault(`${method} ${channel}: the id is ${id}, expected ${expected}`)
+        );
+      },
+      (error: unknown) => {
+        this.#scene.refused++;
+        const isExpected = publishing.result !== undefined && publishing.result.id === undefined;
+        if (isExpected) this.#expectCode(error, 'ERR_SSE_ENDED');
+        else this.#scene.reportFault(`${method} ${channel}: ${String(error)}`);
+      },
     );
+  }
+
+  #expectCode(error: unknown, code: string): void {
+    const isExpected =
+      error instanceof SseError &&
+      error.code === code &&
+      (code !== 'ERR_SSE_ENDED' || error.delivery === 'none');
+    if (isExpected) return;
+    this.#scene.reportFault(`got ${String(error)}, expected an error with the code ${code}`);
   }
 
   follow(link: Link, options: FollowOptions): void {
@@ -120,13 +204,18 @@ export class Application implements UserActions {
       start: startOf(cursor, truth),
       headAtCall: truth.head,
       publishedAtCall: this.published.length,
+      versionAtCall: truth.version,
       headAtStart: undefined,
       lossAtCall: truth.now,
       isInside: link.insideDepth > 0,
+      isDuringAnswer: link.isAnswering,
       isStartUncertain: false,
     };
+    link.isTouched ||= link.following.length > 0;
     const { acts } = this.userCode;
-    const following: Following = { record, subscription: undefined, hasLeft: false };
+    const isDeferred = link.insideDepth > 0;
+    if (!isDeferred) link.versionOfChange = truth.version;
+    const following: Following = { record, subscription: undefined, isDeferred, hasLeft: false };
     link.following.push(following);
     if (
       options.filter === 'throws' ||
@@ -156,6 +245,8 @@ export class Application implements UserActions {
         onGap: onGap === 'none' ? undefined : (_, gap) => this.#onGap(link, options, gap),
       }),
     );
+    // A broker in this process answers inside the call.
+    if (registry.distant === undefined) this.#expectNoContent(link, record, record.versionAtCall);
     if (mark.kind === 'called') mark.live &&= hasWrittenAll(link);
     record.isInside ||= this.userCode.acts > acts;
     // The log may have reached the offset that the client sent.
@@ -168,11 +259,46 @@ export class Application implements UserActions {
     try {
       const subscription = await promise;
       following.subscription = subscription;
+      if (link.registry.distant !== undefined) {
+        this.#expectNoContent(link, record, link.registry.truth.version);
+      }
       record.headAtStart = link.registry.truth.head;
       if (!link.isOpen || link.stream.readyState !== 1) return;
       link.mark({ kind: 'started', record, recovered: subscription.recovered });
     } catch (error) {
       this.#scene.reportFault(`subscribe: ${String(error)}`);
+    }
+  }
+
+  /**
+   * A request whose id has nothing but ends behind it is answered 204, and no other request is.
+   * @param until the last version of the log that the answer may be based on
+   */
+  #expectNoContent(
+    link: Link,
+    { options, versionAtCall }: SubscriptionRecord,
+    until: number,
+  ): void {
+    const { stream, registry, following, lastEventId } = link;
+    const { truth } = registry;
+    const { channels } = options;
+    if (following.length > 1 || this.#scene.isOver) return;
+    const offset = options.resume ? offsetOf(lastEventId, truth) : undefined;
+    const isOver = new Set(
+      truth.versions
+        .slice(versionAtCall, until + 1)
+        .map(
+          (_, index) =>
+            offset !== undefined &&
+            truth.hasOnlyEndsBehind(channels, offset, versionAtCall + index),
+        ),
+    );
+    if (stream.res.statusCode === 204) {
+      this.#scene.noContent++;
+      if (isOver.has(true)) return;
+      this.#scene.reportFault(`204, but more than ends follow ${lastEventId}`);
+    } else if (link.isOpen && !link.isTouched && !isOver.has(false)) {
+      this.#scene.reportFault(`no 204, but only ends follow ${lastEventId}`);
     }
   }
 
@@ -232,6 +358,10 @@ export class Application implements UserActions {
       head: truth.head,
     });
     this.send(link);
+    if (onGap === 'ends the channel') {
+      this.#noteHead();
+      this.endChannel(channels[0] as ChannelName, undefined);
+    }
     if (onGap === 'throws') throw new Error('onGap throws');
     if (onGap === 'other cursor') return 'elsewhere.3';
     if (onGap === 'beyond') {
@@ -242,9 +372,13 @@ export class Application implements UserActions {
     const finish = (): string | undefined => {
       this.send(link);
       link.mark({ kind: 'answered', channels, cursor: answer });
+      link.isAnswering = true;
+      process.nextTick(() => {
+        link.isAnswering = false;
+      });
       return answer;
     };
-    if (onGap === 'cursor' || onGap === 'nothing') return finish();
+    if (onGap === 'cursor' || onGap === 'nothing' || onGap === 'ends the channel') return finish();
     return new Promise((resolve) => {
       link.pendingAnswers.push(() => resolve(finish()));
     });
@@ -258,6 +392,7 @@ export class Application implements UserActions {
     following.hasLeft = true;
     const isInside = link.insideDepth > 0;
     if (isInside) link.mark({ kind: 'leaving', record });
+    link.versionOfChange = link.registry.truth.version;
     const [live, head, n] = [
       this.#isLive(link) && this.#pendingBytes <= MAX_PENDING_BYTES,
       this.#receivedOffset,
@@ -296,12 +431,14 @@ export class Application implements UserActions {
   }
 
   comment(link: Link): void {
+    link.isTouched = true;
     const most = this.#followsEphemeral(link) ? CALL_BYTES.sendBesideEphemeral : CALL_BYTES.send;
     this.#scene.work.call('comment', most, () => link.stream.comment('a comment'));
   }
 
   close(link: Link): void {
     if (link.stream.readyState === 2) return;
+    link.isTouched = true;
     const before = {
       live: link.insideDepth === 0 && this.#isLive(link) && this.#pendingBytes <= HIGH_WATER_MARK,
       head: this.#receivedOffset,
@@ -323,6 +460,17 @@ export class Application implements UserActions {
   publish(): void {
     this.#noteHead();
     this.publishTo('a', 'small', false);
+  }
+
+  endFollowed({ following }: Link): void {
+    const channel = following
+      .filter(({ hasLeft }) => !hasLeft)
+      .flatMap(({ record }) => record.options.channels)
+      .find((name) => name !== 'x');
+    if (channel === undefined) return;
+    this.#noteHead();
+    const hasLast = this.userCode.acts % 2 === 0;
+    this.endChannel(channel, hasLast ? LAST_EVENT : undefined);
   }
 
   /** Notes the head of the log before user code publishes from inside the library. */
@@ -349,6 +497,23 @@ export class Application implements UserActions {
         this.send(other);
       }
     }
+  }
+
+  /** Notes the end of a stream. Called at once when the stream ends. */
+  noteEnd(stream: EventStream, reason: CloseReason): void {
+    const link = this.linkOf(stream);
+    if (link === undefined) return;
+    const { truth, distant } = link.registry;
+    link.closing = {
+      reason,
+      channels: link.following
+        // A call from inside a delivery has no effect if the stream ends with the delivery.
+        .filter((each) => !each.hasLeft && !(each.isDeferred && each.subscription === undefined))
+        .flatMap(({ record }) => record.options.channels),
+      // A broker in this process answers in the turn in which the log is read.
+      sinceVersion: Math.max(link.versionOfChange, distant === undefined ? this.#versionOfTurn : 0),
+      version: truth.version,
+    };
   }
 
   linkOf(stream: EventStream): Link | undefined {
@@ -415,7 +580,7 @@ export class Application implements UserActions {
     const { stream } = link;
     const channels: ChannelName[] =
       crowd === 'mixed' ? CROWD_CHANNELS[member % CROWD_CHANNELS.length]! : ['a'];
-    link.channelCount = channels.length;
+    link.crowdChannels = channels;
     const follow = {
       ...SUBSCRIBED_INSIDE,
       channels,
@@ -441,14 +606,17 @@ function hasWrittenAll({ mayFail, stream }: Link): boolean {
 }
 
 /** The start of a subscription, derived from the text of the cursor alone. */
-function startOf(cursor: string, { epoch, head }: Truth): SubscriptionRecord['start'] {
+function startOf(cursor: string, truth: Truth): SubscriptionRecord['start'] {
   if (cursor === 'now') return 'now';
   if (cursor === 'start') return 'whole';
+  const offset = offsetOf(cursor, truth);
+  return offset !== undefined && offset <= truth.head ? offset : 'foreign';
+}
+
+/** @returns the offset of a cursor of the log, which may be beyond the head */
+function offsetOf(cursor: string, { epoch }: Truth): number | undefined {
   const offset = Number(cursor.slice(epoch.length + 1));
-  return cursor === `${epoch}.${offset}` &&
-    Number.isInteger(offset) &&
-    offset >= 0 &&
-    offset <= head
+  return cursor === `${epoch}.${offset}` && Number.isSafeInteger(offset) && offset >= 0
     ? offset
-    : 'foreign';
+    : undefined;
 }

@@ -10,11 +10,14 @@ export function checkAtRest(scene: Scene): void {
     expectEnded(scene, link);
     expectAtHead(scene, link);
   }
+  expectFinal(scene);
   expectStats(scene);
 }
 
 /** Checks that live streams without filters and wrappers write events directly to the socket. */
 export function checkDirect(scene: Scene): void {
+  // Nothing can be published to a channel that has ended.
+  if (scene.registry.truth.hasEnded('a')) return;
   for (const { stream, following, wire, isWrapped } of scene.open) {
     const followed = following
       .filter(({ hasLeft }) => !hasLeft)
@@ -42,6 +45,24 @@ function expectEnded(scene: Scene, { stream, isFinishing, mustFail }: Link): voi
   if (mustFail !== undefined) scene.reportFault(`${mustFail}, but the stream did not end`);
 }
 
+/** Checks that no stream is open whose channels have all ended. */
+function expectFinal(scene: Scene): void {
+  const followed = scene.open.map((link) => ({
+    link,
+    channels: link.following
+      .filter(({ hasLeft }) => !hasLeft)
+      .flatMap(({ record }) => record.options.channels),
+  }));
+  const members = scene.crowd.map((link) => ({ link, channels: link.crowdChannels }));
+  for (const { link, channels } of [...followed, ...members]) {
+    const { stream, registry } = link;
+    if (stream.readyState !== 1 || !link.isOpen || channels.length === 0) continue;
+    if (registry === scene.registry && channels.every((name) => registry.truth.hasEnded(name))) {
+      scene.reportFault(`a stream is open, but its channels ${channels.join()} have ended`);
+    }
+  }
+}
+
 function expectAtHead(scene: Scene, { stream, parser, following, registry }: Link): void {
   if (stream.readyState !== 1) return;
   const options = following.filter(({ hasLeft }) => !hasLeft).map(({ record }) => record.options);
@@ -52,7 +73,7 @@ function expectAtHead(scene: Scene, { stream, parser, following, registry }: Lin
   const { truth, distant } = registry;
   const newest = Math.max(
     0,
-    ...[...followed].map((channel) => truth.eventsOf(channel).at(-1)?.offset ?? 0),
+    ...[...followed].map((channel) => truth.itemsOf(channel).at(-1)?.offset ?? 0),
   );
   // With a remote broker, the node does not receive events of channels that no stream follows.
   const offset = Number(parser.lastEventId.slice(truth.epoch.length + 1));
@@ -67,7 +88,7 @@ function expectStats(scene: Scene): void {
   const { registry, crowd, open } = scene;
   let subscriptions = 0;
   for (const member of crowd) {
-    if (member.isOpen && member.registry === registry) subscriptions += member.channelCount;
+    if (member.isOpen && member.registry === registry) subscriptions += member.crowdChannels.length;
   }
   for (const { stream, following } of open) {
     if (stream.readyState === 1) {

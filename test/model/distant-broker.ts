@@ -188,6 +188,8 @@ export class DistantBroker implements Broker {
     return new Promise((resolve) => {
       this.#requests.send(() => {
         const answer = query();
+        // A rejection travels to the node like any other answer.
+        if (answer instanceof Promise) answer.catch(() => {});
         this.#answers.send(() => resolve(answer));
       });
     });

@@ -3,7 +3,7 @@
  * than may be pending.
  */
 import fc from 'fast-check';
-import { acts, client, wraps } from './draw.ts';
+import { acts, client, ends, wraps } from './draw.ts';
 import {
   type Brings,
   type ChannelName,
@@ -86,6 +86,7 @@ const command: fc.Arbitrary<Command> = fc.oneof(
     }),
   },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('follow' as const), client, follow }) },
+  { weight: 1, arbitrary: ends('a', 'b') },
   {
     weight: 3,
     arbitrary: fc.record({ do: fc.constant('turn' as const), times: fc.constantFrom(1, 1, 3) }),

@@ -1,6 +1,6 @@
 /** Arbitraries for schedules with a few clients among hundreds of other streams. */
 import fc from 'fast-check';
-import { acts, client, observers, wraps } from './draw.ts';
+import { acts, client, ends, observers, wraps } from './draw.ts';
 import {
   CLIENT_COUNT,
   type Brings,
@@ -59,6 +59,19 @@ const crowdCommand: fc.Arbitrary<Command> = fc.oneof(
     arbitrary: fc.record({ do: fc.constantFrom('drop' as const, 'end' as const), client }),
   },
   { weight: 1, arbitrary: fc.constant({ do: 'interrupt' as const }) },
+  {
+    weight: 1,
+    arbitrary: fc.oneof(
+      { weight: 2, arbitrary: ends('a', 'b', 'b') },
+      {
+        weight: 1,
+        arbitrary: fc.record({
+          do: fc.constant('clear' as const),
+          channel: fc.constantFrom('a', 'b', 'b'),
+        }),
+      },
+    ),
+  },
   {
     weight: 1,
     arbitrary: fc.record({ do: fc.constant('follow' as const), client, follow }),

@@ -6,6 +6,7 @@ import {
   type ActKind,
   type Bounds,
   type Brings,
+  type ChannelEnd,
   type ChannelName,
   type Command,
   type FilterKind,
@@ -31,6 +32,7 @@ const ACTS = [
   'unsubscribes',
   'subscribes',
   'closes',
+  'ends the channel',
 ] as const;
 
 /**
@@ -59,6 +61,7 @@ export function wraps(from: number): fc.Arbitrary<Wrap | undefined> {
       'sends to others',
       'subscribes',
       'closes',
+      'ends the channel',
     ),
     at: fc.nat({ max: 6 }),
     when: fc.constantFrom<Wrap['when']>('before', 'after'),
@@ -108,10 +111,24 @@ const follow: fc.Arbitrary<FollowOptions> = fc.record({
     'throws',
     'other cursor',
     'beyond',
+    'ends the channel',
   ),
   checkpoints: fc.constantFrom(true, true, true, false),
   act: acts(5),
 });
+
+/**
+ * Draws the end of a channel.
+ * @param channels the channel is one of these
+ */
+export function ends(...channels: ChannelName[]): fc.Arbitrary<ChannelEnd> {
+  return fc.record({
+    do: fc.constant('end channel' as const),
+    channel: fc.constantFrom(...channels),
+    last: fc.option(fc.record({ size, named: fc.boolean() }), { nil: undefined }),
+    key: fc.constantFrom(undefined, undefined, 1),
+  });
+}
 
 const command: fc.Arbitrary<Command> = fc.oneof(
   {
@@ -189,7 +206,8 @@ const command: fc.Arbitrary<Command> = fc.oneof(
       writes: fc.integer({ min: 1, max: 4 }),
     }),
   },
-  { weight: 1, arbitrary: fc.record({ do: fc.constant('clear' as const), channel }) },
+  { weight: 2, arbitrary: ends('a', 'a', 'a', 'b', 'b', 'c', 'n', 'x') },
+  { weight: 2, arbitrary: fc.record({ do: fc.constant('clear' as const), channel }) },
   {
     weight: 1,
     arbitrary: fc.record({
@@ -219,6 +237,30 @@ const command: fc.Arbitrary<Command> = fc.oneof(
   },
 );
 
+// A channel ends, and a client comes that may have received everything.
+const comeback: fc.Arbitrary<Command[]> = fc
+  .tuple(
+    ends('a', 'b', 'n'),
+    fc.record({ do: fc.constant('turn' as const), times: fc.constantFrom(1, 2, 5) }),
+    fc.record({
+      do: fc.constant('connect' as const),
+      client,
+      brings: fc.constantFrom<Brings>('last', 'last', 'older'),
+      back: fc.nat({ max: 2 }),
+      eager: fc.boolean(),
+      follow,
+      wrap: wraps(6),
+    }),
+    fc.constantFrom('comment' as const, 'send' as const, 'end' as const),
+  )
+  .map(([end, turn, connect, used]): Command[] => [
+    end,
+    turn,
+    { ...connect, follow: { ...connect.follow, channels: [end.channel] } },
+    turn,
+    { do: used, client: connect.client },
+  ]);
+
 const bounds: fc.Arbitrary<Bounds> = fc.record({
   history: fc.oneof(
     fc.record({ events: fc.integer({ min: 1, max: 6 }) }),
@@ -241,6 +283,14 @@ export function schedules(length: number): fc.Arbitrary<Schedule> {
     observers,
     ending: fc.constantFrom<Schedule['ending']>('clients', 'clients', 'clients', 'registry'),
     seed: fc.nat(),
-    commands: fc.array(command, { minLength: 3, maxLength: length, size: 'max' }),
+    commands: fc
+      .array(
+        fc.oneof(
+          { weight: 30, arbitrary: command.map((each) => [each]) },
+          { weight: 1, arbitrary: comeback },
+        ),
+        { minLength: 3, maxLength: length, size: 'max' },
+      )
+      .map((parts) => parts.flat()),
   });
 }

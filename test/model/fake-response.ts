@@ -76,7 +76,9 @@ export class FakeResponse extends EventEmitter {
   uncork(): void {}
 
   write(bytes: Buffer): boolean {
-    if (this.writableEnded || this.destroyed) throw new Error('write after end');
+    if (this.writableEnded) throw new Error('write after end');
+    // Like Node, ignore writes between `destroy()` and `'close'`.
+    if (this.destroyed) return false;
     this.headersSent = true;
     this.#onWrite(bytes);
     if (this.isEager && this.unread.length === 0) {
@@ -105,6 +107,7 @@ export class FakeResponse extends EventEmitter {
   }
 
   end(): void {
+    this.headersSent = true;
     this.writableEnded = true;
     if (this.unread.length === 0) this.#close();
   }

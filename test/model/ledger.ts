@@ -3,11 +3,13 @@
  * each channel which events the stream owes to its client. It reads the written items one after the
  * other and compares each with the calls of the application.
  */
+import type { CloseReason } from '../../src/index.ts';
 import type { ParsedEvent } from '../support/strict-parser.ts';
 import type { ChannelName, FollowOptions } from './schedule.ts';
 import {
   Violation,
   verdictOf,
+  type LogItem,
   type Loss,
   type PublishedEvent,
   type Truth,
@@ -25,6 +27,8 @@ export interface SubscriptionRecord {
   readonly headAtCall: number;
   /** Number of events that had been published at the time of the call. */
   readonly publishedAtCall: number;
+  /** The version of the log at the time of the call. */
+  readonly versionAtCall: number;
   headAtStart: number | undefined;
   lossAtCall: Loss;
   /**
@@ -33,6 +37,8 @@ export interface SubscriptionRecord {
    * current delivery have been written, so its exact start is unknown, as with a remote broker.
    */
   isInside: boolean;
+  /** Whether an `onGap` had answered, but the library had not yet got the answer. */
+  readonly isDuringAnswer: boolean;
   /** Whether an event that user code published during the call may have changed the start. */
   isStartUncertain: boolean;
 }
@@ -57,6 +63,16 @@ export type Mark = { at: number | undefined } & (
   | { kind: 'ended'; live: boolean; head: number }
   | { kind: 'finishing'; head: number }
 );
+
+/** How a stream ended. */
+export interface Closing {
+  readonly reason: CloseReason;
+  /** The channels that the stream followed. */
+  readonly channels: readonly ChannelName[];
+  /** The first version of the log that may have been the reason, and the version at the end. */
+  readonly sinceVersion: number;
+  readonly version: number;
+}
 
 /** An event that the application sent with `stream.send()`. */
 export interface Direct {
@@ -88,6 +104,10 @@ export interface ConnectionRecord {
   /** Whether the stream dropped events because its client was slow. */
   readonly hasDropped: boolean;
   readonly byNumber: readonly PublishedEvent[];
+  /** How the stream ended; `undefined` if it has not ended. */
+  readonly closing: Closing | undefined;
+  /** Whether the client disconnected during the schedule. */
+  readonly wasDropped: boolean;
 }
 
 /** The state of one channel: the events that the stream owes to its client. */
@@ -243,7 +263,10 @@ class Ledger {
   }
 
   finish(): void {
-    const { isComplete: isWhole, hasDropped, directs, truth } = this.#connection;
+    const { isComplete: isWhole, hasDropped, directs, truth, closing } = this.#connection;
+    if (closing?.reason === 'final' && !this.#connection.wasDropped && !this.#hasEnded) {
+      this.#violation('the stream ended with the reason final, but without sse:end');
+    }
     if (!isWhole) return;
     for (const record of this.#records) {
       if (record.headAtStart === undefined) {
@@ -271,7 +294,8 @@ class Ledger {
     if (!record.options.checkpoints) this.#beginsWithCheckpoint = false;
     for (const other of this.#records) this.#uncertainRecords.add(other);
     // A subscription made inside `onGap` does not wait for its start, because that would deadlock.
-    if (this.#isOnGapPending) this.#uncertainRecords.add(record);
+    const isInsideOnGap = this.#isOnGapPending || record.isDuringAnswer;
+    if (isInsideOnGap) this.#uncertainRecords.add(record);
     this.#records.push(record);
     // This holds also if the stream follows no channel at the moment: it followed channels before.
     const isLater = this.#gaps.size > 0 || this.#lastOffset >= 0 || this.#owed.size > 0;
@@ -291,7 +315,8 @@ class Ledger {
             : 0;
       const known = this.#owed.get(channel);
       if (known !== undefined) {
-        if (record.isInside && !known.isActive) this.#mergeStarts(channel, known, record, have);
+        const isPending = record.isInside || known.record.isInside;
+        if (isPending && !known.isActive) this.#mergeStarts(channel, known, record, have);
         continue;
       }
       const isWhole = record.start === 'whole';
@@ -299,16 +324,14 @@ class Ledger {
         record,
         origin: record,
         doneUpTo: have,
-        nextIndex: truth.eventsOf(channel).findIndex((event) => event.offset > have),
+        nextIndex: truth.itemsOf(channel).findIndex((item) => item.offset > have),
         reportedAtLeast: isWhole ? (record.lossAtCall.lost[channel] ?? 0) : 0,
         // The log is first read before the call resolves, or after that if the call is inside
         // `onGap`.
         reportedAtMost: isWhole
           ? lostIn(
               channel,
-              this.#isOnGapPending
-                ? truth.now
-                : truth.lossAt(record.headAtStart ?? truth.head).most,
+              isInsideOnGap ? truth.now : truth.lossAt(record.headAtStart ?? truth.head).most,
             )
           : 0,
         falseGapUpTo: 0,
@@ -336,8 +359,8 @@ class Ledger {
   ): void {
     owed.doneUpTo = Math.min(owed.doneUpTo, have);
     owed.nextIndex = this.#connection.truth
-      .eventsOf(channel)
-      .findIndex((event) => event.offset > owed.doneUpTo);
+      .itemsOf(channel)
+      .findIndex((item) => item.offset > owed.doneUpTo);
     owed.uncertainUpTo = Math.max(headAtStart, owed.record.headAtStart ?? Infinity);
     owed.isForeign &&= start === 'foreign';
     owed.isActive = false;
@@ -450,7 +473,7 @@ class Ledger {
     const start =
       typeof heir.start === 'number' ? heir.start : heir.start === 'now' ? owed.doneUpTo : 0;
     const have = Math.min(owed.doneUpTo, start);
-    const next = this.#connection.truth.eventsOf(channel).findIndex((event) => event.offset > have);
+    const next = this.#connection.truth.itemsOf(channel).findIndex((item) => item.offset > have);
     this.#owed.set(channel, {
       ...owed,
       record: heir,
@@ -676,19 +699,55 @@ class Ledger {
   }
 
   /**
-   * After `sse:end` the client does not reconnect, so all events that were published before the
-   * final `close()` must have been written.
+   * After `sse:end` the client does not reconnect. If the application has called
+   * `close({ final: true })`, everything that was published before must have been written.
+   * Otherwise all channels of the stream must have ended.
    */
   #onFinalEnd(): void {
-    if (this.#finalHead === undefined) {
-      this.#violation('sse:end was written without close({ final: true })');
+    const { closing, hasDropped, directs, marks } = this.#connection;
+    // A wrapped `write` that gets `sse:end` may close the stream.
+    const isClosed = marks.some(({ kind }) => kind === 'ended');
+    if (closing === undefined || (closing.reason !== 'final' && !isClosed)) {
+      this.#violation(`sse:end was written, but the stream ended with '${closing?.reason}'`);
     }
     this.#hasEnded = true;
-    if (this.#connection.hasDropped) return;
-    for (const [channel, owed] of this.#owed) {
+    if (this.#finalHead === undefined) this.#expectChannelsEnded(closing);
+    else if (!hasDropped) this.#expectAllBeforeEnd([...this.#owed.keys()], this.#finalHead);
+    const lost = directs.find(({ k, isInside }) => !isInside && !this.#arrivedDirects.has(k));
+    if (lost !== undefined && !hasDropped) {
+      this.#violation(`direct event ${lost.k} was not written before sse:end`);
+    }
+  }
+
+  /**
+   * All channels of the stream must have ended at the same time, and the stream must have received
+   * everything up to then.
+   */
+  #expectChannelsEnded({ channels, sinceVersion, version }: Closing): void {
+    this.#expectNoOnGapPending('sse:end');
+    const whenEnded = this.#connection.truth.versions
+      .slice(sinceVersion, version + 1)
+      .find(({ ended }) => channels.every((channel) => ended.has(channel)));
+    if (whenEnded === undefined || channels.length === 0) {
+      this.#violation(`sse:end was written, but ${channels.join()} have not all ended`);
+    }
+    for (const channel of channels) {
+      if (this.#owed.get(channel)?.isForeign === true) {
+        this.#violation(`sse:end came before the gap of ${channel} was reported`);
+      }
+    }
+    if (this.#owesCheckpoint) {
+      this.#violation('no checkpoint was written between a gap and sse:end');
+    }
+    this.#expectAllBeforeEnd(channels, whenEnded.head);
+  }
+
+  #expectAllBeforeEnd(channels: readonly ChannelName[], head: number): void {
+    for (const channel of channels) {
+      const owed = this.#owed.get(channel);
       // The start of a pending subscription with `since: 'now'` is unknown.
-      if (!owed.isActive && typeof owed.record.start !== 'number') continue;
-      const missing = this.#missing(channel, owed, this.#finalHead);
+      if (owed === undefined || (!owed.isActive && typeof owed.record.start !== 'number')) continue;
+      const missing = this.#missing(channel, owed, head);
       if (missing !== undefined && this.#verdict(missing) !== 'ends the stream') {
         this.#violation(`${describe(missing)} was not written before sse:end`);
       }
@@ -722,17 +781,19 @@ class Ledger {
     offset: number,
     but?: PublishedEvent,
   ): PublishedEvent | undefined {
-    const events = this.#connection.truth.eventsOf(channel);
+    const items = this.#connection.truth.itemsOf(channel);
     if (owed.nextIndex === -1) return undefined;
+    const newestEvent = items.findLast(isEvent);
     for (
       let index = owed.nextIndex;
-      index < events.length && events[index]!.offset <= offset;
+      index < items.length && items[index]!.offset <= offset;
       index++
     ) {
-      const event = events[index]!;
-      if (event === but || event.offset <= owed.reportedAtMost) continue;
+      const event = items[index]!;
+      // Nothing is written for an end.
+      if (!isEvent(event) || event === but || event.offset <= owed.reportedAtMost) continue;
       if (!owed.hasEvents && event.offset <= owed.uncertainUpTo) continue;
-      if (channel === 'n' && index + 1 < events.length) continue;
+      if (channel === 'n' && event !== newestEvent) continue;
       if (
         this.#verdict(
           event,
@@ -751,12 +812,12 @@ class Ledger {
   }
 
   #advance(channel: ChannelName, owed: Owed, offset: number): void {
-    const events = this.#connection.truth.eventsOf(channel);
+    const items = this.#connection.truth.itemsOf(channel);
     owed.doneUpTo = Math.max(owed.doneUpTo, offset);
     while (
       owed.nextIndex !== -1 &&
-      owed.nextIndex < events.length &&
-      events[owed.nextIndex]!.offset <= owed.doneUpTo
+      owed.nextIndex < items.length &&
+      items[owed.nextIndex]!.offset <= owed.doneUpTo
     ) {
       owed.nextIndex++;
     }
@@ -860,6 +921,10 @@ class Ledger {
   #violation(description: string): never {
     throw new Violation(`${description}\n  ${this.#history.slice(-25).join('\n  ')}`);
   }
+}
+
+function isEvent(item: LogItem): item is PublishedEvent {
+  return !item.isEnd;
 }
 
 function lostIn(channel: ChannelName, { lost }: Loss): number {

@@ -4,8 +4,9 @@
  */
 import type { EventStream, Subscription } from '../../src/index.ts';
 import { StrictParser } from '../support/strict-parser.ts';
-import type { Direct, SubscriptionRecord, Mark } from './ledger.ts';
+import type { Closing, Direct, SubscriptionRecord, Mark } from './ledger.ts';
 import type { Registry } from './registry.ts';
+import type { ChannelName } from './schedule.ts';
 
 type MarkContent = Mark extends infer M ? (M extends Mark ? Omit<M, 'at'> : never) : never;
 
@@ -31,6 +32,8 @@ export interface Wire {
 export interface Following {
   readonly record: SubscriptionRecord;
   subscription: Subscription | undefined;
+  /** Whether the call was made from inside a delivery, and takes effect after the delivery. */
+  readonly isDeferred: boolean;
   hasLeft: boolean;
 }
 
@@ -38,8 +41,8 @@ export interface Following {
 export class Link {
   /** Whether the received bytes are parsed. Not done for members of a crowd. */
   isRead = true;
-  /** Number of channels that a member of a crowd follows. */
-  channelCount = 0;
+  /** The channels that a member of a crowd follows. */
+  crowdChannels: readonly ChannelName[] = [];
   readonly registry: Registry;
   readonly stream: EventStream;
   readonly parser = new StrictParser();
@@ -66,8 +69,18 @@ export class Link {
    * written.
    */
   isFinishing = false;
+  /** Whether the client disconnected during the schedule. */
+  wasDropped = false;
+  /** The version of the log at the last call of `subscribe` or `unsubscribe`. */
+  versionOfChange = 0;
+  /** How the stream ended. */
+  closing: Closing | undefined;
+  /** Whether the application used the stream otherwise than by its first call of `subscribe`. */
+  isTouched = false;
   /** Nesting depth of user code that runs inside a delivery; 0 outside. */
   insideDepth = 0;
+  /** Whether an `onGap` has answered in this tick: the library gets the answer after the tick. */
+  isAnswering = false;
   receivedCount = Infinity;
   #bytes = 0;
   // Marks whose position has not been received yet, each with its position in bytes.

@@ -7,9 +7,19 @@ import {
   type Channels,
   type SseMiddleware,
 } from '../../src/index.ts';
+import type { ChannelState } from '../../src/brokers/broker.ts';
 import { type DistantBroker } from './distant-broker.ts';
 import { CHANNELS, type Bounds, type ChannelName } from './schedule.ts';
-import { Truth, type PublishedEvent } from './truth.ts';
+import { Truth, Violation, type PublishedEvent, type Publishing } from './truth.ts';
+
+/** A call of `publish()` or `end()` with a key. */
+export interface KeyedCall {
+  /** `undefined` if the call has ended the channel without a last event. */
+  readonly event: PublishedEvent | undefined;
+  readonly id: string;
+  /** The time until which the key is remembered. */
+  readonly until: number;
+}
 
 /** A registry, from its start to the simulated end of its process. */
 export interface Registry {
@@ -17,13 +27,15 @@ export interface Registry {
   readonly events: SseMiddleware;
   readonly truth: Truth;
   readonly distant: DistantBroker | undefined;
-  /** Number of published events with history; equal to the offset of the newest event. */
-  publishedCount: number;
+  /** The calls of `publish()` and `end()` that have not reached the log, in order. */
+  readonly publishings: Publishing[];
+  /** For each key: the call that was made with the key. */
+  readonly keys: Map<string, KeyedCall>;
   /**
-   * For each key: the event that was published with the key, and the time until which the key is
-   * remembered.
+   * Checks that the states of the channels follow the clock, although nothing has read the log since
+   * the clock moved. Updates the truth.
    */
-  readonly keys: Map<string, { event: PublishedEvent; until: number }>;
+  expectStates(): Promise<void>;
 }
 
 // History of the newest-only channel. One object for all calls, as an application would have it.
@@ -66,16 +78,42 @@ export function openRegistry(
     clock,
     isExact ? { events: number, ...(age === undefined ? {} : { age }) } : undefined,
   );
-  watch(log, truth);
+  const publishings: Publishing[] = [];
+  const channelState = log.channelState.bind(log);
+  watch(log, truth, publishings);
   const events = sse({ channels, heartbeat: false, stallTimeout: false });
-  return { channels, events, truth, distant: broker, publishedCount: 0, keys: new Map() };
+  return {
+    channels,
+    events,
+    truth,
+    distant: broker,
+    publishings,
+    keys: new Map(),
+    async expectStates() {
+      const states = CHANNELS.map((channel) => channelState(channel));
+      truth.update();
+      const expected = CHANNELS.map((channel) => truth.stateOf(channel));
+      for (const [index, state] of (await Promise.all(states)).entries()) {
+        expectState(CHANNELS[index]!, state, expected[index]!);
+      }
+    },
+  };
 }
 
-/** Updates the truth after every change of the log. */
-function watch(log: Broker, truth: Truth): void {
+/**
+ * Updates the truth with every change of the log, and checks the states of channels.
+ * @param publishings calls arrive in this order
+ */
+function watch(log: Broker, truth: Truth, publishings: Publishing[]): void {
   const append = log.append.bind(log);
   const clear = log.clear.bind(log);
+  const channelState = log.channelState.bind(log);
   log.append = (publication) => {
+    const publishing = publishings.shift();
+    if (publishing?.channel !== publication.channel) {
+      throw new Violation(`an unexpected call of append() for ${publication.channel}`);
+    }
+    truth.onAppend(publishing);
     const answer = append(publication);
     truth.update();
     return answer;
@@ -87,4 +125,15 @@ function watch(log: Broker, truth: Truth): void {
     }
     return answer;
   };
+  log.channelState = async (channel) => {
+    const expected = truth.stateOf(channel as ChannelName);
+    const state = await channelState(channel);
+    expectState(channel, state, expected);
+    return state;
+  };
+}
+
+function expectState(channel: string, state: ChannelState, expected: ChannelState): void {
+  if (state === expected) return;
+  throw new Violation(`the state of ${channel} is ${state}, expected ${expected}`);
 }

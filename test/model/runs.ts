@@ -37,6 +37,9 @@ export async function expectContractKept(
     asked: 0,
     slow: 0,
     acts: 0,
+    ended: 0,
+    noContent: 0,
+    refused: 0,
   };
   const property = fc.asyncProperty(schedules, (schedule) =>
     new World(schedule, { ...options(), tally }).run(),
@@ -53,5 +56,6 @@ export async function expectContractKept(
     console.log(`${description}: ${counts.join(', ')} in ${Date.now() - start} ms`);
   }
   expect(tally.schedules).toBe(numRuns);
-  expect(Math.min(tally.gaps, tally.asked, tally.slow, tally.acts)).toBeGreaterThan(0);
+  const { gaps, asked, slow, acts, ended, refused } = tally;
+  expect(Math.min(gaps, asked, slow, acts, ended, refused)).toBeGreaterThan(0);
 }

@@ -21,6 +21,10 @@ export class Scene {
   /** Factor for the size of padded events. */
   readonly scale: number;
   registry: Registry;
+  /** Number of requests that were answered 204. */
+  noContent = 0;
+  /** Number of calls of `publish()` and `end()` that were rejected. */
+  refused = 0;
   /** Whether the schedule is over, so that user code does not act any more. */
   isOver = false;
 

@@ -21,11 +21,13 @@ export type OnGapKind =
   | 'slow nothing'
   | 'throws'
   | 'other cursor'
-  | 'beyond';
+  | 'beyond'
+  | 'ends the channel';
 
 /** An extra action of user code when the library calls a callback. */
 export type ActKind =
   | 'publishes'
+  | 'ends the channel'
   | 'sends'
   | 'comments'
   | 'sends to others'
@@ -64,6 +66,12 @@ export interface FollowOptions {
   act: Act | undefined;
 }
 
+/** The last event of a channel that ends. */
+export interface LastEvent {
+  size: Size;
+  named: boolean;
+}
+
 /** The `Last-Event-ID` that the client sends. */
 export type Brings = 'last' | 'nothing' | 'garbage' | 'other log' | 'beyond' | 'older';
 
@@ -78,10 +86,19 @@ export type ClientCommand =
   | { do: 'pause' | 'go on' | 'drop' | 'beat'; client: number }
   | { do: 'sip'; client: number; writes: number };
 
+/** Ends a channel, with a last event or without one. */
+export interface ChannelEnd {
+  do: 'end channel';
+  channel: ChannelName;
+  last: LastEvent | undefined;
+  key: number | undefined;
+}
+
 export type Command =
   | ServerCommand
   | ClientCommand
   | { do: 'publish'; channels: ChannelName[]; size: Size; named: boolean; key: number | undefined }
+  | ChannelEnd
   /** Several events of one channel in one turn. */
   | { do: 'burst'; channel: ChannelName; events: number; size: Size }
   | {

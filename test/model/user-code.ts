@@ -14,6 +14,8 @@ export interface UserActions {
   /** Whether the schedule is over for the connection, so that user code must not act any more. */
   isOver(link: Link): boolean;
   publish(): void;
+  /** Ends a channel that the stream follows. */
+  endFollowed(link: Link): void;
   send(link: Link): void;
   comment(link: Link): void;
   sendToOthers(link: Link): void;
@@ -96,6 +98,7 @@ export class UserCode {
     if (isInside) link.insideDepth++;
     try {
       if (kind === 'publishes') actions.publish();
+      else if (kind === 'ends the channel') actions.endFollowed(link);
       else if (kind === 'sends') actions.send(link);
       else if (kind === 'comments') actions.comment(link);
       else if (kind === 'sends to others') actions.sendToOthers(link);

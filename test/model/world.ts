@@ -2,7 +2,8 @@
  * Runs a schedule against the library, with clients that behave as the HTML standard says, and
  * checks each connection against the contract (`ledger.ts`).
  */
-import type { EventStream } from '../../src/index.ts';
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import type { CloseReason, EventStream } from '../../src/index.ts';
 import { Application } from './application.ts';
 import { checkAtRest, checkDirect } from './at-rest.ts';
 import { DistantBroker } from './distant-broker.ts';
@@ -63,6 +64,12 @@ export interface Tally {
   slow: number;
   /** Number of acts of user code from inside the library. */
   acts: number;
+  /** Number of streams whose channels ended. */
+  ended: number;
+  /** Number of requests that were answered 204. */
+  noContent: number;
+  /** Number of calls that were rejected because the channel had ended. */
+  refused: number;
 }
 
 export interface WorldOptions {
@@ -102,12 +109,20 @@ export class World {
     const { faults, work, links } = this.#scene;
     tally.schedules++;
     userCode.observe(this.#schedule.observers);
+    const onClose = (message: unknown): void => {
+      const { stream, reason } = message as { stream: EventStream; reason: CloseReason };
+      this.#application.noteEnd(stream, reason);
+    };
+    subscribe('res-sse:close', onClose);
     try {
       for (const command of this.#schedule.commands) await this.#carryOut(command);
       await this.#waitUntilIdle();
       await this.#finish();
     } finally {
       userCode.close();
+      unsubscribe('res-sse:close', onClose);
+      tally.noContent += this.#scene.noContent;
+      tally.refused += this.#scene.refused;
       tally.acts += userCode.acts;
     }
     faults.push(...work.violations);
@@ -123,6 +138,7 @@ export class World {
     for (const { kind } of link.marks) if (kind === 'asked') tally.asked++;
     if (registry.truth.epoch === link.lastEventId.split('.')[0]) tally.resumed++;
     if (link.wasSlow) tally.slow++;
+    if (link.closing?.reason === 'final' && !link.isFinishing) tally.ended++;
     audit({
       truth: registry.truth,
       isDistant: this.#options.isDistant,
@@ -133,6 +149,8 @@ export class World {
       isComplete: link.receivedCount === Infinity,
       hasDropped: stream.dropped > 0,
       byNumber: this.#application.published,
+      closing: link.closing,
+      wasDropped: link.wasDropped,
     });
   }
 
@@ -152,6 +170,10 @@ export class World {
         for (const channel of command.channels) {
           this.#application.publishTo(channel, command.size, command.named, command.key);
         }
+        return;
+      }
+      case 'end channel': {
+        this.#application.endChannel(command.channel, command.last, command.key);
         return;
       }
       case 'burst': {
@@ -182,7 +204,7 @@ export class World {
       }
       case 'wait': {
         this.#options.clock.now += command.ms;
-        this.#scene.registry.truth.update();
+        this.#noteTime();
         return;
       }
       case 'clear': {
@@ -216,6 +238,17 @@ export class World {
         if (link?.isOpen === true) this.#byItself(link, command);
         await microtasks();
       }
+    }
+  }
+
+  /** The clock has moved. Either the state of the channels or their events are read first. */
+  #noteTime(): void {
+    const { truth } = this.#scene.registry;
+    if (truth.version % 2 === 0) truth.update();
+    else {
+      this.#scene.registry
+        .expectStates()
+        .catch((error: unknown) => this.#scene.reportFault(String(error)));
     }
   }
 
@@ -329,6 +362,11 @@ export class World {
     if (reason === 'error' && !link.mayFail) {
       this.#scene.reportFault('a stream ended with an error, but none of its callbacks throws');
     }
+    if (reason === 'server' && !link.marks.some(({ kind }) => kind === 'ended')) {
+      this.#scene.reportFault(
+        "a stream ended with 'server', but the application has not closed it",
+      );
+    }
   }
 
   async #openCrowd(streams: number, crowd: Crowd): Promise<void> {
@@ -346,6 +384,7 @@ export class World {
   }
 
   #drop(link: Link): void {
+    link.wasDropped = true;
     link.wire.drop();
     this.#remember();
   }
@@ -367,10 +406,7 @@ export class World {
     const garbage = ['01', '1e0', '', '-1', '+1', '9007199254740993'].map(
       (digits) => `${truth.epoch}.${digits}`,
     );
-    const beyond =
-      this.#scene.registry.publishedCount +
-      (this.#scene.registry.distant === undefined ? 1 : 1_000) +
-      back;
+    const beyond = truth.head + (this.#scene.registry.distant === undefined ? 1 : 1_000) + back;
     const ids: Readonly<Record<Brings, string>> = {
       last: lastId,
       nothing: '',
@@ -394,17 +430,23 @@ export class World {
     this.#application.onTurnStart();
     const { acts } = this.#application.userCode;
     const slow = links.filter((link) => link.stream.bufferedAmount > HIGH_WATER_MARK);
-    const queued = slow.map(({ stream }) => stream.bufferedAmount);
+    const before = slow.map(({ stream: { bufferedAmount, bytesFlushed } }) => ({
+      bufferedAmount,
+      bytesFlushed,
+    }));
     await this.#options.transport.settle();
     await new Promise<void>((resolve) => void setImmediate(resolve));
     const hasActs = this.#schedule.presence || this.#application.userCode.acts > acts;
     for (const [index, link] of slow.entries()) {
+      const { bufferedAmount, bytesFlushed } = before[index]!;
       link.wasSlow = true;
       if (
         !hasActs &&
         !link.isFinishing &&
         mustNotGrow(link) &&
-        link.stream.bufferedAmount > queued[index]! + FRAMING_BYTES
+        // A kernel takes bytes for some time after its reader has stopped to read.
+        link.stream.bytesFlushed === bytesFlushed &&
+        link.stream.bufferedAmount > bufferedAmount + FRAMING_BYTES
       ) {
         this.#scene.reportFault('the queue of a paused reader grows');
       }

@@ -28,7 +28,7 @@ async function serveListen(
 }
 
 /** A proxy that holds every response back to its end, as some virus scanners do. */
-async function startHoldingProxy(port: number): Promise<{ url: string; server: Server }> {
+export async function startHoldingProxy(port: number): Promise<{ url: string; server: Server }> {
   const server = createServer((req, res) => {
     const { method, url, headers } = req;
     const upstream = httpRequest({ port, method, path: url, headers }, (answer) => {
@@ -60,14 +60,13 @@ export function testBuffers(make: MakeNodes): void {
       const source = new EventSource(`${proxy.url}/?ssePoll=1`);
       const received: string[] = [];
       source.addEventListener('message', ({ data }) => received.push(data as string));
-      await until('the first poll', () => nodes.reader.names().length > 0);
+      await until('the first poll', () => server.events.stats().opened > 0);
       const sent = Array.from({ length: 100 }, (_, n) => `${n}`);
       for (const text of sent) {
         await nodes.publisher.publish('a', text);
         // Some events come while no request is open, others while a response is being held.
         if (Number(text) % 7 === 0) {
-          const before = received.length;
-          await until('an event', () => received.length > before);
+          await until('the event', () => received.includes(text));
         }
       }
       await until('all events', () => received.length >= sent.length);
@@ -82,7 +81,7 @@ export function testBuffers(make: MakeNodes): void {
       await using server = await serveListen(nodes.reader);
       const { id } = await nodes.publisher.publish('a', 'before');
       const reader = await read(`${server.url}?ssePoll=1&lastEventId=${id}`);
-      await until('the stream', () => nodes.reader.names().length > 0);
+      await until('the stream', () => server.events.stats().opened > 0);
       expect(reader.ended).toBe(false);
       await nodes.publisher.publish('a', '1');
       await nodes.publisher.publish('a', '2');
@@ -102,7 +101,7 @@ export function testBuffers(make: MakeNodes): void {
       await reader.end();
       expect(reader.events).toMatchObject([{ event: 'sse:gap' }]);
       const waiting = await read(`${server.url}?ssePoll=1`);
-      await until('the stream', () => nodes.reader.names().length > 0);
+      await until('the stream', () => server.events.stats().opened === 2);
       await nodes.publisher.end('a');
       await waiting.end();
       expect(waiting.events).toMatchObject([{ event: 'sse:end' }]);
@@ -114,7 +113,7 @@ export function testBuffers(make: MakeNodes): void {
         filter: ({ data }) => data === 'mine',
       });
       const reader = await read(`${server.url}?ssePoll=1`);
-      await until('the stream', () => nodes.reader.names().length > 0);
+      await until('the stream', () => server.events.stats().opened > 0);
       await nodes.publisher.publish('a', 'other');
       await nodes.publisher.publish('a', 'mine');
       await nodes.publisher.publish('a', 'other');
@@ -148,7 +147,7 @@ export function testBuffers(make: MakeNodes): void {
       const heartbeat = { interval: 20, visible: true };
       await using server = await serveListen(nodes.reader, { control: false }, { heartbeat });
       using reader = await read(server.url);
-      await until('the stream', () => nodes.reader.names().length > 0);
+      await until('the stream', () => server.events.stats().opened > 0);
       await nodes.publisher.publish('a', '1');
       await until('a heartbeat', () => reader.comments.length > 1);
       await nodes.publisher.end('a', '2');
@@ -181,7 +180,7 @@ export function testBuffers(make: MakeNodes): void {
       await using nodes = make({ history: { events: 1 } });
       await using server = await serveListen(nodes.reader, { control: false });
       using reader = await read(server.url);
-      await until('the stream', () => nodes.reader.names().length > 0);
+      await until('the stream', () => server.events.stats().opened > 0);
       await nodes.publisher.publish('a', '1');
       const { id } = await reader.next();
       // The client reads nothing, and the history loses what it has not received.

@@ -177,6 +177,24 @@ export function testEnds(make: MakeNodes): void {
       expect(nodes.reader.stats()).toMatchObject({ channels: 0, subscriptions: 0 });
     });
 
+    test('is answered 204, and the handler may still use the stream', async () => {
+      await using nodes = make();
+      const results: unknown[] = [];
+      await using server = await serveStreams(
+        async (stream) => {
+          await stream.subscribe('a');
+          const { cursor } = await stream.subscribe('b');
+          results.push(stream.readyState, cursor, stream.send('late'), await stream.closed);
+        },
+        { channels: nodes.reader },
+      );
+      const { id } = await nodes.publisher.end('a');
+      using reader = await read(server.url, { headers: { 'Last-Event-ID': id } });
+      expect(reader.response.status).toBe(204);
+      await until('the results', () => results.length > 0);
+      expect(results).toEqual([2, '', false, 'final']);
+    });
+
     test('receives a gap and sse:end if its id is of another log', async () => {
       await using nodes = make();
       await using server = await serveNodes(nodes);

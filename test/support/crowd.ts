@@ -1,4 +1,4 @@
-/** Thousands of streams without sockets: what is tried is how much work the library does in one turn of the event loop. */
+/** Streams without sockets, of which a test makes thousands. */
 import type { EventStream, SseMiddleware } from '../../src/index.ts';
 import { FakeResponse } from '../model/fake-response.ts';
 
@@ -8,17 +8,18 @@ export interface CrowdStream {
   readonly res: FakeResponse;
 }
 
-/** @param onBytes what each write hands over */
+/** @param onBytes called with the bytes of each write */
 export function connectFake(
   events: SseMiddleware,
   onBytes: (bytes: Buffer) => void = () => {},
   lastEventId = '',
+  url = '/',
 ): CrowdStream {
   const headers = {
     accept: 'text/event-stream',
     ...(lastEventId === '' ? {} : { 'last-event-id': lastEventId }),
   };
-  const res = new FakeResponse({ method: 'GET', url: '/', headers, socket: {} }, true, onBytes);
+  const res = new FakeResponse({ method: 'GET', url, headers, socket: {} }, true, onBytes);
   let stream: EventStream | undefined;
   events(res.req as never, res.asResponse, () => {
     stream = (res as unknown as { sse: EventStream }).sse;

@@ -116,6 +116,11 @@ function isInstalled(folder) {
 }
 
 function installPackages(folder) {
+  // `npm ci` would empty the folder to which the link points: that of another checkout.
+  const installed = join(root, folder, 'node_modules');
+  if (lstatSync(installed, { throwIfNoEntry: false })?.isSymbolicLink() === true) {
+    fail(`${installed} is a link. Remove it, and start again.`);
+  }
   const args = ['ci', '--silent', '--prefix', join(root, folder)];
   const { status } = spawnSync('npm', args, { cwd: root, stdio: ['ignore', 'ignore', 'inherit'] });
   if (status !== 0) fail(`npm ${args.join(' ')} has failed.`);

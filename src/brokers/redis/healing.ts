@@ -162,7 +162,7 @@ export class HealingAttempt {
     const { client, log, probes } = this.#context;
     const nonce = probes.createNonce();
     const queries = this.#queriesFor(channels.slice(0, CHANNELS_PER_QUERY));
-    const look = client.look(queries, nonce);
+    const look = client.look(queries, nonce, Infinity, 0, this.signal);
     const arrival = probes.wait(nonce, connection, look, ({ epoch, head }) => {
       this.#early = new EarlyMessages(epoch, head, (channel) => log.isExpected(channel));
     });
@@ -192,7 +192,7 @@ export class HealingAttempt {
       const queries = unread.slice(0, count);
       const maxBytes = performance.now() < deadline ? Infinity : 0;
       const looks = queries.map((query) => ({ ...query, until: head }));
-      const snapshot = await this.step(client.look(looks, '', maxBytes));
+      const snapshot = await this.step(client.look(looks, '', maxBytes, 0, this.signal));
       if (snapshot.epoch !== epoch) throw lostLogError();
       highest = Math.max(highest, snapshot.head);
       const update = this.#update(queries, snapshot, head);

@@ -25,6 +25,8 @@ interface ChannelLoad {
   readonly range: MissingRange;
   /** The events behind this offset have not been read. */
   readonly after: number;
+  /** Offset of the newest event that is not kept or cannot be read. */
+  readonly trimmed: number;
   readonly entries: TimedEntry[];
 }
 
@@ -103,7 +105,7 @@ export class HistoryLoader {
         const range = this.#cache.missingRange(channel);
         if (range === undefined) return [];
         const bytes = sizes[index] as number;
-        return [{ channel, bytes, range, after: range.after, entries: [] }];
+        return [{ channel, bytes, range, after: range.after, trimmed: 0, entries: [] }];
       });
       await this.#readAll(loads);
     } finally {
@@ -136,8 +138,12 @@ export class HistoryLoader {
       for (const [index, load] of batch.entries()) {
         const state = snapshot.channels[index] as ChannelSnapshot;
         for (const kept of state.entries) load.entries.push(kept);
-        if (state.hasMore) unfinished.push({ ...load, after: Math.max(load.after, state.last) });
-        else this.#cache.prepend(load.channel, load.range, state, load.entries);
+        const trimmed = Math.max(load.trimmed, state.trimmed);
+        if (state.hasMore) {
+          unfinished.push({ ...load, after: Math.max(load.after, state.last), trimmed });
+        } else {
+          this.#cache.prepend(load.channel, load.range, { ...state, trimmed }, load.entries);
+        }
       }
       remaining = [...unfinished, ...remaining.slice(batch.length)];
     }

@@ -30,8 +30,9 @@ export class Leases {
   // Abandoned leases, which are renewed once more: Redis may have lost them.
   readonly #abandoned = new Set<string>();
   #timer: NodeJS.Timeout | undefined;
-  // Time in ms since which Redis has answered every call.
-  #reachableSince: number | undefined;
+  #isRenewing = false;
+  // Time in ms since which this node is open and Redis has answered every call.
+  #openSince: number | undefined;
 
   /**
    * @param leaseMs time in ms after which a lease runs out that is not renewed
@@ -55,15 +56,22 @@ export class Leases {
     this.#timer = setInterval(() => void this.#renewAll(), this.#leaseMs / 3).unref();
   }
 
-  /** Ends the work of this node. Leases that it still holds run out. */
-  stop(): void {
+  /**
+   * Ends the work of this node. The channels that it still holds end at once, because this process
+   * publishes nothing more to them. Never rejects.
+   */
+  async stop(): Promise<void> {
     clearInterval(this.#timer);
+    const names = [...this.#held.keys(), ...this.#abandoned];
+    if (names.length > 0) await this.#renew(names, true, 0);
   }
 
   /** As `Broker.hold()`. */
   hold(channel: string, history: HistoryLimits): Lease {
+    // The limits are needed if the channel has no entry when it is abandoned.
     const name = [...formatLimits(history), channel].join(':');
     this.#held.set(name, (this.#held.get(name) ?? 0) + 1);
+    this.#abandoned.delete(name);
     void this.#renew([name], false);
     let isHeld = true;
     const drop = (): void => {
@@ -87,20 +95,33 @@ export class Leases {
     else this.#held.delete(name);
   }
 
-  /**
-   * Renews all leases of this node. Leases that have run out are looked for only after Redis has
-   * been reachable for the time of a lease: while Redis was away, no node could renew its leases.
-   */
+  /** Renews all leases of this node, one call after the other. */
   async #renewAll(): Promise<void> {
-    if (!this.#isOpen()) {
-      this.#reachableSince = undefined;
-      return;
-    }
+    if (this.#isRenewing) return;
+    this.#isRenewing = true;
+    await this.#renewEach(this.#maySweep());
+    this.#isRenewing = false;
+  }
+
+  /**
+   * Whether leases that have run out may be looked for: only after this node has been open for the
+   * time of a lease. While Redis was away, no node could renew its leases.
+   */
+  #maySweep(): boolean {
     const now = performance.now();
-    this.#reachableSince ??= now;
-    const endsAbandoned = now - this.#reachableSince >= this.#leaseMs;
+    if (!this.#isOpen()) this.#openSince = undefined;
+    else this.#openSince ??= now;
+    return this.#openSince !== undefined && now - this.#openSince >= this.#leaseMs;
+  }
+
+  /**
+   * A node that is not open may still publish: its commands have a connection of their own. So its
+   * leases are renewed as long as Redis answers.
+   */
+  async #renewEach(endsAbandoned: boolean): Promise<void> {
     const abandoned = [...this.#abandoned];
     const names = [...this.#held.keys(), ...abandoned];
+    if (names.length === 0 && !endsAbandoned) return;
     // At least one call, which looks for leases that have run out.
     for (let from = 0; from === 0 || from < names.length; from += MAX_RENEWED) {
       const isRenewed = await this.#renew(names.slice(from, from + MAX_RENEWED), endsAbandoned);
@@ -110,16 +131,20 @@ export class Leases {
   }
 
   /** @returns whether Redis has renewed the leases */
-  async #renew(names: readonly string[], endsAbandoned: boolean): Promise<boolean> {
+  async #renew(
+    names: readonly string[],
+    endsAbandoned: boolean,
+    leaseMs: number = this.#leaseMs,
+  ): Promise<boolean> {
     try {
-      const ended = await this.#client.lease(names, this.#leaseMs, endsAbandoned);
+      const ended = await this.#client.lease(names, leaseMs, endsAbandoned);
       if (!diagnostics.end.hasSubscribers) return true;
       for (const { channel, id } of ended) {
         diagnostics.end.publish({ channel, id, reason: 'abandoned' });
       }
       return true;
     } catch (error) {
-      this.#reachableSince = undefined;
+      this.#openSince = undefined;
       this.#onError(error);
       return false;
     }

@@ -61,6 +61,8 @@ const MAX_CHANNEL_BYTES = 1_048_576;
 interface WantedTransfer {
   readonly wanted: number;
   readonly least: number;
+  /** Ends the query. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 const NO_TRANSFER: WantedTransfer = { wanted: 0, least: 0 };
@@ -141,12 +143,14 @@ export class LogClient {
    * @param nonce if not empty, the script publishes a header with it at that moment
    * @param maxBytes maximum bytes of events of all channels. A slow link may reduce them, to none
    * @param minBytes bytes that are requested however slow the link is
+   * @param signal ends the wait, also for other answers
    */
   async look(
     queries: readonly ChannelQuery[],
     nonce: string = '',
     maxBytes: number = Infinity,
     minBytes: number = 0,
+    signal?: AbortSignal,
   ): Promise<LogSnapshot> {
     const channels = queries.map(({ channel }) => channel);
     const args = queries.flatMap(({ channel, after, until }) => [
@@ -155,7 +159,8 @@ export class LogClient {
       until?.toString() ?? '',
     ]);
     const wanted = queries.some(({ after }) => after !== undefined) ? maxBytes : 0;
-    return this.#query('look', channels, nonce, { wanted, least: minBytes }, (bytes) => [
+    const transfer = { wanted, least: minBytes, signal };
+    return this.#query('look', channels, nonce, transfer, (bytes) => [
       `${MAX_CHANNEL_BYTES}`,
       `${bytes}`,
       ...args,
@@ -242,7 +247,7 @@ export class LogClient {
     leaseMs: number,
     endsAbandoned: boolean,
   ): Promise<readonly { readonly channel: string; readonly id: string }[]> {
-    const keys = [`${this.#base}:leases`];
+    const keys = [`${this.#base}:leases`, `${this.#base}:limits`];
     const args = [`${leaseMs}`, `${END_SIZE}`, endsAbandoned ? '1' : '0', ...renewed];
     const answer = await this.#withTimeout(NO_TRANSFER, (signal) =>
       this.#call('lease', '', keys, args, signal),
@@ -337,13 +342,16 @@ export class LogClient {
    * @param query called with the bytes of events that may be requested
    */
   async #withTimeout<T>(
-    { wanted, least }: WantedTransfer,
+    { wanted, least, signal: callerSignal }: WantedTransfer,
     query: (signal: AbortSignal, bytes: number) => Promise<T>,
   ): Promise<T> {
     if (this.#isClosed) throw refusedError('the client of the log is closed');
     const controller = new AbortController();
     const { signal } = controller;
     this.#pendingQueries.add(controller);
+    const onAbort = (): void => controller.abort(callerSignal?.reason);
+    if (callerSignal?.aborted === true) onAbort();
+    callerSignal?.addEventListener('abort', onAbort);
     let timer: NodeJS.Timeout | undefined;
     let share: TransferShare | undefined;
     try {
@@ -361,6 +369,7 @@ export class LogClient {
       throw toBrokerError(signal.aborted ? signal.reason : error);
     } finally {
       clearTimeout(timer);
+      callerSignal?.removeEventListener('abort', onAbort);
       share?.abandon();
       this.#pendingQueries.delete(controller);
     }

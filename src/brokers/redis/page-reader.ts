@@ -75,6 +75,8 @@ export class PageReader {
   ): Promise<Page> {
     const { cache, interest } = this.#log;
     let from = after;
+    // The losses of the pages before: their events cannot be read.
+    let lost: readonly number[] = channels.map(() => 0);
     for (;;) {
       await this.#conditions.until(0, signal);
       if (!this.#subscription.isOpen) continue;
@@ -85,7 +87,7 @@ export class PageReader {
           if ((await this.#queries.answerOrPause(load, signal)) === undefined) continue;
         }
         const page = this.readCached(channels, from, maxBytes);
-        if (page !== undefined) return page;
+        if (page !== undefined) return { ...page, trimmed: maxOfEach(page.trimmed, lost) };
         if (!this.#subscription.isOpen) continue;
       }
       // The node is not subscribed to the channels, or their events do not fit into the cache.
@@ -93,9 +95,12 @@ export class PageReader {
       if (snapshot === undefined) continue;
       const { epoch, head, discontinuities } = snapshot;
       const { end, ...read } = mergeSnapshot(snapshot, maxBytes);
+      const trimmed = maxOfEach(read.trimmed, lost);
       if (read.complete || read.entries.length > 0) {
-        return toPage(read, { epoch, offset: head }, lostOffset(discontinuities, after));
+        const position = { epoch, offset: head };
+        return toPage({ ...read, trimmed }, position, lostOffset(discontinuities, after));
       }
+      lost = trimmed;
       // The page has only events that cannot be read.
       from = end;
     }
@@ -204,6 +209,10 @@ function mergeSnapshot(
     ended: channels.map(({ isEnded }) => isEnded),
     end: hasAll ? end : (entries.at(-1) as LogEntry).offset,
   };
+}
+
+function maxOfEach(some: readonly number[], others: readonly number[]): readonly number[] {
+  return some.map((value, index) => Math.max(value, others[index] as number));
 }
 
 /** @param lost offset up to which the reader has lost events of all channels; 0 if none */

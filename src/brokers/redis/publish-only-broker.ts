@@ -119,8 +119,8 @@ export class PublishOnlyBroker implements Broker {
   }
 
   async #close(): Promise<void> {
-    this.#leases.stop();
     await this.#publishQueue.settled();
+    await this.#leases.stop();
     this.#client.close();
     this.#connection.close();
   }

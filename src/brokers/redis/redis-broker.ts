@@ -204,11 +204,11 @@ export class RedisBroker implements Broker {
   /** Ends waits at once, and publishes within the timeout. */
   async #close(): Promise<void> {
     this.#subscription.close();
-    this.#leases.stop();
     this.#queries.close();
     this.#conditions.close(closedError());
     // Events that were published before are accepted or rejected within the timeout.
     await this.#publishQueue.settled();
+    await this.#leases.stop();
     this.#client.close();
     this.#connection.close();
     await this.#running;

@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: 'abdb3ded9af7c73c9b99e1bbf65bda9973757794',
+  sha: '28c48351771286c24d75598adf1149698347ccb3',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -28,8 +28,9 @@ export const script: {
 --   {prefix}:k:<channel>\\n<key>      string: the event id that was published with this key
 --   {prefix}:b:<random>              string: the answer to a call that the client may send again
 --   {prefix}:leases                  sorted set: the channels that a process holds while it publishes
---                                    to them, \`<events>:<bytes>:<age>:<latest>:<channel>\`, with the
---                                    time in ms at which the lease runs out
+--                                    to them, with the time in ms at which the lease runs out
+--   {prefix}:limits                  hash: the limits of the history of each channel with a lease,
+--                                    \`<events>:<bytes>:<age>:<latest>\`
 --
 -- Topics: \`<topics>:c:<channel>\` carries the events of a channel. \`<topics>:spine\` carries one
 -- header for each publish of the registry, after the events.
@@ -303,6 +304,7 @@ local function expire(channel)
     if some[1] and isOld(channel, some[1]) then low = math.min(offsetOf(some[1]), high) else high = middle - 1 end
   end
   if low > channel.trimmed then channel.trimmed, channel.changed = low, true end
+  if low == channel.newest then channel.isEnded = false end
 end
 
 -- Deletes the channel and its events. \`floor\` then stands for its last offset.
@@ -496,6 +498,12 @@ local function keep(name, remembered, entries, isEnd, events, limit, age, latest
   return lastId, nil, isNew
 end
 
+-- Removes the lease of a channel.
+local function dropLease(name)
+  redis.pcall('ZREM', base .. ':leases', name)
+  redis.pcall('HDEL', base .. ':limits', name)
+end
+
 -- append: publishes events.
 --   ARGV  11 time in ms for which the answer of a repeatable call is kept
 --         12 … for each publication: channel, key, body, size, the limits of the history: events,
@@ -545,9 +553,7 @@ if operation == 'append' then
       if endSize ~= '' then entries[#entries + 1] = { END, tonumber(endSize) } end
       id, problem, isNew, isUnknown, firstEnd = keep(name, remembered, entries, endSize ~= '', tonumber(ARGV[i + 4]), limit, tonumber(ARGV[i + 6]), ARGV[i + 7] == '1')
       isMore = isMore or isNew
-      if id and endSize ~= '' then
-        redis.pcall('ZREM', base .. ':leases', table.concat({ ARGV[i + 4], ARGV[i + 5], ARGV[i + 6], ARGV[i + 7], name }, ':'))
-      end
+      if id and endSize ~= '' then dropLease(name) end
       for back = id and #entries - 1 or -1, 0, -1 do table.insert(lines, '\\n+' .. text(head - back) .. ' ' .. name) end
     end
     if firstEnd then
@@ -570,32 +576,47 @@ if operation == 'append' then
   return answers
 end
 
+-- Ends a channel whose lease has run out. Returns the id of its end, or nil.
+local function abandon(name, size)
+  local limits = redis.pcall('HGET', base .. ':limits', name)
+  dropLease(name)
+  if type(limits) ~= 'string' then return nil end
+  local events, limit, age, latest = string.match(limits, '^(%d+):(%d+):(%d+):([01])$')
+  if not events then return nil end
+  return (keep(name, nil, { { END, size } }, true, tonumber(events), math.min(tonumber(limit), maxHistory), tonumber(age), latest == '1'))
+end
+
 -- lease: renews leases, and ends the channels whose lease has run out, because the process that
 -- published to them has died. The end of a channel removes its lease.
 --   ARGV  11 time in ms for which the renewed leases are valid
 --         12 size of an end    13 whether leases that have run out are looked for: 0 or 1
---         14 … leases to renew
+--         14 … leases to renew, \`<events>:<bytes>:<age>:<latest>:<channel>\`
 -- Answers { epoch, head, error of the header, channel, id of its end, … }.
 if operation == 'lease' then
   local leases, from, lines, answers = base .. ':leases', head, {}, { epoch, '', '' }
   local problem = unwritable()
   if problem then return redis.error_reply(problem) end
   for i = 14, #ARGV do
-    local added = redis.pcall('ZADD', leases, text(now + tonumber(ARGV[11])), ARGV[i])
-    if refusal(added) then return added end
+    local limits, name = string.match(ARGV[i], '^(%d+:%d+:%d+:[01]):(.*)$')
+    -- A renewal may come after the end of its channel. The lease would end the channel again, if the
+    -- channel was cleared and is used otherwise.
+    local channel = name and find(name)
+    if channel and channel.isEnded then
+      dropLease(name)
+    elseif name then
+      local added = redis.pcall('ZADD', leases, text(now + tonumber(ARGV[11])), name)
+      if not refusal(added) then added = redis.pcall('HSET', base .. ':limits', name, limits) end
+      if refusal(added) then return added end
+    end
   end
   local over = ARGV[13] == '1' and redis.pcall('ZRANGEBYSCORE', leases, '-inf', text(now), 'LIMIT', 0, 100) or {}
   if refusal(over) then return over end
-  for _, lease in ipairs(over) do
-    local events, limit, age, latest, name = string.match(lease, '^(%d+):(%d+):(%d+):([01]):(.*)$')
-    redis.pcall('ZREM', leases, lease)
-    if name then
-      local id = keep(name, nil, { { END, tonumber(ARGV[12]) } }, true, tonumber(events), math.min(tonumber(limit), maxHistory), tonumber(age), latest == '1')
-      if id then
-        table.insert(lines, '\\n+' .. text(head) .. ' ' .. name)
-        table.insert(answers, name)
-        table.insert(answers, id)
-      end
+  for _, name in ipairs(over) do
+    local id = abandon(name, tonumber(ARGV[12]))
+    if id then
+      table.insert(lines, '\\n+' .. text(head) .. ' ' .. name)
+      table.insert(answers, name)
+      table.insert(answers, id)
     end
   end
   answers[2] = text(head)
@@ -609,6 +630,8 @@ end
 -- Answers { epoch, head, offset up to which the channel holds no events }.
 if operation == 'clear' then
   local channel, from = find(ARGV[11]), head
+  -- A producer that lives renews its lease.
+  dropLease(ARGV[11])
   if channel then
     if channel.length > 0 or channel.problem then
       local gone = redis.pcall('UNLINK', channel.stream)

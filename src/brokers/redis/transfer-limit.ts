@@ -40,8 +40,8 @@ interface Transfer {
  * All answers share one connection. If a node requested more than the link carries within the
  * timeout, the query would time out while its answer is still arriving, the next answer would be
  * queued behind it, and Redis would keep both in memory. So the bytes of pending answers are
- * limited, abandoned answers included. Other queries wait, in the order of their calls. The limit
- * follows the speed of the link: an answer should take a quarter of the timeout.
+ * limited, abandoned answers included. Other queries wait, in the order of their calls; the queries
+ * of healing, which can do without events, come first. The limit follows the speed of the link: an answer should take a quarter of the timeout.
  */
 export class TransferLimit {
   readonly #timeoutMs: number;
@@ -53,6 +53,9 @@ export class TransferLimit {
   #order = 0;
   // The oldest first.
   readonly #waiters = new Set<Waiter>();
+  // Queries that can do without events. They come before all others: until the node has healed, its
+  // readers receive nothing.
+  readonly #urgentWaiters = new Set<Waiter>();
   // Time in ms of the last release.
   #releasedAt = 0;
 
@@ -84,12 +87,14 @@ export class TransferLimit {
   async take(wanted: number, least: number, signal: AbortSignal): Promise<TransferShare> {
     signal.throwIfAborted();
     const bytes = (): number => Math.min(wanted, Math.max(this.#limit, least));
-    if (this.#waiters.size === 0 && this.#fits(bytes())) return this.#grant(bytes());
+    const waiters = least === 0 ? this.#urgentWaiters : this.#waiters;
+    const isFirst = this.#urgentWaiters.size === 0 && waiters.size === 0;
+    if (isFirst && this.#fits(bytes())) return this.#grant(bytes());
     return new Promise((resolve, reject) => {
       const end = (): void => {
         clearTimeout(timer);
         signal.removeEventListener('abort', onAbort);
-        this.#waiters.delete(waiter);
+        waiters.delete(waiter);
       };
       const onAbort = (): void => {
         end();
@@ -117,7 +122,7 @@ export class TransferLimit {
       };
       let timer = setTimeout(onTimer, this.#timeoutMs);
       signal.addEventListener('abort', onAbort);
-      this.#waiters.add(waiter);
+      waiters.add(waiter);
     });
   }
 
@@ -170,9 +175,9 @@ export class TransferLimit {
     this.#grantWaiting();
   }
 
-  /** Grants shares to the waiting queries, the oldest first, while the limit has room. */
+  /** Grants shares to the waiting queries, in their order, while the limit has room. */
   #grantWaiting(): void {
-    for (const waiter of this.#waiters) {
+    for (const waiter of [...this.#urgentWaiters, ...this.#waiters]) {
       const bytes = waiter.bytes();
       if (!this.#fits(bytes)) return;
       waiter.resolve(this.#grant(bytes));

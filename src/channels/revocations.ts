@@ -1,0 +1,182 @@
+/**
+ * Revocations: entries of a channel of the library's own in the log, so that their place among the
+ * events is the same on every node.
+ *
+ * ```text
+ * log        event 5     revocation of ann 6     event 7
+ * node       receive()   receive(): the streams  receive(): no stream of ann is left
+ *                        of ann end
+ * ```
+ *
+ * A node that may have missed entries reads the revocations from the log before any stream with an
+ * identity receives more ({@link Revocations.covers}). If revocations are lost, the application is
+ * asked about each of these streams.
+ */
+import type { Broker } from '../brokers/broker.ts';
+import { deferred, withLimits, type Deferred } from '../common/async.ts';
+import type { HistoryLimits } from '../log/log.ts';
+import type { LogEntry } from '../log/log-entry.ts';
+import { assertCloseOptions, type CloseOptions } from '../stream/close-options.ts';
+import type { Revocation, RevocationSource, RevocationTarget } from '../stream/revocation-types.ts';
+import type { FollowedChannels } from './followed-channels.ts';
+
+/** The channel of the revocations. No application can use it: its name has a control character. */
+export const REVOCATIONS = '\u0000revoked';
+
+// How many revocations the log keeps, for nodes that were away.
+const HISTORY: HistoryLimits = {
+  events: 10_000,
+  bytes: 8_388_608,
+  age: Infinity,
+  latest: false,
+};
+
+const PAGE_BYTES = 262_144;
+
+/** The revocations of one registry on this node. */
+export class Revocations implements RevocationSource {
+  readonly #broker: Broker;
+  readonly #followedChannels: FollowedChannels;
+  readonly #targets = new Set<RevocationTarget>();
+  #epoch = '';
+  #offset = 0;
+  // Whether every revocation that this node may have missed was read.
+  #isCurrent = false;
+  #isReading = false;
+  // Resolves when `#isCurrent` becomes true.
+  #whenCurrent: Deferred<void> = deferred();
+  readonly #abort = new AbortController();
+
+  constructor(broker: Broker, followedChannels: FollowedChannels) {
+    this.#broker = broker;
+    this.#followedChannels = followedChannels;
+  }
+
+  async revoke({ identity, options }: Revocation): Promise<void> {
+    const data = JSON.stringify([identity, options]);
+    const publication = { event: undefined, retry: undefined, key: undefined };
+    await this.#broker.append({ ...publication, channel: REVOCATIONS, data, history: HISTORY });
+  }
+
+  attach(target: RevocationTarget): void {
+    this.#targets.add(target);
+    if (this.#targets.size > 1) return;
+    this.#followedChannels.retain(REVOCATIONS, true, false);
+    // A broker in this process answers at once, so that the first stream need not wait.
+    const position = this.#broker.position(undefined, this.#abort.signal);
+    if (position instanceof Promise) void this.#start(position);
+    else this.#begin(position);
+  }
+
+  /** The registry is closed. */
+  close(): void {
+    this.#abort.abort();
+  }
+
+  /** Whether no revocation can be missing among the entries that this node has received. */
+  get isCurrent(): boolean {
+    return this.#isCurrent;
+  }
+
+  /** Whether no revocation before the offset can be missing on this node. */
+  covers(offset: number): boolean {
+    return this.#isCurrent && offset <= this.#broker.head;
+  }
+
+  /**
+   * Resolves when {@link covers} may be true for the offset. Another log may have begun meanwhile, so
+   * the caller reads the log again. Rejects when the signal is aborted.
+   */
+  async whenCovering(offset: number, signal: AbortSignal | undefined): Promise<void> {
+    if (this.#isCurrent) await this.#broker.position({ epoch: this.#epoch, offset }, signal);
+    else await withLimits(this.#whenCurrent.promise, { signal });
+  }
+
+  /** This node has received an entry of the channel. */
+  onReceived(entry: LogEntry): void {
+    // Otherwise the entry is found in the log.
+    if (this.#isCurrent) this.#apply(entry);
+  }
+
+  /** This node may have missed entries. */
+  onInterrupted(): void {
+    if (this.#targets.size === 0) return;
+    if (this.#isCurrent) this.#whenCurrent = deferred();
+    this.#isCurrent = false;
+    if (this.#epoch !== '') void this.#readMissed();
+  }
+
+  async #start(position: Promise<{ epoch: string; offset: number }>): Promise<void> {
+    try {
+      await this.#followedChannels.whenListening([REVOCATIONS], this.#abort.signal);
+      const { epoch, offset } = await position;
+      this.#epoch = epoch;
+      this.#offset = offset;
+      // Revocations before this moment may concern streams whose requests have come in already.
+      for (const target of this.#targets) target.onMissed();
+      await this.#readMissed();
+    } catch {
+      // The registry is closed.
+    }
+  }
+
+  #begin({ epoch, offset }: { epoch: string; offset: number }): void {
+    this.#epoch = epoch;
+    this.#offset = offset;
+    this.#isCurrent = true;
+    this.#whenCurrent.resolve();
+  }
+
+  /** Reads the revocations behind the last one, until nothing can be missing. */
+  async #readMissed(): Promise<void> {
+    if (this.#isReading) return;
+    this.#isReading = true;
+    try {
+      while (!this.#isCurrent) await this.#readPage();
+    } catch {
+      // The registry is closed.
+    } finally {
+      this.#isReading = false;
+    }
+  }
+
+  async #readPage(): Promise<void> {
+    const { interruptions } = this.#followedChannels;
+    const { signal } = this.#abort;
+    const page = await this.#broker.read([REVOCATIONS], this.#offset, PAGE_BYTES, signal);
+    const isOtherLog = page.position.epoch !== this.#epoch;
+    const isMissed = isOtherLog || (page.trimmed[0] ?? 0) > this.#offset;
+    this.#epoch = page.position.epoch;
+    if (isOtherLog) this.#offset = page.position.offset;
+    else for (const entry of page.entries) this.#apply(entry);
+    if (isMissed) for (const target of this.#targets) target.onMissed();
+    if (isOtherLog) return;
+    if (page.complete) this.#offset = Math.max(this.#offset, page.position.offset);
+    this.#isCurrent =
+      page.complete &&
+      interruptions === this.#followedChannels.interruptions &&
+      this.#followedChannels.newestReceived([REVOCATIONS]) <= this.#offset;
+    if (this.#isCurrent) this.#whenCurrent.resolve();
+  }
+
+  #apply(entry: LogEntry): void {
+    if (entry.offset <= this.#offset) return;
+    this.#offset = entry.offset;
+    const revocation = parseRevocation(entry);
+    if (revocation === undefined) return;
+    for (const target of this.#targets) target.onRevoked(revocation);
+  }
+}
+
+/** @returns `undefined` for an entry that another program has written */
+function parseRevocation(entry: LogEntry): Revocation | undefined {
+  const value = entry.json();
+  entry.releaseView();
+  if (!Array.isArray(value) || typeof value[0] !== 'string') return undefined;
+  const [identity, options] = value as [string, CloseOptions];
+  try {
+    return { identity, options: assertCloseOptions('revoke()', options) };
+  } catch {
+    return { identity, options: {} };
+  }
+}

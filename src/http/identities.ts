@@ -1,0 +1,180 @@
+/** The identities of streams, and the end of the streams whose identity is revoked. */
+import type { IncomingMessage } from 'node:http';
+import type { RouteRequest } from './route.ts';
+import { SseError, describeValue } from '../common/errors.ts';
+import { drawRetry } from '../common/retry-range.ts';
+import type { EventStream } from '../stream/event-stream.ts';
+import type { Revocation, RevocationTarget, StreamGuard } from '../stream/revocation-types.ts';
+
+/** The options of `sse()` that concern revoking. */
+export interface IdentityOptions {
+  /**
+   * Returns whom the stream of a request belongs to, such as the id of a user: `events.revoke()`
+   * ends the streams of an identity on all nodes. Called when the stream opens, so middleware that
+   * sets what the function reads may be behind `sse()`. The identity is never sent to clients.
+   * @defaultValue none: no stream has an identity
+   */
+  identity?: ((req: RouteRequest) => string | undefined) | undefined;
+  /**
+   * Returns whether a stream may go on. Called for each stream with an identity after this node may
+   * have missed revocations: Redis was away for longer than it keeps them, or has lost its data. The
+   * stream receives no events of channels before the answer. A stream for which the function returns
+   * `false` or throws ends with the reason `'revoked'`.
+   * @defaultValue none: these streams end with the reason `'revoked'`, and their clients reconnect
+   */
+  authorize?: ((stream: EventStream) => boolean | Promise<boolean>) | undefined;
+}
+
+// Number of streams that are asked about or ended before other work gets its turn.
+const STREAMS_PER_TURN = 250;
+
+// Reconnection time in ms of clients whose revocation may have been missed, so that they do not all
+// reconnect at once.
+const MISSED_RETRY = { min: 1_000, max: 10_000 };
+
+// Number of identities that are remembered for streams that are not open yet.
+const MAX_REMEMBERED = 10_000;
+
+/** The open streams of one host that have an identity. */
+export class Identities implements RevocationTarget {
+  readonly #identity: NonNullable<IdentityOptions['identity']>;
+  readonly #authorize: IdentityOptions['authorize'];
+  readonly #endStreams: (streams: readonly EventStream[], revocation: Revocation) => void;
+  readonly #streams = new Map<string, Set<EventStream>>();
+  // The newest revocation of each identity, as its number; the oldest is forgotten first.
+  readonly #revokedAt = new Map<string, number>();
+  #revocations = 0;
+  // Revocations up to this number may be forgotten.
+  #forgotten = 0;
+
+  /** @param endStreams ends streams with the reason `'revoked'` */
+  constructor(
+    identity: NonNullable<IdentityOptions['identity']>,
+    authorize: IdentityOptions['authorize'],
+    endStreams: (streams: readonly EventStream[], revocation: Revocation) => void,
+  ) {
+    this.#identity = identity;
+    this.#authorize = authorize;
+    this.#endStreams = endStreams;
+  }
+
+  /** Makes the guard of a stream whose request has just come in. */
+  makeGuard(): StreamGuard {
+    return { identity: undefined, madeAfter: this.#revocations, question: undefined };
+  }
+
+  /**
+   * The stream has opened.
+   * @returns whether the stream may stay open: its identity was not revoked since the request
+   * @throws {SseError} `ERR_SSE_OPTION` if `identity` does not return a string or `undefined`
+   */
+  add(stream: EventStream, guard: StreamGuard): boolean {
+    const identity = this.#readIdentity(stream.req);
+    if (identity === undefined) return true;
+    if ((this.#revokedAt.get(identity) ?? 0) > guard.madeAfter) return false;
+    const isUncertain = this.#forgotten > guard.madeAfter;
+    if (isUncertain && this.#authorize === undefined) return false;
+    guard.identity = identity;
+    const streams = this.#streams.get(identity) ?? new Set();
+    this.#streams.set(identity, streams.add(stream));
+    if (isUncertain) this.#askInSlices([stream]);
+    return true;
+  }
+
+  /** The stream is closed. */
+  delete(stream: EventStream): void {
+    const identity = stream.guard?.identity;
+    const streams = identity === undefined ? undefined : this.#streams.get(identity);
+    if (streams?.delete(stream) !== true || streams.size > 0) return;
+    this.#streams.delete(identity as string);
+  }
+
+  onRevoked(revocation: Revocation): void {
+    const { identity } = revocation;
+    this.#revocations++;
+    this.#revokedAt.delete(identity);
+    this.#revokedAt.set(identity, this.#revocations);
+    if (this.#revokedAt.size > MAX_REMEMBERED) this.#forgetOldest();
+    const streams = this.#streams.get(identity);
+    if (streams !== undefined) this.#endStreams([...streams], revocation);
+  }
+
+  onMissed(): void {
+    // Streams that are not open yet may have been revoked, too.
+    this.#forgotten = ++this.#revocations;
+    const streams: EventStream[] = [];
+    for (const some of this.#streams.values()) streams.push(...some);
+    if (this.#authorize === undefined) this.#endInSlices(streams);
+    else this.#askInSlices(streams);
+  }
+
+  #readIdentity(req: IncomingMessage): string | undefined {
+    const identity: unknown = this.#identity(req as RouteRequest);
+    if (identity === undefined || (typeof identity === 'string' && identity !== '')) {
+      return identity;
+    }
+    throw new SseError(
+      'ERR_SSE_OPTION',
+      'expected `identity` of sse() to return a non-empty string or undefined, ' +
+        `got ${describeValue(identity)}; it cannot be async`,
+    );
+  }
+
+  #forgetOldest(): void {
+    const [oldest] = this.#revokedAt;
+    if (oldest === undefined) return;
+    this.#revokedAt.delete(oldest[0]);
+    this.#forgotten = Math.max(this.#forgotten, oldest[1]);
+  }
+
+  /** Ends the streams that may have been revoked. They write nothing more before their turn. */
+  #endInSlices(streams: readonly EventStream[]): void {
+    for (const stream of streams) {
+      if (stream.guard !== undefined) stream.guard.question = new Promise(() => {});
+    }
+    inSlices(streams, (stream) => {
+      const options = { retry: drawRetry(MISSED_RETRY) };
+      this.#endStreams([stream], { identity: '', options });
+    });
+  }
+
+  /** Asks the application about each of the streams. */
+  #askInSlices(streams: readonly EventStream[]): void {
+    const questions = streams.map((stream) => {
+      let answered!: () => void;
+      const question = new Promise<void>((resolve) => {
+        answered = resolve;
+      });
+      if (stream.guard !== undefined) stream.guard.question = question;
+      return { stream, question, answered };
+    });
+    inSlices(questions, ({ stream, question, answered }) => {
+      void this.#ask(stream).finally(() => {
+        // After another interruption there is another question.
+        if (stream.guard?.question === question) stream.guard.question = undefined;
+        answered();
+      });
+    });
+  }
+
+  /** Ends the stream, unless the application lets it go on. Never rejects. */
+  async #ask(stream: EventStream): Promise<void> {
+    if (stream.readyState !== 1) return;
+    let isAllowed = false;
+    try {
+      isAllowed = (await this.#authorize?.(stream)) === true;
+    } catch (error) {
+      stream.report(error);
+    }
+    if (!isAllowed) {
+      this.#endStreams([stream], { identity: '', options: { retry: drawRetry(MISSED_RETRY) } });
+    }
+  }
+}
+
+/** Calls the function for each item, a limited number in each turn of the event loop. */
+function inSlices<T>(items: readonly T[], action: (item: T) => void): void {
+  for (const item of items.slice(0, STREAMS_PER_TURN)) action(item);
+  const rest = items.slice(STREAMS_PER_TURN);
+  if (rest.length > 0) setImmediate(() => inSlices(rest, action));
+}

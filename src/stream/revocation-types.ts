@@ -1,0 +1,44 @@
+/**
+ * Types through which the middleware and the channels know each other when the right of somebody is
+ * revoked. `channels/` imports `http/`, so the middleware finds the registry by a symbol.
+ */
+import type { CloseOptions } from './close-options.ts';
+
+/** The property of a registry that has its {@link RevocationSource}. */
+export const revocationSource: unique symbol = Symbol.for('res-sse.revocations');
+
+/** The revocation of one identity. */
+export interface Revocation {
+  readonly identity: string;
+  /** How the streams of the identity end. */
+  readonly options: CloseOptions;
+}
+
+/** The streams of one middleware that have an identity. */
+export interface RevocationTarget {
+  /** Ends the streams of the identity. Called in the order of the log, before any later event. */
+  onRevoked(revocation: Revocation): void;
+  /**
+   * This node may have missed revocations: every stream with an identity is asked about, or ended.
+   * The streams receive no events of channels until their question is answered.
+   */
+  onMissed(): void;
+}
+
+/** The revocations of all nodes of a registry. */
+export interface RevocationSource {
+  /** Revokes an identity on all nodes. Resolves when no later event can reach its streams. */
+  revoke(revocation: Revocation): Promise<void>;
+  /** From here on the target is told of revocations. */
+  attach(target: RevocationTarget): void;
+}
+
+/** The identity of one stream. One object for each stream of a middleware with `identity`. */
+export interface StreamGuard {
+  /** `undefined` before the stream is open, and for a request without an identity. */
+  identity: string | undefined;
+  /** Number of revocations of this middleware before the stream was made. */
+  readonly madeAfter: number;
+  /** Resolves when `authorize` has answered. `undefined` while no question is open. */
+  question: Promise<void> | undefined;
+}
