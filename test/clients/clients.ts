@@ -5,6 +5,7 @@ import { EventSource } from 'eventsource';
 import express, { type Express } from 'express';
 import type { Browser, Page } from 'playwright-core';
 import { launchChromium } from '../support/chromium.ts';
+import { launchFirefox } from '../support/firefox.ts';
 import { packageFolders } from '../support/packages.ts';
 import { StrictParser } from '../support/strict-parser.ts';
 import { filesIn, pageOf, writeFiles } from './blocks.ts';
@@ -90,6 +91,11 @@ export const CLIENTS: readonly Client[] = [
     promises: allPromises,
     follow: followInPage('event-source.js'),
   },
+  {
+    name: 'EventSource (Firefox)',
+    promises: allPromises,
+    follow: followInPage('event-source.js', 'Firefox'),
+  },
   { name: 'eventsource (npm)', promises: allPromises, follow: followInNode('event-source.js') },
   {
     name: 'fetch and eventsource-parser',
@@ -123,11 +129,28 @@ export const OPENAI: Omit<Client, 'follow'> = {
   promises: { ...allPromises, 'named events': 'no', ids: 'no', 'comes back': 'no', resumes: 'no' },
 };
 
-let browser: Promise<Browser> | undefined;
+const LAUNCHES = { Chromium: launchChromium, Firefox: launchFirefox } as const;
 
-/** Closes the browser after all tests. */
+export type BrowserName = keyof typeof LAUNCHES;
+
+/** The browsers that tests of this file have started. */
+const browsers = new Map<BrowserName, Promise<Browser>>();
+
+/** Closes the browsers after all tests. */
 export async function closeBrowser(): Promise<void> {
-  await (await browser)?.close();
+  for (const browser of browsers.values()) await (await browser).close();
+}
+
+/** Starts Firefox before the tests: it takes many seconds on a busy machine. */
+export async function startFirefox(): Promise<void> {
+  await browserOf('Firefox');
+}
+
+/** Returns the browser, which is started when it is first asked for. */
+export async function browserOf(name: BrowserName): Promise<Browser> {
+  const running = browsers.get(name) ?? LAUNCHES[name]();
+  browsers.set(name, running);
+  return running;
 }
 
 function followInNode(file: string): Client['follow'] {
@@ -162,26 +185,31 @@ const MODULES = {
   'sse.js': '/modules/sse.js/lib/sse.js',
 };
 
-/** Opens a page with an import map for the packages. */
-export async function openPage({ url, app }: PageServer): Promise<Page> {
+/** Serves the files of the packages below `/modules`. */
+export function serveModules({ app }: PageServer): void {
   for (const folder of packageFolders) {
     app.use('/modules', express.static(folder, { extensions: ['js'] }));
   }
+}
+
+/** Opens a page with an import map for the packages. */
+export async function openPage(server: PageServer, name: BrowserName = 'Chromium'): Promise<Page> {
+  const { url, app } = server;
+  serveModules(server);
   const imports = JSON.stringify({ imports: MODULES });
   app.get(
     '/page',
     (_req, res) => void res.send(`<!doctype html><script type="importmap">${imports}</script>`),
   );
-  browser ??= launchChromium();
-  const page = await (await browser).newPage();
+  const page = await (await browserOf(name)).newPage();
   await page.goto(new URL('/page', url).href);
   return page;
 }
 
-function followInPage(file: string): Client['follow'] {
+function followInPage(file: string, browser: BrowserName = 'Chromium'): Client['follow'] {
   return async (url, server) => {
     server.app.get('/block.js', (_req, res) => void res.type('text/javascript').send(BLOCKS[file]));
-    const page = await openPage(server);
+    const page = await openPage(server, browser);
     await page.evaluate(`import('/block.js').then(({ follow }) => {
       window.events = [];
       window.isOver = false;

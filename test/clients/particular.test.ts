@@ -2,14 +2,15 @@
 import cors from 'cors';
 import express from 'express';
 import { spawn } from 'node:child_process';
-import { afterAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { createChannels, sse, type EventStream } from '../../src/index.ts';
 import { serveStreams } from '../support/app.ts';
 import { serve } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 import { filesIn, pageOf } from './blocks.ts';
-import { CLIENTS, closeBrowser, openPage, type Client } from './clients.ts';
+import { CLIENTS, closeBrowser, startFirefox, openPage, type Client } from './clients.ts';
 
+beforeAll(startFirefox);
 afterAll(closeBrowser);
 
 async function dataReceivedBy(name: string, texts: readonly string[]): Promise<string[]> {
@@ -30,7 +31,12 @@ test('an EventSource receives an empty first line and a BOM at the start of a li
 });
 
 const pageClients = CLIENTS.filter(({ name }) =>
-  ['EventSource (Chromium)', '@microsoft/fetch-event-source', 'sse.js'].includes(name),
+  [
+    'EventSource (Chromium)',
+    'EventSource (Firefox)',
+    '@microsoft/fetch-event-source',
+    'sse.js',
+  ].includes(name),
 );
 
 test.each(pageClients)(
@@ -57,7 +63,7 @@ test.each(pageClients)(
   },
 );
 
-describe('an EventSource in Chromium', () => {
+describe('an EventSource', () => {
   /** Follows `/` in a page with the service worker, and restarts the server. */
   async function restartBehind(
     worker: string,
@@ -104,12 +110,12 @@ describe('an EventSource in Chromium', () => {
     return result;
   }
 
-  test('gives up after a server restart behind a plain service worker', async () => {
+  test('in Chromium gives up after a server restart behind a plain service worker', async () => {
     const worker = `addEventListener('fetch', (event) => event.respondWith(fetch(event.request)));`;
     expect(await restartBehind(worker)).toEqual({ readyState: 2, received: ['before'] });
   });
 
-  test('reconnects after a server restart with the service worker of the docs', async () => {
+  test('in Chromium reconnects after a server restart with the service worker of the docs', async () => {
     const worker = filesIn(await pageOf('clients.md'))['service-worker.js'] as string;
     expect(await restartBehind(worker)).toEqual({
       readyState: 1,
@@ -117,23 +123,55 @@ describe('an EventSource in Chromium', () => {
     });
   });
 
-  test('reconnects to the URL to which it was redirected', async () => {
+  test.each([
+    ['Chromium', 'the URL to which it was redirected', ['/first', '/?ticket=1', '/?ticket=1']],
+    ['Firefox', 'the first URL', ['/first', '/?ticket=1', '/first', '/?ticket=1']],
+  ] as const)('in %s reconnects to %s', async (browser, _url, expected) => {
     const requestedUrls: string[] = [];
     await using server = await serveStreams((stream) => void stream.send('x'), { retry: 20 });
     server.server.on('request', ({ url }) => requestedUrls.push(url as string));
     server.app.get('/first', (_req, res) => res.redirect(307, '/?ticket=1'));
-    const page = await openPage(server);
+    const page = await openPage(server, browser);
     await page.evaluate(`window.source = new EventSource('/first')`);
     await until('the first stream', () => server.streams.length === 1);
     server.streams[0]?.close();
     await until('the second stream', () => server.streams.length === 2);
-    expect(requestedUrls.filter((url) => url === '/first' || url.startsWith('/?'))).toEqual([
-      '/first',
-      '/?ticket=1',
-      '/?ticket=1',
-    ]);
+    expect(requestedUrls.filter((url) => url === '/first' || url.startsWith('/?'))).toEqual(
+      expected,
+    );
     await page.close();
   });
+
+  test.each([
+    ['Chromium', 'reconnects', 1],
+    ['Firefox', 'gives up', 2],
+  ] as const)(
+    'in %s %s after a refused connection to another origin',
+    async (browser, _result, readyState) => {
+      const channels = createChannels();
+      const app = express();
+      app.use(cors(), sse({ channels, retry: 50 }));
+      app.get('/', channels.listen('a'));
+      await using server = await serve(app);
+      await using elsewhere = await serveStreams();
+      const page = await openPage(elsewhere, browser);
+      await page.evaluate(`
+      window.failures = 0;
+      window.source = new EventSource(${JSON.stringify(server.url)});
+      source.onerror = () => failures++;
+    `);
+      await until('the subscription', () => channels.stats().subscriptions === 1);
+      server.server.close();
+      for (const socket of server.sockets) socket.resetAndDestroy();
+      await until('a refused connection', () => page.evaluate<boolean>('failures >= 2'));
+      server.server.listen(server.port, '127.0.0.1');
+      await until('a new connection or the end', () =>
+        page.evaluate<boolean>('source.readyState !== 0'),
+      );
+      expect(await page.evaluate('source.readyState')).toBe(readyState);
+      await page.close();
+    },
+  );
 });
 
 describe('@microsoft/fetch-event-source', () => {

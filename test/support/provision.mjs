@@ -17,6 +17,12 @@ const TOOLS = [
     env: 'CHROMIUM_PATH',
     paths: ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'],
   },
+  {
+    name: 'Firefox',
+    debian: 'firefox-esr',
+    env: 'FIREFOX_PATH',
+    paths: ['/usr/bin/firefox-esr', '/usr/bin/firefox'],
+  },
   { name: 'curl', debian: 'curl', paths: onPath('curl') },
   { name: 'Redis', debian: 'redis-server', paths: onPath('redis-server') },
   { name: 'OpenSSL', debian: 'openssl', paths: onPath('openssl') },
