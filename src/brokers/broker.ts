@@ -71,9 +71,12 @@ export type ChannelState = 'unknown' | 'open' | 'ended';
 
 /** A hold on a channel, see {@link Broker.hold}. */
 export interface Lease {
-  /** Ends the lease. The channel stays as it is. */
+  /** Called after the channel was ended: the lease is not needed any more. */
   release(): void;
-  /** Stops to renew the lease. When it runs out, the channel is ended, unless it is held anew. */
+  /**
+   * This process publishes nothing more and could not end the channel. The lease is renewed no
+   * longer; when it runs out, the channel is ended, unless it is held again.
+   */
   abandon(): void;
 }
 
@@ -151,7 +154,7 @@ export interface Broker {
    */
   position(atLeast?: Cursor, signal?: AbortSignal): Cursor | Promise<Cursor>;
   /**
-   * Reads the entries behind an offset, of all the channels merged. A page that is returned at
+   * Reads the entries after an offset, of all the channels merged. A page that is returned at
    * once, not in a promise, stays valid for the rest of the turn of the event loop. A broker in
    * this process always returns the page at once.
    * @param maxBytes maximum bytes of all frames; there is at least one entry
@@ -163,12 +166,12 @@ export interface Broker {
     maxBytes: number,
     signal?: AbortSignal,
   ): Page | Promise<Page>;
-  /** Counts the events behind an offset that are in the memory of this node, ends not counted. */
+  /** Counts the events after an offset that are in the memory of this node, ends not counted. */
   countHeld(channels: readonly string[], after: number): number;
   /**
    * Finds where the newest events of channels begin.
    * @param count number of events of each channel
-   * @returns for each channel, the offset behind which its newest `count` events are, ends not
+   * @returns for each channel, the offset after which its newest `count` events come, ends not
    * counted; 0 if the log keeps fewer. Rejects as {@link position} does
    */
   startsOfNewest(

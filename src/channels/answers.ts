@@ -37,6 +37,7 @@ export function findAnswer(
   if (options.resume === false || stream.lastEventId === '') return undefined;
   const decide = ({ position: { epoch }, complete, ended, entries, trimmed }: Page) => {
     if (epoch !== position.epoch) return undefined;
+    // The same comparison as in `ChannelStarts.collectLost()`. Change both.
     if (trimmed.some((offset) => offset > start.offset)) return isUntold ? 410 : undefined;
     const isOver =
       complete && ended.every((isEnded) => isEnded) && entries.every(({ isEnd }) => isEnd);

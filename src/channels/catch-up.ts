@@ -236,9 +236,9 @@ export class CatchUp implements CatchUpJob {
       return;
     }
     const offset = page.entries.at(-1)?.offset ?? 0;
-    const cleared = host.whenCleared(stream, offset, this.#abort?.signal);
-    if (cleared !== undefined) {
-      void this.#waitUntilCleared(cleared);
+    const allowed = host.whenMayReceive(stream, offset, this.#abort?.signal);
+    if (allowed !== undefined) {
+      void this.#waitUntilAllowed(allowed);
       return;
     }
     host.deliveries.enter(stream);
@@ -258,10 +258,10 @@ export class CatchUp implements CatchUpJob {
   }
 
   /** Reads the log again when no revocation of the stream can be missing. */
-  async #waitUntilCleared(cleared: Promise<void>): Promise<void> {
+  async #waitUntilAllowed(allowed: Promise<void>): Promise<void> {
     this.#phase = 'reading';
     try {
-      await cleared;
+      await allowed;
     } catch {
       // The stream has ended.
     }
@@ -332,7 +332,7 @@ export class CatchUp implements CatchUpJob {
     this.#continue(true);
   }
 
-  /** Writes the entries of a page that the stream receives, and moves the position behind them. */
+  /** Writes the entries of a page that the stream receives, and moves the position after them. */
   #deliver({ entries, complete, position }: Page): void {
     const owner = this.#owner;
     const from = owner.position;

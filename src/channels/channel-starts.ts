@@ -22,8 +22,9 @@ export class ChannelStarts {
   // log holds are delivered. The map is created with its first key: thousands of streams that wait
   // for their turn on a pipelined connection need none.
   #starts: Map<string, number> | undefined;
-  // Channels that start at their newest events: older events that are trimmed are not a loss.
-  #newestOnly: Set<string> | undefined;
+  // Channels that start at their newest events (`since: { last }`, not `latest: true`). If older
+  // events are trimmed before the first page is read, that is not a loss.
+  #startsAtNewest: Set<string> | undefined;
   // Channels whose loss no offset shows, because their cursor belonged to another log.
   #foreign: ReadonlySet<string> = NO_CHANNELS;
 
@@ -61,7 +62,7 @@ export class ChannelStarts {
    */
   setStartOfNewest(channel: string, offset: number): void {
     this.setStart(channel, offset);
-    (this.#newestOnly ??= new Set()).add(channel);
+    (this.#startsAtNewest ??= new Set()).add(channel);
   }
 
   /** Whether the stream receives the entry, as far as the start of its channel is concerned. */
@@ -79,7 +80,7 @@ export class ChannelStarts {
     return channels.filter((channel, index) => {
       const trimmedUpTo = trimmed[index] as number;
       const start = this.#starts?.get(channel);
-      const isTolerated = start === OLDEST_HELD || this.#newestOnly?.delete(channel) === true;
+      const isTolerated = start === OLDEST_HELD || this.#startsAtNewest?.delete(channel) === true;
       const isLost = !isTolerated && trimmedUpTo > Math.max(cursor, start ?? 0);
       if (isLost || isTolerated) this.setStart(channel, trimmedUpTo);
       return isLost || this.#foreign.has(channel);
@@ -91,8 +92,8 @@ export class ChannelStarts {
     for (const channel of this.#starts?.keys() ?? []) {
       if (!channels.has(channel)) this.#starts?.delete(channel);
     }
-    for (const channel of this.#newestOnly ?? []) {
-      if (!channels.has(channel)) this.#newestOnly?.delete(channel);
+    for (const channel of this.#startsAtNewest ?? []) {
+      if (!channels.has(channel)) this.#startsAtNewest?.delete(channel);
     }
     if (this.hasForeign) {
       this.#foreign = new Set([...this.#foreign].filter((channel) => channels.has(channel)));
@@ -102,7 +103,7 @@ export class ChannelStarts {
   /** A new log replaced the log: all channels have lost something, and no start is valid. */
   markAllLost(channels: readonly string[]): void {
     this.#starts = undefined;
-    this.#newestOnly = undefined;
+    this.#startsAtNewest = undefined;
     this.#foreign = new Set(channels);
   }
 }

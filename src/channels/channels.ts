@@ -122,7 +122,7 @@ export interface FollowOptions {
   filter?: ((event: ChannelEvent) => boolean) | undefined;
   /**
    * Called when the consumer has lost events, and awaited before any further event. The consumer
-   * continues behind the cursor that the function returns (`gap.cursor` after the state was read
+   * continues after the cursor that the function returns (`gap.cursor` after the state was read
    * anew), or with all events that are still held.
    * @defaultValue none: the iteration throws `ERR_SSE_GAP`
    */
@@ -134,7 +134,7 @@ export interface FollowOptions {
 /** The options of `channels.read()`. */
 export interface ReadOptions {
   /**
-   * A cursor: events behind it are read. @defaultValue none: from the oldest event that is held
+   * A cursor: the events after it are read. @defaultValue none: from the oldest event that is held
    */
   after?: string | undefined;
   /**
@@ -150,10 +150,10 @@ export interface ReadOptions {
 export interface HistoryPage {
   /** The events, the oldest first. */
   readonly events: readonly ChannelEvent[];
-  /** The cursor behind which the next page begins, and from which a stream can go on. */
+  /** The cursor after which the next page begins, and from which a stream can go on. */
   readonly cursor: string;
   /**
-   * The channels that have lost events behind `after`; all of them if `after` is not a cursor of
+   * The channels that have lost events after the cursor `after`; all of them if `after` is not a cursor of
    * this log.
    */
   readonly gap: readonly string[];
@@ -387,7 +387,8 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
 
   /**
    * Reads channels in this process: with the same cursor, order and gaps as a stream, at the pace of
-   * the consumer. The start is fixed when `follow` is called. The iteration ends when the signal is
+   * the consumer. The broker is asked for the start when `follow` is called; if it is unreachable, the
+   * start is the end of the log when it answers. The iteration ends when the signal is
    * aborted, when all channels have ended, or when the registry is closed. Leave a loop with `break`,
    * or abort the signal, so that the channels are released.
    * @param names 1 to 100 names of channels with history
@@ -435,7 +436,7 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
   /**
    * Makes a route handler that follows channels. It answers 406 to requests that do not accept an
    * event stream, 403 if `names` returns `null`, 404 if `names` returns `undefined`, and passes
-   * errors to `next`. A request whose last event ID has only ends behind it in all of the channels
+   * errors to `next`. A request whose last event ID has only ends after it in all of the channels
    * is answered 204, which stops an EventSource.
    * @throws {SseError} if names or options that are not functions are invalid
    * @example

@@ -53,7 +53,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
   readonly #channels: readonly string[];
   readonly #options: FollowOptions;
   readonly #starts = new ChannelStarts();
-  // Where the consumer starts; resolves in the call of `follow`, so that the start is fixed then.
+  // The start. The broker is asked in the call of `follow()`, not in the first `next()`.
   readonly #start: Promise<void>;
   #epoch = '';
   #audience: Audience | undefined;
@@ -263,7 +263,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     return true;
   }
 
-  /** Lets the lost channels continue behind the cursor that `onGap` has returned. */
+  /** Lets the lost channels continue after the cursor that `onGap` has returned. */
   #continueFrom(answer: unknown, lost: readonly string[], { epoch }: Cursor): void {
     const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
     if (cursor?.epoch !== epoch || cursor.offset < this.position) {

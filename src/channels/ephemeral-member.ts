@@ -74,8 +74,8 @@ export class EphemeralMember implements Member {
     // Set before anything is written, because a filter or a wrapped `res.write` may call back.
     this.position = frame.lastOffset;
     const { stream, host } = this.#owner;
-    if (!host.isCleared(stream)) {
-      stream.dropEvents(frame.entries.length);
+    if (!host.mayReceive(stream)) {
+      stream.countDropped(frame.entries.length);
       return;
     }
     host.deliveries.enter(stream);

@@ -19,13 +19,13 @@ export interface FollowerHost {
   /**
    * Whether a stream may receive events now: it has no identity, or no revocation can be missing.
    */
-  isCleared(stream: EventStream): boolean;
+  mayReceive(stream: EventStream): boolean;
   /**
    * Resolves when the stream may receive the events of the log up to an offset.
    * @param signal ends the wait: the promise rejects
    * @returns `undefined` if it may receive them now
    */
-  whenCleared(
+  whenMayReceive(
     stream: EventStream,
     offset: number,
     signal: AbortSignal | undefined,

@@ -231,8 +231,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   }
 
   /**
-   * Stops to write ids, because a subscription that is not placed yet may start at an earlier
-   * offset. A client that reconnects meanwhile must resume from there: it gets the id at once.
+   * Writes no more ids until the subscription is placed, because it may start at an earlier offset. A client that reconnects meanwhile must resume from there: it gets the id at once.
    * @param offset the earliest offset at which the subscription may start
    */
   holdBack(offset: number): void {

@@ -77,7 +77,7 @@ function noteLoss({ subscriptions }: FollowerState, channels: readonly string[])
  * of the stream until all have answered.
  *
  * ```text
- * onGap returns a cursor     the asked channels continue behind the cursor
+ * onGap returns a cursor     the asked channels continue after the cursor
  * onGap returns nothing      the asked channels continue with all that the log still holds
  * the subscription ends      the answer is ignored; channels that another subscription follows get
  *                            an sse:gap event instead
@@ -182,7 +182,7 @@ export class GapInquiry {
   }
 
   /**
-   * Lets the asked channels continue behind the answered cursor. Channels that have lost nothing,
+   * Lets the asked channels continue after the answered cursor. Channels that have lost nothing,
    * or were added while the question was open, must still receive the events before the cursor. So
    * the stream's position moves only if there are no such channels.
    */

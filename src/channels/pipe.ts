@@ -103,7 +103,7 @@ class PipeRun<T, M> {
     return { id: this.#lastId, events: this.#events };
   }
 
-  /** Stops to read the source, because of an error. */
+  /** Reads no further items of the source, because of an error or the signal. */
   stop(error: unknown): void {
     this.#failure ??= { error };
     this.#stopped.abort();

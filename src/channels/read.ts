@@ -42,7 +42,7 @@ export async function readHistory(
     starts.clearForeign();
     for (const entry of page.entries) {
       if (entry.isEnd || !starts.isAfterStart(entry)) continue;
-      // The next page begins behind the last event of this one.
+      // The next page begins after the last event of this one.
       if (events.length === max) return toPage(events, lost, cursor, true);
       events.push(entry);
       cursor = { epoch: cursor.epoch, offset: entry.offset };
@@ -56,7 +56,7 @@ export async function readHistory(
   }
 }
 
-/** @returns the offset behind which the log is read */
+/** @returns the offset after which the log is read */
 async function setStarts(
   broker: Broker,
   starts: ChannelStarts,

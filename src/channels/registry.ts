@@ -386,12 +386,12 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
     return this.#revocations;
   }
 
-  isCleared({ guard }: EventStream): boolean {
+  mayReceive({ guard }: EventStream): boolean {
     if (guard === undefined) return true;
     return guard.question === undefined && this.#revocations?.isCurrent !== false;
   }
 
-  whenCleared(
+  whenMayReceive(
     { guard }: EventStream,
     offset: number,
     signal: AbortSignal | undefined,

@@ -127,7 +127,7 @@ export class Revocations implements RevocationSource {
     this.#whenCurrent.resolve();
   }
 
-  /** Reads the revocations behind the last one, until nothing can be missing. */
+  /** Reads the revocations after the last one, until nothing can be missing. */
   async #readMissed(): Promise<void> {
     if (this.#isReading) return;
     this.#isReading = true;

@@ -15,7 +15,7 @@ export interface SubscriptionStart {
   readonly isFromOldest: boolean;
   /**
    * The application requested the newest events (`since: { last }`): for each channel of the
-   * subscription, the offset behind which they are.
+   * subscription, the offset after which they come.
    */
   readonly startsOfNewest?: readonly number[];
 }

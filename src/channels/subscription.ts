@@ -188,7 +188,7 @@ export class SubscriptionRecord {
   }
 }
 
-/** @returns an `onGap` that calls the `snapshot`, after which events go on behind the gap */
+/** @returns an `onGap` that calls the `snapshot`, after which events go on after the gap */
 function snapshotAfterGap(
   snapshot: NonNullable<SubscribeOptions['snapshot']>,
 ): NonNullable<SubscribeOptions['onGap']> {

@@ -41,7 +41,7 @@ export interface OwnEvents {
   /** The stream has ended, and the page must not open it again. */
   'sse:end': Record<string, never>;
   /**
-   * Events of these channels behind the id `after` were lost and cannot be sent any more; `''` if
+   * Events of these channels after the id `after` were lost and cannot be sent any more; `''` if
    * that id is not known. `cursor` is the id of the newest event when the gap was found.
    */
   'sse:gap': { channels: string[]; after: string; cursor: string };

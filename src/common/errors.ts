@@ -28,8 +28,9 @@ export type SseErrorCode =
 const brand = Symbol.for('res-sse.SseError');
 
 /**
- * Wrong use of the library. Thrown by the wrong call, before the call has any effect. A client that
- * disconnects or is slow never causes an error: its stream ends with a `CloseReason`.
+ * An error of the library: wrong use, or a broker that has not accepted a call. Wrong use is
+ * reported before the call has any effect. For a publish, `delivery` says whether it had one. A
+ * client that disconnects or is slow never causes an error: its stream ends with a `CloseReason`.
  *
  * @example
  * try {

@@ -11,7 +11,7 @@ export interface IdentityOptions {
   /**
    * Returns whom the stream of a request belongs to, such as the id of a user: `events.revoke()`
    * ends the streams of an identity on all nodes. Called when the stream opens, so middleware that
-   * sets what the function reads may be behind `sse()`. The identity is never sent to clients.
+   * sets what the function reads may be mounted after `sse()`. The identity is never sent to clients.
    * @defaultValue none: no stream has an identity
    */
   identity?: ((req: RouteRequest) => string | undefined) | undefined;

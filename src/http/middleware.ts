@@ -88,7 +88,8 @@ export interface SseMiddleware {
    * destroys the streams that have not ended in time. A second call returns the same promise. The
    * channels are not closed.
    * @param options the time for the shutdown, in ms, and the reconnection time, in ms
-   * @returns a promise that resolves when no timer and no stream is left, and never rejects
+   * @returns a promise that resolves when the responses of all streams are closed, and at most 100 ms
+   * after the last one was destroyed. It never rejects
    * @throws {SseError} `ERR_SSE_OPTION` for a wrong option
    */
   close(options?: ShutdownOptions): Promise<Shutdown>;
@@ -98,7 +99,7 @@ export interface SseMiddleware {
  * Returns middleware that attaches `res.sse` to every request that asks for an event stream.
  * Nothing is written before the handler opens the stream, and other requests are not changed.
  *
- * A route may have an `sse(options)` of its own behind an app-wide `sse()`. The options of the
+ * A route may have an `sse(options)` of its own after an app-wide `sse()`. The options of the
  * route override the options of the app, and the streams of the route also belong to `.streams`,
  * `.stats()` and `.close()` of the app-wide middleware.
  * @param options all optional; see {@link SseOptions} for defaults and units
@@ -237,7 +238,6 @@ function closeAll(tracker: StreamTracker, options: ShutdownOptions): Promise<Shu
   return tracker.shutDown(within, toRetryRange(retry));
 }
 
-/** @throws {SseError} `ERR_SSE_OPTION` if `sse` itself was mounted and is called with a request */
 /** From here on, a revocation of the identity of the stream is noticed. */
 function guardStream(stream: EventStream, { identities }: MiddlewareHost): void {
   if (identities === undefined) return;
@@ -256,6 +256,7 @@ function assertIdentity(identity: string): void {
   );
 }
 
+/** @throws {SseError} `ERR_SSE_OPTION` if `sse` itself was mounted and is called with a request */
 function assertNoRequest(options: unknown): void {
   if (typeof options === 'object' && options !== null && 'httpVersion' in options) {
     throw new SseError(

@@ -45,7 +45,7 @@ const MAX_USER_AGENT_LENGTH = 512;
 // Maximum number of streams of browsers that are watched at a time, to limit the memory.
 const MAX_WATCHED_STREAMS = 1_000;
 
-/** The warnings of an outermost `sse()` and of all `sse()` behind it. */
+/** The warnings of an outermost `sse()` and of all `sse()` mounted after it. */
 export class Warnings {
   readonly #reportedCodes = new Set<WarningCode>();
   // The watched streams, which are those of browsers over HTTP/1.1, and the browser of each.

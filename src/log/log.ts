@@ -53,7 +53,7 @@ export interface EntryRun {
   readonly newest: number;
   /** @returns the index of the first entry with a larger offset */
   indexAfter(offset: number): number;
-  /** @returns the entry at an index of {@link indexAfter}, `undefined` behind the last */
+  /** @returns the entry at an index of {@link indexAfter}, `undefined` after the last */
   at(index: number): LogEntry | undefined;
 }
 
@@ -173,7 +173,7 @@ export class ChannelLog implements EntryRun {
     return this.#entries[index]?.entry;
   }
 
-  /** Number of kept events behind the offset, the end not counted. */
+  /** Number of kept events after the offset, the end not counted. */
   countAfter(offset: number): number {
     const entries = this.#entries.length - this.indexAfter(offset);
     return this.isEnded && entries > 0 ? entries - 1 : entries;
@@ -264,7 +264,7 @@ export class Log {
     return { ...mergeLogs(logs, after, maxBytes), trimmed, ended };
   }
 
-  /** Number of kept events of the channel behind the offset, the end not counted. */
+  /** Number of kept events of the channel after the offset, the end not counted. */
   countAfter(channel: string, offset: number): number {
     return this.#get(channel)?.countAfter(offset) ?? 0;
   }
@@ -272,7 +272,7 @@ export class Log {
   /**
    * Finds where the newest events of a channel begin.
    * @param count number of events, the end not counted
-   * @returns the offset behind which they are; 0 if fewer are kept
+   * @returns the offset after which they come; 0 if fewer are kept
    */
   startOfNewest(channel: string, count: number): number {
     const log = this.#get(channel);

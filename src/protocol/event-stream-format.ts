@@ -220,7 +220,7 @@ export function assertRetry(retry: number): void {
  * Writes an event as it is sent. The fields must have been checked with {@link assertFields}.
  *
  * The id comes last. Some clients store an id as soon as they have read its line. If the connection
- * broke before the data, they would resume behind an event that they have not received.
+ * broke before the data, they would resume after an event that they have not received.
  */
 export function formatEvent(data: string, event?: string, id?: EventId, retry?: number): string {
   let text = event === undefined || event === '' ? '' : `event: ${event}\n`;

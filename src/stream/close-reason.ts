@@ -15,7 +15,8 @@ import type { Socket } from 'node:net';
  * - `'slow'`: more than `maxBuffered` bytes were queued when an event was sent
  * - `'stalled'`: the client read none of the queued bytes for `stallTimeout`
  * - `'aged'`: the stream was older than `maxLifetime`
- * - `'revoked'`: ended by `closeWhere()`
+ * - `'revoked'`: ended by `closeWhere()` or `revoke()`, or refused by `authorize`; also if a revocation
+ *   of the stream may have been missed and there is no `authorize`
  * - `'shutdown'`: the middleware or the channels were closed
  * - `'error'`: code that serves this stream threw, or the response was destroyed with an error
  */

@@ -356,7 +356,8 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
    * call names a channel that the stream already follows, the stream continues where it is, and an
    * event of that channel is sent if one of the filters lets it through.
    * @param names 1 to 100 channel names; a name that is given twice counts once
-   * @returns a promise that resolves when the start is known; it rejects with an `SseError` for
+   * @returns a promise that resolves when the first events are written and a gap at the start is
+   * reported; inside `onGap` and `snapshot` it resolves earlier. It rejects with an `SseError` for
    * wrong use, `ERR_SSE_NO_CHANNELS` without `sse({ channels })`
    */
   async subscribe(
@@ -407,12 +408,19 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     return this.readyState === 2 || this.#rare?.isClosing === true;
   }
 
-  /** Number of events that were dropped because `maxBuffered` bytes were queued. @internal */
+  /**
+   * Number of events that were dropped: more than `maxBuffered` bytes were queued, or events without
+   * history could not be delivered in time. @internal
+   */
   get dropped(): number {
     return this.#rare?.droppedEvents ?? 0;
   }
 
-  /** Ends the stream after the pending events of its channels. @internal */
+  /**
+   * Ends the stream. If the application has closed the stream, all pending events of its channels
+   * are written before; otherwise at most two frames, and the client gets the rest when it
+   * reconnects. @internal
+   */
   closeFor(reason: CloseReason, options: CloseOptions = {}): this {
     if (this.readyState === 2) return this;
     if (this.readyState === 0 && !this.res.headersSent) this.open();
@@ -475,10 +483,15 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     return false;
   }
 
+  /** Counts events as dropped for which no client is too slow. @internal */
+  countDropped(events: number): void {
+    this.rareState().droppedEvents += events;
+  }
+
   /** Counts events as dropped and applies `onSlow`. @internal */
   dropEvents(events: number): void {
     const { onSlow } = this.host.settings;
-    this.rareState().droppedEvents += events;
+    this.countDropped(events);
     this.publishSlow(onSlow);
     if (onSlow === 'close') this.destroyFor('slow');
   }

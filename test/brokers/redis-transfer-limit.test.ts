@@ -45,7 +45,7 @@ describe('the bytes of events that are on their way', () => {
   test('include an answer that was given up, until a later command is answered', async () => {
     const limit = new TransferLimit(10_000);
     const first = await limit.take(Infinity, 0, signal);
-    first.abandon();
+    first.stopWaiting();
     let isTaken = false;
     const second = limit.take(1_000, 0, signal).then((share) => {
       isTaken = true;

@@ -1,5 +1,5 @@
 /**
- * Messages that arrive while a node reads the log. They belong behind the place up to which the
+ * Messages that arrive while a node reads the log. They come after the place up to which the
  * node reads, so they are applied after the read:
  *
  *     log        … ───────────────┬──────────────────────────▶

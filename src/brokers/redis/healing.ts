@@ -47,7 +47,7 @@ interface Round {
   readonly queries: readonly ChannelQuery[];
   /** The state of the log, and the first channels. */
   readonly snapshot: LogSnapshot;
-  /** The messages behind the snapshot. */
+  /** The messages after the snapshot. */
   readonly early: EarlyMessages;
 }
 

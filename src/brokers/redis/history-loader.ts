@@ -23,7 +23,7 @@ interface ChannelLoad {
   readonly channel: string;
   readonly bytes: number;
   readonly range: MissingRange;
-  /** The events behind this offset have not been read. */
+  /** The events after this offset have not been read. */
   readonly after: number;
   /** Offset of the newest event that is not kept or cannot be read. */
   readonly trimmed: number;

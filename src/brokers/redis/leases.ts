@@ -16,6 +16,9 @@ import type { HistoryLimits } from '../../log/log.ts';
 import type { Lease } from '../broker.ts';
 import { formatLimits, type LogClient } from './log-client.ts';
 
+// Number of channels that one call of the script ends.
+const MAX_ENDED = 100;
+
 // Number of leases that one call renews. Redis does nothing else during a call.
 const MAX_RENEWED = 500;
 
@@ -27,8 +30,8 @@ export class Leases {
   readonly #onError: (error: unknown) => void;
   // The leases of this node, each with the number of its holders.
   readonly #held = new Map<string, number>();
-  // Abandoned leases, which are renewed once more: Redis may have lost them.
-  readonly #abandoned = new Set<string>();
+  // Leases that this node has given up, which are renewed once more: Redis may have lost them.
+  readonly #givenUp = new Set<string>();
   #timer: NodeJS.Timeout | undefined;
   #isRenewing = false;
   // Time in ms since which this node is open and Redis has answered every call.
@@ -62,8 +65,12 @@ export class Leases {
    */
   async stop(): Promise<void> {
     clearInterval(this.#timer);
-    const names = [...this.#held.keys(), ...this.#abandoned];
-    if (names.length > 0) await this.#renew(names, true, 0);
+    const names = [...this.#held.keys(), ...this.#givenUp];
+    // A call ends at most 100 channels.
+    for (let from = 0; from < names.length; from += MAX_ENDED) {
+      const isEnded = await this.#renew(names.slice(from, from + MAX_ENDED), true, 0);
+      if (!isEnded) return;
+    }
   }
 
   /** As `Broker.hold()`. */
@@ -71,7 +78,7 @@ export class Leases {
     // The limits are needed if the channel has no entry when it is abandoned.
     const name = [...formatLimits(history), channel].join(':');
     this.#held.set(name, (this.#held.get(name) ?? 0) + 1);
-    this.#abandoned.delete(name);
+    this.#givenUp.delete(name);
     void this.#renew([name], false);
     let isHeld = true;
     const drop = (): void => {
@@ -82,7 +89,7 @@ export class Leases {
       // The end of the channel has removed the lease in Redis.
       release: drop,
       abandon: () => {
-        if (isHeld) this.#abandoned.add(name);
+        if (isHeld) this.#givenUp.add(name);
         drop();
       },
     };
@@ -118,26 +125,26 @@ export class Leases {
    * A node that is not open may still publish: its commands have a connection of their own. So its
    * leases are renewed as long as Redis answers.
    */
-  async #renewEach(endsAbandoned: boolean): Promise<void> {
-    const abandoned = [...this.#abandoned];
-    const names = [...this.#held.keys(), ...abandoned];
-    if (names.length === 0 && !endsAbandoned) return;
+  async #renewEach(endsExpired: boolean): Promise<void> {
+    const givenUp = [...this.#givenUp];
+    const names = [...this.#held.keys(), ...givenUp];
+    if (names.length === 0 && !endsExpired) return;
     // At least one call, which looks for leases that have run out.
     for (let from = 0; from === 0 || from < names.length; from += MAX_RENEWED) {
-      const isRenewed = await this.#renew(names.slice(from, from + MAX_RENEWED), endsAbandoned);
+      const isRenewed = await this.#renew(names.slice(from, from + MAX_RENEWED), endsExpired);
       if (!isRenewed) return;
     }
-    for (const name of abandoned) this.#abandoned.delete(name);
+    for (const name of givenUp) this.#givenUp.delete(name);
   }
 
   /** @returns whether Redis has renewed the leases */
   async #renew(
     names: readonly string[],
-    endsAbandoned: boolean,
+    endsExpired: boolean,
     leaseMs: number = this.#leaseMs,
   ): Promise<boolean> {
     try {
-      const ended = await this.#client.lease(names, leaseMs, endsAbandoned);
+      const ended = await this.#client.lease(names, leaseMs, endsExpired);
       if (!diagnostics.end.hasSubscribers) return true;
       for (const { channel, id } of ended) {
         diagnostics.end.publish({ channel, id, reason: 'abandoned' });

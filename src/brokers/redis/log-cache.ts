@@ -31,7 +31,7 @@ import type { EntryMetadata } from './message-format.ts';
  */
 export interface MissingRange {
   readonly log: object;
-  /** Offset behind which the range begins. */
+  /** Offset after which the range begins. */
   readonly after: number;
   /** Offset of the last event of the range. */
   readonly until: number;
@@ -39,7 +39,7 @@ export interface MissingRange {
 
 interface CachedChannel {
   readonly channel: string;
-  /** The events behind `log.lastMissingOffset`. Older events may still be in Redis. */
+  /** The events after `log.lastMissingOffset`. Older events may still be in Redis. */
   readonly log: ChannelLog;
   /** Offset of the newest event that is not in Redis any more. */
   lost: number;
@@ -119,7 +119,7 @@ export class LogCache {
 
   /**
    * Updates channels after messages may have been missed.
-   * @param snapshot the answer to a query for the events behind {@link newest} of each channel
+   * @param snapshot the answer to a query for the events after {@link newest} of each channel
    * @param head offset up to which all events will have been pushed
    * @param isLast whether no other snapshot follows with the events that this snapshot lacks
    * @returns number of events in the snapshot
@@ -147,20 +147,21 @@ export class LogCache {
 
   /**
    * Updates one channel, as {@link update} does.
-   * @param entries the events behind {@link newest}
-   * @param isComplete whether `entries` are all of them, or the others follow
+   * @param entries the events after {@link newest}
+   * @param willHaveNoHole `false` if events after {@link newest} stay missing, so that the cached
+   * events are replaced
    */
   updateChannel(
     channel: string,
     state: StoredChannel,
     entries: readonly TimedEntry[],
-    isComplete: boolean,
+    willHaveNoHole: boolean,
     head: number,
   ): void {
     const newest = this.newest(channel);
     const cached = this.#channels.get(channel);
     const end = Math.min(state.newest, head);
-    if (cached === undefined || newest === undefined || end < newest || !isComplete) {
+    if (cached === undefined || newest === undefined || end < newest || !willHaveNoHole) {
       this.#replace(channel, state, end);
       return;
     }
@@ -264,7 +265,7 @@ export class LogCache {
     this.#bytes = 0;
   }
 
-  /** @returns the channels that have events behind the offset which are not in the cache */
+  /** @returns the channels that have events after the offset which are not in the cache */
   incomplete(channels: readonly string[], after: number): string[] {
     return channels.filter((channel) => {
       const cached = this.#channels.get(channel);
@@ -290,13 +291,13 @@ export class LogCache {
     };
   }
 
-  /** Number of events of the channel behind the offset that are in the cache. */
+  /** Number of events of the channel after the offset that are in the cache. */
   countAfter(channel: string, offset: number): number {
     return this.#channels.get(channel)?.log.countAfter(offset) ?? 0;
   }
 
   /**
-   * @returns the offset behind which the newest `count` events of the channel are; 0 if there are
+   * @returns the offset after which the newest `count` events of the channel come; 0 if there are
    * fewer; `undefined` if the cache has too few of them
    */
   startOfNewest(channel: string, count: number): number | undefined {

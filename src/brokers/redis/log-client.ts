@@ -167,7 +167,7 @@ export class LogClient {
     ]);
   }
 
-  /** Reads events behind the offset, of all channels merged: at most `maxBytes`, at least one. */
+  /** Reads events after the offset, of all channels merged: at most `maxBytes`, at least one. */
   async page(channels: readonly string[], after: number, maxBytes: number): Promise<LogSnapshot> {
     const transfer = { wanted: maxBytes, least: MIN_BYTES };
     return this.#query('page', channels, '', transfer, (bytes) => [
@@ -239,16 +239,16 @@ export class LogClient {
   /**
    * Renews leases, and ends channels whose lease has run out.
    * @param leaseMs time in ms for which the renewed leases are valid
-   * @param endsAbandoned whether channels are ended whose lease has run out
+   * @param endsExpired whether channels are ended whose lease has run out
    * @returns the channels that were ended, each with the id of its end
    */
   async lease(
     renewed: readonly string[],
     leaseMs: number,
-    endsAbandoned: boolean,
+    endsExpired: boolean,
   ): Promise<readonly { readonly channel: string; readonly id: string }[]> {
     const keys = [`${this.#base}:leases`, `${this.#base}:limits`];
-    const args = [`${leaseMs}`, `${END_SIZE}`, endsAbandoned ? '1' : '0', ...renewed];
+    const args = [`${leaseMs}`, `${END_SIZE}`, endsExpired ? '1' : '0', ...renewed];
     const answer = await this.#withTimeout(NO_TRANSFER, (signal) =>
       this.#call('lease', '', keys, args, signal),
     );
@@ -370,7 +370,7 @@ export class LogClient {
     } finally {
       clearTimeout(timer);
       callerSignal?.removeEventListener('abort', onAbort);
-      share?.abandon();
+      share?.stopWaiting();
       this.#pendingQueries.delete(controller);
     }
   }

@@ -6,7 +6,7 @@ import { parseEntry, toHistoryLimits } from './message-format.ts';
 /** A query about one channel. */
 export interface ChannelQuery {
   readonly channel: string;
-  /** The events behind this offset are read; with `undefined` no events. */
+  /** The events after this offset are read; with `undefined` no events. */
   readonly after: number | undefined;
   /** The events up to this offset are read. @defaultValue up to the newest */
   readonly until?: number | undefined;

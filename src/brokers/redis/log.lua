@@ -14,8 +14,9 @@
 --   │  breaks                        jumps of the offset, `<from>:<to>`, separated by spaces
 --   │  held                          bytes of the events that all channels keep
 --   │  sweep                         progress of the sweep, see sweep(); absent before the first
---   └  t:<channel>                   the channel, `<newest>:<trimmed>:<bytes>:<events>:<limit>:
---                                    <age>:<latest>:<ended>`, see save()
+--   └  t:<channel>                   the channel: offset of the newest event, `trimmed`, bytes that are
+--                                    kept; the limits (events, bytes, age in ms, newest-only);
+--                                    whether it has ended. Separated by colons
 --   {prefix}:s:<channel>             stream: the events that are kept, with the ids `<offset>-0`
 --   {prefix}:k:<channel>\n<key>      string: the event id that was published with this key
 --   {prefix}:b:<random>              string: the answer to a call that the client may send again
@@ -48,7 +49,7 @@
 --   offsets   ──── from ─────────── B ── head ──────────── A ───────▶   or   A ── B ── head
 --
 -- Let the first jump have led to A and the second jump to B. A reader that has received an event
--- behind A is in one of three places:
+-- after A is in one of three places:
 --
 -- - Below B: the reader is inside the second jump, which is recorded. It gets a gap, however far
 --   the log continues.
@@ -203,7 +204,7 @@ end
 local function save(channel)
   local age, latest = text(channel.age), channel.latest and '1' or '0'
   local ended = channel.isEnded and '1' or '0'
-  local known = { text(channel.newest), text(channel.trimmed), text(channel.bytes), text(channel.events), text(channel.limit), age, latest, ended }
+  local known = { text(channel.newest), text(channel.trimmed), text(channel.bytes), text(channel.maxEvents), text(channel.maxBytes), age, latest, ended }
   return redis.pcall('HSET', key, 'head', text(head), 'held', text(held), 't:' .. channel.name, table.concat(known, ':'))
 end
 
@@ -225,7 +226,7 @@ local function find(name, known)
   local channel = {
     name = name, stream = base .. ':s:' .. name,
     newest = tonumber(newest) or head, trimmed = tonumber(trimmed) or head, bytes = tonumber(bytes) or 0,
-    events = tonumber(events) or 1, limit = tonumber(limit) or 0, age = tonumber(age) or 0, latest = latest == '1', isEnded = ended == '1',
+    maxEvents = tonumber(events) or 1, maxBytes = tonumber(limit) or 0, age = tonumber(age) or 0, latest = latest == '1', isEnded = ended == '1',
   }
   local length = redis.pcall('XLEN', channel.stream)
   channel.problem = refusal(length)
@@ -243,7 +244,7 @@ end
 
 -- Returns the maximum number of entries. A newest-only channel keeps its newest event beside its end.
 local function mostEvents(channel)
-  return channel.latest and channel.isEnded and channel.events + 1 or channel.events
+  return channel.latest and channel.isEnded and channel.maxEvents + 1 or channel.maxEvents
 end
 
 -- Deletes the entries beyond the limits of the channel, oldest first. The entries are read in small
@@ -252,13 +253,13 @@ local function trim(channel)
   local ids, length, bytes, trimmed = {}, channel.length, channel.bytes, channel.trimmed
   local from, count, isDone, problem, most = '-', 1, false, nil, mostEvents(channel)
   -- `length`, `bytes` and `trimmed` are the values after the deletion.
-  while not isDone and length > 0 and (length > most or bytes > channel.limit or channel.age > 0) do
+  while not isDone and length > 0 and (length > most or bytes > channel.maxBytes or channel.age > 0) do
     local some = redis.pcall('XRANGE', channel.stream, from, '+', 'COUNT', count)
     problem = refusal(some)
     if problem or #some == 0 then break end
     for _, entry in ipairs(some) do
       local offset = offsetOf(entry)
-      isDone = length <= most and bytes <= channel.limit and offset > trimmed and not isOld(channel, entry)
+      isDone = length <= most and bytes <= channel.maxBytes and offset > trimmed and not isOld(channel, entry)
       if not isDone and #ids >= deletions then
         isDone, problem = true, 'more than one call deletes'
       end
@@ -277,7 +278,7 @@ local function trim(channel)
     if length == 0 then bytes, channel.isEnded = 0, false end
     held = math.max(held - (channel.bytes - bytes), 0)
     channel.trimmed, channel.bytes, channel.length, channel.changed = trimmed, bytes, length, true
-  elseif channel.length > 0 and from == '-' and not isDone and not problem and (length > most or bytes > channel.limit or channel.age > 0) then
+  elseif channel.length > 0 and from == '-' and not isDone and not problem and (length > most or bytes > channel.maxBytes or channel.age > 0) then
     -- XLEN counts entries that XRANGE does not return: the stream holds no entries.
     lose(channel)
   end
@@ -285,7 +286,7 @@ local function trim(channel)
 end
 
 -- Excludes entries past their age from a query. If they cannot be deleted now, `trimmed` is moved
--- behind the newest of them, found by binary search: entries are in the order of their times.
+-- to the newest of them, found by binary search: entries are in the order of their times.
 local function expire(channel)
   if not trim(channel) or channel.age == 0 then return end
   local low, high = channel.trimmed, channel.newest
@@ -377,10 +378,10 @@ local function sweep()
         if held - channel.bytes >= target then
           if not refusal(redis.pcall('UNLINK', channel.stream)) then lose(channel) end
         else
-          local limit = channel.limit
-          channel.limit = math.max(channel.bytes - (held - target), 0)
+          local limit = channel.maxBytes
+          channel.maxBytes = math.max(channel.bytes - (held - target), 0)
           trim(channel)
-          channel.limit = limit
+          channel.maxBytes = limit
         end
         found = found or held < before
       end
@@ -452,7 +453,7 @@ local function keep(name, remembered, entries, isEnd, events, limit, age, latest
       return nil, nil, false, false, epoch .. '.' .. text(channel.newest)
     end
   end
-  channel.events, channel.limit, channel.age, channel.latest = events, limit, age, latest
+  channel.maxEvents, channel.maxBytes, channel.age, channel.latest = events, limit, age, latest
   local lastId = epoch .. '.' .. text(head + #entries)
   local noted = remembered and redis.pcall('SET', remembered, lastId, 'PX', REMEMBERED)
   if refusal(noted) then return nil, noted.err end
@@ -569,7 +570,7 @@ if operation == 'append' then
 end
 
 -- Ends a channel whose lease has run out. Returns the id of its end, or nil.
-local function abandon(name, size)
+local function endExpired(name, size)
   local limits = redis.pcall('HGET', base .. ':limits', name)
   dropLease(name)
   if type(limits) ~= 'string' then return nil end
@@ -604,7 +605,7 @@ if operation == 'lease' then
   local over = ARGV[13] == '1' and redis.pcall('ZRANGEBYSCORE', leases, '-inf', text(now), 'LIMIT', 0, 100) or {}
   if refusal(over) then return over end
   for _, name in ipairs(over) do
-    local id = abandon(name, tonumber(ARGV[12]))
+    local id = endExpired(name, tonumber(ARGV[12]))
     if id then
       table.insert(lines, '\n+' .. text(head) .. ' ' .. name)
       table.insert(answers, name)
@@ -664,7 +665,7 @@ local unknown = { text(floor), text(floor), '0', '0', '1', '0', '0', '0', '', '0
 local function summary(channel, isMore, found)
   local length = channel.trimmed < channel.newest and channel.length or 0
   local known = {
-    text(channel.newest), text(channel.trimmed), text(channel.bytes), text(length), text(channel.events), text(channel.limit),
+    text(channel.newest), text(channel.trimmed), text(channel.bytes), text(length), text(channel.maxEvents), text(channel.maxBytes),
     text(channel.age), channel.latest and '1' or '0', channel.problem or '', isMore and '1' or '0',
     channel.isEnded and '1' or '0',
   }
@@ -677,7 +678,7 @@ local answers = { epoch, text(head), text(origin), breaks, text(now), '' }
 
 -- page: a page of several channels, merged by offset.
 --   ARGV  11 bytes of the page: at least one event is returned
---         12 offset behind which the page begins    13 … channels
+--         12 offset after which the page begins    13 … channels
 --
 -- A k-way merge: each channel has a window of entries (`some`, `at`), which is refilled when it is
 -- used up. The next entry of the page is the lowest among the windows.
@@ -737,7 +738,7 @@ end
 
 -- look: the state of channels, and their newer entries, all at one moment.
 --   ARGV  11 bytes of entries of each channel: at least one is returned    12 bytes of all channels
---         13 … for each channel: name, offset behind which entries are read (empty: none), and
+--         13 … for each channel: name, offset after which entries are read (empty: none), and
 --         offset up to which they are read (empty: all)
 local budget, most = tonumber(ARGV[11]), tonumber(ARGV[12])
 for i = 13, #ARGV, 3 do

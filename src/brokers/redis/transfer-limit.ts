@@ -21,7 +21,7 @@ export interface TransferShare {
   /** The answer has arrived, or never will. */
   release(): void;
   /** The caller does not wait for the answer any more, but the answer may still arrive. */
-  abandon(): void;
+  stopWaiting(): void;
 }
 
 interface Waiter {
@@ -162,7 +162,7 @@ export class TransferLimit {
     return {
       bytes,
       release: () => this.#release(transfer),
-      abandon: () => {
+      stopWaiting: () => {
         transfer.isAbandoned = true;
       },
     };
