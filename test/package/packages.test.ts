@@ -34,9 +34,8 @@ test('every package of test/apps is used', async () => {
   const isUsed = (name: string): boolean =>
     [`'${name}'`, `'${name}/`, `apps/node_modules/${name}/`].some((use) => text.includes(use));
   // A peer dependency of `@tanstack/ai-client`.
-  const peers = ['@tanstack/ai'];
-  const unused = Object.keys(dependencies).filter((name) => !isUsed(name));
-  expect(unused.filter((name) => !peers.includes(name))).toEqual([]);
+  const names = Object.keys(dependencies).filter((name) => name !== '@tanstack/ai');
+  expect(names.filter((name) => !isUsed(name))).toEqual([]);
 });
 
 test('no package of test/apps is one of the root', async () => {
