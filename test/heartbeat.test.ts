@@ -189,6 +189,7 @@ function standIn() {
     bytesFlushed: 0,
     writeMark: 65_536,
     isAwaitingDrain: false,
+    requestFlush: () => false,
     ticks: 0,
     onTick() {
       this.ticks++;

@@ -8,7 +8,8 @@ import {
 } from 'node:http';
 import http2 from 'node:http2';
 import { once } from 'node:events';
-import type { Readable } from 'node:stream';
+import type { Readable, Writable } from 'node:stream';
+import { setImmediate } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { sse, type EventStream, type SseOptions } from '../src/index.ts';
 import { listening } from './support/server.ts';
@@ -37,21 +38,24 @@ async function run(
   transport: Transport,
   options: SseOptions,
   work: (stream: EventStream) => Promise<void>,
+  highWaterMark = 16_384,
 ) {
   // Without heartbeats and `stallTimeout` the timer of the monitor fires once in a second, so an
   // event that waited for the timer would let the test time out.
   const events = sse({ heartbeat: false, stallTimeout: false, ...options });
+  let done: Promise<void> | undefined;
   const handler: RequestListener = (req, res) => {
     if (transport === 'HTTP/1.1 with a wrapped write()') wrapWrite(res);
     events(req, res, () => {
       const stream = (res as { sse?: EventStream }).sse as EventStream;
-      void work(stream).then(() => stream.close());
+      done = work(stream).finally(() => stream.close());
+      done.catch(() => {});
     });
   };
   await using server = await listening(
     transport === 'HTTP/2'
       ? (http2.createServer(handler as never) as unknown as Server)
-      : createServer(handler),
+      : createServer({ highWaterMark }, handler),
   );
   const session = transport === 'HTTP/2' ? http2.connect(server.url) : undefined;
   const accept = 'text/event-stream';
@@ -68,8 +72,10 @@ async function run(
     body.pause();
     setTimeout(() => body.resume(), 3);
   });
-  await within('the end of the stream', once(body, 'close'), 15_000);
+  const bodyClosed = new Promise((resolve) => body.once('close', resolve));
+  await within('the end of the stream', bodyClosed, 15_000);
   session?.destroy();
+  await done;
   const received = [...text.matchAll(/^data: (\d+) /gm)].map(([, index]) => Number(index));
   const { dropped, closed } = events.stats();
   return { received, dropped, closed };
@@ -111,5 +117,52 @@ describe.each<Transport>(['HTTP/1.1', 'HTTP/1.1 with a wrapped write()', 'HTTP/2
       expect(stream.bufferedAmount).toBeLessThanOrEqual(1_000);
     });
     expect(answers).toEqual([true, false]);
+  });
+});
+
+describe('an agent whose write() throws for no bytes ends the stream with the error, from', () => {
+  const failure = new Error('the agent');
+
+  /** Holds all bytes back, and replaces the `write()` that asks whether bytes were flushed. */
+  async function breakEmptyWrites({ res }: EventStream): Promise<void> {
+    // The client gets the head first.
+    await setImmediate();
+    const carrier: Writable = (res as { stream?: Writable }).stream ?? (res.socket as Writable);
+    carrier.cork();
+    const write = carrier.write.bind(carrier) as (...args: unknown[]) => boolean;
+    carrier.write = ((...args: unknown[]) => {
+      if ((args[0] as Buffer).length === 0) throw failure;
+      return write(...args);
+    }) as typeof carrier.write;
+  }
+
+  test.each<Transport>(['HTTP/1.1', 'HTTP/2'])('drained() over %s', async (on) => {
+    const errors: unknown[] = [];
+    const options = { maxBuffered: 0, onError: (error: unknown) => void errors.push(error) };
+    const result = await run(on, options, async (stream) => {
+      await breakEmptyWrites(stream.open());
+      stream.send(KB);
+      await within('drained()', stream.drained());
+      expect(await within('the end', stream.closed)).toBe('error');
+    });
+    expect(errors).toEqual([failure]);
+    expect(result.closed).toEqual({ error: 1 });
+  });
+
+  test('send() of a large event', async () => {
+    const errors: unknown[] = [];
+    const options = { onError: (error: unknown) => void errors.push(error) };
+    const result = await run(
+      'HTTP/1.1',
+      options,
+      async (stream) => {
+        await breakEmptyWrites(stream.open());
+        expect(stream.send(KB.repeat(200))).toBe(false);
+        expect(await within('the end', stream.closed)).toBe('error');
+      },
+      1_048_576,
+    );
+    expect(errors).toEqual([failure]);
+    expect(result.closed).toEqual({ error: 1 });
   });
 });

@@ -120,6 +120,18 @@ export function requestDrain(
   if (res.writableLength > 0) carrier.write(NO_BYTES, onFlushed);
 }
 
+/**
+ * Calls back when everything that the response was given so far has been flushed. Only over HTTP/2:
+ * its streams do not count flushed bytes, as the socket of an HTTP/1 response does.
+ * @returns whether the callback will be called
+ */
+export function requestFlush(res: ServerResponse, onFlushed: () => void): boolean {
+  const carrier = 'stream' in res ? findCarrier(res) : undefined;
+  if (carrier?.writable !== true) return false;
+  carrier.write(NO_BYTES, onFlushed);
+  return true;
+}
+
 /** @returns the socket or HTTP/2 stream to which the response writes now, if there is one */
 function findCarrier(res: ServerResponse): Writable | undefined {
   const http2Stream = 'stream' in res ? res.stream : undefined;

@@ -23,7 +23,7 @@ import {
 } from './interception.ts';
 import { isResponsePipelined } from './pipelining.ts';
 import { corkedBytesOf } from './response-head.ts';
-import { ignoreDrain, listenForDrain, requestDrain } from './response-listeners.ts';
+import { ignoreDrain, listenForDrain, requestDrain, requestFlush } from './response-listeners.ts';
 import { CHUNK_BYTES, HIGH_WATER_MARK, WriteQueue } from './write-queue.ts';
 import { WriteTotals } from './write-totals.ts';
 
@@ -558,6 +558,20 @@ export abstract class ResponseWriter extends WriteTotals {
     } catch (error) {
       // An agent may have put its own `write()` on the socket.
       this.onError(error);
+    }
+  }
+
+  /**
+   * Calls back when the bytes that are queued now have been flushed, if {@link bytesFlushed} may not
+   * show it. @returns whether the callback will be called @internal
+   */
+  requestFlush(onFlushed: () => void): boolean {
+    try {
+      return requestFlush(this.res, onFlushed);
+    } catch (error) {
+      // An agent may have put its own `write()` on the HTTP/2 stream.
+      this.onError(error);
+      return false;
     }
   }
 

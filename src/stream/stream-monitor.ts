@@ -32,6 +32,11 @@ export interface MonitoredStream extends IndexedListMember {
   readonly isAwaitingDrain: boolean;
   /** When the monitor first saw that nothing more was written; a write sets 0. */
   idleSince: number;
+  /**
+   * Calls back when the bytes that are queued now have been flushed, if `bytesFlushed` may not show
+   * it. Returns whether the callback will be called.
+   */
+  requestFlush(onFlushed: () => void): boolean;
   /** The response accepts bytes again. */
   resume(): void;
   /** Ends the stream now. */
@@ -51,10 +56,14 @@ interface BlockedStream {
   /**
    * When the stream was first seen with this `bytesFlushed`, in ms of {@link StreamMonitor.#runMs}.
    */
-  readonly since: number;
-  readonly bytesFlushed: number;
+  since: number;
+  bytesFlushed: number;
   /** Queued bytes when the stream was last looked at. */
   bufferedAmount: number;
+  /** Whether `onFlushed` of a {@link MonitoredStream.requestFlush} is to come. */
+  isFlushRequested: boolean;
+  /** Whether bytes were flushed since the stream was last looked at. */
+  hasFlushed: boolean;
   /** Whether an `onTick()` is to be made up for when the queue is empty. */
   hasMissedTick: boolean;
 }
@@ -186,23 +195,43 @@ export class StreamMonitor {
   /** Notes how much was flushed. @returns whether the client has read nothing for too long */
   #checkProgress(stream: MonitoredStream): boolean {
     const { bytesFlushed, bufferedAmount } = stream;
-    const blocked = this.#blocked.get(stream);
-    // Over HTTP/2, the bytes that the application has written itself are seen only as they leave.
+    let blocked = this.#blocked.get(stream);
+    if (blocked === undefined) {
+      blocked = {
+        since: this.#runMs,
+        bytesFlushed,
+        bufferedAmount,
+        isFlushRequested: false,
+        hasFlushed: false,
+        hasMissedTick: false,
+      };
+      this.#blocked.set(stream, blocked);
+    }
     const hasProgress =
-      blocked === undefined ||
+      blocked.hasFlushed ||
       bytesFlushed > blocked.bytesFlushed ||
       bufferedAmount < blocked.bufferedAmount;
-    if (!hasProgress) {
-      blocked.bufferedAmount = bufferedAmount;
-      return this.#runMs - blocked.since >= this.#stallTimeoutMs;
+    blocked.hasFlushed = false;
+    blocked.bufferedAmount = bufferedAmount;
+    if (hasProgress) {
+      blocked.since = this.#runMs;
+      blocked.bytesFlushed = bytesFlushed;
+      return false;
     }
-    this.#blocked.set(stream, {
-      since: this.#runMs,
-      bytesFlushed,
-      bufferedAmount,
-      hasMissedTick: blocked?.hasMissedTick === true,
+    this.#requestFlush(stream, blocked);
+    return this.#runMs - blocked.since >= this.#stallTimeoutMs;
+  }
+
+  /**
+   * Over HTTP/2, an application that writes itself may always have added as much as was flushed when
+   * the stream is looked at. Then only the stream itself knows of the progress.
+   */
+  #requestFlush(stream: MonitoredStream, blocked: BlockedStream): void {
+    if (blocked.isFlushRequested) return;
+    blocked.isFlushRequested = stream.requestFlush(() => {
+      blocked.isFlushRequested = false;
+      blocked.hasFlushed = true;
     });
-    return false;
   }
 
   /** Calls `onExpired()`, or else `onTick()` and `onIdle()`, if their time has come. */

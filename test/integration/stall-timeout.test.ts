@@ -1,11 +1,13 @@
 import { once } from 'node:events';
+import http2 from 'node:http2';
 import type { Socket } from 'node:net';
 import { Readable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
+import { sse, type EventStream } from '../../src/index.ts';
 import { serveStreams } from '../support/app.ts';
 import { start } from '../support/child.ts';
-import { dial, requestText } from '../support/server.ts';
+import { dial, listening, requestText } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 
 describe('stallTimeout counts time in which the process ran:', () => {
@@ -124,5 +126,48 @@ describe('stallTimeout of a stream whose application writes events itself', () =
     const socket = await dial(server.port, requestText('/'));
     await until('the end', () => server.events.stats().closed.stalled === 1);
     socket.destroy();
+  });
+
+  describe('over HTTP/2, and adds as much as was flushed,', () => {
+    /** @returns the reason of the end, if there was one, and what the client has read */
+    async function readFor(ms: number, bytesPerRead: number) {
+      const events = sse({ stallTimeout: STALL_MS, heartbeat: false, warnings: false });
+      const server = http2.createServer((req, res) =>
+        events(req as never, res as never, () => {
+          (res as unknown as { sse: EventStream }).sse.open();
+          function write(): void {
+            while (!res.stream.destroyed && res.write(`data: ${'x'.repeat(20_000)}\n\n`));
+            res.once('drain', write);
+          }
+          write();
+        }),
+      );
+      await using served = await listening(server as never);
+      const session = http2.connect(served.url);
+      const request = session.request({ ':path': '/', accept: 'text/event-stream' });
+      request.on('error', () => {}).on('readable', () => {});
+      let bytes = 0;
+      const begun = performance.now();
+      while (performance.now() - begun < ms && events.stats().closed.stalled === undefined) {
+        await delay(20);
+        const size = Math.min(request.readableLength, bytesPerRead);
+        const chunk = size > 0 ? (request.read(size) as Buffer | null) : null;
+        bytes += chunk?.length ?? 0;
+      }
+      const { closed } = events.stats();
+      session.destroy();
+      return { closed, bytes };
+    }
+
+    test('a client that reads steadily is not cut', async () => {
+      const { closed, bytes } = await readFor(4 * STALL_MS, 3_000);
+      expect(closed).toEqual({});
+      expect(bytes).toBeGreaterThan(200_000);
+    });
+
+    test('a client that reads nothing is cut', async () => {
+      const { closed } = await readFor(15_000, 0);
+      expect(closed).toEqual({ stalled: 1 });
+    });
   });
 });
