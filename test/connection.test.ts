@@ -4,12 +4,13 @@ import { createServer, type ServerResponse } from 'node:http';
 import zlib from 'node:zlib';
 import compression from 'compression';
 import express, { type Response } from 'express';
-import { describe, expect, onTestFinished, test, vi } from 'vitest';
+import { beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import {
   createChannels,
   memoryBroker,
   sse,
   stream,
+  type Broker,
   type EventStream,
   type SseMiddleware,
 } from '../src/index.ts';
@@ -814,6 +815,11 @@ describe('a listener for the head, such as on-headers adds,', () => {
     };
   }
 
+  let memory: Broker;
+  beforeEach(() => {
+    memory = memoryBroker();
+  });
+
   async function serveHeads(
     listener: (stream: EventStream) => void,
     open: (stream: EventStream) => unknown,
@@ -893,6 +899,34 @@ describe('a listener for the head, such as on-headers adds,', () => {
     const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
     expect([response.status, await response.text()]).toEqual([500, 'a value of type object']);
   });
+
+  test.each<[string, Partial<Broker>]>([
+    ['at once', {}],
+    ['later', { read: async (...args) => memory.read(...args) }],
+    ['never', { read: () => new Promise<never>(() => {}) }],
+  ])(
+    'that throws is an error of a subscribe that resumes, if the log is read %s',
+    async (_, members) => {
+      const channels = createChannels({ broker: brokerWith(memory, members) });
+      const { id } = await channels.publish('a', 'seen');
+      const ended: unknown[] = [];
+      await using server = await serveHeads(
+        () => {
+          throw new Error('no head today');
+        },
+        async (given) => {
+          await channels.subscribe(given, 'a');
+          ended.push('subscribed');
+        },
+      );
+      const headers = { Accept: 'text/event-stream', 'Last-Event-ID': id };
+      const response = await fetch(server.url, { headers });
+      expect([response.status, await response.text()]).toEqual([500, 'no head today']);
+      expect(server.events.stats()).toMatchObject({ open: 0, opened: 0 });
+      expect(channels.stats()).toMatchObject({ channels: 0, subscriptions: 0 });
+      expect(ended).toEqual([]);
+    },
+  );
 
   test.each<[string, (stream: EventStream) => void, string]>([
     ['sends', (given) => void given.send('own'), ':\ndata: own\n\ndata: x\n\n'],

@@ -8,48 +8,96 @@ import type { StreamFollower } from './follower.ts';
 import { resolveStart } from './start.ts';
 import type { SubscriptionRecord } from './subscription.ts';
 
-// Bytes of the page that shows whether only ends follow an id: enough for the ends of 100 channels,
-// and for few events.
-const MAX_ENDS_BYTES = 8_192;
-
 // If the broker has not told the position after this time, the stream opens without it, in ms.
 const OPEN_AFTER_MS = 1_000;
 
 /**
- * Decides whether a request that brings an id is answered without a stream: 204 if all of its
- * channels have ended and the client has received everything; 410 if the client has lost events and
- * cannot be told on the stream (`control: false`). Reads the log only for such a request, while
- * nothing is written yet.
- * @returns not a promise if the broker is in this process
+ * The decision about a request that brings an id, and whose stream is not open yet. It is made with
+ * the first page that the stream reads of the log:
+ *
+ * - all channels have ended, and the client has received everything: 204, after which an
+ *   EventSource does not connect again;
+ * - the client has lost events, and cannot be told on the stream (`control: false`): 410;
+ * - anything else: the stream opens.
  */
-export function findAnswer(
+export class DelayedOpening {
+  /** The error that opening the stream, or answering the request, has thrown. */
+  error: Error | undefined;
+  readonly #follower: StreamFollower;
+  readonly #record: SubscriptionRecord;
+  // The client's position.
+  readonly #start: Cursor;
+
+  /** @param start the client's position */
+  constructor(follower: StreamFollower, record: SubscriptionRecord, start: Cursor) {
+    this.#follower = follower;
+    this.#record = record;
+    this.#start = start;
+  }
+
+  /**
+   * Opens the stream, or answers the request without it.
+   * @param page the first page of the stream
+   * @returns whether the stream is open, and the page can be delivered
+   */
+  decide(page: Page): boolean {
+    const { stream } = this.#follower;
+    try {
+      const status = this.#statusFor(page);
+      // Other code may have used the stream meanwhile. Then the client receives `sse:end` or
+      // `sse:gap`.
+      if (status === undefined || !isUnused(this.#follower)) {
+        return stream.open().readyState !== 2;
+      }
+      answerWithout(stream, status);
+    } catch (error) {
+      // A listener for the response head threw.
+      this.error = toError(error);
+      this.#record.markStarted();
+    }
+    return false;
+  }
+
+  #statusFor({ position, complete, ended, entries, trimmed }: Page): 204 | 410 | undefined {
+    if (position.epoch !== this.#start.epoch) return undefined;
+    // The same comparison as in `ChannelStarts.collectLost()`. Change both.
+    if (trimmed.some((offset) => offset > this.#start.offset)) {
+      return isGapUntold(this.#record) ? 410 : undefined;
+    }
+    const isOver =
+      complete && ended.every((isEnded) => isEnded) && entries.every(({ isEnd }) => isEnd);
+    return isOver ? 204 : undefined;
+  }
+}
+
+/**
+ * Whether the stream opens only when its first page is known: if the client brings an id from which
+ * it resumes, and nothing is written yet.
+ * @param position the end of the log
+ * @returns 410 if the client cannot resume, and cannot be told of it on the stream
+ */
+export function planOpening(
   follower: StreamFollower,
   record: SubscriptionRecord,
   position: Cursor,
-): 204 | 410 | undefined | Promise<204 | 410 | undefined> {
+): DelayedOpening | 410 | undefined {
   const { host, stream } = follower;
   const { channels, options } = record;
   if (!isUnused(follower)) return undefined;
   if (!channels.every((channel) => host.followedChannels.hasHistory(channel))) return undefined;
-  const start = resolveStart(stream.lastEventId, options, position);
-  const isUntold = options.control === false && options.onGap === undefined;
-  if (start.isForeign) return isUntold ? 410 : undefined;
+  const { isForeign, offset } = resolveStart(stream.lastEventId, options, position);
+  if (isForeign) return isGapUntold(record) ? 410 : undefined;
   if (options.resume === false || stream.lastEventId === '') return undefined;
-  const decide = ({ position: { epoch }, complete, ended, entries, trimmed }: Page) => {
-    if (epoch !== position.epoch) return undefined;
-    // The same comparison as in `ChannelStarts.collectLost()`. Change both.
-    if (trimmed.some((offset) => offset > start.offset)) return isUntold ? 410 : undefined;
-    const isOver =
-      complete && ended.every((isEnded) => isEnded) && entries.every(({ isEnd }) => isEnd);
-    return isOver ? 204 : undefined;
-  };
-  const signal = host.catchUpQueue.isBrokerRemote ? record.getSignal() : undefined;
-  const page = host.broker.read(channels, start.offset, MAX_ENDS_BYTES, signal);
-  return page instanceof Promise ? openIfSlow(stream, page).then(decide) : decide(page);
+  return new DelayedOpening(follower, record, { epoch: position.epoch, offset });
+}
+
+/** Whether the subscription has no means to tell the client, or the application, of a gap. */
+function isGapUntold({ options }: SubscriptionRecord): boolean {
+  return options.control === false && options.onGap === undefined;
 }
 
 /** Whether a stream with a first subscription is not open, and was not used otherwise. */
-export function isUnused({ stream, subscriptions }: StreamFollower): boolean {
+function isUnused({ stream, subscriptions }: StreamFollower): boolean {
   return stream.readyState === 0 && !stream.res.headersSent && subscriptions.length === 1;
 }
 
@@ -75,9 +123,14 @@ export function openIfSlow<T>(stream: EventStream, answer: Promise<T>): Promise<
         if (!stream.res.headersSent) stream.open();
       } catch (error) {
         // A listener for the response head threw.
-        reject(error instanceof Error ? error : new Error(describeThrown(error), { cause: error }));
+        reject(toError(error));
       }
     }, OPEN_AFTER_MS);
     answer.finally(() => clearTimeout(timer)).then(resolve, reject);
   });
+}
+
+/** Returns what was thrown as an `Error`. */
+function toError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(describeThrown(error), { cause: error });
 }

@@ -51,6 +51,11 @@ export class CatchUp implements CatchUpJob {
   readonly starts: ChannelStarts = new ChannelStarts();
   /** The next page begins with an `sse:checkpoint` event, which tells the client its position. */
   isCheckpointPending = false;
+  /**
+   * Called with the first page, if the stream is not open yet. Returns whether the stream is open,
+   * and the page can be delivered.
+   */
+  decideFirstPage: ((page: Page) => boolean) | undefined;
   /** The position moved back because channels were added: ids have become smaller. */
   hasSteppedBack = false;
   #phase: 'idle' | 'queued' | 'stepping' | 'reading' | 'draining' | 'asking' = 'idle';
@@ -228,6 +233,9 @@ export class CatchUp implements CatchUpJob {
     const owner = this.#owner;
     const { host, stream } = owner;
     host.catchUpQueue.countBytes(page.entries.reduce((sum, { frame }) => sum + frame.length, 0));
+    const decide = this.decideFirstPage;
+    this.decideFirstPage = undefined;
+    if (decide?.(page) === false) return;
     if (page.position.epoch !== owner.epoch) {
       // Another log has replaced the log. The next page reports the gap.
       owner.moveToLog(page.position.epoch, 0);

@@ -6,9 +6,9 @@
  *   1. addRecord()            the broker listens to new channels; the record is in the list
  *   2. requestPosition()      wait until the broker listens and tells the end of the log
  *   3.                        wait for the turn of the event loop, and for earlier subscriptions
- *   4. findAnswer()           nothing will follow the client's id, or it cannot be told of a gap?
- *                             Answer 204 or 410
- *      findNewest()           `since: { last }`: where do the newest events begin?
+ *   4. findNewest()           `since: { last }`: where do the newest events begin?
+ *      planOpening()          a client that resumes: the stream opens with its first page, or the
+ *                             page shows that the answer is 204 or 410
  *   5. placeSubscription()    each new channel gets an offset; the stream catches up with the log
  *   6. whenStarted()          wait until the first page is delivered, and a gap is reported
  * ```
@@ -20,7 +20,7 @@ import { SseError } from '../common/errors.ts';
 import type { Cursor } from '../protocol/cursor.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
-import { answerWithout, findAnswer, isUnused, openIfSlow } from './answers.ts';
+import { answerWithout, DelayedOpening, openIfSlow, planOpening } from './answers.ts';
 import { OLDEST_HELD } from './channel-starts.ts';
 import type { StreamFollower } from './follower.ts';
 import {
@@ -78,29 +78,33 @@ export async function subscribe(
     if (previous?.isPlaced === false && follower.subscriptions.includes(previous)) {
       await previous.whenPlaced();
     }
-    const found = findAnswer(follower, record, position);
-    const status = found instanceof Promise ? await found : found;
-    // Other code may have used the stream meanwhile. Then the client receives `sse:end` or `sse:gap`.
-    if (status !== undefined && isUnused(follower)) {
-      // Ends also the subscription.
-      answerWithout(stream, status);
-      return endedSubscription(channels);
-    }
     const newest = findNewest(follower, record);
     const startsOfNewest = newest instanceof Promise ? await newest : newest;
-    if (isRemoved() || stream.open().readyState === 2) return endedSubscription(channels);
+    if (isRemoved()) return endedSubscription(channels);
+    const opening = planOpening(follower, record, position);
+    // Ends also the subscription.
+    if (opening === 410) answerWithout(stream, opening);
+    if (opening === undefined) stream.open();
+    if (stream.readyState === 2) return endedSubscription(channels);
     if (!isOfStreamLog(follower, position)) {
       position = await requestCurrentPosition(follower, record, position);
       if (isRemoved()) return endedSubscription(channels);
     }
+    if (opening instanceof DelayedOpening) {
+      follower.ensureCatchUp().decideFirstPage = (page) => opening.decide(page);
+    }
     placeSubscription(follower, record, position, startsOfNewest);
+    if (!record.hasStarted && !isInsideGapHandler) {
+      const started = record.whenStarted();
+      await (opening === undefined ? started : openIfSlow(stream, started));
+    }
+    if (opening instanceof DelayedOpening && opening.error !== undefined) throw opening.error;
   } catch (error) {
     // If the stream has ended meanwhile, that is not an error.
     if (isRemoved()) return endedSubscription(channels);
     removeSubscription(follower, record);
     throw error;
   }
-  if (!record.hasStarted && !isInsideGapHandler) await record.whenStarted();
   return handle;
 }
 
