@@ -341,8 +341,8 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
    *
    * At most 64 publishes wait for the broker at the same time. If the broker is slow, the source is
    * read more slowly. If this process dies, another node ends the channel after 20 to 40 s, so that
-   * readers do not wait for ever; `channels.close()` ends it at once (with `redisBroker()`; the
-   * channels of `memoryBroker()` end with the process).
+   * readers do not wait for ever (with `redisBroker()`; the channels of `memoryBroker()` end with
+   * the process). `channels.close()` stops the pipe as the `signal` does.
    *
    * After an error of the source or of a function of the options, the channel ends, and `pipe`
    * rejects with the error. If the broker does not accept an event, or the channel was ended
@@ -456,7 +456,8 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
   stats(): ChannelsStats;
 
   /**
-   * Ends the streams that follow channels, with the reason `'shutdown'`, and closes the broker. A
+   * Stops the pipes that are running with the error `ERR_SSE_CLOSED`, and waits up to 3 s until they
+   * have ended their channels. Ends the streams that follow channels, with the reason `'shutdown'`, and closes the broker. A
    * further call returns the same promise.
    */
   close(): Promise<void>;

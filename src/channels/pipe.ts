@@ -8,6 +8,13 @@ import type { EndOptions, LastEvent, PipeToChannelOptions } from './channels.ts'
 // Number of publishes that may wait for the broker at the same time.
 const MAX_IN_FLIGHT = 64;
 
+// Codes of the errors of a broker that accepts no event of the channel.
+const REFUSALS: ReadonlySet<string> = new Set([
+  'ERR_SSE_BROKER',
+  'ERR_SSE_CLOSED',
+  'ERR_SSE_ENDED',
+]);
+
 /** The calls of one channel that a pipe makes. */
 export interface PipeChannel {
   publish(data: unknown, options: { event?: string | undefined }): Promise<{ id: string }>;
@@ -26,6 +33,7 @@ interface PipeResult {
 
 /**
  * Publishes each item. See `Channels.pipe()` for the contract.
+ * @param closing stops the pipe, as the `signal` of the options does
  *
  * ```text
  * source ──► item ──map()──► items of `every` ms ──join()──► publish ──► at most 64 in flight
@@ -37,22 +45,18 @@ export async function pipeToChannel<T, M>(
   channel: PipeChannel,
   source: PipeSource<T>,
   options: PipeToChannelOptions<T, M>,
+  closing: AbortSignal,
 ): Promise<PipeResult> {
-  const { signal, end = true } = options;
+  const { end = true } = options;
   const lease = end === false ? undefined : channel.hold();
   const run = new PipeRun(channel, options);
-  const stop = (): void => run.stop(signal?.reason);
-  if (signal?.aborted === true) stop();
-  signal?.addEventListener('abort', stop, { once: true });
   let failure: { readonly error: unknown } | undefined;
   try {
-    await run.read(source);
+    await run.read(source, options.signal, closing);
   } catch (error) {
     failure = { error };
-  } finally {
-    signal?.removeEventListener('abort', stop);
   }
-  if (failure !== undefined && isRefusal(failure.error)) {
+  if (failure !== undefined && run.isRefused) {
     // The channel cannot be ended from here. The lease runs out, unless the channel is piped anew.
     lease?.abandon();
     throw failure.error;
@@ -68,12 +72,6 @@ export async function pipeToChannel<T, M>(
   return run.result;
 }
 
-/** Whether the broker has not accepted an event, so that an end would not be accepted either. */
-function isRefusal(error: unknown): boolean {
-  const codes = ['ERR_SSE_BROKER', 'ERR_SSE_CLOSED', 'ERR_SSE_ENDED'];
-  return error instanceof SseError && codes.includes(error.code);
-}
-
 /** The state of one call: the items that are to be joined, and the publishes in flight. */
 class PipeRun<T, M> {
   readonly #channel: PipeChannel;
@@ -82,8 +80,10 @@ class PipeRun<T, M> {
   readonly #stopped = new AbortController();
   // The first error of the source, of a function of the application, of a publish or of the signal.
   #failure: { readonly error: unknown } | undefined;
+  /** Whether the broker has not accepted an event, so that an end would not be accepted either. */
+  isRefused = false;
   // Whether a publish has failed: later items are not published, because they would leave a hole.
-  #isRefused = false;
+  #hasHole = false;
   // The items since the last event, and the last of them before `map`.
   #items: M[] = [];
   #lastItem: T | undefined;
@@ -103,8 +103,8 @@ class PipeRun<T, M> {
     return { id: this.#lastId, events: this.#events };
   }
 
-  /** Reads no further items of the source, because of an error or the signal. */
-  stop(error: unknown): void {
+  /** Reads no further items of the source, because of an error or a signal. */
+  #stop(error: unknown): void {
     this.#failure ??= { error };
     this.#stopped.abort();
     this.#giveRoom();
@@ -112,13 +112,23 @@ class PipeRun<T, M> {
 
   /**
    * Reads the source to its end, and waits until all events are accepted. Rejects with the first
-   * error of the source, of a function of the application, of the broker or of the signal.
+   * error of the source, of a function of the application, of the broker, or with the reason of a
+   * signal.
+   * @param signals stop the pipe
    */
-  async read(source: PipeSource<T>): Promise<void> {
+  async read(source: PipeSource<T>, ...signals: (AbortSignal | undefined)[]): Promise<void> {
+    const stop = ({ target }: { target: unknown }): void =>
+      this.#stop((target as AbortSignal).reason);
+    for (const signal of signals) {
+      if (signal?.aborted === true) this.#stop(signal.reason);
+      signal?.addEventListener('abort', stop, { once: true });
+    }
     try {
       await readSource(source, this.#stopped.signal, (item, index) => this.#add(item, index));
     } catch (error) {
       this.#failure ??= { error };
+    } finally {
+      for (const signal of signals) signal?.removeEventListener('abort', stop);
     }
     clearTimeout(this.#timer);
     try {
@@ -154,7 +164,7 @@ class PipeRun<T, M> {
     this.#lastItem = item;
     if (every === undefined) return this.#publishItems();
     this.#timer ??= setTimeout(() => {
-      this.#publishItems().catch((error: unknown) => this.stop(error));
+      this.#publishItems().catch((error: unknown) => this.#stop(error));
     }, every);
     // While the broker is slow, no further item is read.
     return this.#inFlight < MAX_IN_FLIGHT ? undefined : this.#room(MAX_IN_FLIGHT);
@@ -167,7 +177,7 @@ class PipeRun<T, M> {
     this.#timer = undefined;
     const items = this.#items;
     this.#items = [];
-    if (items.length === 0 || this.#isRefused) return;
+    if (items.length === 0 || this.#hasHole) return;
     const { event } = this.#options;
     const name = typeof event === 'function' ? event(this.#lastItem as T, this.#events) : event;
     const published = this.#channel.publish(this.#join(items), { event: name });
@@ -180,8 +190,9 @@ class PipeRun<T, M> {
     try {
       this.#lastId = (await published).id;
     } catch (error) {
-      this.#isRefused = true;
-      this.stop(error);
+      this.#hasHole = true;
+      this.isRefused = error instanceof SseError && REFUSALS.has(error.code);
+      this.#stop(error);
     }
     this.#inFlight--;
     this.#giveRoom();

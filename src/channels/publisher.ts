@@ -39,6 +39,8 @@ export class Publisher {
   readonly #broker: Broker;
   readonly #history: History;
   readonly #options: PublisherOptions;
+  // The pipes that are running, each with what stops it.
+  readonly #pipes = new Map<AbortController, Promise<unknown>>();
   /** Number of events that were published, including those that a `key` made unnecessary. */
   published = 0;
 
@@ -48,14 +50,36 @@ export class Publisher {
     this.#options = options;
   }
 
+  /**
+   * Stops the pipes that are running, so that they end their channels.
+   * @returns a promise that resolves when all have ended their channels or have failed; `undefined`
+   * if no pipe is running
+   */
+  stopPipes(reason: SseError): Promise<unknown> | undefined {
+    if (this.#pipes.size === 0) return undefined;
+    const running = Promise.allSettled(this.#pipes.values());
+    for (const closing of this.#pipes.keys()) closing.abort(reason);
+    return running;
+  }
+
   /** See `Channels.publish`. */
   async publish(name: string, data: unknown, options: PublishOptions): Promise<{ id: string }> {
+    return this.#publish(name, data, options, this.#options.assertOpen);
+  }
+
+  /** @param assertOpen called when the arguments are valid */
+  async #publish(
+    name: string,
+    data: unknown,
+    options: PublishOptions,
+    assertOpen: () => void,
+  ): Promise<{ id: string }> {
     assertChannelName(name);
     const { event, retry, key, meta } = assertOptions('publish()', options, publishRules);
     if (retry !== undefined) assertRetry(retry);
     const metaText = toMetaText(meta);
     const text = this.#toText(data, event);
-    this.#options.assertOpen();
+    assertOpen();
     const history = this.#history.limitsFor(name);
     const fields = { event, data: text, retry, meta: metaText };
     const { id } = await this.#broker.append({ ...fields, channel: name, key, history });
@@ -66,6 +90,16 @@ export class Publisher {
 
   /** See `Channels.end`. */
   async end(name: string, data: unknown, options: EndOptions): Promise<{ id: string }> {
+    return this.#end(name, data, options, this.#options.assertOpen);
+  }
+
+  /** @param assertOpen called when the arguments are valid */
+  async #end(
+    name: string,
+    data: unknown,
+    options: EndOptions,
+    assertOpen: () => void,
+  ): Promise<{ id: string }> {
     assertChannelName(name);
     const { event, key } = assertOptions('end()', options, endRules);
     if (data === undefined && event !== undefined) {
@@ -75,7 +109,7 @@ export class Publisher {
       );
     }
     const text = data === undefined ? undefined : this.#toText(data, event);
-    this.#options.assertOpen();
+    assertOpen();
     const history = this.#history.limitsFor(name);
     assertHasHistory('end()', name, history);
     const last = { channel: name, event, data: text, retry: undefined };
@@ -99,12 +133,20 @@ export class Publisher {
     this.#options.assertOpen();
     const history = this.#history.limitsFor(name);
     if (checked.end !== false) assertHasHistory('pipe()', name, history);
+    // A pipe that `close()` stops ends its channel until the broker is closed.
     const channel: PipeChannel = {
-      publish: (data, fields) => this.publish(name, data, fields),
-      end: (data, fields) => this.end(name, data, fields),
+      publish: (data, fields) => this.#publish(name, data, fields, () => {}),
+      end: (data, fields) => this.#end(name, data, fields, () => {}),
       hold: () => (history === false ? undefined : this.#broker.hold?.(name, history)),
     };
-    return pipeToChannel(channel, source, checked);
+    const closing = new AbortController();
+    const piped = pipeToChannel(channel, source, checked, closing.signal);
+    this.#pipes.set(closing, piped);
+    try {
+      return await piped;
+    } finally {
+      this.#pipes.delete(closing);
+    }
   }
 
   /**

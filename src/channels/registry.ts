@@ -62,6 +62,9 @@ import { endedSubscription, subscribe } from './subscribing.ts';
 // all reconnect at once.
 const CLOSE_RETRY = { min: 1_000, max: 5_000 };
 
+// How long close() waits for the ends of channels that pipes are writing, in ms.
+const PIPES_END_MS = 3_000;
+
 // Number of streams that close() ends before other work gets its turn.
 const MAX_CLOSES_PER_TURN = 250;
 
@@ -321,13 +324,23 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
     return this.#closing;
   }
 
-  /** Ends all streams, a limited number per turn, and closes the broker. */
+  /**
+   * Ends the channels of pipes, so that readers receive their last events, and all streams, a
+   * limited number per turn. Closes the broker.
+   */
   async #close(): Promise<void> {
+    const ended = this.#publisher.stopPipes(closedError());
+    if (ended !== undefined) {
+      // A pipe that needs longer is abandoned: the broker ends its channel, without a last event.
+      await withLimits(ended, { timeoutMs: PIPES_END_MS }).catch(() => {});
+    }
     // Repeated, because a callback at the end of one stream may subscribe another stream.
     for (let open = this.#openStreams(); open.length > 0; open = this.#openStreams()) {
       for (const [index, stream] of open.entries()) {
         if (index > 0 && index % MAX_CLOSES_PER_TURN === 0) await nextTurn();
         try {
+          // The last events of pipes.
+          stream.follower?.flush(true);
           stream.closeFor('shutdown', { retry: drawRetry(CLOSE_RETRY) });
         } catch (error) {
           // The stream was not open, and a listener for its response head threw.

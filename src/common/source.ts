@@ -88,9 +88,10 @@ export function assertSource(source: unknown): void {
   const kinds = ['getReader', Symbol.asyncIterator, Symbol.iterator];
   if (isObject(source) && kinds.some((kind) => kind in source)) return;
   const expected = 'an iterable, an async iterable or a readable stream';
+  const hint = typeof source === 'function' ? '; call the function, and pass its result' : '';
   throw new SseError(
     'ERR_SSE_SOURCE',
-    `expected ${expected} to pipe, got ${describeValue(source)}`,
+    `expected ${expected} to pipe, got ${describeValue(source)}${hint}`,
   );
 }
 

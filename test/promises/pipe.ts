@@ -243,6 +243,35 @@ export function testPipe(make: MakeNodes): void {
       await until('the release of the source', () => source.isReleased);
     });
 
+    test('a registry that closes ends the channel with the last event that `end` returns', async () => {
+      await using nodes = make();
+      const source = counting();
+      const errors: unknown[] = [];
+      const piped = nodes.publisher.pipe('a', source.items, {
+        end: (error) => {
+          errors.push(error);
+          return { event: 'failed', data: 'bye' };
+        },
+      });
+      void piped.catch(() => {});
+      await using server = await serveStreams((stream) => stream.subscribe('a'), {
+        channels: nodes.reader,
+      });
+      using reader = await read(server.url);
+      await until('the first event', () => reader.events.length > 1);
+      await nodes.publisher.close();
+      await expect(piped).rejects.toMatchObject({ code: 'ERR_SSE_CLOSED' });
+      expect(errors).toMatchObject([{ code: 'ERR_SSE_CLOSED' }]);
+      await within('the end of the stream', reader.end());
+      // A registry ends its own streams as soon as they have received the last event.
+      const last = reader.events.findLast(({ event }) => event !== 'sse:end');
+      expect(last).toMatchObject({ event: 'failed', data: 'bye' });
+      await until('the release of the source', () => source.isReleased);
+      await expect(nodes.publisher.publish('a', 'late')).rejects.toMatchObject({
+        code: 'ERR_SSE_CLOSED',
+      });
+    });
+
     test('a channel without history is refused, unless end is false', async () => {
       await using nodes = make({ history: false });
       await expect(nodes.publisher.pipe('a', ['1'])).rejects.toMatchObject({
