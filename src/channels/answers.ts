@@ -5,14 +5,14 @@ import { refuse, sendNoContent } from '../http/refusals.ts';
 import type { Cursor } from '../protocol/cursor.ts';
 import type { EventStream } from '../stream/event-stream.ts';
 import type { StreamFollower } from './follower.ts';
-import { resolveStart } from './start.ts';
+import { requestedCursor, resolveStart } from './start.ts';
 import type { SubscriptionRecord } from './subscription.ts';
 
 // If the broker has not told the position after this time, the stream opens without it, in ms.
 const OPEN_AFTER_MS = 1_000;
 
 /**
- * The decision about a request that brings an id, and whose stream is not open yet. It is made with
+ * The decision about a request that resumes, and whose stream is not open yet. It is made with
  * the first page that the stream reads of the log:
  *
  * - all channels have ended, and the client has received everything: 204, after which an
@@ -27,12 +27,22 @@ export class DelayedOpening {
   readonly #record: SubscriptionRecord;
   // The client's position.
   readonly #start: Cursor;
+  readonly #canBeOver: boolean;
 
-  /** @param start the client's position */
-  constructor(follower: StreamFollower, record: SubscriptionRecord, start: Cursor) {
+  /**
+   * @param start the client's position
+   * @param canBeOver whether 204 is a possible answer
+   */
+  constructor(
+    follower: StreamFollower,
+    record: SubscriptionRecord,
+    start: Cursor,
+    canBeOver: boolean,
+  ) {
     this.#follower = follower;
     this.#record = record;
     this.#start = start;
+    this.#canBeOver = canBeOver;
   }
 
   /**
@@ -65,14 +75,17 @@ export class DelayedOpening {
       return isGapUntold(this.#record) ? 410 : undefined;
     }
     const isOver =
-      complete && ended.every((isEnded) => isEnded) && entries.every(({ isEnd }) => isEnd);
+      this.#canBeOver &&
+      complete &&
+      ended.every((isEnded) => isEnded) &&
+      entries.every(({ isEnd }) => isEnd);
     return isOver ? 204 : undefined;
   }
 }
 
 /**
  * Whether the stream opens only when its first page is known: if the client brings an id from which
- * it resumes, and nothing is written yet.
+ * it resumes, or could not be told of a gap, and nothing is written yet.
  * @param position the end of the log
  * @returns 410 if the client cannot resume, and cannot be told of it on the stream
  */
@@ -84,11 +97,16 @@ export function planOpening(
   const { host, stream } = follower;
   const { channels, options } = record;
   if (!isUnused(follower)) return undefined;
-  if (!channels.every((channel) => host.followedChannels.hasHistory(channel))) return undefined;
+  const kept = channels.filter((channel) => host.followedChannels.hasHistory(channel));
+  if (kept.length === 0) return undefined;
   const { isForeign, offset } = resolveStart(stream.lastEventId, options, position);
   if (isForeign) return isGapUntold(record) ? 410 : undefined;
-  if (options.resume === false || stream.lastEventId === '') return undefined;
-  return new DelayedOpening(follower, record, { epoch: position.epoch, offset });
+  const resumes = options.resume !== false && stream.lastEventId !== '';
+  const canBeOver = resumes && kept.length === channels.length;
+  const canBeLost =
+    isGapUntold(record) && requestedCursor(stream.lastEventId, options) !== undefined;
+  if (!canBeOver && !canBeLost) return undefined;
+  return new DelayedOpening(follower, record, { epoch: position.epoch, offset }, canBeOver);
 }
 
 /** Whether the subscription has no means to tell the client, or the application, of a gap. */

@@ -17,7 +17,8 @@
  * consumer costs a cursor and a few events that the log holds anyway.
  */
 import type { Page } from '../brokers/broker.ts';
-import { ignoreRejection } from '../common/async.ts';
+import { ignoreRejection, withLimits } from '../common/async.ts';
+import { bindToContext } from '../common/async-context.ts';
 import { SseError, describeValue } from '../common/errors.ts';
 import type { ChannelEvent, LogEntry } from '../log/log-entry.ts';
 import { formatCursor, parseCursor, type Cursor } from '../protocol/cursor.ts';
@@ -75,8 +76,13 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
   constructor(host: ConsumerHost, channels: readonly string[], options: FollowOptions) {
     this.#host = host;
     this.#channels = channels;
-    this.#options = options;
-    const { signal } = options;
+    const { signal, filter, onGap } = options;
+    // Functions of the application run in the async context of the call of `follow`.
+    this.#options = {
+      ...options,
+      filter: filter && bindToContext(filter),
+      onGap: onGap && bindToContext(onGap),
+    };
     if (signal?.aborted === true) this.#isOver = true;
     else signal?.addEventListener('abort', this.#onAbort, { once: true });
     this.#start = this.#isOver ? Promise.resolve() : this.#findStart();
@@ -171,18 +177,21 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     const { since = 'now' } = this.#options;
     const text = typeof since === 'string' ? since : '';
     const { signal } = this.#abort;
-    const position = await broker.position(parseCursor(text), signal);
+    // No `await` without a promise: nothing may be published in between.
+    const asked = broker.position(parseCursor(text), signal);
+    const position = asked instanceof Promise ? await asked : asked;
     const last = typeof since === 'string' ? undefined : since.last;
-    const newest =
-      last === undefined ? undefined : await broker.startsOfNewest(this.#channels, last, signal);
+    const found =
+      last === undefined ? undefined : broker.startsOfNewest(this.#channels, last, signal);
+    const newest = found instanceof Promise ? await found : found;
     const start = resolveStart('', { since }, position, newest);
     this.#epoch = position.epoch;
     this.position = start.offset;
     if (start.isForeign) this.#starts.addForeign(this.#channels);
     for (const [index, channel] of this.#channels.entries()) {
       if (start.isFromOldest) this.#starts.setStart(channel, OLDEST_HELD);
-      else if (newest !== undefined) {
-        this.#starts.setStartOfNewest(channel, newest[index] as number);
+      else if (start.startsOfNewest !== undefined) {
+        this.#starts.setStartOfNewest(channel, start.startsOfNewest[index] as number);
       }
     }
   }
@@ -257,16 +266,20 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
           '`onGap` to follow(), and read the state anew there',
       );
     }
-    const answer: unknown = await onGap(gap);
+    // Rejects when the consumer is over, because the handler may never answer.
+    const { signal } = this.#abort;
+    const answer: unknown = await withLimits((async () => onGap(gap))(), { signal });
     if (this.#isOver || answer === undefined) return false;
     this.#continueFrom(answer, lost, position);
     return true;
   }
 
   /** Lets the lost channels continue after the cursor that `onGap` has returned. */
-  #continueFrom(answer: unknown, lost: readonly string[], { epoch }: Cursor): void {
+  #continueFrom(answer: unknown, lost: readonly string[], { epoch, offset }: Cursor): void {
     const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
-    if (cursor?.epoch !== epoch || cursor.offset < this.position) {
+    // Events beyond the end of the log are still to be published, and would be skipped.
+    const newest = Math.max(offset, this.#host.broker.head);
+    if (cursor?.epoch !== epoch || cursor.offset < this.position || cursor.offset > newest) {
       throw new SseError(
         'ERR_SSE_CURSOR',
         'expected onGap to return nothing or a cursor from which to continue, such as gap.cursor, ' +

@@ -21,8 +21,8 @@ export interface GapQuestion {
 /** @returns a question for each subscription whose `snapshot` is due at its start */
 export function planStartQuestions(records: readonly SubscriptionRecord[]): GapQuestion[] {
   return records
-    .filter(({ isSnapshotDue, isPlaced }) => isSnapshotDue && isPlaced)
-    .map((record) => ({ record, channels: record.channels, isStart: true }));
+    .filter(({ snapshotChannels, isPlaced }) => snapshotChannels.length > 0 && isPlaced)
+    .map((record) => ({ record, channels: record.snapshotChannels, isStart: true }));
 }
 
 /**
@@ -122,7 +122,7 @@ export class GapInquiry {
         if (!isStart) this.#writeGapEvent(channels);
         continue;
       }
-      if (isStart) record.isSnapshotDue = false;
+      if (isStart) record.snapshotChannels = [];
       else {
         record.wasAskedAboutGap = true;
         noteLoss(this.#owner, channels);
@@ -175,9 +175,10 @@ export class GapInquiry {
 
   async #call({ record, channels, isStart }: GapQuestion): Promise<unknown> {
     const { stream } = this.#owner;
-    const gap = { ...this.#gap, channels };
-    if (!isStart) return record.options.onGap?.(stream, gap);
-    await record.options.snapshot?.(stream, { ...gap, reason: 'start', lastEventId: '' });
+    const gap = this.#gap;
+    if (!isStart) return record.options.onGap?.(stream, { ...gap, channels });
+    const start = { channels: record.channels, reason: 'start', lastEventId: '' } as const;
+    await record.options.snapshot?.(stream, { ...gap, ...start });
     return gap.cursor;
   }
 

@@ -1,5 +1,7 @@
 /** `channels.pipe()`: publishes the items of a source to one channel, and ends the channel. */
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Lease } from '../brokers/broker.ts';
+import { ignoreRejection, isThenable } from '../common/async.ts';
 import { SseError } from '../common/errors.ts';
 import { readSource, type PipeSource } from '../common/source.ts';
 import { formatCursor, parseCursor } from '../protocol/cursor.ts';
@@ -8,12 +10,30 @@ import type { EndOptions, LastEvent, PipeToChannelOptions } from './channels.ts'
 // Number of publishes that may wait for the broker at the same time.
 const MAX_IN_FLIGHT = 64;
 
+// Number of items after which other work gets its turn.
+const ITEMS_PER_TURN = 256;
+
 // Codes of the errors of a broker that accepts no event of the channel.
 const REFUSALS: ReadonlySet<string> = new Set([
   'ERR_SSE_BROKER',
   'ERR_SSE_CLOSED',
   'ERR_SSE_ENDED',
 ]);
+
+/** Whether an error of the broker says that it accepts no event of the channel, and so no end. */
+function isRefusal(error: unknown): boolean {
+  return error instanceof SseError && REFUSALS.has(error.code);
+}
+
+/** @throws {SseError} `ERR_SSE_DATA` if a function of the options has returned a promise */
+function assertNoPromise(option: string, value: unknown): void {
+  if (!isThenable(value)) return;
+  ignoreRejection(value);
+  throw new SseError(
+    'ERR_SSE_DATA',
+    `expected \`${option}\` of pipe() to return a value, got a promise; await it in the source`,
+  );
+}
 
 /** The calls of one channel that a pipe makes. */
 export interface PipeChannel {
@@ -63,11 +83,11 @@ export async function pipeToChannel<T, M>(
   }
   try {
     await run.end(end, failure?.error);
+    lease?.release();
   } catch (error) {
     lease?.abandon();
-    throw failure === undefined ? error : failure.error;
+    failure ??= { error };
   }
-  lease?.release();
   if (failure !== undefined) throw failure.error;
   return run.result;
 }
@@ -141,10 +161,27 @@ class PipeRun<T, M> {
     if (this.#failure !== undefined) throw this.#failure.error;
   }
 
-  /** Ends the channel. @param error the error of the source; `undefined` if there was none */
+  /**
+   * Ends the channel, also if the function `end` throws or returns what cannot be sent. Rejects then.
+   * @param error the error of the source; `undefined` if there was none
+   */
   async end(end: PipeToChannelOptions<T, M>['end'], error: unknown): Promise<void> {
     if (end === false) return;
-    const last: LastEvent | undefined = typeof end === 'function' ? end(error) : undefined;
+    if (typeof end !== 'function') {
+      await this.#channel.end(undefined, {});
+      return;
+    }
+    try {
+      await this.#endWith(end(error));
+    } catch (failure) {
+      // The readers must not wait for ever.
+      if (!isRefusal(failure)) await this.#channel.end(undefined, {});
+      throw failure;
+    }
+  }
+
+  async #endWith(last: LastEvent | undefined): Promise<void> {
+    assertNoPromise('end', last);
     if (last === undefined) {
       await this.#channel.end(undefined, {});
       return;
@@ -160,14 +197,18 @@ class PipeRun<T, M> {
   #add(item: T, index: number): Promise<void> | undefined {
     const { map, every } = this.#options;
     // Without `map`, the data is the item.
-    this.#items.push(map === undefined ? (item as unknown as M) : map(item, index));
+    const data = map === undefined ? (item as unknown as M) : map(item, index);
+    assertNoPromise('map', data);
+    this.#items.push(data);
     this.#lastItem = item;
-    if (every === undefined) return this.#publishItems();
+    // A source and a broker that never wait must not keep the process from other work.
+    const turn = index % ITEMS_PER_TURN === ITEMS_PER_TURN - 1 ? nextTurn() : undefined;
+    if (every === undefined) return turn?.then(() => this.#publishItems()) ?? this.#publishItems();
     this.#timer ??= setTimeout(() => {
       this.#publishItems().catch((error: unknown) => this.#stop(error));
     }, every);
     // While the broker is slow, no further item is read.
-    return this.#inFlight < MAX_IN_FLIGHT ? undefined : this.#room(MAX_IN_FLIGHT);
+    return this.#inFlight < MAX_IN_FLIGHT ? turn : this.#room(MAX_IN_FLIGHT);
   }
 
   /** Publishes the items as one event, as soon as fewer than 64 publishes are in flight. */
@@ -180,6 +221,7 @@ class PipeRun<T, M> {
     if (items.length === 0 || this.#hasHole) return;
     const { event } = this.#options;
     const name = typeof event === 'function' ? event(this.#lastItem as T, this.#events) : event;
+    ignoreRejection(name);
     const published = this.#channel.publish(this.#join(items), { event: name });
     this.#events++;
     this.#inFlight++;
@@ -191,7 +233,7 @@ class PipeRun<T, M> {
       this.#lastId = (await published).id;
     } catch (error) {
       this.#hasHole = true;
-      this.isRefused = error instanceof SseError && REFUSALS.has(error.code);
+      this.isRefused = isRefusal(error);
       this.#stop(error);
     }
     this.#inFlight--;

@@ -68,8 +68,10 @@ export function resolveStart(
   startsOfNewest?: readonly number[],
 ): SubscriptionStart {
   if (startsOfNewest !== undefined) {
-    const offset = Math.min(position.offset, ...startsOfNewest);
-    return { offset, isForeign: false, isFromOldest: false, startsOfNewest };
+    // Events that were published after the position are received in any case.
+    const starts = startsOfNewest.map((start) => Math.min(start, position.offset));
+    const offset = Math.min(position.offset, ...starts);
+    return { offset, isForeign: false, isFromOldest: false, startsOfNewest: starts };
   }
   const { text, isOfClient } = requestedStart(lastEventId, options);
   if (!isOfClient && text === 'now') {

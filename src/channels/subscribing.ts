@@ -57,7 +57,7 @@ export async function subscribe(
   assertSubscriptionLimit(follower);
   const record = new SubscriptionRecord(channels, options);
   record.mayStartEarlier = mayStartEarlier(stream.lastEventId, options);
-  record.isSnapshotDue = hasSnapshotAtStart(stream, options, histories);
+  if (hasSnapshotAtStart(stream, options, histories)) record.snapshotChannels = channels;
   const handle = new SubscriptionHandle(follower, record);
   const previous = follower.subscriptions.at(-1);
   // Called from inside `onGap`: waiting for the start here would deadlock.
@@ -76,9 +76,11 @@ export async function subscribe(
     }
     // The subscriptions of a stream are placed in the order of the calls.
     if (previous?.isPlaced === false && follower.subscriptions.includes(previous)) {
+      holdBack(follower, record);
       await previous.whenPlaced();
     }
     const newest = findNewest(follower, record);
+    if (newest instanceof Promise) holdBack(follower, record);
     const startsOfNewest = newest instanceof Promise ? await newest : newest;
     if (isRemoved()) return endedSubscription(channels);
     const opening = planOpening(follower, record, position);
@@ -200,11 +202,14 @@ function findNewest(
 ): readonly number[] | undefined | Promise<readonly number[]> {
   const last = requestedLast(stream.lastEventId, record.options);
   if (last === undefined) return undefined;
-  const { channels } = record;
-  if (!channels.every((channel) => host.followedChannels.hasHistory(channel))) return undefined;
+  const channels = record.channels.filter((channel) => host.followedChannels.hasHistory(channel));
+  if (channels.length === 0) return undefined;
   const signal = host.catchUpQueue.isBrokerRemote ? record.getSignal() : undefined;
-  const starts = host.broker.startsOfNewest(channels, last, signal);
-  return starts instanceof Promise ? openIfSlow(stream, starts) : starts;
+  const found = host.broker.startsOfNewest(channels, last, signal);
+  // A channel without history has no events before the position.
+  const align = (starts: readonly number[]): readonly number[] =>
+    record.channels.map((channel) => starts[channels.indexOf(channel)] ?? Infinity);
+  return found instanceof Promise ? openIfSlow(stream, found.then(align)) : align(found);
 }
 
 /** Whether the position belongs to the log that the stream reads, or the stream reads none yet. */
@@ -251,8 +256,8 @@ function placeSubscription(
   follower.updateChannels(head);
   const followed = new Set(before);
   const added = follower.channels.filter((channel) => !followed.has(channel));
+  record.snapshotChannels = record.snapshotChannels.filter((channel) => added.includes(channel));
   if (added.length === 0) {
-    record.isSnapshotDue = false;
     record.markStarted();
   } else {
     const { lastEventId } = follower.stream;

@@ -34,8 +34,11 @@ export class SubscriptionRecord {
    * stream writes no id: a client that reconnects with a later id would lose events.
    */
   mayStartEarlier = false;
-  /** Whether its `snapshot` is to be called before its first event. */
-  isSnapshotDue = false;
+  /**
+   * The channels that its `snapshot` brings up to date at the start; empty if it is not called, or
+   * was called. A channel that another subscription of the stream followed before is not among them.
+   */
+  snapshotChannels: readonly string[] = [];
   /** Whether its `onGap` was called, and no event was delivered since. */
   wasAskedAboutGap = false;
   // `undefined` from the moment at which the subscription has started or ended.

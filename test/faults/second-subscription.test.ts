@@ -1,7 +1,15 @@
 /** A stream with several subscriptions: what happens while one of them waits for the broker. */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
-import { createChannels, sse, type Channels, type EventStream } from '../../src/index.ts';
+import {
+  createChannels,
+  sse,
+  type Broker,
+  type Channels,
+  type EventStream,
+} from '../../src/index.ts';
+import { parseCursor } from '../../src/protocol/cursor.ts';
+import { brokerWith } from '../support/broker-with.ts';
 import { connectFake } from '../support/crowd.ts';
 import { LossyBroker } from '../support/lossy-broker.ts';
 
@@ -96,6 +104,40 @@ describe('a second subscription that resumes from the id of the client', () => {
     expect(lastIdOf(text())).toBe(await channels.cursor());
   });
 
+  test.each([
+    ['behind an earlier subscription', (): Partial<Broker> => ({}), ['c', 'b']],
+    [
+      'for the start of its newest events',
+      (): Partial<Broker> => ({
+        startsOfNewest: async (channels) => {
+          await turns(20);
+          return channels.map(() => 0);
+        },
+      }),
+      ['b'],
+    ],
+  ])('lets the stream write no later id while it waits %s', async (_, membersOf, added) => {
+    const lossy = new LossyBroker();
+    lossy.listening.set('c', turns(20));
+    const channels = createChannels({ broker: brokerWith(lossy, membersOf()) });
+    const { stream, text } = connect(channels);
+    await stream.subscribe('a');
+    const start = await channels.cursor();
+    await channels.publish('b', 'b1');
+    const since = added.length === 1 ? { last: 1 } : start;
+    const waiting = Promise.all(
+      added.map((name) => stream.subscribe(name, name === 'b' ? { since } : {})),
+    );
+    await channels.publish('a', 'a1');
+    await turns(5);
+    // A client that reconnects now resumes before the event of `b`.
+    const { offset } = parseCursor(lastIdOf(text())) ?? { offset: 0 };
+    expect(offset).toBe(0);
+    await waiting;
+    await turns(5);
+    expect(dataOf(text())).toEqual(['b1', 'a1']);
+  });
+
   test('lets the stream go on when it is refused', async () => {
     const { channels, refuse, start } = await setUp();
     const { stream, text } = connect(channels, start);
@@ -109,6 +151,20 @@ describe('a second subscription that resumes from the id of the client', () => {
     expect(dataOf(text())).toEqual(['a1']);
     expect(channels.stats().behind).toBe(0);
   });
+});
+
+test('a snapshot of a second subscription skips no events of the first one', async () => {
+  const { channels } = await setUp();
+  for (const data of ['a1', 'a2']) await channels.publish('a', data);
+  const { stream, text } = connect(channels);
+  const first = stream.subscribe('a', { since: 'start' });
+  const seen: (readonly string[])[] = [];
+  const second = stream.subscribe(['a', 'c'], {
+    snapshot: (_stream, request) => void seen.push(request.channels),
+  });
+  await Promise.all([first, second]);
+  await turns(5);
+  expect([dataOf(text()), seen]).toEqual([['a0', 'a1', 'a2'], [['a', 'c']]]);
 });
 
 test('two subscriptions to a channel that the broker refuses are both rejected', async () => {

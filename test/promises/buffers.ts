@@ -1,4 +1,5 @@
 /** The promises about clients behind buffers, and clients that know no event names. */
+import { serveStreams } from '../support/app.ts';
 import { createServer, request as httpRequest, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { EventSource } from 'eventsource';
@@ -175,6 +176,27 @@ export function testBuffers(make: MakeNodes): void {
         expect(nodes.reader.names()).toEqual([]);
       },
     );
+
+    test.each<[string, string | string[], boolean]>([
+      ['beside a channel without history', ['a', 'live'], false],
+      ['if the application has given the id', 'a', true],
+    ])('a gap is answered 410 %s', async (_, names, isSince) => {
+      await using nodes = make({
+        historyFor: (name) => (name === 'live' ? false : { events: 1 }),
+      });
+      const before = await nodes.publisher.cursor();
+      for (const text of ['1', '2']) await nodes.publisher.publish('a', text);
+      const options = { control: false, ...(isSince ? { since: before } : {}) } as const;
+      await using server = await serveStreams((stream) => stream.subscribe(names, options), {
+        channels: nodes.reader,
+      });
+      const headers: Record<string, string> = isSince ? {} : { 'Last-Event-ID': before };
+      const response = await fetch(server.url, {
+        headers: { Accept: 'text/event-stream', ...headers },
+      });
+      expect(response.status).toBe(410);
+      await response.body?.cancel();
+    });
 
     test('a gap ends an open stream, whose client then gets the 410', async () => {
       await using nodes = make({ history: { events: 1 } });

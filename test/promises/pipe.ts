@@ -232,6 +232,55 @@ export function testPipe(make: MakeNodes): void {
       expect((await received(nodes, 'a')).at(-2)?.[1]).toBe('stopped');
     });
 
+    test.each<[string, () => unknown]>([
+      ['throws', raise],
+      ['returns an event without data', () => ({ event: 'done' })],
+      ['returns a promise', async () => raise()],
+    ])('a function end that %s ends the channel, and pipe rejects', async (_, end) => {
+      await using nodes = make();
+      await expect(nodes.publisher.pipe('a', ['1'], { end: end as never })).rejects.toBeInstanceOf(
+        Error,
+      );
+      expect(await nodes.reader.state('a')).toBe('ended');
+      expect((await received(nodes, 'a')).map(([event]) => event)).toEqual([undefined, 'sse:end']);
+    });
+
+    test('an error of the source ends the channel, also if it is one of another broker', async () => {
+      await using nodes = make();
+      await nodes.publisher.end('other');
+      async function* source(): AsyncGenerator<string> {
+        yield '1';
+        await nodes.publisher.publish('other', 'late');
+      }
+      const piped = nodes.publisher.pipe('a', source());
+      await expect(piped).rejects.toMatchObject({ code: 'ERR_SSE_ENDED' });
+      expect(await nodes.reader.state('a')).toBe('ended');
+    });
+
+    test('functions that return a promise are refused, and its rejection is handled', async () => {
+      await using nodes = make();
+      const functions = { map: async () => raise(), every: 10 };
+      await expect(nodes.publisher.pipe('a', ['1'], functions)).rejects.toMatchObject({
+        code: 'ERR_SSE_DATA',
+      });
+      const event = (async () => raise()) as never;
+      await expect(nodes.publisher.pipe('b', ['1'], { event })).rejects.toMatchObject({
+        code: expect.stringMatching(/^ERR_SSE_(EVENT|OPTION)$/),
+      });
+    });
+
+    test('a source that never waits leaves turns to other work', async () => {
+      await using nodes = make();
+      function* endless(): Generator<string> {
+        for (;;) yield 'x';
+      }
+      const signal = AbortSignal.timeout(50);
+      for (const every of [undefined, 10]) {
+        const piped = nodes.publisher.pipe('a', endless(), { signal, every, end: false });
+        await expect(piped).rejects.toHaveProperty('name', 'TimeoutError');
+      }
+    });
+
     test('a registry that closes releases the source, and pipe rejects', async () => {
       await using nodes = make();
       const source = counting();

@@ -157,6 +157,38 @@ function testFollow(make: MakeNodes): void {
       await Promise.all([held.return?.(), behind.return?.()]);
     });
 
+    test.each(['the signal', 'return()', 'close()'])(
+      'ends by %s also while onGap does not answer',
+      async (means) => {
+        await using nodes = make({ history: { events: 1 } });
+        const since = await nodes.publisher.cursor();
+        await publish(nodes.publisher, 'a', '1', '2', '3');
+        const stop = new AbortController();
+        const { signal } = stop;
+        let isAsked = false;
+        const onGap = (): Promise<void> => {
+          isAsked = true;
+          return new Promise(() => {});
+        };
+        const events = nodes.reader.follow('a', { since, signal, onGap });
+        const next = events.next();
+        await until('the question', () => isAsked);
+        if (means === 'the signal') stop.abort();
+        else if (means === 'return()') await events.return?.();
+        else await nodes.reader.close();
+        expect(await within('the end', next)).toEqual({ done: true, value: undefined });
+      },
+    );
+
+    test('onGap cannot continue behind the end of the log', async () => {
+      await using nodes = make({ history: { events: 1 } });
+      const since = await nodes.publisher.cursor();
+      const [id] = await publish(nodes.publisher, 'a', '1', '2', '3');
+      const onGap = (): string => id!.replace(/\d+$/, '1000');
+      const next = nodes.reader.follow('a', { since, onGap }).next();
+      await expect(next).rejects.toMatchObject({ code: 'ERR_SSE_CURSOR' });
+    });
+
     test('ends when the signal is aborted, also while it waits', async () => {
       await using nodes = make();
       const stop = new AbortController();
@@ -336,6 +368,21 @@ function testLast(make: MakeNodes): void {
       expect(dataOf(await reader.take(3))).toEqual(['a3', 'a4', 'b1']);
       await publish(nodes.publisher, 'a', 'a5');
       expect((await reader.next()).data).toBe('a5');
+    });
+
+    test('also beside a channel without history', async () => {
+      await using nodes = make({ historyFor: (name) => (name === 'live' ? false : undefined) });
+      await publish(nodes.publisher, 'a', '1', '2', '3');
+      await using server = await serveStreams(
+        (stream) => stream.subscribe(['live', 'a'], { since: { last: 1 } }),
+        { channels: nodes.reader },
+      );
+      using reader = await read(server.url);
+      await until('the events', () => dataOf(reader.events).includes('3'));
+      await publish(nodes.publisher, 'live', '4');
+      await until('the live event', () => dataOf(reader.events).includes('4'));
+      const own = reader.events.filter(({ event }) => event === undefined);
+      expect(dataOf(own)).toEqual(['3', '4']);
     });
 
     test('receives all that is kept if that is less', async () => {
