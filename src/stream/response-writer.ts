@@ -419,8 +419,11 @@ export abstract class ResponseWriter extends WriteTotals {
       return true;
     } finally {
       // `compression()` passes bytes on later, so that what it holds is no sign of an end.
-      const isCompressed = this.res.hasHeader('content-encoding');
-      if (pendingEnds.has(this) && this.isHeldByWrapper && !isCompressed) {
+      if (
+        pendingEnds.has(this) &&
+        this.isHeldByWrapper &&
+        !this.res.hasHeader('content-encoding')
+      ) {
         this.#queue = new WriteQueue([]);
       }
       if (outerGiven === undefined) {
