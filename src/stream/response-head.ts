@@ -34,6 +34,11 @@ export function sendHead(
   }
 }
 
+/** Whether middleware encodes the body. What its compressor holds is not in the response. */
+export function isEncoded(res: ServerResponse): boolean {
+  return (res.getHeader('content-encoding') ?? 'identity') !== 'identity';
+}
+
 function restoreHead(res: ServerResponse, statusCode: number, headers: OutgoingHttpHeaders): void {
   if (res.headersSent) return;
   res.statusCode = statusCode;

@@ -22,7 +22,7 @@ import {
   type OverriddenMethods,
 } from './interception.ts';
 import { isResponsePipelined } from './pipelining.ts';
-import { corkedBytesOf } from './response-head.ts';
+import { corkedBytesOf, isEncoded } from './response-head.ts';
 import { ignoreDrain, listenForDrain, requestDrain, requestFlush } from './response-listeners.ts';
 import { CHUNK_BYTES, HIGH_WATER_MARK, WriteQueue } from './write-queue.ts';
 import { WriteTotals } from './write-totals.ts';
@@ -238,8 +238,9 @@ export abstract class ResponseWriter extends WriteTotals {
       activeWriters.has(this)
     ) {
       this.startQueue([bytes]);
+    } else if (!this.passToResponse(bytes) && isEncoded(this.res)) {
+      this.awaitCompressor();
     } else {
-      this.passToResponse(bytes);
       // A wrapped `write()` may have sent more meanwhile.
       this.pumpQueue();
     }
@@ -419,11 +420,7 @@ export abstract class ResponseWriter extends WriteTotals {
       return true;
     } finally {
       // `compression()` passes bytes on later, so that what it holds is no sign of an end.
-      if (
-        pendingEnds.has(this) &&
-        this.isHeldByWrapper &&
-        !this.res.hasHeader('content-encoding')
-      ) {
+      if (pendingEnds.has(this) && this.isHeldByWrapper && !isEncoded(this.res)) {
         this.#queue = new WriteQueue([]);
       }
       if (outerGiven === undefined) {
@@ -467,7 +464,12 @@ export abstract class ResponseWriter extends WriteTotals {
         this.pumpNextTurn(queue);
         return;
       }
-      if (this.passToResponse(queue.shift()) && this.bytesInResponse <= HIGH_WATER_MARK) continue;
+      const hasRoom = this.passToResponse(queue.shift());
+      if (!hasRoom && isEncoded(this.res)) {
+        this.awaitCompressor();
+        return;
+      }
+      if (hasRoom && this.bytesInResponse <= HIGH_WATER_MARK) continue;
       this.awaitDrain();
       break;
     }
@@ -481,6 +483,15 @@ export abstract class ResponseWriter extends WriteTotals {
       this.stopAwaitingDrain();
       this.onDrain();
     }
+  }
+
+  /**
+   * Queues everything until `'drain'`: what a compressor holds is not in `writableLength`, so that
+   * its answer is the only sign of a slow client. @internal
+   */
+  private awaitCompressor(): void {
+    if (this.#state === 'open') this.#queue ??= new WriteQueue([]);
+    if (this.#queue !== undefined) this.awaitDrain();
   }
 
   /** Continues with the queue in the next turn of the event loop. @internal */

@@ -26,8 +26,6 @@ export interface MonitoredStream extends IndexedListMember {
   readonly bufferedAmount: number;
   /** Bytes that the kernel has accepted. */
   readonly bytesFlushed: number;
-  /** Queued bytes up to which the stream does not have to wait. */
-  readonly writeMark: number;
   /** Whether the stream waits for a `'drain'`. */
   readonly isAwaitingDrain: boolean;
   /** When the monitor first saw that nothing more was written; a write sets 0. */
@@ -58,8 +56,8 @@ interface BlockedStream {
    */
   since: number;
   bytesFlushed: number;
-  /** Queued bytes when the stream was last looked at. */
-  bufferedAmount: number;
+  /** Bytes that the response held when the stream was last looked at. */
+  bytesInResponse: number;
   /** Whether `onFlushed` of a {@link MonitoredStream.requestFlush} is to come. */
   isFlushRequested: boolean;
   /** Whether bytes were flushed since the stream was last looked at. */
@@ -177,10 +175,10 @@ export class StreamMonitor {
     const isBlocked = stream.bufferedAmount > 0;
     const hasMissedTick = this.#blocked.get(stream)?.hasMissedTick === true;
     // A wrapped response may swallow a 'drain', and with a large `highWaterMark` Node may emit
-    // none. In both cases the stream would wait for ever.
-    if (stream.isAwaitingDrain && (stream.res.writableLength || 0) <= stream.writeMark) {
-      stream.resume();
-    }
+    // none. In both cases the stream would wait for ever. While the response holds bytes, a 'drain'
+    // may still come, and a compressor in front of the response would be given more than it can
+    // pass on.
+    if (stream.isAwaitingDrain && (stream.res.writableLength || 0) === 0) stream.resume();
     // The call may have closed a wrapped response.
     if (!this.#streams.has(stream)) return;
     if (!isBlocked) {
@@ -194,13 +192,15 @@ export class StreamMonitor {
 
   /** Notes how much was flushed. @returns whether the client has read nothing for too long */
   #checkProgress(stream: MonitoredStream): boolean {
-    const { bytesFlushed, bufferedAmount } = stream;
+    const { bytesFlushed } = stream;
+    // Not the queue of the stream: a wrapped `write()` may take its bytes and pass none of them on.
+    const bytesInResponse = stream.res.writableLength || 0;
     let blocked = this.#blocked.get(stream);
     if (blocked === undefined) {
       blocked = {
         since: this.#runMs,
         bytesFlushed,
-        bufferedAmount,
+        bytesInResponse,
         isFlushRequested: false,
         hasFlushed: false,
         hasMissedTick: false,
@@ -210,9 +210,9 @@ export class StreamMonitor {
     const hasProgress =
       blocked.hasFlushed ||
       bytesFlushed > blocked.bytesFlushed ||
-      bufferedAmount < blocked.bufferedAmount;
+      bytesInResponse < blocked.bytesInResponse;
     blocked.hasFlushed = false;
-    blocked.bufferedAmount = bufferedAmount;
+    blocked.bytesInResponse = bytesInResponse;
     if (hasProgress) {
       blocked.since = this.#runMs;
       blocked.bytesFlushed = bytesFlushed;
