@@ -183,3 +183,37 @@ describe.each<Transport>(['HTTP/1.1', 'HTTP/2'])('small events over %s', (on) =>
     },
   );
 });
+
+test.each<[string, (stream: EventStream) => void, string[]]>([
+  ['ends the response', () => {}, []],
+  ['sends and ends the response', (stream) => void stream.send('own'), ['own']],
+])('a wrapped write around the compressor that %s loses no event', async (_, act, own) => {
+  const errors: unknown[] = [];
+  const large = randomText(100_000);
+  await using server = await serveCompressed(
+    (stream) => {
+      const { res } = stream;
+      const write = res.write.bind(res) as (chunk: unknown) => boolean;
+      let isDue = false;
+      res.write = ((chunk: unknown) => {
+        const answer = write(chunk);
+        if (isDue) {
+          isDue = false;
+          act(stream);
+          res.end('data: bye\n\n');
+        }
+        return answer;
+      }) as typeof res.write;
+      stream.send('first');
+      isDue = true;
+      stream.send(large);
+      stream.send('last');
+    },
+    { onError: (error) => void errors.push(error) },
+  );
+  using reader = await read(server.url, { headers: { 'Accept-Encoding': 'gzip' } });
+  await reader.end();
+  const sent = ['first', large, ...own, 'bye'];
+  expect(reader.events.map(({ data }) => data.length)).toEqual(sent.map(({ length }) => length));
+  expect(errors).toEqual([]);
+});
