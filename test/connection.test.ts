@@ -690,6 +690,31 @@ describe('a wrapped write that is called back before it passes its bytes on keep
     expect(abbreviated(text)).toBe(abbreviated(`data: ${large}\n\n${last}`));
   });
 
+  test.each<[string, (stream: EventStream) => void, string]>([
+    [
+      'writes to the response',
+      (stream) => void stream.res.write(': own\n\n'),
+      ': own\n\ndata: SECOND\n\n',
+    ],
+    [
+      'sends, and writes to the response',
+      (stream) => void (stream.send('sent'), stream.res.write(': own\n\n')),
+      ': own\n\ndata: SECOND\n\ndata: sent\n\n',
+    ],
+    [
+      'ends the response',
+      (stream) => void stream.res.end('data: bye\n\n'),
+      'data: SECOND\n\ndata: bye\n\n',
+    ],
+    [
+      'sends, and ends the response',
+      (stream) => void (stream.send('sent'), stream.res.end('data: bye\n\n')),
+      'data: SECOND\n\ndata: sent\n\ndata: bye\n\n',
+    ],
+  ])('%s, in a small event', async (_, act, expected) => {
+    expect(await receivedBehindFirst('SECOND', 'SECOND', act)).toBe(expected);
+  });
+
   test("emits 'drain' and answers false each time", async () => {
     const events = sse({ heartbeat: false });
     let stream: EventStream | undefined;
@@ -716,6 +741,125 @@ describe('a wrapped write that is called back before it passes its bytes on keep
     // The timer of the streams looks at them each second.
     expect(performance.now() - began).toBeLessThan(900);
   });
+});
+
+describe('a wrapped write while the stream is open', () => {
+  type Write = (...args: unknown[]) => boolean;
+
+  /** Replaces `res.write()`. @returns the method that was there before */
+  function wrap(res: ServerResponse, wrapper: (chunk: unknown, write: Write) => boolean): void {
+    // oxlint-disable-next-line typescript/unbound-method -- called with the response as `this`
+    const { write } = res;
+    const before: Write = (...args) => Reflect.apply(write, res, args) as boolean;
+    res.write = ((chunk: unknown) => wrapper(chunk, before)) as typeof res.write;
+  }
+
+  /** Serves a stream whose response is prepared before it opens. @returns its body */
+  async function bodyOf(
+    prepare: (res: ServerResponse) => void,
+    act: (stream: EventStream) => void,
+  ): Promise<string> {
+    const errors: unknown[] = [];
+    const events = sse({ onError: (error) => void errors.push(error) });
+    await using server = await listening(
+      createServer((req, res) => {
+        prepare(res);
+        events(req, res, () => {
+          const stream = (res as { sse?: EventStream }).sse as EventStream;
+          stream.open();
+          setImmediate(() => {
+            act(stream);
+            void stream.drained().then(() => stream.close());
+          });
+        });
+      }),
+    );
+    const response = await fetch(server.url, { headers: { Accept: 'text/event-stream' } });
+    const body = await within('the end of the response', response.text());
+    expect(errors).toEqual([]);
+    return body;
+  }
+
+  const large = 'x'.repeat(100_000);
+
+  test('that takes itself off is called no more', async () => {
+    let calls = 0;
+    const body = await bodyOf(
+      (res) => {
+        const write = res.write.bind(res) as Write;
+        res.write = ((chunk: unknown) => {
+          calls++;
+          res.write = write as typeof res.write;
+          return write(chunk);
+        }) as typeof res.write;
+      },
+      (stream) => {
+        for (const data of ['1', '2', large, '3']) stream.send(data);
+      },
+    );
+    expect(body).toBe(`:\ndata: 1\n\ndata: 2\n\ndata: ${large}\n\ndata: 3\n\n`);
+    expect(calls).toBe(1);
+  });
+
+  test.each<[string, (res: ServerResponse) => void]>([
+    ['', () => {}],
+    [', and the application ends the response', (res) => void res.end()],
+  ])('that adds to each piece loses none if the stream is closed%s', async (_, end) => {
+    let isDue = false;
+    const body = await bodyOf(
+      (res) =>
+        wrap(res, (chunk, write) => {
+          const answer = write(chunk);
+          if (isDue) {
+            isDue = false;
+            res.write(': own\n\n');
+            isDue = true;
+          }
+          return answer;
+        }),
+      (stream) => {
+        stream.send(large);
+        stream.close();
+        isDue = true;
+        end(stream.res);
+      },
+    );
+    expect(body.replaceAll(': own\n\n', '')).toBe(`:\ndata: ${large}\n\n`);
+    expect(body.endsWith(': own\n\n')).toBe(true);
+  });
+
+  test.each(['', 'wrapped before, '])(
+    'that is put on later gets what is sent from then on, %sand keeps its order',
+    async (isWrapped) => {
+      let seen = '';
+      const body = await bodyOf(
+        (res) => {
+          if (isWrapped !== '') wrap(res, (chunk, write) => write(chunk));
+        },
+        (stream) => {
+          stream.send(large);
+          stream.send('1');
+          let hasActed = false;
+          wrap(stream.res, (chunk, write) => {
+            seen += String(chunk);
+            if (!hasActed) {
+              hasActed = true;
+              stream.send('sent');
+              write(': own\n\n');
+            }
+            return write(chunk);
+          });
+          stream.send('2');
+        },
+      );
+      const whole = `:\ndata: ${large}\n\ndata: 1\n\ndata: 2\n\ndata: sent\n\n`;
+      // The bytes of the application come first, and the pieces keep their order.
+      expect(body.replace(': own\n\n', '')).toBe(whole);
+      expect(body).toContain(': own');
+      expect(seen.length).toBeGreaterThan(0);
+      expect(whole.endsWith(seen)).toBe(true);
+    },
+  );
 });
 
 test.each([2, 3_000])(

@@ -9,7 +9,7 @@
  * ```
  *
  * A response is intercepted as soon as that is necessary: when its stream writes to the socket
- * directly or queues bytes, and when its request has a session.
+ * directly, queues bytes or finds a wrapped `write()`, and when its request has a session.
  */
 import type { ServerResponse } from 'node:http';
 import { writerOf, type ResponseOwner } from './response-listeners.ts';
@@ -23,8 +23,8 @@ export interface OverriddenMethods {
 /** A writer, as the intercepted methods see the writer. */
 export interface InterceptingWriter extends ResponseOwner {
   readonly overriddenMethods: OverriddenMethods | undefined;
-  /** The application called `res.write()`. Called before the write has any effect. */
-  onApplicationWrite(): void;
+  /** The application called `res.write()` with this chunk. Called before the write has any effect. */
+  onApplicationWrite(chunk: unknown): void;
   /**
    * The application called `res.end()`. Called before the end has any effect.
    * @param last the bytes that `res.end()` got
@@ -60,16 +60,28 @@ export function callOriginal(
   return Reflect.apply(originalMethod(res, overridden, method), res, args);
 }
 
+/** Whether `res.write()` is the one of this library, so that nobody has replaced it since. */
+export function isIntercepted(res: ServerResponse): boolean {
+  // oxlint-disable-next-line typescript/unbound-method -- compared, never called
+  return res.write === (interceptedWrite as unknown);
+}
+
+/** Whether middleware has replaced `res.write()`: its code then runs within each write. */
+export function isWriteWrapped(
+  res: ServerResponse,
+  overridden: OverriddenMethods | undefined,
+): boolean {
+  const { write } = Object.getPrototypeOf(res) as { write: unknown };
+  return applicationWriteOf(res, overridden) !== write;
+}
+
 /** @returns `res.write`, without the interception of this library if that is outermost */
 export function applicationWriteOf(
   res: ServerResponse,
   overridden: OverriddenMethods | undefined,
 ): unknown {
-  /* oxlint-disable typescript/unbound-method -- compared, never called */
-  return res.write === (interceptedWrite as unknown)
-    ? originalMethod(res, overridden, 'write')
-    : res.write;
-  /* oxlint-enable typescript/unbound-method */
+  // oxlint-disable-next-line typescript/unbound-method -- compared, never called
+  return isIntercepted(res) ? originalMethod(res, overridden, 'write') : res.write;
 }
 
 function originalMethod(
@@ -83,7 +95,7 @@ function originalMethod(
 function interceptedWrite(this: ServerResponse, ...args: unknown[]): unknown {
   // The methods of a response are intercepted only by its own writer.
   const writer = writerOf(this) as InterceptingWriter;
-  writer.onApplicationWrite();
+  writer.onApplicationWrite(args[0]);
   return callOriginal(this, writer.overriddenMethods, 'write', args);
 }
 

@@ -83,10 +83,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     const wasOpen = this.readyState === 1;
     if (last !== undefined) this.writeBytes(last);
     this.markEnded(reason);
-    if (!wasOpen || this.hasQueue) return;
-    // Called from a wrapped `write()`: an empty queue puts the end behind the bytes of that call.
-    if (this.isPassingBytes) this.setQueue([]);
-    else this.endResponse();
+    if (wasOpen && !this.hasQueue) this.endBehindWrite();
   }
 
   /**
@@ -116,7 +113,9 @@ export abstract class ResponseLifecycle extends ResponseWriter {
    * from here on all bytes go through `res.write()`.
    * @internal
    */
-  onApplicationWrite(): void {
+  onApplicationWrite(chunk: unknown): void {
+    // A wrapper that was put on later passes the bytes of the stream on.
+    if (this.isPassing(chunk)) return;
     this.leaveSocket();
     // Called from inside a wrapped `write()` that has bytes of the stream. The queue would overtake
     // these bytes, and is passed on when that `write()` has returned.
@@ -124,7 +123,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     const { hasQueue } = this;
     this.passWholeQueue();
     // If the stream was closed before, its end waited for the queue.
-    if (hasQueue && !this.hasQueue && this.readyState === 2) this.endResponse();
+    if (hasQueue && !this.hasQueue && this.readyState === 2) this.endBehindWrite();
   }
 
   /**
@@ -145,5 +144,12 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     this.passWholeQueue();
     this.markEnded('server');
     return true;
+  }
+
+  /** Ends the response, behind the bytes of a wrapped `write()` from which this is called. @internal */
+  private endBehindWrite(): void {
+    // An empty queue ends the response when that `write()` has returned.
+    if (this.isPassingBytes) this.setQueue([]);
+    else this.endResponse();
   }
 }

@@ -18,6 +18,8 @@ import {
   applicationWriteOf,
   callOriginal,
   interceptMethods,
+  isIntercepted,
+  isWriteWrapped,
   withoutSession,
   type OverriddenMethods,
 } from './interception.ts';
@@ -31,6 +33,9 @@ import { WriteTotals } from './write-totals.ts';
 // the response had been given before. A wrapped `write()` may call the library before it passes its
 // bytes on. Bytes that were passed then would overtake those, so they must be queued.
 const activeWriters = new Map<ResponseWriter, number>();
+
+// The bytes that the innermost of these calls passes.
+let passedBytes: Buffer | undefined;
 
 // Active writers whose response has asked for more bytes meanwhile.
 const resumedWriters = new Set<ResponseWriter>();
@@ -191,6 +196,11 @@ export abstract class ResponseWriter extends WriteTotals {
    */
   protected get isHeldByWrapper(): boolean {
     return activeWriters.has(this) && activeWriters.get(this) === countGivenBytes(this.res);
+  }
+
+  /** Whether the chunk is what the stream is passing to its response now. @internal */
+  protected isPassing(chunk: unknown): boolean {
+    return chunk === passedBytes && activeWriters.has(this);
   }
 
   /** Whether the queue is being passed on, inside a write that a wrapper has not returned from. @internal */
@@ -409,9 +419,9 @@ export abstract class ResponseWriter extends WriteTotals {
   private passToResponse(bytes: Buffer): boolean {
     this.addBytes(bytes.length);
     const outerGiven = activeWriters.get(this);
-    // Without a wrapper, no code of the application runs inside `write()`.
-    const given = this.#overridden?.write === undefined ? -1 : countGivenBytes(this.res);
-    activeWriters.set(this, given);
+    const outerBytes = passedBytes;
+    activeWriters.set(this, this.countBeforeWrite());
+    passedBytes = bytes;
     try {
       // A 'drain' that came before `write()` returned is not emitted again.
       return this.callWrite(bytes) || resumedWriters.has(this);
@@ -423,6 +433,7 @@ export abstract class ResponseWriter extends WriteTotals {
       if (pendingEnds.has(this) && this.isHeldByWrapper && !isEncoded(this.res)) {
         this.#queue = new WriteQueue([]);
       }
+      passedBytes = outerBytes;
       if (outerGiven === undefined) {
         activeWriters.delete(this);
         resumedWriters.delete(this);
@@ -430,13 +441,25 @@ export abstract class ResponseWriter extends WriteTotals {
     }
   }
 
+  /**
+   * Makes sure that what a wrapped `write()` does with the response is noticed.
+   * @returns number of bytes that the response was given; -1 if no code of the application runs
+   * inside `write()`
+   * @internal
+   */
+  private countBeforeWrite(): number {
+    if (this.#socket || !isWriteWrapped(this.res, this.#overridden)) return -1;
+    this.intercept();
+    return countGivenBytes(this.res);
+  }
+
   /** @returns `false` if a `'drain'` will follow @internal */
   private callWrite(bytes: Buffer): boolean {
     if (this.#socket) return !this.#socket.writable || this.#socket.write(toHttpChunk(bytes));
-    const result =
-      this.#overridden === undefined
-        ? this.res.write(bytes)
-        : callOriginal(this.res, this.#overridden, 'write', [bytes]);
+    const { res } = this;
+    const result = isIntercepted(res)
+      ? callOriginal(res, this.#overridden, 'write', [bytes])
+      : res.write(bytes);
     // Some wrappers return nothing. Only `false` announces a `'drain'`.
     return result !== false;
   }
@@ -606,8 +629,10 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 }
 
-/** @returns number of bytes that the response was given, those that it still holds included */
+/**
+ * @returns number of bytes that the response was given, those that it still holds included; NaN,
+ * which equals no other count, if the response counts none
+ */
 function countGivenBytes({ socket, writableLength }: ServerResponse): number {
-  if (!socket) return writableLength;
-  return socket.bytesWritten - socket.writableLength + writableLength;
+  return (socket ? socket.bytesWritten - socket.writableLength : 0) + writableLength;
 }
