@@ -1,4 +1,5 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { EventEmitter } from 'node:events';
 import { createServer, type ServerResponse } from 'node:http';
 import express, { type Response } from 'express';
 import { beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
@@ -1116,3 +1117,88 @@ test.each([undefined, Number.NaN])(
     expect(server.events.stats().buffered).toBe(0);
   },
 );
+
+describe('a mock of a response, without a socket and without writableLength,', () => {
+  /** The members of a response that the mocks of test libraries and adapters have. */
+  class MockResponse extends EventEmitter {
+    readonly req = Object.assign(new EventEmitter(), {
+      method: 'GET',
+      url: '/',
+      headers: { accept: 'text/event-stream' },
+      httpVersionMajor: 1,
+      socket: new EventEmitter(),
+    });
+    readonly #headers = new Map<string, unknown>();
+    statusCode = 0;
+    headersSent = false;
+    writableEnded = false;
+    body = '';
+    getHeader(name: string): unknown {
+      return this.#headers.get(name.toLowerCase());
+    }
+    getHeaderNames(): string[] {
+      return [...this.#headers.keys()];
+    }
+    getHeaders(): object {
+      return Object.fromEntries(this.#headers);
+    }
+    setHeader(name: string, value: unknown): void {
+      this.#headers.set(name.toLowerCase(), value);
+    }
+    removeHeader(name: string): void {
+      this.#headers.delete(name.toLowerCase());
+    }
+    flushHeaders(): void {
+      this.headersSent = true;
+    }
+    cork(): void {}
+    uncork(): void {}
+    write(chunk: unknown): boolean {
+      this.body += String(chunk);
+      return true;
+    }
+    end(chunk: unknown = ''): void {
+      this.body += String(chunk);
+      this.writableEnded = true;
+      setImmediate(() => this.emit('close'));
+    }
+  }
+
+  const large = 'x'.repeat(50_000);
+
+  test.each<[string, (stream: EventStream) => void, string]>([
+    ['is ended', ({ res }) => void res.end('data: bye\n\n'), 'data: bye\n\n'],
+    ['is closed', (stream) => void stream.close(), ''],
+    [
+      'is ended by a wrapped write',
+      (stream) => {
+        const { res } = stream;
+        const write = res.write.bind(res) as (chunk: unknown) => boolean;
+        res.write = ((chunk: unknown) => {
+          const answer = write(chunk);
+          res.write = write as typeof res.write;
+          stream.send('own');
+          res.end('data: bye\n\n');
+          return answer;
+        }) as typeof res.write;
+        stream.send('last');
+      },
+      'data: last\n\ndata: own\n\ndata: bye\n\n',
+    ],
+  ])('%s with all of its events', async (_, end, last) => {
+    const errors: unknown[] = [];
+    const events = sse({ onError: (error) => void errors.push(error) });
+    const res = new MockResponse();
+    let closed: Promise<unknown> | undefined;
+    events(res.req as never, res as never, () => {
+      const stream = (res as { sse?: EventStream }).sse as EventStream;
+      closed = stream.closed;
+      stream.send(large);
+      end(stream);
+    });
+    expect(await within('the end', closed as Promise<unknown>)).toBe('server');
+    await until('the end of the response', () => res.writableEnded);
+    expect(res.body).toBe(`:\ndata: ${large}\n\n${last}`);
+    expect(errors).toEqual([]);
+  });
+});

@@ -59,7 +59,8 @@ function corkHead(res: ServerResponse, writer: object): void {
   // writes its head and each part of a chunk separately.
   const corked = res.req.httpVersionMajor === 1 ? res.socket : res;
   // A pipelined response has no socket. Its bytes wait in the response and leave together anyway.
-  if (corked === null) return;
+  // The mocks of some adapters have no socket either.
+  if (!corked) return;
   corked.cork();
   corkedBytes.set(writer, 0);
   process.nextTick(uncorkHead, corked, writer);
