@@ -61,10 +61,16 @@ export class EphemeralMember implements Member {
     }
   }
 
-  /** The member leaves its audience: events that the flush has left are lost, and counted. */
+  /**
+   * The member leaves its audience: events that the flush has left are lost, and counted. No reader
+   * is too slow for them.
+   */
   #dropPending(audience: Audience): void {
-    const events = this.#owner.host.ephemeralFanOut.countPending(audience, this);
-    if (events > 0) this.onDropped(audience.newestOffset, events);
+    const { host, stream } = this.#owner;
+    const events = host.ephemeralFanOut.countPending(audience, this);
+    if (events === 0) return;
+    this.position = audience.newestOffset;
+    stream.countDropped(events);
   }
 
   /** @returns `undefined`: never attached */
