@@ -14,7 +14,7 @@
 import type { Follower, WriteProgress } from './subscription-types.ts';
 
 /**
- * The base class of `ResponseWriter`. A class of its own, but no object of its own for each stream.
+ * The base class of `ResponseSink`. A class of its own, but no object of its own for each stream.
  */
 export abstract class WriteTotals {
   #bytes = 0;
