@@ -1,6 +1,14 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
-import { EventEmitter } from 'node:events';
-import { createServer, type ServerResponse } from 'node:http';
+import { EventEmitter, once } from 'node:events';
+import {
+  createServer,
+  get,
+  type RequestListener,
+  type Server,
+  type ServerResponse,
+} from 'node:http';
+import http2 from 'node:http2';
+import type { Readable } from 'node:stream';
 import express, { type Response } from 'express';
 import { beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import {
@@ -537,6 +545,36 @@ test.each<[string, (stream: EventStream) => void]>([
   },
 );
 
+test.each(['HTTP/1.1', 'HTTP/2'])(
+  'what the application writes in the tick in which it closes the stream comes behind the queue, over %s',
+  async (transport) => {
+    const errors: unknown[] = [];
+    const events = sse({ maxBuffered: 10_000_000, onError: (error) => void errors.push(error) });
+    const handler: RequestListener = (req, res) =>
+      events(req, res, () => {
+        const stream = (res as { sse?: EventStream }).sse as EventStream;
+        stream.send('x'.repeat(3_000_000));
+        stream.close();
+        res.write('data: late\n\n');
+      });
+    await using server = await listening(
+      transport === 'HTTP/2'
+        ? (http2.createServer(handler as never) as unknown as Server)
+        : createServer(handler),
+    );
+    const session = transport === 'HTTP/2' ? http2.connect(server.url) : undefined;
+    const accept = 'text/event-stream';
+    const body: Readable =
+      session?.request({ ':path': '/', accept }) ??
+      ((await once(get(server.url, { headers: { accept } }), 'response')) as [Readable])[0];
+    const parser = StrictParser.of(body);
+    await within('the end', once(body, 'end'));
+    session?.destroy();
+    expect(parser.events.map(({ data }) => data.length)).toEqual([3_000_000, 4]);
+    expect(errors).toEqual([]);
+  },
+);
+
 test('a wrapped write() that sends, closes or ends inside a large event neither loses nor repeats bytes', async () => {
   for (const [act, expected] of [
     [(stream: EventStream) => void stream.send('own'), ['x', 'last', 'own']],
@@ -827,6 +865,22 @@ describe('a wrapped write while the stream is open', () => {
     );
     expect(body.replaceAll(': own\n\n', '')).toBe(`:\ndata: ${large}\n\n`);
     expect(body.endsWith(': own\n\n')).toBe(true);
+  });
+
+  test('that closes the stream while the application writes puts the end behind that write', async () => {
+    const body = await bodyOf(
+      (res) =>
+        wrap(res, (chunk, write) => {
+          const answer = write(chunk);
+          if (String(chunk).endsWith('x\n\n')) (res as { sse?: EventStream }).sse?.close();
+          return answer;
+        }),
+      (stream) => {
+        stream.send(large);
+        stream.res.write('data: own\n\n');
+      },
+    );
+    expect(body).toBe(`:\ndata: ${large}\n\ndata: own\n\n`);
   });
 
   test.each(['', 'wrapped before, '])(

@@ -83,7 +83,9 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     const wasOpen = this.readyState === 1;
     if (last !== undefined) this.writeBytes(last);
     this.markEnded(reason);
-    if (wasOpen && !this.hasQueue) this.endBehindWrite();
+    if (!wasOpen || this.hasQueue) return;
+    if (this.isPassingBytes) this.endBehindWrite();
+    else this.endResponse();
   }
 
   /**
@@ -122,7 +124,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     if (this.isHeldByWrapper) return;
     const { hasQueue } = this;
     this.passWholeQueue();
-    // If the stream was closed before, its end waited for the queue.
+    // If the stream was closed before, its end waited for the queue, and now waits for this write.
     if (hasQueue && !this.hasQueue && this.readyState === 2) this.endBehindWrite();
   }
 
@@ -146,10 +148,10 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     return true;
   }
 
-  /** Ends the response, behind the bytes of a wrapped `write()` from which this is called. @internal */
+  /** Ends the response behind the bytes of the `write()` from which this is called. @internal */
   private endBehindWrite(): void {
-    // An empty queue ends the response when that `write()` has returned.
-    if (this.isPassingBytes) this.setQueue([]);
-    else this.endResponse();
+    // If the stream has called that `write()`, the empty queue ends the response when it returns.
+    this.setQueue([]);
+    if (!this.isPassingBytes) process.nextTick(() => this.uncork());
   }
 }
