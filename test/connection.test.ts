@@ -647,10 +647,17 @@ describe('a wrapped write that acts before it passes a piece of a large event on
 
   const whole = `:\ndata: ${'x'.repeat(200_000)}\n\ndata: last\n\n`;
 
-  test.each([true, false])('by res.write(): no piece is lost, closed: %s', async (closes) => {
-    const body = await bodyOf((res) => void res.write('own'), closes);
+  test.each([
+    [1, true],
+    [1, false],
+    [2, true],
+    [2, false],
+  ])('by res.write(), %i times: no piece is lost, closed: %s', async (times, closes) => {
+    const body = await bodyOf((res) => {
+      for (let count = 0; count < times; count++) res.write('own');
+    }, closes);
     // The bytes of the application come first, and the pieces keep their order.
-    expect(body.replace('own', '')).toBe(whole);
+    expect(body.replace('own'.repeat(times), '')).toBe(whole);
   });
 
   test.each([true, false])('by res.end(): the end comes last, closed: %s', async (closes) => {

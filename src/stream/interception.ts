@@ -23,8 +23,13 @@ export interface OverriddenMethods {
 /** A writer, as the intercepted methods see the writer. */
 export interface InterceptingWriter extends ResponseOwner {
   readonly overriddenMethods: OverriddenMethods | undefined;
-  /** The application called `res.write()` with this chunk. Called before the write has any effect. */
-  onApplicationWrite(chunk: unknown): void;
+  /**
+   * The application called `res.write()` with this chunk. Called before the write has any effect.
+   * @returns whether the write is to be made by {@link writeWhileHeld}
+   */
+  onApplicationWrite(chunk: unknown): boolean;
+  /** Writes for the application, from inside a wrapped `write()` that holds bytes of the stream. */
+  writeWhileHeld(write: () => unknown): unknown;
   /**
    * The application called `res.end()`. Called before the end has any effect.
    * @param last the bytes that `res.end()` got
@@ -95,8 +100,9 @@ function originalMethod(
 function interceptedWrite(this: ServerResponse, ...args: unknown[]): unknown {
   // The methods of a response are intercepted only by its own writer.
   const writer = writerOf(this) as InterceptingWriter;
-  writer.onApplicationWrite(args[0]);
-  return callOriginal(this, writer.overriddenMethods, 'write', args);
+  const isHeld = writer.onApplicationWrite(args[0]);
+  const write = (): unknown => callOriginal(this, writer.overriddenMethods, 'write', args);
+  return isHeld ? writer.writeWhileHeld(write) : write();
 }
 
 function interceptedEnd(this: ServerResponse, ...args: unknown[]): unknown {

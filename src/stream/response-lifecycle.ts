@@ -113,19 +113,21 @@ export abstract class ResponseLifecycle extends ResponseWriter {
   /**
    * The application writes to the response itself. The queue is passed to the response before, and
    * from here on all bytes go through `res.write()`.
+   * @returns whether a wrapped `write()` holds bytes of the stream
    * @internal
    */
-  onApplicationWrite(chunk: unknown): void {
+  onApplicationWrite(chunk: unknown): boolean {
     // A wrapper that was put on later passes the bytes of the stream on.
-    if (this.isPassing(chunk)) return;
+    if (this.isPassing(chunk)) return false;
     this.leaveSocket();
     // Called from inside a wrapped `write()` that has bytes of the stream. The queue would overtake
     // these bytes, and is passed on when that `write()` has returned.
-    if (this.isHeldByWrapper) return;
+    if (this.isHeldByWrapper) return true;
     const { hasQueue } = this;
     this.passWholeQueue();
     // If the stream was closed before, its end waited for the queue, and now waits for this write.
     if (hasQueue && !this.hasQueue && this.readyState === 2) this.endBehindWrite();
+    return false;
   }
 
   /**

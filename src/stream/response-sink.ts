@@ -36,6 +36,10 @@ let passedBytes: Buffer | undefined;
 // Active writers whose response has asked for more bytes meanwhile.
 const resumedWriters = new Set<ResponseSink>();
 
+// The number of bytes while the application writes, from inside a `write()` that holds the bytes of
+// the stream.
+const HELD = Infinity;
+
 /** The base class of `ResponseWriter`: its state, its response, and how bytes get there. */
 export abstract class ResponseSink extends WriteTotals {
   /** The response. Do not write parts of events to it: the library cannot complete them. */
@@ -134,7 +138,21 @@ export abstract class ResponseSink extends WriteTotals {
    * response was given anything else now, it would come before these bytes. @internal
    */
   protected get isHeldByWrapper(): boolean {
-    return activeWriters.has(this) && activeWriters.get(this) === countGivenBytes(this.res);
+    const given = activeWriters.get(this);
+    return given !== undefined && (given === HELD || given === countGivenBytes(this.res));
+  }
+
+  /**
+   * Writes for the application, which does not count as passing the held bytes of the stream on.
+   * @internal
+   */
+  writeWhileHeld(write: () => unknown): unknown {
+    activeWriters.set(this, HELD);
+    try {
+      return write();
+    } finally {
+      activeWriters.set(this, countGivenBytes(this.res));
+    }
   }
 
   /** Whether the chunk is what the stream is passing to its response now. @internal */
