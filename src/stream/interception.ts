@@ -100,9 +100,11 @@ function originalMethod(
 function interceptedWrite(this: ServerResponse, ...args: unknown[]): unknown {
   // The methods of a response are intercepted only by its own writer.
   const writer = writerOf(this) as InterceptingWriter;
-  const isHeld = writer.onApplicationWrite(args[0]);
-  const write = (): unknown => callOriginal(this, writer.overriddenMethods, 'write', args);
-  return isHeld ? writer.writeWhileHeld(write) : write();
+  const { overriddenMethods } = writer;
+  if (!writer.onApplicationWrite(args[0])) {
+    return callOriginal(this, overriddenMethods, 'write', args);
+  }
+  return writer.writeWhileHeld(() => callOriginal(this, overriddenMethods, 'write', args));
 }
 
 function interceptedEnd(this: ServerResponse, ...args: unknown[]): unknown {
