@@ -321,6 +321,23 @@ test('small queued events need no more memory than they count for', async () => 
   socket.destroy();
 });
 
+test('drained() resolves when no more than 64 KiB are queued, although the response is not empty yet', async () => {
+  await using server = await serveStreams((stream) => stream.open(), { heartbeat: 100 });
+  using reader = await read(server.url);
+  await until('the first comment', () => reader.text !== '');
+  const [stream] = server.streams as [EventStream];
+  // A real kernel does not stop at a given number of bytes.
+  let queued = 70_000;
+  Object.defineProperty(stream.res, 'writableLength', { get: () => queued });
+  Object.defineProperty(stream.res, 'writableNeedDrain', { get: () => queued > 0 });
+  let isDrained = false;
+  const drained = stream.drained().then(() => (isDrained = true));
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(isDrained).toBe(false);
+  queued = 60_000;
+  await within('drained()', drained);
+});
+
 test('with a highWaterMark above 64 KiB, no client waits for ever', async () => {
   const events = sse({ heartbeat: 200 });
   const streams: EventStream[] = [];

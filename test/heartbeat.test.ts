@@ -188,7 +188,7 @@ function standIn() {
     idleSince: 0,
     readyState: 1,
     bufferedAmount: 0,
-    isAwaitingDrain: false,
+    checkDrain: () => {},
     ticks: 0,
     onTick() {
       this.ticks++;

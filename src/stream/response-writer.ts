@@ -196,6 +196,18 @@ export abstract class ResponseWriter extends ResponseSink {
     this.onDrain();
   }
 
+  /**
+   * Continues if the response accepts bytes again. Called at intervals: a wrapped response may
+   * swallow a `'drain'`, and with a large `highWaterMark` Node may emit none. In both cases the
+   * stream would wait for ever. @internal
+   */
+  checkDrain(): void {
+    if (!this.isAwaitingDrain) return;
+    // While the response holds bytes, a compressor has nowhere to pass on what it is given.
+    const mark = isEncoded(this.res) ? 0 : this.writeMark;
+    if (this.bytesInResponse <= mark) this.resume();
+  }
+
   /** Every write that is not shared begins here. @returns whether bytes can be written @internal */
   protected prepareToWrite(): boolean {
     if (!this.isWritable()) return false;

@@ -26,8 +26,6 @@ export interface MonitoredStream extends IndexedListMember {
   readonly bufferedAmount: number;
   /** Bytes that the kernel has accepted. */
   readonly bytesFlushed: number;
-  /** Whether the stream waits for a `'drain'`. */
-  readonly isAwaitingDrain: boolean;
   /** When the monitor first saw that nothing more was written; a write sets 0. */
   idleSince: number;
   /**
@@ -35,8 +33,8 @@ export interface MonitoredStream extends IndexedListMember {
    * it. Returns whether the callback will be called.
    */
   requestFlush(onFlushed: () => void): boolean;
-  /** The response accepts bytes again. */
-  resume(): void;
+  /** Continues if the response accepts bytes again, but has emitted no `'drain'`. */
+  checkDrain(): void;
   /** Ends the stream now. */
   destroyFor(reason: 'stalled'): void;
   /** One heartbeat period has passed, whether or not the stream was idle. */
@@ -174,11 +172,7 @@ export class StreamMonitor {
   #check(stream: MonitoredStream, now: number): void {
     const isBlocked = stream.bufferedAmount > 0;
     const hasMissedTick = this.#blocked.get(stream)?.hasMissedTick === true;
-    // A wrapped response may swallow a 'drain', and with a large `highWaterMark` Node may emit
-    // none. In both cases the stream would wait for ever. While the response holds bytes, a 'drain'
-    // may still come, and a compressor in front of the response would be given more than it can
-    // pass on.
-    if (stream.isAwaitingDrain && (stream.res.writableLength || 0) === 0) stream.resume();
+    stream.checkDrain();
     // The call may have closed a wrapped response.
     if (!this.#streams.has(stream)) return;
     if (!isBlocked) {
