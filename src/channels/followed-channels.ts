@@ -1,6 +1,6 @@
 /** The channels that streams of this node follow, and what the node has received of them. */
 import type { Broker } from '../brokers/broker.ts';
-import type { History } from '../log/history.ts';
+import type { LimitsByChannel } from '../log/history.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 import type { CatchUpQueue } from './catch-up-queue.ts';
 
@@ -28,7 +28,7 @@ const MAX_CALLBACKS_PER_TURN = 250;
 export class FollowedChannels {
   readonly #channels = new Map<string, FollowedChannel>();
   readonly #broker: Broker;
-  readonly #history: History;
+  readonly #limits: LimitsByChannel;
   readonly #catchUpQueue: CatchUpQueue;
   /**
    * Number of followers of all channels: a stream that follows three channels counts three times.
@@ -37,9 +37,9 @@ export class FollowedChannels {
   /** Number of times that this node may have missed entries. */
   interruptions = 0;
 
-  constructor(broker: Broker, history: History, catchUpQueue: CatchUpQueue) {
+  constructor(broker: Broker, limits: LimitsByChannel, catchUpQueue: CatchUpQueue) {
     this.#broker = broker;
-    this.#history = history;
+    this.#limits = limits;
     this.#catchUpQueue = catchUpQueue;
   }
 
@@ -70,7 +70,7 @@ export class FollowedChannels {
    * application, which may throw, or call back into the library.
    */
   willHaveHistory(channel: string): boolean {
-    return this.#channels.get(channel)?.hasHistory ?? this.#history.limitsFor(channel) !== false;
+    return this.#channels.get(channel)?.hasHistory ?? this.#limits.limitsFor(channel) !== false;
   }
 
   /**

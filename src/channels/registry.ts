@@ -18,7 +18,7 @@ import {
   type RouteResponse,
 } from '../http/route.ts';
 import { checkTimes } from '../http/warnings.ts';
-import { History } from '../log/history.ts';
+import { LimitsByChannel } from '../log/history.ts';
 import type { ChannelEvent, LogEntry } from '../log/log-entry.ts';
 import { formatCursor } from '../protocol/cursor.ts';
 import { isPoll } from '../protocol/request-headers.ts';
@@ -127,7 +127,7 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
       checkTimes('the history of createChannels()', { age: history.age });
     }
     this.broker = broker;
-    const limits = new History(options);
+    const limits = new LimitsByChannel(options);
     this.followedChannels = new FollowedChannels(broker, limits, this.catchUpQueue);
     this.#publisher = new Publisher(broker, limits, {
       serialize,
@@ -401,7 +401,7 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
 
   mayReceive({ guard }: EventStream): boolean {
     if (guard === undefined) return true;
-    return guard.question === undefined && this.#revocations?.isCurrent !== false;
+    return guard.authorization === undefined && this.#revocations?.isCurrent !== false;
   }
 
   whenMayReceive(
@@ -410,7 +410,7 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
     signal: AbortSignal | undefined,
   ): Promise<void> | undefined {
     if (guard === undefined) return undefined;
-    if (guard.question !== undefined) return withLimits(guard.question, { signal });
+    if (guard.authorization !== undefined) return withLimits(guard.authorization, { signal });
     if (this.#revocations === undefined || this.#revocations.covers(offset)) return undefined;
     return this.#revocations.whenCovering(offset, signal);
   }
