@@ -560,16 +560,20 @@ test('a wrapped write() that sends, closes or ends inside a large event neither 
 });
 
 describe('a wrapped write that acts before it passes a piece of a large event on', () => {
-  /** Sends a large event and `last`; the wrapper acts on its third write. @returns the body */
+  /** Sends a large event and `last`; the wrapper acts on the next piece. @returns the body */
   async function bodyOf(act: (res: ServerResponse) => void, closes: boolean): Promise<string> {
     const errors: unknown[] = [];
     const events = sse({ onError: (error) => void errors.push(error) });
     await using server = await listening(
       createServer((req, res) => {
         const write = res.write.bind(res);
-        let writes = 0;
+        // How many pieces `send` passes on at once depends on the version of Node.
+        let isDue = false;
         res.write = ((...args: Parameters<typeof write>) => {
-          if (++writes === 3) act(res);
+          if (isDue) {
+            isDue = false;
+            act(res);
+          }
           return write(...args);
         }) as typeof res.write;
         events(req, res, () => {
@@ -578,6 +582,7 @@ describe('a wrapped write that acts before it passes a piece of a large event on
           setImmediate(() => {
             stream?.send('x'.repeat(200_000));
             stream?.send('last');
+            isDue = true;
             if (closes) stream?.close();
             else void stream?.drained().then(() => stream.close());
           });
@@ -946,6 +951,23 @@ describe('a listener for the head, such as on-headers adds,', () => {
     await until('the text', () => reader.text.length >= text.length);
     expect(reader.text).toBe(text);
   });
+});
+
+test('a wrapped write that ends the response after each piece cuts no large event', async () => {
+  await using server = await serveStreams((given) => {
+    given.open();
+    const { res } = given;
+    const write = res.write.bind(res) as (chunk: unknown) => boolean;
+    res.write = (chunk: unknown) => {
+      const hasRoom = write(chunk);
+      res.end('data: bye\n\n');
+      return hasRoom;
+    };
+    given.send('x'.repeat(100_000));
+  });
+  using reader = await read(server.url);
+  await reader.end();
+  expect(reader.events.map(({ data }) => data.length)).toEqual([100_000, 3]);
 });
 
 test.each([undefined, Number.NaN])(

@@ -25,6 +25,10 @@ function isRefusal(error: unknown): boolean {
   return error instanceof SseError && REFUSALS.has(error.code);
 }
 
+function hasEnded(error: unknown): boolean {
+  return error instanceof SseError && error.code === 'ERR_SSE_ENDED';
+}
+
 /** @throws {SseError} `ERR_SSE_DATA` if a function of the options has returned a promise */
 function assertNoPromise(option: string, value: unknown): void {
   if (!isThenable(value)) return;
@@ -77,8 +81,10 @@ export async function pipeToChannel<T, M>(
     failure = { error };
   }
   if (failure !== undefined && run.isRefused) {
-    // The channel cannot be ended from here. The lease runs out, unless the channel is piped anew.
-    lease?.abandon();
+    // The channel has ended, or cannot be ended from here. Then the lease runs out, unless the
+    // channel is piped anew.
+    if (hasEnded(failure.error)) lease?.release();
+    else lease?.abandon();
     throw failure.error;
   }
   try {

@@ -107,6 +107,8 @@ export class Revocations implements RevocationSource {
   }
 
   async #start(position: Promise<{ epoch: string; offset: number }>): Promise<void> {
+    // Awaited later, and not at all if the registry is closed before.
+    position.catch(() => {});
     try {
       await this.#followedChannels.whenListening([REVOCATIONS], this.#abort.signal);
       const { epoch, offset } = await position;

@@ -124,7 +124,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     const { hasQueue } = this;
     this.passWholeQueue();
     // If the stream was closed before, its end waited for the queue.
-    if (hasQueue && this.readyState === 2) this.endResponse();
+    if (hasQueue && !this.hasQueue && this.readyState === 2) this.endResponse();
   }
 
   /**
@@ -136,7 +136,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
    */
   onApplicationEnd(last: Buffer | undefined): boolean {
     if (this.readyState === 1) this.flush();
-    if (this.isHeldByWrapper) {
+    if (this.isHeldByWrapper || this.isPassingQueue) {
       this.endAfterWrite(last);
       this.markEnded('server');
       return false;

@@ -190,7 +190,12 @@ export abstract class ResponseWriter extends WriteTotals {
    * response was given anything else now, it would come before these bytes. @internal
    */
   protected get isHeldByWrapper(): boolean {
-    return activeWriters.get(this) === countGivenBytes(this.res);
+    return activeWriters.has(this) && activeWriters.get(this) === countGivenBytes(this.res);
+  }
+
+  /** Whether the queue is being passed on, inside a write that a wrapper has not returned from. @internal */
+  protected get isPassingQueue(): boolean {
+    return queuePassers.has(this);
   }
 
   /** Bytes that the response or the socket holds. @internal */
@@ -413,7 +418,14 @@ export abstract class ResponseWriter extends WriteTotals {
       this.onError(error);
       return true;
     } finally {
-      if (pendingEnds.has(this) && this.isHeldByWrapper) this.#queue = new WriteQueue([]);
+      // `compression()` passes bytes on later, so that what it holds is no sign of an end.
+      if (
+        pendingEnds.has(this) &&
+        this.isHeldByWrapper &&
+        !this.res.hasHeader('content-encoding')
+      ) {
+        this.#queue = new WriteQueue([]);
+      }
       if (outerGiven === undefined) {
         activeWriters.delete(this);
         resumedWriters.delete(this);

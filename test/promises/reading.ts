@@ -430,6 +430,16 @@ function testMeta(make: MakeNodes): void {
       await expect(published).rejects.toMatchObject({ code: 'ERR_SSE_OPTION' });
     });
 
+    test('may contain the line separators of Unicode', async () => {
+      await using nodes = make();
+      const events = nodes.reader.follow('a', { since: 'start' });
+      const meta = { name: 'A\u2028B\u2029C' };
+      await nodes.publisher.publish('a', '1', { meta });
+      const { value } = await within('the event', events.next());
+      expect(value?.meta).toEqual(meta);
+      await events.return?.();
+    });
+
     test('counts in the history', async () => {
       await using nodes = make({ history: { bytes: 2_000 } });
       const meta = 'x'.repeat(1_200);

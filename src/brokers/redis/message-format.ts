@@ -160,7 +160,8 @@ export function parseEntry(
   const first = body.indexOf('\n');
   const second = body.indexOf('\n', first + 1);
   if (first < 0 || second < 0) return undefined;
-  const [, digits, meta] = /^1 (\d{0,16})(?: (.+))?$/.exec(body.slice(0, first)) ?? [];
+  // Not `.`, which does not match U+2028 and U+2029; the line contains no other line break.
+  const [, digits, meta] = /^1 (\d{0,16})(?: ([^]+))?$/.exec(body.slice(0, first)) ?? [];
   const event = body.slice(first + 1, second);
   if (digits === undefined || !isEventName(event)) return undefined;
   const retry = digits === '' ? undefined : Number(digits);
