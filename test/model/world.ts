@@ -560,21 +560,13 @@ export class World {
    * publishes during the heartbeat, another heartbeat follows.
    */
   async #runHeartbeat(): Promise<void> {
-    const { registry } = this.#scene;
     const { userCode } = this.#application;
     for (let acts = -1; acts < userCode.acts;) {
       acts = userCode.acts;
       for (const link of this.#scene.open) link.stream.onTick();
-      for (let turn = 0; turn < 3 || registry.distant?.isQuiet === false; turn++) {
-        await this.#turn();
-      }
-      for (
-        let turn = 0;
-        turn < MAX_TURNS && !this.#scene.open.every((link) => link.wire.isEmpty);
-        turn++
-      ) {
-        await this.#turn();
-      }
+      if (await this.#waitUntilQuiet()) continue;
+      this.#scene.reportFault('the streams do not become idle after a heartbeat');
+      return;
     }
   }
 
