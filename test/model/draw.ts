@@ -184,7 +184,14 @@ export function consumers(leaving: number): fc.Arbitrary<Command> {
     ),
   });
   return fc.oneof(
-    { weight: 3, arbitrary: fc.record({ do: fc.constant('consume' as const), consume }) },
+    {
+      weight: 3,
+      arbitrary: fc.record({
+        do: fc.constant('consume' as const),
+        consume,
+        publishes: fc.constantFrom(0, 0, 1, 2),
+      }),
+    },
     {
       weight: 3,
       arbitrary: fc.record({

@@ -145,7 +145,8 @@ export type Command =
       follow: FollowOptions;
       wrap: Wrap | undefined;
     }
-  | { do: 'consume'; consume: ConsumeOptions }
+  /** Starts a consumer, and publishes some events in the same call. */
+  | { do: 'consume'; consume: ConsumeOptions; publishes: number }
   /** Lets a consumer take events, or its slow `onGap` answer. */
   | { do: 'take'; which: number; count: number }
   /** Ends a consumer from outside of its loop. */

@@ -195,6 +195,9 @@ export class World {
       }
       case 'consume': {
         this.#consumers.start(command.consume);
+        for (let event = 0; event < command.publishes; event++) {
+          this.#application.publishTo(command.consume.channels[0]!, 'small', false);
+        }
         return;
       }
       case 'take': {
