@@ -298,8 +298,8 @@ export class CatchUp implements CatchUpJob {
 
   /**
    * Reports the gap that a page shows, if there is one, with `sse:gap` events for the channels that
-   * have no `onGap`. At the start of a subscription with a `snapshot`, there is a question, too. The
-   * state that this snapshot sends replaces what its channels have lost.
+   * have no `onGap`. At the start of a subscription with a `snapshot`, there is a question, too: the
+   * state that the snapshot sends replaces the events that its channels have lost.
    * @returns the questions for the application. The page is not delivered then: the answers may
    * change the position, and the log has to be read again.
    */

@@ -22,8 +22,8 @@ export class ChannelStarts {
   // log holds are delivered. The map is created with its first key: thousands of streams that wait
   // for their turn on a pipelined connection need none.
   #starts: Map<string, number> | undefined;
-  // For each channel that starts at its newest or at its oldest events (`since: { last }`, `'start'`):
-  // if events up to this offset are trimmed before the first page is read, that is not a loss.
+  // For channels that start at their newest or oldest events (`since: { last }` or `'start'`): if
+  // events up to this offset are trimmed before the first page is read, that is not a loss.
   #toleratedUpTo: Map<string, number> | undefined;
   // Channels whose loss no offset shows, because their cursor belonged to another log.
   #foreign: ReadonlySet<string> = NO_CHANNELS;

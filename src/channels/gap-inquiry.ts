@@ -14,7 +14,7 @@ import type { SubscriptionRecord } from './subscription.ts';
 export interface GapQuestion {
   readonly record: SubscriptionRecord;
   readonly channels: readonly string[];
-  /** Those of the channels that have lost something. */
+  /** The channels of the question that have lost something. */
   readonly lost: readonly string[];
   /** Whether the question is one of a start: what was lost before is no gap then. */
   readonly isStart: boolean;

@@ -41,8 +41,8 @@ export class ConsumerLedger {
   #lastOffset = 0;
   // The version of the log when the consumer received its newest event.
   #versionOfLast: number;
-  // The head of the log at the start: up to there, an event that was kept at the call may be trimmed
-  // before the first page is read, and that is no gap.
+  // The head of the log at the start: events up to there may be trimmed before the first page is
+  // read, and that is no gap.
   #headAtStart: number;
   #isStartKnown: boolean;
   readonly #toleratesLoss: boolean;

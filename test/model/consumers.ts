@@ -154,7 +154,7 @@ export class Consumers {
   start(options: ConsumeOptions): void {
     const run = new ConsumerRun(this.#scene.registry, options, this.#published);
     this.#runs.push(run);
-    run.run().catch((error: unknown) => this.#scene.reportFault(String((error as Error).message)));
+    run.run().catch((error: unknown) => this.#scene.reportFault((error as Error).message));
   }
 
   take(which: number, count: number): void {

@@ -550,7 +550,7 @@ class Ledger {
   }
 
   /**
-   * A `snapshot` was called at the start of a subscription: once, before every event of the channels
+   * A `snapshot` was called at the start of a subscription: once, before all events of the channels
    * that the subscription has added to the stream.
    */
   #onSnapshotAtStart(mark: Mark & { kind: 'asked' }, offset: number): void {
@@ -584,8 +584,8 @@ class Ledger {
   }
 
   /**
-   * A `snapshot` at the start is complete. The events of the channels that the subscription has added
-   * go on after the cursor, and all of them must come. Of the other channels, none is passed over.
+   * A `snapshot` at the start is complete. The events of the channels that the subscription added
+   * go on after the cursor, and all of them must come. No event of other channels is passed over.
    */
   #onSnapshotSent(record: SubscriptionRecord, offset: number): void {
     for (const [channel, owed] of this.#owed) {

@@ -64,6 +64,8 @@ export async function expectContractKept(
     console.log(`${description}: ${counts.join(', ')} in ${Date.now() - start} ms`);
   }
   expect(tally.schedules).toBe(numRuns);
-  const { streams, schedules: _, resumed, noContent, ...required } = tally;
-  expect(Object.entries(required).filter(([, count]) => count === 0)).toEqual([]);
+  // With a crowd no client comes back, and few requests are answered 204.
+  const optional = new Set(['resumed', 'noContent']);
+  const unreached = Object.entries(tally).filter(([name, n]) => n === 0 && !optional.has(name));
+  expect(unreached).toEqual([]);
 }

@@ -24,7 +24,7 @@ export type OnGapKind =
   | 'beyond'
   | 'ends the channel';
 
-/** What a `snapshot` does. Each sends the state; a slow one waits for the command `answer`. */
+/** The behaviour of a `snapshot`. Each sends the state; a slow one waits for `answer`. */
 export type SnapshotKind =
   | 'none'
   | 'at once'
@@ -84,7 +84,7 @@ export interface FollowOptions {
   act: Act | undefined;
 }
 
-/** What the `onGap` of a consumer does. Without one, a gap is thrown. */
+/** The behaviour of the `onGap` of a consumer. Without one, a gap is thrown. */
 export type ConsumerGapKind = Exclude<OnGapKind, 'ends the channel'>;
 
 /** Options of a consumer of `channels.follow()`. */
