@@ -308,10 +308,11 @@ export class CatchUp implements CatchUpJob {
     const lost = this.starts.collectLost(owner.channels, trimmed, owner.position);
     const startQuestions = planStartQuestions(lost, owner.subscriptions);
     if (lost.length === 0 && startQuestions.length === 0) return undefined;
-    const after = this.starts.hasForeign ? '' : owner.cursor;
     const reported = lost.filter(
       (channel) => !startQuestions.some(({ channels }) => channels.includes(channel)),
     );
+    const hasForeign = reported.some((channel) => this.starts.isForeign(channel));
+    const after = hasForeign ? '' : owner.cursor;
     const gap: Gap = {
       channels: reported,
       lastEventId: owner.hasWritten ? after : owner.stream.lastEventId,

@@ -33,6 +33,11 @@ export class ChannelStarts {
     return this.#foreign.size > 0;
   }
 
+  /** Whether the loss of the channel, which no offset shows, still has to be reported. */
+  isForeign(channel: string): boolean {
+    return this.#foreign.has(channel);
+  }
+
   /** The cursor of these channels belonged to another log. */
   addForeign(channels: readonly string[]): void {
     this.#foreign = new Set([...this.#foreign, ...channels]);

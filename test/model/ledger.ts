@@ -499,6 +499,8 @@ class Ledger {
       record: heir,
       doneUpTo: have,
       nextIndex: next,
+      // The heir may start before losses that were reported to its predecessor.
+      reportedAtLeast: 0,
       isForeign: false,
       isActive: false,
       hasEvents: false,

@@ -157,23 +157,6 @@ function testFollow(make: MakeNodes): void {
       await Promise.all([held.return?.(), behind.return?.()]);
     });
 
-    test.each([
-      ['start', 'start'],
-      ['{ last }', { last: 1 }],
-    ])('since %s: what is lost after the call is a gap', async (_what, since) => {
-      await using nodes = make({ history: { events: 2 } });
-      await publish(nodes.publisher, 'a', '1', '2', '3');
-      const held = nodes.reader.follow('a', { since });
-      const late = nodes.reader.follow('a', { since });
-      // The brokers have told the starts.
-      await nodes.reader.cursor();
-      await publish(nodes.publisher, 'a', '4');
-      expect(await take(held, 1)).toEqual(['3']);
-      await held.return?.();
-      await publish(nodes.publisher, 'a', '5', '6');
-      await expect(late.next()).rejects.toMatchObject({ code: 'ERR_SSE_GAP' });
-    });
-
     test.each(['the signal', 'return()', 'close()'])(
       'ends by %s also while onGap does not answer',
       async (means) => {
