@@ -517,27 +517,6 @@ function testSnapshot(make: MakeNodes): void {
       expect(reader.text).not.toContain('sse:gap');
     });
 
-    test('of a later subscription passes over no event of the channels before', async () => {
-      await using nodes = make();
-      const texts = Array.from({ length: 10 }, (_, n) => `${n} ${'x'.repeat(20_000)}`);
-      await publish(nodes.publisher, 'a', ...texts);
-      let isCalled = false;
-      const snapshot = (): void => {
-        isCalled = true;
-      };
-      await using server = await serveStreams(
-        async (stream) => {
-          const first = stream.subscribe('a', { since: 'start' });
-          await stream.subscribe(['a', 'b'], { snapshot });
-          await first;
-        },
-        { channels: nodes.reader },
-      );
-      using reader = await read(server.url);
-      expect(dataOf(await reader.take(10))).toEqual(texts);
-      await until('the snapshot', () => isCalled);
-    });
-
     test('is not sent to a reader that resumes without a loss', async () => {
       await using nodes = make();
       const [first] = await publish(nodes.publisher, 'a', '1', '2');
