@@ -39,7 +39,7 @@ function jobs(count: number, step: (index: number, job: CatchUpJob) => void): Ca
   });
 }
 
-test('a step is done in a later turn, or with isNow in this one', async () => {
+test('a step is done in a later turn, or with mayRunNow in this one', async () => {
   const queue = new CatchUpQueue();
   const done: string[] = [];
   queue.add({ step: () => done.push('later') }, false);
@@ -52,16 +52,16 @@ test('a step is done in a later turn, or with isNow in this one', async () => {
 
 describe('one turn does', () => {
   test.each([true, false])(
-    'at most 100 steps, in the order in which the streams came (isNow: %s)',
-    async (isNow) => {
+    'at most 100 steps, in the order in which the streams came (mayRunNow: %s)',
+    async (mayRunNow) => {
       const queue = new CatchUpQueue();
       const turns = new Turns();
       const done: number[] = [];
       const at: number[] = [];
       for (const job of jobs(1_000, (index) => void (done.push(index), at.push(turns.now)))) {
-        queue.add(job, isNow);
+        queue.add(job, mayRunNow);
       }
-      expect(done.length).toBe(isNow ? MAX_STEPS : 0);
+      expect(done.length).toBe(mayRunNow ? MAX_STEPS : 0);
       await until('all steps', () => done.length === 1_000);
       turns.stop();
       expect(Math.max(...perTurn(at))).toBeLessThanOrEqual(MAX_STEPS);

@@ -1,4 +1,4 @@
-/** The channels that streams of this node follow, and what the node has received of them. */
+/** The channels that this node follows, and the newest entry that it has received of each. */
 import type { Broker } from '../brokers/broker.ts';
 import type { LimitsByChannel } from '../log/history.ts';
 import type { LogEntry } from '../log/log-entry.ts';
@@ -11,17 +11,21 @@ interface FollowedChannel {
   streams: number;
   /** Number of consumers of `channels.follow()` that follow the channel. */
   consumers: number;
-  /** Offset of the newest entry received of the channel, valid only since this interruption. */
+  /** Offset of the newest received entry of the channel; see `newestInterruptions`. */
   newest: number;
-  newestSince: number;
+  /**
+   * `interruptions` when that entry was received. After a later interruption `newest` is unused.
+   */
+  newestInterruptions: number;
   readonly hasHistory: boolean;
   /** Called when the broker listens to the channel, or cannot; `undefined` from then on. */
   onListening: Set<ListeningCallback> | undefined;
-  /** The broker could not listen to the channel: the next stream that follows it asks again. */
+  /** The broker could not listen to the channel. The next follower of the channel tries again. */
   hasFailed: boolean;
 }
 
-// Number of callbacks that are called before other work gets its turn: each may start a stream.
+// Number of callbacks that are called before other work gets its turn. Each callback may start a
+// stream.
 const MAX_CALLBACKS_PER_TURN = 250;
 
 /** Counts the followers of each channel, and lets the broker listen to the followed channels. */
@@ -91,7 +95,7 @@ export class FollowedChannels {
       streams: 0,
       consumers: 0,
       newest: 0,
-      newestSince: 0,
+      newestInterruptions: 0,
       hasHistory,
       onListening: undefined,
       hasFailed: false,
@@ -155,23 +159,24 @@ export class FollowedChannels {
     });
   }
 
-  /** The node has received an entry. */
+  /** Notes an entry that the node has received. */
   noteReceived({ channel, offset }: LogEntry): void {
     const followed = this.#channels.get(channel);
     if (followed === undefined) return;
     followed.newest = offset;
-    followed.newestSince = this.interruptions;
+    followed.newestInterruptions = this.interruptions;
   }
 
   /**
    * The offset of the newest entry that this node has received of these channels; 0 if it has
-   * received none since the last interruption. Entries before it may belong to another log.
+   * received none since the last interruption. Entries before the interruption may belong to
+   * another log.
    */
   newestReceived(channels: readonly string[]): number {
     return Math.max(
       ...channels.map((channel) => {
         const followed = this.#channels.get(channel);
-        return followed?.newestSince === this.interruptions ? followed.newest : 0;
+        return followed?.newestInterruptions === this.interruptions ? followed.newest : 0;
       }),
     );
   }

@@ -39,9 +39,9 @@ export class Publisher {
   readonly #broker: Broker;
   readonly #limits: LimitsByChannel;
   readonly #options: PublisherOptions;
-  // The pipes that are running, each with what stops it.
+  // The running pipes: the promise of each, by the controller that stops the pipe.
   readonly #pipes = new Map<AbortController, Promise<unknown>>();
-  /** Number of events that were published, including those that a `key` made unnecessary. */
+  /** Number of accepted events, including calls that published nothing because of their `key`. */
   published = 0;
 
   constructor(broker: Broker, limits: LimitsByChannel, options: PublisherOptions) {
@@ -133,7 +133,7 @@ export class Publisher {
     this.#options.assertOpen();
     const history = this.#limits.limitsFor(name);
     if (checked.end !== false) assertHasHistory('pipe()', name, history);
-    // A pipe that `close()` stops ends its channel until the broker is closed.
+    // After `close()` the pipe can still end its channel, as long as the broker is open.
     const channel: PipeChannel = {
       publish: (data, fields) => this.#publish(name, data, fields, () => {}),
       end: (data, fields) => this.#end(name, data, fields, () => {}),
@@ -168,8 +168,8 @@ export class Publisher {
 }
 
 /**
- * Checks that a channel keeps a history, which the method needs. For example, nothing could tell a
- * later reader that a channel without history has ended.
+ * Checks that a channel keeps a history, because the method needs it. For example, a later reader
+ * could not learn that a channel without history has ended.
  * @param method the name of the called method, for the error
  * @throws {SseError} `ERR_SSE_OPTION`
  */

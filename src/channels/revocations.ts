@@ -84,8 +84,8 @@ export class Revocations implements RevocationSource {
   }
 
   /**
-   * Resolves when {@link covers} may be true for the offset. Another log may have begun meanwhile, so
-   * the caller reads the log again. Rejects when the signal is aborted.
+   * Resolves when {@link covers} may be true for the offset. Another log may have begun meanwhile,
+   * so the caller reads the log again. Rejects when the signal is aborted.
    */
   async whenCovering(offset: number, signal: AbortSignal | undefined): Promise<void> {
     if (this.#isCurrent) await this.#broker.position({ epoch: this.#epoch, offset }, signal);
