@@ -62,7 +62,8 @@ export interface LogBounds {
 /**
  * The state of a channel, the same on all nodes:
  *
- * - `'unknown'` if nothing is kept of the channel: nothing was published, or all was cleared, is past
+ * - `'unknown'` if nothing is kept of the channel: nothing was published, or all was cleared, is
+ * past
  *   its age or was forgotten
  * - `'ended'` if the newest entry that is kept is the end of the channel
  * - `'open'` if the newest entry that is kept is an event
