@@ -239,9 +239,9 @@ export class LogClient {
   }
 
   /**
-   * Renews leases, and ends channels whose lease has expired.
+   * Renews leases, and ends channels whose lease has run out.
    * @param leaseMs time in ms for which the renewed leases are valid
-   * @param endsExpired whether channels whose lease has expired are ended
+   * @param endsExpired whether channels are ended whose lease has run out
    * @returns the channels that were ended, each with the id of its end
    */
   async lease(

@@ -579,7 +579,7 @@ if operation == 'append' then
   return answers
 end
 
--- Ends a channel whose lease has expired. Returns the id of its end, or nil.
+-- Ends a channel whose lease has run out. Returns the id of its end, or nil.
 local function endExpired(name, size)
   local limits = redis.pcall('HGET', base .. ':limits', name)
   dropLease(name)
@@ -589,10 +589,10 @@ local function endExpired(name, size)
   return (appendEntries(name, nil, { { END, size } }, true, tonumber(events), math.min(tonumber(limit), maxHistory), tonumber(age), latest == '1'))
 end
 
--- lease: renews leases, and ends the channels whose lease has expired, because the process that
+-- lease: renews leases, and ends the channels whose lease has run out, because the process that
 -- published to them has died. The end of a channel removes its lease.
 --   ARGV  11 time in ms for which the renewed leases are valid
---         12 size of an end    13 whether channels with an expired lease are ended: 0 or 1
+--         12 size of an end    13 whether leases that have run out are looked for: 0 or 1
 --         14 … leases to renew, `<events>:<bytes>:<age>:<latest>:<channel>`
 -- Answers { epoch, head, error of the header, channel, id of its end, … }.
 if operation == 'lease' then
@@ -601,8 +601,8 @@ if operation == 'lease' then
   if problem then return redis.error_reply(problem) end
   for i = 14, #ARGV do
     local limits, name = string.match(ARGV[i], '^(%d+:%d+:%d+:[01]):(.*)$')
-    -- A renewal may come after the end of its channel. If the channel is later cleared and used
-    -- again, then such a lease would end it.
+    -- A renewal may come after the end of its channel. The lease would end the channel again, if the
+    -- channel was cleared and is used otherwise.
     local channel = name and find(name)
     if channel and channel.isEnded then
       dropLease(name)
