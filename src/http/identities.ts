@@ -9,25 +9,23 @@ import type { Revocation, RevocationTarget, StreamGuard } from '../stream/revoca
 /** The options of `sse()` that concern revoking. */
 export interface IdentityOptions {
   /**
-   * Returns to whom the stream of a request belongs, such as the id of a user: `revoke()` of the
-   * middleware ends the streams of an identity on all nodes. Called when the stream opens, so
-   * middleware that sets what the function reads may be mounted after `sse()`. The identity is
-   * never sent to clients.
+   * Returns whom the stream of a request belongs to, such as the id of a user: `events.revoke()`
+   * ends the streams of an identity on all nodes. Called when the stream opens, so middleware that
+   * sets what the function reads may be mounted after `sse()`. The identity is never sent to clients.
    * @defaultValue none: no stream has an identity
    */
   identity?: ((req: RouteRequest) => string | undefined) | undefined;
   /**
-   * Returns whether a stream may continue. Called for each stream with an identity after this node
-   * may have missed revocations: Redis was unreachable for so long that revocations were deleted,
-   * or Redis has lost its data. Before the answer, the stream receives no events of channels. If
-   * the function returns `false` or throws, the stream ends with the reason `'revoked'`.
+   * Returns whether a stream may go on. Called for each stream with an identity after this node may
+   * have missed revocations: Redis was away for longer than it keeps them, or has lost its data. The
+   * stream receives no events of channels before the answer. A stream for which the function returns
+   * `false` or throws ends with the reason `'revoked'`.
    * @defaultValue none: these streams end with the reason `'revoked'`, and their clients reconnect
    */
   authorize?: ((stream: EventStream) => boolean | Promise<boolean>) | undefined;
 }
 
-// Number of streams for which `authorize` is called, or which are ended, before other work gets its
-// turn.
+// Number of streams that are asked about or ended before other work gets its turn.
 const STREAMS_PER_TURN = 250;
 
 // Reconnection time in ms of clients whose revocation may have been missed, so that they do not all
@@ -46,8 +44,8 @@ export class Identities implements RevocationTarget {
   // The newest revocation of each identity, as its number; the oldest is forgotten first.
   readonly #revokedAt = new Map<string, number>();
   #revocations = 0;
-  // Revocations up to this number may be unknown: they were missed, or forgotten.
-  #unknownUpTo = 0;
+  // Revocations up to this number may be forgotten.
+  #forgotten = 0;
 
   /** @param endStreams ends streams with the reason `'revoked'` */
   constructor(
@@ -74,12 +72,12 @@ export class Identities implements RevocationTarget {
     const identity = this.#readIdentity(stream.req);
     if (identity === undefined) return true;
     if ((this.#revokedAt.get(identity) ?? 0) > guard.madeAfter) return false;
-    const isUncertain = this.#unknownUpTo > guard.madeAfter;
+    const isUncertain = this.#forgotten > guard.madeAfter;
     if (isUncertain && this.#authorize === undefined) return false;
     guard.identity = identity;
     const streams = this.#streams.get(identity) ?? new Set();
     this.#streams.set(identity, streams.add(stream));
-    if (isUncertain) this.#authorizeInSlices([stream]);
+    if (isUncertain) this.#askInSlices([stream]);
     return true;
   }
 
@@ -103,11 +101,11 @@ export class Identities implements RevocationTarget {
 
   onMissed(): void {
     // Streams that are not open yet may have been revoked, too.
-    this.#unknownUpTo = ++this.#revocations;
+    this.#forgotten = ++this.#revocations;
     const streams: EventStream[] = [];
     for (const some of this.#streams.values()) streams.push(...some);
     if (this.#authorize === undefined) this.#endInSlices(streams);
-    else this.#authorizeInSlices(streams);
+    else this.#askInSlices(streams);
   }
 
   #readIdentity(req: IncomingMessage): string | undefined {
@@ -126,16 +124,12 @@ export class Identities implements RevocationTarget {
     const [oldest] = this.#revokedAt;
     if (oldest === undefined) return;
     this.#revokedAt.delete(oldest[0]);
-    this.#unknownUpTo = Math.max(this.#unknownUpTo, oldest[1]);
+    this.#forgotten = Math.max(this.#forgotten, oldest[1]);
   }
 
-  /**
-   * Ends the streams that may have been revoked, a limited number per turn. Before its turn, a
-   * stream receives no events of channels.
-   */
+  /** Ends the streams that may have been revoked. They write nothing more before their turn. */
   #endInSlices(streams: readonly EventStream[]): void {
     for (const stream of streams) {
-      // Never resolves, because the stream will be ended.
       if (stream.guard !== undefined) stream.guard.authorization = new Promise(() => {});
     }
     inSlices(streams, (stream) => {
@@ -144,27 +138,27 @@ export class Identities implements RevocationTarget {
     });
   }
 
-  /** Calls `authorize` for each of the streams, a limited number per turn. */
-  #authorizeInSlices(streams: readonly EventStream[]): void {
-    const authorizations = streams.map((stream) => {
-      let onAnswered!: () => void;
-      const authorization = new Promise<void>((resolve) => {
-        onAnswered = resolve;
+  /** Asks the application about each of the streams. */
+  #askInSlices(streams: readonly EventStream[]): void {
+    const questions = streams.map((stream) => {
+      let answered!: () => void;
+      const question = new Promise<void>((resolve) => {
+        answered = resolve;
       });
-      if (stream.guard !== undefined) stream.guard.authorization = authorization;
-      return { stream, authorization, onAnswered };
+      if (stream.guard !== undefined) stream.guard.authorization = question;
+      return { stream, question, answered };
     });
-    inSlices(authorizations, ({ stream, authorization, onAnswered }) => {
-      void this.#authorizeStream(stream).finally(() => {
-        // If revocations may have been missed again meanwhile, a newer call is due.
-        if (stream.guard?.authorization === authorization) stream.guard.authorization = undefined;
-        onAnswered();
+    inSlices(questions, ({ stream, question, answered }) => {
+      void this.#ask(stream).finally(() => {
+        // After another interruption there is another question.
+        if (stream.guard?.authorization === question) stream.guard.authorization = undefined;
+        answered();
       });
     });
   }
 
-  /** Ends the stream, unless `authorize` returns `true` for it. Never rejects. */
-  async #authorizeStream(stream: EventStream): Promise<void> {
+  /** Ends the stream, unless the application lets it go on. Never rejects. */
+  async #ask(stream: EventStream): Promise<void> {
     if (stream.readyState !== 1) return;
     let isAllowed = false;
     try {
