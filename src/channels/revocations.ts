@@ -59,13 +59,17 @@ export class Revocations implements RevocationSource {
   }
 
   attach(target: RevocationTarget): void {
+    const isFirst = this.#targets.size === 0;
     this.#targets.add(target);
-    if (this.#targets.size > 1) return;
+    if (!isFirst) return;
+    const signal = this.#abort.signal;
     this.#followedChannels.retain(REVOCATIONS, true, false);
+    const ready =
+      this.#followedChannels.whenListening([REVOCATIONS], signal) ??
+      this.#broker.position(undefined, signal);
     // A broker in this process answers at once, so that the first stream need not wait.
-    const position = this.#broker.position(undefined, this.#abort.signal);
-    if (position instanceof Promise) void this.#start(position);
-    else this.#begin(position);
+    if (ready instanceof Promise) void this.#start(ready);
+    else this.#begin(ready);
   }
 
   /** The registry is closed. */
@@ -106,19 +110,18 @@ export class Revocations implements RevocationSource {
     if (this.#epoch !== '') void this.#readMissed();
   }
 
-  async #start(position: Promise<{ epoch: string; offset: number }>): Promise<void> {
-    // Awaited later, and not at all if the registry is closed before.
-    position.catch(() => {});
+  /** @param ready resolves when this node receives revocations; rejects if it never will */
+  async #start(ready: Promise<unknown>): Promise<void> {
     try {
-      await this.#followedChannels.whenListening([REVOCATIONS], this.#abort.signal);
-      const { epoch, offset } = await position;
+      await ready;
+      const { epoch, offset } = await this.#broker.position(undefined, this.#abort.signal);
       this.#epoch = epoch;
       this.#offset = offset;
       // Revocations before this moment may concern streams whose requests have come in already.
       for (const target of this.#targets) target.onMissed();
       await this.#readMissed();
     } catch {
-      // The registry is closed.
+      // The registry is closed, or this process only publishes, so that no stream follows channels.
     }
   }
 
