@@ -35,6 +35,13 @@ export interface Publication {
 export interface Page extends LogRead {
   /** Where the log stood. */
   readonly position: Cursor;
+  /**
+   * The offset at which the log has continued after it last went back, as a database does that
+   * restarts from an older copy. Entries before this offset may be lost although their `append` has
+   * resolved, also entries of which `trimmed` knows nothing.
+   * @defaultValue the log has never gone back
+   */
+  readonly resumedAt?: number | undefined;
 }
 
 /** The callbacks by which a broker notifies its registry on this node. They never throw. */
@@ -105,7 +112,8 @@ export type BrokerState = 'connecting' | 'open' | 'broken' | 'closed';
  * if no event of the channel is kept. A reader has lost an event of the channel exactly if its
  * cursor is below `trimmed`. For an unknown channel, which may be a forgotten one, `trimmed` is the
  * floor: the newest offset of any forgotten channel. After the loss of a log, the new log has
- * another epoch.
+ * another epoch. After the loss of its newest entries, the log continues at `resumedAt`, which is
+ * greater than any offset that was used before.
  *
  * **Ends.** The end of a channel is an entry with an offset, which counts for the limits of the
  * history. While it is kept, nothing can be appended to the channel. An append of an event and the

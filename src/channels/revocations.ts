@@ -9,8 +9,15 @@
  * ```
  *
  * A node that may have missed entries reads the revocations from the log before any stream with an
- * identity receives more ({@link Revocations.covers}). If revocations are lost, the application is
- * asked about each of these streams.
+ * identity receives more ({@link Revocations.covers}). If revocations may be lost, the
+ * application is asked about each of these streams:
+ *
+ * ```text
+ * #offset ─┬─ trimmed       the log does not keep all revocations that came after #offset
+ *          ├─ resumedAt     the log has gone back since: it may have lost the revocations of others,
+ *          │                whose promise has resolved and which this node has not received
+ *          └─ another log
+ * ```
  */
 import type { Broker } from '../brokers/broker.ts';
 import { deferred, withLimits, type Deferred } from '../common/async.ts';
@@ -39,7 +46,10 @@ export class Revocations implements RevocationSource {
   readonly #followedChannels: FollowedChannels;
   readonly #targets = new Set<RevocationTarget>();
   #epoch = '';
+  // Offset up to which no revocation is missing, as of the last interruption or entry.
   #offset = 0;
+  // Offset of the newest loss that the targets were told of.
+  #reportedLoss = 0;
   // Whether every revocation that this node may have missed was read.
   #isCurrent = false;
   #isReading = false;
@@ -105,8 +115,11 @@ export class Revocations implements RevocationSource {
   /** This node may have missed entries. */
   onInterrupted(): void {
     if (this.#targets.size === 0) return;
-    if (this.#isCurrent) this.#whenCurrent = deferred();
-    this.#isCurrent = false;
+    if (this.#isCurrent) {
+      this.#whenCurrent = deferred();
+      this.#isCurrent = false;
+      this.#offset = Math.max(this.#offset, this.#broker.head);
+    }
     if (this.#epoch !== '') void this.#readMissed();
   }
 
@@ -150,8 +163,10 @@ export class Revocations implements RevocationSource {
     const { signal } = this.#abort;
     const page = await this.#broker.read([REVOCATIONS], this.#offset, PAGE_BYTES, signal);
     const isOtherLog = page.position.epoch !== this.#epoch;
-    const isMissed = isOtherLog || (page.trimmed[0] ?? 0) > this.#offset;
+    const loss = Math.max(page.trimmed[0] ?? 0, page.resumedAt ?? 0);
+    const isMissed = isOtherLog || loss > Math.max(this.#offset, this.#reportedLoss);
     this.#epoch = page.position.epoch;
+    this.#reportedLoss = loss;
     if (isOtherLog) this.#offset = page.position.offset;
     else for (const entry of page.entries) this.#apply(entry);
     if (isMissed) for (const target of this.#targets) target.onMissed();
