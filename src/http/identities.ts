@@ -16,16 +16,19 @@ export interface IdentityOptions {
   /**
    * Returns whom the stream of a request belongs to, such as the id of a user: `events.revoke()`
    * ends the streams of an identity on all nodes. Called when the stream opens, so middleware that
-   * sets what the function reads may be mounted after `sse()`. The identity is never sent to clients.
-   * Streams that follow channels need `channels` in the same `sse()`.
+   * sets what the function reads may be mounted after `sse()`. Middleware that checks whether the
+   * request may have a stream belongs after `sse()`: a revocation before `sse()` has seen the request
+   * does not concern it. The identity is never sent to clients. Streams that follow channels need
+   * `channels` in the same `sse()`.
    * @defaultValue none: no stream has an identity
    */
   identity?: ((req: RouteRequest) => string | undefined) | undefined;
   /**
    * Returns whether a stream may go on. Called for each stream with an identity after this node may
-   * have missed revocations: Redis was away for longer than it keeps them, or has lost its data. The
-   * stream receives no events of channels before the answer. A stream for which the function returns
-   * `false` or throws ends with the reason `'revoked'`.
+   * have missed revocations: the node was away for longer than Redis keeps them, or Redis has lost
+   * its data, has restarted or has failed over. The stream receives no events of channels before the
+   * answer. A stream for which the function returns `false` or throws ends with the reason
+   * `'revoked'`.
    * @defaultValue none: these streams end with the reason `'revoked'`, and their clients reconnect
    */
   authorize?: ((stream: EventStream) => boolean | Promise<boolean>) | undefined;
