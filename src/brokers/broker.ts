@@ -53,7 +53,8 @@ export interface Receiver {
   /**
    * Called when the node may have missed something. Until a later `read` has answered, the entries
    * that are received prove nothing about the ones before them. Only brokers outside of the process
-   * call this, after a broken connection, a missed message or the loss of the log.
+   * call this, after a broken connection, a missed message or the loss of the log. During the call,
+   * {@link Broker.head} is still the place up to which nothing was missed.
    */
   interrupted(): void;
 }
