@@ -35,6 +35,13 @@ export interface Publication {
 export interface Page extends LogRead {
   /** Where the log stood. */
   readonly position: Cursor;
+  /**
+   * The offset at which the log has continued after it last went back, as a database does that
+   * restarts from an older copy. Entries before this offset may be lost although their `append` has
+   * resolved, also entries of which `trimmed` knows nothing.
+   * @defaultValue the log has never gone back
+   */
+  readonly resumedAt?: number | undefined;
 }
 
 /** The callbacks by which a broker notifies its registry on this node. They never throw. */
@@ -46,7 +53,8 @@ export interface Receiver {
   /**
    * Called when the node may have missed something. Until a later `read` has answered, the entries
    * that are received prove nothing about the ones before them. Only brokers outside of the process
-   * call this, after a broken connection, a missed message or the loss of the log.
+   * call this, after a broken connection, a missed message or the loss of the log. During the call,
+   * {@link Broker.head} is still the place up to which nothing was missed.
    */
   interrupted(): void;
 }
@@ -106,7 +114,8 @@ export type BrokerState = 'connecting' | 'open' | 'broken' | 'closed';
  * if no event of the channel is kept. A reader has lost an event of the channel exactly if its
  * cursor is below `trimmed`. For an unknown channel, which may be a forgotten one, `trimmed` is the
  * floor: the newest offset of any forgotten channel. After the loss of a log, the new log has
- * another epoch.
+ * another epoch. After the loss of its newest entries, the log continues at `resumedAt`, which is
+ * greater than any offset that was used before.
  *
  * **Ends.** The end of a channel is an entry with an offset, which counts for the limits of the
  * history. While it is kept, nothing can be appended to the channel. An append of an event and the

@@ -9,8 +9,15 @@
  * ```
  *
  * A node that may have missed entries reads the revocations from the log before any stream with an
- * identity receives more ({@link Revocations.covers}). If revocations are lost, the application is
- * asked about each of these streams.
+ * identity receives more ({@link Revocations.covers}). If revocations may be lost, the
+ * application is asked about each of these streams:
+ *
+ * ```text
+ * #offset ─┬─ trimmed       the log does not keep all revocations that came after #offset
+ *          ├─ resumedAt     the log has gone back since: it may have lost the revocations of others,
+ *          │                whose promise has resolved and which this node has not received
+ *          └─ another log
+ * ```
  */
 import type { Broker } from '../brokers/broker.ts';
 import { deferred, withLimits, type Deferred } from '../common/async.ts';
@@ -39,7 +46,10 @@ export class Revocations implements RevocationSource {
   readonly #followedChannels: FollowedChannels;
   readonly #targets = new Set<RevocationTarget>();
   #epoch = '';
+  // Offset up to which no revocation is missing, as of the last interruption or entry.
   #offset = 0;
+  // Offset of the newest loss that the targets were told of.
+  #reportedLoss = 0;
   // Whether every revocation that this node may have missed was read.
   #isCurrent = false;
   #isReading = false;
@@ -59,13 +69,17 @@ export class Revocations implements RevocationSource {
   }
 
   attach(target: RevocationTarget): void {
+    const isFirst = this.#targets.size === 0;
     this.#targets.add(target);
-    if (this.#targets.size > 1) return;
+    if (!isFirst) return;
+    const signal = this.#abort.signal;
     this.#followedChannels.retain(REVOCATIONS, true, false);
+    const ready =
+      this.#followedChannels.whenListening([REVOCATIONS], signal) ??
+      this.#broker.position(undefined, signal);
     // A broker in this process answers at once, so that the first stream need not wait.
-    const position = this.#broker.position(undefined, this.#abort.signal);
-    if (position instanceof Promise) void this.#start(position);
-    else this.#begin(position);
+    if (ready instanceof Promise) void this.#start(ready);
+    else this.#begin(ready);
   }
 
   /** The registry is closed. */
@@ -101,24 +115,26 @@ export class Revocations implements RevocationSource {
   /** This node may have missed entries. */
   onInterrupted(): void {
     if (this.#targets.size === 0) return;
-    if (this.#isCurrent) this.#whenCurrent = deferred();
-    this.#isCurrent = false;
+    if (this.#isCurrent) {
+      this.#whenCurrent = deferred();
+      this.#isCurrent = false;
+      this.#offset = Math.max(this.#offset, this.#broker.head);
+    }
     if (this.#epoch !== '') void this.#readMissed();
   }
 
-  async #start(position: Promise<{ epoch: string; offset: number }>): Promise<void> {
-    // Awaited later, and not at all if the registry is closed before.
-    position.catch(() => {});
+  /** @param ready resolves when this node receives revocations; rejects if it never will */
+  async #start(ready: Promise<unknown>): Promise<void> {
     try {
-      await this.#followedChannels.whenListening([REVOCATIONS], this.#abort.signal);
-      const { epoch, offset } = await position;
+      await ready;
+      const { epoch, offset } = await this.#broker.position(undefined, this.#abort.signal);
       this.#epoch = epoch;
       this.#offset = offset;
       // Revocations before this moment may concern streams whose requests have come in already.
       for (const target of this.#targets) target.onMissed();
       await this.#readMissed();
     } catch {
-      // The registry is closed.
+      // The registry is closed, or this process only publishes, so that no stream follows channels.
     }
   }
 
@@ -147,8 +163,10 @@ export class Revocations implements RevocationSource {
     const { signal } = this.#abort;
     const page = await this.#broker.read([REVOCATIONS], this.#offset, PAGE_BYTES, signal);
     const isOtherLog = page.position.epoch !== this.#epoch;
-    const isMissed = isOtherLog || (page.trimmed[0] ?? 0) > this.#offset;
+    const loss = Math.max(page.trimmed[0] ?? 0, page.resumedAt ?? 0);
+    const isMissed = isOtherLog || loss > Math.max(this.#offset, this.#reportedLoss);
     this.#epoch = page.position.epoch;
+    this.#reportedLoss = loss;
     if (isOtherLog) this.#offset = page.position.offset;
     else for (const entry of page.entries) this.#apply(entry);
     if (isMissed) for (const target of this.#targets) target.onMissed();

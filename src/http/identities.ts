@@ -4,22 +4,31 @@ import type { RouteRequest } from './route.ts';
 import { SseError, describeValue } from '../common/errors.ts';
 import { drawRetry } from '../common/retry-range.ts';
 import type { EventStream } from '../stream/event-stream.ts';
-import type { Revocation, RevocationTarget, StreamGuard } from '../stream/revocation-types.ts';
+import type {
+  Revocation,
+  RevocationSource,
+  RevocationTarget,
+  StreamGuard,
+} from '../stream/revocation-types.ts';
 
 /** The options of `sse()` that concern revoking. */
 export interface IdentityOptions {
   /**
    * Returns whom the stream of a request belongs to, such as the id of a user: `events.revoke()`
    * ends the streams of an identity on all nodes. Called when the stream opens, so middleware that
-   * sets what the function reads may be mounted after `sse()`. The identity is never sent to clients.
+   * sets what the function reads may be mounted after `sse()`. Middleware that checks whether the
+   * request may have a stream belongs after `sse()`: a revocation before `sse()` has seen the request
+   * does not concern it. The identity is never sent to clients. Streams that follow channels need
+   * `channels` in the same `sse()`.
    * @defaultValue none: no stream has an identity
    */
   identity?: ((req: RouteRequest) => string | undefined) | undefined;
   /**
    * Returns whether a stream may go on. Called for each stream with an identity after this node may
-   * have missed revocations: Redis was away for longer than it keeps them, or has lost its data. The
-   * stream receives no events of channels before the answer. A stream for which the function returns
-   * `false` or throws ends with the reason `'revoked'`.
+   * have missed revocations: the node was away for longer than Redis keeps them, or Redis has lost
+   * its data, has restarted or has failed over. The stream receives no events of channels before the
+   * answer. A stream for which the function returns `false` or throws ends with the reason
+   * `'revoked'`.
    * @defaultValue none: these streams end with the reason `'revoked'`, and their clients reconnect
    */
   authorize?: ((stream: EventStream) => boolean | Promise<boolean>) | undefined;
@@ -35,10 +44,29 @@ const MISSED_RETRY = { min: 1_000, max: 10_000 };
 // Number of identities that are remembered for streams that are not open yet.
 const MAX_REMEMBERED = 10_000;
 
-/** The open streams of one host that have an identity. */
+/** Revocations on this node, for middleware without channels. */
+export class LocalRevocations implements RevocationSource {
+  readonly #targets = new Set<RevocationTarget>();
+
+  attach(target: RevocationTarget): void {
+    this.#targets.add(target);
+  }
+
+  revoke(revocation: Revocation): Promise<void> {
+    for (const target of this.#targets) target.onRevoked(revocation);
+    return Promise.resolve();
+  }
+}
+
+/**
+ * The open streams whose identity is found by the `identity` of one middleware. A middleware on a
+ * route without an `identity` of its own uses the object of the middleware in front.
+ */
 export class Identities implements RevocationTarget {
+  /** The revocations that the object is told of. */
+  readonly source: RevocationSource;
   readonly #identity: NonNullable<IdentityOptions['identity']>;
-  readonly #authorize: IdentityOptions['authorize'];
+  readonly #authorizeOf: (stream: EventStream) => IdentityOptions['authorize'];
   readonly #endStreams: (streams: readonly EventStream[], revocation: Revocation) => void;
   readonly #streams = new Map<string, Set<EventStream>>();
   // The newest revocation of each identity, as its number; the oldest is forgotten first.
@@ -47,15 +75,21 @@ export class Identities implements RevocationTarget {
   // Revocations up to this number may be forgotten.
   #forgotten = 0;
 
-  /** @param endStreams ends streams with the reason `'revoked'` */
+  /**
+   * @param authorizeOf returns the option `authorize` of the middleware that a stream belongs to
+   * @param endStreams ends streams with the reason `'revoked'`
+   */
   constructor(
+    source: RevocationSource,
     identity: NonNullable<IdentityOptions['identity']>,
-    authorize: IdentityOptions['authorize'],
+    authorizeOf: (stream: EventStream) => IdentityOptions['authorize'],
     endStreams: (streams: readonly EventStream[], revocation: Revocation) => void,
   ) {
+    this.source = source;
     this.#identity = identity;
-    this.#authorize = authorize;
+    this.#authorizeOf = authorizeOf;
     this.#endStreams = endStreams;
+    source.attach(this);
   }
 
   /** Makes the guard of a stream whose request has just come in. */
@@ -73,7 +107,7 @@ export class Identities implements RevocationTarget {
     if (identity === undefined) return true;
     if ((this.#revokedAt.get(identity) ?? 0) > guard.madeAfter) return false;
     const isUncertain = this.#forgotten > guard.madeAfter;
-    if (isUncertain && this.#authorize === undefined) return false;
+    if (isUncertain && this.#authorizeOf(stream) === undefined) return false;
     guard.identity = identity;
     const streams = this.#streams.get(identity) ?? new Set();
     this.#streams.set(identity, streams.add(stream));
@@ -104,8 +138,8 @@ export class Identities implements RevocationTarget {
     this.#forgotten = ++this.#revocations;
     const streams: EventStream[] = [];
     for (const some of this.#streams.values()) streams.push(...some);
-    if (this.#authorize === undefined) this.#endInSlices(streams);
-    else this.#askInSlices(streams);
+    this.#endInSlices(streams.filter((stream) => this.#authorizeOf(stream) === undefined));
+    this.#askInSlices(streams.filter((stream) => this.#authorizeOf(stream) !== undefined));
   }
 
   #readIdentity(req: IncomingMessage): string | undefined {
@@ -162,7 +196,7 @@ export class Identities implements RevocationTarget {
     if (stream.readyState !== 1) return;
     let isAllowed = false;
     try {
-      isAllowed = (await this.#authorize?.(stream)) === true;
+      isAllowed = (await this.#authorizeOf(stream)?.(stream)) === true;
     } catch (error) {
       stream.report(error);
     }

@@ -200,6 +200,7 @@ function attachStream(
   let stream: EventStream;
   try {
     assertNoForeignStream(res);
+    host.assertRevocable();
     stream = existing ?? new EventStream(res, host);
     guardStream(stream, host);
     // If the client has left already, the stream is closed, and would never release a place.

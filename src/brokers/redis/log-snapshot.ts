@@ -82,6 +82,11 @@ export function lostOffset({ origin, jumps }: Discontinuities, after: number): n
   return after < origin ? origin : 0;
 }
 
+/** @returns the offset at which the log has continued after it last went back; 0 if it never has */
+export function newestJump({ jumps }: Discontinuities): number {
+  return jumps.at(-1)?.to ?? 0;
+}
+
 /**
  * Parses the answer of the script to `look` or `page`.
  * @param channels in the order of the query

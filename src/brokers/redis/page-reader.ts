@@ -13,7 +13,7 @@ import type { ConditionQueue } from './condition-queue.ts';
 import type { HistoryLoader } from './history-loader.ts';
 import type { LocalLog } from './local-log.ts';
 import type { LogClient } from './log-client.ts';
-import { lostOffset, type LogSnapshot } from './log-snapshot.ts';
+import { lostOffset, newestJump, type Discontinuities, type LogSnapshot } from './log-snapshot.ts';
 import type { LogSubscription } from './log-subscription.ts';
 import type { SharedQueries } from './shared-queries.ts';
 
@@ -59,7 +59,7 @@ export class PageReader {
       cache.incomplete(channels, after).length === 0;
     if (!isCached) return undefined;
     const read = cache.read(channels, after, maxBytes);
-    return toPage(read, tracker.position(), lostOffset(cache.discontinuities, after));
+    return toPage(read, tracker.position(), cache.discontinuities, after);
   }
 
   /**
@@ -98,7 +98,7 @@ export class PageReader {
       const trimmed = maxOfEach(read.trimmed, lost);
       if (read.complete || read.entries.length > 0) {
         const position = { epoch, offset: head };
-        return toPage({ ...read, trimmed }, position, lostOffset(discontinuities, after));
+        return toPage({ ...read, trimmed }, position, discontinuities, after);
       }
       lost = trimmed;
       // The page has only events that cannot be read.
@@ -215,8 +215,14 @@ function maxOfEach(some: readonly number[], others: readonly number[]): readonly
   return some.map((value, index) => Math.max(value, others[index] as number));
 }
 
-/** @param lost offset up to which the reader has lost events of all channels; 0 if none */
-function toPage(read: Omit<Page, 'position'>, position: Cursor, lost: number): Page {
+/** @param after offset of the reader */
+function toPage(
+  read: Omit<Page, 'position'>,
+  position: Cursor,
+  discontinuities: Discontinuities,
+  after: number,
+): Page {
+  const lost = lostOffset(discontinuities, after);
   const trimmed = lost === 0 ? read.trimmed : read.trimmed.map((offset) => Math.max(offset, lost));
-  return { ...read, trimmed, position };
+  return { ...read, trimmed, position, resumedAt: newestJump(discontinuities) };
 }
