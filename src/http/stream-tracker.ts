@@ -59,7 +59,7 @@ export class StreamTracker implements OpenStreams, ShutdownSource {
    * The range of the reconnection times that are sent to clients during and after a shutdown, in
    * ms. `undefined` before a shutdown.
    */
-  closing: RetryRange | undefined;
+  shutdownRetry: RetryRange | undefined;
   readonly #admission: Admission;
   // The monitors that have at least one stream of this middleware.
   readonly #monitors = new Set<StreamMonitor>();
@@ -116,7 +116,7 @@ export class StreamTracker implements OpenStreams, ShutdownSource {
    * @returns the reason for a refusal, or `undefined` if the stream is admitted
    */
   admit(res: ServerResponse): Refusal | undefined {
-    return this.closing === undefined ? this.#admission.reservePlace(res) : 'shutdown';
+    return this.shutdownRetry === undefined ? this.#admission.reservePlace(res) : 'shutdown';
   }
 
   /** Counts a request that was refused. */
@@ -215,7 +215,7 @@ export class StreamTracker implements OpenStreams, ShutdownSource {
    */
   shutDown(within: number, retry: RetryRange): Promise<Shutdown> {
     if (this.#shutdown === undefined) {
-      this.closing = retry;
+      this.shutdownRetry = retry;
       // Set before the first stream ends, because a listener for its end may call this method.
       this.#shutdown = new GradualShutdown(this, within, retry);
       this.#shutdown.start();
