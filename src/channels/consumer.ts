@@ -118,7 +118,8 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     this.#buffer = [];
     this.#previous?.releaseView();
     if (this.#isRetained) {
-      for (const channel of this.#channels) this.#host.followedChannels.release(channel, false);
+      const { followedChannels } = this.#host;
+      for (const channel of this.#channels) followedChannels.release(channel, 'consumer');
       this.#host.untrackConsumer(this);
     }
     this.#wake?.();
@@ -201,7 +202,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     if (this.#isOver) return;
     const { followedChannels } = this.#host;
     this.#isRetained = true;
-    for (const channel of this.#channels) followedChannels.retain(channel, true, false);
+    for (const channel of this.#channels) followedChannels.retain(channel, true, 'consumer');
     this.#host.trackConsumer(this);
     await followedChannels.whenListening(this.#channels, this.#abort.signal);
   }

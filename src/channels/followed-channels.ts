@@ -6,6 +6,9 @@ import type { CatchUpQueue } from './catch-up-queue.ts';
 
 type ListeningCallback = (error?: Error) => void;
 
+/** The kind of a follower: a stream, or a consumer (`channels.follow()` and revocations). */
+type FollowerKind = 'stream' | 'consumer';
+
 interface FollowedChannel {
   /** Number of streams that follow the channel. */
   streams: number;
@@ -79,11 +82,10 @@ export class FollowedChannels {
 
   /**
    * A stream or a consumer follows the channel. Every call needs a {@link release}.
-   * @param isStream whether it is a stream. @defaultValue `true`
    */
-  retain(channel: string, hasHistory: boolean, isStream = true): void {
+  retain(channel: string, hasHistory: boolean, by: FollowerKind = 'stream'): void {
     const followed = this.#channels.get(channel) ?? this.#add(channel, hasHistory);
-    if (isStream) {
+    if (by === 'stream') {
       followed.streams++;
       this.followers++;
     } else followed.consumers++;
@@ -120,12 +122,12 @@ export class FollowedChannels {
     listening.then(() => callAll(), callAll);
   }
 
-  /** A stream or a consumer does not follow the channel any more. @param isStream as before */
-  release(channel: string, isStream = true): void {
+  /** A stream or a consumer does not follow the channel any more. */
+  release(channel: string, by: FollowerKind = 'stream'): void {
     const followed = this.#channels.get(channel);
-    if (isStream) this.followers--;
+    if (by === 'stream') this.followers--;
     if (followed === undefined) return;
-    if (isStream) followed.streams--;
+    if (by === 'stream') followed.streams--;
     else followed.consumers--;
     if (followed.streams + followed.consumers > 0) return;
     this.#channels.delete(channel);
