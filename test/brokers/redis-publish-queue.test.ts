@@ -15,7 +15,7 @@ async function outcome(published: Promise<{ id: string }>): Promise<string> {
   );
 }
 
-test('each publish of a call is judged by itself when the call could not tell the nodes', async () => {
+test('each publish of a call has its own result when the header of the call was not sent', async () => {
   const result: AppendResult = {
     epoch: 'e',
     head: 5,
@@ -70,7 +70,7 @@ test('each publish of a call is judged by itself when the call could not tell th
   expect(reached).toEqual([['e', 5]]);
 });
 
-test('a publish that is kept but not announced is unknown, one without history is none', async () => {
+test('a publish without a header has the delivery unknown; without history, a refused publish has none', async () => {
   // No channels.
   const acl = 'user limited on >secret ~{queue}:* resetchannels +@all';
   await using redis = await startRedis({ acl: [acl] });

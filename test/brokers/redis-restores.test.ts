@@ -151,7 +151,7 @@ test('Redis restarts a hundred times: ids grow, stay safe integers, and the log 
   expect(offsets.every((offset) => Number.isSafeInteger(offset))).toBe(true);
 });
 
-test('an offset that cannot jump any further begins a log of another name', async () => {
+test('if the offset cannot jump any further, a log with another name is created', async () => {
   const client = await redis.client();
   const [before = ''] = await publishFresh(redis.url, 'before');
   await client.hSet(LOG, { run: '0123456789abcdef', head: `${2 ** 53 - 2 ** 47}` });
