@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { ChannelStarts, OLDEST_HELD } from '../src/channels/channel-starts.ts';
+import { ChannelStarts, OLDEST_KEPT } from '../src/channels/channel-starts.ts';
 import { LogEntry } from '../src/log/log-entry.ts';
 
 function entry(channel: string, offset: number): LogEntry {
@@ -32,10 +32,10 @@ describe('a channel has lost events exactly if its trimmed offset is beyond its 
     { cursor: 5, start: 3, trimmed: 4, isLost: false },
     { cursor: 5, start: 3, trimmed: 6, isLost: true },
     { cursor: 0, start: 0, trimmed: 1, isLost: true },
-    // With OLDEST_HELD, trimmed events are not a gap.
-    { cursor: 0, start: OLDEST_HELD, trimmed: 0, isLost: false },
-    { cursor: 0, start: OLDEST_HELD, trimmed: 9, isLost: false },
-    { cursor: 5, start: OLDEST_HELD, trimmed: 9, isLost: false },
+    // With OLDEST_KEPT, trimmed events are not a gap.
+    { cursor: 0, start: OLDEST_KEPT, trimmed: 0, isLost: false },
+    { cursor: 0, start: OLDEST_KEPT, trimmed: 9, isLost: false },
+    { cursor: 5, start: OLDEST_KEPT, trimmed: 9, isLost: false },
   ])(
     'cursor $cursor, start $start, trimmed $trimmed: $isLost',
     ({ cursor, start, trimmed, isLost }) => {
@@ -52,7 +52,7 @@ describe('a channel has lost events exactly if its trimmed offset is beyond its 
   test('and each channel is checked separately', () => {
     const starts = new ChannelStarts();
     starts.setStart('b', 10);
-    starts.setStart('d', OLDEST_HELD);
+    starts.setStart('d', OLDEST_KEPT);
     expect(starts.collectLost(['a', 'b', 'c', 'd'], [7, 7, 4, 7], 5)).toEqual(['a']);
     expect(starts.collectLost(['a', 'b', 'c', 'd'], [7, 11, 6, 8], 5)).toEqual(['b', 'c', 'd']);
   });
@@ -64,7 +64,7 @@ describe('an event is delivered', () => {
     ['below its start', 8, 7, false],
     ['at its start', 8, 8, false],
     ['beyond its start', 8, 9, true],
-    ['all kept events', OLDEST_HELD, 1, true],
+    ['all kept events', OLDEST_KEPT, 1, true],
   ])('%s (%s), at offset %i: %s', (_, start, offset, isOwed) => {
     const starts = new ChannelStarts();
     if (start !== undefined) starts.setStart('a', start);
@@ -94,7 +94,7 @@ describe('the start', () => {
       false,
       true,
     ]);
-    starts.setStart('a', OLDEST_HELD);
+    starts.setStart('a', OLDEST_KEPT);
     expect(starts.isAfterStart(entry('a', 1))).toBe(true);
     // Events that were trimmed at the first look are not delivered any more.
     starts.collectLost(['a'], [4], 0);

@@ -24,7 +24,7 @@ const MAX_KEYS = 100_000;
 /**
  * Makes a broker for a single process. Events that are published in another process do not arrive,
  * so the broker emits a warning in a `node:cluster` worker. A new process has a new log: clients
- * that reconnect after a restart are told of a gap.
+ * that reconnect after a restart get a gap notification.
  */
 export function memoryBroker(): Broker {
   if (cluster.isWorker) {

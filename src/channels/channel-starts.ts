@@ -18,7 +18,7 @@ import type { LogEntry } from '../log/log-entry.ts';
  * than its start.
  */
 export class ChannelStarts {
-  // For some channels, the offset up to which their events are not delivered. OLDEST_HELD: all
+  // For some channels, the offset up to which their events are not delivered. OLDEST_KEPT: all
   // events that the log keeps are delivered. The map is created with its first key, because
   // thousands of streams that wait for their turn on a pipelined connection do not need it.
   #starts: Map<string, number> | undefined;
@@ -51,14 +51,14 @@ export class ChannelStarts {
 
   /**
    * Events of the channel at or below the offset will not be delivered. A start never moves back,
-   * except to {@link OLDEST_HELD}.
+   * except to {@link OLDEST_KEPT}.
    */
   setStart(channel: string, offset: number): void {
     const starts = (this.#starts ??= new Map<string, number>());
     const previous = starts.get(channel);
     starts.set(
       channel,
-      previous === undefined || offset === OLDEST_HELD ? offset : Math.max(previous, offset),
+      previous === undefined || offset === OLDEST_KEPT ? offset : Math.max(previous, offset),
     );
   }
 
@@ -73,7 +73,7 @@ export class ChannelStarts {
     (this.#toleratedUpTo ??= new Map<string, number>()).set(channel, toleratedUpTo);
   }
 
-  /** Whether the stream receives the entry, as far as the start of its channel is concerned. */
+  /** Whether the entry comes after the start of its channel, so that the stream may receive it. */
   isAfterStart(entry: LogEntry): boolean {
     return entry.offset > (this.#starts?.get(entry.channel) ?? 0);
   }
@@ -88,7 +88,7 @@ export class ChannelStarts {
     return channels.filter((channel, index) => {
       const trimmedUpTo = trimmed[index] as number;
       const start = this.#starts?.get(channel);
-      const isFirst = start === OLDEST_HELD || this.#toleratedUpTo?.has(channel) === true;
+      const isFirst = start === OLDEST_KEPT || this.#toleratedUpTo?.has(channel) === true;
       const toleratedUpTo = isFirst ? (this.#toleratedUpTo?.get(channel) ?? Infinity) : 0;
       const isLost = trimmedUpTo > Math.max(cursor, start ?? 0, toleratedUpTo);
       if (isLost || isFirst) this.setStart(channel, trimmedUpTo);
@@ -97,7 +97,7 @@ export class ChannelStarts {
     });
   }
 
-  /** Removes all channels but these, because the stream does not follow the others any more. */
+  /** Removes all channels except these, because the stream does not follow the others any more. */
   keepOnly(channels: ReadonlySet<string>): void {
     for (const channel of this.#starts?.keys() ?? []) {
       if (!channels.has(channel)) this.#starts?.delete(channel);
@@ -121,4 +121,4 @@ export class ChannelStarts {
 const NO_CHANNELS: ReadonlySet<string> = new Set();
 
 /** The start of a channel that receives all kept events; trimmed events are not a gap for it. */
-export const OLDEST_HELD = -1;
+export const OLDEST_KEPT = -1;

@@ -269,7 +269,7 @@ export type ListenNames<Req, Name extends string = string> =
 export interface Channels<S extends SchemaOf<S> = AnySchema> {
   /**
    * Publishes an event of the type `message` to every stream that follows the channel. The event is
-   * encoded once, whatever the number of readers.
+   * encoded once, for any number of readers.
    * @param name a non-empty string of at most 256 UTF-8 bytes without control characters
    * @param data a string is sent unchanged, anything else is converted by `serialize`
    * @returns a promise of the event's id; the id is `''` if the channel has no history

@@ -25,7 +25,7 @@ import { formatCursor, parseCursor, type Cursor } from '../protocol/cursor.ts';
 import type { Gap } from '../stream/subscription-types.ts';
 import { HIGH_WATER_MARK } from '../stream/write-queue.ts';
 import type { Audience, Member } from './audience.ts';
-import { ChannelStarts, OLDEST_HELD } from './channel-starts.ts';
+import { ChannelStarts, OLDEST_KEPT } from './channel-starts.ts';
 import type { FollowOptions } from './channels.ts';
 import type { FollowerHost } from './follower-host.ts';
 import type { Frame } from './frame.ts';
@@ -191,7 +191,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     if (start.isForeign) this.#starts.addForeign(this.#channels);
     for (const [index, channel] of this.#channels.entries()) {
       // The consumer may ask for its first event much later: what was published meanwhile counts.
-      const from = start.isFromOldest ? OLDEST_HELD : start.startsOfNewest?.[index];
+      const from = start.isFromOldest ? OLDEST_KEPT : start.startsOfNewest?.[index];
       if (from !== undefined) this.#starts.setStartOfNewest(channel, from, position.offset);
     }
   }

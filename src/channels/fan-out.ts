@@ -117,7 +117,7 @@ export class FanOut {
   /**
    * Delivers pending entries to one member before its turn: the current frame, and one more frame
    * of at most 64 KiB. If more is pending, the member falls behind and reads the rest from the log.
-   * @param isAll delivers all pending entries instead, whatever their size
+   * @param isAll delivers all pending entries instead, of any size
    */
   flushMember(audience: Audience, member: Member, isAll: boolean): void {
     audience.detach(member);
@@ -130,7 +130,7 @@ export class FanOut {
       else if (dropped !== undefined) member.onDropped(dropped.upTo, dropped.events);
       if (complete || member.position === position) return;
       if (!isAll && dropped === undefined) {
-        // Not `onDropped`: the feeds still hold the rest, for the other members.
+        // Not `onDropped`: the feeds still have the rest, for the other members.
         member.fallBehind();
         return;
       }
@@ -334,7 +334,7 @@ function* audiencesOf(feeds: Round['feeds']): Generator<Audience, undefined> {
 }
 
 /**
- * Makes a key that is the same for the same set of channels, whatever their order. Channel names
+ * Makes a key that is the same for the same set of channels, in any order. Channel names
  * contain no control characters, so two sets cannot have the same key.
  */
 export function channelsKey(channels: readonly string[]): string {

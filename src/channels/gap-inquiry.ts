@@ -88,7 +88,7 @@ function noteLoss({ subscriptions }: FollowerState, channels: readonly string[])
  *
  * ```text
  * onGap returns a cursor     the asked channels continue after the cursor
- * onGap returns nothing      the asked channels continue with all that the log still holds
+ * onGap returns nothing      the asked channels continue with all events that the log still keeps
  * the subscription ends      the answer is ignored; channels that another subscription follows get
  *                            an sse:gap event instead
  * onGap throws               the stream ends

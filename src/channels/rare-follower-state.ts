@@ -4,7 +4,9 @@ import type { CatchUp } from './catch-up.ts';
 import type { EphemeralMember } from './ephemeral-member.ts';
 import type { GapCounts } from './gap-counts.ts';
 
-/** Created when a follower needs one of the fields, and removed when it needs none of them. */
+/**
+ * Created when a follower needs one of the fields, and removed when it needs none of the fields.
+ */
 export class RareFollowerState {
   /** Defined while the stream is catching up. */
   catchUp: CatchUp | undefined;
@@ -12,7 +14,7 @@ export class RareFollowerState {
   ephemeral: EphemeralMember | undefined;
   /** Defined if the stream has lost something. */
   gapCounts: GapCounts | undefined;
-  /** Whether all pending events are being written, whatever their size (`flushAll`). */
+  /** Whether all pending events are being written, also large ones (`flushAll`). */
   isFlushingAll = false;
   /** Whether this flush has written a frame with the end of a channel. */
   hasFlushedEnd = false;

@@ -3,7 +3,7 @@ import type { Broker } from '../brokers/broker.ts';
 import { SseError } from '../common/errors.ts';
 import type { ChannelEvent, LogEntry } from '../log/log-entry.ts';
 import { formatCursor, parseCursor, type Cursor } from '../protocol/cursor.ts';
-import { ChannelStarts, OLDEST_HELD } from './channel-starts.ts';
+import { ChannelStarts, OLDEST_KEPT } from './channel-starts.ts';
 import type { HistoryPage, ReadOptions } from './channels.ts';
 
 // Maximum bytes of each page of the log that is read for the result.
@@ -75,7 +75,7 @@ async function setStarts(
   if (cursor?.epoch === position.epoch && cursor.offset <= position.offset) return cursor.offset;
   // Without `after`, trimmed events are not a gap.
   if (after !== undefined) starts.addForeign(channels);
-  else for (const channel of channels) starts.setStart(channel, OLDEST_HELD);
+  else for (const channel of channels) starts.setStart(channel, OLDEST_KEPT);
   return 0;
 }
 

@@ -21,7 +21,7 @@ import type { Cursor } from '../protocol/cursor.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
 import { answerWithoutStream, DelayedOpening, openIfSlow, planOpening } from './answers.ts';
-import { OLDEST_HELD } from './channel-starts.ts';
+import { OLDEST_KEPT } from './channel-starts.ts';
 import type { StreamFollower } from './follower.ts';
 import {
   mayStartEarlier,
@@ -315,7 +315,7 @@ function startChannels(
   catchUp.onChannelsAdded(added);
   if (start.isForeign) starts.addForeign(added);
   // If the application asked for all events that the log keeps, then trimmed events are not a gap.
-  if (start.isFromOldest) for (const channel of added) starts.setStart(channel, OLDEST_HELD);
+  if (start.isFromOldest) for (const channel of added) starts.setStart(channel, OLDEST_KEPT);
   if (!follower.hasWrittenBeyondPosition) return;
   // The client's newest id is beyond events of the added channels that it has not received. If it
   // reconnected with that id, it would miss them, so it gets a smaller id at once.

@@ -58,7 +58,7 @@ export interface ShutdownOptions {
    */
   within?: number | undefined;
   /**
-   * Reconnection time in ms that each client is told, drawn at random from the range.
+   * Reconnection time in ms that is sent to each client, drawn at random from the range.
    * @defaultValue `{ min: 1_000, max: 5_000 }`
    */
   retry?: number | RetryRange | undefined;

@@ -19,7 +19,7 @@ import type { SubscriberConnection } from './subscriber-connection.ts';
 /** Maximum number of channels in one query and in one SUBSCRIBE. */
 export const CHANNELS_PER_QUERY = 1_000;
 
-/** The owner of a {@link ChannelSubscriber}, as the class sees the owner. */
+/** The interface that a {@link ChannelSubscriber} needs of its owner. */
 export interface ChannelSubscriberHost {
   /** The connection while the node is open, otherwise `undefined`. */
   readonly openConnection: SubscriberConnection | undefined;

@@ -107,7 +107,7 @@ export class HealingAttempt {
       this.#announce(entries.length, events, performance.now() - startedAt);
     } finally {
       this.#early = undefined;
-      // Ends whatever is still pending.
+      // Ends all pending steps.
       this.abort(new Error('the attempt to heal has ended'));
     }
   }

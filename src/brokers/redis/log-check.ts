@@ -3,7 +3,7 @@ import type { ChannelSubscriberHost } from './channel-subscriber.ts';
 import type { LogClient } from './log-client.ts';
 import type { SequenceTracker } from './sequence-tracker.ts';
 
-/** The owner of a {@link LogCheck}, as the class sees the owner. */
+/** The interface that a {@link LogCheck} needs of its owner. */
 export type LogCheckHost = Pick<ChannelSubscriberHost, 'onOtherLog' | 'pause' | 'report'>;
 
 /**

@@ -34,7 +34,7 @@ import { isErrorReply, undeliveredError } from './redis-errors.ts';
 import { SubscriberConnection } from './subscriber-connection.ts';
 import type { Timing } from './timing.ts';
 
-/** The owner of a {@link LogSubscription}, as the class sees the owner. */
+/** The interface that a {@link LogSubscription} needs of its owner. */
 export interface LogSubscriptionHost {
   readonly failures: Pick<FailureReporter, 'report' | 'warnUnreachable'>;
   /** The node is open, or has received a header. */

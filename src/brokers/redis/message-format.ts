@@ -5,10 +5,10 @@
  * match the format they return `undefined`. They never throw.
  *
  * Every text begins with the version of the format, 1. A node treats a message that it cannot read
- * as missing, so its clients are told of a gap instead of losing an event silently. A later version
- * is therefore introduced in two steps: first a release that reads both formats and writes the old
- * format; then, when no older node is left, a release that writes the new format. The log itself
- * has a version, too, and the script refuses to write to a log with another version.
+ * as missing, so its clients get a gap notification instead of losing an event silently. A later
+ * version is therefore introduced in two steps: first a release that reads both formats and writes
+ * the old format; then, when no older node is left, a release that writes the new format. The log
+ * itself has a version, too, and the script refuses to write to a log with another version.
  *
  *     header, on the topic `…:spine`          event message, on the topic `…:c:<channel>`
  *

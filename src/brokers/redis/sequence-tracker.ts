@@ -30,7 +30,7 @@ import {
  */
 const MAX_PENDING_EVENTS = 4_096;
 
-/** The owner of a {@link SequenceTracker}, as the class sees the owner. */
+/** The interface that a {@link SequenceTracker} needs of its owner. */
 export interface SequenceTrackerHost {
   /** Whether events of the channel must arrive: Redis has confirmed the subscription. */
   isExpected(channel: string): boolean;
