@@ -72,7 +72,7 @@ describe('the open streams', () => {
     const channels = createChannels();
     await using server = await serveStreams((given) => given.subscribe('news'), { channels });
     const readers = await readMany(server.url, 5, server.events);
-    // In the turn in which it is published nobody has been given it yet.
+    // The event is not delivered to any stream in the turn in which it is published.
     void channels.publish('news', 'the last');
     expect(await server.events.close()).toEqual({ closed: 5, destroyed: 0 });
     for (const reader of readers) {

@@ -29,7 +29,7 @@ afterEach(() => {
   process.off('warning', note);
 });
 
-/** The codes of the warnings so far. A warning is told in the next turn. */
+/** The codes of the warnings so far. Node emits a warning in the next turn. */
 async function codes(): Promise<string[]> {
   await new Promise((resolve) => setImmediate(resolve));
   return told.map(({ code }) => code);

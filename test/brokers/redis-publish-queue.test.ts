@@ -79,7 +79,7 @@ test('a publish without a header has the delivery unknown; without history, a re
   await using node = new Node(new RedisBroker(connection, 'queue', timing));
   expect(await outcome(node.publish('a', '1'))).toBe('unknown');
   expect(await outcome(node.publish('a', '2', { history: false }))).toBe('none');
-  // The key is free again, since nobody got the event.
+  // The key can be used again, because the event was not published.
   const once = { history: false, key: 'k' } as const;
   expect(await outcome(node.publish('a', '3', once))).toBe('none');
   expect(await outcome(node.publish('a', '3', once))).toBe('none');
