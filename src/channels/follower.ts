@@ -234,7 +234,8 @@ export class StreamFollower extends FollowerState implements Follower, Member {
 
   /**
    * Writes no more ids until the subscription is placed, because it may start at an earlier offset.
-   * A client that reconnects meanwhile must resume from there: it gets the id at once.
+   * If a later id was written before, a checkpoint with the earlier offset is written at once, so
+   * that a client that reconnects meanwhile resumes from there.
    * @param offset the earliest offset at which the subscription may start
    */
   holdBackIds(offset: number): void {
