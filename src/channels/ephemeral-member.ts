@@ -64,7 +64,7 @@ export class EphemeralMember implements Member {
     }
   }
 
-  /** Drops and counts the pending events, because the member is about to leave its audience. */
+  /** The member leaves its audience: events that the flush has left are lost, and counted. */
   #dropPending(audience: Audience): void {
     const events = this.#owner.host.ephemeralFanOut.countPending(audience, this);
     if (events > 0) this.onDropped(audience.newestOffset, events);

@@ -65,10 +65,10 @@ export class WriteQueue {
   }
 
   /**
-   * Begins a new share if a new turn has begun.
+   * Starts a new share if a new turn of the event loop has begun.
    * @returns whether the share of this turn is used up
    */
-  hasUsedUpTurn(): boolean {
+  refreshShare(): boolean {
     const now = countTurn();
     if (this.#turn !== now) {
       this.#turn = now;
