@@ -196,10 +196,7 @@ export abstract class ResponseWriter extends WriteTotals {
     return activeWriters.has(this) && activeWriters.get(this) === countGivenBytes(this.res);
   }
 
-  /**
-   * Whether the queue is being passed on, inside a write that a wrapper has not returned from.
-   * @internal
-   */
+  /** Whether the queue is being passed on, inside a write that a wrapper has not returned from. @internal */
   protected get isPassingQueue(): boolean {
     return queuePassers.has(this);
   }

@@ -420,7 +420,7 @@ end
 -- Returns nil if Redis accepts writes, otherwise the error text. Must be the first write of a call:
 -- see the head of this file.
 local isWritable
-local function writeError()
+local function unwritable()
   if isWritable then return nil end
   local written = redis.pcall('HSET', key, 'head', text(head))
   isWritable = not refusal(written)
@@ -443,7 +443,7 @@ local warning = ''
 --   perhaps in the log         nil           text     false     true
 --   has ended before           nil           nil      false     false       id of the end
 local function appendEntries(name, remembered, entries, isEnd, events, limit, age, latest)
-  local problem = writeError()
+  local problem = unwritable()
   if problem then return nil, problem end
   local stream = base .. ':s:' .. name
   local channel = find(name)
@@ -597,7 +597,7 @@ end
 -- Answers { epoch, head, error of the header, channel, id of its end, … }.
 if operation == 'lease' then
   local leases, from, lines, answers = base .. ':leases', head, {}, { epoch, '', '' }
-  local problem = writeError()
+  local problem = unwritable()
   if problem then return redis.error_reply(problem) end
   for i = 14, #ARGV do
     local limits, name = string.match(ARGV[i], '^(%d+:%d+:%d+:[01]):(.*)$')
