@@ -127,12 +127,12 @@ describe('in one turn of the event loop', () => {
   test('the share of a queue is used up after 256 KiB, and is new in the next turn', async () => {
     const queue = new WriteQueue([bytesOf(2 * BYTES_PER_TURN)]);
     let taken = 0;
-    while (!queue.refreshShare()) taken += queue.shift().length;
+    while (!queue.hasUsedUpTurn()) taken += queue.shift().length;
     expect(taken).toBe(BYTES_PER_TURN);
     await nextTurn();
-    expect(queue.refreshShare()).toBe(false);
+    expect(queue.hasUsedUpTurn()).toBe(false);
     taken = 0;
-    while (!queue.refreshShare()) taken += queue.shift().length;
+    while (!queue.hasUsedUpTurn()) taken += queue.shift().length;
     expect(taken).toBe(BYTES_PER_TURN);
     expect(queue.isEmpty).toBe(true);
   });
@@ -142,8 +142,8 @@ describe('in one turn of the event loop', () => {
       WriteQueue,
       WriteQueue,
     ];
-    while (!one.refreshShare()) one.shift();
-    expect(other.refreshShare()).toBe(false);
+    while (!one.hasUsedUpTurn()) one.shift();
+    expect(other.hasUsedUpTurn()).toBe(false);
   });
 
   test('defer() calls back once, in the next turn, however often it is called', async () => {

@@ -309,7 +309,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     const retry = settings.retry === undefined ? '' : formatRetry(drawRetry(settings.retry));
     this.writeHead(settings, `${retry}:\n`);
     // The answer to a HEAD request has ended by now.
-    if (!this.checkWritable()) return this;
+    if (!this.isWritable()) return this;
     this.#openedAt = clock();
     monitor.add(this);
     const end = this.host.onOpened(this);
@@ -485,7 +485,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
    */
   admitEvents(events: number): boolean {
     // Bytes that wait only for this process do not show that the client is slow.
-    const queued = this.bufferedAmount - this.deferredBytes;
+    const queued = this.bufferedAmount - this.bytesHeldBack;
     if (queued <= this.host.settings.maxBuffered || (events > 0 && this.eventsWritten === 0)) {
       return true;
     }
@@ -558,7 +558,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
    * @internal
    */
   private writeDirect(text: string, isEvent: boolean): boolean {
-    if (this.#rare?.isClosing === true || !this.open().checkWritable()) return false;
+    if (this.#rare?.isClosing === true || !this.open().isWritable()) return false;
     // Events that were published before this call come before it.
     this.follower?.flush();
     if (!this.admitEvents(isEvent ? 1 : 0)) return false;

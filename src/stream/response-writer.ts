@@ -1,5 +1,5 @@
 /**
- * Writes the bytes of one stream to its response, and queues them while the response is full.
+ * Writing: how the bytes of one stream reach its response, and what happens if they cannot.
  *
  * ```text
  * writeBytes()    no queue, little unsent: passToResponse() ─► res.write() or socket.write()
@@ -28,16 +28,15 @@ import { CHUNK_BYTES, HIGH_WATER_MARK, WriteQueue } from './write-queue.ts';
 import { WriteTotals } from './write-totals.ts';
 
 // Writers that are inside a call of the response's `write()`, each with the number of bytes that
-// the response had been given before. If a wrapped `write()` calls the library before it passes its
-// bytes on, then new bytes would overtake these bytes. So new bytes are queued until `write()` has
-// returned.
+// the response had been given before. A wrapped `write()` may call the library before it passes its
+// bytes on. Bytes that were passed then would overtake those, so they must be queued.
 const activeWriters = new Map<ResponseWriter, number>();
 
 // Active writers whose response has asked for more bytes meanwhile.
 const resumedWriters = new Set<ResponseWriter>();
 
-// Writers that are passing their whole queue. If middleware ends the response inside its `write()`,
-// then `passWholeQueue()` is called again for each piece.
+// Writers that are passing their whole queue. Middleware that ends the response from its `write()`
+// gets there again with each piece.
 const queuePassers = new Set<ResponseWriter>();
 
 // Writers whose response the application has ended from inside a wrapped `write()`, each with the
@@ -55,13 +54,13 @@ const pendingEnds = new Map<ResponseWriter, Buffer | undefined>();
  * other fields. All other classes use `#` for both.
  */
 export abstract class ResponseWriter extends WriteTotals {
-  // The fields that each delivery reads come first, so that they are in one line of the processor's
-  // cache. After the stream has ended, the state is the close reason.
+  // The fields that each delivery reads come first, so that they share a line of the processor's
+  // cache. The state is the close reason once the stream has ended.
   #state: 'idle' | 'open' | CloseReason = 'idle';
-  // The socket, if bytes may bypass `res.write()`; `null` if they must not; `undefined` until this
-  // is decided.
+  // The socket, if bytes may bypass `res.write()`; `null` if they must not; `undefined` before
+  // either is known.
   #socket: Socket | null | undefined;
-  // Bytes that were not passed to the response yet; `undefined` unless the client is slow or an
+  // Bytes that were not yet passed to the response; `undefined` unless the client is slow or an
   // event is large.
   #queue: WriteQueue | undefined;
   /** The response. Do not write parts of events to it: the library cannot complete them. */
@@ -87,7 +86,7 @@ export abstract class ResponseWriter extends WriteTotals {
   protected abstract onEnded(reason: CloseReason): void;
   /** No more than {@link writeMark} bytes are queued any more. @internal */
   protected abstract onDrain(): void;
-  /** Number of queued bytes above which a sender should wait, if it can. @internal */
+  /** Queued bytes beyond which a sender that can wait should wait. @internal */
   abstract get writeMark(): number;
   /** Code that serves this stream threw. @internal */
   abstract report(error: unknown): void;
@@ -107,12 +106,12 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * A number that grows while the client reads. Over HTTP/1 the number of bytes that the socket has
-   * passed to the kernel, including bytes that the application has written itself. @internal
+   * A number that grows while the client reads. Over HTTP/1 the bytes that the socket has passed to
+   * the kernel, those that the application has written itself included. @internal
    */
   get bytesFlushed(): number {
     const { res } = this;
-    // A response that waits for another response makes no progress.
+    // A response that waits behind another one makes no progress.
     if (this.isPipelined) return -1;
     const { socket } = res;
     if (res.req.httpVersionMajor === 1 && socket instanceof Socket) {
@@ -127,17 +126,16 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * Number of queued bytes that wait only for this process: for the end of the tick in which the
-   * stream opens, or for the next turn of the event loop. These bytes do not show that the client
-   * is slow. @internal
+   * Queued bytes that wait only for this process: for the end of the tick in which the stream
+   * opens, or for the next turn of the event loop. No client is too slow for these bytes. @internal
    */
-  get deferredBytes(): number {
+  get bytesHeldBack(): number {
     return corkedBytesOf(this) + (this.#queue?.deferredBytes ?? 0);
   }
 
   /**
-   * The socket, if a group may write shared bytes to it without calling this object, as long as the
-   * socket has at most {@link CHUNK_BYTES} queued. @internal
+   * The socket, if a group may write shared bytes there without asking this object, as long as the
+   * socket holds no more than {@link CHUNK_BYTES}. @internal
    */
   get directSocket(): Socket | undefined {
     const socket = this.#socket;
@@ -156,18 +154,17 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * Whether a sender should wait: more bytes are queued than the mark, or the response is
-   * pipelined. The mark is at most `maxBuffered`, so a sender that waits never exceeds that limit.
-   * The head does not count: it is sent at the end of the tick. @internal
+   * Whether so much is queued that a sender should wait. The mark is at most `maxBuffered`, so a
+   * sender that waits never exceeds that limit. The head does not count: it leaves with the end of
+   * the tick. @internal
    */
   protected get isAboveMark(): boolean {
     return this.bufferedAmount - corkedBytesOf(this) > this.writeMark || this.isPipelined;
   }
 
   /**
-   * Whether no more events of channels should be written now, so that they wait in the log: too
-   * much is queued, or the response is pipelined. Independent of `maxBuffered`, which is a limit
-   * for events that are sent directly. @internal
+   * Whether so much is queued that events of channels wait in the log. Independent of
+   * `maxBuffered`, which is a limit for events that are sent directly. @internal
    */
   get isBehind(): boolean {
     return this.bufferedAmount > HIGH_WATER_MARK || this.isPipelined;
@@ -178,7 +175,7 @@ export abstract class ResponseWriter extends WriteTotals {
     return this.#overridden;
   }
 
-  /** Whether there are bytes that were not passed to the response yet. @internal */
+  /** Whether bytes wait that were not yet passed to the response. @internal */
   protected get hasQueue(): boolean {
     return this.#queue !== undefined;
   }
@@ -208,10 +205,10 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * Checks whether bytes can still be written. If the application has ended or destroyed the
-   * response itself, this call ends the stream. @internal
+   * Whether bytes can still be written. If the application has ended or destroyed the response
+   * itself, the stream ends here. @internal
    */
-  checkWritable(): boolean {
+  isWritable(): boolean {
     if (this.#state === 'open' && (this.res.writableEnded || this.res.destroyed)) {
       this.stopWriting();
       this.onEndedElsewhere();
@@ -225,8 +222,8 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * Writes bytes, or queues them after bytes that the client has not read. Detaches the stream from
-   * its group, like all methods that write except {@link writeShared}. Never throws.
+   * Writes bytes, or queues them behind bytes that the client has not read. Detaches the stream
+   * from its group, like every other way to write except {@link writeShared}. Never throws.
    * @param events number of events in the bytes
    * @internal
    */
@@ -249,8 +246,8 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * Writes several events, joined to pieces of {@link CHUNK_BYTES}. The buffers are copied only
-   * when the client can take them.
+   * Writes several events, joined to pieces of {@link CHUNK_BYTES}. The buffers are not copied
+   * before the client can take them.
    * @internal
    */
   writeAll(buffers: readonly Buffer[]): void {
@@ -312,7 +309,7 @@ export abstract class ResponseWriter extends WriteTotals {
     this.stopWriting();
     try {
       // A pipelined response has no socket before its turn. If only the response were destroyed,
-      // the next responses of the connection would hang, so the connection is destroyed.
+      // the responses behind it would hang, so the connection is destroyed.
       if (this.isPipelined) this.res.req.socket.destroy();
       else this.res.destroy();
     } catch (error) {
@@ -346,25 +343,21 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * Code that serves this stream threw: the stream ends, and no other stream is affected.
+   * Code that carries this stream threw: the stream ends, and no other stream is affected.
    * @internal
    */
   onError(error: unknown): void {
     this.report(error);
-    // If the response was ended in order, its last bytes are still sent: the error belongs to a
-    // late write of the application.
+    // If the response was ended in order, its last bytes are still sent: the error is one of a late
+    // write of the application.
     if (this.readyState !== 2 || !this.res.writableEnded) this.destroyFor('error');
   }
 
-  /**
-   * Called before every write that is not shared.
-   * @returns whether bytes can be written
-   * @internal
-   */
+  /** Every write that is not shared begins here. @returns whether bytes can be written @internal */
   protected prepareToWrite(): boolean {
-    if (!this.checkWritable()) return false;
-    // While the stream is attached, the totals and the time of the last write are those of the
-    // group, and the group would write to the socket without regard to the queue.
+    if (!this.isWritable()) return false;
+    // While attached, the totals and the time of the last write are those of the group, and the
+    // group would write to the socket past the queue.
     this.follower?.detach();
     return true;
   }
@@ -374,12 +367,12 @@ export abstract class ResponseWriter extends WriteTotals {
     this.#state = state;
   }
 
-  /** Replaces the queue; further bytes are added after these. @internal */
+  /** Replaces the queue; the next bytes are added behind these. @internal */
   protected setQueue(buffers: readonly Buffer[] | undefined): void {
     this.#queue = buffers && new WriteQueue(buffers);
   }
 
-  /** Ends the stream, but not the response. @internal */
+  /** Ends the stream, but not yet the response. @internal */
   protected markEnded(reason: CloseReason): void {
     if (this.readyState === 2) return;
     this.#state = reason;
@@ -464,13 +457,13 @@ export abstract class ResponseWriter extends WriteTotals {
    */
   protected pumpQueue(): void {
     if (activeWriters.has(this)) {
-      // When `write()` has returned, the caller of `passToResponse()` continues with the queue.
+      // The caller of `passToResponse()` continues with the queue when `write()` has returned.
       resumedWriters.add(this);
       return;
     }
     // The queue is read again each time: a wrapped `write()` may send, or end the stream.
     for (let queue = this.#queue; queue !== undefined && !queue.isEmpty; queue = this.#queue) {
-      if (queue.refreshShare()) {
+      if (queue.hasUsedUpTurn()) {
         this.pumpNextTurn(queue);
         return;
       }
@@ -498,8 +491,7 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * Passes all queued bytes to the response at once, so that bytes of the application come after
-   * them.
+   * Passes all queued bytes to the response at once: what the application writes comes behind.
    * @internal
    */
   protected passWholeQueue(): void {
@@ -517,8 +509,8 @@ export abstract class ResponseWriter extends WriteTotals {
 
   /**
    * Ends the response when the wrapped `write()` that is running has returned, and the queue has
-   * been passed on. If that `write()` does not pass the bytes of the stream on, the queue is
-   * dropped: its first bytes could be the rest of an event.
+   * been passed on. If that `write()` keeps the bytes of the stream, the queue is dropped, because
+   * the bytes behind would be a part of an event.
    * @param last the bytes of the end
    * @internal
    */
@@ -535,19 +527,19 @@ export abstract class ResponseWriter extends WriteTotals {
     this.#socket = null;
   }
 
-  /** Decides whether bytes may bypass `res.write()`, if that is possible already. @internal */
+  /** Decides whether bytes may bypass `res.write()`, if that is known already. @internal */
   private chooseSocket(): void {
     const socket = findDirectSocket(this.res, applicationWriteOf(this.res, this.#overridden));
     if (!socket) {
       this.#socket = socket;
       return;
     }
-    // From here on, writes of the application must be intercepted.
+    // From here on a write of the application has to be noticed.
     this.intercept();
     this.moveTo(socket);
   }
 
-  /** Passes all further bytes to `res.write()`. @internal */
+  /** The bytes go through `res.write()` from here on. @internal */
   protected leaveSocket(): void {
     this.follower?.detach();
     this.moveTo(null);
@@ -582,10 +574,8 @@ export abstract class ResponseWriter extends WriteTotals {
   }
 
   /**
-   * Calls back when the bytes that are queued now have been flushed, for a response whose
-   * {@link bytesFlushed} may not show this.
-   * @returns whether the callback will be called
-   * @internal
+   * Calls back when the bytes that are queued now have been flushed, if {@link bytesFlushed} may not
+   * show it. @returns whether the callback will be called @internal
    */
   requestFlush(onFlushed: () => void): boolean {
     try {

@@ -68,7 +68,7 @@ export class WriteQueue {
    * Starts a new share if a new turn of the event loop has begun.
    * @returns whether the share of this turn is used up
    */
-  refreshShare(): boolean {
+  hasUsedUpTurn(): boolean {
     const now = countTurn();
     if (this.#turn !== now) {
       this.#turn = now;

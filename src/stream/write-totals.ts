@@ -14,8 +14,7 @@
 import type { Follower, WriteProgress } from './subscription-types.ts';
 
 /**
- * The base class of `ResponseWriter`. It is a base class and not an object of its own, which would
- * cost memory for each stream.
+ * The base class of `ResponseWriter`. A class of its own, but no object of its own for each stream.
  */
 export abstract class WriteTotals {
   #bytes = 0;

@@ -57,7 +57,7 @@ export interface AppendItem {
 // Maximum bytes of events of one channel in one answer.
 const MAX_CHANNEL_BYTES = 1_048_576;
 
-/** The number of bytes of events that a query requests, see {@link TransferLimit.take}. */
+/** How many bytes of events a query requests, see {@link TransferLimit.take}. */
 interface WantedTransfer {
   readonly wanted: number;
   readonly least: number;

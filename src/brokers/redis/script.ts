@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: '5502c6be0f1a61472ecb4ca5e9e8ff916d2cfe06',
+  sha: 'd5182f8449523023dab96a920684ec151abb2515',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -28,9 +28,8 @@ export const script: {
 --   {prefix}:s:<channel>             stream: the events that are kept, with the ids \`<offset>-0\`
 --   {prefix}:k:<channel>\\n<key>      string: the event id that was published with this key
 --   {prefix}:b:<random>              string: the answer to a call that the client may send again
---   {prefix}:leases                  sorted set: the channels that a process holds while it
---                                    publishes to them, with the time in ms at which the
---                                    lease expires
+--   {prefix}:leases                  sorted set: the channels that a process holds while it publishes
+--                                    to them, with the time in ms at which the lease runs out
 --   {prefix}:limits                  hash: the limits of the history of each channel with a lease,
 --                                    \`<events>:<bytes>:<age>:<latest>\`
 --
@@ -112,7 +111,7 @@ local JUMP, LAST, BREAKS = 4294967296, 8725724278030336, 16
 local IDLE, REMEMBERED = 604800000, 300000
 -- The body of the end of a channel.
 local END = '1 end'
--- Number of fields of the log that always exist: all except \`sweep\` and the channels.
+-- Fields of the log that always exist: all but \`sweep\` and the channels.
 local FIELDS = 8
 -- Maximum numbers in one sweep: channels to check; channels to forget.
 local MOST_LOOKED_AT, MOST_FORGOTTEN = 300, 200
@@ -640,7 +639,7 @@ end
 -- Answers { epoch, head, offset up to which the channel has no events }.
 if operation == 'clear' then
   local channel, from = find(ARGV[11]), head
-  -- If a process still publishes to the channel, it renews its lease.
+  -- A producer that lives renews its lease.
   dropLease(ARGV[11])
   if channel then
     if channel.length > 0 or channel.problem then
