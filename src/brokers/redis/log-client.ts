@@ -238,17 +238,16 @@ export class LogClient {
 
   /**
    * Renews leases, and ends channels whose lease has run out.
+   * @param leases of this node, as the script takes them
    * @param leaseMs time in ms for which the renewed leases are valid
-   * @param endsExpired whether channels are ended whose lease has run out
    * @returns the channels that were ended, each with the id of its end
    */
   async lease(
-    renewed: readonly string[],
+    leases: readonly string[],
     leaseMs: number,
-    endsExpired: boolean,
   ): Promise<readonly { readonly channel: string; readonly id: string }[]> {
     const keys = [`${this.#base}:leases`, `${this.#base}:limits`];
-    const args = [`${leaseMs}`, `${END_SIZE}`, endsExpired ? '1' : '0', ...renewed];
+    const args = [`${leaseMs}`, `${END_SIZE}`, ...leases];
     const answer = await this.#withTimeout(NO_TRANSFER, (signal) =>
       this.#call('lease', '', keys, args, signal),
     );

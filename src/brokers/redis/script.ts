@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: '0a9f09660ebf61d451d271c4091c5ebbac545d02',
+  sha: 'bd9deb28026fabbea6ea3483a38f649a14979534',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -31,7 +31,8 @@ export const script: {
 --   {prefix}:leases                  sorted set: the channels that a process holds while it publishes
 --                                    to them, with the time in ms at which the lease runs out
 --   {prefix}:limits                  hash: the limits of the history of each channel with a lease,
---                                    \`<events>:<bytes>:<age>:<latest>\`
+--                                    \`<events>:<bytes>:<age>:<latest>\`; in the field without a name,
+--                                    the times in ms of lease calls, see mayEndExpired()
 --
 -- Topics: \`<topics>:c:<channel>\` carries the events of a channel. \`<topics>:spine\` carries one
 -- header for each publish of the registry, after the events.
@@ -577,8 +578,8 @@ if operation == 'append' then
   return answers
 end
 
--- Ends a channel whose lease has run out. Returns the id of its end, or nil.
-local function endExpired(name, size)
+-- Ends a channel with a lease. Returns the id of its end, or nil.
+local function endLeased(name, size)
   local limits = redis.pcall('HGET', base .. ':limits', name)
   dropLease(name)
   if type(limits) ~= 'string' then return nil end
@@ -587,33 +588,68 @@ local function endExpired(name, size)
   return (keep(name, nil, { { END, size } }, true, tonumber(events), math.min(tonumber(limit), maxHistory), tonumber(age), latest == '1'))
 end
 
+-- Whether channels may be ended whose lease has run out. While Redis is away or paused, no process can
+-- renew its leases, and the time goes on. So leases end only after lease calls have come for the time
+-- of a lease without a long pause: then each process that lives has renewed its leases. The times are
+-- kept here, because a process cannot see an outage during which it makes no call.
+--
+--   calls    │ │ │ │      outage      │ │ │ │ │ │ │ │ │
+--            ─────── last             since ────────── since + lease: channels may be ended
+--
+-- A process makes a lease call six times in the time of a lease. A pause of a third of that time is
+-- long. After a shorter one, the leases are valid for at least half of the time.
+local function mayEndExpired(lease)
+  local limits = base .. ':limits'
+  local known = redis.pcall('HGET', limits, '')
+  local since, last = string.match(type(known) == 'string' and known or '', '^(%d+):(%d+)$')
+  since, last = tonumber(since or ''), tonumber(last or '')
+  -- The clock may also go back.
+  if not since or now < last or now - last > lease / 3 then since = now end
+  local noted = redis.pcall('HSET', limits, '', text(since) .. ':' .. text(now))
+  return not refusal(noted) and now - since >= lease
+end
+
+-- Renews a lease. Returns nil, or the answer to a refused write.
+local function renew(name, limits, lease)
+  local renewed = redis.pcall('ZADD', base .. ':leases', text(now + lease), name)
+  if not refusal(renewed) then renewed = redis.pcall('HSET', base .. ':limits', name, limits) end
+  return refusal(renewed) and renewed
+end
+
 -- lease: renews leases, and ends the channels whose lease has run out, because the process that
 -- published to them has died. The end of a channel removes its lease.
---   ARGV  11 time in ms for which the renewed leases are valid
---         12 size of an end    13 whether leases that have run out are looked for: 0 or 1
---         14 … leases to renew, \`<events>:<bytes>:<age>:<latest>:<channel>\`
+--   ARGV  11 time in ms for which the renewed leases are valid    12 size of an end
+--         13 … leases of the caller, \`<kind><events>:<bytes>:<age>:<latest>:<channel>\`; the kind is
+--            \`+\` if the lease is renewed, \`?\` if it was given up, \`-\` if the channel ends now
 -- Answers { epoch, head, error of the header, channel, id of its end, … }.
 if operation == 'lease' then
-  local leases, from, lines, answers = base .. ':leases', head, {}, { epoch, '', '' }
+  local from, lines, answers, ended = head, {}, { epoch, '', '' }, {}
+  local lease, size = tonumber(ARGV[11]), tonumber(ARGV[12])
   local problem = unwritable()
   if problem then return redis.error_reply(problem) end
-  for i = 14, #ARGV do
-    local limits, name = string.match(ARGV[i], '^(%d+:%d+:%d+:[01]):(.*)$')
+  for i = 13, #ARGV do
+    local kind, limits, name = string.match(ARGV[i], '^([+?-])(%d+:%d+:%d+:[01]):(.*)$')
+    local channel = name and find(name)
+    local refused
     -- A renewal may come after the end of its channel. The lease would end the channel again, if the
     -- channel was cleared and is used otherwise.
-    local channel = name and find(name)
     if channel and channel.isEnded then
       dropLease(name)
-    elseif name then
-      local added = redis.pcall('ZADD', leases, text(now + tonumber(ARGV[11])), name)
-      if not refusal(added) then added = redis.pcall('HSET', base .. ':limits', name, limits) end
-      if refusal(added) then return added end
+    elseif kind == '-' then
+      redis.pcall('HSET', base .. ':limits', name, limits)
+      table.insert(ended, name)
+    -- The lease that was given up runs out on its own, or belongs to another process by now. It is
+    -- taken again only if Redis has lost its data, and so does not know the channel.
+    elseif kind == '+' or (kind == '?' and not channel) then
+      refused = renew(name, limits, lease)
     end
+    if refused then return refused end
   end
-  local over = ARGV[13] == '1' and redis.pcall('ZRANGEBYSCORE', leases, '-inf', text(now), 'LIMIT', 0, 100) or {}
+  local over = mayEndExpired(lease) and redis.pcall('ZRANGEBYSCORE', base .. ':leases', '-inf', text(now), 'LIMIT', 0, 100) or {}
   if refusal(over) then return over end
-  for _, name in ipairs(over) do
-    local id = endExpired(name, tonumber(ARGV[12]))
+  for _, name in ipairs(over) do table.insert(ended, name) end
+  for _, name in ipairs(ended) do
+    local id = endLeased(name, size)
     if id then
       table.insert(lines, '\\n+' .. text(head) .. ' ' .. name)
       table.insert(answers, name)
