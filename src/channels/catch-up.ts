@@ -236,6 +236,11 @@ export class CatchUp implements CatchUpJob {
     const decide = this.decideFirstPage;
     this.decideFirstPage = undefined;
     if (decide?.(page) === false) return;
+    if (generation !== this.#generation) {
+      // A wrapped `res.write` has changed the channels while the stream opened.
+      this.#continue(false);
+      return;
+    }
     if (page.position.epoch !== owner.epoch) {
       // Another log has replaced the log. The next page reports the gap.
       owner.moveToLog(page.position.epoch, 0);
@@ -293,34 +298,37 @@ export class CatchUp implements CatchUpJob {
 
   /**
    * Reports the gap that a page shows, if there is one, with `sse:gap` events for the channels that
-   * have no `onGap`. At the start of a subscription with a `snapshot`, there is a question, too.
+   * have no `onGap`. At the start of a subscription with a `snapshot`, there is a question, too: the
+   * state that the snapshot sends replaces the events that its channels have lost.
    * @returns the questions for the application. The page is not delivered then: the answers may
    * change the position, and the log has to be read again.
    */
   #reportGap({ trimmed, position }: Page): GapInquiry | undefined {
     const owner = this.#owner;
-    const startQuestions = planStartQuestions(owner.subscriptions);
     const lost = this.starts.collectLost(owner.channels, trimmed, owner.position);
+    const startQuestions = planStartQuestions(lost, owner.subscriptions);
     if (lost.length === 0 && startQuestions.length === 0) return undefined;
-    const after = this.starts.hasForeign ? '' : owner.cursor;
+    const reported = lost.filter(
+      (channel) => !startQuestions.some(({ channels }) => channels.includes(channel)),
+    );
+    const hasForeign = reported.some((channel) => this.starts.isForeign(channel));
+    const after = hasForeign ? '' : owner.cursor;
     const gap: Gap = {
-      channels: lost,
+      channels: reported,
       lastEventId: owner.hasWritten ? after : owner.stream.lastEventId,
       cursor: formatCursor(position.epoch, position.offset),
     };
     this.isCheckpointPending = true;
-    if (lost.length === 0) {
-      return new GapInquiry(owner, this.starts, gap, after, startQuestions);
-    }
     this.starts.clearForeign();
-    owner.onGap(gap);
-    const questions = planGapQuestions(lost, owner.subscriptions);
-    const withoutHandler = lost.filter(
+    if (reported.length > 0) owner.onGap(gap);
+    const questions = [...startQuestions, ...planGapQuestions(reported, owner.subscriptions)];
+    const withoutHandler = reported.filter(
       (channel) => !questions.some(({ channels }) => channels.includes(channel)),
     );
     writeGapEvent(owner, withoutHandler, after, gap.cursor);
-    const all = [...startQuestions, ...questions];
-    return all.length === 0 ? undefined : new GapInquiry(owner, this.starts, gap, after, all);
+    return questions.length === 0
+      ? undefined
+      : new GapInquiry(owner, this.starts, gap, after, questions);
   }
 
   /** Asks the application, and continues from the cursors that it returns. */

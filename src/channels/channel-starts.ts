@@ -22,15 +22,20 @@ export class ChannelStarts {
   // log holds are delivered. The map is created with its first key: thousands of streams that wait
   // for their turn on a pipelined connection need none.
   #starts: Map<string, number> | undefined;
-  // Channels that start at their newest events (`since: { last }`, not `latest: true`). If older
-  // events are trimmed before the first page is read, that is not a loss.
-  #startsAtNewest: Set<string> | undefined;
+  // For channels that start at their newest or oldest events (`since: { last }` or `'start'`): if
+  // events up to this offset are trimmed before the first page is read, that is not a loss.
+  #toleratedUpTo: Map<string, number> | undefined;
   // Channels whose loss no offset shows, because their cursor belonged to another log.
   #foreign: ReadonlySet<string> = NO_CHANNELS;
 
   /** Whether a loss that no offset shows still has to be reported. */
   get hasForeign(): boolean {
     return this.#foreign.size > 0;
+  }
+
+  /** Whether the loss of the channel, which no offset shows, still has to be reported. */
+  isForeign(channel: string): boolean {
+    return this.#foreign.has(channel);
   }
 
   /** The cursor of these channels belonged to another log. */
@@ -59,10 +64,11 @@ export class ChannelStarts {
   /**
    * The channel starts at its newest events, which are behind the offset. If some of them are trimmed
    * before the first page is read, the stream starts with the others, and that is no loss.
+   * @param toleratedUpTo the trimmed events must not be beyond this offset
    */
-  setStartOfNewest(channel: string, offset: number): void {
+  setStartOfNewest(channel: string, offset: number, toleratedUpTo: number = Infinity): void {
     this.setStart(channel, offset);
-    (this.#startsAtNewest ??= new Set()).add(channel);
+    (this.#toleratedUpTo ??= new Map<string, number>()).set(channel, toleratedUpTo);
   }
 
   /** Whether the stream receives the entry, as far as the start of its channel is concerned. */
@@ -80,9 +86,11 @@ export class ChannelStarts {
     return channels.filter((channel, index) => {
       const trimmedUpTo = trimmed[index] as number;
       const start = this.#starts?.get(channel);
-      const isTolerated = start === OLDEST_HELD || this.#startsAtNewest?.delete(channel) === true;
-      const isLost = !isTolerated && trimmedUpTo > Math.max(cursor, start ?? 0);
-      if (isLost || isTolerated) this.setStart(channel, trimmedUpTo);
+      const isFirst = start === OLDEST_HELD || this.#toleratedUpTo?.has(channel) === true;
+      const toleratedUpTo = isFirst ? (this.#toleratedUpTo?.get(channel) ?? Infinity) : 0;
+      const isLost = trimmedUpTo > Math.max(cursor, start ?? 0, toleratedUpTo);
+      if (isLost || isFirst) this.setStart(channel, trimmedUpTo);
+      this.#toleratedUpTo?.delete(channel);
       return isLost || this.#foreign.has(channel);
     });
   }
@@ -92,8 +100,8 @@ export class ChannelStarts {
     for (const channel of this.#starts?.keys() ?? []) {
       if (!channels.has(channel)) this.#starts?.delete(channel);
     }
-    for (const channel of this.#startsAtNewest ?? []) {
-      if (!channels.has(channel)) this.#startsAtNewest?.delete(channel);
+    for (const channel of this.#toleratedUpTo?.keys() ?? []) {
+      if (!channels.has(channel)) this.#toleratedUpTo?.delete(channel);
     }
     if (this.hasForeign) {
       this.#foreign = new Set([...this.#foreign].filter((channel) => channels.has(channel)));
@@ -103,7 +111,7 @@ export class ChannelStarts {
   /** A new log replaced the log: all channels have lost something, and no start is valid. */
   markAllLost(channels: readonly string[]): void {
     this.#starts = undefined;
-    this.#startsAtNewest = undefined;
+    this.#toleratedUpTo = undefined;
     this.#foreign = new Set(channels);
   }
 }

@@ -189,10 +189,9 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     this.position = start.offset;
     if (start.isForeign) this.#starts.addForeign(this.#channels);
     for (const [index, channel] of this.#channels.entries()) {
-      if (start.isFromOldest) this.#starts.setStart(channel, OLDEST_HELD);
-      else if (start.startsOfNewest !== undefined) {
-        this.#starts.setStartOfNewest(channel, start.startsOfNewest[index] as number);
-      }
+      // The consumer may ask for its first event much later: what was published meanwhile counts.
+      const from = start.isFromOldest ? OLDEST_HELD : start.startsOfNewest?.[index];
+      if (from !== undefined) this.#starts.setStartOfNewest(channel, from, position.offset);
     }
   }
 

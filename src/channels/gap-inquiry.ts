@@ -14,15 +14,24 @@ import type { SubscriptionRecord } from './subscription.ts';
 export interface GapQuestion {
   readonly record: SubscriptionRecord;
   readonly channels: readonly string[];
-  /** Whether the question is one of a start, and nothing was lost. */
+  /** The channels of the question that have lost something. */
+  readonly lost: readonly string[];
+  /** Whether the question is one of a start: what was lost before is no gap then. */
   readonly isStart: boolean;
 }
 
 /** @returns a question for each subscription whose `snapshot` is due at its start */
-export function planStartQuestions(records: readonly SubscriptionRecord[]): GapQuestion[] {
+export function planStartQuestions(
+  lost: readonly string[],
+  records: readonly SubscriptionRecord[],
+): GapQuestion[] {
   return records
     .filter(({ snapshotChannels, isPlaced }) => snapshotChannels.length > 0 && isPlaced)
-    .map((record) => ({ record, channels: record.snapshotChannels, isStart: true }));
+    .map((record) => {
+      const channels = record.snapshotChannels;
+      const lostOfThese = lost.filter((channel) => channels.includes(channel));
+      return { record, channels, lost: lostOfThese, isStart: true };
+    });
 }
 
 /**
@@ -42,7 +51,7 @@ export function planGapQuestions(
     if (record.options.onGap === undefined || record.wasAskedAboutGap) continue;
     const channels = rest.filter((channel) => record.hasPlaced(channel));
     if (channels.length === 0) continue;
-    questions.push({ record, channels, isStart: false });
+    questions.push({ record, channels, lost: channels, isStart: false });
     rest = rest.filter((channel) => !channels.includes(channel));
   }
   return questions;
@@ -116,10 +125,10 @@ export class GapInquiry {
    */
   async run(): Promise<void> {
     for (const question of this.#questions) {
-      const { record, channels, isStart } = question;
+      const { record, channels, lost, isStart } = question;
       if (!this.#isActive(record)) {
         // The subscription ended while another one was asked.
-        if (!isStart) this.#writeGapEvent(channels);
+        this.#writeGapEvent(lost);
         continue;
       }
       if (isStart) record.snapshotChannels = [];
@@ -129,7 +138,7 @@ export class GapInquiry {
       }
       const answer = await this.#ask(question);
       if (!this.#isActive(record)) {
-        if (!isStart) this.#writeGapEvent(channels);
+        this.#writeGapEvent(lost);
       } else if (answer !== undefined) this.#continueFrom(answer, channels);
     }
   }

@@ -11,7 +11,8 @@ import { connectFake } from '../support/crowd.ts';
 import { Network, type NetworkBroker } from './network.ts';
 
 const NODES = 3;
-const USERS = ['kim', 'lee'] as const;
+// The random name of a log, which is a part of every id, has no colon.
+const USERS = ['user:kim', 'user:lee'] as const;
 
 type User = (typeof USERS)[number];
 
@@ -176,7 +177,7 @@ class World {
         const late = received.filter((n) => n >= revokedAt);
         if (late.length > 0) faults.push(`received ${late.join()} after a revocation`);
       }
-      if (/kim|lee|revoked/.test(text)) faults.push('the identity was sent');
+      if (/user:|revoked/.test(text)) faults.push('the identity was sent');
       return faults;
     });
   }

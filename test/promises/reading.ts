@@ -497,6 +497,26 @@ function testSnapshot(make: MakeNodes): void {
       expect(reader.text).not.toContain('sse:gap');
     });
 
+    test('at the start is sent once, also if the cursor of since has lost something', async () => {
+      await using nodes = make({ history: { events: 1 } });
+      const since = await nodes.publisher.cursor();
+      await publish(nodes.publisher, 'a', 'lost', 'held');
+      const reasons: string[] = [];
+      await using server = await serveBoth(nodes, {
+        since,
+        snapshot: (stream, { reason }) => {
+          reasons.push(reason);
+          stream.send('state', 'snapshot');
+        },
+      });
+      using reader = await read(server.url);
+      await until('the snapshot', () => reader.events.length > 0);
+      await publish(nodes.publisher, 'a', 'after');
+      expect(await dataTo(reader, 'after')).toEqual(['state', 'after']);
+      expect(reasons).toEqual(['start']);
+      expect(reader.text).not.toContain('sse:gap');
+    });
+
     test('is not sent to a reader that resumes without a loss', async () => {
       await using nodes = make();
       const [first] = await publish(nodes.publisher, 'a', '1', '2');
@@ -540,6 +560,30 @@ function testSnapshot(make: MakeNodes): void {
 }
 
 function testStreamMembers(make: MakeNodes): void {
+  test('a subscription made by the first write of a stream starts where it asked to', async () => {
+    await using nodes = make();
+    const [id] = await publish(nodes.publisher, 'a', '1');
+    await publish(nodes.publisher, 'b', '2');
+    await using server = await serveStreams(
+      async (stream) => {
+        const { res } = stream;
+        const write = res.write.bind(res) as (bytes: Uint8Array) => boolean;
+        let isFirst = true;
+        res.write = ((bytes: Uint8Array): boolean => {
+          if (isFirst) {
+            isFirst = false;
+            void stream.subscribe('b', { since: 'start', resume: false });
+          }
+          return write(bytes);
+        }) as typeof res.write;
+        await stream.subscribe('a');
+      },
+      { channels: nodes.reader },
+    );
+    using reader = await read(`${server.url}?lastEventId=${id!}`);
+    expect((await reader.next()).data).toBe('2');
+  });
+
   test('a stream tells its id, when it opened, its channels, its cursor and its lag', async () => {
     await using nodes = make();
     const before = Date.now();
