@@ -214,29 +214,71 @@ test('a node that closes does not end a channel that another node holds by now',
   expect(await piped).toMatchObject({ events: 1 });
 });
 
-test('a node that closes ends the channels that it still holds', async () => {
-  const broker = new RedisBroker(
-    ownConnection(redis.url, 500, () => {}),
-    'leases',
-    {
-      ...TIMING,
-      timeout: 2_000,
-      lease: 60_000,
-    },
-  );
-  const [holder, other] = [createChannels({ broker }), makeNode(redis.url)];
-  broker.hold('run', { events: 10, bytes: 1_000, age: Infinity, latest: false });
-  await until('the lease', async () => (await leases()).length === 1);
-  await broker.close();
-  expect(await other.state('run')).toBe('ended');
-  await holder.close();
+test('a node that closes ends the channels that it still holds, and no others', async () => {
+  const history = { events: 10, bytes: 1_000, age: Infinity, latest: false };
+  const [closing, other] = [1, 2].map(() => {
+    const timing = { ...TIMING, timeout: 2_000, lease: 60_000 };
+    const broker = new RedisBroker(
+      ownConnection(redis.url, 500, () => {}),
+      'leases',
+      timing,
+    );
+    open.push(createChannels({ broker }));
+    return broker;
+  }) as [RedisBroker, RedisBroker];
+  closing.hold('own', history);
+  closing.hold('taken over', history);
+  await until('the leases', async () => (await leases()).length === 2);
+  other.hold('taken over', history);
+  // Answered after the lease was accepted.
+  expect(await other.channelState('own')).toBe('unknown');
+  await closing.close();
+  expect(await leases()).toEqual(['taken over']);
+  expect(await other.channelState('own')).toBe('ended');
+  expect(await other.channelState('taken over')).toBe('unknown');
+});
+
+test('a producer whose channel was cleared holds it: the channel ends when it dies', async () => {
+  const [producer, other] = [makeNode(relay.url), makeNode(redis.url)];
+  await untilOpen(producer, other);
+  const { items, finish } = makeSource();
+  const piped = producer.pipe('run', items);
+  await until('the event', async () => (await other.state('run')) === 'open');
+  await other.clear('run');
+  await other.publish('run', 'after the clear');
+  // A producer that lives renews its lease.
+  await delay(2 * LEASE_MS);
+  expect(await other.state('run')).toBe('open');
+  relay.sever();
+  await until('the end', async () => (await other.state('run')) === 'ended');
+  relay.mend();
+  finish();
+  await piped;
+});
+
+test('a pipe that was refused does not end its channel when it was cleared meanwhile', async () => {
+  const [refused, other] = [makeNode(relay.url, { timeout: 300 }), makeNode(redis.url)];
+  await untilOpen(refused, other);
+  const refusal = expect(refused.pipe('run', endless())).rejects.toMatchObject({
+    code: 'ERR_SSE_BROKER',
+  });
+  // Answered after the lease was accepted.
+  await refused.publish('another', 'event');
+  relay.sever();
+  await other.clear('run');
+  await refusal;
+  relay.mend();
+  await untilOpen(refused);
+  await expectUsable(other);
+  await until('no lease', async () => (await leases()).length === 0);
 });
 
 test('a pipe that was refused does not end its channel when others have used it meanwhile', async () => {
   const [refused, other] = [makeNode(relay.url, { timeout: 300 }), makeNode(redis.url)];
   await untilOpen(refused, other);
   const piped = refused.pipe('run', endless());
-  await until('the lease', async () => (await leases()).length === 1);
+  // Answered after the lease was accepted.
+  await refused.publish('another', 'event');
   relay.sever();
   await expect(piped).rejects.toMatchObject({ code: 'ERR_SSE_BROKER' });
   await other.end('run').catch(() => {});

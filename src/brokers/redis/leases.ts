@@ -15,6 +15,7 @@
  * outage, processes that live must have the time to renew their leases. So each node calls the
  * script regularly, also a node without leases.
  */
+import { randomBytes } from 'node:crypto';
 import { diagnostics } from '../../common/diagnostics.ts';
 import type { HistoryLimits } from '../../log/log.ts';
 import type { Lease } from '../broker.ts';
@@ -31,10 +32,15 @@ const CALLS_PER_LEASE = 6;
 
 /** The lease of one channel. */
 interface ChannelLease {
+  /** `<events>:<bytes>:<age>:<latest>:<channel>`. */
+  readonly name: string;
   /** Number of pipes that publish to the channel. With 0, the lease was given up. */
   holders: number;
-  /** Whether Redis has accepted the lease. */
-  isTaken: boolean;
+  /**
+   * The log that has accepted the lease; empty before. In the same log, the lease is renewed only if
+   * this node still owns it. After a loss of data, the lease is taken anew.
+   */
+  log: string;
 }
 
 /** Keeps the leases of one node. */
@@ -42,8 +48,10 @@ export class Leases {
   readonly #client: LogClient;
   readonly #leaseMs: number;
   readonly #onError: (error: unknown) => void;
-  // By `<events>:<bytes>:<age>:<latest>:<channel>`. A lease that was given up is kept until one more
-  // call was made.
+  // Names this node in Redis: a channel belongs to the node that has held it last.
+  readonly #owner = randomBytes(9).toString('base64url');
+  // By name. A lease that was given up is kept until one more call was accepted, which takes the lease
+  // if Redis has not accepted it before, or has lost it.
   readonly #leases = new Map<string, ChannelLease>();
   #timer: NodeJS.Timeout | undefined;
   #isRenewing = false;
@@ -66,22 +74,28 @@ export class Leases {
 
   /**
    * Ends the work of this node. The channels that it still holds end at once, because this process
-   * publishes nothing more to them. A channel that was given up may be held by another node by now.
-   * Never rejects.
+   * publishes nothing more to them. A channel that was given up ends when its lease has run out, if
+   * no other node holds it by then. Never rejects.
    */
   async stop(): Promise<void> {
     clearInterval(this.#timer);
-    if (this.#leases.size > 0) await this.#callForAll('-', MAX_ENDED);
+    const all = [...this.#leases.values()];
+    const held = all.filter(({ holders }) => holders > 0);
+    const givenUp = all.filter(({ holders }) => holders === 0);
+    if (held.length > 0) await this.#callForEach(held, MAX_ENDED, true);
+    if (givenUp.length > 0) await this.#callForEach(givenUp, MAX_RENEWED);
   }
 
   /** As `Broker.hold()`. */
   hold(channel: string, history: HistoryLimits): Lease {
     // The limits are needed if the channel has no entry when it is abandoned.
     const name = [...formatLimits(history), channel].join(':');
-    const lease = this.#leases.get(name) ?? { holders: 0, isTaken: false };
+    const lease = this.#leases.get(name) ?? { name, holders: 0, log: '' };
     this.#leases.set(name, lease);
+    // The channel belongs to the newest holder.
+    lease.log = '';
     lease.holders++;
-    void this.#call([[name, lease]], '+');
+    void this.#call([lease]);
     let isHeld = true;
     const drop = (): boolean => {
       const isLast = isHeld && lease.holders === 1;
@@ -105,44 +119,38 @@ export class Leases {
   async #renewAll(): Promise<void> {
     if (this.#isRenewing) return;
     this.#isRenewing = true;
-    await this.#callForAll('+', MAX_RENEWED);
+    await this.#callForEach([...this.#leases.values()], MAX_RENEWED);
     this.#isRenewing = false;
   }
 
   /**
-   * Calls the script for all leases of this node, one call after the other, until one fails.
-   * @param heldKind what the script does with the leases that were not given up
-   * @param maxPerCall number of leases of one call
+   * Makes one call after the other, until one fails: at least one call, which ends channels whose
+   * lease has run out.
    */
-  async #callForAll(heldKind: '+' | '-', maxPerCall: number): Promise<void> {
-    const all = [...this.#leases];
-    // At least one call, which ends channels whose lease has run out.
-    for (let from = 0; from === 0 || from < all.length; from += maxPerCall) {
-      if (!(await this.#call(all.slice(from, from + maxPerCall), heldKind))) return;
+  async #callForEach(
+    leases: readonly ChannelLease[],
+    maxPerCall: number,
+    endsNow: boolean = false,
+  ): Promise<void> {
+    for (let from = 0; from === 0 || from < leases.length; from += maxPerCall) {
+      if (!(await this.#call(leases.slice(from, from + maxPerCall), endsNow))) return;
     }
   }
 
   /** @returns whether Redis has accepted the call */
-  async #call(
-    leases: readonly (readonly [string, ChannelLease])[],
-    heldKind: '+' | '-',
-  ): Promise<boolean> {
-    const items = leases.map(([name, lease]) => {
-      const isGivenUp = lease.holders === 0;
-      // A lease that was given up runs out in Redis. It is taken if Redis has never accepted it;
-      // with '?' the script takes it anew if Redis has lost its data.
-      const givenUpKind = lease.isTaken ? '?' : '+';
-      return { name, lease, isGivenUp, kind: isGivenUp ? givenUpKind : heldKind };
-    });
+  async #call(leases: readonly ChannelLease[], endsNow: boolean = false): Promise<boolean> {
+    const sent = leases.map((lease) => ({ lease, log: lease.log, isHeld: lease.holders > 0 }));
     try {
-      const ended = await this.#client.lease(
-        items.map(({ kind, name }) => kind + name),
-        this.#leaseMs,
-      );
-      for (const { name, lease, isGivenUp } of items) {
-        lease.isTaken = true;
-        // It may have been held again, or given up, while the call was pending.
-        if (isGivenUp && lease.holders === 0) this.#leases.delete(name);
+      const { log, ended } = await this.#client.lease({
+        owner: this.#owner,
+        leaseMs: this.#leaseMs,
+        endsNow,
+        leases: sent.map(({ lease, isHeld }) => `${isHeld ? '+' : '-'}${lease.log}:${lease.name}`),
+      });
+      for (const { lease, log: sentLog, isHeld } of sent) {
+        // The channel may have been held anew meanwhile.
+        if (lease.log === sentLog) lease.log = log;
+        if (!isHeld && lease.holders === 0) this.#leases.delete(lease.name);
       }
       if (!diagnostics.end.hasSubscribers) return true;
       for (const { channel, id } of ended) {

@@ -22,9 +22,11 @@
 --   {prefix}:b:<random>              string: the answer to a call that the client may send again
 --   {prefix}:leases                  sorted set: the channels that a process holds while it publishes
 --                                    to them, with the time in ms at which the lease runs out
---   {prefix}:limits                  hash: the limits of the history of each channel with a lease,
---                                    `<events>:<bytes>:<age>:<latest>`; in the field without a name,
---                                    the times in ms of lease calls, see mayEndExpired()
+--   {prefix}:limits                  hash: the limits of the history of each channel with a lease, and
+--                                    the process that holds the channel,
+--                                    `<events>:<bytes>:<age>:<latest>:<process>`; in the field
+--                                    without a name, the times in ms of lease calls, see
+--                                    mayEndExpired()
 --
 -- Topics: `<topics>:c:<channel>` carries the events of a channel. `<topics>:spine` carries one
 -- header for each publish of the registry, after the events.
@@ -103,6 +105,8 @@ local JUMP, LAST, BREAKS = 4294967296, 8725724278030336, 16
 local IDLE, REMEMBERED = 604800000, 300000
 -- The body of the end of a channel.
 local END = '1 end'
+-- Stands before the limits of a channel with a lease that was cleared since the last renewal.
+local CLEARED = 'cleared:'
 -- Fields of the log that always exist: all but `sweep` and the channels.
 local FIELDS = 8
 -- Per sweep: channels to look at; channels to forget.
@@ -570,20 +574,20 @@ if operation == 'append' then
   return answers
 end
 
--- Ends a channel with a lease. Returns the id of its end, or nil.
+-- Ends a channel with a lease, unless it was cleared. Returns the id of its end, or nil.
 local function endLeased(name, size)
   local limits = redis.pcall('HGET', base .. ':limits', name)
   dropLease(name)
   if type(limits) ~= 'string' then return nil end
-  local events, limit, age, latest = string.match(limits, '^(%d+):(%d+):(%d+):([01])$')
+  local events, limit, age, latest = string.match(limits, '^(%d+):(%d+):(%d+):([01]):')
   if not events then return nil end
   return (keep(name, nil, { { END, size } }, true, tonumber(events), math.min(tonumber(limit), maxHistory), tonumber(age), latest == '1'))
 end
 
--- Whether channels may be ended whose lease has run out. While Redis is away or paused, no process can
--- renew its leases, and the time goes on. So leases end only after lease calls have come for the time
--- of a lease without a long pause: then each process that lives has renewed its leases. The times are
--- kept here, because a process cannot see an outage during which it makes no call.
+-- Whether channels may be ended whose lease has run out. While Redis is away or paused, no process
+-- can renew its leases, and the time goes on. So channels are ended only after lease calls have come
+-- for the time of a lease without a long pause: then each process that lives has renewed its leases.
+-- The times are kept here, because a process cannot see an outage during which it makes no call.
 --
 --   calls    │ │ │ │      outage      │ │ │ │ │ │ │ │ │
 --            ─────── last             since ────────── since + lease: channels may be ended
@@ -601,47 +605,44 @@ local function mayEndExpired(lease)
   return not refusal(noted) and now - since >= lease
 end
 
--- Renews a lease. Returns nil, or the answer to a refused write.
-local function renew(name, limits, lease)
-  local renewed = redis.pcall('ZADD', base .. ':leases', text(now + lease), name)
-  if not refusal(renewed) then renewed = redis.pcall('HSET', base .. ':limits', name, limits) end
-  return refusal(renewed) and renewed
-end
-
 -- lease: renews leases, and ends the channels whose lease has run out, because the process that
 -- published to them has died. The end of a channel removes its lease.
 --   ARGV  11 time in ms for which the renewed leases are valid    12 size of an end
---         13 … leases of the caller, `<kind><events>:<bytes>:<age>:<latest>:<channel>`; the kind is
---            `+` if the lease is renewed, `?` if it was given up, `-` if the channel ends now
--- Answers { epoch, head, error of the header, channel, id of its end, … }.
+--         13 the caller    14 whether the channels of its leases end now: 0 or 1
+--         15 … its leases, `<kind><log>:<events>:<bytes>:<age>:<latest>:<channel>`; the kind is `+`,
+--            or `-` if the caller has given the lease up; `log` is the first part of the answer to
+--            the call that has taken the lease, and empty before
+-- Answers { the log, which has another name after it has gone back, head, error of the header,
+-- channel, id of its end, … }.
 if operation == 'lease' then
-  local from, lines, answers, ended = head, {}, { epoch, '', '' }, {}
-  local lease, size = tonumber(ARGV[11]), tonumber(ARGV[12])
+  local state = epoch .. '.' .. (string.match(breaks, '%d+$') or '0')
+  local from, lines, answers, ended = head, {}, { state, '', '' }, {}
+  local leases, limits, lease, owner = base .. ':leases', base .. ':limits', tonumber(ARGV[11]), ARGV[13]
   local problem = unwritable()
   if problem then return redis.error_reply(problem) end
-  for i = 13, #ARGV do
-    local kind, limits, name = string.match(ARGV[i], '^([+?-])(%d+:%d+:%d+:[01]):(.*)$')
-    local channel = name and find(name)
-    local refused
-    -- A renewal may come after the end of its channel. The lease would end the channel again, if the
-    -- channel was cleared and is used otherwise.
+  for i = 15, #ARGV do
+    local kind, taken, history, name = string.match(ARGV[i], '^([+-])([^:]*):(%d+:%d+:%d+:[01]):(.*)$')
+    local value, channel = redis.pcall('HGET', limits, name), find(name)
+    if refusal(value) then return value end
+    -- A lease is taken if this log has never accepted it. Later it is renewed as long as it belongs
+    -- to the caller: another process may hold the channel by now, or the channel may have ended, been
+    -- cleared and be used otherwise. A lease that was given up runs out.
+    local own = history .. ':' .. owner
+    local isOwn = kind == '+' and (value == own or value == CLEARED .. own)
     if channel and channel.isEnded then
       dropLease(name)
-    elseif kind == '-' then
-      redis.pcall('HSET', base .. ':limits', name, limits)
-      table.insert(ended, name)
-    -- The lease that was given up runs out on its own, or belongs to another process by now. It is
-    -- taken again only if Redis has lost its data, and so does not know the channel.
-    elseif kind == '+' or (kind == '?' and not channel) then
-      refused = renew(name, limits, lease)
+    elseif taken ~= state or isOwn then
+      local added = redis.pcall('ZADD', leases, text(now + lease), name)
+      if not refusal(added) then added = redis.pcall('HSET', limits, name, own) end
+      if refusal(added) then return added end
+      if ARGV[14] == '1' then table.insert(ended, name) end
     end
-    if refused then return refused end
   end
-  local over = mayEndExpired(lease) and redis.pcall('ZRANGEBYSCORE', base .. ':leases', '-inf', text(now), 'LIMIT', 0, 100) or {}
+  local over = mayEndExpired(lease) and redis.pcall('ZRANGEBYSCORE', leases, '-inf', text(now), 'LIMIT', 0, 100) or {}
   if refusal(over) then return over end
   for _, name in ipairs(over) do table.insert(ended, name) end
   for _, name in ipairs(ended) do
-    local id = endLeased(name, size)
+    local id = endLeased(name, tonumber(ARGV[12]))
     if id then
       table.insert(lines, '\n+' .. text(head) .. ' ' .. name)
       table.insert(answers, name)
@@ -659,8 +660,11 @@ end
 -- Answers { epoch, head, offset up to which the channel holds no events }.
 if operation == 'clear' then
   local channel, from = find(ARGV[11]), head
-  -- A producer that lives renews its lease.
-  dropLease(ARGV[11])
+  -- A producer that lives renews its lease. Otherwise the lease runs out without an end.
+  local lease = redis.pcall('HGET', base .. ':limits', ARGV[11])
+  if type(lease) == 'string' and string.sub(lease, 1, #CLEARED) ~= CLEARED then
+    redis.pcall('HSET', base .. ':limits', ARGV[11], CLEARED .. lease)
+  end
   if channel then
     if channel.length > 0 or channel.problem then
       local gone = redis.pcall('UNLINK', channel.stream)
