@@ -347,7 +347,7 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
    * model, or the progress of a job, that every reader can resume on every node.
    *
    * At most 64 publishes wait for the broker at the same time. If the broker is slow, the source is
-   * read more slowly. If this process dies, another node ends the channel after 20 to 40 s, so that
+   * read more slowly. If this process dies, another node ends the channel after 25 to 35 s, so that
    * readers do not wait for ever (with `redisBroker()`; the channels of `memoryBroker()` end with
    * the process). `channels.close()` stops the pipe as the `signal` does.
    *

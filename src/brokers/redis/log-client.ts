@@ -57,6 +57,25 @@ export interface AppendItem {
 // Maximum bytes of events of one channel in one answer.
 const MAX_CHANNEL_BYTES = 1_048_576;
 
+/** A call that renews leases. */
+interface LeaseCall {
+  /** Names this node. */
+  readonly owner: string;
+  /** Time in ms for which the renewed leases are valid. */
+  readonly leaseMs: number;
+  /** Whether the channels of the leases end now. */
+  readonly endsNow: boolean;
+  /** As the script takes them. */
+  readonly leases: readonly string[];
+}
+
+interface LeaseResult {
+  /** Names the log since it has last gone back. */
+  readonly log: string;
+  /** The channels that were ended, each with the id of its end. */
+  readonly ended: readonly { readonly channel: string; readonly id: string }[];
+}
+
 /** How many bytes of events a query requests, see {@link TransferLimit.take}. */
 interface WantedTransfer {
   readonly wanted: number;
@@ -240,26 +259,22 @@ export class LogClient {
 
   /**
    * Renews leases, and ends channels whose lease has run out.
-   * @param leaseMs time in ms for which the renewed leases are valid
-   * @param endsExpired whether channels are ended whose lease has run out
-   * @returns the channels that were ended, each with the id of its end
    */
-  async lease(
-    renewed: readonly string[],
-    leaseMs: number,
-    endsExpired: boolean,
-  ): Promise<readonly { readonly channel: string; readonly id: string }[]> {
+  async lease({ owner, leaseMs, endsNow, leases }: LeaseCall): Promise<LeaseResult> {
     const keys = [`${this.#base}:leases`, `${this.#base}:limits`];
-    const args = [`${leaseMs}`, `${END_SIZE}`, endsExpired ? '1' : '0', ...renewed];
+    const args = [`${leaseMs}`, `${END_SIZE}`, owner, endsNow ? '1' : '0', ...leases];
     const answer = await this.#withTimeout(NO_TRANSFER, (signal) =>
       this.#call('lease', '', keys, args, signal),
     );
-    const [, , headerProblem, ...ended] = answer as string[];
+    const [log, , headerProblem, ...ended] = answer as [string, string, string, ...string[]];
     // The other nodes find the ends when they miss the header.
     if (headerProblem !== '') this.#onProblem(`the nodes were not notified: ${headerProblem}`);
-    return ended.flatMap((channel, index) =>
-      index % 2 === 0 ? [{ channel, id: ended[index + 1] as string }] : [],
-    );
+    return {
+      log,
+      ended: ended.flatMap((channel, index) =>
+        index % 2 === 0 ? [{ channel, id: ended[index + 1] as string }] : [],
+      ),
+    };
   }
 
   /** Converts a publication to the form that the script takes. */

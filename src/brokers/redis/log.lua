@@ -22,8 +22,11 @@
 --   {prefix}:b:<random>              string: the answer to a call that the client may send again
 --   {prefix}:leases                  sorted set: the channels that a process holds while it publishes
 --                                    to them, with the time in ms at which the lease runs out
---   {prefix}:limits                  hash: the limits of the history of each channel with a lease,
---                                    `<events>:<bytes>:<age>:<latest>`
+--   {prefix}:limits                  hash: the limits of the history of each channel with a lease, and
+--                                    the process that holds the channel,
+--                                    `<events>:<bytes>:<age>:<latest>:<process>`; in the field
+--                                    without a name, the times in ms of lease calls, see
+--                                    mayEndExpired()
 --
 -- Topics: `<topics>:c:<channel>` carries the events of a channel. `<topics>:spine` carries one
 -- header for each publish of the registry, after the events.
@@ -103,6 +106,8 @@ local JUMP, LAST, BREAKS = 4294967296, 8725724278030336, 16
 local IDLE, REMEMBERED = 604800000, 300000
 -- The body of the end of a channel.
 local END = '1 end'
+-- Stands before the limits of a channel with a lease that was cleared since the last renewal.
+local CLEARED = 'cleared:'
 -- Fields of the log that always exist: all but `sweep` and the channels.
 local FIELDS = 8
 -- Maximum numbers in one sweep: channels to check; channels to forget.
@@ -578,43 +583,75 @@ if operation == 'append' then
   return answers
 end
 
--- Ends a channel whose lease has run out. Returns the id of its end, or nil.
-local function endExpired(name, size)
+-- Ends a channel with a lease, unless it was cleared. Returns the id of its end, or nil.
+local function endLeased(name, size)
   local limits = redis.pcall('HGET', base .. ':limits', name)
   dropLease(name)
   if type(limits) ~= 'string' then return nil end
-  local events, limit, age, latest = string.match(limits, '^(%d+):(%d+):(%d+):([01])$')
+  local events, limit, age, latest = string.match(limits, '^(%d+):(%d+):(%d+):([01]):')
   if not events then return nil end
   return (appendEntries(name, nil, { { END, size } }, true, tonumber(events), math.min(tonumber(limit), maxHistory), tonumber(age), latest == '1'))
 end
 
+-- Whether channels may be ended whose lease has run out. While Redis is away or paused, no process
+-- can renew its leases, and the time goes on. So channels are ended only after lease calls have come
+-- for the time of a lease without a long pause: then each process that lives has renewed its leases.
+-- The times are kept here, because a process cannot see an outage during which it makes no call.
+--
+--   calls    │ │ │ │      outage      │ │ │ │ │ │ │ │ │
+--            ─────── last             since ────────── since + lease: channels may be ended
+--
+-- A process makes a lease call six times in the time of a lease. A pause of a third of that time is
+-- long. After a shorter one, the leases are valid for at least half of the time.
+local function mayEndExpired(lease)
+  local limits = base .. ':limits'
+  local known = redis.pcall('HGET', limits, '')
+  local since, last = string.match(type(known) == 'string' and known or '', '^(%d+):(%d+)$')
+  since, last = tonumber(since or ''), tonumber(last or '')
+  -- The clock may also go back.
+  if not since or now < last or now - last > lease / 3 then since = now end
+  local noted = redis.pcall('HSET', limits, '', text(since) .. ':' .. text(now))
+  return not refusal(noted) and now - since >= lease
+end
+
 -- lease: renews leases, and ends the channels whose lease has run out, because the process that
 -- published to them has died. The end of a channel removes its lease.
---   ARGV  11 time in ms for which the renewed leases are valid
---         12 size of an end    13 whether leases that have run out are looked for: 0 or 1
---         14 … leases to renew, `<events>:<bytes>:<age>:<latest>:<channel>`
--- Answers { epoch, head, error of the header, channel, id of its end, … }.
+--   ARGV  11 time in ms for which the renewed leases are valid    12 size of an end
+--         13 the caller    14 whether the channels of its leases end now: 0 or 1
+--         15 … its leases, `<kind><log>:<events>:<bytes>:<age>:<latest>:<channel>`; the kind is `+`,
+--            or `-` if the caller has given the lease up; `log` is the first part of the answer to
+--            the call that has taken the lease, and empty before
+-- Answers { the log, which has another name after it has gone back, head, error of the header,
+-- channel, id of its end, … }.
 if operation == 'lease' then
-  local leases, from, lines, answers = base .. ':leases', head, {}, { epoch, '', '' }
+  local state = epoch .. '.' .. (string.match(breaks, '%d+$') or '0')
+  local from, lines, answers, ended = head, {}, { state, '', '' }, {}
+  local leases, limits, lease, owner = base .. ':leases', base .. ':limits', tonumber(ARGV[11]), ARGV[13]
   local problem = unwritable()
   if problem then return redis.error_reply(problem) end
-  for i = 14, #ARGV do
-    local limits, name = string.match(ARGV[i], '^(%d+:%d+:%d+:[01]):(.*)$')
-    -- A renewal may come after the end of its channel. The lease would end the channel again, if the
-    -- channel was cleared and is used otherwise.
-    local channel = name and find(name)
+  for i = 15, #ARGV do
+    local kind, taken, history, name = string.match(ARGV[i], '^([+-])([^:]*):(%d+:%d+:%d+:[01]):(.*)$')
+    local value, channel = redis.pcall('HGET', limits, name), find(name)
+    if refusal(value) then return value end
+    -- A lease is taken if this log has never accepted it. Later it is renewed as long as it belongs
+    -- to the caller: another process may hold the channel by now, or the channel may have ended, been
+    -- cleared and be used otherwise. A lease that was given up runs out.
+    local own = history .. ':' .. owner
+    local isOwn = kind == '+' and (value == own or value == CLEARED .. own)
     if channel and channel.isEnded then
       dropLease(name)
-    elseif name then
-      local added = redis.pcall('ZADD', leases, text(now + tonumber(ARGV[11])), name)
-      if not refusal(added) then added = redis.pcall('HSET', base .. ':limits', name, limits) end
+    elseif taken ~= state or isOwn then
+      local added = redis.pcall('ZADD', leases, text(now + lease), name)
+      if not refusal(added) then added = redis.pcall('HSET', limits, name, own) end
       if refusal(added) then return added end
+      if ARGV[14] == '1' then table.insert(ended, name) end
     end
   end
-  local over = ARGV[13] == '1' and redis.pcall('ZRANGEBYSCORE', leases, '-inf', text(now), 'LIMIT', 0, 100) or {}
+  local over = mayEndExpired(lease) and redis.pcall('ZRANGEBYSCORE', leases, '-inf', text(now), 'LIMIT', 0, 100) or {}
   if refusal(over) then return over end
-  for _, name in ipairs(over) do
-    local id = endExpired(name, tonumber(ARGV[12]))
+  for _, name in ipairs(over) do table.insert(ended, name) end
+  for _, name in ipairs(ended) do
+    local id = endLeased(name, tonumber(ARGV[12]))
     if id then
       table.insert(lines, '\n+' .. text(head) .. ' ' .. name)
       table.insert(answers, name)
@@ -631,8 +668,11 @@ end
 -- Answers { epoch, head, offset up to which the channel has no events }.
 if operation == 'clear' then
   local channel, from = find(ARGV[11]), head
-  -- A producer that lives renews its lease.
-  dropLease(ARGV[11])
+  -- A producer that lives renews its lease. Otherwise the lease runs out without an end.
+  local lease = redis.pcall('HGET', base .. ':limits', ARGV[11])
+  if type(lease) == 'string' and string.sub(lease, 1, #CLEARED) ~= CLEARED then
+    redis.pcall('HSET', base .. ':limits', ARGV[11], CLEARED .. lease)
+  end
   if channel then
     if channel.length > 0 or channel.problem then
       local gone = redis.pcall('UNLINK', channel.stream)

@@ -94,7 +94,7 @@ export class RedisBroker implements Broker {
     this.#queries = queries;
     this.#positions = new PositionReader(client, log.tracker, subscription, conditions, queries);
     this.#pages = new PageReader(client, log, subscription, conditions, queries, loader);
-    this.#leases = new Leases(client, lease, isOpen, (error) => failures.report(error));
+    this.#leases = new Leases(client, lease, (error) => failures.report(error));
     this.#publishQueue = new PublishQueue(
       client,
       timeout,
