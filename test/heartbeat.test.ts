@@ -17,7 +17,7 @@ describe('an idle stream', () => {
     expect(reader.events).toEqual([]);
   });
 
-  test('gets the comment no earlier than after one heartbeat, and soon after that', async () => {
+  test('gets the comment one heartbeat after the last write, not earlier and not much later', async () => {
     await using server = await serveStreams((stream) => stream.open(), { heartbeat: 400 });
     using reader = await read(server.url);
     await until('the first comment', () => reader.comments.length === 2);

@@ -18,3 +18,18 @@ test('follow with { last } starts in the call, and misses nothing that is publis
   }
   expect(taken).toEqual(['1', '2', '3', '4']);
 });
+
+test.each([
+  ['start', 'start'],
+  ['{ last }', { last: 1 }],
+])('follow since %s: events that are lost after the call are a gap', async (_what, since) => {
+  const channels = createChannels({ history: { events: 2 } });
+  for (const text of ['1', '2', '3']) await channels.publish('a', text);
+  const early = channels.follow('a', { since });
+  const late = channels.follow('a', { since });
+  await channels.publish('a', '4');
+  expect((await early.next()).value?.data).toBe('3');
+  await early.return?.();
+  for (const text of ['5', '6']) await channels.publish('a', text);
+  await expect(late.next()).rejects.toMatchObject({ code: 'ERR_SSE_GAP' });
+});

@@ -1,11 +1,19 @@
 /** Revoking, with the broker in this process and without channels. */
 import express from 'express';
-import { expect, test } from 'vitest';
-import { sse, stream } from '../src/index.ts';
+import { describe, expect, test } from 'vitest';
+import {
+  createChannels,
+  sse,
+  stream,
+  type EventStream,
+  type SseMiddleware,
+  type SseOptions,
+} from '../src/index.ts';
 import { memoryNodes } from './promises/nodes.ts';
 import { testRevoking } from './promises/revoking.ts';
 import { read } from './support/reader.ts';
 import { serve } from './support/server.ts';
+import { until } from './support/wait.ts';
 
 testRevoking(memoryNodes);
 
@@ -26,4 +34,121 @@ test('without channels, revoke() ends the streams of this node', async () => {
   await reader.end();
   expect(events.stats().closed).toEqual({ revoked: 1 });
   expect(other.ended).toBe(false);
+});
+
+const identity: SseOptions['identity'] = (req) => req.get('X-User');
+const userOf: SseOptions['identity'] = (req) => req.get('X-User')?.toLowerCase();
+
+/** An app with an app-wide `sse()`, and one on its route `/`. */
+function makeNested(
+  outer: SseMiddleware,
+  inner: SseMiddleware,
+  handler: (stream: EventStream) => unknown = (given) => given.open(),
+): express.Express {
+  const app = express();
+  app.use(outer);
+  app.get('/', inner, stream(handler));
+  const onError: express.ErrorRequestHandler = (error: { code?: string }, _req, res, _next) => {
+    res.status(500).end(error.code);
+  };
+  app.use(onError);
+  return app;
+}
+
+const asAnn = { headers: { 'X-User': 'ann' } };
+
+describe('one sse() on a route and one in front of it', () => {
+  const allow = (): boolean => true;
+
+  test.each<[string, SseOptions, SseOptions, 'outer' | 'inner']>([
+    ['the identity in front, other options on the route', { identity }, { retry: 9 }, 'outer'],
+    ['another authorize on the route', { identity }, { authorize: allow }, 'outer'],
+    ['another identity on the route', { identity }, { identity: userOf }, 'outer'],
+    ['another identity on the route', { identity }, { identity: userOf }, 'inner'],
+    ['the identity on the route', {}, { identity }, 'inner'],
+  ])('without channels, %s: revoke() ends the streams', async (_what, front, route, caller) => {
+    const both = { outer: sse(front), inner: sse(route) };
+    await using server = await serve(makeNested(both.outer, both.inner));
+    const reader = await read(server.url, asAnn);
+    using other = await read(server.url, { headers: { 'X-User': 'bob' } });
+    await both[caller].revoke('ann');
+    await reader.end();
+    expect(both[caller].stats().closed).toEqual({ revoked: 1 });
+    expect(other.ended).toBe(false);
+  });
+
+  test.each<[string, (channels: SseOptions['channels']) => SseOptions]>([
+    ['other options', () => ({ retry: 9 })],
+    ['another authorize', () => ({ authorize: allow })],
+    ['the same channels', (channels) => ({ channels })],
+    ['another identity and the same channels', (channels) => ({ channels, identity: userOf })],
+  ])('with channels and an identity in front, a route with %s', async (_what, route) => {
+    const channels = createChannels();
+    const events = sse({ identity, channels });
+    const inner = sse(route(channels));
+    const app = makeNested(events, inner, (given) => given.subscribe('a'));
+    await using server = await serve(app);
+    const reader = await read(server.url, asAnn);
+    await events.revoke('ann');
+    await reader.end();
+    expect(inner.stats().closed).toEqual({ revoked: 1 });
+    await channels.close();
+  });
+
+  test.each<[string, (channels: SseOptions['channels']) => [SseOptions, SseOptions]]>([
+    [
+      'the channels in front, the identity on the route',
+      (channels) => [{ channels }, { identity }],
+    ],
+    [
+      'the identity in front, the channels on the route',
+      (channels) => [{ identity }, { channels }],
+    ],
+    [
+      'the identity in front, both on the route',
+      (channels) => [{ identity }, { channels, identity: userOf }],
+    ],
+    [
+      'both in front, the identity on the route',
+      (channels) => [{ channels, identity }, { identity: userOf }],
+    ],
+    [
+      'both in front, other channels on the route',
+      (channels) => [{ channels, identity }, { channels: createChannels() }],
+    ],
+  ])('%s: no stream opens that revoke() could not end on all nodes', async (_what, make) => {
+    const channels = createChannels();
+    const [front, route] = make(channels);
+    await using server = await serve(makeNested(sse(front), sse(route)));
+    using reader = await read(server.url, asAnn);
+    expect(reader.response.status).toBe(500);
+    await reader.end();
+    expect(reader.text).toBe('ERR_SSE_OPTION');
+    // Other requests are not changed.
+    expect((await fetch(server.url)).status).toBe(406);
+    await channels.close();
+  });
+
+  test('a revocation after the first of them has seen the request ends the stream', async () => {
+    const channels = createChannels();
+    const events = sse({ identity, channels });
+    const app = express();
+    let isChecked = false;
+    let goOn = (): void => {};
+    app.use(events);
+    app.use((_req, _res, next) => {
+      isChecked = true;
+      goOn = next;
+    });
+    app.get('/', sse({ authorize: allow }), channels.listen('a'));
+    await using server = await serve(app);
+    const reading = read(server.url, asAnn);
+    await until('the check', () => isChecked);
+    await events.revoke('ann');
+    goOn();
+    const reader = await reading;
+    await reader.end();
+    expect(events.stats().closed).toEqual({ revoked: 1 });
+    await channels.close();
+  });
 });

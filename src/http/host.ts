@@ -1,6 +1,6 @@
 /** The host of an event stream: settings and services that `sse()` provides for its streams. */
 import type { Refusal } from './admission.ts';
-import { Identities } from './identities.ts';
+import { Identities, LocalRevocations } from './identities.ts';
 import { sendReconnectionTime, sendUnavailable } from './refusals.ts';
 import type { SseOptions } from './sse-options.ts';
 import type { StreamTracker } from './stream-tracker.ts';
@@ -41,6 +41,8 @@ export class MiddlewareHost implements StreamHost {
   readonly accept: 'event-stream' | 'any';
   readonly subscribe: Subscribe | undefined;
   readonly onError: SseOptions['onError'];
+  /** The identities of each middleware in the chain that has the option, the outermost first. */
+  readonly allIdentities: readonly Identities[];
   /** The identities of the streams; `undefined` without the option `identity`. */
   readonly identities: Identities | undefined;
   /** The trackers of all middleware in the chain, the outermost first. */
@@ -52,13 +54,13 @@ export class MiddlewareHost implements StreamHost {
    * @param options the merged options of all middleware in the chain
    * @param trackers the trackers of all middleware in the chain
    * @param warnings the warnings of the outermost middleware
-   * @param outer the host of the middleware in front, if any
+   * @param allIdentities the identities of all middleware in the chain
    */
   constructor(
     options: SseOptions,
     trackers: readonly StreamTracker[],
     warnings: Warnings,
-    outer?: MiddlewareHost,
+    allIdentities: readonly Identities[],
   ) {
     const { channels, accept = 'event-stream' } = options;
     this.options = options;
@@ -69,28 +71,25 @@ export class MiddlewareHost implements StreamHost {
     this.subscribe = channels && ((...args) => channels.subscribe(...args));
     this.trackers = trackers;
     this.warnings = warnings;
-    this.identities =
-      outer?.hasSameIdentities(options) === true ? outer.identities : this.#makeIdentities();
+    this.allIdentities = allIdentities;
+    this.identities = allIdentities.at(-1);
   }
 
-  /** Whether a host with these options has the identities of this host. */
-  hasSameIdentities({ identity, authorize, channels }: SseOptions): boolean {
-    const { options } = this;
-    return (
-      identity === options.identity &&
-      authorize === options.authorize &&
-      channels === options.channels
+  /**
+   * Checks that `revoke()` ends the streams of this chain on all nodes. A middleware with
+   * `identity` sends revocations to other nodes by its own `channels`. If the streams of this chain
+   * follow the registry of another middleware, `revoke()` would not end them.
+   * @throws {SseError} `ERR_SSE_OPTION` in this case
+   */
+  assertRevocable(): void {
+    if (this.identities === undefined) return;
+    const source = this.options.channels?.[revocationSource];
+    if (source === undefined || this.allIdentities.every((one) => one.source === source)) return;
+    throw new SseError(
+      'ERR_SSE_OPTION',
+      '`identity` and `channels` are options of two sse() for this request, so revoke() could ' +
+        'not end the stream on all nodes; pass both to the same one: sse({ identity, channels })',
     );
-  }
-
-  #makeIdentities(): Identities | undefined {
-    const { identity, authorize, channels } = this.options;
-    if (identity === undefined) return undefined;
-    const identities = new Identities(identity, authorize, (streams, { options }) => {
-      this.trackers.at(-1)?.endStreams(streams, 'revoked', options);
-    });
-    channels?.[revocationSource]?.attach(identities);
-    return identities;
   }
 
   /**
@@ -104,7 +103,7 @@ export class MiddlewareHost implements StreamHost {
     for (const tracker of trackers) {
       const refusal = tracker.admit(stream.res);
       if (refusal === undefined) continue;
-      this.#refuse(stream, refusal, tracker.closing);
+      this.#refuse(stream, refusal, tracker.shutdownRetry);
       return false;
     }
     return true;
@@ -113,7 +112,8 @@ export class MiddlewareHost implements StreamHost {
   /**
    * Called before the handler of a route and before a stream opens. If the request named
    * `text/event-stream`, each middleware has admitted the stream when the request passed it.
-   * Otherwise the request turns out to be one for a stream only now.
+   * Otherwise only the handler shows that the request is for a stream, so the stream is admitted
+   * now.
    */
   admit(stream: EventStream): boolean {
     const wasAdmitted = this.accept === 'event-stream' || asksForEventStream(stream.req);
@@ -126,8 +126,9 @@ export class MiddlewareHost implements StreamHost {
     const end = this.#checkIdentity(stream);
     if (end !== undefined) return end;
     // The shutdown may have begun after the stream was admitted. In that case the stream ends now.
-    const closing = this.trackers.find((tracker) => tracker.closing !== undefined)?.closing;
-    return closing && { reason: 'shutdown', options: { retry: drawRetry(closing) } };
+    const { shutdownRetry } =
+      this.trackers.find((tracker) => tracker.shutdownRetry !== undefined) ?? {};
+    return shutdownRetry && { reason: 'shutdown', options: { retry: drawRetry(shutdownRetry) } };
   }
 
   /** @returns how the stream ends, if its identity is revoked or cannot be found */
@@ -154,7 +155,7 @@ export class MiddlewareHost implements StreamHost {
   onClosed(stream: EventStream, wasOpen: boolean): void {
     // A kept-alive connection would delay a `server.close()` that was called before, and the client
     // would reconnect to this process.
-    if (wasOpen && this.trackers.some(({ closing }) => closing !== undefined)) {
+    if (wasOpen && this.trackers.some(({ shutdownRetry }) => shutdownRetry !== undefined)) {
       stream.closeConnection();
     }
     this.identities?.delete(stream);
@@ -166,17 +167,18 @@ export class MiddlewareHost implements StreamHost {
   }
 
   /** Answers a request that was not admitted, and reports the refusal. */
-  #refuse(stream: EventStream, refusal: Refusal, closing: RetryRange | undefined): void {
+  #refuse(stream: EventStream, refusal: Refusal, shutdownRetry: RetryRange | undefined): void {
     const { req, res } = stream;
     for (const tracker of this.trackers) tracker.countRefusal();
     if (diagnostics.reject.hasSubscribers) diagnostics.reject.publish({ req, reason: refusal });
-    // On the same connection the client would come back to this process, which is shutting down.
-    if (closing !== undefined && req.httpVersionMajor !== 1) stream.closeConnection();
+    // On the same connection the client would reconnect to this process, which is shutting down.
+    const isShuttingDown = shutdownRetry !== undefined;
+    if (isShuttingDown && req.httpVersionMajor !== 1) stream.closeConnection();
     // A subscriber may have answered the request.
     if (res.headersSent) return;
-    const retry = drawRetry(closing ?? REFUSED_RETRY);
-    if (closing !== undefined && req.httpVersionMajor === 1) res.setHeader('Connection', 'close');
-    const mayReconnect = closing !== undefined || this.options.whenFull !== 'reject';
+    const retry = drawRetry(shutdownRetry ?? REFUSED_RETRY);
+    if (isShuttingDown && req.httpVersionMajor === 1) res.setHeader('Connection', 'close');
+    const mayReconnect = isShuttingDown || this.options.whenFull !== 'reject';
     if (mayReconnect && req.method === 'GET' && asksForEventStream(req)) {
       sendReconnectionTime(res, retry);
     } else {
@@ -189,6 +191,8 @@ export class MiddlewareHost implements StreamHost {
 export class HostSelector {
   readonly #options: SseOptions;
   readonly #tracker: StreamTracker;
+  // Undefined without the option `identity`.
+  readonly #identities: Identities | undefined;
   readonly #ownHost: MiddlewareHost;
   // One inner host for each host of middleware in front; usually there is none.
   readonly #innerHosts = new WeakMap<MiddlewareHost, MiddlewareHost>();
@@ -201,7 +205,8 @@ export class HostSelector {
   constructor(options: SseOptions, tracker: StreamTracker, warnings: Warnings) {
     this.#options = options;
     this.#tracker = tracker;
-    this.#ownHost = new MiddlewareHost(options, [tracker], warnings);
+    this.#identities = makeIdentities(options, tracker);
+    this.#ownHost = new MiddlewareHost(options, [tracker], warnings, this.#withOwnIdentities([]));
   }
 
   /**
@@ -209,16 +214,13 @@ export class HostSelector {
    * @throws {SseError} rejects with `ERR_SSE_OPTION` without the option `identity`
    */
   async revoke(revocation: Revocation): Promise<void> {
-    const { identities, options } = this.#ownHost;
-    if (identities === undefined) {
+    if (this.#identities === undefined) {
       throw new SseError(
         'ERR_SSE_OPTION',
         'revoke() needs to know whom streams belong to; pass sse({ identity })',
       );
     }
-    const source = options.channels?.[revocationSource];
-    if (source !== undefined) await source.revoke(revocation);
-    else identities.onRevoked(revocation);
+    await this.#identities.source.revoke(revocation);
   }
 
   /** @param outer the host of the middleware that the request has passed before, if any */
@@ -240,12 +242,32 @@ export class HostSelector {
           { ...outer.options, ...this.#options },
           [...outer.trackers, this.#tracker],
           outer.warnings,
-          outer,
+          this.#withOwnIdentities(outer.allIdentities),
         );
     const hasNoEffect = isSameMiddleware || Object.keys(this.#options).length === 0;
     if (hasNoEffect && host.options.warnings !== false) host.warnings.warnMountedTwice();
     return host;
   }
+
+  /** Adds the identities of this middleware to those of the middleware in front. */
+  #withOwnIdentities(outer: readonly Identities[]): readonly Identities[] {
+    const own = this.#identities;
+    if (own === undefined) return outer;
+    // The streams also belong to the middleware in front, whose revoke() ends them, too.
+    for (const { source } of outer) source.attach(own);
+    return [...outer, own];
+  }
+}
+
+function makeIdentities(options: SseOptions, tracker: StreamTracker): Identities | undefined {
+  const { identity, channels } = options;
+  if (identity === undefined) return undefined;
+  return new Identities(
+    channels?.[revocationSource] ?? new LocalRevocations(),
+    identity,
+    (stream) => (stream.host as MiddlewareHost).options.authorize,
+    (streams, { options: closeOptions }) => tracker.endStreams(streams, 'revoked', closeOptions),
+  );
 }
 
 function isMiddlewareHost(host: StreamHost | undefined): host is MiddlewareHost {

@@ -1,7 +1,7 @@
 /**
  * Interception of `res.write()` and `res.end()`. If the application or other middleware writes to
- * the response of a stream, the bytes must come behind the bytes that the library has queued. So
- * the library puts its own two methods in front of those of the response:
+ * the response of a stream, the bytes must come after the bytes that the library has queued. So the
+ * library replaces both methods of the response by its own methods, which call the original ones:
  *
  * ```text
  * res.write(x) ─► interceptedWrite ─┬─► writer.onApplicationWrite()    writes the queue
@@ -42,7 +42,7 @@ export interface InterceptingWriter extends ResponseOwner {
 const NOT_OVERRIDDEN: OverriddenMethods = { write: undefined, end: undefined };
 
 /**
- * Puts the intercepted methods in front of those of the response.
+ * Replaces the two methods of the response by the intercepting ones.
  * @returns the methods that were replaced
  */
 export function interceptMethods(res: ServerResponse): OverriddenMethods {

@@ -2,7 +2,7 @@
 import type { OutgoingHttpHeader, OutgoingHttpHeaders, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 
-// For each stream that opens in this tick: the number of head bytes that are corked.
+// For each stream that opens in this tick, the number of corked bytes of its head.
 const corkedBytes = new Map<object, number>();
 
 /**
@@ -51,8 +51,8 @@ function restoreHead(res: ServerResponse, statusCode: number, headers: OutgoingH
 }
 
 /**
- * Corks the connection until the current tick ends, so that the head and the first events leave in
- * one packet. Node itself does so only after the head.
+ * Corks the connection until the current tick ends, so that the head and the first events are sent
+ * in one packet. Node itself corks the connection only after the head.
  */
 function corkHead(res: ServerResponse, writer: object): void {
   // On HTTP/1 the socket is corked, not the response: from Node 22 on, a response that was corked

@@ -1,4 +1,4 @@
-/** Head and end: how a response becomes an event stream, and every way in which the stream ends. */
+/** The head and the end of a response: starts an event stream, and ends it in all possible ways. */
 import type { ServerResponse } from 'node:http';
 import { SseError } from '../common/errors.ts';
 import { isConnectionClosed, type CloseReason } from './close-reason.ts';
@@ -49,7 +49,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
         'the response has already begun as something else; open the stream before writing to it',
       );
     }
-    // If a listener for the head sends an event, the event is queued behind the prelude.
+    // If a listener for the head sends an event, the event is queued after the prelude.
     this.setQueue([Buffer.from(prelude)]);
     this.setState('open');
     try {
@@ -67,7 +67,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     }
     liftTimeout(res);
     rememberSession(res);
-    // The end of the response must be intercepted, or the session would be saved then.
+    // The end of the response must be intercepted, because otherwise it would save the session.
     if (hasSession(res.req)) this.intercept();
     this.pumpQueue();
     setCorkedBytes(this, this.bytesInResponse);
@@ -131,10 +131,11 @@ export abstract class ResponseLifecycle extends ResponseWriter {
   }
 
   /**
-   * The application ends the response itself. Pending events are written before the end.
+   * The application ends the response itself. Pending events are written before the end: at most
+   * two frames.
    * @param last bytes that the application writes with the end
-   * @returns `false` if the response must not end now: it ends when the wrapped `write()` has
-   * returned that called this, and that has bytes of the stream
+   * @returns `false` if the response must not end now, because a wrapped `write()` that has bytes
+   * of the stream has called this method: the response ends when that `write()` has returned
    * @internal
    */
   onApplicationEnd(last: Buffer | undefined): boolean {

@@ -35,8 +35,9 @@ export abstract class WriteTotals {
   }
 
   /**
-   * When the monitor first saw that nothing more was written, in ms of the monotonic clock. 0 after
-   * a write, until the monitor has looked. @internal
+   * Time at which the monitor first noticed that nothing more was written, in ms of the monotonic
+   * clock; 0 from a write until the next check of the monitor. While the stream is attached, the
+   * time of the last delivery to the group. @internal
    */
   get idleSince(): number {
     return this.follower?.groupProgress?.writtenAt ?? this.#idleSince;

@@ -1,9 +1,10 @@
 /** A process that only publishes to Redis. */
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { redisBroker } from '../../src/brokers/redis.ts';
-import { createChannels, type Channels } from '../../src/index.ts';
+import { createChannels, sse, type Channels } from '../../src/index.ts';
 import { serveStreams } from '../support/app.ts';
-import { startRedis, type RedisServer } from '../support/redis-server.ts';
+import { freePort, startRedis, type RedisServer } from '../support/redis-server.ts';
 import { read } from '../support/reader.ts';
 import { until } from '../support/wait.ts';
 
@@ -62,4 +63,49 @@ test('refuses to let streams and consumers follow, and to read', async () => {
   await expect(worker.read('a')).rejects.toMatchObject(option);
   expect(worker.names()).toEqual([]);
   await worker.close();
+});
+
+test('revokes on the other nodes, and asks Redis nothing else', async () => {
+  const worker = makeWorker();
+  await worker.publish('other', '');
+  const client = await redis.client();
+  const countCalls = async (): Promise<number> => {
+    const stats = await client.info('commandstats');
+    return Number(/cmdstat_evalsha:calls=(\d+)/.exec(stats)?.[1]);
+  };
+  const before = await countCalls();
+  const identity = (): string => 'ann';
+  const events = sse({ channels: worker, identity });
+  await nextTurn();
+  // In the order of the calls, so Redis has received what the middleware asks.
+  await worker.publish('other', '');
+  await events.revoke('bob');
+  expect(await countCalls()).toBe(before + 2);
+
+  const node = createChannels({ broker: redisBroker({ url: redis.url }) });
+  const options = { channels: node, identity, authorize: () => true };
+  await using server = await serveStreams((stream) => stream.subscribe('a'), options);
+  const reader = await read(server.url);
+  await worker.publish('a', 'before');
+  await reader.next();
+  await events.revoke('ann');
+  await reader.end();
+  expect(server.events.stats().closed).toEqual({ revoked: 1 });
+  await Promise.all([worker.close(), node.close()]);
+});
+
+test('revoke() rejects while Redis is down, and no rejection is left unhandled', async () => {
+  const unhandled: unknown[] = [];
+  const note = (error: unknown): void => void unhandled.push(error);
+  process.on('unhandledRejection', note);
+  const url = `redis://127.0.0.1:${await freePort()}`;
+  const worker = createChannels({ broker: redisBroker({ url, publishOnly: true, timeout: 200 }) });
+  const events = sse({ channels: worker, identity: () => 'ann' });
+  for (let attempt = 0; attempt < 2; attempt++) {
+    await expect(events.revoke('ann')).rejects.toMatchObject({ code: 'ERR_SSE_BROKER' });
+  }
+  await worker.close();
+  await nextTurn();
+  process.off('unhandledRejection', note);
+  expect(unhandled).toEqual([]);
 });

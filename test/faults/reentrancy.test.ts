@@ -88,7 +88,7 @@ test('a filter that throws on a channel without history ends only its own stream
   expect(server.errors.splice(0)).toHaveLength(1);
 });
 
-test('a filter that throws ends its stream in order where a wrapped write closes the stream then', async () => {
+test('a filter that throws ends its stream in order, if a wrapped write then closes the stream', async () => {
   const channels = createChannels();
   await using server = await serveStreams(
     async (stream) => {
@@ -763,7 +763,7 @@ test('filters of 600 streams that write a comment do not change the order of eve
   }
 });
 
-test('events that filters of 600 streams send instead keep the place of the original', async () => {
+test('events that filters of 600 streams send as replacements keep the place of the original', async () => {
   const channels = createChannels();
   await using server = await serveStreams(
     (stream) =>

@@ -7,6 +7,7 @@ import {
   type CloseReason,
   type EventStream,
   type Gap,
+  type SnapshotRequest,
   type Subscription,
 } from '../../src/index.ts';
 import type { ChannelEvent } from '../../src/log/log-entry.ts';
@@ -15,7 +16,8 @@ import type { Following, Link } from './link.ts';
 import type { KeyedCall } from './registry.ts';
 import type { ChannelName, Crowd, FollowOptions, LastEvent, Size } from './schedule.ts';
 import type { Scene } from './scene.ts';
-import { type Truth, verdictOf, type PublishedEvent, type Publishing } from './truth.ts';
+import { newestOf, offsetOf, sinceOf, startOf } from './starts.ts';
+import { verdictOf, type PublishedEvent, type Publishing } from './truth.ts';
 import { UserCode, type UserActions } from './user-code.ts';
 import { CALL_BYTES, HIGH_WATER_MARK } from './work.ts';
 
@@ -36,6 +38,7 @@ const SUBSCRIBED_INSIDE = {
   resume: false,
   filter: 'none',
   onGap: 'none',
+  snapshot: 'none',
   checkpoints: true,
 } as const;
 
@@ -197,11 +200,16 @@ export class Application implements UserActions {
       );
       return;
     }
-    const since = this.#sinceOf(options);
-    const cursor = link.lastEventId !== '' && options.resume ? link.lastEventId : since;
+    const since = sinceOf(options, truth);
+    const hasId = link.lastEventId !== '' && options.resume;
+    const cursor = hasId ? link.lastEventId : since;
+    const hasSnapshot = options.snapshot !== 'none' && !options.channels.includes('x');
     const record: SubscriptionRecord = {
       options,
       start: startOf(cursor, truth),
+      newestAtCall: newestOf(options, truth),
+      newestAtStart: undefined,
+      hasSnapshotAtStart: hasSnapshot && !hasId,
       headAtCall: truth.head,
       publishedAtCall: this.published.length,
       versionAtCall: truth.version,
@@ -220,9 +228,9 @@ export class Application implements UserActions {
     if (
       options.filter === 'throws' ||
       options.filter === 'promises' ||
-      options.onGap === 'throws' ||
-      options.onGap === 'other cursor' ||
-      options.onGap === 'beyond'
+      (hasSnapshot
+        ? options.snapshot === 'throws'
+        : ['throws', 'other cursor', 'beyond'].includes(options.onGap))
     ) {
       link.mayFail = true;
     }
@@ -242,7 +250,11 @@ export class Application implements UserActions {
           filter === 'none' && act === undefined
             ? undefined
             : (event) => this.#filter(link, options, event),
-        onGap: onGap === 'none' ? undefined : (_, gap) => this.#onGap(link, options, gap),
+        ...(hasSnapshot
+          ? { snapshot: (_, request) => this.#snapshot(link, options, request) }
+          : onGap === 'none'
+            ? {}
+            : { onGap: (_, gap) => this.#onGap(link, options, gap) }),
       }),
     );
     // A broker in this process answers inside the call.
@@ -263,6 +275,7 @@ export class Application implements UserActions {
         this.#expectNoContent(link, record, link.registry.truth.version);
       }
       record.headAtStart = link.registry.truth.head;
+      record.newestAtStart = newestOf(record.options, link.registry.truth);
       if (!link.isOpen || link.stream.readyState !== 1) return;
       link.mark({ kind: 'started', record, recovered: subscription.recovered });
     } catch (error) {
@@ -302,12 +315,6 @@ export class Application implements UserActions {
     }
   }
 
-  #sinceOf({ since, back }: FollowOptions): string {
-    const { epoch, head } = this.#scene.registry.truth;
-    if (since === 'cursor') return `${epoch}.${Math.max(0, head - back)}`;
-    return since === 'garbage' ? 'not a cursor of this log' : since;
-  }
-
   #filter(link: Link, options: FollowOptions, event: ChannelEvent): boolean {
     const { filter, channels } = options;
     const n = Number.parseInt(event.data.slice(5), 10);
@@ -334,23 +341,25 @@ export class Application implements UserActions {
     return Promise.resolve(true) as unknown as boolean;
   }
 
-  #onGap(
+  /** Notes that the library has called `onGap` or a `snapshot`. */
+  #noteQuestion(
     link: Link,
     options: FollowOptions,
     { channels, cursor }: Gap,
-  ): string | undefined | Promise<string | undefined> {
+    isStart: boolean,
+  ): void {
     const { truth, distant } = link.registry;
-    const { onGap } = options;
     const isOver =
       link.stream.readyState === 2 ||
       link.following.some(({ record, hasLeft }) => hasLeft && record.options === options);
     if (isOver) {
       this.#scene.reportFault('onGap was called after the end of its subscription or its stream');
     }
-    if (!link.isOpen) return undefined;
+    if (!link.isOpen) return;
     link.mark({
       kind: 'asked',
       by: options,
+      isStart,
       channels,
       cursor,
       loss: distant === undefined && this.#headBeforeActs === undefined ? truth.now : undefined,
@@ -358,6 +367,58 @@ export class Application implements UserActions {
       head: truth.head,
     });
     this.send(link);
+  }
+
+  /** Notes the answer of `onGap` or of a `snapshot`. */
+  #noteAnswer(link: Link, { channels }: Gap, cursor: string | undefined): void {
+    this.send(link);
+    link.mark({ kind: 'answered', channels, cursor });
+    link.isAnswering = true;
+    process.nextTick(() => {
+      link.isAnswering = false;
+    });
+  }
+
+  #snapshot(
+    link: Link,
+    options: FollowOptions,
+    request: SnapshotRequest,
+  ): undefined | Promise<undefined> {
+    const { snapshot } = options;
+    const { reason, lastEventId, channels, cursor } = request;
+    const isStart = reason === 'start';
+    if (isStart && lastEventId !== '') {
+      this.#scene.reportFault(`a snapshot at the start got the id ${lastEventId}`);
+    }
+    this.#noteQuestion(link, options, request, isStart);
+    if (!link.isOpen) return undefined;
+    const publish = (): void => {
+      this.#noteHead();
+      this.publishTo(channels[0] as ChannelName, 'small', false);
+    };
+    if (snapshot === 'throws') throw new Error('the snapshot throws');
+    if (snapshot === 'publishes' || snapshot === 'slow publishes') publish();
+    if (snapshot === 'unsubscribes') this.unsubscribe(link, options);
+    const finish = (): undefined => {
+      if (snapshot === 'slow publishes' && !this.isOver(link)) publish();
+      this.#noteAnswer(link, request, cursor);
+    };
+    if (snapshot !== 'slow' && snapshot !== 'slow publishes') return finish();
+    return new Promise((resolve) => {
+      link.pendingAnswers.push(() => resolve(finish()));
+    });
+  }
+
+  #onGap(
+    link: Link,
+    options: FollowOptions,
+    gap: Gap,
+  ): string | undefined | Promise<string | undefined> {
+    const { truth } = link.registry;
+    const { channels, cursor } = gap;
+    const { onGap } = options;
+    this.#noteQuestion(link, options, gap, false);
+    if (!link.isOpen) return undefined;
     if (onGap === 'ends the channel') {
       this.#noteHead();
       this.endChannel(channels[0] as ChannelName, undefined);
@@ -370,12 +431,7 @@ export class Application implements UserActions {
     }
     const answer = onGap === 'cursor' || onGap === 'slow cursor' ? cursor : undefined;
     const finish = (): string | undefined => {
-      this.send(link);
-      link.mark({ kind: 'answered', channels, cursor: answer });
-      link.isAnswering = true;
-      process.nextTick(() => {
-        link.isAnswering = false;
-      });
+      this.#noteAnswer(link, gap, answer);
       return answer;
     };
     if (onGap === 'cursor' || onGap === 'nothing' || onGap === 'ends the channel') return finish();
@@ -603,20 +659,4 @@ export class Application implements UserActions {
  */
 function hasWrittenAll({ mayFail, stream }: Link): boolean {
   return !mayFail && stream.bufferedAmount <= HIGH_WATER_MARK;
-}
-
-/** The start of a subscription, derived from the text of the cursor alone. */
-function startOf(cursor: string, truth: Truth): SubscriptionRecord['start'] {
-  if (cursor === 'now') return 'now';
-  if (cursor === 'start') return 'whole';
-  const offset = offsetOf(cursor, truth);
-  return offset !== undefined && offset <= truth.head ? offset : 'foreign';
-}
-
-/** @returns the offset of a cursor of the log, which may be beyond the head */
-function offsetOf(cursor: string, { epoch }: Truth): number | undefined {
-  const offset = Number(cursor.slice(epoch.length + 1));
-  return cursor === `${epoch}.${offset}` && Number.isSafeInteger(offset) && offset >= 0
-    ? offset
-    : undefined;
 }

@@ -3,7 +3,7 @@
  * than may be pending.
  */
 import fc from 'fast-check';
-import { acts, client, ends, wraps } from './draw.ts';
+import { acts, client, consumers, ends, wraps } from './draw.ts';
 import {
   type Brings,
   type ChannelName,
@@ -13,15 +13,17 @@ import {
   type OnGapKind,
   type Schedule,
   type Size,
+  type SnapshotKind,
 } from './schedule.ts';
 
 const follow: fc.Arbitrary<FollowOptions> = fc.record({
   channels: fc.constantFrom<ChannelName[]>(['a'], ['a'], ['a', 'b'], ['b'], ['x'], ['a', 'x']),
-  since: fc.constantFrom('now', 'now', 'start'),
+  since: fc.constantFrom('now', 'now', 'start', 'last'),
   back: fc.constant(0),
   resume: fc.constant(true),
   filter: fc.constantFrom<FilterKind>('none', 'none', 'even'),
   onGap: fc.constantFrom<OnGapKind>('none', 'cursor'),
+  snapshot: fc.constantFrom<SnapshotKind>('none', 'none', 'none', 'slow', 'publishes'),
   checkpoints: fc.constantFrom(true, true, false),
   act: acts(4),
 });
@@ -86,6 +88,7 @@ const command: fc.Arbitrary<Command> = fc.oneof(
     }),
   },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('follow' as const), client, follow }) },
+  { weight: 3, arbitrary: consumers(20) },
   { weight: 1, arbitrary: ends('a', 'b') },
   {
     weight: 3,

@@ -1,6 +1,6 @@
 /** Arbitraries for schedules with a few clients among hundreds of other streams. */
 import fc from 'fast-check';
-import { acts, client, ends, observers, wraps } from './draw.ts';
+import { acts, client, consumers, ends, observers, wraps } from './draw.ts';
 import {
   CLIENT_COUNT,
   type Brings,
@@ -12,6 +12,7 @@ import {
   type OnGapKind,
   type Schedule,
   type Size,
+  type SnapshotKind,
 } from './schedule.ts';
 
 // Numbers of streams: a few more than one turn writes to, and more than two turns write to.
@@ -19,11 +20,12 @@ const CROWD_SIZES = [260, 600] as const;
 
 const follow: fc.Arbitrary<FollowOptions> = fc.record({
   channels: fc.constantFrom<ChannelName[]>(['a'], ['a'], ['a', 'b'], ['a', 'x']),
-  since: fc.constant('now'),
+  since: fc.constantFrom('now', 'now', 'last'),
   back: fc.constant(0),
   resume: fc.constant(true),
   filter: fc.constantFrom<FilterKind>('none', 'none', 'even'),
   onGap: fc.constantFrom<OnGapKind>('none', 'cursor'),
+  snapshot: fc.constantFrom<SnapshotKind>('none', 'none', 'none', 'slow', 'publishes'),
   checkpoints: fc.boolean(),
   act: acts(2),
 });
@@ -59,6 +61,7 @@ const crowdCommand: fc.Arbitrary<Command> = fc.oneof(
     arbitrary: fc.record({ do: fc.constantFrom('drop' as const, 'end' as const), client }),
   },
   { weight: 1, arbitrary: fc.constant({ do: 'interrupt' as const }) },
+  { weight: 2, arbitrary: consumers(10) },
   {
     weight: 1,
     arbitrary: fc.oneof(

@@ -9,12 +9,16 @@ import {
   type ChannelEnd,
   type ChannelName,
   type Command,
+  type ConsumeOptions,
+  type ConsumerGapKind,
   type FilterKind,
   type FollowOptions,
   type Observer,
   type OnGapKind,
   type Schedule,
+  type Since,
   type Size,
+  type SnapshotKind,
   type Wrap,
 } from './schedule.ts';
 
@@ -85,7 +89,7 @@ export const observers: fc.Arbitrary<Observer[]> = fc.oneof(
 
 const follow: fc.Arbitrary<FollowOptions> = fc.record({
   channels: fc.uniqueArray(channel, { minLength: 1, maxLength: 3 }),
-  since: fc.constantFrom('now', 'now', 'start', 'cursor', 'garbage'),
+  since: fc.constantFrom('now', 'now', 'start', 'cursor', 'garbage', 'last', 'last'),
   back: fc.nat({ max: 12 }),
   resume: fc.constantFrom(true, true, true, true, false),
   filter: fc.constantFrom<FilterKind>(
@@ -113,9 +117,99 @@ const follow: fc.Arbitrary<FollowOptions> = fc.record({
     'beyond',
     'ends the channel',
   ),
+  snapshot: fc.oneof(
+    { weight: 3, arbitrary: fc.constant<SnapshotKind>('none') },
+    {
+      weight: 1,
+      arbitrary: fc.constantFrom<SnapshotKind>(
+        'at once',
+        'slow',
+        'slow',
+        'publishes',
+        'slow publishes',
+        'unsubscribes',
+        'throws',
+      ),
+    },
+  ),
   checkpoints: fc.constantFrom(true, true, true, false),
   act: acts(5),
 });
+
+/**
+ * Draws commands for consumers of `channels.follow()`.
+ * @param leaving one of `leaving` consumers leaves its loop
+ */
+export function consumers(leaving: number): fc.Arbitrary<Command> {
+  const consume: fc.Arbitrary<ConsumeOptions> = fc.record({
+    channels: fc.uniqueArray(fc.constantFrom('a', 'a', 'a', 'b', 'b', 'c', 'n'), {
+      minLength: 1,
+      maxLength: 3,
+    }),
+    since: fc.constantFrom<Since>(
+      'now',
+      'now',
+      'start',
+      'cursor',
+      'cursor',
+      'garbage',
+      'last',
+      'last',
+    ),
+    back: fc.nat({ max: 12 }),
+    filter: fc.constantFrom<FilterKind>(
+      'none',
+      'none',
+      'none',
+      'even',
+      'even',
+      'throws',
+      'promises',
+    ),
+    onGap: fc.constantFrom<ConsumerGapKind>(
+      'none',
+      'none',
+      'cursor',
+      'nothing',
+      'slow cursor',
+      'slow nothing',
+      'throws',
+      'other cursor',
+      'beyond',
+    ),
+    isSlow: fc.boolean(),
+    leavesAfter: fc.oneof(
+      { weight: leaving - 1, arbitrary: fc.constant(undefined) },
+      { weight: 1, arbitrary: fc.integer({ min: 1, max: 6 }) },
+    ),
+  });
+  return fc.oneof(
+    {
+      weight: 3,
+      arbitrary: fc.record({
+        do: fc.constant('consume' as const),
+        consume,
+        publishes: fc.constantFrom(0, 0, 1, 2),
+      }),
+    },
+    {
+      weight: 3,
+      arbitrary: fc.record({
+        do: fc.constant('take' as const),
+        which: fc.nat({ max: 3 }),
+        count: fc.constantFrom(1, 1, 3, 8),
+      }),
+    },
+    {
+      weight: 1,
+      arbitrary: fc.record({
+        do: fc.constant('stop' as const),
+        which: fc.nat({ max: 3 }),
+        how: fc.constantFrom('abort' as const, 'return' as const),
+      }),
+    },
+  );
+}
 
 /**
  * Draws the end of a channel.
@@ -206,6 +300,7 @@ const command: fc.Arbitrary<Command> = fc.oneof(
       writes: fc.integer({ min: 1, max: 4 }),
     }),
   },
+  { weight: 5, arbitrary: consumers(5) },
   { weight: 2, arbitrary: ends('a', 'a', 'a', 'b', 'b', 'c', 'n', 'x') },
   { weight: 2, arbitrary: fc.record({ do: fc.constant('clear' as const), channel }) },
   {

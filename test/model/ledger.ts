@@ -6,6 +6,7 @@
 import type { CloseReason } from '../../src/index.ts';
 import type { ParsedEvent } from '../support/strict-parser.ts';
 import type { ChannelName, FollowOptions } from './schedule.ts';
+import type { Start } from './starts.ts';
 import {
   Violation,
   verdictOf,
@@ -20,7 +21,15 @@ import {
 export interface SubscriptionRecord {
   readonly options: FollowOptions;
   /** The start of the subscription: after an offset, or as the `since` option says. */
-  readonly start: number | 'now' | 'whole' | 'foreign';
+  readonly start: Start;
+  /**
+   * For each channel, the offset after which the newest events of `since: { last }` come: at the
+   * time of the call, and after the call resolved.
+   */
+  readonly newestAtCall: ReadonlyMap<string, number>;
+  newestAtStart: ReadonlyMap<string, number> | undefined;
+  /** Whether the `snapshot` must be called at the start: the client brings no id. */
+  readonly hasSnapshotAtStart: boolean;
   /**
    * The head of the log at the time of the call; `headAtStart` is the head after the call resolved.
    */
@@ -52,6 +61,8 @@ export type Mark = { at: number | undefined } & (
   | {
       kind: 'asked';
       by: FollowOptions;
+      /** Whether a `snapshot` is called at the start of a subscription, without a loss. */
+      isStart: boolean;
       channels: readonly string[];
       cursor: string;
       loss: Loss | undefined;
@@ -202,6 +213,9 @@ class Ledger {
   readonly #owedOfOnGap = new Set<Owed>();
   #onGapOwner: object | undefined;
   #onGapChannels: readonly string[] = [];
+  // The subscription at whose start a `snapshot` is running, and all that have called theirs.
+  #snapshotOf: SubscriptionRecord | undefined;
+  readonly #recordsWithSnapshot = new Set<SubscriptionRecord>();
   // Channels whose loss is reported again because the subscription with the pending `onGap` has
   // ended.
   readonly #reportedAgain = new Set<string>();
@@ -290,7 +304,8 @@ class Ledger {
     const { isDistant, truth } = this.#connection;
     const before = [...this.#records];
     const isUncertain =
-      record.isStartUncertain || (record.start === 'now' && (isDistant || record.isInside));
+      record.isStartUncertain ||
+      ((record.start === 'now' || record.start === 'newest') && (isDistant || record.isInside));
     if (!record.options.checkpoints) this.#beginsWithCheckpoint = false;
     for (const other of this.#records) this.#uncertainRecords.add(other);
     // A subscription made inside `onGap` does not wait for its start, because that would deadlock.
@@ -307,19 +322,14 @@ class Ledger {
             : { must: record.publishedAtCall, may: record.publishedAtCall };
         continue;
       }
-      const have =
-        typeof record.start === 'number'
-          ? record.start
-          : record.start === 'now'
-            ? record.headAtCall
-            : 0;
+      const have = startIn(channel, record, record.headAtCall);
       const known = this.#owed.get(channel);
       if (known !== undefined) {
         const isPending = record.isInside || known.record.isInside;
         if (isPending && !known.isActive) this.#mergeStarts(channel, known, record, have);
         continue;
       }
-      const isWhole = record.start === 'whole';
+      const isWhole = record.start === 'whole' || record.start === 'newest';
       this.#owed.set(channel, {
         record,
         origin: record,
@@ -338,7 +348,7 @@ class Ledger {
         isForeign: record.start === 'foreign' && !record.isStartUncertain,
         isActive: !isDistant && !record.isInside,
         hasEvents: false,
-        uncertainUpTo: isUncertain ? (record.headAtStart ?? Infinity) : -1,
+        uncertainUpTo: isUncertain ? latestStartIn(channel, record) : -1,
         activeAt: index,
         hasUncertainStart: record.isStartUncertain,
       });
@@ -380,6 +390,7 @@ class Ledger {
     const isUnexplained =
       !recovered && !this.#gaps.has(record) && isAlone && !this.#uncertainRecords.has(record);
     if (isUnexplained) this.#violation('recovered is false, but no gap was reported');
+    this.#expectSnapshot(record);
     for (const [channel, owed] of this.#owed) {
       owed.hasUncertainStart &&= this.#records.some(
         (other) => other.options.channels.includes(channel) && !this.#startedRecords.has(other),
@@ -396,6 +407,16 @@ class Ledger {
         this.#violation(`subscribe resolved before the gap of ${unreported[0]} was reported`);
       }
     }
+  }
+
+  /** The `snapshot` must have been called before a subscription starts that has added a channel. */
+  #expectSnapshot(record: SubscriptionRecord): void {
+    if (!record.hasSnapshotAtStart || this.#recordsWithSnapshot.has(record)) return;
+    if (this.#uncertainRecords.has(record)) return;
+    const added = [...this.#owed].find(
+      ([, owed]) => owed.origin === record && !owed.hasUncertainStart,
+    );
+    if (added !== undefined) this.#violation(`no snapshot at the start of ${added[0]}`);
   }
 
   /**
@@ -423,6 +444,7 @@ class Ledger {
     if (this.#isOnGapPending && this.#onGapOwner === record.options) {
       this.#isOnGapPending = false;
       this.#owedOfOnGap.clear();
+      this.#snapshotOf = undefined;
       for (const channel of this.#onGapChannels) this.#reportedAgain.add(channel);
     }
     const removedChannels = record.options.channels.filter(
@@ -470,15 +492,15 @@ class Ledger {
       owed.record = heir;
       return;
     }
-    const start =
-      typeof heir.start === 'number' ? heir.start : heir.start === 'now' ? owed.doneUpTo : 0;
-    const have = Math.min(owed.doneUpTo, start);
+    const have = Math.min(owed.doneUpTo, startIn(channel, heir, owed.doneUpTo));
     const next = this.#connection.truth.itemsOf(channel).findIndex((item) => item.offset > have);
     this.#owed.set(channel, {
       ...owed,
       record: heir,
       doneUpTo: have,
       nextIndex: next,
+      // The heir may start before losses that were reported to its predecessor.
+      reportedAtLeast: 0,
       isForeign: false,
       isActive: false,
       hasEvents: false,
@@ -489,9 +511,14 @@ class Ledger {
 
   // Gaps.
 
-  #onAsked({ by, channels, cursor, loss, least, head }: Mark & { kind: 'asked' }): void {
+  #onAsked(mark: Mark & { kind: 'asked' }): void {
+    const { by, channels, cursor, loss, least, head } = mark;
     if (this.#isOnGapPending) this.#violation('onGap was called while onGap was pending');
     const offset = this.#offsetOf(cursor);
+    if (mark.isStart) {
+      this.#onSnapshotAtStart(mark, offset);
+      return;
+    }
     const around = this.#connection.truth.lossAt(offset);
     if (this.#recentOnGapOwners.has(by)) this.#violation('onGap was called twice in a row');
     this.#recentOnGapOwners.add(by);
@@ -508,6 +535,12 @@ class Ledger {
     }
     this.#onGap(channels, loss === undefined || isSame ? around : { least: loss, most: loss });
     for (const channel of channels) this.#gap?.channels.add(channel);
+    this.#onQuestion(by, channels);
+    this.#onGapChannels = channels;
+  }
+
+  /** A callback of the application is running. No event may be written before its answer. */
+  #onQuestion(by: FollowOptions, channels: readonly string[]): void {
     this.#owedOfOnGap.clear();
     for (const channel of channels) {
       const owed = this.#owed.get(channel as ChannelName);
@@ -515,12 +548,80 @@ class Ledger {
     }
     this.#isOnGapPending = true;
     this.#onGapOwner = by;
-    this.#onGapChannels = channels;
     this.#owesCheckpoint = true;
+  }
+
+  /**
+   * A `snapshot` was called at the start of a subscription: once, before all events of the channels
+   * that the subscription has added to the stream.
+   */
+  #onSnapshotAtStart(mark: Mark & { kind: 'asked' }, offset: number): void {
+    const { by, channels, least, head } = mark;
+    const record = this.#records.find(({ options }) => options === by);
+    if (record?.hasSnapshotAtStart !== true || this.#recordsWithSnapshot.has(record)) {
+      this.#violation(`unexpected snapshot at the start of ${channels.join()}`);
+    }
+    this.#recordsWithSnapshot.add(record);
+    // Other subscriptions may be asked about a gap afterwards, with the same cursor.
+    if (this.#gap?.cursor !== mark.cursor) {
+      this.#gap = { cursor: mark.cursor, channels: new Set() };
+    }
+    if (!this.#connection.isDistant && (offset < least || offset > head)) {
+      this.#violation(`the cursor of the snapshot is ${offset}, but the head is ${head}`);
+    }
+    if (channels.join() !== record.options.channels.join()) {
+      this.#violation(`the snapshot of ${record.options.channels.join()} got ${channels.join()}`);
+    }
+    const added = [...this.#owed].filter(([, owed]) => this.#isAddedBy(owed, record) !== false);
+    if (added.length === 0) this.#violation('a snapshot, but the stream follows all channels');
+    const begun = added.find(
+      ([, { hasEvents, hasUncertainStart }]) => hasEvents && !hasUncertainStart,
+    );
+    if (begun !== undefined && !this.#uncertainRecords.has(record)) {
+      this.#violation(`snapshot of ${begun[0]}, whose events the stream receives already`);
+    }
+    this.#onQuestion(by, channels);
+    this.#onGapChannels = [];
+    this.#snapshotOf = record;
+  }
+
+  /**
+   * A `snapshot` at the start is complete. The events of the channels that the subscription added
+   * go on after the cursor, and all of them must come. No event of other channels is passed over.
+   */
+  #onSnapshotSent(record: SubscriptionRecord, offset: number): void {
+    for (const [channel, owed] of this.#owed) {
+      const isAdded = this.#isAddedBy(owed, record);
+      if (isAdded === false || !this.#owedOfOnGap.has(owed)) continue;
+      if (isAdded === 'perhaps') {
+        owed.hasEvents = false;
+        owed.uncertainUpTo = Math.max(owed.uncertainUpTo, offset);
+        continue;
+      }
+      this.#advance(channel, owed, offset);
+      owed.isForeign = false;
+      owed.isActive = true;
+      owed.uncertainUpTo = -1;
+      owed.reportedAtMost = Math.min(owed.reportedAtMost, offset);
+    }
+  }
+
+  /** Whether the subscription has added the channel to the stream. */
+  #isAddedBy(owed: Owed, record: SubscriptionRecord): boolean | 'perhaps' {
+    if (owed.hasUncertainStart) return 'perhaps';
+    if (owed.origin === record) return true;
+    const isInherited = owed.record === record && !this.#records.includes(owed.origin);
+    return isInherited && !owed.isActive ? 'perhaps' : false;
   }
 
   #onAnswered(channels: readonly string[], cursor: string | undefined): void {
     this.#isOnGapPending = false;
+    const snapshotOf = this.#snapshotOf;
+    this.#snapshotOf = undefined;
+    if (snapshotOf !== undefined && cursor !== undefined) {
+      this.#onSnapshotSent(snapshotOf, this.#offsetOf(cursor));
+      return;
+    }
     if (cursor === undefined) return;
     const offset = this.#offsetOf(cursor);
     for (const channel of channels) {
@@ -653,6 +754,14 @@ class Ledger {
       this.#violation(
         `${describe(event)} came twice or out of order: ${owed.doneUpTo} was reached before`,
       );
+    }
+    if (
+      owed.origin.hasSnapshotAtStart &&
+      this.#records.includes(owed.origin) &&
+      !this.#recordsWithSnapshot.has(owed.origin) &&
+      !owed.hasUncertainStart
+    ) {
+      this.#violation(`${describe(event)} came before the snapshot of its channel`);
     }
     if (!owed.isActive) owed.activeAt = index;
     owed.isActive = true;
@@ -925,6 +1034,25 @@ class Ledger {
 
 function isEvent(item: LogItem): item is PublishedEvent {
   return !item.isEnd;
+}
+
+/** @param now the start of a subscription with `since: 'now'` */
+function startIn(
+  channel: ChannelName,
+  { start, newestAtCall }: SubscriptionRecord,
+  now: number,
+): number {
+  if (typeof start === 'number') return start;
+  if (start === 'now') return now;
+  return start === 'newest' ? (newestAtCall.get(channel) ?? 0) : 0;
+}
+
+/** The latest start of a channel, if the exact moment of the start is unknown. */
+function latestStartIn(
+  channel: ChannelName,
+  { start, newestAtStart, headAtStart }: SubscriptionRecord,
+): number {
+  return (start === 'newest' ? newestAtStart?.get(channel) : headAtStart) ?? Infinity;
 }
 
 function lostIn(channel: ChannelName, { lost }: Loss): number {

@@ -1,19 +1,86 @@
 /** A log in the memory of the test, and brokers of several nodes that a test cuts off. */
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { memoryBroker, type Broker } from '../../src/index.ts';
-import type { ChannelState, Page, Publication, Receiver } from '../../src/brokers/broker.ts';
+import type {
+  Broker,
+  ChannelState,
+  Page,
+  Publication,
+  Receiver,
+} from '../../src/brokers/broker.ts';
+import { lostOffset } from '../../src/brokers/redis/log-snapshot.ts';
 import { deferred, withLimits, type Deferred } from '../../src/common/async.ts';
-import type { LogEntry } from '../../src/log/log-entry.ts';
+import { Log, type HistoryLimits } from '../../src/log/log.ts';
+import { LogEntry } from '../../src/log/log-entry.ts';
 import type { Cursor } from '../../src/protocol/cursor.ts';
+
+// How far the offsets jump when the log goes back.
+const JUMP = 1_000;
+
+let logs = 0;
+
+/** A change of the log: an entry was appended, or the log has gone back and the offset jumps. */
+type Change =
+  | { readonly entry: LogEntry; readonly history: HistoryLimits }
+  | { readonly from: number; readonly to: number };
+
+/** A log that can go back to an earlier state, as Redis does that restarts from a snapshot. */
+class NetworkLog {
+  readonly epoch = `log${++logs}`;
+  offset = 0;
+  #changes: readonly Change[] = [];
+  #log = makeLog();
+
+  append(publication: Publication): LogEntry {
+    const { history, data = '' } = publication;
+    if (history === false) {
+      return new LogEntry({ ...publication, data, epoch: undefined, offset: 0 });
+    }
+    const { epoch } = this;
+    const entry = new LogEntry({ ...publication, data, epoch, offset: ++this.offset });
+    this.#changes = [...this.#changes, { entry, history }];
+    this.#log.append(entry, history);
+    return entry;
+  }
+
+  /** Loses the newest changes. The offsets continue at a higher place. */
+  goBack(count: number): void {
+    const kept = this.#changes.slice(0, Math.max(0, this.#changes.length - count));
+    this.#log = makeLog();
+    let from = 0;
+    for (const change of kept) {
+      from = 'to' in change ? change.to : change.entry.offset;
+      if ('entry' in change) this.#log.append(change.entry, change.history);
+    }
+    this.offset += JUMP;
+    this.#changes = [...kept, { from, to: this.offset }];
+  }
+
+  read(channels: readonly string[], after: number, maxBytes: number): Page {
+    const read = this.#log.read(channels, after, maxBytes);
+    const jumps = this.#changes.filter((change) => 'to' in change);
+    const lost = lostOffset({ origin: 0, jumps }, after);
+    return {
+      ...read,
+      trimmed: read.trimmed.map((offset) => Math.max(offset, lost)),
+      position: { epoch: this.epoch, offset: this.offset },
+      resumedAt: jumps.at(-1)?.to,
+    };
+  }
+}
+
+function makeLog(): Log {
+  return new Log(
+    1e9,
+    1_000,
+    () => true,
+    () => 0,
+  );
+}
 
 /** The log, and the nodes that it notifies. */
 export class Network {
   readonly nodes: NetworkBroker[] = [];
-  log: Broker = memoryBroker();
-
-  constructor() {
-    this.#open();
-  }
+  log: NetworkLog = new NetworkLog();
 
   makeNode(): NetworkBroker {
     const node = new NetworkBroker(this);
@@ -21,25 +88,23 @@ export class Network {
     return node;
   }
 
-  /** The log is lost, and another one begins. */
-  lose(): void {
-    this.log = memoryBroker();
-    this.#open();
-    for (const node of this.nodes) node.onLost();
+  append(publication: Publication): LogEntry {
+    const entry = this.log.append(publication);
+    // A node decides when the entry arrives.
+    for (const node of this.nodes) node.send(entry);
+    return entry;
   }
 
-  #open(): void {
-    this.log.open(
-      {
-        // A node decides when the entry arrives.
-        follows: () => true,
-        receive: (entry) => {
-          for (const node of this.nodes) node.send(entry);
-        },
-        interrupted: () => {},
-      },
-      { maxHistory: 1e9, maxChannels: 1_000 },
-    );
+  /** The log is lost, and another one begins. */
+  lose(): void {
+    this.log = new NetworkLog();
+    for (const node of this.nodes) node.onRestarted(true);
+  }
+
+  /** The log loses its newest entries. */
+  goBack(count: number): void {
+    this.log.goBack(count);
+    for (const node of this.nodes) node.onRestarted(false);
   }
 }
 
@@ -91,10 +156,12 @@ export class NetworkBroker implements Broker {
     void this.#deliver();
   }
 
-  onLost(): void {
+  /** The log has restarted: it is another one, or an earlier state of the same log. */
+  onRestarted(isOtherLog: boolean): void {
     this.#inTransit = [];
-    this.head = 0;
     if (this.#connected === undefined) this.#receiver?.interrupted();
+    if (isOtherLog) this.head = 0;
+    void this.#catchUp();
   }
 
   send(entry: LogEntry): void {
@@ -120,15 +187,15 @@ export class NetworkBroker implements Broker {
   /** Entries up to the end of the log count as received: the streams read them from the log. */
   async #catchUp(): Promise<void> {
     await nextTurn();
-    const position = this.#network.log.position() as Cursor;
-    if (this.#inTransit.length === 0) this.head = Math.max(this.head, position.offset);
+    if (this.#connected !== undefined || this.#inTransit.length > 0) return;
+    this.head = Math.max(this.head, this.#network.log.offset);
   }
 
   async append(publication: Publication): Promise<{ id: string }> {
     if (this.#connected !== undefined) throw new Error('the node is cut off');
-    const answer = this.#network.log.append(publication);
+    const { id } = this.#network.append(publication);
     await nextTurn();
-    return answer;
+    return { id };
   }
 
   async listen(): Promise<void> {
@@ -143,7 +210,7 @@ export class NetworkBroker implements Broker {
       await nextTurn();
       if (this.#connected !== undefined) await withLimits(this.#connected.promise, { signal });
       signal?.throwIfAborted();
-      const { epoch, offset } = this.#network.log.position() as Cursor;
+      const { epoch, offset } = this.#network.log;
       if (atLeast?.epoch !== epoch) return { epoch, offset: this.head };
       const isReached = atLeast.offset <= this.head || atLeast.offset > offset;
       if (isReached) return { epoch, offset: this.head };
@@ -158,7 +225,7 @@ export class NetworkBroker implements Broker {
   ): Promise<Page> {
     await nextTurn();
     while (this.#connected !== undefined) await withLimits(this.#connected.promise, { signal });
-    const page = this.#network.log.read(channels, after, maxBytes) as Page;
+    const page = this.#network.log.read(channels, after, maxBytes);
     await nextTurn();
     return page;
   }
@@ -171,12 +238,12 @@ export class NetworkBroker implements Broker {
     return 0;
   }
 
-  channelState(channel: string): Promise<ChannelState> {
-    return this.#network.log.channelState(channel);
+  channelState(): Promise<ChannelState> {
+    return Promise.resolve('unknown');
   }
 
-  clear(channel: string): Promise<void> {
-    return this.#network.log.clear(channel);
+  clear(): Promise<void> {
+    return Promise.resolve();
   }
 
   close(): Promise<void> {

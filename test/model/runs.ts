@@ -35,11 +35,19 @@ export async function expectContractKept(
     resumed: 0,
     gaps: 0,
     asked: 0,
+    snapshots: 0,
+    newest: 0,
     slow: 0,
     acts: 0,
     ended: 0,
     noContent: 0,
     refused: 0,
+    consumers: 0,
+    consumed: 0,
+    consumerGaps: 0,
+    lagging: 0,
+    left: 0,
+    consumedToEnd: 0,
   };
   const property = fc.asyncProperty(schedules, (schedule) =>
     new World(schedule, { ...options(), tally }).run(),
@@ -56,6 +64,8 @@ export async function expectContractKept(
     console.log(`${description}: ${counts.join(', ')} in ${Date.now() - start} ms`);
   }
   expect(tally.schedules).toBe(numRuns);
-  const { gaps, asked, slow, acts, ended, refused } = tally;
-  expect(Math.min(gaps, asked, slow, acts, ended, refused)).toBeGreaterThan(0);
+  // With a crowd no client comes back, and few requests are answered 204.
+  const optional = new Set(['resumed', 'noContent']);
+  const unreached = Object.entries(tally).filter(([name, n]) => n === 0 && !optional.has(name));
+  expect(unreached).toEqual([]);
 }

@@ -24,6 +24,16 @@ export type OnGapKind =
   | 'beyond'
   | 'ends the channel';
 
+/** The behaviour of a `snapshot`. Each sends the state; a slow one waits for `answer`. */
+export type SnapshotKind =
+  | 'none'
+  | 'at once'
+  | 'slow'
+  | 'publishes'
+  | 'slow publishes'
+  | 'unsubscribes'
+  | 'throws';
+
 /** An extra action of user code when the library calls a callback. */
 export type ActKind =
   | 'publishes'
@@ -53,17 +63,42 @@ export interface Observer {
   kind: 'publishes' | 'sends' | 'sends to others';
 }
 
+/** The `since` of a reader. */
+export type Since = 'now' | 'start' | 'cursor' | 'garbage' | 'last';
+
 export interface FollowOptions {
   channels: ChannelName[];
-  since: 'now' | 'start' | 'cursor' | 'garbage';
-  /** Distance between the head and the cursor of `since: 'cursor'`. */
+  since: Since;
+  /**
+   * Distance between the head and the cursor of `since: 'cursor'`. Also determines the number of
+   * `since: { last }`.
+   */
   back: number;
   resume: boolean;
   filter: FilterKind;
   onGap: OnGapKind;
+  /** Given in place of `onGap`, unless a channel has no history. */
+  snapshot: SnapshotKind;
   checkpoints: boolean;
   /** An extra action of the filter. */
   act: Act | undefined;
+}
+
+/** The behaviour of the `onGap` of a consumer. Without one, a gap is thrown. */
+export type ConsumerGapKind = Exclude<OnGapKind, 'ends the channel'>;
+
+/** Options of a consumer of `channels.follow()`. */
+export interface ConsumeOptions {
+  channels: Exclude<ChannelName, 'x'>[];
+  since: Since;
+  /** As in {@link FollowOptions}. */
+  back: number;
+  filter: FilterKind;
+  onGap: ConsumerGapKind;
+  /** Whether the consumer takes an event only on the command `take`. */
+  isSlow: boolean;
+  /** Number of events after which the consumer leaves its loop. */
+  leavesAfter: number | undefined;
 }
 
 /** The last event of a channel that ends. */
@@ -110,6 +145,12 @@ export type Command =
       follow: FollowOptions;
       wrap: Wrap | undefined;
     }
+  /** Starts a consumer, and publishes some events in the same call. */
+  | { do: 'consume'; consume: ConsumeOptions; publishes: number }
+  /** Lets a consumer take events, or its slow `onGap` answer. */
+  | { do: 'take'; which: number; count: number }
+  /** Ends a consumer from outside of its loop. */
+  | { do: 'stop'; which: number; how: 'abort' | 'return' }
   | { do: 'clear'; channel: ChannelName }
   | { do: 'wait'; ms: number }
   | { do: 'turn'; times: number }

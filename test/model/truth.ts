@@ -222,6 +222,16 @@ export class Truth {
     this.versions.push({ head: this.head, ended, loss: this.now });
   }
 
+  /**
+   * The offset after which the newest events of a channel come, of those that are kept now.
+   * @param count the number of events
+   */
+  startOfNewest(channel: ChannelName, count: number): number {
+    const lost = this.now.lost[channel] ?? 0;
+    const kept = this.itemsOf(channel).filter(({ offset, isEnd }) => !isEnd && offset > lost);
+    return kept.length > count ? kept[kept.length - count - 1]!.offset : lost;
+  }
+
   /** The smallest and the largest losses while the log had this head. */
   lossAt(head: number): { least: Loss; most: Loss } {
     const [least, most] = [this.#firstLosses[head], this.#lastLosses[head]];

@@ -6,6 +6,7 @@ import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import type { CloseReason, EventStream } from '../../src/index.ts';
 import { Application } from './application.ts';
 import { checkAtRest, checkDirect } from './at-rest.ts';
+import { Consumers, type ConsumerCounts } from './consumers.ts';
 import { DistantBroker } from './distant-broker.ts';
 import { audit } from './ledger.ts';
 import { Link } from './link.ts';
@@ -55,12 +56,16 @@ const FRAMING_BYTES = 16;
 const MAX_TURNS = 2_000;
 
 /** Counts over all schedules. A run without gaps and slow readers would prove little. */
-export interface Tally {
+export interface Tally extends ConsumerCounts {
   schedules: number;
   streams: number;
   resumed: number;
   gaps: number;
   asked: number;
+  /** Number of calls of a `snapshot` at the start of a subscription. */
+  snapshots: number;
+  /** Number of subscriptions with `since: { last }`. */
+  newest: number;
   slow: number;
   /** Number of acts of user code from inside the library. */
   acts: number;
@@ -93,6 +98,7 @@ export class World {
   readonly #random: () => number;
   readonly #scene: Scene;
   readonly #application: Application;
+  readonly #consumers: Consumers;
 
   constructor(schedule: Schedule, options: WorldOptions) {
     const { clock, scale = 1, work = new WorkMeter() } = options;
@@ -101,6 +107,7 @@ export class World {
     this.#random = randomFrom(schedule.seed);
     this.#scene = new Scene(CLIENT_COUNT, this.#open(), work, clock, scale);
     this.#application = new Application(this.#scene);
+    this.#consumers = new Consumers(this.#scene, this.#application.published);
   }
 
   async run(): Promise<void> {
@@ -124,6 +131,7 @@ export class World {
       tally.noContent += this.#scene.noContent;
       tally.refused += this.#scene.refused;
       tally.acts += userCode.acts;
+      this.#consumers.count(tally);
     }
     faults.push(...work.violations);
     if (faults.length > 0) throw new Violation(faults[0]);
@@ -135,7 +143,10 @@ export class World {
     const { tally } = this.#options;
     tally.streams++;
     for (const { type } of link.parser.events) if (type === 'sse:gap') tally.gaps++;
-    for (const { kind } of link.marks) if (kind === 'asked') tally.asked++;
+    for (const mark of link.marks) {
+      if (mark.kind === 'asked') tally[mark.isStart ? 'snapshots' : 'asked']++;
+      if (mark.kind === 'called' && mark.record.start === 'newest') tally.newest++;
+    }
     if (registry.truth.epoch === link.lastEventId.split('.')[0]) tally.resumed++;
     if (link.wasSlow) tally.slow++;
     if (link.closing?.reason === 'final' && !link.isFinishing) tally.ended++;
@@ -180,6 +191,21 @@ export class World {
         for (let event = 0; event < command.events; event++) {
           this.#application.publishTo(command.channel, command.size, false);
         }
+        return;
+      }
+      case 'consume': {
+        this.#consumers.start(command.consume);
+        for (let event = 0; event < command.publishes; event++) {
+          this.#application.publishTo(command.consume.channels[0]!, 'small', false);
+        }
+        return;
+      }
+      case 'take': {
+        this.#consumers.take(command.which, command.count);
+        return;
+      }
+      case 'stop': {
+        this.#consumers.stop(command.which, command.how);
         return;
       }
       case 'connect': {
@@ -452,6 +478,7 @@ export class World {
       }
     }
     this.#application.onTurnEnd();
+    this.#consumers.onTurn();
     work.onTurnEnd();
   }
 
@@ -459,6 +486,7 @@ export class World {
   async #restart(): Promise<void> {
     for (const { link } of this.#scene.clients) if (link?.isOpen === true) this.#drop(link);
     for (const link of this.#scene.crowd.splice(0)) link.wire.drop();
+    this.#consumers.stopAll();
     await this.#turn();
     this.#scene.registry = this.#open();
     this.#application.onTurnStart();
@@ -479,6 +507,7 @@ export class World {
     if (scene.open.some(({ wire }) => wire.isDirect !== undefined)) await this.#probeDirectWrites();
     await this.#runHeartbeat();
     checkAtRest(scene);
+    this.#consumers.expectComplete();
   }
 
   /**
@@ -496,6 +525,7 @@ export class World {
         link.wire.resume();
         for (const answer of link.pendingAnswers.splice(0)) answer();
       }
+      this.#consumers.release();
       await this.#turn();
       quietTurns = this.#isQuiet() ? quietTurns + 1 : 0;
     }
@@ -505,6 +535,7 @@ export class World {
   #isQuiet(): boolean {
     const { registry, open } = this.#scene;
     if (registry.distant?.isQuiet === false || registry.channels.stats().behind > 0) return false;
+    if (!this.#consumers.isQuiet) return false;
     return open.every(
       (link) =>
         link.wire.isEmpty &&
@@ -532,21 +563,13 @@ export class World {
    * publishes during the heartbeat, another heartbeat follows.
    */
   async #runHeartbeat(): Promise<void> {
-    const { registry } = this.#scene;
     const { userCode } = this.#application;
     for (let acts = -1; acts < userCode.acts;) {
       acts = userCode.acts;
       for (const link of this.#scene.open) link.stream.onTick();
-      for (let turn = 0; turn < 3 || registry.distant?.isQuiet === false; turn++) {
-        await this.#turn();
-      }
-      for (
-        let turn = 0;
-        turn < MAX_TURNS && !this.#scene.open.every((link) => link.wire.isEmpty);
-        turn++
-      ) {
-        await this.#turn();
-      }
+      if (await this.#waitUntilQuiet()) continue;
+      this.#scene.reportFault('the streams do not become idle after a heartbeat');
+      return;
     }
   }
 
@@ -557,10 +580,12 @@ export class World {
     const { channels, events } = scene.registry;
     const { open } = scene;
     if (this.#schedule.ending === 'registry') await this.#closeRegistry();
+    this.#consumers.stopAll();
     for (const link of [...open, ...scene.crowd]) link.wire.drop();
     for (let turn = 0; turn < 50 && (turn < 2 || events.streams.size > 0); turn++) {
       await this.#turn();
     }
+    this.#consumers.expectOver();
     // These clients received everything up to the disconnect.
     for (const link of open) if (link.stream.dropped === 0) link.receivedCount = Infinity;
     const { subscriptions } = channels.stats();
@@ -572,9 +597,11 @@ export class World {
   async #closeRegistry(): Promise<void> {
     const { registry, links, crowd } = this.#scene;
     const closing = { isDone: false };
+    this.#consumers.onClosing();
     void noteEnd(registry.channels.close(), closing);
     for (let turn = 0; turn < MAX_TURNS && !closing.isDone; turn++) await this.#turn();
     if (!closing.isDone) this.#scene.reportFault('channels.close() does not resolve');
+    this.#consumers.expectOver();
     const followers = links
       .filter(({ following }) => following.some(({ hasLeft }) => !hasLeft))
       .concat(crowd);
