@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: '349f2b0d578c04dcbbf0584afe48d504df97afa1',
+  sha: 'a6790438d273a70d85aaa841b47d8a9bce731f55',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -627,7 +627,7 @@ end
 --   ARGV  11 time in ms for which the renewed leases are valid    12 size of an end
 --         13 the caller    14 whether the channels of its leases end now: 0 or 1
 --         15 … its leases, \`<kind><log>:<events>:<bytes>:<age>:<latest>:<channel>\`; the kind is \`+\`,
---            or \`-\` if the caller has given the lease up; \`log\` is the first part of the answer to
+--            \`!\` if the caller begins to hold the channel, or \`-\` if it has given the lease up; \`log\` is the first part of the answer to
 --            the call that has taken the lease, and empty before
 -- Answers { the log, which has another name after it has gone back, head, error of the header,
 -- channel, id of its end, … }.
@@ -638,17 +638,22 @@ if operation == 'lease' then
   local problem = unwritable()
   if problem then return redis.error_reply(problem) end
   for i = 15, #ARGV do
-    local kind, taken, history, name = string.match(ARGV[i], '^([+-])([^:]*):(%d+:%d+:%d+:[01]):(.*)$')
+    local kind, taken, history, name = string.match(ARGV[i], '^([!+-])([^:]*):(%d+:%d+:%d+:[01]):(.*)$')
     local value, channel = redis.pcall('HGET', limits, name), find(name)
     if refusal(value) then return value end
-    -- A lease is taken if this log has never accepted it. Later it is renewed as long as it belongs
-    -- to the caller: another process may hold the channel by now, or the channel may have ended, been
-    -- cleared and be used otherwise. A lease that was given up runs out.
+    -- A process takes a lease in the call of \`hold\` (\`!\`). Later it renews the lease as long as it
+    -- owns it: another process may hold the channel by now, or the channel may have ended, been
+    -- cleared and be used otherwise. If this log has never accepted the lease, it is taken later, but
+    -- not from a process that renews it: that one has renewed it less than a third of its time ago.
+    -- A lease that was given up (\`-\`) runs out.
     local own = history .. ':' .. owner
-    local isOwn = kind == '+' and (value == own or value == CLEARED .. own)
+    local isOwn = value == own or value == CLEARED .. own
+    local expiry = tonumber(redis.pcall('ZSCORE', leases, name) or 0) or 0
+    local isFree = not value or isOwn or (kind == '+' and expiry < now + lease * 2 / 3)
+    local isKept = kind == '+' and isOwn
     if channel and channel.isEnded then
       dropLease(name)
-    elseif taken ~= state or isOwn then
+    elseif kind == '!' or isKept or (taken ~= state and isFree) then
       local added = redis.pcall('ZADD', leases, text(now + lease), name)
       if not refusal(added) then added = redis.pcall('HSET', limits, name, own) end
       if refusal(added) then return added end
