@@ -64,8 +64,6 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
   #previous: LogEntry | undefined;
   #isRetained = false;
   #isOver = false;
-  // Whether `onGap` was called since the last event.
-  #wasAskedAboutGap = false;
   // Resolves the wait of the pending `next()`: an event has come, or the consumer is over.
   #wake: (() => void) | undefined;
   // Aborted when the consumer is over. Ends waits for the broker.
@@ -164,7 +162,6 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
       }
       if (this.#isOver) return undefined;
       if (isAccepted) {
-        this.#wasAskedAboutGap = false;
         this.#previous = entry;
         return entry;
       }
@@ -281,8 +278,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
   /**
    * Calls `onGap`. The events after the gap are in the buffer already, and the buffer takes what is
    * published meanwhile. Otherwise these events would be the next gap on a channel with a short
-   * history, and the consumer would receive nothing. For the same reason the second of two calls
-   * without an event between them cannot choose a cursor.
+   * history, and the consumer would receive nothing.
    * @param end the end of the log when the gap was found
    * @throws {SseError} `ERR_SSE_CURSOR`
    */
@@ -291,10 +287,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     const { signal } = this.#abort;
     // Rejects when the consumer is over, because the handler may never answer.
     const answer: unknown = await withLimits((async () => onGap?.(gap))(), { signal });
-    if (this.#isOver) return;
-    const mayChoose = !this.#wasAskedAboutGap;
-    this.#wasAskedAboutGap = true;
-    if (answer !== undefined && mayChoose) this.#continueFrom(answer, gap, end);
+    if (!this.#isOver && answer !== undefined) this.#continueFrom(answer, gap, end);
   }
 
   /** Lets the channels with a gap continue after the cursor that `onGap` has returned. */

@@ -175,22 +175,6 @@ function testFollow(make: MakeNodes): void {
       await events.return?.();
     });
 
-    test('receives events, although each onGap is overtaken by more than a page', async () => {
-      await using nodes = make({ history: { events: 3 } });
-      const since = await nodes.publisher.cursor();
-      const large = Array.from({ length: 4 }, (_, n) => `${n} ${'x'.repeat(40_000)}`);
-      await publish(nodes.publisher, 'a', ...large);
-      const events = nodes.reader.follow('a', {
-        since,
-        onGap: async ({ cursor }) => {
-          await publish(nodes.publisher, 'a', ...large);
-          return cursor;
-        },
-      });
-      expect(await take(events, 2)).toEqual([expect.any(String), expect.any(String)]);
-      await events.return?.();
-    });
-
     test.each(['the signal', 'return()', 'close()'])(
       'ends by %s also while onGap does not answer',
       async (means) => {
