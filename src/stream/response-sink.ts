@@ -247,8 +247,8 @@ export abstract class ResponseSink extends WriteTotals {
   }
 
   /**
-   * Passes bytes to the response or the socket. Unless the body is encoded, the result does not say
-   * whether a client is slow.
+   * Passes bytes to the response or the socket. The result says whether a client is slow only if
+   * middleware passes on the `'drain'` of its compressor, see {@link passesDrain}.
    * @returns `false` if a `'drain'` will follow
    * @internal
    */

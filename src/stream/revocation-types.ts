@@ -44,8 +44,8 @@ export interface StreamGuard {
   /** Number of revocations that the middleware had received when it received the request. */
   readonly madeAfter: number;
   /**
-   * Finds a revocation that other middleware in front has received since it received the request.
-   * `undefined` if there is no such middleware.
+   * Finds a revocation that the middleware in front has received after the request. `undefined` if
+   * no middleware in front has an `identity`.
    */
   readonly findEarlier: ((identity: string) => FoundRevocation) | undefined;
   /** Resolves when `authorize` has answered. `undefined` while no call of it is due or running. */
