@@ -175,6 +175,47 @@ function testFollow(make: MakeNodes): void {
       await events.return?.();
     });
 
+    test.each([
+      ['one channel', ['a']],
+      ['a channel without a gap beside it', ['a', 'quiet']],
+    ])(
+      'receives events of %s, although each onGap is overtaken by more than a page',
+      async (_, followed) => {
+        await using nodes = make({ history: { events: 3 } });
+        await publish(nodes.publisher, 'quiet', 'old');
+        const since = await nodes.publisher.cursor();
+        const large = Array.from({ length: 4 }, (__, n) => `${n} ${'x'.repeat(40_000)}`);
+        await publish(nodes.publisher, 'a', ...large);
+        await publish(nodes.publisher, 'quiet', 'new');
+        const events = nodes.reader.follow(followed, {
+          since,
+          onGap: async ({ cursor }) => {
+            await publish(nodes.publisher, 'a', ...large);
+            return cursor;
+          },
+        });
+        const received = await within('the events', take(events, followed.length + 1));
+        const start = followed.length === 1 ? [] : ['new'];
+        expect(received.map((data) => data.slice(0, 3))).toEqual([...start, '0 x', '1 x']);
+        await events.return?.();
+      },
+    );
+
+    test('ends, although the channel ended while a busy page was read', async () => {
+      await using nodes = make({ history: { events: 3 } });
+      const since = await nodes.publisher.cursor();
+      const large = Array.from({ length: 4 }, (_, n) => `${n} ${'x'.repeat(40_000)}`);
+      await publish(nodes.publisher, 'a', ...large);
+      const events = nodes.reader.follow('a', {
+        since,
+        onGap: async ({ cursor }) => {
+          await nodes.publisher.end('a');
+          return cursor;
+        },
+      });
+      expect(await within('the end', events.next())).toEqual({ done: true, value: undefined });
+    });
+
     test.each(['the signal', 'return()', 'close()'])(
       'ends by %s also while onGap does not answer',
       async (means) => {
