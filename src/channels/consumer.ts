@@ -75,9 +75,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> 
       filter: filter && bindToContext(filter),
       onGap: onGap && bindToContext(onGap),
     };
-    if (signal?.aborted === true) this.#isOver = true;
-    else signal?.addEventListener('abort', this.#onAbort, { once: true });
-    this.#start = this.#isOver ? Promise.resolve() : this.#findStart();
+    this.#start = signal?.aborted === true ? Promise.resolve() : this.#findStart();
     // Reported by the first `next()`.
     this.#start.catch(() => {});
   }
@@ -119,7 +117,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> 
     try {
       this.#previous?.releaseView();
       this.#previous = undefined;
-      if (this.#host.isClosed) this.stop();
+      if (this.#host.isClosed || this.#options.signal?.aborted === true) this.stop();
       if (!this.#isRetained && !this.#isOver) await this.#retain();
       while (!this.#isOver) {
         const event = this.#takeAccepted();
@@ -183,6 +181,8 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> 
 
   /** Follows the channels: from here on this node receives their events. */
   async #retain(): Promise<void> {
+    // Not in the constructor: a consumer that is never iterated would stay in memory.
+    this.#options.signal?.addEventListener('abort', this.#onAbort, { once: true });
     await this.#start;
     if (this.#isOver) return;
     const { followedChannels } = this.#host;

@@ -1,4 +1,5 @@
 /** The promises about reading channels in the process, for each broker. */
+import { getEventListeners } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import type { ChannelEvent, Channels, EventStream, SnapshotRequest } from '../../src/index.ts';
@@ -259,6 +260,19 @@ function testFollow(make: MakeNodes): void {
       expect(nodes.reader.names()).toEqual([]);
       const late = nodes.reader.follow('a', { signal: stop.signal });
       expect(await late.next()).toEqual({ done: true, value: undefined });
+    });
+
+    test('needs no place on the signal unless it is iterated', async () => {
+      await using nodes = make();
+      const stop = new AbortController();
+      for (let n = 0; n < 20; n++) nodes.reader.follow('a', { signal: stop.signal });
+      expect(getEventListeners(stop.signal, 'abort')).toEqual([]);
+      const events = nodes.reader.follow('a', { signal: stop.signal });
+      const next = events.next();
+      await until('the channel', () => nodes.reader.names().length === 1);
+      await events.return?.();
+      await next;
+      expect(getEventListeners(stop.signal, 'abort')).toEqual([]);
     });
 
     test('ends when the registry is closed', async () => {
