@@ -35,6 +35,8 @@ export interface Following {
   /** Whether the call was made from inside a delivery, and takes effect after the delivery. */
   readonly isDeferred: boolean;
   hasLeft: boolean;
+  /** Whether `unsubscribe()` is running: it delivers the pending events first. */
+  isLeaving: boolean;
 }
 
 /** One connection of a client. */
