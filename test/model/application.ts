@@ -231,6 +231,7 @@ export class Application implements UserActions {
       isLeaving: false,
     };
     link.following.push(following);
+    if (!isDeferred) link.markLeft();
     if (
       options.filter === 'throws' ||
       options.filter === 'promises' ||
@@ -470,7 +471,8 @@ export class Application implements UserActions {
     // From inside a delivery the call takes effect after the events of the delivery have been
     // written, before the next microtask.
     if (isInside) {
-      queueMicrotask(() => void link.mark({ kind: 'left', record, live: false, head, n }));
+      link.pendingLeft.push({ kind: 'left', record, live: false, head, n });
+      queueMicrotask(() => link.markLeft());
     } else link.mark({ kind: 'left', record, live: live && hasWrittenAll(link), head, n });
   }
 

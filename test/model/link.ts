@@ -81,6 +81,8 @@ export class Link {
   isTouched = false;
   /** Nesting depth of user code that runs inside a delivery; 0 outside. */
   insideDepth = 0;
+  /** Marks of subscriptions that were ended inside a delivery. */
+  pendingLeft: MarkContent[] = [];
   /** Whether an `onGap` has answered in this tick: the library gets the answer after the tick. */
   isAnswering = false;
   receivedCount = Infinity;
@@ -97,6 +99,11 @@ export class Link {
   /** Number of bytes that the client has received. */
   get bytesReceived(): number {
     return this.#bytes;
+  }
+
+  /** The delivery is over: the subscriptions that were ended meanwhile have left. */
+  markLeft(): void {
+    for (const content of this.pendingLeft.splice(0)) this.mark(content);
   }
 
   /** Records a call or a callback, after everything that has been written so far. */
