@@ -204,7 +204,11 @@ test.each<[string, SseOptions, SseOptions[]]>([
   const app = express();
   let isRevoked = false;
   app.use(outer, (_req, _res, next) => {
-    if (isRevoked) void outer.revoke('ann').then(() => next(), next);
+    if (isRevoked)
+      void outer
+        .revoke('ann')
+        .then(() => next())
+        .catch(next);
     else next();
   });
   app.get(
