@@ -1,78 +1,40 @@
 /** Leases of `channels.pipe()`: which channels end, and which do not. */
 import { setTimeout as delay } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
 import { PublishOnlyBroker } from '../../src/brokers/redis/publish-only-broker.ts';
 import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
-import { createChannels, type Channels, type ChannelsOptions } from '../../src/index.ts';
-import { startRelay, type Relay } from '../support/relay.ts';
-import { startRedis, type RedisClient, type RedisServer } from '../support/redis-server.ts';
+import type { Channels } from '../../src/index.ts';
+import type { Relay } from '../support/relay.ts';
+import type { RedisClient, RedisServer } from '../support/redis-server.ts';
 import { until } from '../support/wait.ts';
+import {
+  endless,
+  HISTORY,
+  LEASE_MS,
+  LeaseNodes,
+  makeSource,
+  untilOpen,
+  type BrokerClass,
+} from './lease-nodes.ts';
 
-const LEASE_MS = 600;
-const TIMING = { probe: 500, linger: 10_000, wait: { min: 5, max: 100 } };
-
+let nodes: LeaseNodes;
 let redis: RedisServer;
-// The connections of the producer pass the relay.
 let relay: Relay;
 let client: RedisClient;
-const open: Channels[] = [];
 
 beforeEach(async () => {
-  redis = await startRedis();
-  relay = await startRelay(redis.port);
-  client = await redis.client();
+  nodes = await LeaseNodes.start();
+  ({ redis, relay, client } = nodes);
 });
 
 afterEach(async () => {
-  await Promise.all(open.splice(0).map((channels) => channels.close()));
-  await relay[Symbol.asyncDispose]();
-  await redis[Symbol.asyncDispose]();
+  await nodes[Symbol.asyncDispose]();
 });
 
-type BrokerClass = typeof RedisBroker | typeof PublishOnlyBroker;
+const makeNode = (...args: Parameters<LeaseNodes['make']>): Channels =>
+  nodes.make(...args).channels;
 
-interface NodeOptions extends ChannelsOptions {
-  /** The class of the broker. */
-  kind?: BrokerClass;
-  timeout?: number;
-  lease?: number;
-}
-
-function makeNode(url: string, options: NodeOptions = {}): Channels {
-  const { kind: Kind = RedisBroker, timeout = 2_000, lease = LEASE_MS, ...rest } = options;
-  const connection = ownConnection(url, 500, () => {});
-  const broker = new Kind(connection, 'leases', { ...TIMING, timeout, lease });
-  const channels = createChannels({ ...rest, broker });
-  open.push(channels);
-  return channels;
-}
-
-/** A source whose last item a test gives. */
-function makeSource(): { items: AsyncGenerator<string>; finish: () => void } {
-  let finish!: () => void;
-  const finished = new Promise<void>((resolve) => {
-    finish = resolve;
-  });
-  async function* generate(): AsyncGenerator<string> {
-    yield 'first';
-    await finished;
-  }
-  return { items: generate(), finish };
-}
-
-const leases = (): Promise<string[]> => client.zRange('{leases}:leases', 0, -1);
-
-const untilOpen = (...nodes: Channels[]): Promise<void> =>
-  until('the nodes to be open', () => nodes.every((node) => node.stats().broker.state === 'open'));
-
-/** A source that does not end. */
-async function* endless(): AsyncGenerator<string> {
-  for (;;) {
-    yield 'more';
-    await delay(20);
-  }
-}
+const leases = (): Promise<string[]> => nodes.leases();
 
 /** Waits for longer than a lease is valid, and publishes meanwhile. */
 async function expectUsable(channels: Channels): Promise<void> {
@@ -215,21 +177,15 @@ test('a node that closes does not end a channel that another node holds by now',
 });
 
 test('a node that closes ends the channels that it still holds, and no others', async () => {
-  const history = { events: 10, bytes: 1_000, age: Infinity, latest: false };
-  const [closing, other] = [1, 2].map(() => {
-    const timing = { ...TIMING, timeout: 2_000, lease: 60_000 };
-    const broker = new RedisBroker(
-      ownConnection(redis.url, 500, () => {}),
-      'leases',
-      timing,
-    );
-    open.push(createChannels({ broker }));
-    return broker;
-  }) as [RedisBroker, RedisBroker];
-  closing.hold('own', history);
-  closing.hold('taken over', history);
+  const options = { lease: 60_000 };
+  const [closing, other] = [1, 2].map(() => nodes.make(redis.url, options).broker) as [
+    RedisBroker,
+    RedisBroker,
+  ];
+  closing.hold('own', HISTORY);
+  closing.hold('taken over', HISTORY);
   await until('the leases', async () => (await leases()).length === 2);
-  other.hold('taken over', history);
+  other.hold('taken over', HISTORY);
   // Answered after the lease was accepted.
   expect(await other.channelState('own')).toBe('unknown');
   await closing.close();

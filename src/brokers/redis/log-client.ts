@@ -266,9 +266,15 @@ export class LogClient {
     const answer = await this.#withTimeout(NO_TRANSFER, (signal) =>
       this.#call('lease', '', keys, args, signal),
     );
-    const [log, , headerProblem, ...ended] = answer as [string, string, string, ...string[]];
+    const [log, , headerProblem, endProblem, ...ended] = answer as [
+      ...[string, string, string, string],
+      ...string[],
+    ];
     // The other nodes find the ends when they miss the header.
     if (headerProblem !== '') this.#onProblem(`the nodes were not notified: ${headerProblem}`);
+    if (endProblem !== '') {
+      this.#onProblem(`a channel without a producer could not be ended yet: ${endProblem}`);
+    }
     return {
       log,
       ended: ended.flatMap((channel, index) =>

@@ -583,14 +583,18 @@ if operation == 'append' then
   return answers
 end
 
--- Ends a channel with a lease, unless it was cleared. Returns the id of its end, or nil.
-local function endLeased(name, size)
-  local limits = redis.pcall('HGET', base .. ':limits', name)
-  dropLease(name)
-  if type(limits) ~= 'string' then return nil end
-  local events, limit, age, latest = string.match(limits, '^(%d+):(%d+):(%d+):([01]):')
-  if not events then return nil end
-  return (appendEntries(name, nil, { { END, size } }, true, tonumber(events), math.min(tonumber(limit), maxHistory), tonumber(age), latest == '1'))
+-- Ends a channel with a lease, unless it was cleared. If Redis refuses the end, the lease is kept
+-- until the time `later`, when a call tries again. Returns the id of the end, or nil; and the error
+-- text, if the end was refused.
+local function endLeased(name, size, later)
+  local limits, id = redis.pcall('HGET', base .. ':limits', name), nil
+  local problem = refusal(limits)
+  local events, limit, age, latest = string.match(type(limits) == 'string' and limits or '', '^(%d+):(%d+):(%d+):([01]):')
+  if events then
+    id, problem = appendEntries(name, nil, { { END, size } }, true, tonumber(events), math.min(tonumber(limit), maxHistory), tonumber(age), latest == '1')
+  end
+  if problem then redis.pcall('ZADD', base .. ':leases', text(later), name) else dropLease(name) end
+  return id, problem
 end
 
 -- Whether channels may be ended whose lease has run out. While Redis is away or paused, no process
@@ -622,11 +626,11 @@ end
 --            if the caller begins to hold the channel, `+` if it holds the channel already, and `-` if
 --            it has given the lease up; `log` is the first part of the answer to the call that has
 --            taken the lease, and empty before
--- Answers { the log, which has another name after it has gone back, head, error of the header,
--- channel, id of its end, … }.
+-- Answers { the log, which has another name after it has gone back, head, error of the header, error
+-- of a refused end, channel, id of its end, … }.
 if operation == 'lease' then
   local state = epoch .. '.' .. (string.match(breaks, '%d+$') or '0')
-  local from, lines, answers, ended = head, {}, { state, '', '' }, {}
+  local from, lines, answers, ended = head, {}, { state, '', '', '' }, {}
   local leases, limits, lease, owner = base .. ':leases', base .. ':limits', tonumber(ARGV[11]), ARGV[13]
   local problem = unwritable()
   if problem then return redis.error_reply(problem) end
@@ -659,7 +663,8 @@ if operation == 'lease' then
   if refusal(over) then return over end
   for _, name in ipairs(over) do table.insert(ended, name) end
   for _, name in ipairs(ended) do
-    local id = endLeased(name, tonumber(ARGV[12]))
+    local id, refused = endLeased(name, tonumber(ARGV[12]), now + lease / 3)
+    if refused then answers[4] = refused end
     if id then
       table.insert(lines, '\n+' .. text(head) .. ' ' .. name)
       table.insert(answers, name)
