@@ -1,8 +1,12 @@
 /** Leases of `channels.pipe()` when Redis refuses commands, or loses a part of its keys. */
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { until } from '../support/wait.ts';
-import { HISTORY, LeaseNodes, untilOpen } from './lease-nodes.ts';
+import { HISTORY, LEASE_MS, LeaseNodes, makeSource, untilOpen } from './lease-nodes.ts';
+
+const LEASES = '{leases}:leases';
+const LIMITS = '{leases}:limits';
+const LOG = '{leases}:log';
 
 let nodes: LeaseNodes;
 
@@ -57,3 +61,64 @@ test('an end that Redis refuses when a node closes is left to another node', asy
   await client.sendCommand(['ACL', 'SETUSER', 'default', '+xadd']);
   await until('the end', async () => (await other.channels.state('run')) === 'ended');
 });
+
+describe.each([LEASES, LIMITS, LOG])('Redis that loses the key %s alone', (key) => {
+  const isWhole = async (): Promise<boolean> =>
+    (await nodes.client.zScore(LEASES, 'run')) !== null &&
+    (await nodes.client.hExists(LIMITS, 'run')) === 1;
+
+  test('gets the lease again from a producer that lives', async () => {
+    const { redis, relay, client } = nodes;
+    const [producer, other] = [nodes.make(relay.url), nodes.make(redis.url)];
+    await untilOpen(producer.channels, other.channels);
+    producer.broker.hold('run', HISTORY);
+    await producer.channels.publish('run', 'event');
+    await until('the lease', isWhole);
+    await client.del(key);
+    const lost = Date.now();
+    // A lease that runs out so late was renewed after the loss.
+    await until('a renewal', async () => {
+      return ((await client.zScore(LEASES, 'run')) ?? 0) > lost + LEASE_MS;
+    });
+    await until('the lease', isWhole);
+    relay.sever();
+    await until('the end', async () => (await other.channels.state('run')) === 'ended');
+    expect(await nodes.leases()).toEqual([]);
+  });
+
+  test('does not leave the readers of a producer waiting that has died', async () => {
+    const { redis, relay, client } = nodes;
+    const [producer, other] = [nodes.make(relay.url), nodes.make(redis.url)];
+    await untilOpen(producer.channels, other.channels);
+    producer.broker.hold('run', HISTORY);
+    await producer.channels.publish('run', 'event');
+    await until('the lease', isWhole);
+    relay.sever();
+    await client.del(key);
+    await until('the end', async () => (await other.channels.state('run')) === 'ended');
+    expect(await nodes.leases()).toEqual([]);
+    expect(await client.hKeys(LIMITS)).toEqual(['']);
+  });
+
+  test('does not keep a lease of a pipe that has come to its end', async () => {
+    const { redis, client } = nodes;
+    const { channels } = nodes.make(redis.url);
+    await untilOpen(channels);
+    const { items, finish } = makeSource();
+    const piped = channels.pipe('run', items);
+    await until('the lease', isWhole);
+    await client.del(key);
+    finish();
+    await piped;
+    const ended = Date.now();
+    await until('a later call', async () => lastCall(await client.hGet(LIMITS, '')) > ended);
+    expect(await channels.state('run')).toBe('ended');
+    expect(await nodes.leases()).toEqual([]);
+    expect(await client.hKeys(LIMITS)).toEqual(['']);
+  });
+});
+
+/** The time of the last lease call. */
+function lastCall(value: string | null): number {
+  return Number(value?.split(':').at(-1) ?? 0);
+}

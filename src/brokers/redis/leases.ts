@@ -11,7 +11,7 @@
  *                       ├────── 30 s ──────┤ any other node ends the channel
  * ```
  *
- * The script decides whether channels may be ended, see `mayEndExpired()` in log.lua: after an
+ * The script decides whether channels may be ended, see `noteLeaseCall()` in log.lua: after an
  * outage, processes that live must have the time to renew their leases. So each node calls the
  * script regularly, also a node without leases.
  */
