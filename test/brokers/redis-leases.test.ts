@@ -212,6 +212,26 @@ test('a producer whose channel was cleared holds it: the channel ends when it di
   await piped;
 });
 
+test.each([
+  ['a node', RedisBroker],
+  ['a process that only publishes', PublishOnlyBroker],
+])('the channel of %s ends if it publishes after a clear and then dies', async (_who, kind) => {
+  // The producer dies before it renews its lease.
+  const lease = 6 * LEASE_MS;
+  const [producer, other] = [
+    nodes.make(relay.url, { kind, lease }),
+    nodes.make(redis.url).channels,
+  ];
+  await untilOpen(other);
+  producer.broker.hold('run', HISTORY);
+  await producer.channels.publish('run', 'before the clear');
+  await other.clear('run');
+  await producer.channels.publish('run', 'after the clear');
+  relay.sever();
+  expect(await other.state('run')).toBe('open');
+  await until('the end', async () => (await other.state('run')) === 'ended');
+});
+
 test('a pipe that was refused does not end its channel when it was cleared meanwhile', async () => {
   const [refused, other] = [makeNode(relay.url, { timeout: 300 }), makeNode(redis.url)];
   await untilOpen(refused, other);

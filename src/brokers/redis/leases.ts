@@ -32,8 +32,9 @@ const CALLS_PER_LEASE = 6;
 
 /** The lease of one channel. */
 interface ChannelLease {
-  /** `<events>:<bytes>:<age>:<latest>:<channel>`. */
-  readonly name: string;
+  readonly channel: string;
+  /** The limits of the history, `<events>:<bytes>:<age>:<latest>`, as given by the last holder. */
+  limits: string;
   /** Number of pipes that publish to the channel. With 0, the lease was given up. */
   holders: number;
   /**
@@ -50,8 +51,8 @@ export class Leases {
   readonly #onError: (error: unknown) => void;
   // Names this node in Redis: a channel belongs to the node that has held it last.
   readonly #owner = randomBytes(9).toString('base64url');
-  // By name. A lease that was given up is kept until one more call was accepted, which takes the lease
-  // if Redis has not accepted it before, or has lost it.
+  // By channel. A lease that was given up is kept until one more call was accepted, which takes the
+  // lease if Redis has not accepted it before, or has lost it.
   readonly #leases = new Map<string, ChannelLease>();
   #timer: NodeJS.Timeout | undefined;
   #isRenewing = false;
@@ -88,10 +89,10 @@ export class Leases {
 
   /** As `Broker.hold()`. */
   hold(channel: string, history: HistoryLimits): Lease {
+    const lease = this.#leases.get(channel) ?? { channel, limits: '', holders: 0, log: '' };
+    this.#leases.set(channel, lease);
     // The limits are needed if the channel has no entry when it is abandoned.
-    const name = [...formatLimits(history), channel].join(':');
-    const lease = this.#leases.get(name) ?? { name, holders: 0, log: '' };
-    this.#leases.set(name, lease);
+    lease.limits = formatLimits(history).join(':');
     // The channel belongs to the newest holder.
     lease.log = '';
     lease.holders++;
@@ -106,10 +107,15 @@ export class Leases {
     return {
       // The end of the channel has removed the lease in Redis.
       release: () => {
-        if (drop()) this.#leases.delete(name);
+        if (drop()) this.#leases.delete(channel);
       },
       abandon: drop,
     };
+  }
+
+  /** @returns the name of this node if it holds the channel; otherwise `''` */
+  ownerOf(channel: string): string {
+    return (this.#leases.get(channel)?.holders ?? 0) > 0 ? this.#owner : '';
   }
 
   /**
@@ -150,13 +156,14 @@ export class Leases {
         leaseMs: this.#leaseMs,
         endsNow,
         leases: sent.map(
-          ({ lease, isHeld }) => `${isHeld ? heldKind : '-'}${lease.log}:${lease.name}`,
+          ({ lease, isHeld }) =>
+            `${isHeld ? heldKind : '-'}${lease.log}:${lease.limits}:${lease.channel}`,
         ),
       });
       for (const { lease, log: sentLog, isHeld } of sent) {
         // The channel may have been held anew meanwhile.
         if (lease.log === sentLog) lease.log = log;
-        if (!isHeld && lease.holders === 0) this.#leases.delete(lease.name);
+        if (!isHeld && lease.holders === 0) this.#leases.delete(lease.channel);
       }
       if (!diagnostics.end.hasSubscribers) return true;
       for (const { channel, id } of ended) {

@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: 'fca0a6ece6cf34074416ea99b96ab72f1fce3154',
+  sha: '3e34246d9f9a389ccd923ee0f473cb64198e9fd6',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -540,11 +540,21 @@ local function dropLease(name)
   redis.pcall('HDEL', limits, name)
 end
 
+-- A process publishes to a channel that it holds: if the channel was cleared, the lease counts again,
+-- so that the channel ends if the process dies before it renews the lease.
+local function onHolderPublished(name, owner)
+  local lease = leaseOf(name)
+  if not lease or not lease.isCleared or lease.owner ~= owner then return end
+  lease.isCleared = false
+  putLease(name, lease)
+end
+
 -- append: publishes events.
 --   ARGV  11 time in ms for which the answer of a repeatable call is kept
 --         12 … for each publication: channel, key, body, size, the limits of the history: events,
---         bytes, age, latest, and the size of an end. The body is empty if there is no event, \`events\`
---         for a channel without history, and the size of an end if the channel does not end
+--         bytes, age, latest, the size of an end, and the caller. The body is empty if there is no
+--         event, \`events\` for a channel without history, the size of an end if the channel does not
+--         end, and the caller if it does not hold the channel
 -- Answers { epoch, head, error of the header, warning, result, … }; a result is \`=<id>\`,
 -- \`~<id of the end>\` if the channel has ended before, \`!<error>\` if the event was not published, or
 -- \`?<error>\` if it may have been.
@@ -560,7 +570,7 @@ if operation == 'append' then
     if refusal(written) then return written end
   end
   local from, lines, answers, isMore = head, {}, { epoch, '', '', '' }, false
-  for i = 12, #ARGV, 9 do
+  for i = 12, #ARGV, 10 do
     local name, publishKey, body, size = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
     local remembered = publishKey ~= '' and base .. ':k:' .. name .. '\\n' .. publishKey
     local id, problem, isUnknown, firstEnd = remembered and redis.pcall('GET', remembered), nil, false, nil
@@ -589,6 +599,7 @@ if operation == 'append' then
       id, problem, isNew, isUnknown, firstEnd = appendEntries(name, remembered, entries, endSize ~= '', tonumber(ARGV[i + 4]), limit, tonumber(ARGV[i + 6]), ARGV[i + 7] == '1')
       isMore = isMore or isNew
       if id and endSize ~= '' then dropLease(name) end
+      if id and ARGV[i + 9] ~= '' then onHolderPublished(name, ARGV[i + 9]) end
       for back = id and #entries - 1 or -1, 0, -1 do table.insert(lines, '\\n+' .. text(head - back) .. ' ' .. name) end
     end
     if firstEnd then
