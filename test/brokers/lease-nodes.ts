@@ -21,7 +21,7 @@ interface NodeOptions extends ChannelsOptions {
   lease?: number;
 }
 
-interface LeaseNode {
+export interface LeaseNode {
   readonly channels: Channels;
   readonly broker: RedisBroker | PublishOnlyBroker;
 }
@@ -67,6 +67,13 @@ export class LeaseNodes implements AsyncDisposable {
   /** The channels with a lease. */
   leases(): Promise<string[]> {
     return this.client.zRange('{leases}:leases', 0, -1);
+  }
+
+  /** The time in ms of the last lease call of any node, and the time since when they have come. */
+  async callTimes(): Promise<{ since: number; last: number }> {
+    const value = await this.client.hGet('{leases}:limits', '');
+    const [since = 0, last = 0] = value?.split(':').slice(1).map(Number) ?? [];
+    return { since, last };
   }
 
   /** Resolves when a lease of this channel is in Redis, and no other. */

@@ -2,7 +2,14 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { until } from '../support/wait.ts';
-import { HISTORY, LEASE_MS, LeaseNodes, makeSource, untilOpen } from './lease-nodes.ts';
+import {
+  HISTORY,
+  LEASE_MS,
+  LeaseNodes,
+  makeSource,
+  untilOpen,
+  type LeaseNode,
+} from './lease-nodes.ts';
 
 const LEASES = '{leases}:leases';
 const LIMITS = '{leases}:limits';
@@ -111,14 +118,71 @@ describe.each([LEASES, LIMITS, LOG])('Redis that loses the key %s alone', (key) 
     finish();
     await piped;
     const ended = Date.now();
-    await until('a later call', async () => lastCall(await client.hGet(LIMITS, '')) > ended);
+    await until('a later call', async () => (await nodes.callTimes()).last > ended);
     expect(await channels.state('run')).toBe('ended');
     expect(await nodes.leases()).toEqual([]);
     expect(await client.hKeys(LIMITS)).toEqual(['']);
   });
 });
 
-/** The time of the last lease call. */
-function lastCall(value: string | null): number {
-  return Number(value?.split(':').at(-1) ?? 0);
-}
+describe('Redis that goes back to a snapshot without the newest lease of a channel', () => {
+  const expiry = async (): Promise<number> => (await nodes.client.zScore(LEASES, 'run')) ?? 0;
+
+  /** Two nodes that hold the channel. Redis goes back to when only the first one did. */
+  async function holdTwice(lease: number): Promise<[older: LeaseNode, newer: LeaseNode]> {
+    const { redis, relay, client } = nodes;
+    const [older, newer] = [nodes.make(redis.url, { lease }), nodes.make(relay.url, { lease })];
+    await untilOpen(older.channels, newer.channels);
+    older.broker.hold('run', HISTORY);
+    await older.channels.publish('run', 'event');
+    await client.sendCommand(['SAVE']);
+    newer.broker.hold('run', HISTORY);
+    await newer.channels.publish('another', 'answered after the lease was accepted');
+    relay.sever();
+    await redis.kill9();
+    await redis.restart();
+    await untilOpen(older.channels);
+    return [older, newer];
+  }
+
+  test('keeps the channel of the newest holder when the older one closes at once', async () => {
+    const [older, newer] = await holdTwice(60_000);
+    await older.channels.close();
+    nodes.relay.mend();
+    expect(await newer.channels.state('run')).toBe('open');
+    expect(await nodes.leases()).toEqual(['run']);
+  });
+
+  test('keeps the channel of the newest holder when the older one closes later', async () => {
+    const [older, newer] = await holdTwice(LEASE_MS);
+    // The older one renews its lease in the log of the snapshot before the newer one can.
+    const restarted = Date.now();
+    await until('a renewal', async () => (await expiry()) > restarted + 1.5 * LEASE_MS);
+    nodes.relay.mend();
+    await untilOpen(newer.channels);
+    await older.channels.close();
+    const closed = Date.now();
+    await until('renewals or the end', async () => {
+      return (
+        (await expiry()) > closed + 4 * LEASE_MS || (await newer.channels.state('run')) !== 'open'
+      );
+    });
+    expect(await newer.channels.state('run')).toBe('open');
+  });
+
+  test('ends the channel of a holder that closes, if nobody else holds it', async () => {
+    const { redis, client } = nodes;
+    const [closing, other] = [nodes.make(redis.url), nodes.make(redis.url)];
+    await untilOpen(closing.channels, other.channels);
+    await closing.channels.publish('run', 'event');
+    await client.sendCommand(['SAVE']);
+    closing.broker.hold('run', HISTORY);
+    await nodes.untilHeld('run');
+    await redis.kill9();
+    await redis.restart();
+    await untilOpen(closing.channels, other.channels);
+    await closing.channels.close();
+    await until('the end', async () => (await other.channels.state('run')) === 'ended');
+    expect(await nodes.leases()).toEqual([]);
+  });
+});

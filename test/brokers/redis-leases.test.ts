@@ -264,6 +264,26 @@ test('a pipe that was refused does not end its channel when others have used it 
   expect(await leases()).toEqual([]);
 });
 
+test('a pipe whose lease was accepted without an answer does not end a cleared channel', async () => {
+  const [refused, other] = [
+    makeNode(relay.url, { timeout: 300 }),
+    makeNode(redis.url, { lease: 60_000 }),
+  ];
+  await untilOpen(refused, other);
+  // From now on, Redis gets the calls of the producer, and the producer no answers.
+  relay.stall('replies');
+  const piped = refused.pipe('run', endless());
+  await until('the lease', async () => (await leases()).length === 1);
+  await expect(piped).rejects.toMatchObject({ code: 'ERR_SSE_BROKER' });
+  await other.clear('run');
+  const cleared = Date.now();
+  // The refused node has told Redis that it has given the lease up.
+  await until('calls', async () => (await nodes.callTimes()).last > cleared + LEASE_MS / 2);
+  relay.flow();
+  await expectUsable(other);
+  await until('no lease', async () => (await leases()).length === 0);
+});
+
 test('a pipe that Redis refused from its first call on ends its channel', async () => {
   const producer = makeNode(redis.url);
   await untilOpen(producer);
@@ -298,4 +318,26 @@ test('a pipe whose lease was never accepted takes no lease from a later pipe tha
   expect(await other.state('run')).toBe('open');
   stop.abort(new Error('the test is over'));
   expect(await piped).toMatchObject({ message: 'the test is over' });
+});
+
+test('a channel that two processes hold ends when both of them have died', async () => {
+  const [older, newer, other] = [
+    nodes.make(redis.url),
+    nodes.make(relay.url),
+    nodes.make(redis.url).channels,
+  ];
+  await untilOpen(older.channels, newer.channels, other);
+  const lease = older.broker.hold('run', HISTORY);
+  await older.channels.publish('run', 'event');
+  newer.broker.hold('run', HISTORY);
+  await newer.channels.publish('another', 'answered after the lease was accepted');
+  relay.sever();
+  const severed = Date.now();
+  await until('renewals or the end', async () => {
+    const expiry = await client.zScore('{leases}:leases', 'run');
+    return (await other.state('run')) !== 'open' || (expiry ?? 0) > severed + 4 * LEASE_MS;
+  });
+  expect(await other.state('run')).toBe('open');
+  lease.abandon();
+  await until('the end', async () => (await other.state('run')) === 'ended');
 });

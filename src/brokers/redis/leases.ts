@@ -42,6 +42,11 @@ interface ChannelLease {
    * this node still owns it. After a loss of data, the lease is taken anew.
    */
   log: string;
+  /**
+   * The log in which the hold began. Another log may have lost that another node has begun to hold
+   * the channel later.
+   */
+  begun: string;
 }
 
 /** Keeps the leases of one node. */
@@ -75,26 +80,35 @@ export class Leases {
 
   /**
    * Ends the work of this node. The channels that it still holds end at once, because this process
-   * publishes nothing more to them. A channel that was given up ends when its lease has run out, if
-   * no other node holds it by then. Never rejects.
+   * publishes nothing more to them. If Redis has lost data since a hold began, the channel is given
+   * up, because another node may hold it by now. A channel that was given up ends when its lease has
+   * run out, if no other node holds it by then. Never rejects.
    */
   async stop(): Promise<void> {
     clearInterval(this.#timer);
     const all = [...this.#leases.values()];
-    const held = all.filter(({ holders }) => holders > 0);
-    const givenUp = all.filter(({ holders }) => holders === 0);
-    if (held.length > 0) await this.#callForEach(held, MAX_ENDED, true);
+    const own = all.filter(({ holders, log, begun }) => holders > 0 && log === begun);
+    const givenUp = all.filter((lease) => !own.includes(lease));
+    for (const lease of givenUp) lease.holders = 0;
+    if (own.length > 0) await this.#callForEach(own, MAX_ENDED, true);
     if (givenUp.length > 0) await this.#callForEach(givenUp, MAX_RENEWED);
   }
 
   /** As `Broker.hold()`. */
   hold(channel: string, history: HistoryLimits): Lease {
-    const lease = this.#leases.get(channel) ?? { channel, limits: '', holders: 0, log: '' };
+    const lease = this.#leases.get(channel) ?? {
+      channel,
+      limits: '',
+      holders: 0,
+      log: '',
+      begun: '',
+    };
     this.#leases.set(channel, lease);
     // The limits are needed if the channel has no entry when it is abandoned.
     lease.limits = formatLimits(history).join(':');
     // The channel belongs to the newest holder.
     lease.log = '';
+    lease.begun = '';
     lease.holders++;
     void this.#call([lease], { isNew: true });
     let isHeld = true;
@@ -162,7 +176,10 @@ export class Leases {
       });
       for (const { lease, log: sentLog, isHeld } of sent) {
         // The channel may have been held anew meanwhile.
-        if (lease.log === sentLog) lease.log = log;
+        if (lease.log === sentLog) {
+          lease.log = log;
+          if (isNew) lease.begun = log;
+        }
         if (!isHeld && lease.holders === 0) this.#leases.delete(lease.channel);
       }
       if (!diagnostics.end.hasSubscribers) return true;

@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: '3e34246d9f9a389ccd923ee0f473cb64198e9fd6',
+  sha: '9a4c0cf39275ce0b3b5dcbdfc29097c9d8cf8824',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -691,7 +691,7 @@ end
 -- lease: renews leases, and ends the channels whose lease has run out, because the process that
 -- published to them has died. The end of a channel removes its lease.
 --   ARGV  11 time in ms for which the renewed leases are valid    12 size of an end
---         13 the caller    14 whether the channels of its leases end now: 0 or 1
+--         13 the caller    14 whether the channels of its own leases end now: 0 or 1
 --         15 … its leases, \`<kind><log>:<events>:<bytes>:<age>:<latest>:<channel>\`; the kind is \`!\`
 --            if the caller begins to hold the channel, \`+\` if it holds the channel already, and \`-\` if
 --            it has given the lease up; \`log\` is the first part of the answer to the call that has
@@ -714,20 +714,22 @@ if operation == 'lease' then
     local channel = find(name)
     -- A process takes a lease when it begins to hold the channel (\`!\`). After that it renews the
     -- lease as long as the lease belongs to it (\`+\`). The lease belongs to another process if that
-    -- process has begun to hold the channel later. Nobody has the lease if the channel has ended,
-    -- was cleared and is used in another way.
-    -- If this log has never accepted the lease, or has lost it, the process takes it with a later
-    -- call. It does not take the lease from a process that lives: that process has renewed the lease
-    -- in the last third of its time. A lease that was given up (\`-\`) runs out.
+    -- process has begun to hold the channel later. A process that lives has renewed its lease in the
+    -- last third of the time; if it has not, another process that holds the channel takes the lease.
+    -- If this log has never accepted a lease, or has lost it, the process takes it with a later call,
+    -- also if it has given the channel up (\`-\`): then the lease runs out. If nobody has a lease that
+    -- this log has accepted, the channel has ended, was cleared and is used in another way.
     local isOwn = lease and lease.owner == owner
-    local isFree = not lease or isOwn or (kind == '+' and lease.expiry < now + leaseMs * 2 / 3)
-    local isKept = kind == '+' and isOwn
+    local isLost = not lease and taken ~= state
+    local isLeft = kind == '+' and lease and lease.expiry < now + leaseMs * 2 / 3
     if channel and channel.isEnded then
       dropLease(name)
-    elseif kind == '!' or isKept or (taken ~= state and isFree) then
+    elseif kind == '!' or (kind == '+' and isOwn) or isLost or isLeft then
       local unwritten = putLease(name, { expiry = now + leaseMs, history = history, owner = owner })
       if unwritten then return redis.error_reply(unwritten) end
-      if ARGV[14] == '1' then table.insert(ended, name) end
+      -- In a log that has gone back, another process may have begun to hold the channel later.
+      local isKnown = taken == '' or taken == state
+      if ARGV[14] == '1' and isKnown and (isOwn or isLost) then table.insert(ended, name) end
     end
   end
   local over = mayEnd and redis.pcall('ZRANGEBYSCORE', leases, '-inf', text(now), 'LIMIT', 0, 100) or {}
