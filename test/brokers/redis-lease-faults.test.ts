@@ -7,6 +7,7 @@ import {
   LEASE_MS,
   LeaseNodes,
   makeSource,
+  untilCalled,
   untilOpen,
   type LeaseNode,
 } from './lease-nodes.ts';
@@ -84,9 +85,7 @@ describe.each([LEASES, LIMITS, LOG])('Redis that loses the key %s alone', (key) 
     await client.del(key);
     const lost = Date.now();
     // A lease that runs out so late was renewed after the loss.
-    await until('a renewal', async () => {
-      return ((await client.zScore(LEASES, 'run')) ?? 0) > lost + LEASE_MS;
-    });
+    await until('a renewal', async () => (await nodes.expiry('run')) > lost + LEASE_MS);
     await until('the lease', isWhole);
     relay.sever();
     await until('the end', async () => (await other.channels.state('run')) === 'ended');
@@ -109,7 +108,8 @@ describe.each([LEASES, LIMITS, LOG])('Redis that loses the key %s alone', (key) 
 
   test('does not keep a lease of a pipe that has come to its end', async () => {
     const { redis, client } = nodes;
-    const { channels } = nodes.make(redis.url);
+    const producer = nodes.make(redis.url);
+    const { channels } = producer;
     await untilOpen(channels);
     const { items, finish } = makeSource();
     const piped = channels.pipe('run', items);
@@ -117,8 +117,7 @@ describe.each([LEASES, LIMITS, LOG])('Redis that loses the key %s alone', (key) 
     await client.del(key);
     finish();
     await piped;
-    const ended = Date.now();
-    await until('a later call', async () => (await nodes.callTimes()).last > ended);
+    await untilCalled(producer);
     expect(await channels.state('run')).toBe('ended');
     expect(await nodes.leases()).toEqual([]);
     expect(await client.hKeys(LIMITS)).toEqual(['']);
@@ -126,8 +125,6 @@ describe.each([LEASES, LIMITS, LOG])('Redis that loses the key %s alone', (key) 
 });
 
 describe('Redis that goes back to a snapshot without the newest lease of a channel', () => {
-  const expiry = async (): Promise<number> => (await nodes.client.zScore(LEASES, 'run')) ?? 0;
-
   /** Two nodes that hold the channel. Redis goes back to when only the first one did. */
   async function holdTwice(lease: number): Promise<[older: LeaseNode, newer: LeaseNode]> {
     const { redis, relay, client } = nodes;
@@ -157,17 +154,11 @@ describe('Redis that goes back to a snapshot without the newest lease of a chann
     const [older, newer] = await holdTwice(LEASE_MS);
     // The older one renews its lease in the log of the snapshot before the newer one can.
     const restarted = Date.now();
-    await until('a renewal', async () => (await expiry()) > restarted + 1.5 * LEASE_MS);
+    await until('a renewal', async () => (await nodes.expiry('run')) > restarted + 1.5 * LEASE_MS);
     nodes.relay.mend();
     await untilOpen(newer.channels);
     await older.channels.close();
-    const closed = Date.now();
-    await until('renewals or the end', async () => {
-      return (
-        (await expiry()) > closed + 4 * LEASE_MS || (await newer.channels.state('run')) !== 'open'
-      );
-    });
-    expect(await newer.channels.state('run')).toBe('open');
+    expect(await nodes.stateAfterRenewals('run', newer.channels)).toBe('open');
   });
 
   test('ends the channel of a holder that closes, if nobody else holds it', async () => {
