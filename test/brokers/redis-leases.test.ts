@@ -204,6 +204,33 @@ test('a node that closes ends the channels that it still holds, and no others', 
   expect(await other.channelState('taken over')).toBe('unknown');
 });
 
+test('a node that renews its leases takes none from a later holder that lives', async () => {
+  const [closing, other] = [nodes.make(redis.url), nodes.make(redis.url, { lease: 60_000 })];
+  await untilOpen(closing.channels, other.channels);
+  closing.broker.hold('run', HISTORY);
+  await closing.channels.publish('run', 'event');
+  other.broker.hold('run', HISTORY);
+  await other.channels.publish('run', 'answered after the lease was accepted');
+  await untilCalled(closing);
+  // If the lease were its own, the node would end the channel now.
+  await closing.channels.close();
+  expect(await other.channels.state('run')).toBe('open');
+  expect(await leases()).toEqual(['run']);
+});
+
+test('a node that closes does not end a channel whose later holder has not renewed in time', async () => {
+  const [closing, other] = [nodes.make(redis.url, { lease: 60_000 }), nodes.make(relay.url)];
+  await untilOpen(closing.channels, other.channels);
+  closing.broker.hold('run', HISTORY);
+  await closing.channels.publish('run', 'event');
+  // To the node that closes, this lease of a short time is late.
+  other.broker.hold('run', HISTORY);
+  await other.channels.publish('run', 'answered after the lease was accepted');
+  await closing.channels.close();
+  expect(await other.channels.state('run')).toBe('open');
+  expect(await leases()).toEqual(['run']);
+});
+
 test('a producer whose channel was cleared holds it: the channel ends when it dies', async () => {
   const [producer, other] = [makeNode(relay.url), makeNode(redis.url)];
   await untilOpen(producer, other);
