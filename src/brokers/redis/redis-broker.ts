@@ -129,7 +129,7 @@ export class RedisBroker implements Broker {
 
   append(publication: Publication): Promise<{ id: string }> {
     if (this.#closing !== undefined) return Promise.reject(closedError());
-    return this.#publishQueue.add(publication);
+    return this.#publishQueue.add(publication, this.#leases.ownerOf(publication.channel));
   }
 
   listen(channel: string): Promise<void> | undefined {
