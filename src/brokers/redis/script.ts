@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: '9a4c0cf39275ce0b3b5dcbdfc29097c9d8cf8824',
+  sha: 'e26427beca22f6955e0fd8cad04a5d573fa449b8',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -629,7 +629,7 @@ local function historyOfEnd(name)
   local lease, problem = leaseOf(name)
   if lease then return not lease.isCleared and lease.history or nil end
   local channel = not problem and find(name)
-  if not channel or channel.trimmed >= channel.newest then return nil, problem end
+  if not channel or channel.trimmed >= channel.newest then return nil, problem or (channel and channel.problem) end
   return table.concat({ text(channel.maxEvents), text(channel.maxBytes), text(channel.age), channel.latest and '1' or '0' }, ':')
 end
 
@@ -682,7 +682,7 @@ local function restoreExpiries()
     if refusal(page) then return end
     cursor = page[1]
     for i = 1, #page[2], 2 do
-      local name, expiry = page[2][i], string.match(page[2][i + 1], '^(%d+):')
+      local name, expiry = page[2][i], string.match(page[2][i + 1], '^(%d+):[01]:')
       if name ~= '' and expiry then redis.pcall('ZADD', leases, expiry, name) end
     end
   until cursor == '0'
