@@ -90,7 +90,10 @@ export async function pipeToChannel<T, M>(
   }
   try {
     // To `end`, `undefined` means that the source has come to its end.
-    const reason = failure && (failure.error ?? new Error('the source failed without an error'));
+    // A function of the application may test only whether there is an error.
+    const reason =
+      failure &&
+      (failure.error || new Error('the source failed without an error', { cause: failure.error }));
     await run.end(end, reason);
     lease?.release();
   } catch (error) {

@@ -456,6 +456,7 @@ export class Application implements UserActions {
     // If the answer of its `onGap` is not used yet, it will not be used.
     if (record.options.onGap === 'beyond') link.mustFail = undefined;
     const isInside = link.insideDepth > 0;
+    const isDuringAnswer = link.isAnswering;
     if (isInside) link.mark({ kind: 'leaving', record });
     link.versionOfChange = link.registry.truth.version;
     const [live, head, n] = [
@@ -471,9 +472,12 @@ export class Application implements UserActions {
     // From inside a delivery the call takes effect after the events of the delivery have been
     // written, before the next microtask.
     if (isInside) {
-      link.pendingLeft.push({ kind: 'left', record, live: false, head, n });
+      link.pendingLeft.push({ kind: 'left', record, live: false, head, n, isDuringAnswer });
       queueMicrotask(() => link.markLeft());
-    } else link.mark({ kind: 'left', record, live: live && hasWrittenAll(link), head, n });
+    } else {
+      const isLive = live && hasWrittenAll(link);
+      link.mark({ kind: 'left', record, live: isLive, head, n, isDuringAnswer });
+    }
   }
 
   // Calls on a stream, on a command or from inside the library.

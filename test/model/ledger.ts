@@ -57,7 +57,15 @@ export type Mark = { at: number | undefined } & (
   | { kind: 'called'; record: SubscriptionRecord; live: boolean; owedFrom: number }
   | { kind: 'started'; record: SubscriptionRecord; recovered: boolean }
   | { kind: 'leaving'; record: SubscriptionRecord }
-  | { kind: 'left'; record: SubscriptionRecord; live: boolean; head: number; n: number }
+  | {
+      kind: 'left';
+      record: SubscriptionRecord;
+      live: boolean;
+      head: number;
+      n: number;
+      /** Whether an `onGap` has answered in this tick. */
+      isDuringAnswer: boolean;
+    }
   | {
       kind: 'asked';
       by: FollowOptions;
@@ -441,9 +449,9 @@ class Ledger {
     this.#hasEnded = true;
   }
 
-  #onLeft({ record, live, head, n }: Mark & { kind: 'left' }): void {
+  #onLeft({ record, live, head, n, isDuringAnswer }: Mark & { kind: 'left' }): void {
     // The library does not wait for the `onGap` of a subscription that has ended.
-    if (this.#isOnGapPending && this.#onGapOwner === record.options) {
+    if ((this.#isOnGapPending || isDuringAnswer) && this.#onGapOwner === record.options) {
       this.#isOnGapPending = false;
       this.#owedOfOnGap.clear();
       this.#snapshotOf = undefined;
