@@ -15,7 +15,7 @@ import { ignoreClose, listenToResponse } from './response-listeners.ts';
 import { ResponseWriter } from './response-writer.ts';
 import type { StreamSettings } from './stream-options.ts';
 
-/** The base class of `EventStream`: one response from its head to its end. */
+/** The base class of `SendLimit`: one response from its head to its end. */
 export abstract class ResponseLifecycle extends ResponseWriter {
   /** @internal */
   constructor(res: ServerResponse) {

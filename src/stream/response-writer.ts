@@ -26,8 +26,9 @@ const pendingEnds = new Map<ResponseWriter, Buffer | undefined>();
 
 /**
  * The classes of a stream, from the base up: `WriteTotals`, `ResponseSink` (the response),
- * `ResponseWriter` (the queue in front of it), `ResponseLifecycle` (head and end), `EventStream`
- * (events). They are one object and not five, because there may be tens of thousands of streams.
+ * `ResponseWriter` (the queue in front of it), `ResponseLifecycle` (head and end), `SendLimit`
+ * (`maxBuffered`), `EventStream` (events). They are one object and not six, because there may be
+ * tens of thousands of streams.
  *
  * Methods that are not for callers are `private` or `protected` and not `#`, here and in the other
  * classes with an object for each stream (`EventStream`, `StreamFollower`): V8 marks each object of
