@@ -60,7 +60,7 @@ export interface EndOptions<E extends string = string> {
   key?: string | undefined;
 }
 
-/** The last event of a channel, which the function `end` of {@link PipeToChannelOptions} returns. */
+/** The last event of a channel, returned by the function `end` of {@link PipeToChannelOptions}. */
 export interface LastEvent {
   /** The data. A string is sent unchanged, anything else is converted by `serialize`. */
   data: unknown;

@@ -309,7 +309,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends SendLimit {
     const retry = settings.retry === undefined ? '' : formatRetry(drawRetry(settings.retry));
     this.writeHead(settings, `${retry}:\n`);
     // The answer to a HEAD request has ended by now.
-    if (!this.isWritable()) return this;
+    if (!this.checkWritable()) return this;
     this.#openedAt = clock();
     this.host.monitor.add(this);
     const end = this.host.onOpened(this);
@@ -485,7 +485,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends SendLimit {
    * @internal
    */
   private writeDirect(text: string, isEvent: boolean): boolean {
-    if (this.rare?.isClosing === true || !this.open().isWritable()) return false;
+    if (this.rare?.isClosing === true || !this.open().checkWritable()) return false;
     // Events that were published before this call come before it.
     this.follower?.flush();
     if (!this.admitEvents(isEvent ? 1 : 0)) return false;

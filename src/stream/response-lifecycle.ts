@@ -79,7 +79,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
    * @internal
    */
   endFor(reason: CloseReason, last?: Buffer): void {
-    if (this.readyState !== 0 && !this.isWritable()) return;
+    if (this.readyState !== 0 && !this.checkWritable()) return;
     const wasOpen = this.readyState === 1;
     if (last !== undefined) this.writeBytes(last);
     this.markEnded(reason);
