@@ -21,17 +21,16 @@ export type { AdmissionOptions, StreamLimit } from './http/admission.ts';
 export type {
   Channel,
   Channels,
-  ChannelsOptions,
   ChannelsStats,
   EndOptions,
   FollowOptions,
-  HistoryPage,
   LastEvent,
   ListenNames,
   PipeToChannelOptions,
   PublishOptions,
-  ReadOptions,
 } from './channels/channels.ts';
+export type { HistoryPage, ReadOptions } from './channels/read.ts';
+export type { ChannelsOptions } from './channels/registry-options.ts';
 export type { CloseOptions } from './stream/close-options.ts';
 export type { CloseReason } from './stream/close-reason.ts';
 export type { Cursor } from './protocol/cursor.ts';

@@ -20,7 +20,7 @@ import { resolveStreamOptions } from '../src/stream/stream-options.ts';
 import { StreamTracker } from '../src/http/stream-tracker.ts';
 import { FakeResponse } from './model/fake-response.ts';
 import { serveStreams } from './support/app.ts';
-import { start } from './support/child.ts';
+import { startProgram } from './support/child.ts';
 import { read, type Reader } from './support/reader.ts';
 import { dial, listening, requestText, serve, type TestServer } from './support/server.ts';
 import { until, within } from './support/wait.ts';
@@ -550,13 +550,7 @@ test('the recipe of the README ends a process at SIGTERM with exit code 0, and i
     const server = app.listen(0, '127.0.0.1', () => process.send(server.address().port));
     ${recipe.replace('10_000', '1_000')}
     process.once('SIGTERM', () => process.disconnect());`;
-  await using child = start(process.execPath, [
-    '--import',
-    'tsx',
-    '--input-type=module',
-    '--eval',
-    program,
-  ]);
+  await using child = startProgram(program);
   const [port] = (await within('the port', once(child.process, 'message'))) as [number];
   const url = `http://127.0.0.1:${port}/listen`;
   const readers = await Promise.all(Array.from({ length: 25 }, () => read(url)));

@@ -14,13 +14,13 @@ import { SseError, describeValue } from '../common/errors.ts';
 import { historyRules } from '../log/history.ts';
 import type { SubscribeOptions } from '../stream/event-stream.ts';
 import type {
-  ChannelsOptions,
   EndOptions,
   FollowOptions,
   PipeToChannelOptions,
   PublishOptions,
-  ReadOptions,
 } from './channels.ts';
+import type { ReadOptions } from './read.ts';
+import type { ChannelsOptions } from './registry-options.ts';
 
 // Maximum number of newest events with which a reader may start.
 const MAX_LAST = 1_000;

@@ -1,14 +1,13 @@
 /** The public types of a channel registry. Types only; `registry.ts` has the implementation. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { Broker, BrokerState, ChannelState } from '../brokers/broker.ts';
+import type { BrokerState, ChannelState } from '../brokers/broker.ts';
 import type { AnySchema, ChannelName, EventData, EventName, SchemaOf } from '../common/schema.ts';
 import type { PipeSource } from '../common/source.ts';
 import type { RouteHandler, RouteRequest, RouteResponse } from '../http/route.ts';
-import type { HistoryOptions } from '../log/history.ts';
 import type { ChannelEvent } from '../log/log-entry.ts';
-import type { Serialize } from '../protocol/event-stream-format.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Gap, Subscription } from '../stream/subscription-types.ts';
+import type { HistoryPage, ReadOptions } from './read.ts';
 
 /**
  * The event type of a call that names no event type. If the channel has no event `message`, such a
@@ -61,9 +60,7 @@ export interface EndOptions<E extends string = string> {
   key?: string | undefined;
 }
 
-/**
- * The last event of a channel, as the function `end` of {@link PipeToChannelOptions} returns it.
- */
+/** The last event of a channel, returned by the function `end` of {@link PipeToChannelOptions}. */
 export interface LastEvent {
   /** The data. A string is sent unchanged, anything else is converted by `serialize`. */
   data: unknown;
@@ -132,77 +129,6 @@ export interface FollowOptions {
   onGap?:
     | ((gap: Gap) => string | undefined | void | Promise<string | undefined | void>)
     | undefined;
-}
-
-/** The options of `channels.read()`. */
-export interface ReadOptions {
-  /**
-   * A cursor: the events after the cursor are read.
-   * @defaultValue none: starts at the oldest event that is kept
-   */
-  after?: string | undefined;
-  /**
-   * Reads the newest events instead: at most this number of each channel, from 1 to 1000. Not
-   * together with `after` and `limit`.
-   */
-  last?: number | undefined;
-  /** Maximum number of events, from 1 to 10000. @defaultValue `100` */
-  limit?: number | undefined;
-}
-
-/** A page of the history of channels. */
-export interface HistoryPage {
-  /** The events, the oldest first. */
-  readonly events: readonly ChannelEvent[];
-  /** The cursor after which the next page begins, and from which a stream can continue. */
-  readonly cursor: string;
-  /**
-   * The channels that have lost events since the cursor `after`; all channels if `after` is not a
-   * cursor of this log.
-   */
-  readonly gap: readonly string[];
-  /** Whether the history keeps newer events than this page. `false` with `last`. */
-  readonly more: boolean;
-}
-
-/** The options of `createChannels()`. */
-export interface ChannelsOptions {
-  /**
-   * The broker, which orders and stores events, and sends them to the other nodes.
-   * @defaultValue `memoryBroker()`
-   */
-  broker?: Broker | undefined;
-  /**
-   * The history of each channel, for clients that reconnect and for slow readers. With `false`
-   * nothing is stored: events are delivered only to the streams that are live, and have no id.
-   * @defaultValue `{ events: 1000, bytes: 1_048_576 }`
-   */
-  history?: HistoryOptions | false | undefined;
-  /**
-   * Returns another history for some channels, or `undefined` for the default `history`. Must
-   * return the same for the same name, on every node.
-   */
-  historyFor?: ((name: string) => HistoryOptions | false | undefined) | undefined;
-  /**
-   * Limit for the history of all channels together, in bytes. Beyond the limit, the oldest events
-   * of the least recently published channels are removed.
-   * @defaultValue `67_108_864`
-   */
-  maxHistory?: number | undefined;
-  /**
-   * Limit for the number of channels that the log knows. Beyond the limit, channels are forgotten,
-   * first those without subscribers.
-   * @defaultValue `10_000`
-   */
-  maxChannels?: number | undefined;
-  /**
-   * Limit for the size of one event on the wire, in bytes. `publish` rejects larger events with
-   * `ERR_SSE_DATA`.
-   * @defaultValue `1_048_576`
-   */
-  maxEvent?: number | undefined;
-  /** Converts data that is not a string to text. @defaultValue `JSON.stringify` */
-  serialize?: Serialize | undefined;
 }
 
 /** Gauges and counters of a registry, on this node. */

@@ -4,10 +4,40 @@ import { SseError } from '../common/errors.ts';
 import type { ChannelEvent, LogEntry } from '../log/log-entry.ts';
 import { formatCursor, parseCursor, type Cursor } from '../protocol/cursor.ts';
 import { ChannelStarts, OLDEST_KEPT } from './channel-starts.ts';
-import type { HistoryPage, ReadOptions } from './channels.ts';
 
 // Maximum bytes of each page of the log that is read for the result.
 const PAGE_BYTES = 262_144;
+
+/** The options of `channels.read()`. */
+export interface ReadOptions {
+  /**
+   * A cursor: the events after the cursor are read.
+   * @defaultValue none: starts at the oldest event that is kept
+   */
+  after?: string | undefined;
+  /**
+   * Reads the newest events instead: at most this number of each channel, from 1 to 1000. Not
+   * together with `after` and `limit`.
+   */
+  last?: number | undefined;
+  /** Maximum number of events, from 1 to 10000. @defaultValue `100` */
+  limit?: number | undefined;
+}
+
+/** A page of the history of channels. */
+export interface HistoryPage {
+  /** The events, the oldest first. */
+  readonly events: readonly ChannelEvent[];
+  /** The cursor after which the next page begins, and from which a stream can continue. */
+  readonly cursor: string;
+  /**
+   * The channels that have lost events since the cursor `after`; all channels if `after` is not a
+   * cursor of this log.
+   */
+  readonly gap: readonly string[];
+  /** Whether the history keeps newer events than this page. `false` with `last`. */
+  readonly more: boolean;
+}
 
 /**
  * Reads events of channels, the oldest first. See `Channels.read()` for the contract.

@@ -7,21 +7,13 @@ import { withLimits } from '../common/async.ts';
 import { runOutsideRequests } from '../common/async-context.ts';
 import { SseError } from '../common/errors.ts';
 import { assertOptions } from '../common/options.ts';
-import { drawRetry } from '../common/retry-range.ts';
 import type { AnySchema, SchemaOf } from '../common/schema.ts';
 import type { PipeSource } from '../common/source.ts';
-import { refuse } from '../http/refusals.ts';
-import {
-  stream as streamRoute,
-  type RouteHandler,
-  type RouteRequest,
-  type RouteResponse,
-} from '../http/route.ts';
+import type { RouteHandler, RouteRequest, RouteResponse } from '../http/route.ts';
 import { checkTimes } from '../http/warnings.ts';
 import { LimitsByChannel } from '../log/history.ts';
 import type { ChannelEvent, LogEntry } from '../log/log-entry.ts';
 import { formatCursor } from '../protocol/cursor.ts';
-import { isPoll } from '../protocol/request-headers.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import { revocationSource, type RevocationSource } from '../stream/revocation-types.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
@@ -37,36 +29,28 @@ import {
 import type {
   Channel,
   Channels,
-  ChannelsOptions,
   ChannelsStats,
   EndOptions,
   FollowOptions,
-  HistoryPage,
   ListenNames,
   PipeToChannelOptions,
   PublishOptions,
-  ReadOptions,
 } from './channels.ts';
 import { Consumer, type ConsumerHost } from './consumer.ts';
 import { Deliveries } from './deliveries.ts';
 import { FanOut } from './fan-out.ts';
 import { FollowedChannels } from './followed-channels.ts';
 import { StreamFollower } from './follower.ts';
-import { Poll } from './poll.ts';
+import { listenRoute } from './listen.ts';
 import { Publisher, assertHasHistory } from './publisher.ts';
-import { assertReadOptions, readHistory } from './read.ts';
+import { assertReadOptions, readHistory, type HistoryPage, type ReadOptions } from './read.ts';
+import type { ChannelsOptions } from './registry-options.ts';
 import { REVOCATIONS, Revocations } from './revocations.ts';
+import { endStreams } from './shutdown.ts';
 import { endedSubscription, subscribe } from './subscribing.ts';
-
-// Range of the reconnection time for the clients of a closed registry, in ms, so that they do not
-// all reconnect at once.
-const CLOSE_RETRY = { min: 1_000, max: 5_000 };
 
 // Time in ms that close() waits until the running pipes have ended their channels.
 const PIPES_END_MS = 3_000;
-
-// Number of streams that close() ends before other work gets its turn.
-const MAX_CLOSES_PER_TURN = 250;
 
 /**
  * Makes a channel registry. Pass it to `sse({ channels })`, so that `res.sse.subscribe` follows its
@@ -198,17 +182,6 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
     return this.#follow(stream, toChannelSet(names), options);
   }
 
-  /** Answers a poll: delivers events as to any stream, and ends the stream soon after. */
-  async #poll(
-    stream: EventStream,
-    channels: readonly string[],
-    options: SubscribeOptions,
-  ): Promise<void> {
-    const checked = assertSubscribeOptions('listen()', options);
-    const poll = new Poll(stream);
-    poll.onSubscribed(await this.#follow(stream, channels, poll.watch(checked)));
-  }
-
   /** Every check comes before the first change: an invalid call does not open the stream. */
   async #follow(
     stream: EventStream,
@@ -271,25 +244,7 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
     names: ListenNames<Req>,
     options: SubscribeOptions | ((req: Req) => SubscribeOptions | Promise<SubscribeOptions>) = {},
   ): RouteHandler<Req, Res> {
-    // Invalid arguments throw when the route is made, not at the first request. The array is shared
-    // by all streams of the route.
-    const fixedNames = typeof names === 'function' ? undefined : toChannelSet(names);
-    if (typeof options !== 'function') assertSubscribeOptions('listen()', options);
-    return streamRoute<Req, Res>(async (stream, req, res) => {
-      const requested = typeof names === 'function' ? await names(req) : names;
-      if (requested === null) {
-        refuse(res, 403, 'ERR_SSE_FORBIDDEN', 'You may not follow this.');
-        return;
-      }
-      if (requested === undefined) {
-        refuse(res, 404, 'ERR_SSE_NOT_FOUND', 'There is nothing to follow here.');
-        return;
-      }
-      const channels = fixedNames ?? toChannelSet(requested);
-      const requestOptions = typeof options === 'function' ? await options(req) : options;
-      if (isPoll(req)) await this.#poll(stream, channels, requestOptions);
-      else await this.#follow(stream, channels, requestOptions);
-    });
+    return listenRoute<Req, Res>(names, options, (...args) => this.#follow(...args));
   }
 
   names(): string[] {
@@ -335,20 +290,7 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
       // a last event.
       await withLimits(ended, { timeoutMs: PIPES_END_MS }).catch(() => {});
     }
-    // Repeated, because a callback at the end of one stream may subscribe another stream.
-    for (let open = this.#openStreams(); open.length > 0; open = this.#openStreams()) {
-      for (const [index, stream] of open.entries()) {
-        if (index > 0 && index % MAX_CLOSES_PER_TURN === 0) await nextTurn();
-        try {
-          // Writes the last events of the pipes.
-          stream.follower?.flush(true);
-          stream.closeFor('shutdown', { retry: drawRetry(CLOSE_RETRY) });
-        } catch (error) {
-          // The stream was not open, and a listener for its response head threw.
-          stream.onError(error);
-        }
-      }
-    }
+    await endStreams(() => this.#openStreams());
     for (const consumer of this.#consumers) consumer.stop();
     this.#revocations?.close();
     await this.broker.close();
@@ -443,11 +385,4 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
   countGap(): void {
     this.#gaps++;
   }
-}
-
-/** Resolves in the next turn of the event loop. */
-function nextTurn(): Promise<void> {
-  return new Promise((resolve) => {
-    setImmediate(resolve);
-  });
 }

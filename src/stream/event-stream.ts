@@ -25,14 +25,12 @@ import { readLastEventId } from '../protocol/request-headers.ts';
 import { assertCloseOptions, type CloseOptions } from './close-options.ts';
 import type { CloseReason } from './close-reason.ts';
 import { pipe, type PipeOptions } from './pipe.ts';
-import { RareState } from './rare-state.ts';
 import { reportError } from './report-error.ts';
-import { ResponseLifecycle } from './response-lifecycle.ts';
 import type { StreamGuard } from './revocation-types.ts';
+import { SendLimit } from './send-limit.ts';
 import type { StreamMonitor } from './stream-monitor.ts';
 import type { StreamSettings } from './stream-options.ts';
 import type { Gap, SnapshotRequest, Subscription } from './subscription-types.ts';
-import { HIGH_WATER_MARK } from './write-queue.ts';
 
 /** The end of a stream that must not stay open. */
 export interface ImmediateEnd {
@@ -168,7 +166,7 @@ const brand = Symbol.for('res-sse.EventStream');
  *   await stream.subscribe('haiku');
  * }));
  */
-export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLifecycle {
+export class EventStream<S extends SchemaOf<S> = AnySchema> extends SendLimit {
   static {
     Object.defineProperty(this.prototype, brand, { value: true });
   }
@@ -176,9 +174,6 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
   static override [Symbol.hasInstance](value: unknown): boolean {
     return typeof value === 'object' && value !== null && brand in value;
   }
-
-  // Made when it is first used. Most streams do not have one.
-  #rare: RareState | undefined;
 
   // When the stream opened, in ms of the monotonic clock; 0 before.
   #openedAt = 0;
@@ -193,6 +188,11 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
   constructor(res: ServerResponse, host: StreamHost) {
     super(res);
     this.host = host;
+  }
+
+  /** @internal */
+  protected override get settings(): StreamSettings {
+    return this.host.settings;
   }
 
   /** The request. */
@@ -278,7 +278,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     const fields = assertFields(
       typeof second === 'object' && second !== null ? second : { event: second, id, retry },
     );
-    const text = serializeData(data, this.host.settings.serialize);
+    const text = serializeData(data, this.settings.serialize);
     if (fields.id !== undefined) this.claimIds();
     return this.writeDirect(formatEvent(text, fields.event, fields.id, fields.retry), true);
   }
@@ -305,13 +305,13 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
       this.endFor('server');
       return this;
     }
-    const { settings, monitor } = this.host;
+    const { settings } = this;
     const retry = settings.retry === undefined ? '' : formatRetry(drawRetry(settings.retry));
     this.writeHead(settings, `${retry}:\n`);
     // The answer to a HEAD request has ended by now.
-    if (!this.isWritable()) return this;
+    if (!this.checkWritable()) return this;
     this.#openedAt = clock();
-    monitor.add(this);
+    this.host.monitor.add(this);
     const end = this.host.onOpened(this);
     debug('open %s %s', this.req.method, this.req.url);
     if (diagnostics.open.hasSubscribers) diagnostics.open.publish({ stream: this });
@@ -333,27 +333,6 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
    */
   async pipe<T>(source: PipeSource<T>, options: PipeOptions<T> = {}): Promise<void> {
     return pipe(source, this, assertOptions('pipe()', options, pipeRules));
-  }
-
-  /**
-   * Resolves when no more than 64 KiB (or `maxBuffered`, if that is less) are queued, or the stream
-   * has ended. Never rejects.
-   */
-  drained(): Promise<void> {
-    if (!this.mustWait) return Promise.resolve();
-    const drained = this.rareState().whenDrained();
-    this.awaitDrain();
-    return drained;
-  }
-
-  /** Whether `drained()` has something to wait for. @internal */
-  get mustWait(): boolean {
-    return this.readyState === 1 && this.isAboveMark;
-  }
-
-  /** Queued bytes beyond which `send()` returns `false`. @internal */
-  get writeMark(): number {
-    return Math.min(HIGH_WATER_MARK, this.host.settings.maxBuffered);
   }
 
   /**
@@ -400,7 +379,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
 
   /** The identity of the stream, if its middleware has `identity`. @internal */
   get guard(): StreamGuard | undefined {
-    return this.#rare?.guard;
+    return this.rare?.guard;
   }
 
   /** @internal */
@@ -410,17 +389,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
 
   /** Whether the stream has ended, or was closed and only writes pending events. @internal */
   get isClosingOrClosed(): boolean {
-    return this.readyState === 2 || this.#rare?.isClosing === true;
-  }
-
-  /**
-   * Number of events that were dropped: more than `maxBuffered` bytes were queued, or events
-   * without history could not be delivered in time, or came while a revocation may have been
-   * missing.
-   * @internal
-   */
-  get dropped(): number {
-    return this.#rare?.droppedEvents ?? 0;
+    return this.readyState === 2 || this.rare?.isClosing === true;
   }
 
   /**
@@ -462,7 +431,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
 
   /** @throws {SseError} `ERR_SSE_ID_TAKEN` if the application has sent ids of its own @internal */
   assertNoOwnIds(): void {
-    if (this.#rare?.hasOwnIds === true) {
+    if (this.rare?.hasOwnIds === true) {
       throw new SseError(
         'ERR_SSE_ID_TAKEN',
         'the application has sent ids on this stream; on a stream that follows channels, the ' +
@@ -476,42 +445,12 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     this.writeBytes(Buffer.from(text));
   }
 
-  /**
-   * Applies `maxBuffered` before events or a comment are written. If too much is queued, the events
-   * are dropped: {@link dropEvents}. The first event of a stream always fits.
-   * @param events number of events; 0 for a comment
-   * @returns whether the bytes may be written
-   * @internal
-   */
-  admitEvents(events: number): boolean {
-    // Bytes that wait only for this process do not show that the client is slow.
-    const queued = this.bufferedAmount - this.bytesHeldBack;
-    if (queued <= this.host.settings.maxBuffered || (events > 0 && this.eventsWritten === 0)) {
-      return true;
-    }
-    this.dropEvents(events);
-    return false;
-  }
-
-  /** Counts events as dropped that are not dropped because of a slow client. @internal */
-  countDropped(events: number): void {
-    this.rareState().droppedEvents += events;
-  }
-
-  /** Counts events as dropped and applies `onSlow`. @internal */
-  dropEvents(events: number): void {
-    const { onSlow } = this.host.settings;
-    this.countDropped(events);
-    this.publishSlow(onSlow);
-    if (onSlow === 'close') this.destroyFor('slow');
-  }
-
   /** @internal */
   protected override onEnded(reason: CloseReason): void {
     const wasOpen = this.listIndex !== -1;
     if (wasOpen) this.host.onEnded(reason);
     this.follower?.stop();
-    this.#rare?.onEnded(reason);
+    this.rare?.onEnded(reason);
     if (!wasOpen) return;
     debug('close %s %s: %s', this.req.method, this.req.url, reason);
     if (diagnostics.close.hasSubscribers) diagnostics.close.publish({ stream: this, reason });
@@ -523,11 +462,6 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     this.host.onClosed(this, wasOpen);
   }
 
-  /** @internal */
-  protected override onDrain(): void {
-    this.#rare?.onDrain();
-  }
-
   // The callbacks of `MonitoredStream`.
 
   /** @internal */
@@ -537,8 +471,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
 
   /** @internal */
   onIdle(): void {
-    const isVisible =
-      this.host.settings.visibleHeartbeat && this.follower?.isWithoutControl !== true;
+    const isVisible = this.settings.visibleHeartbeat && this.follower?.isWithoutControl !== true;
     this.writeBytes(isVisible ? PING_EVENT : HEARTBEAT_COMMENT);
   }
 
@@ -547,18 +480,12 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     this.closeFor('aged');
   }
 
-  /** Makes the rare state when it is first used. @internal */
-  private rareState(): RareState {
-    this.#rare ??= new RareState();
-    return this.#rare;
-  }
-
   /**
    * Writes an event or a comment of the application, unless the client is too slow.
    * @internal
    */
   private writeDirect(text: string, isEvent: boolean): boolean {
-    if (this.#rare?.isClosing === true || !this.open().isWritable()) return false;
+    if (this.rare?.isClosing === true || !this.open().checkWritable()) return false;
     // Events that were published before this call come before it.
     this.follower?.flush();
     if (!this.admitEvents(isEvent ? 1 : 0)) return false;
@@ -575,19 +502,5 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
       );
     }
     this.rareState().hasOwnIds = true;
-  }
-
-  /**
-   * Publishes on `res-sse:slow` that the client is slow. No effect inside a subscriber of this
-   * channel, which may send events itself.
-   * @internal
-   */
-  private publishSlow(action: 'close' | 'drop'): void {
-    const rare = this.rareState();
-    if (!diagnostics.slow.hasSubscribers || rare.isPublishingSlow) return;
-    const { bufferedAmount } = this;
-    rare.isPublishingSlow = true;
-    diagnostics.slow.publish({ stream: this, bufferedAmount, action });
-    rare.isPublishingSlow = false;
   }
 }

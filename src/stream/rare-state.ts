@@ -9,7 +9,7 @@ import type { StreamGuard } from './revocation-types.ts';
 export class RareState {
   /** Whether the application has sent events with ids of its own. */
   hasOwnIds = false;
-  /** Number of events that were dropped, see `EventStream.dropped`. */
+  /** Number of events that were dropped, see `SendLimit.dropped`. */
   droppedEvents = 0;
   /** Whether a message of the diagnostics channel `res-sse:slow` is being published. */
   isPublishingSlow = false;

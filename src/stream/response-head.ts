@@ -41,7 +41,8 @@ export function isEncoded(res: ServerResponse): boolean {
 
 /**
  * Whether middleware encodes the body and passes the `'drain'` of its compressor on, as
- * `compression()` does: for that it replaces `res.on()`. Without it, nothing would follow a `false`.
+ * `compression()` does: for that it replaces `res.on()`. Without it, nothing would follow a
+ * `false`.
  */
 export function passesDrain(res: ServerResponse): boolean {
   return isEncoded(res) && Object.hasOwn(res, 'on');

@@ -15,7 +15,7 @@ import { ignoreClose, listenToResponse } from './response-listeners.ts';
 import { ResponseWriter } from './response-writer.ts';
 import type { StreamSettings } from './stream-options.ts';
 
-/** The base class of `EventStream`: one response from its head to its end. */
+/** The base class of `SendLimit`: one response from its head to its end. */
 export abstract class ResponseLifecycle extends ResponseWriter {
   /** @internal */
   constructor(res: ServerResponse) {
@@ -79,7 +79,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
    * @internal
    */
   endFor(reason: CloseReason, last?: Buffer): void {
-    if (this.readyState !== 0 && !this.isWritable()) return;
+    if (this.readyState !== 0 && !this.checkWritable()) return;
     const wasOpen = this.readyState === 1;
     if (last !== undefined) this.writeBytes(last);
     this.markEnded(reason);

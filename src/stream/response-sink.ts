@@ -26,8 +26,9 @@ import { ignoreDrain, listenForDrain, requestDrain, requestFlush } from './respo
 import { WriteTotals } from './write-totals.ts';
 
 // Writers that are inside a call of the response's `write()`, each with the number of bytes that
-// the response had been given before. A wrapped `write()` may call the library before it passes its
-// bytes on. Bytes that were passed then would overtake those, so they must be queued.
+// the response had been given before. If a wrapped `write()` calls the library before it passes its
+// bytes on, then new bytes would overtake these bytes. So new bytes are queued until `write()` has
+// returned.
 const activeWriters = new Map<ResponseSink, number>();
 
 // The bytes that the innermost of these calls passes.
@@ -55,10 +56,11 @@ export abstract class ResponseSink extends WriteTotals {
   // Set while the response has the intercepted `write()` and `end()`.
   #overridden: OverriddenMethods | undefined;
   // The fields that each delivery reads come last here and first in `ResponseWriter`, so that they
-  // share a line of the processor's cache. The state is the close reason once the stream has ended.
+  // are in one line of the processor's cache. After the stream has ended, the state is the close
+  // reason.
   #state: 'idle' | 'open' | CloseReason = 'idle';
-  // The socket, if bytes may bypass `res.write()`; `null` if they must not; `undefined` before
-  // either is known.
+  // The socket, if bytes may bypass `res.write()`; `null` if they must not; `undefined` until this
+  // is decided.
   #socket: Socket | null | undefined;
 
   /** @internal */
@@ -91,12 +93,12 @@ export abstract class ResponseSink extends WriteTotals {
   }
 
   /**
-   * A number that grows while the client reads. Over HTTP/1 the bytes that the socket has passed to
-   * the kernel, those that the application has written itself included. @internal
+   * A number that grows while the client reads. Over HTTP/1 the number of bytes that the socket has
+   * passed to the kernel, including bytes that the application has written itself. @internal
    */
   get bytesFlushed(): number {
     const { res } = this;
-    // A response that waits behind another one makes no progress.
+    // A response that waits for another response makes no progress.
     if (this.isPipelined) return -1;
     const { socket } = res;
     if (res.req.httpVersionMajor === 1 && socket instanceof Socket) {
@@ -121,8 +123,9 @@ export abstract class ResponseSink extends WriteTotals {
   }
 
   /**
-   * The socket, if bytes bypass `res.write()`; `null` if they must not; `undefined` before either is
-   * known. @internal
+   * The socket, if bytes bypass `res.write()`; `null` if they must not; `undefined` until
+   * this is decided.
+   * @internal
    */
   protected get socket(): Socket | null | undefined {
     return this.#socket;
@@ -167,10 +170,11 @@ export abstract class ResponseSink extends WriteTotals {
   }
 
   /**
-   * Whether bytes can still be written. If the application has ended or destroyed the response
-   * itself, the stream ends here. @internal
+   * Checks whether bytes can still be written. If the application has ended or destroyed the
+   * response itself, this call ends the stream.
+   * @internal
    */
-  isWritable(): boolean {
+  checkWritable(): boolean {
     if (this.#state === 'open' && (this.res.writableEnded || this.res.destroyed)) {
       this.stopWriting();
       this.onEndedElsewhere();
@@ -184,7 +188,7 @@ export abstract class ResponseSink extends WriteTotals {
     this.stopWriting();
     try {
       // A pipelined response has no socket before its turn. If only the response were destroyed,
-      // the responses behind it would hang, so the connection is destroyed.
+      // the next responses of the connection would hang, so the connection is destroyed.
       if (this.isPipelined) this.res.req.socket.destroy();
       else this.res.destroy();
     } catch (error) {
@@ -201,13 +205,13 @@ export abstract class ResponseSink extends WriteTotals {
   }
 
   /**
-   * Code that carries this stream threw: the stream ends, and no other stream is affected.
+   * Code that serves this stream threw: the stream ends, and no other stream is affected.
    * @internal
    */
   onError(error: unknown): void {
     this.report(error);
-    // If the response was ended in order, its last bytes are still sent: the error is one of a late
-    // write of the application.
+    // If the response was ended in order, its last bytes are still sent: the error belongs to a
+    // late write of the application.
     if (this.readyState !== 2 || !this.res.writableEnded) this.destroyFor('error');
   }
 
@@ -216,7 +220,7 @@ export abstract class ResponseSink extends WriteTotals {
     this.#state = state;
   }
 
-  /** Ends the stream, but not yet the response. @internal */
+  /** Ends the stream, but not the response. @internal */
   protected markEnded(reason: CloseReason): void {
     if (this.readyState === 2) return;
     this.#state = reason;
@@ -297,7 +301,10 @@ export abstract class ResponseSink extends WriteTotals {
     return result !== false;
   }
 
-  /** The response asks for more bytes before the `write()` that is running has returned. @internal */
+  /**
+   * The response asks for more bytes before the `write()` that is running has returned.
+   * @internal
+   */
   protected noteResumed(): void {
     resumedWriters.add(this);
   }
@@ -308,19 +315,19 @@ export abstract class ResponseSink extends WriteTotals {
     this.#socket = null;
   }
 
-  /** Decides whether bytes may bypass `res.write()`, if that is known already. @internal */
+  /** Decides whether bytes may bypass `res.write()`, if that is possible already. @internal */
   protected chooseSocket(): void {
     const socket = findDirectSocket(this.res, applicationWriteOf(this.res, this.#overridden));
     if (!socket) {
       this.#socket = socket;
       return;
     }
-    // From here on a write of the application has to be noticed.
+    // From here on, writes of the application must be intercepted.
     this.intercept();
     this.moveTo(socket);
   }
 
-  /** The bytes go through `res.write()` from here on. @internal */
+  /** Passes all further bytes to `res.write()`. @internal */
   protected leaveSocket(): void {
     this.follower?.detach();
     this.moveTo(null);
@@ -355,8 +362,10 @@ export abstract class ResponseSink extends WriteTotals {
   }
 
   /**
-   * Calls back when the bytes that are queued now have been flushed, if {@link bytesFlushed} may not
-   * show it. @returns whether the callback will be called @internal
+   * Calls back when the bytes that are queued now have been flushed, for a response whose
+   * {@link bytesFlushed} may not show this.
+   * @returns whether the callback will be called
+   * @internal
    */
   requestFlush(onFlushed: () => void): boolean {
     try {

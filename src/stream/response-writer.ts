@@ -21,8 +21,8 @@ import { CHUNK_BYTES, HIGH_WATER_MARK, WriteQueue } from './write-queue.ts';
 // Pause in ms after a wrapped `write()` has returned `false`, and no 'drain' will follow.
 const WRAPPER_PAUSE_MS = 2;
 
-// Writers that are passing their whole queue. Middleware that ends the response from its `write()`
-// gets there again with each piece.
+// Writers that are passing their whole queue. If middleware ends the response inside its `write()`,
+// then `passWholeQueue()` is called again for each piece.
 const queuePassers = new Set<ResponseWriter>();
 
 // Writers whose response the application has ended from inside a wrapped `write()`, each with the
@@ -31,8 +31,9 @@ const pendingEnds = new Map<ResponseWriter, Buffer | undefined>();
 
 /**
  * The classes of a stream, from the base up: `WriteTotals`, `ResponseSink` (the response),
- * `ResponseWriter` (the queue in front of it), `ResponseLifecycle` (head and end), `EventStream`
- * (events). They are one object and not five, because there may be tens of thousands of streams.
+ * `ResponseWriter` (the queue in front of it), `ResponseLifecycle` (head and end), `SendLimit`
+ * (`maxBuffered`), `EventStream` (events). They are one object and not six, because there may be
+ * tens of thousands of streams.
  *
  * Methods that are not for callers are `private` or `protected` and not `#`, here and in the other
  * classes with an object for each stream (`EventStream`, `StreamFollower`): V8 marks each object of
@@ -40,13 +41,13 @@ const pendingEnds = new Map<ResponseWriter, Buffer | undefined>();
  * other fields. All other classes use `#` for both.
  */
 export abstract class ResponseWriter extends ResponseSink {
-  // Bytes that were not yet passed to the response; `undefined` unless the client is slow or an
+  // Bytes that were not passed to the response yet; `undefined` unless the client is slow or an
   // event is large.
   #queue: WriteQueue | undefined;
 
   /** No more than {@link writeMark} bytes are queued any more. @internal */
   protected abstract onDrain(): void;
-  /** Queued bytes beyond which a sender that can wait should wait. @internal */
+  /** Number of queued bytes above which a sender should wait, if it can. @internal */
   abstract get writeMark(): number;
 
   /** Bytes that are queued in this process and that the kernel has not accepted yet. */
@@ -55,16 +56,18 @@ export abstract class ResponseWriter extends ResponseSink {
   }
 
   /**
-   * Queued bytes that wait only for this process: for the end of the tick in which the stream
-   * opens, or for the next turn of the event loop. No client is too slow for these bytes. @internal
+   * Number of queued bytes that wait only for this process: for the end of the tick in which the
+   * stream opens, or for the next turn of the event loop. These bytes do not show that the client
+   * is slow.
+   * @internal
    */
   get bytesHeldBack(): number {
     return corkedBytesOf(this) + (this.#queue?.deferredBytes ?? 0);
   }
 
   /**
-   * The socket, if a group may write shared bytes there without asking this object, as long as the
-   * socket holds no more than {@link CHUNK_BYTES}. @internal
+   * The socket, if a group may write shared bytes to it without calling this object, as long as the
+   * socket has at most {@link CHUNK_BYTES} queued. @internal
    */
   get directSocket(): Socket | undefined {
     const { socket } = this;
@@ -73,28 +76,34 @@ export abstract class ResponseWriter extends ResponseSink {
   }
 
   /**
-   * Whether so much is queued that a sender should wait. The mark is at most `maxBuffered`, so a
-   * sender that waits never exceeds that limit. The head does not count: it leaves with the end of
-   * the tick. @internal
+   * Whether a sender should wait: more bytes are queued than the mark, or the response is
+   * pipelined. The mark is at most `maxBuffered`, so a sender that waits never exceeds that limit.
+   * The head does not count: it is sent at the end of the tick.
+   * @internal
    */
   protected get isAboveMark(): boolean {
     return this.bufferedAmount - corkedBytesOf(this) > this.writeMark || this.isPipelined;
   }
 
   /**
-   * Whether so much is queued that events of channels wait in the log. Independent of
-   * `maxBuffered`, which is a limit for events that are sent directly. @internal
+   * Whether no more events of channels should be written now, so that they wait in the log: too
+   * much is queued, or the response is pipelined. Independent of `maxBuffered`, which is a limit
+   * for events that are sent directly.
+   * @internal
    */
   get isBehind(): boolean {
     return this.bufferedAmount > HIGH_WATER_MARK || this.isPipelined;
   }
 
-  /** Whether bytes wait that were not yet passed to the response. @internal */
+  /** Whether there are bytes that were not passed to the response yet. @internal */
   protected get hasQueue(): boolean {
     return this.#queue !== undefined;
   }
 
-  /** Whether the queue is being passed on, inside a write that a wrapper has not returned from. @internal */
+  /**
+   * Whether the queue is being passed on, inside a write that a wrapper has not returned from.
+   * @internal
+   */
   protected get isPassingQueue(): boolean {
     return queuePassers.has(this);
   }
@@ -105,8 +114,8 @@ export abstract class ResponseWriter extends ResponseSink {
   }
 
   /**
-   * Writes bytes, or queues them behind bytes that the client has not read. Detaches the stream
-   * from its group, like every other way to write except {@link writeShared}. Never throws.
+   * Writes bytes, or queues them after bytes that the client has not read. Detaches the stream from
+   * its group, like all methods that write except {@link writeShared}. Never throws.
    * @param events number of events in the bytes
    * @internal
    */
@@ -130,8 +139,8 @@ export abstract class ResponseWriter extends ResponseSink {
   }
 
   /**
-   * Writes several events, joined to pieces of {@link CHUNK_BYTES}. The buffers are not copied
-   * before the client can take them.
+   * Writes several events, joined to pieces of {@link CHUNK_BYTES}. The buffers are copied only
+   * when the client can take them.
    * @internal
    */
   writeAll(buffers: readonly Buffer[]): void {
@@ -213,16 +222,20 @@ export abstract class ResponseWriter extends ResponseSink {
     if (this.bytesInResponse <= mark) this.resume();
   }
 
-  /** Every write that is not shared begins here. @returns whether bytes can be written @internal */
+  /**
+   * Called before every write that is not shared.
+   * @returns whether bytes can be written
+   * @internal
+   */
   protected prepareToWrite(): boolean {
-    if (!this.isWritable()) return false;
-    // While attached, the totals and the time of the last write are those of the group, and the
-    // group would write to the socket past the queue.
+    if (!this.checkWritable()) return false;
+    // While the stream is attached, the totals and the time of the last write are those of the
+    // group, and the group would write to the socket without regard to the queue.
     this.follower?.detach();
     return true;
   }
 
-  /** Replaces the queue; the next bytes are added behind these. @internal */
+  /** Replaces the queue; further bytes are added after these. @internal */
   protected setQueue(buffers: readonly Buffer[] | undefined): void {
     this.#queue = buffers && new WriteQueue(buffers);
   }
@@ -255,7 +268,7 @@ export abstract class ResponseWriter extends ResponseSink {
    */
   protected pumpQueue(): void {
     if (this.isPassingBytes) {
-      // The caller of `passToResponse()` continues with the queue when `write()` has returned.
+      // When `write()` has returned, the caller of `passToResponse()` continues with the queue.
       this.noteResumed();
       return;
     }
@@ -320,7 +333,8 @@ export abstract class ResponseWriter extends ResponseSink {
   }
 
   /**
-   * Passes all queued bytes to the response at once: what the application writes comes behind.
+   * Passes all queued bytes to the response at once, so that bytes of the application come after
+   * them.
    * @internal
    */
   protected passWholeQueue(): void {
@@ -338,8 +352,8 @@ export abstract class ResponseWriter extends ResponseSink {
 
   /**
    * Ends the response when the wrapped `write()` that is running has returned, and the queue has
-   * been passed on. If that `write()` keeps the bytes of the stream, the queue is dropped, because
-   * the bytes behind would be a part of an event.
+   * been passed on. If that `write()` does not pass the bytes of the stream on, the queue is
+   * dropped: its first bytes could be the rest of an event.
    * @param last the bytes of the end
    * @internal
    */

@@ -12,9 +12,13 @@ import {
   serveModules,
   type BrowserName,
 } from './clients.ts';
+import { recordRequests, untilOthersHaveReconnected, type ListenRequest } from './site-requests.ts';
 
 const docs = await pageOf('clients.md');
 const [, markup = ''] = /^## Datastar\n[^]*?^```html\n([^]*?)^```$/m.exec(docs) ?? [];
+
+// Reconnects of another stream, in the time of which Datastar would have asked again.
+const RECONNECTS = 6;
 
 type Publication = [data: string, options: { event: string }];
 
@@ -35,8 +39,7 @@ interface Site extends AsyncDisposable {
   readonly channels: Channels;
   readonly server: StreamServer;
   readonly page: Page;
-  /** For each request to `/listen`: the client's last event id, and the status of the answer. */
-  readonly requests: { lastEventId: string | undefined; status?: number }[];
+  readonly requests: readonly ListenRequest[];
   /** The text of the page, word by word. */
   words(): Promise<string[]>;
 }
@@ -48,15 +51,7 @@ async function openSite(browser: BrowserName = 'Chromium'): Promise<Site> {
     retry: 20,
     heartbeat: 1_000,
   });
-  const requests: Site['requests'] = [];
-  server.server.prependListener('request', (req, res) => {
-    if (req.url?.startsWith('/listen') !== true) return;
-    const request: Site['requests'][number] = {
-      lastEventId: req.headers['last-event-id'] as string | undefined,
-    };
-    requests.push(request);
-    res.on('finish', () => (request.status = res.statusCode));
-  });
+  const requests = recordRequests(server);
   serveModules(server);
   server.app.get('/listen', channels.listen('a'));
   server.app.get('/page', (_req, res) => {
@@ -88,14 +83,6 @@ async function untilWords(site: Site, ...words: string[]): Promise<void> {
   );
 }
 
-/** Waits for a time in which the page would have asked again. */
-async function untilOthersHaveReconnected({ page, server }: Site): Promise<void> {
-  const before = server.streams.length;
-  await page.evaluate(`window.other = new EventSource('/')`);
-  await until('six reconnects of another stream', () => server.streams.length > before + 6);
-  await page.evaluate('other.close()');
-}
-
 describe('Datastar', () => {
   test('merges signals and fragments, and does not see the events of the library', async () => {
     await using site = await openSite();
@@ -122,14 +109,14 @@ describe('Datastar', () => {
     await using site = await openSite();
     await site.channels.end('a', ...signals({ count: 2 }));
     await untilWords(site, '2');
-    await untilOthersHaveReconnected(site);
+    await untilOthersHaveReconnected(site, RECONNECTS);
     expect(site.requests).toHaveLength(1);
   });
 
   test('makes no further request after an end that is not final, either', async () => {
     await using site = await openSite();
     site.server.events.closeWhere(() => true);
-    await untilOthersHaveReconnected(site);
+    await untilOthersHaveReconnected(site, RECONNECTS);
     expect(site.requests).toHaveLength(1);
   });
 
@@ -141,7 +128,7 @@ describe('Datastar', () => {
     for (const socket of server.sockets) socket.resetAndDestroy();
     await channels.end('a');
     await until('a 204', () => requests[1]?.status === 204);
-    await untilOthersHaveReconnected(site);
+    await untilOthersHaveReconnected(site, RECONNECTS);
     expect(requests).toHaveLength(2);
   });
 });

@@ -6,6 +6,7 @@ import { serveStreams, type StreamServer } from '../support/app.ts';
 import { until } from '../support/wait.ts';
 import { filesIn, pageOf } from './blocks.ts';
 import { browserOf, closeBrowser, serveModules } from './clients.ts';
+import { recordRequests, untilOthersHaveReconnected, type ListenRequest } from './site-requests.ts';
 
 afterAll(closeBrowser);
 
@@ -13,12 +14,15 @@ const docs = await pageOf('clients.md');
 const { 'htmx-ends.js': script = '' } = filesIn(docs);
 const [, markup = ''] = /^## htmx\n[^]*?^```html\n([^]*?)^```$/m.exec(docs) ?? [];
 
+// Reconnects of another stream, in the time of which htmx would have asked again, after the time of
+// its last `retry:`.
+const RECONNECTS = 40;
+
 interface Site extends AsyncDisposable {
   readonly channels: Channels;
   readonly server: StreamServer;
   readonly page: Page;
-  /** For each request to `/listen`: the client's last event id, and the status of the answer. */
-  readonly requests: { lastEventId: string | undefined; status?: number }[];
+  readonly requests: readonly ListenRequest[];
   /** The text of the page. */
   text(): Promise<string>;
 }
@@ -31,15 +35,7 @@ async function openSite(html = markup, js = script): Promise<Site> {
     retry: 20,
     heartbeat: 1_000,
   });
-  const requests: Site['requests'] = [];
-  server.server.prependListener('request', (req, res) => {
-    if (req.url !== '/listen') return;
-    const request: Site['requests'][number] = {
-      lastEventId: req.headers['last-event-id'] as string | undefined,
-    };
-    requests.push(request);
-    res.on('finish', () => (request.status = res.statusCode));
-  });
+  const requests = recordRequests(server);
   serveModules(server);
   server.app.get('/listen', channels.listen('a'));
   server.app.get('/page', (_req, res) => {
@@ -107,7 +103,7 @@ describe('hx-sse of htmx 4', () => {
     await until('the close event', async () =>
       (await site.page.evaluate<string[][]>('events')).some(([type]) => type === 'htmx:sse:close'),
     );
-    await untilOthersHaveReconnected(site);
+    await untilOthersHaveReconnected(site, RECONNECTS);
     expect(await site.text()).toBe('last');
     expect(requests).toHaveLength(1);
   });
@@ -123,7 +119,7 @@ describe('hx-sse of htmx 4', () => {
     await until('the close event', async () =>
       (await site.page.evaluate<string[][]>('events')).some(([type]) => type === 'htmx:sse:close'),
     );
-    await untilOthersHaveReconnected(site);
+    await untilOthersHaveReconnected(site, RECONNECTS);
     expect(requests.slice(1)).toEqual([{ lastEventId: id, status: 204 }]);
   });
 
@@ -149,11 +145,3 @@ describe('hx-sse of htmx 4', () => {
     expect(requests[1]).toEqual({ lastEventId: 'sse:end', status: 204 });
   });
 });
-
-/** Waits for a time in which htmx would have asked again, after the time of its last `retry:`. */
-async function untilOthersHaveReconnected({ page, server }: Site): Promise<void> {
-  const before = server.streams.length;
-  await page.evaluate(`window.other = new EventSource('/')`);
-  await until('40 reconnects of another stream', () => server.streams.length > before + 40);
-  await page.evaluate('other.close()');
-}

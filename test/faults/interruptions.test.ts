@@ -1,40 +1,13 @@
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
-import {
-  createChannels,
-  memoryBroker,
-  sse,
-  type Channels,
-  type EventStream,
-} from '../../src/index.ts';
+import { createChannels, memoryBroker, sse, type EventStream } from '../../src/index.ts';
 import type { Receiver } from '../../src/brokers/broker.ts';
 import { brokerWith } from '../support/broker-with.ts';
-import { connectFake } from '../support/crowd.ts';
+import { connectFake, connectRecorded, dataOf } from '../support/crowd.ts';
 import { LossyBroker } from '../support/lossy-broker.ts';
+import { turns } from '../support/turns.ts';
 import { until, within } from '../support/wait.ts';
 
 /** A broker elsewhere may miss something or lose its log at any moment. */
-
-interface OpenStream {
-  readonly stream: EventStream;
-  /** Everything that was written to the reader. */
-  readonly text: () => string;
-}
-
-function openStream(channels: Channels, lastEventId = '', options: object = {}): OpenStream {
-  let text = '';
-  const events = sse({ channels, warnings: false, ...options });
-  const { stream } = connectFake(events, (bytes) => (text += bytes.toString()), lastEventId);
-  return { stream, text: () => text };
-}
-
-async function turns(count: number): Promise<void> {
-  for (let turn = 0; turn < count; turn++) await nextTurn();
-}
-
-function dataOf(text: string): string[] {
-  return [...text.matchAll(/^data: (\w+)$/gm)].map(([, data = '']) => data);
-}
 
 describe('an interruption of many streams that follow channels with and without history', () => {
   test('does not stop the fan-out when an event without history comes before the streams have left', async () => {
@@ -78,7 +51,7 @@ describe('a log that is lost while a second subscription waits for its place', (
     broker.listening.set('x', new Promise((resolve) => (listen = resolve)));
     const channels = createChannels({ broker });
     for (let index = 0; index < 10; index++) await channels.publish('y', `old${index}`);
-    const { stream, text } = openStream(channels, lastEventId);
+    const { stream, text } = connectRecorded(channels, lastEventId);
     const subscriptions = [stream.subscribe('x'), stream.subscribe('y')] as const;
     await turns(5);
     return { broker, channels, text, subscriptions, listen: () => listen?.() };
@@ -119,7 +92,7 @@ describe('a log that is lost while a second subscription waits for its place', (
   test('is noticed by a stream of the old log that subscribes before it has read the new one', async () => {
     const broker = new LossyBroker();
     const channels = createChannels({ broker });
-    const { stream, text } = openStream(channels);
+    const { stream, text } = connectRecorded(channels);
     const first = await stream.subscribe('x');
     for (let index = 0; index < 10; index++) await channels.publish('x', `x${index}`);
     await turns(5);
@@ -174,7 +147,7 @@ test('a reader that subscribes while a failed listen rejects for 600 others asks
   fail?.(new Error('refused'));
   await until('the first slice of failures', () => failures > 0);
   expect(failures).toBeLessThan(600);
-  const { stream, text } = openStream(channels);
+  const { stream, text } = connectRecorded(channels);
   await within('the subscription of the newcomer', stream.subscribe('a'));
   await until('the failures of all others', () => failures === 600);
   await channels.publish('a', 'hello');
@@ -185,7 +158,7 @@ test('a stream whose onGap has thrown gets no further event, even if onError sub
   const channels = createChannels({ history: { events: 1 } });
   const cursor = await channels.cursor();
   for (const data of ['a0', 'a1', 'a2']) await channels.publish('a', data);
-  const { stream, text } = openStream(channels, cursor, {
+  const { stream, text } = connectRecorded(channels, cursor, {
     onError: (_: unknown, failed: EventStream) => void failed.subscribe('fallback'),
   });
   void stream.subscribe('a', { onGap: () => Promise.reject(new Error('the database is away')) });

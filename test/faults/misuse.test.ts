@@ -1,12 +1,8 @@
 /** Promises in place of values. */
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { createChannels, sse } from '../../src/index.ts';
 import { connectFake } from '../support/crowd.ts';
-
-async function turns(count: number): Promise<void> {
-  for (let turn = 0; turn < count; turn++) await nextTurn();
-}
+import { turns } from '../support/turns.ts';
 
 test('a promise that rejects, in place of a value, does not end the process', async () => {
   const reject = (): Promise<never> => Promise.reject(new Error('the database is away'));

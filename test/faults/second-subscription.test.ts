@@ -1,42 +1,15 @@
 /** A stream with several subscriptions: what happens while one of them waits for the broker. */
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
-import {
-  createChannels,
-  sse,
-  type Broker,
-  type Channels,
-  type EventStream,
-} from '../../src/index.ts';
+import { createChannels, sse, type Broker, type Channels } from '../../src/index.ts';
 import { parseCursor } from '../../src/protocol/cursor.ts';
 import { brokerWith } from '../support/broker-with.ts';
-import { connectFake } from '../support/crowd.ts';
+import { connectFake, connectRecorded, dataOf } from '../support/crowd.ts';
 import { LossyBroker } from '../support/lossy-broker.ts';
-
-interface Client {
-  readonly stream: EventStream;
-  /** Everything that was written to the client. */
-  readonly text: () => string;
-}
-
-function connect(channels: Channels, lastEventId = ''): Client {
-  let text = '';
-  const events = sse({ channels, warnings: false });
-  const { stream } = connectFake(events, (bytes) => (text += bytes.toString()), lastEventId);
-  return { stream, text: () => text };
-}
-
-async function turns(count: number): Promise<void> {
-  for (let turn = 0; turn < count; turn++) await nextTurn();
-}
+import { turns } from '../support/turns.ts';
 
 /** The last id of the text, from which the client resumes; `''` without an id. */
 function lastIdOf(text: string): string {
   return [...text.matchAll(/^id: (.*)$/gm)].at(-1)?.[1] ?? '';
-}
-
-function dataOf(text: string): string[] {
-  return [...text.matchAll(/^data: (\w+)$/gm)].map(([, data = '']) => data);
 }
 
 interface Setup {
@@ -70,7 +43,7 @@ describe('a second subscription that resumes from the id of the client', () => {
     const { channels, listen, start } = await setUp();
     await channels.publish('b', 'b1');
     await channels.publish('a', 'a1');
-    const { stream, text } = connect(channels, start);
+    const { stream, text } = connectRecorded(channels, start);
     const both = Promise.all([stream.subscribe('a'), stream.subscribe('b')]);
     await turns(5);
     await channels.publish('a', 'a2');
@@ -88,7 +61,7 @@ describe('a second subscription that resumes from the id of the client', () => {
     const { channels, listen, start } = await setUp();
     await channels.publish('b', 'b1');
     await channels.publish('a', 'a1');
-    const { stream, text } = connect(channels, start);
+    const { stream, text } = connectRecorded(channels, start);
     await stream.subscribe('a');
     await channels.publish('a', 'a2');
     await turns(5);
@@ -120,7 +93,7 @@ describe('a second subscription that resumes from the id of the client', () => {
     const lossy = new LossyBroker();
     lossy.listening.set('c', turns(20));
     const channels = createChannels({ broker: brokerWith(lossy, membersOf()) });
-    const { stream, text } = connect(channels);
+    const { stream, text } = connectRecorded(channels);
     await stream.subscribe('a');
     const start = await channels.cursor();
     await channels.publish('b', 'b1');
@@ -140,7 +113,7 @@ describe('a second subscription that resumes from the id of the client', () => {
 
   test('lets the stream continue when it is refused', async () => {
     const { channels, refuse, start } = await setUp();
-    const { stream, text } = connect(channels, start);
+    const { stream, text } = connectRecorded(channels, start);
     await stream.subscribe('a');
     const second = stream.subscribe('b');
     await channels.publish('a', 'a1');
@@ -156,7 +129,7 @@ describe('a second subscription that resumes from the id of the client', () => {
 test('a snapshot of a second subscription skips no events of the first one', async () => {
   const { channels } = await setUp();
   for (const data of ['a1', 'a2']) await channels.publish('a', data);
-  const { stream, text } = connect(channels);
+  const { stream, text } = connectRecorded(channels);
   const first = stream.subscribe('a', { since: 'start' });
   const seen: (readonly string[])[] = [];
   const second = stream.subscribe(['a', 'c'], {
@@ -169,7 +142,7 @@ test('a snapshot of a second subscription skips no events of the first one', asy
 
 test('two subscriptions to a channel that the broker refuses are both rejected', async () => {
   const { channels, refuse } = await setUp();
-  const { stream } = connect(channels);
+  const { stream } = connectRecorded(channels);
   const both = [stream.subscribe('b'), stream.subscribe('b')];
   await turns(2);
   refuse(new Error('not permitted'));
@@ -214,9 +187,9 @@ test('a channel that is subscribed again while an onGap is running has no gap', 
 test('an event that is sent when a filter unsubscribes comes before the end of the stream', async () => {
   const channels = createChannels();
   await channels.end('done');
-  const { stream, text } = connect(channels);
+  const { stream, text } = connectRecorded(channels);
   await stream.subscribe('done', { since: 'start', checkpoints: false });
-  const { stream: other, text: textOfOther } = connect(channels);
+  const { stream: other, text: textOfOther } = connectRecorded(channels);
   const first = await other.subscribe('busy', {
     filter: () => {
       first.unsubscribe();
@@ -238,7 +211,7 @@ test('an event that is sent when a filter unsubscribes comes before the end of t
 test('a gap of a cursor of another log names no id, also if a snapshot ends its subscription', async () => {
   const channels = createChannels();
   await channels.publish('a', '1');
-  const { stream, text } = connect(channels);
+  const { stream, text } = connectRecorded(channels);
   let isAnswered = false;
   const asked = stream.subscribe('n', {
     snapshot: async () => {

@@ -1,8 +1,8 @@
 import fastify from 'fastify';
 import type { IncomingMessage, RequestListener } from 'node:http';
 import { describe, expect, test } from 'vitest';
-import { sse, stream } from '../../src/index.ts';
 import { readEvents } from '../../src/testing/index.ts';
+import { expectHello, listener } from '../support/hello.ts';
 
 // Koa's types do not compile with those of its `content-disposition`.
 const koaPackage: string = 'koa';
@@ -16,16 +16,6 @@ interface KoaApp {
     }) => void,
   ): void;
   callback(): RequestListener;
-}
-
-const hello = stream((stream) => void stream.send('hello'));
-const events = sse();
-const listener: RequestListener = (req, res) =>
-  events(req, res, () => hello(req, res, console.error));
-
-async function expectHello(target: Parameters<typeof readEvents>[0]): Promise<void> {
-  await using reader = await readEvents(target);
-  expect((await reader.next()).data).toBe('hello');
 }
 
 describe('readEvents reads', () => {

@@ -6,7 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { sse, type EventStream } from '../../src/index.ts';
 import { serveStreams } from '../support/app.ts';
-import { start } from '../support/child.ts';
+import { startProgram } from '../support/child.ts';
 import { dial, listening, requestText } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 
@@ -55,13 +55,7 @@ describe('stallTimeout counts time in which the process ran:', () => {
         void res.sse.closed.then((reason) => process.send(reason));
       }));
       server.listen(0, '127.0.0.1', () => process.send(server.address().port));`;
-    await using child = start(process.execPath, [
-      '--import',
-      'tsx',
-      '--input-type=module',
-      '--eval',
-      program,
-    ]);
+    await using child = startProgram(program);
     const [port] = (await within('the port', once(child.process, 'message'))) as [number];
     const told: unknown[] = [];
     child.process.on('message', (message) => told.push(message));

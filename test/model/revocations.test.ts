@@ -8,6 +8,7 @@ import { expect, test } from 'vitest';
 import { createChannels, sse, type EventStream, type SseMiddleware } from '../../src/index.ts';
 import type { Channels } from '../../src/index.ts';
 import { connectFake } from '../support/crowd.ts';
+import { turns } from '../support/turns.ts';
 import { Network, type NetworkBroker } from './network.ts';
 
 const NODES = 3;
@@ -198,10 +199,6 @@ class World {
       open: this.clients.filter(({ stream }) => stream.readyState === 1).length,
     };
   }
-}
-
-async function turns(count: number): Promise<void> {
-  for (let turn = 0; turn < count; turn++) await nextTurn();
 }
 
 test.each([true, false])(

@@ -15,6 +15,12 @@ export interface Child extends AsyncDisposable {
   stop(signal?: NodeJS.Signals, ms?: number): Promise<void>;
 }
 
+/** Starts a program that is given as the text of an ES module, and may import TypeScript. */
+export function startProgram(text: string): Child {
+  const args = ['--import', 'tsx', '--input-type=module', '--eval', text];
+  return start(process.execPath, args);
+}
+
 /**
  * Starts a program. It is killed when it is disposed of, or when the process of the tests ends,
  * even by a SIGKILL.

@@ -1,5 +1,11 @@
 /** Streams without sockets, for tests with thousands of streams. */
-import type { EventStream, SseMiddleware } from '../../src/index.ts';
+import {
+  sse,
+  type Channels,
+  type EventStream,
+  type SseMiddleware,
+  type SseOptions,
+} from '../../src/index.ts';
 import { FakeResponse } from '../model/fake-response.ts';
 
 /** A stream whose reader takes every byte at once. */
@@ -25,6 +31,28 @@ export function connectFake(
     stream = (res as unknown as { sse: EventStream }).sse;
   });
   return { stream: stream as EventStream, res };
+}
+
+/** A stream of a middleware of its own, with everything that was written to its reader. */
+export interface RecordedStream {
+  readonly stream: EventStream;
+  readonly text: () => string;
+}
+
+export function connectRecorded(
+  channels: Channels,
+  lastEventId = '',
+  options: SseOptions = {},
+): RecordedStream {
+  let text = '';
+  const events = sse({ channels, warnings: false, ...options });
+  const { stream } = connectFake(events, (bytes) => (text += bytes.toString()), lastEventId);
+  return { stream, text: () => text };
+}
+
+/** Returns the data of the events of a text whose data is one word. */
+export function dataOf(text: string): string[] {
+  return [...text.matchAll(/^data: (\w+)$/gm)].map(([, data = '']) => data);
 }
 
 /** Adds numbers for each turn of the event loop. */

@@ -2,7 +2,7 @@ import connect from 'connect';
 import express from 'express';
 import express4 from 'express4';
 import { execFile } from 'node:child_process';
-import { createServer, type RequestListener } from 'node:http';
+import { createServer } from 'node:http';
 import { createServer as createHttpsServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { setImmediate as turn } from 'node:timers/promises';
@@ -10,6 +10,7 @@ import { promisify } from 'node:util';
 import { describe, expect, test, vi } from 'vitest';
 import { createChannels, sse, stream, type EventStream, type SseOptions } from '../../src/index.ts';
 import { readEvents, type EventReader } from '../../src/testing/index.ts';
+import { events, expectHello, hello, listener } from '../support/hello.ts';
 import { read } from '../support/reader.ts';
 import { serve } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
@@ -208,16 +209,6 @@ describe('readEvents', () => {
 });
 
 describe('readEvents takes', () => {
-  const hello = stream((stream) => void stream.send('hello'));
-  const events = sse();
-  const listener: RequestListener = (req, res) =>
-    events(req, res, () => hello(req, res, console.error));
-
-  async function expectHello(target: Parameters<typeof readEvents>[0]): Promise<void> {
-    await using reader = await readEvents(target);
-    expect((await reader.next()).data).toBe('hello');
-  }
-
   test('a request listener, an Express 5, Express 4 or Connect app', async () => {
     await expectHello(listener);
     for (const app of [express(), express4(), connect() as unknown as express.Express]) {

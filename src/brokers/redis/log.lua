@@ -3,8 +3,8 @@
 --
 -- Keys, all in one hash slot:
 --
---   {prefix}:log                     hash: the state of the log and of its channels. It is one hash,
---                                    so that an eviction deletes all of it or nothing
+--   {prefix}:log                     hash: the state of the log and of its channels. It is one
+--                                    hash, so that an eviction deletes all of it or nothing
 --   │  v                             version of the format, 1
 --   │  epoch                         name of the log
 --   │  head                          offset of the newest change
@@ -120,6 +120,9 @@ local deletions = 1000
 -- Formats an integer without an exponent: tostring() would write 1e+15.
 local function text(number) return string.format('%.0f', number) end
 
+-- Formats a condition.
+local function flag(condition) return condition and '1' or '0' end
+
 -- Returns the error text of a refused command, or nil if the command succeeded.
 local function refusal(reply) return type(reply) == 'table' and reply.err or nil end
 
@@ -135,19 +138,27 @@ local time = redis.pcall('TIME')
 if refusal(time) then return time end
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 
-local log = redis.pcall('HMGET', key, 'v', 'epoch', 'head', 'floor', 'origin', 'run', 'breaks', 'held', 'sweep')
+local log = redis.pcall(
+  'HMGET', key, 'v', 'epoch', 'head', 'floor', 'origin', 'run', 'breaks', 'held', 'sweep'
+)
 if refusal(log) then return log end
 if log[1] and log[1] ~= '1' then
-  return redis.error_reply('ERR res-sse does not know format ' .. log[1] .. ' of the log at ' .. key)
+  return redis.error_reply(
+    'ERR res-sse does not know format ' .. log[1] .. ' of the log at ' .. key
+  )
 end
 local epoch, breaks = log[2], log[7]
-local head, floor, origin, held = tonumber(log[3] or ''), tonumber(log[4] or ''), tonumber(log[5] or ''), tonumber(log[8] or '')
+local head, floor = tonumber(log[3] or ''), tonumber(log[4] or '')
+local origin, held = tonumber(log[5] or ''), tonumber(log[8] or '')
 local isQuery = operation == 'look' or operation == 'page'
 
 -- Creates the log, and deletes a damaged log before. Returns the answer to the write.
 local function createLog()
   if redis.call('HLEN', key) > 0 then redis.pcall('DEL', key) end
-  local made = redis.pcall('HSET', key, 'v', '1', 'epoch', ARGV[4], 'head', '0', 'floor', '0', 'origin', '0', 'run', run, 'breaks', '', 'held', '0')
+  local made = redis.pcall(
+    'HSET', key, 'v', '1', 'epoch', ARGV[4], 'head', '0', 'floor', '0', 'origin', '0',
+    'run', run, 'breaks', '', 'held', '0'
+  )
   epoch, head, floor, origin, breaks, held, log[9] = ARGV[4], 0, 0, 0, '', 0, false
   -- If the log cannot be written, nothing can be published either. The name '0' is used until the
   -- log can be created.
@@ -182,7 +193,10 @@ else
       table.insert(all, text(head) .. ':' .. text(to))
       while #all > BREAKS do from = tonumber(string.match(table.remove(all, 1), '%d+$')) end
       local jumps = table.concat(all, ' ')
-      written = redis.pcall('HSET', key, 'head', text(to), 'run', run ~= '' and run or log[6], 'breaks', jumps, 'origin', text(from))
+      written = redis.pcall(
+        'HSET', key, 'head', text(to), 'run', run ~= '' and run or log[6],
+        'breaks', jumps, 'origin', text(from)
+      )
       if not refusal(written) then breaks, head, origin = jumps, to, from end
     end
   -- The permission for INFO was missing before.
@@ -209,10 +223,12 @@ end
 
 -- Writes the channel, together with the head and the bytes of the log.
 local function save(channel)
-  local age, latest = text(channel.age), channel.latest and '1' or '0'
-  local ended = channel.isEnded and '1' or '0'
-  local known = { text(channel.newest), text(channel.trimmed), text(channel.bytes), text(channel.maxEvents), text(channel.maxBytes), age, latest, ended }
-  return redis.pcall('HSET', key, 'head', text(head), 'held', text(held), 't:' .. channel.name, table.concat(known, ':'))
+  local fields = table.concat({
+    text(channel.newest), text(channel.trimmed), text(channel.bytes), text(channel.maxEvents),
+    text(channel.maxBytes), text(channel.age), flag(channel.latest), flag(channel.isEnded),
+  }, ':')
+  local name = 't:' .. channel.name
+  return redis.pcall('HSET', key, 'head', text(head), 'held', text(held), name, fields)
 end
 
 -- Marks all events of the channel as lost. Does not delete them.
@@ -229,16 +245,25 @@ local function find(name, known)
   known = known or redis.call('HGET', key, 't:' .. name)
   if not known then return nil end
   -- Version 0.1.0 wrote no `ended`.
-  local newest, trimmed, bytes, events, limit, age, latest, ended = string.match(known, '^(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):([01]):?([01]?)$')
+  local newest, trimmed, bytes, events, limit, age, latest, ended =
+    string.match(known, '^(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):([01]):?([01]?)$')
   local channel = {
-    name = name, stream = base .. ':s:' .. name,
-    newest = tonumber(newest) or head, trimmed = tonumber(trimmed) or head, bytes = tonumber(bytes) or 0,
-    maxEvents = tonumber(events) or 1, maxBytes = tonumber(limit) or 0, age = tonumber(age) or 0, latest = latest == '1', isEnded = ended == '1',
+    name = name,
+    stream = base .. ':s:' .. name,
+    newest = tonumber(newest) or head,
+    trimmed = tonumber(trimmed) or head,
+    bytes = tonumber(bytes) or 0,
+    maxEvents = tonumber(events) or 1,
+    maxBytes = tonumber(limit) or 0,
+    age = tonumber(age) or 0,
+    latest = latest == '1',
+    isEnded = ended == '1',
   }
   local length = redis.pcall('XLEN', channel.stream)
   channel.problem = refusal(length)
   channel.length = type(length) == 'number' and length or 0
-  if channel.length == 0 and (channel.bytes > 0 or channel.trimmed ~= channel.newest) then markAllLost(channel) end
+  local hasEvents = channel.bytes > 0 or channel.trimmed ~= channel.newest
+  if channel.length == 0 and hasEvents then markAllLost(channel) end
   return channel
 end
 
@@ -258,16 +283,21 @@ end
 -- Deletes the entries that exceed the limits of the channel, the oldest first. The entries are read
 -- in small groups, and deleted by one command. Returns nil, or the reason why some entries remain.
 local function trim(channel)
-  local ids, length, bytes, trimmed = {}, channel.length, channel.bytes, channel.trimmed
-  local from, count, isDone, problem, most = '-', 1, false, nil, mostEvents(channel)
   -- `length`, `bytes` and `trimmed` are the values after the deletion.
-  while not isDone and length > 0 and (length > most or bytes > channel.maxBytes or channel.age > 0) do
+  local ids, length, bytes, trimmed = {}, channel.length, channel.bytes, channel.trimmed
+  local most, maxBytes = mostEvents(channel), channel.maxBytes
+  local from, count, isDone, isEmpty, problem = '-', 1, false, false, nil
+  while not isDone and length > 0 and (length > most or bytes > maxBytes or channel.age > 0) do
     local some = redis.pcall('XRANGE', channel.stream, from, '+', 'COUNT', count)
     problem = refusal(some)
-    if problem or #some == 0 then break end
+    if problem then break end
+    -- XLEN counts entries that XRANGE does not return: the stream holds no (more) entries.
+    isEmpty = #some == 0
+    if isEmpty then break end
     for _, entry in ipairs(some) do
       local offset = offsetOf(entry)
-      isDone = length <= most and bytes <= channel.maxBytes and offset > trimmed and not isOld(channel, entry)
+      local isWithinLimits = length <= most and bytes <= maxBytes and not isOld(channel, entry)
+      isDone = isWithinLimits and offset > trimmed
       if not isDone and #ids >= deletions then
         isDone, problem = true, 'more than one call deletes'
       end
@@ -287,8 +317,7 @@ local function trim(channel)
     if length == 0 then bytes, channel.isEnded = 0, false end
     held = math.max(held - (channel.bytes - bytes), 0)
     channel.trimmed, channel.bytes, channel.length, channel.changed = trimmed, bytes, length, true
-  elseif channel.length > 0 and from == '-' and not isDone and not problem and (length > most or bytes > channel.maxBytes or channel.age > 0) then
-    -- XLEN counts entries that XRANGE does not return: the stream holds no entries.
+  elseif isEmpty then
     markAllLost(channel)
   end
   return problem
@@ -304,7 +333,11 @@ local function expire(channel)
     local middle = low + math.ceil((high - low) / 2)
     local some = redis.pcall('XRANGE', channel.stream, text(middle), '+', 'COUNT', 1)
     if refusal(some) then return end
-    if some[1] and isOld(channel, some[1]) then low = math.min(offsetOf(some[1]), high) else high = middle - 1 end
+    if some[1] and isOld(channel, some[1]) then
+      low = math.min(offsetOf(some[1]), high)
+    else
+      high = middle - 1
+    end
   end
   if low > channel.trimmed then channel.trimmed, channel.changed = low, true end
   if low == channel.newest then channel.isEnded = false end
@@ -322,7 +355,8 @@ end
 local function noteFollowed(channels)
   local names = {}
   for i, channel in ipairs(channels) do names[i] = topics .. ':c:' .. channel.name end
-  local counts = redis.pcall('PUBSUB', publish == 'SPUBLISH' and 'SHARDNUMSUB' or 'NUMSUB', unpack(names))
+  local subcommand = publish == 'SPUBLISH' and 'SHARDNUMSUB' or 'NUMSUB'
+  local counts = redis.pcall('PUBSUB', subcommand, unpack(names))
   if refusal(counts) then return end
   for i, channel in ipairs(channels) do channel.isFollowed = (tonumber(counts[2 * i]) or 0) > 0 end
 end
@@ -407,7 +441,7 @@ local function sweep()
     found = false
   end
   local isBusy = held > maxHistory or count > maxChannels
-  local state = cursor .. ':' .. (found and '1' or '0') .. ':' .. (isStrict and '1' or '0') .. ':' .. (isBusy and '1' or '0')
+  local state = table.concat({ cursor, flag(found), flag(isStrict), flag(isBusy) }, ':')
   local saved = redis.pcall('HSET', key, 'floor', text(floor), 'held', text(held), 'sweep', state)
   return refusal(saved)
 end
@@ -420,7 +454,8 @@ end
 --   +<offset> <channel>      an event was appended
 --   -<offset> <channel>      the channel was cleared up to this offset
 local function publishHeader(previous, lines, nonce)
-  return redis.pcall(publish, topics .. ':spine', '1 ' .. epoch .. ' ' .. text(previous) .. ' ' .. text(head) .. ' ' .. (nonce or '') .. lines)
+  local header = table.concat({ '1', epoch, text(previous), text(head), nonce or '' }, ' ')
+  return redis.pcall(publish, topics .. ':spine', header .. lines)
 end
 
 -- Returns nil if Redis accepts writes, otherwise the error text. Must be the first write of a call:
@@ -455,10 +490,19 @@ local function appendEntries(name, remembered, entries, isEnd, events, limit, ag
   local channel = find(name)
   local isNew = not channel
   if isNew then
-    channel = { name = name, stream = stream, newest = floor, trimmed = floor, bytes = 0, length = 0 }
+    channel = {
+      name = name,
+      stream = stream,
+      newest = floor,
+      trimmed = floor,
+      bytes = 0,
+      length = 0,
+    }
     -- A stream without a channel in the log belongs to an earlier log.
     local stale = redis.pcall('XLEN', stream)
-    if refusal(stale) and not string.find(stale.err, 'WRONGTYPE', 1, true) then return nil, stale.err end
+    if refusal(stale) and not string.find(stale.err, 'WRONGTYPE', 1, true) then
+      return nil, stale.err
+    end
     if stale ~= 0 then redis.pcall('UNLINK', stream) end
   elseif channel.problem then
     return nil, channel.problem
@@ -502,8 +546,12 @@ local function appendEntries(name, remembered, entries, isEnd, events, limit, ag
   redis.pcall('PEXPIRE', stream, age > 0 and age or IDLE)
   -- The event messages: metadata in the first line, then the body.
   for _, message in ipairs(messages) do
-    local metadata = { '1', epoch, text(message.offset), text(message.previous), text(now), text(math.min(channel.trimmed, message.offset - 1)), text(events), text(limit), text(age), latest and '1' or '0' }
-    redis.pcall(publish, topics .. ':c:' .. channel.name, table.concat(metadata, ' ') .. '\n' .. message.body)
+    local trimmed = math.min(channel.trimmed, message.offset - 1)
+    local metadata = table.concat({
+      '1', epoch, text(message.offset), text(message.previous), text(now), text(trimmed),
+      text(events), text(limit), text(age), flag(latest),
+    }, ' ')
+    redis.pcall(publish, topics .. ':c:' .. channel.name, metadata .. '\n' .. message.body)
   end
   return lastId, nil, isNew
 end
@@ -565,7 +613,8 @@ if operation == 'append' then
   for i = 12, #ARGV, 10 do
     local name, publishKey, body, size = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
     local remembered = publishKey ~= '' and base .. ':k:' .. name .. '\n' .. publishKey
-    local id, problem, isUnknown, firstEnd = remembered and redis.pcall('GET', remembered), nil, false, nil
+    local id = remembered and redis.pcall('GET', remembered)
+    local problem, isUnknown, firstEnd = nil, false, nil
     if refusal(id) then
       id, problem = nil, id.err
     -- Without history, an event has no offset and no header.
@@ -585,10 +634,14 @@ if operation == 'append' then
         end
       end
     elseif not id then
-      local limit, endSize, entries, isNew = math.min(tonumber(ARGV[i + 5]), maxHistory), ARGV[i + 8], {}, nil
+      local events, limit = tonumber(ARGV[i + 4]), math.min(tonumber(ARGV[i + 5]), maxHistory)
+      local age, latest, endSize = tonumber(ARGV[i + 6]), ARGV[i + 7] == '1', ARGV[i + 8]
+      local entries, isNew = {}, nil
       if body ~= '' then entries[1] = { body, size } end
       if endSize ~= '' then entries[#entries + 1] = { END, tonumber(endSize) } end
-      id, problem, isNew, isUnknown, firstEnd = appendEntries(name, remembered, entries, endSize ~= '', tonumber(ARGV[i + 4]), limit, tonumber(ARGV[i + 6]), ARGV[i + 7] == '1')
+      id, problem, isNew, isUnknown, firstEnd = appendEntries(
+        name, remembered, entries, endSize ~= '', events, limit, age, latest
+      )
       isMore = isMore or isNew
       if id and endSize ~= '' then dropLease(name) end
       if id and ARGV[i + 9] ~= '' then onHolderPublished(name, ARGV[i + 9]) end
@@ -791,16 +844,16 @@ local unknown = { text(floor), text(floor), '0', '0', '1', '0', '0', '0', '', '0
 -- latest), error text, whether more entries follow, whether the channel has ended, and the entries.
 local function summary(channel, isMore, found)
   local length = channel.trimmed < channel.newest and channel.length or 0
-  local known = {
-    text(channel.newest), text(channel.trimmed), text(channel.bytes), text(length), text(channel.maxEvents), text(channel.maxBytes),
-    text(channel.age), channel.latest and '1' or '0', channel.problem or '', isMore and '1' or '0',
-    channel.isEnded and '1' or '0',
+  local answer = {
+    text(channel.newest), text(channel.trimmed), text(channel.bytes), text(length),
+    text(channel.maxEvents), text(channel.maxBytes), text(channel.age), flag(channel.latest),
+    channel.problem or '', flag(isMore), flag(channel.isEnded),
   }
-  for _, part in ipairs(found) do table.insert(known, part) end
-  return known
+  for _, part in ipairs(found) do table.insert(answer, part) end
+  return answer
 end
 
--- The beginning of the answer to a query; answers[6] is the offset of the last entry of a page.
+-- The first fields of the answer to a query; answers[6] is the offset of the last entry of a page.
 local answers = { epoch, text(head), text(origin), breaks, text(now), '' }
 
 -- page: a page of several channels, merged by offset.
