@@ -19,11 +19,11 @@ const TIMING = { timeout: 2_000, probe: 200, linger: 60_000, wait: { min: 5, max
 const LOG = '{restores}:log';
 const STREAM = '{restores}:s:a';
 
-function brokerAt(url: string): RedisBroker {
+function brokerAt(url: string, timeout: number = TIMING.timeout): RedisBroker {
   return new RedisBroker(
     ownConnection(url, 1_000, () => {}),
     'restores',
-    TIMING,
+    { ...TIMING, timeout },
   );
 }
 
@@ -272,7 +272,7 @@ describe('a restored, read-only log lacks events', () => {
   }
 
   test('that a node has published: the node serves new and returning clients', async () => {
-    const broker = brokerAt(redis.url);
+    const broker = brokerAt(redis.url, 10_000);
     const channels = createChannels({ broker });
     await using server = await serveStreams((stream) => stream.subscribe('a', { since: 'start' }), {
       channels,
@@ -312,7 +312,7 @@ describe('a restored, read-only log lacks events', () => {
 
   test('whose messages a node waits for: the waits end at the head of the log', async () => {
     await using relay = await startRelay(redis.port);
-    await using there = new Node(brokerAt(redis.url));
+    await using there = new Node(brokerAt(redis.url, 10_000));
     await using here = new Node(messagesThrough(relay.url));
     const kept = parseCursor((await there.publish('a', 'kept')).id) as Cursor;
     await here.broker.position(kept);
@@ -340,7 +340,7 @@ describe('a restored, read-only log lacks events', () => {
   test('that a node waits for while it loads older events: readers get what the log has', async () => {
     await using relay = await startRelay(redis.port);
     const steps = new Steps();
-    await using there = new Node(brokerAt(redis.url));
+    await using there = new Node(brokerAt(redis.url, 10_000));
     await using here = new Node(messagesThrough(relay.url, steps));
     const history = { ...LIMITS, events: 2 };
     await there.publish('a', 'kept 1', { history });
