@@ -155,7 +155,7 @@ export interface Broker {
   unlisten(channel: string): void;
   /**
    * The position of this node in the log: the place up to which it has received entries. This place
-   * is never before an entry that the node has appended itself.
+   * is never before an entry that the node has appended itself, unless the log has lost the entry.
    * @param atLeast the cursor of a client. The answer comes when this node has reached the cursor.
    * If the head of the log is before the cursor, the answer is the head of the log
    * @param signal ends the wait: the promise rejects at once with the reason of the signal, and its

@@ -305,7 +305,8 @@ test('the watchdog reports a node that makes no progress and restarts it', async
   const log = new LocalLog(0, () => subscription.isOpen, report);
   const subscription: LogSubscription = new LogSubscription(connection, client, log, timing, {
     failures: { report, warnUnreachable: () => {} },
-    onProgress: () => {},
+    onOpened: () => {},
+    onHeader: () => {},
     onInterrupted: () => {},
   });
   const running = subscription.run();

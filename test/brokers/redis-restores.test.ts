@@ -1,6 +1,7 @@
 /** A Redis that goes back to a snapshot more than once: no id is used twice, each loss is reported. */
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { appendFileSync } from 'node:fs';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { createChannels, type Cursor } from '../../src/index.ts';
 import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
 import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
@@ -11,19 +12,36 @@ import { ReaderNode } from '../support/redis-readers.ts';
 import { startRedis, type RedisClient, type RedisServer } from '../support/redis-server.ts';
 import { Steps } from '../support/redis-steps.ts';
 import { startRelay } from '../support/relay.ts';
-import { until } from '../support/wait.ts';
-import { Node } from './contract.ts';
+import { until, within } from '../support/wait.ts';
+import { LIMITS, Node } from './contract.ts';
 
 const TIMING = { timeout: 2_000, probe: 200, linger: 60_000, wait: { min: 5, max: 100 } };
 const LOG = '{restores}:log';
 const STREAM = '{restores}:s:a';
 
-function brokerAt(url: string): RedisBroker {
+function brokerAt(url: string, timeout: number = TIMING.timeout): RedisBroker {
   return new RedisBroker(
     ownConnection(url, 1_000, () => {}),
     'restores',
-    TIMING,
+    { ...TIMING, timeout },
   );
+}
+
+/** A node whose messages go through a relay. Its commands and their answers do not. */
+function messagesThrough(url: string, steps: Steps = new Steps()): RedisBroker {
+  const line = ownConnection(url, 1_000, () => {});
+  const own = ownConnection(redis.url, 1_000, () => {});
+  const connection = { ...own, subscriber: () => line.subscriber() };
+  return new RedisBroker(steps.connection(connection), 'restores', {
+    ...TIMING,
+    // The node does not notice that messages are missing.
+    timeout: 10_000,
+    probe: 10_000,
+  });
+}
+
+function offsetOf(id: string): number {
+  return (parseCursor(id) as Cursor).offset;
 }
 
 /** Publishes from a process that has seen nothing of the log. @returns the ids */
@@ -63,6 +81,18 @@ async function save(): Promise<void> {
 async function crash(): Promise<void> {
   await redis.kill9();
   await redis.restart();
+}
+
+/** Redis comes back older, and refuses writes: nobody can record that it has gone back. */
+async function crashToReadOnly(): Promise<void> {
+  await redis.kill9();
+  appendFileSync(`${redis.dir}/redis.conf`, '\nmin-replicas-to-write 1\n');
+  await redis.restart();
+}
+
+async function allowWrites(): Promise<void> {
+  const client = await redis.client();
+  await client.sendCommand(['CONFIG', 'SET', 'min-replicas-to-write', '0']);
 }
 
 describe('Redis goes back twice to the same snapshot', () => {
@@ -217,11 +247,8 @@ test('streams are live again, also if a heal that failed had passed on what Redi
     await node.publish('a', 'lost 3');
     crashed = (async () => {
       await until('the first event', () => broker.head > headBefore);
-      // Redis comes back older, and refuses writes: nobody can record that it has gone back.
-      await redis.kill9();
-      appendFileSync(`${redis.dir}/redis.conf`, '\nmin-replicas-to-write 1\n');
       relay.dropNone();
-      await redis.restart();
+      await crashToReadOnly();
     })();
   });
   const headBefore = broker.head;
@@ -234,4 +261,114 @@ test('streams are live again, also if a heal that failed had passed on what Redi
     return state === 'open' && channels.stats().behind === 0;
   });
   await channels.close();
+});
+
+describe('a restored, read-only log lacks events', () => {
+  /** Waits until the node has noticed the failure and is open again. */
+  async function untilOpenAgain(node: Node, interruptions: number): Promise<void> {
+    await until('the node to be open again', () => {
+      return node.interruptions > interruptions && node.broker.state === 'open';
+    });
+  }
+
+  test('that a node has published: the node serves new and returning clients', async () => {
+    const broker = brokerAt(redis.url, 10_000);
+    const channels = createChannels({ broker });
+    await using server = await serveStreams((stream) => stream.subscribe('a', { since: 'start' }), {
+      channels,
+    });
+    const kept = await channels.publish('a', 'kept');
+    await save();
+    const lost = await channels.publish('a', 'lost');
+    await until('the lost event on the node', () => broker.head === offsetOf(lost.id));
+    await redis.kill9();
+    await until('the node to notice', () => broker.state === 'broken');
+    await crashToReadOnly();
+    await until('the node to be open', () => broker.state === 'open');
+    expect(await channels.cursor()).toBe(kept.id);
+    expect((await channels.read('a')).events.map(({ data }) => data)).toEqual(['kept']);
+    const resuming = (id: string) => read(server.url, { headers: { 'Last-Event-ID': id } });
+    using fresh = await read(server.url);
+    using behind = await resuming(kept.id);
+    using beyond = await resuming(lost.id);
+    expect(await fresh.next()).toMatchObject({ id: kept.id, data: 'kept' });
+    expect(await beyond.next()).toMatchObject({ event: 'sse:gap' });
+    expect(await beyond.next()).toMatchObject({ id: kept.id, data: 'kept' });
+    await until('the checkpoint', () => behind.checkpoints.length > 0);
+    expect([behind.checkpoints, behind.events]).toEqual([[kept.id], []]);
+    await expect(channels.publish('a', 'refused')).rejects.toThrow('not accepted');
+    await allowWrites();
+    // The node still knows what was lost, so the log jumps, and no id is used twice.
+    const { id } = await channels.publish('a', 'new');
+    expect(offsetOf(id)).toBeGreaterThan(offsetOf(lost.id) + 2 ** 32);
+    for (const reader of [fresh, behind, beyond]) {
+      expect(await reader.next()).toMatchObject({ id, data: 'new' });
+    }
+    expect(await channels.cursor()).toBe(id);
+    using later = await resuming(lost.id);
+    expect(await later.next()).toMatchObject({ event: 'sse:gap' });
+    await channels.close();
+  });
+
+  test('whose messages a node waits for: the waits end at the head of the log', async () => {
+    await using relay = await startRelay(redis.port);
+    await using there = new Node(brokerAt(redis.url, 10_000));
+    await using here = new Node(messagesThrough(relay.url));
+    const kept = parseCursor((await there.publish('a', 'kept')).id) as Cursor;
+    await here.broker.position(kept);
+    await save();
+    relay.stall('replies');
+    const others = parseCursor((await there.publish('a', 'lost')).id) as Cursor;
+    const { signal } = new AbortController();
+    const waits = [here.broker.position(others, signal)];
+    const own = parseCursor((await here.publish('a', 'lost')).id) as Cursor;
+    waits.push(here.broker.position(undefined, signal), here.broker.position(own, signal));
+    await crashToReadOnly();
+    relay.flow();
+    // A client with one of the cursors is beyond the head, so it has a gap.
+    for (const wait of waits) {
+      expect(await within('a wait', Promise.resolve(wait))).toEqual(kept);
+    }
+    expect(await here.broker.position()).toEqual(kept);
+    expect(await here.data('a')).toEqual(['kept']);
+    await allowWrites();
+    const { id } = await here.publish('a', 'new');
+    expect(await here.broker.position()).toEqual(parseCursor(id));
+    expect(await isGap(redis.url, `${own.epoch}.${own.offset}`)).toBe(true);
+  });
+
+  test('that a node waits for while it loads older events: readers get what the log has', async () => {
+    await using relay = await startRelay(redis.port);
+    const steps = new Steps();
+    await using there = new Node(brokerAt(redis.url, 10_000));
+    await using here = new Node(messagesThrough(relay.url, steps));
+    const history = { ...LIMITS, events: 2 };
+    await there.publish('a', 'kept 1', { history });
+    const { id } = await there.publish('a', 'kept 2', { history });
+    await here.listen('a');
+    await here.broker.position(parseCursor(id));
+    await save();
+    let queries = 0;
+    let isAnswered = false;
+    steps.watch(async (index, phase) => {
+      if (steps.made[index] !== 'send 2') return;
+      // The sizes, then the events.
+      if (phase === 'before' && ++queries === 2) {
+        relay.stall('replies');
+        // The answer says that the first event is deleted, because of an event that Redis loses.
+        await there.publish('a', 'lost', { history });
+      } else if (phase === 'after' && queries === 2) isAnswered = true;
+    });
+    const page = here.broker.read(['a'], 0, 1_000, new AbortController().signal);
+    await until('the answer', () => isAnswered);
+    await nextTurn();
+    const { interruptions } = here;
+    await crashToReadOnly();
+    relay.flow();
+    await untilOpenAgain(here, interruptions);
+    const { entries, complete, trimmed } = await within('the page', Promise.resolve(page));
+    expect(entries.map(({ data }) => data)).toEqual(['kept 1', 'kept 2']);
+    expect([complete, trimmed]).toEqual([true, [0]]);
+    expect(await here.data('a')).toEqual(['kept 1', 'kept 2']);
+  });
 });

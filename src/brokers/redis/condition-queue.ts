@@ -31,8 +31,9 @@ export class ConditionQueue {
   }
 
   /**
-   * Waits until the node is open and has reached the offset. When the caller continues, the node
-   * may no longer be open, so the caller has to check the state itself.
+   * Waits until the node is open and has reached the offset, or has healed. When the caller
+   * continues, the node may not have reached the offset, or may no longer be open, so the caller
+   * has to check the state itself.
    * @param signal rejects the wait at once when aborted, and releases its memory
    * @returns a promise that also rejects when the queue is closed
    */
@@ -56,21 +57,23 @@ export class ConditionQueue {
     return waiter.deferred.promise;
   }
 
-  /** The node is open and has reached this offset. */
+  /** The node, which is open, has reached this offset. */
   reach(offset: number): void {
     this.#reached = offset;
     this.#resolveSome();
   }
 
   /**
-   * Another log has replaced the log, so the offsets of the waits have no meaning: every wait
-   * resolves when the node is open.
+   * The node has healed, and is open at this offset. Every wait resolves: another log may have
+   * replaced the log, or the log may have gone back, and then the offset of a wait may never be
+   * reached.
    */
-  forgetOffsets(): void {
+  reopen(offset: number): void {
     for (const waiter of this.#heap) waiter.offset = 0;
+    this.reach(offset);
   }
 
-  /** The node may have missed something: nothing resolves until {@link reach} is called again. */
+  /** The node may have missed something: nothing resolves until {@link reopen} is called. */
   interrupt(): void {
     this.#reached = -1;
   }

@@ -166,6 +166,7 @@ export class HealingAttempt {
     const { client, log, probes } = this.#context;
     const nonce = probes.createNonce();
     const queries = this.#queriesFor(channels.slice(0, CHANNELS_PER_QUERY));
+    log.tracker.reads++;
     const query = client.look(queries, nonce, Infinity, 0, this.signal);
     const arrival = probes.wait(nonce, connection, query, ({ epoch, head }) => {
       this.#early = new EarlyMessages(epoch, head, (channel) => log.isExpected(channel));

@@ -134,7 +134,8 @@ export class HistoryLoader {
         // The answer is newer than the messages so far. It may say that events are deleted because
         // newer events replaced them, so wait until the newer events are applied.
         await this.#conditions.until(snapshot.head, undefined);
-        if (snapshot.epoch !== this.#cache.epoch) return;
+        // The log was replaced or has gone back. The events that are not loaded stay in Redis.
+        if (snapshot.epoch !== this.#cache.epoch || snapshot.head > this.#tracker.head) return;
       }
       const unfinished: ChannelLoad[] = [];
       for (const [index, load] of batch.entries()) {

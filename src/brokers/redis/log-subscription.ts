@@ -37,8 +37,10 @@ import type { Timing } from './timing.ts';
 /** The interface that a {@link LogSubscription} needs of its owner. */
 export interface LogSubscriptionHost {
   readonly failures: Pick<FailureReporter, 'report' | 'warnUnreachable'>;
-  /** The node is open, or has received a header. */
-  onProgress(): void;
+  /** The node has healed, and is open. */
+  onOpened(): void;
+  /** The node, which is open, has received a header. */
+  onHeader(): void;
   /** Messages may be missing. */
   onInterrupted(): void;
 }
@@ -236,7 +238,7 @@ export class LogSubscription implements ChannelSubscriberHost {
   #open(): void {
     this.state = 'open';
     this.#lastMessageAt = performance.now();
-    this.#host.onProgress();
+    this.#host.onOpened();
     this.#resolveNext();
     void this.#subscriber.subscribePending();
   }
@@ -305,7 +307,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     if (this.isOpen) {
       const problem = this.#applyMessage(message);
       if (problem !== undefined) this.#break(new Error(problem));
-      else if ('header' in message) this.#host.onProgress();
+      else if ('header' in message) this.#host.onHeader();
     } else {
       this.#attempt?.addMessage(message);
     }

@@ -7,6 +7,12 @@ import type { LogSubscription } from './log-subscription.ts';
 import type { SequenceTracker } from './sequence-tracker.ts';
 import type { SharedQueries } from './shared-queries.ts';
 
+/** The head of the log after the last append of this node. */
+interface LastAppend extends Cursor {
+  /** Value of `SequenceTracker.reads` when the append was answered. */
+  readonly reads: number;
+}
+
 /** Implements `Broker.position()`. */
 export class PositionReader {
   readonly #client: LogClient;
@@ -14,8 +20,7 @@ export class PositionReader {
   readonly #subscription: LogSubscription;
   readonly #conditions: ConditionQueue;
   readonly #queries: SharedQueries;
-  // The head of the log after the last append of this node.
-  #appended: Cursor = { epoch: '', offset: 0 };
+  #appended: LastAppend = { epoch: '', offset: 0, reads: 0 };
   // The pending query for the head of the log, and the next query.
   #headQuery: Promise<LogSnapshot> | undefined;
   #nextHeadQuery: Promise<LogSnapshot> | undefined;
@@ -46,6 +51,7 @@ export class PositionReader {
     this.#appended = {
       epoch,
       offset: isSameLog ? Math.max(offset, this.#appended.offset) : offset,
+      reads: this.#tracker.reads,
     };
     if (epoch !== this.#tracker.epoch) this.#subscription.onOtherLog(epoch);
   }
@@ -55,8 +61,8 @@ export class PositionReader {
    * that this node has appended
    */
   current(atLeast: Cursor | undefined): Cursor | undefined {
-    if (!this.#hasReached(this.#appended)) return undefined;
-    if (atLeast !== undefined && !this.#hasReached(atLeast)) return undefined;
+    if (!this.#hasReached(this.#awaitedOffset(this.#appended))) return undefined;
+    if (atLeast !== undefined && !this.#hasReached(this.#offsetOf(atLeast))) return undefined;
     return this.#tracker.position();
   }
 
@@ -69,9 +75,11 @@ export class PositionReader {
     // Later appends must not delay the answer.
     const appended = this.#appended;
     for (;;) {
-      await this.#conditions.until(this.#offsetOf(appended), signal);
-      if (!this.#hasReached(appended)) continue;
-      if (atLeast === undefined || this.#hasReached(atLeast)) return this.#tracker.position();
+      await this.#conditions.until(this.#awaitedOffset(appended), signal);
+      if (!this.#hasReached(this.#awaitedOffset(appended))) continue;
+      if (atLeast === undefined || this.#hasReached(this.#offsetOf(atLeast))) {
+        return this.#tracker.position();
+      }
       const epochBefore = this.#tracker.epoch;
       const snapshot = await this.#queries.answerOrPause(this.#queryHead(), signal);
       if (snapshot !== undefined) this.#queries.checkEpoch(snapshot.epoch, epochBefore);
@@ -81,9 +89,17 @@ export class PositionReader {
     }
   }
 
-  /** Whether the node is open and has reached the cursor. */
-  #hasReached(cursor: Cursor): boolean {
-    return this.#subscription.isOpen && this.#offsetOf(cursor) <= this.#tracker.head;
+  /** Whether the node is open and has reached the offset. */
+  #hasReached(offset: number): boolean {
+    return this.#subscription.isOpen && offset <= this.#tracker.head;
+  }
+
+  /**
+   * @returns the offset that this node has to reach after the append. If the node has read the log
+   * since, it has read the events, or the log has gone back and has lost them
+   */
+  #awaitedOffset(appended: LastAppend): number {
+    return appended.reads < this.#tracker.reads ? 0 : this.#offsetOf(appended);
   }
 
   /** A cursor of another log counts as reached at once: then the caller checks the log again. */

@@ -55,8 +55,6 @@ export class RedisBroker implements Broker {
   readonly #pages: PageReader;
   readonly #publishQueue: PublishQueue;
   readonly #leases: Leases;
-  // The epoch of the log whose offsets the conditions wait for.
-  #conditionsEpoch = '';
   #running: Promise<void> = Promise.resolve();
   #closing: Promise<void> | undefined;
 
@@ -79,7 +77,8 @@ export class RedisBroker implements Broker {
     const log = new LocalLog(inUse, isOpen, (error) => failures.report(error));
     const subscription = new LogSubscription(connection, client, log, timing, {
       failures,
-      onProgress: () => this.#onProgress(),
+      onOpened: () => this.#onOpened(),
+      onHeader: () => this.#onHeader(),
       onInterrupted: () => this.#onInterrupted(),
     });
     connection.onReplaced?.(() =>
@@ -223,13 +222,16 @@ export class RedisBroker implements Broker {
     this.#failures.report(error);
   }
 
-  /** Called when the node is open or has received a header: resolves the waits up to its offset. */
-  #onProgress(): void {
+  /** Called when the node has healed: resolves all waits. */
+  #onOpened(): void {
     this.#failures.clear();
-    const { epoch, head } = this.#log.tracker;
-    if (epoch !== this.#conditionsEpoch) this.#conditions.forgetOffsets();
-    this.#conditionsEpoch = epoch;
-    this.#conditions.reach(head);
+    this.#conditions.reopen(this.#log.tracker.head);
+  }
+
+  /** Called when the node has received a header: resolves the waits up to its offset. */
+  #onHeader(): void {
+    this.#failures.clear();
+    this.#conditions.reach(this.#log.tracker.head);
   }
 
   /** Called when messages may be missing: no wait resolves until the node has healed. */

@@ -52,6 +52,11 @@ export class SequenceTracker {
   epoch = '';
   /** Offset up to which no message is missing. */
   head = 0;
+  /**
+   * Number of times that the node has begun to read the log, to heal. When the node is open, the
+   * last read has succeeded.
+   */
+  reads = 0;
   // The highest offset of this log that was reached before the log went back.
   #highest = 0;
   // Events whose header has not arrived, by offset.
