@@ -46,6 +46,7 @@ export interface LogSubscriptionHost {
 /** The subscription of one node to the log of its registry. */
 export class LogSubscription implements ChannelSubscriberHost {
   state: BrokerState = 'connecting';
+  readonly logCheck: LogCheck;
   readonly #redis: RedisConnection;
   readonly #client: LogClient;
   readonly #log: LocalLog;
@@ -53,7 +54,6 @@ export class LogSubscription implements ChannelSubscriberHost {
   readonly #host: LogSubscriptionHost;
   readonly #subscriber: ChannelSubscriber;
   readonly #probes: Probes;
-  readonly #logCheck: LogCheck;
   // Aborted by `close()`.
   readonly #closed = new AbortController();
   // Undefined while the node is not connected, and between attempts to connect.
@@ -86,7 +86,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     this.#host = host;
     this.#subscriber = new ChannelSubscriber(client, log, this);
     this.#probes = new Probes(client, timing.timeout);
-    this.#logCheck = new LogCheck(client, log.tracker, this.#closed.signal, this);
+    this.logCheck = new LogCheck(client, log.tracker, this.#closed.signal, this);
     // Each pause adds a listener, and each pending query may be in a pause: this is not a leak.
     setMaxListeners(0, this.#closed.signal);
   }
@@ -339,7 +339,7 @@ export class LogSubscription implements ChannelSubscriberHost {
       return undefined;
     }
     if (message.header.epoch === tracker.epoch) return tracker.applyHeader(message.header);
-    void this.#logCheck.run(message.header.epoch);
+    void this.logCheck.run(message.header.epoch);
     return undefined;
   }
 
