@@ -1,4 +1,5 @@
 /** Revoking, on two nodes that share a log in Redis. */
+import { appendFileSync } from 'node:fs';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
@@ -208,6 +209,41 @@ describe('an event of a channel without history', () => {
       expect(there.events.stats().closed).toEqual({ revoked: 1 });
     },
   );
+
+  test('does not reach an identity whose revocation Redis has lost, if it is the first to record the loss', async () => {
+    await using relay = await startRelay(redis.port);
+    const timing = { ...TIMING, probe: 60_000 };
+    await node.close();
+    node = makeNode(redis.url, options, timing);
+    other = makeNode(relay.url, options, timing);
+    await using here = await serveUsers(node);
+    await using there = await serveUsers(other, { authorize: () => false });
+    await using open = await serveStreams((stream) => other.subscribe(stream, 'x'));
+    const reader = await read(`${there.url}/?user=ann`);
+    using anyone = await read(open.url);
+    await until('the streams', () => other.stats().subscriptions >= 3);
+    await node.publish('a', 'kept');
+    await until('the event', () => reader.events.length === 1);
+    const client = await redis.client();
+    await client.sendCommand(['SAVE']);
+    relay.sever();
+    await untilState(other, 'broken');
+    await here.events.revoke('ann');
+    // Redis comes back older, and refuses writes: nobody can record that it has gone back.
+    await redis.kill9();
+    appendFileSync(`${redis.dir}/redis.conf`, '\nmin-replicas-to-write 1\n');
+    await redis.restart();
+    await untilState(node, 'open');
+    relay.mend();
+    await untilState(other, 'open');
+    await until('the stream to be live', () => other.stats().behind === 0);
+    expect(reader.ended).toBe(false);
+    await client.sendCommand(['CONFIG', 'SET', 'min-replicas-to-write', '0']);
+    await publishAndSee('secret', anyone);
+    await reader.end();
+    expect(reader.text).not.toContain('secret');
+    expect(there.events.stats().closed).toEqual({ revoked: 1 });
+  });
 
   test('reaches a stream with identity while another registry uses the prefix', async () => {
     makeOther(60_000);

@@ -65,8 +65,8 @@ export class LogSubscription implements ChannelSubscriberHost {
   // Resolved when the next message has been processed, or the node has opened.
   #next: Deferred<void> | undefined;
   #timer: NodeJS.Timeout | undefined;
-  // Times in ms of the last message, and of the last change to a state other than 'open'.
-  #lastMessageAt = 0;
+  // Times in ms of the last header of the log, and of the last change to a state other than 'open'.
+  #lastHeaderAt = 0;
   #brokenAt = performance.now();
   // Ticks of the timer since the last step of an attempt.
   #idleTicks = 0;
@@ -227,7 +227,7 @@ export class LogSubscription implements ChannelSubscriberHost {
   /** Enters the state `'open'`. Called by an attempt when it has read everything. */
   #open(): void {
     this.state = 'open';
-    this.#lastMessageAt = performance.now();
+    this.#lastHeaderAt = performance.now();
     this.#host.onProgress();
     this.#resolveNext();
     void this.#subscriber.subscribePending();
@@ -290,7 +290,6 @@ export class LogSubscription implements ChannelSubscriberHost {
    * @param channel `undefined` for a header
    */
   #onMessage(channel: string | undefined, text: string): void {
-    this.#lastMessageAt = performance.now();
     const message =
       channel === undefined ? this.#parseHeader(text) : this.#parseEvent(channel, text);
     if (message === undefined) return;
@@ -313,6 +312,8 @@ export class LogSubscription implements ChannelSubscriberHost {
   #parseHeader(text: string): LogMessage {
     const header = parseHeader(text);
     if (header === undefined) return { problem: 'a header cannot be read' };
+    // An event without history has no header, so its arrival does not show that headers arrive.
+    if (header.epoch === this.#log.tracker.epoch) this.#lastHeaderAt = performance.now();
     this.#probes.onHeader(header);
     return { header };
   }
@@ -352,7 +353,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     if (subscribed.length > 0) {
       this.#connection?.unsubscribe(subscribed.map(({ channel }) => channel));
     }
-    const isSilent = now - this.#lastMessageAt >= this.#timing.probe;
+    const isSilent = now - this.#lastHeaderAt >= this.#timing.probe;
     if (!this.isOpen) this.#watch();
     else if (isSilent && !this.#isProbing) void this.#probe();
   }
@@ -390,7 +391,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     if (isErrorReply(error)) {
       // Redis has refused the query, which does not show that the connection has failed.
       this.report(error);
-      this.#lastMessageAt = performance.now();
+      this.#lastHeaderAt = performance.now();
       return;
     }
     this.onConnectionFailed(error);

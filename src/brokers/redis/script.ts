@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: '3ccce9ec090eebd286612f40fba529fb80bfa55f',
+  sha: 'd6c698fc9203d02c51a7d423084782693665b9ce',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -425,9 +425,15 @@ end
 --   1 <epoch> <previous> <head> <nonce>
 --   +<offset> <channel>      an event was appended
 --   -<offset> <channel>      the channel was cleared up to this offset
+--
+-- A header without changes is a probe, or announces a new log or a jump.
 local function publishHeader(previous, lines, nonce)
   return redis.pcall(publish, topics .. ':spine', '1 ' .. epoch .. ' ' .. text(previous) .. ' ' .. text(head) .. ' ' .. (nonce or '') .. lines)
 end
+
+-- Announce a new log, or that the log has gone back, before the messages of the call: revocations may
+-- be lost, and events without history have no header. A node that receives this header heals.
+if written and not refusal(written) then publishHeader(head, '') end
 
 -- Returns nil if Redis accepts writes, otherwise the error text. Must be the first write of a call:
 -- see the head of this file.
