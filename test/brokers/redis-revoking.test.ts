@@ -1,15 +1,22 @@
 /** Revoking, on two nodes that share a log in Redis. */
-import { appendFileSync } from 'node:fs';
-import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { appendFileSync } from 'node:fs';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { LocalLog } from '../../src/brokers/redis/local-log.ts';
+import { LogCheck, type LogCheckHost } from '../../src/brokers/redis/log-check.ts';
+import { LogClient } from '../../src/brokers/redis/log-client.ts';
 import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
 import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
-import { deferred } from '../../src/common/async.ts';
+import type { SubscriberConnection } from '../../src/brokers/redis/subscriber-connection.ts';
 import type { Timing } from '../../src/brokers/redis/timing.ts';
+import { deferred } from '../../src/common/async.ts';
+import { parseCursor } from '../../src/protocol/cursor.ts';
 import {
   createChannels,
   type Channels,
   type ChannelsOptions,
+  type Cursor,
   type SseOptions,
 } from '../../src/index.ts';
 import { serveUsers, testRevoking } from '../promises/revoking.ts';
@@ -20,6 +27,8 @@ import { startRedis, type RedisServer } from '../support/redis-server.ts';
 import { Steps } from '../support/redis-steps.ts';
 import { startRelay, type Relay } from '../support/relay.ts';
 import { until } from '../support/wait.ts';
+
+type Mutable<T> = { -readonly [K in keyof T]: T[K] };
 
 const nodes = new RedisNodes();
 beforeAll(() => nodes.start());
@@ -243,6 +252,40 @@ describe('an event of a channel without history', () => {
     await reader.end();
     expect(reader.text).not.toContain('secret');
     expect(there.events.stats().closed).toEqual({ revoked: 1 });
+  });
+
+  test('does not reach an identity before the node has healed, if a header of a new log arrives during a heal', async () => {
+    other = makeNode(redis.url, options);
+    const { epoch } = parseCursor(await other.cursor()) as Cursor;
+    const connection = ownConnection(redis.url, 500, () => {});
+    const seen = (): Cursor => ({ epoch: '', offset: 0 });
+    const client = new LogClient(connection, 'revoking', 2_000, seen, () => {});
+    const log = new LocalLog(
+      0,
+      () => false,
+      () => {},
+    );
+    // The heal has read the log before it was replaced.
+    log.tracker.reset('before', 5);
+    const healed: string[] = [];
+    let pauses = 0;
+    const host: Mutable<LogCheckHost> = {
+      openConnection: undefined,
+      onOtherLog: (name) => void (host.openConnection !== undefined && healed.push(name)),
+      report: () => {},
+      pause: async () => {
+        pauses++;
+        await nextTurn();
+      },
+    };
+    const check = new LogCheck(client, log.tracker, new AbortController().signal, host);
+    const running = check.run(epoch);
+    await until('an answer', () => pauses > 0);
+    expect([check.isInDoubt, healed]).toEqual([true, []]);
+    host.openConnection = {} as SubscriberConnection;
+    await running;
+    expect([check.isInDoubt, healed]).toEqual([false, [epoch]]);
+    connection.close();
   });
 
   test('reaches a stream with identity while another registry uses the prefix', async () => {
