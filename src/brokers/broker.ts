@@ -129,6 +129,13 @@ export interface Broker {
   readonly state: BrokerState;
   /** Offset up to which this node has received all entries of the channels that it listens to. */
   readonly head: number;
+  /**
+   * Whether another log may have replaced the log, with revocations that this node has not
+   * received. It ends when the node has found that out; if the log is another one,
+   * {@link Receiver.interrupted} has been called by then.
+   * @defaultValue `false`
+   */
+  readonly isInDoubt?: boolean;
   /** Number and bytes of the events in the memory of this node. */
   readonly held: { readonly events: number; readonly bytes: number };
   /**

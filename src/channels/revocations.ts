@@ -88,9 +88,12 @@ export class Revocations implements RevocationSource {
     this.#abort.abort();
   }
 
-  /** Whether this node has all revocations that precede the entries that it has received. */
+  /**
+   * Whether this node has all revocations that precede the entries that it receives now, also those
+   * of channels without history.
+   */
   get isCurrent(): boolean {
-    return this.#isCurrent;
+    return this.#isCurrent && this.#broker.isInDoubt !== true;
   }
 
   /** Whether this node has all revocations up to the offset. */

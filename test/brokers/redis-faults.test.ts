@@ -252,6 +252,23 @@ describe('a node of a Redis registry misses no event', () => {
     expect(relay.dropped).toHaveLength(2);
   });
 
+  test('when a header is lost, while events without history arrive all the time', async () => {
+    await using redis = await startRedis();
+    await using relay = await startRelay(redis.port);
+    await using there = new ReaderNode(redis.url, { probe: 60_000 });
+    await using here = await new ReaderNode(relay.url).follow();
+    // The node does not follow the channel any more, and receives its events for a while.
+    await here.broker.listen('b');
+    here.broker.unlisten('b');
+    relay.dropNext(({ topic }) => topic.endsWith(':spine'));
+    await there.publish('a', '1');
+    await until('the event', async () => {
+      await there.publish('b', 'now', { history: false });
+      return here.delivered.includes('1');
+    });
+    expect([here.delivered, here.gaps]).toEqual([['1'], 0]);
+  });
+
   test('when its connection is open but receives nothing', async () => {
     await using redis = await startRedis();
     await using relay = await startRelay(redis.port);

@@ -4,6 +4,8 @@ import { appendFileSync } from 'node:fs';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { createChannels, type Cursor } from '../../src/index.ts';
 import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
+import type { HistoryLimits } from '../../src/log/log.ts';
+import { LogClient } from '../../src/brokers/redis/log-client.ts';
 import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
 import { parseCursor } from '../../src/protocol/cursor.ts';
 import { serveStreams } from '../support/app.ts';
@@ -192,6 +194,68 @@ test('if the offset cannot jump any further, a log with another name is created'
   const [after = ''] = await publishFresh(redis.url, 'after');
   expect(after.split('.')[0]).not.toBe(before.split('.')[0]);
   expect(await isGap(redis.url, before)).toBe(true);
+});
+
+describe('the first call of the script announces to the nodes, before anything else,', () => {
+  const loses = {
+    'that the log has gone back': (client: RedisClient) =>
+      client.hSet(LOG, 'run', '0123456789abcdef'),
+    'that there is a new log': (client: RedisClient) => client.del(LOG),
+  };
+  const calls: Record<string, (log: LogClient) => Promise<unknown>> = {
+    'publishes without history': (log) => append(log, 'x', false),
+    publishes: (log) => append(log, 'a', LIMITS),
+    'clears a channel': (log) => log.clear('unknown'),
+    'renews leases': (log) =>
+      log.lease({ owner: 'o', leaseMs: 30_000, endsNow: false, leases: [] }),
+    'queries channels': (log) => log.look([]),
+    'reads a page': (log) => log.page(['a'], 0, 1_000),
+  };
+
+  function append(
+    log: LogClient,
+    channel: string,
+    history: HistoryLimits | false,
+  ): Promise<unknown> {
+    const publication = { channel, data: '', event: undefined, retry: undefined, key: undefined };
+    const item = log.toAppendItem({ ...publication, history }, '');
+    return log.append([item], new AbortController().signal);
+  }
+
+  test.each(
+    Object.entries(loses).flatMap(([loss, lose]) =>
+      Object.entries(calls).map(([what, call]) => [loss, what, lose, call] as const),
+    ),
+  )('%s, if it %s', async (_loss, _what, lose, call) => {
+    const connection = ownConnection(redis.url, 1_000, () => {});
+    const log = new LogClient(
+      connection,
+      'restores',
+      2_000,
+      () => ({ epoch: '', offset: 0 }),
+      () => {},
+    );
+    log.bounds = { maxHistory: 1_000_000, maxChannels: 1_000 };
+    await append(log, 'a', LIMITS);
+    const [client, subscriber] = [await redis.client(), await redis.client()];
+    const messages: string[] = [];
+    await subscriber.pSubscribe('{restores}:*', (message) => messages.push(message));
+    await lose(client);
+    await call(log);
+    const [epoch, head] = await client.hmGet(LOG, ['epoch', 'head']);
+    await until('a message', () => messages.length > 0);
+    const offset = `${Number(head) - (call === calls['publishes'] ? 1 : 0)}`;
+    expect(messages[0]).toBe(`1 ${epoch} ${offset} ${offset} `);
+    // The same call does not announce it again.
+    const { length } = messages;
+    await call(log);
+    await client.publish('{restores}:last', 'last');
+    await until('the last message', () => messages.at(-1) === 'last');
+    const announcements = messages.slice(length).filter((message) => / (\d+) \1 $/.test(message));
+    expect(announcements).toEqual([]);
+    log.close();
+    connection.close();
+  });
 });
 
 test('a reader beyond the head of a restored, read-only log gets the gap later', async () => {

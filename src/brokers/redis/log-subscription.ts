@@ -48,6 +48,7 @@ export interface LogSubscriptionHost {
 /** The subscription of one node to the log of its registry. */
 export class LogSubscription implements ChannelSubscriberHost {
   state: BrokerState = 'connecting';
+  readonly logCheck: LogCheck;
   readonly #redis: RedisConnection;
   readonly #client: LogClient;
   readonly #log: LocalLog;
@@ -55,7 +56,6 @@ export class LogSubscription implements ChannelSubscriberHost {
   readonly #host: LogSubscriptionHost;
   readonly #subscriber: ChannelSubscriber;
   readonly #probes: Probes;
-  readonly #logCheck: LogCheck;
   // Aborted by `close()`.
   readonly #closed = new AbortController();
   // Undefined while the node is not connected, and between attempts to connect.
@@ -67,8 +67,8 @@ export class LogSubscription implements ChannelSubscriberHost {
   // Resolved when the next message has been processed, or the node has opened.
   #next: Deferred<void> | undefined;
   #timer: NodeJS.Timeout | undefined;
-  // Times in ms of the last message, and of the last change to a state other than 'open'.
-  #lastMessageAt = 0;
+  // Times in ms of the last header of the log, and of the last change to a state other than 'open'.
+  #lastHeaderAt = 0;
   #brokenAt = performance.now();
   // Ticks of the timer since the last step of an attempt.
   #idleTicks = 0;
@@ -88,7 +88,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     this.#host = host;
     this.#subscriber = new ChannelSubscriber(client, log, this);
     this.#probes = new Probes(client, timing.timeout);
-    this.#logCheck = new LogCheck(client, log.tracker, this.#closed.signal, this);
+    this.logCheck = new LogCheck(client, log.tracker, this.#closed.signal, this);
     // Each pause adds a listener, and each pending query may be in a pause: this is not a leak.
     setMaxListeners(0, this.#closed.signal);
   }
@@ -237,7 +237,7 @@ export class LogSubscription implements ChannelSubscriberHost {
   /** Enters the state `'open'`. Called by an attempt when it has read everything. */
   #open(): void {
     this.state = 'open';
-    this.#lastMessageAt = performance.now();
+    this.#lastHeaderAt = performance.now();
     this.#host.onOpened();
     this.#resolveNext();
     void this.#subscriber.subscribePending();
@@ -300,7 +300,6 @@ export class LogSubscription implements ChannelSubscriberHost {
    * @param channel `undefined` for a header
    */
   #onMessage(channel: string | undefined, text: string): void {
-    this.#lastMessageAt = performance.now();
     const message =
       channel === undefined ? this.#parseHeader(text) : this.#parseEvent(channel, text);
     if (message === undefined) return;
@@ -323,6 +322,8 @@ export class LogSubscription implements ChannelSubscriberHost {
   #parseHeader(text: string): LogMessage {
     const header = parseHeader(text);
     if (header === undefined) return { problem: 'a header cannot be read' };
+    // An event without history has no header, so its arrival does not show that headers arrive.
+    if (header.epoch === this.#log.tracker.epoch) this.#lastHeaderAt = performance.now();
     this.#probes.onHeader(header);
     return { header };
   }
@@ -349,7 +350,7 @@ export class LogSubscription implements ChannelSubscriberHost {
       return undefined;
     }
     if (message.header.epoch === tracker.epoch) return tracker.applyHeader(message.header);
-    void this.#logCheck.run(message.header.epoch);
+    void this.logCheck.run(message.header.epoch);
     return undefined;
   }
 
@@ -362,7 +363,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     if (subscribed.length > 0) {
       this.#connection?.unsubscribe(subscribed.map(({ channel }) => channel));
     }
-    const isSilent = now - this.#lastMessageAt >= this.#timing.probe;
+    const isSilent = now - this.#lastHeaderAt >= this.#timing.probe;
     if (!this.isOpen) this.#watch();
     else if (isSilent && !this.#isProbing) void this.#probe();
   }
@@ -400,7 +401,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     if (isErrorReply(error)) {
       // Redis has refused the query, which does not show that the connection has failed.
       this.report(error);
-      this.#lastMessageAt = performance.now();
+      this.#lastHeaderAt = performance.now();
       return;
     }
     this.onConnectionFailed(error);

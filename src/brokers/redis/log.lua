@@ -453,10 +453,16 @@ end
 --   1 <epoch> <previous> <head> <nonce>
 --   +<offset> <channel>      an event was appended
 --   -<offset> <channel>      the channel was cleared up to this offset
+--
+-- A header without changes is a probe, or announces a new log or a jump.
 local function publishHeader(previous, lines, nonce)
   local header = table.concat({ '1', epoch, text(previous), text(head), nonce or '' }, ' ')
   return redis.pcall(publish, topics .. ':spine', header .. lines)
 end
+
+-- Announce a new log, or that the log has gone back, before the messages of the call: revocations may
+-- be lost, and events without history have no header. A node that receives this header heals.
+if written and not refusal(written) then publishHeader(head, '') end
 
 -- Returns nil if Redis accepts writes, otherwise the error text. Must be the first write of a call:
 -- see the head of this file.

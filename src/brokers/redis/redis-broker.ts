@@ -113,6 +113,10 @@ export class RedisBroker implements Broker {
     return this.#log.tracker.head;
   }
 
+  get isInDoubt(): boolean {
+    return this.#subscription.logCheck.isInDoubt;
+  }
+
   get held(): { events: number; bytes: number } {
     return this.#log.cache.held;
   }

@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: 'fc3e8ea0a9d6e429e52bacfcf8820c93ea96b182',
+  sha: '9ba279534ff2a254689f7c69351fbffc16cdd74d',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -461,10 +461,16 @@ end
 --   1 <epoch> <previous> <head> <nonce>
 --   +<offset> <channel>      an event was appended
 --   -<offset> <channel>      the channel was cleared up to this offset
+--
+-- A header without changes is a probe, or announces a new log or a jump.
 local function publishHeader(previous, lines, nonce)
   local header = table.concat({ '1', epoch, text(previous), text(head), nonce or '' }, ' ')
   return redis.pcall(publish, topics .. ':spine', header .. lines)
 end
+
+-- Announce a new log, or that the log has gone back, before the messages of the call: revocations may
+-- be lost, and events without history have no header. A node that receives this header heals.
+if written and not refusal(written) then publishHeader(head, '') end
 
 -- Returns nil if Redis accepts writes, otherwise the error text. Must be the first write of a call:
 -- see the head of this file.

@@ -7,7 +7,7 @@ export const DEFAULT_LEASE_MS = 30_000;
 export interface Timing {
   /** Time within which Redis must answer. After this time a publish rejects. */
   readonly timeout: number;
-  /** Time without a message after which a probe is sent. */
+  /** Time without a header after which a probe is sent. */
   readonly probe: number;
   /**
    * Time for which a channel stays subscribed after its last stream has left: its clients may
