@@ -7,7 +7,7 @@ import { createChannels } from '../../src/index.ts';
 import { filesIn, pageOf, writeFiles, type Files } from '../clients/blocks.ts';
 import { start, type Child } from '../support/child.ts';
 import { read, type Reader } from '../support/reader.ts';
-import { startRedis, type RedisServer } from '../support/redis-server.ts';
+import { freePort, startRedis, type RedisServer } from '../support/redis-server.ts';
 import { until, within } from '../support/wait.ts';
 
 const PACKAGES = ['express', 'redis', 'res-sse'];
@@ -96,7 +96,7 @@ describe('the resumable answer of llm.md', () => {
     await fetch(`${nodes.urls[1]}${path}`, { method: 'DELETE' });
     await Promise.all(readers.map((reader) => reader.end()));
     for (const { events } of readers) {
-      expect(events.at(-1)).toMatchObject({ event: 'sse:end' });
+      expect(events.slice(-2)).toMatchObject([{ event: 'stopped' }, { event: 'sse:end' }]);
       expect(events.some(({ event }) => event === 'done')).toBe(false);
     }
     expect(nodes.children.map(({ output }) => output)).toEqual(['', '']);
@@ -134,6 +134,28 @@ test('the worker of scaling.md publishes to the readers of a node', async () => 
   await channels.close();
 });
 
+test('the node of scaling.md serves a stream, and ends at SIGTERM with exit code 0', async () => {
+  await using files = await writeFiles(filesIn(await pageOf('scaling.md')), PACKAGES);
+  const port = await freePort();
+  await using node = start(process.execPath, [join(files.directory, 'node.js')], {
+    REDIS_URL: redis.url,
+    PORT: String(port),
+  });
+  const url = `http://127.0.0.1:${port}/news`;
+  await until('an answer of the node', () =>
+    fetch(url).then(
+      () => true,
+      () => false,
+    ),
+  );
+  using reader = await read(url);
+  node.process.kill('SIGTERM');
+  await reader.end();
+  expect(reader.retries).toHaveLength(1);
+  await within('the end of the node', node.ended);
+  expect([node.process.exitCode, node.output]).toEqual([0, '']);
+});
+
 test('the presence list of channels.md is the same on all nodes', async () => {
   await using nodes = await startNodes(
     'channels.md',
@@ -144,9 +166,7 @@ test('the presence list of channels.md is the same on all nodes', async () => {
      const { app } = makeApp(createChannels({ broker }));`,
   );
   const [ann, bob] = await Promise.all(
-    ['ann', 'bob'].map((name, node) =>
-      read(`${nodes.urls[node]}/rooms/7`, { headers: { 'X-User': name } }),
-    ),
+    ['ann', 'bob'].map((name, node) => read(`${nodes.urls[node]}/rooms/7?me=${name}`)),
   );
   const lists = (): Promise<unknown[]> =>
     Promise.all(nodes.urls.map(async (url) => (await fetch(`${url}/rooms/7/people`)).json()));

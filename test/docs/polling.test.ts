@@ -32,7 +32,7 @@ test.each([
   const urls: string[] = [];
   const base = isHeld ? proxy.url : server.url;
   const disconnect = connect(
-    `${base}/news`,
+    `${base}/news${isHeld ? '?page=1' : ''}`,
     (source) => {
       urls.push(source.url);
       source.addEventListener('message', ({ data }) => received.push(data as string));

@@ -90,7 +90,9 @@ test('a stream ends when its token expires; with a new token the client misses n
   await using server = await serve(app);
   const url = `${server.url}/events`;
   using short = await read(url, bearing(await tokenFor('ann', 2)));
-  using long = await read(url, bearing(await tokenFor('ann', 60)));
+  // As a page with EventSource sends it.
+  const cookie = `theme=dark; token=${await tokenFor('ann', 60)}`;
+  using long = await read(url, { headers: { Cookie: cookie } });
   await until('the streams', () => events.streams.size === 2);
   const { id } = await channels.publish('user:ann', 'before');
   await short.end();
