@@ -65,7 +65,7 @@ export class LiveConnection implements SourceOwner {
     const { id, data } = event;
     const { on, parse = parseJson, onGap } = this.#options;
     if (event.event === 'sse:gap') this.#call(() => onGap?.(parseJson(data) as Gap));
-    else if (on && Object.hasOwn(on, event.event)) {
+    else if (on && Object.hasOwn(on, event.event) && !event.event.startsWith('sse:')) {
       this.#call(() => on[event.event]?.(parse(data, event), event));
     }
     // Last, so that an event whose listener did not run is received again.
