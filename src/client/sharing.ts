@@ -35,7 +35,7 @@ type Message =
   /** The state and cursor of the leader; `to` is the tab that has asked. */
   | readonly ['position', to: string, state: ConnectionState, cursor: string]
   /** The leader cannot repeat what is missing. */
-  | readonly ['unknown', to: string]
+  | readonly ['unknown', to: string, cursor: string]
   | readonly ['event', ...LinkedEvent]
   /** Everything has been received. */
   | readonly ['end', cursor: string];
@@ -210,7 +210,10 @@ export class Sharing implements SourceOwner {
     if (message[0] === 'event') this.#onLeaderEvent(message[1], message[2]);
     else if (message[0] === 'position') this.#onPosition(message[1], message[2], message[3]);
     else if (message[0] === 'end') this.#onLeaderEnd(message[1]);
-    else if (message[1] === this.#tab) this.#detach();
+    else if (message[1] === this.#tab) {
+      this.#leaderCursor = message[2];
+      this.#detach();
+    }
   }
 
   /** Leader: repeats what a follower has missed. */
@@ -223,7 +226,7 @@ export class Sharing implements SourceOwner {
           after === cursor || (compareIds(after, cursor) < 0 && compareIds(id, cursor) > 0),
       );
       if (first === -1) {
-        this.#post('unknown', tab);
+        this.#post('unknown', tab, this.cursor);
         return;
       }
       for (const each of this.#recent.slice(first)) this.#post('event', ...each);
@@ -256,9 +259,9 @@ export class Sharing implements SourceOwner {
     const { id } = event;
     const { cursor } = this;
     this.#leaderCursor = id ?? this.#leaderCursor;
-    if (this.#isDetached) return;
+    if (this.#isDetached) this.#rejoin();
     // An event of a channel without history.
-    if (id === undefined && event.event !== 'sse:gap') this.#owner.onEvent(event);
+    else if (id === undefined && event.event !== 'sse:gap') this.#owner.onEvent(event);
     // A tab without an id waits for the position of the leader.
     else if (after === cursor && (cursor !== '' || !this.#isAsking)) this.#apply(after, event);
     else if (!this.#knows(after, event)) {

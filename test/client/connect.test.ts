@@ -73,7 +73,7 @@ describe('events', () => {
       stream.send('nobody listens', 'toString');
     });
     const shown: unknown[] = [];
-    using live = record(server.url, {
+    const live = record(server.url, {
       on: {
         text: (data, { id }) => shown.push(['text', data, id]),
         message: (data) => shown.push(['message', data]),
@@ -90,7 +90,7 @@ describe('events', () => {
 
   test('are parsed by the function of the application', async () => {
     await using server = await serveStreams((stream) => stream.send('7', 'text'));
-    using live = record(server.url, { parse: (text, { event }) => `${event} ${text}` }, ['text']);
+    const live = record(server.url, { parse: (text, { event }) => `${event} ${text}` }, ['text']);
     await until('the event', () => live.received.length > 0);
     expect(live.received).toEqual(['text 7']);
   });
@@ -110,7 +110,7 @@ describe('events', () => {
     });
     const error = new Error('of the listener');
     const shown: unknown[] = [];
-    using _live = record(server.url, {
+    record(server.url, {
       on: {
         message(data) {
           if (data === 'throws') throw error;
@@ -125,7 +125,7 @@ describe('events', () => {
 
   test('of the library are not shown to listeners', async () => {
     await using server = await serveChannels();
-    using live = record(server.url, {}, ['message', 'sse:checkpoint']);
+    const live = record(server.url, {}, ['message', 'sse:checkpoint']);
     await until('the stream', () => live.states.includes('open'));
     await server.channels.publish('news', 1);
     await until('the event', () => live.received.length > 0);
@@ -136,7 +136,7 @@ describe('events', () => {
 describe('a cut connection', () => {
   test('resumes at the last event, so that none is missing and none comes twice', async () => {
     await using server = await serveChannels();
-    using live = record(server.url);
+    const live = record(server.url);
     await until('the stream', () => live.states.includes('open'));
     for (let number = 0; number < 50; number++) {
       await server.channels.publish('news', number);
@@ -152,7 +152,7 @@ describe('a cut connection', () => {
 
   test('resumes at a checkpoint if there was no event', async () => {
     await using server = await serveChannels();
-    using live = record(server.url);
+    const live = record(server.url);
     await until('the stream', () => live.states.includes('open'));
     server.isDown = true;
     server.cut();
@@ -170,8 +170,8 @@ describe('the start', () => {
     await using server = await serveChannels();
     const lastEventId = await server.channels.cursor();
     await server.channels.publish('news', 'after the page');
-    using byOption = record(server.url, { lastEventId });
-    using byUrl = record(`${server.url}/?room=1&lastEventId=${lastEventId}`);
+    const byOption = record(server.url, { lastEventId });
+    const byUrl = record(`${server.url}/?room=1&lastEventId=${lastEventId}`);
     await until('both', () => byOption.received.length + byUrl.received.length === 2);
     expect([byOption.received, byUrl.received]).toEqual([['after the page'], ['after the page']]);
     expect(server.queries.map((query) => query.getAll('lastEventId'))).toEqual([
@@ -183,7 +183,7 @@ describe('the start', () => {
   test('without one is now', async () => {
     await using server = await serveChannels();
     await server.channels.publish('news', 'before');
-    using live = record(server.url);
+    const live = record(server.url);
     await until('the stream', () => live.states.includes('open'));
     await server.channels.publish('news', 'after');
     await until('the event', () => live.received.length > 0);
@@ -193,7 +193,7 @@ describe('the start', () => {
   test('calls no function before connect() has returned', async () => {
     await using server = await serveStreams();
     const states: string[] = [];
-    using live = record(server.url, { onState: (state) => states.push(state) });
+    const live = record(server.url, { onState: (state) => states.push(state) });
     expect(states).toEqual([]);
     await until('the stream', () => states.includes('open'));
     live.connection.close();
@@ -209,7 +209,7 @@ describe('a gap', () => {
     await using server = await serveChannels({ events: 2 });
     const lastEventId = await server.channels.cursor();
     for (let number = 0; number < 5; number++) await server.channels.publish('news', number);
-    using live = record(server.url, { lastEventId });
+    const live = record(server.url, { lastEventId });
     await until('the events', () => live.received.length === 2);
     expect(live.received).toEqual([3, 4]);
     expect(live.gaps).toEqual([
@@ -219,7 +219,7 @@ describe('a gap', () => {
 
   test('of a 410 is told, and the next request has no id', async () => {
     await using server = await serveInTurn(status(410), streamOf('data: 1\nid: b\n\n'));
-    using live = record(server.url, { lastEventId: 'a' });
+    const live = record(server.url, { lastEventId: 'a' });
     await until('the event', () => live.received.length > 0);
     expect(live.gaps).toEqual([{ channels: [], after: 'a', cursor: '' }]);
     expect(server.requests.map(({ query }) => query)).toEqual([{ lastEventId: 'a' }, {}]);
@@ -227,7 +227,7 @@ describe('a gap', () => {
 
   test('of a 410 for a request without an id is a failure', async () => {
     await using server = await serveInTurn(status(410));
-    using live = record(server.url);
+    const live = record(server.url);
     await until('the failure', () => live.states.includes('failed'));
     expect(live.errors.at(-1)?.status).toBe(410);
     expect(server.requests).toHaveLength(1);
@@ -237,7 +237,7 @@ describe('a gap', () => {
 describe('the end', () => {
   test('of a channel is told once, and no request follows', async () => {
     await using server = await serveChannels();
-    using live = record(server.url);
+    const live = record(server.url);
     await until('the stream', () => live.states.includes('open'));
     await server.channels.end('news', 'the last');
     await until('the end', () => live.ends > 0);
@@ -250,7 +250,7 @@ describe('the end', () => {
 
   test('of a 204 is told', async () => {
     await using server = await serveInTurn(status(204));
-    using live = record(server.url);
+    const live = record(server.url);
     await until('the end', () => live.ends > 0);
     expect(live.states).toEqual(['connecting', 'ended']);
     expect(server.requests).toHaveLength(1);
@@ -260,7 +260,7 @@ describe('the end', () => {
 describe('a refusal', () => {
   test.each([400, 404, 406])('with %i is a failure, and no request follows', async (code) => {
     await using server = await serveInTurn(status(code));
-    using live = record(server.url);
+    const live = record(server.url);
     await until('the failure', () => live.states.includes('failed'));
     expect(live.states).toEqual(['connecting', 'failed']);
     expect(live.errors.at(-1)).toMatchObject({ status: code });
@@ -269,7 +269,7 @@ describe('a refusal', () => {
 
   test('with a page instead of a stream is a failure that says so', async () => {
     await using server = await serveInTurn((_req, res) => void res.send('<!doctype html>'));
-    using live = record(server.url);
+    const live = record(server.url);
     await until('the failure', () => live.states.includes('failed'));
     expect(live.errors.at(-1)?.message).toBe(
       'the response is not an event stream but text/html; charset=utf-8',
@@ -282,7 +282,7 @@ describe('a refusal', () => {
       status(code),
       streamOf('data: 2\n\n'),
     );
-    using live = record(server.url);
+    const live = record(server.url);
     await until('the first', () => live.received.length === 1);
     for (const socket of server.sockets) socket.destroy();
     await until('the second', () => live.received.length === 2);
@@ -292,7 +292,7 @@ describe('a refusal', () => {
   test.each([401, 403])('with %i asks once for new headers', async (code) => {
     await using server = await serveInTurn(status(code), streamOf('data: 1\n\n'));
     let tokens = 0;
-    using live = record(server.url, { headers: async () => ({ Authorization: `${++tokens}` }) });
+    const live = record(server.url, { headers: async () => ({ Authorization: `${++tokens}` }) });
     await until('the event', () => live.received.length > 0);
     expect(server.requests.map(({ headers }) => headers.authorization)).toEqual(['1', '2']);
     expect(live.states).toEqual(['connecting', 'open']);
@@ -300,7 +300,7 @@ describe('a refusal', () => {
 
   test('with 401 is a failure if the new headers are refused, too', async () => {
     await using server = await serveInTurn(status(401));
-    using live = record(server.url, { headers: () => ({ Authorization: 'old' }) });
+    const live = record(server.url, { headers: () => ({ Authorization: 'old' }) });
     await until('the failure', () => live.states.includes('failed'));
     expect(live.errors.at(-1)?.status).toBe(401);
     expect(server.requests).toHaveLength(2);
@@ -308,7 +308,7 @@ describe('a refusal', () => {
 
   test('with 401 is a failure at once without a function for headers', async () => {
     await using server = await serveInTurn(status(401));
-    using live = record(server.url);
+    const live = record(server.url);
     await until('the failure', () => live.states.includes('failed'));
     expect(server.requests).toHaveLength(1);
   });
@@ -324,7 +324,7 @@ describe('a refusal', () => {
       streamOf('data: 2\n\n'),
     );
     let tokens = 0;
-    using live = record(server.url, { headers: () => ({ Authorization: `${++tokens}` }) });
+    const live = record(server.url, { headers: () => ({ Authorization: `${++tokens}` }) });
     await until('both events', () => live.received.length === 2);
     expect(tokens).toBe(4);
   });
@@ -332,7 +332,7 @@ describe('a refusal', () => {
   test('of the function for headers is followed by another attempt', async () => {
     await using server = await serveInTurn(streamOf('data: 1\n\n'));
     let calls = 0;
-    using live = record(server.url, {
+    const live = record(server.url, {
       headers() {
         if (++calls === 1) throw new Error('the token server is away');
         return {};
@@ -347,7 +347,7 @@ describe('a refusal', () => {
 describe('after close()', () => {
   test('the connection ends, and no function is called', async () => {
     await using server = await serveChannels();
-    using live = record(server.url);
+    const live = record(server.url);
     await until('the stream', () => live.states.includes('open'));
     live.connection.close();
     await server.channels.publish('news', 1);
@@ -360,7 +360,7 @@ describe('after close()', () => {
   test('in a listener, the next event of the same packet is not shown', async () => {
     await using server = await serveInTurn(streamOf('data: 1\n\ndata: 2\n\n'));
     const shown: unknown[] = [];
-    using live = record(server.url, {
+    const live = record(server.url, {
       on: {
         message(data) {
           shown.push(data);
@@ -375,9 +375,9 @@ describe('after close()', () => {
 
   test('in the turn of connect(), no request is made', async () => {
     await using server = await serveInTurn(streamOf(''));
-    using live = record(server.url);
+    const live = record(server.url);
     live.connection.close();
-    using other = record(server.url);
+    const other = record(server.url);
     await until('another stream', () => server.requests.length > 0);
     other.connection.close();
     expect(server.requests).toHaveLength(1);
@@ -387,8 +387,8 @@ describe('after close()', () => {
 
 test('without Web Locks or BroadcastChannel, a shared connection is one of its own', async () => {
   await using server = await serveChannels();
-  using first = record(server.url, { share: true });
-  using second = record(server.url, { share: true });
+  const first = record(server.url, { share: true });
+  const second = record(server.url, { share: true });
   await until('both streams', () => [first, second].every((live) => live.states.includes('open')));
   await server.channels.publish('news', 1);
   await until('both events', () => first.received.length + second.received.length === 2);

@@ -1,4 +1,5 @@
 /** A connection whose calls are recorded. */
+import { onTestFinished } from 'vitest';
 import {
   connect,
   type ConnectOptions,
@@ -8,7 +9,7 @@ import {
   type Gap,
 } from '../../src/client/index.ts';
 
-export interface Recorded extends Disposable {
+export interface Recorded {
   readonly connection: Connection;
   /** The data of the events. */
   readonly received: unknown[];
@@ -20,7 +21,7 @@ export interface Recorded extends Disposable {
   readonly ends: number;
 }
 
-/** Connects, and records what the functions of the options are given. Closes when disposed of. */
+/** Connects until the end of the test, and records what the functions of the options are given. */
 export function record(url: string, options: ConnectOptions = {}, names = ['message']): Recorded {
   const received: unknown[] = [];
   const ids: (string | undefined)[] = [];
@@ -47,6 +48,7 @@ export function record(url: string, options: ConnectOptions = {}, names = ['mess
     },
     ...options,
   });
+  onTestFinished(() => connection.close());
   return {
     connection,
     received,
@@ -57,6 +59,5 @@ export function record(url: string, options: ConnectOptions = {}, names = ['mess
     get ends() {
       return ends;
     },
-    [Symbol.dispose]: () => connection.close(),
   };
 }

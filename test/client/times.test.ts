@@ -91,7 +91,7 @@ async function untilRequest(): Promise<number> {
 
 describe('silence', () => {
   test('of two heartbeats of comments ends the connection, and the next one resumes', async () => {
-    using live = record(URL_OF_STREAM);
+    const live = record(URL_OF_STREAM);
     await open('data: 1\nid: e.1\n\n');
     for (let beat = 0; beat < 3; beat++) {
       await pass(15_000);
@@ -105,14 +105,14 @@ describe('silence', () => {
   });
 
   test('of two heartbeats that say their interval is found within it', async () => {
-    using live = record(URL_OF_STREAM);
+    const live = record(URL_OF_STREAM);
     await open(':\nevent: sse:ping\ndata: {"interval":2000}\n\n');
     expect(await untilRequest()).toBeLessThanOrEqual(4_050);
     expect(live.states).toEqual(['connecting', 'open', 'reconnecting']);
   });
 
   test('of two heartbeats that do not say it is found, too', async () => {
-    using _live = record(URL_OF_STREAM);
+    record(URL_OF_STREAM);
     await open();
     await pass(2_000);
     last().send('event: sse:ping\ndata: {}\n\n');
@@ -121,7 +121,7 @@ describe('silence', () => {
   });
 
   test('of a server whose heartbeat is not known ends the connection after a minute', async () => {
-    using _live = record(URL_OF_STREAM);
+    record(URL_OF_STREAM);
     await open();
     const ms = await untilRequest();
     expect(ms).toBeGreaterThan(59_000);
@@ -129,7 +129,7 @@ describe('silence', () => {
   });
 
   test('is not found while bytes arrive, be it one comment after the other', async () => {
-    using live = record(URL_OF_STREAM);
+    const live = record(URL_OF_STREAM);
     await open();
     for (let second = 0; second < 300; second++) {
       await pass(1_000);
@@ -140,7 +140,7 @@ describe('silence', () => {
   });
 
   test('while the machine slept is found when it wakes', async () => {
-    using live = record(URL_OF_STREAM);
+    const live = record(URL_OF_STREAM);
     await open();
     await pass(1_000);
     vi.setSystemTime(Date.now() + 3_600_000);
@@ -149,7 +149,7 @@ describe('silence', () => {
   });
 
   test('is found after the clock was set back, too', async () => {
-    using _live = record(URL_OF_STREAM);
+    record(URL_OF_STREAM);
     await open();
     await pass(1_000);
     vi.setSystemTime(Date.now() - 3_600_000);
@@ -159,7 +159,7 @@ describe('silence', () => {
 
 describe('reconnecting', () => {
   test('follows after the time that the server has sent, and up to twice of it', async () => {
-    using _live = record(URL_OF_STREAM);
+    record(URL_OF_STREAM);
     await open('retry: 3000\n');
     last().end();
     expect(await untilRequest()).toBe(3_000);
@@ -170,7 +170,7 @@ describe('reconnecting', () => {
   });
 
   test('backs off up to half a minute while attempts fail, and anew after an open stream', async () => {
-    using _live = record(URL_OF_STREAM);
+    record(URL_OF_STREAM);
     await pass(0);
     const delays: number[] = [];
     for (let attempt = 0; attempt < 8; attempt++) {
@@ -184,7 +184,7 @@ describe('reconnecting', () => {
   });
 
   test('does not hurry where the server asked for hours', async () => {
-    using _live = record(URL_OF_STREAM);
+    record(URL_OF_STREAM);
     await open('retry: 500000\n');
     last().end();
     expect(await untilRequest()).toBe(500_000);
@@ -194,7 +194,7 @@ describe('reconnecting', () => {
     ['seconds', () => '40'],
     ['a date', () => new Date(Date.now() + 40_000).toUTCString()],
   ])('waits as long as Retry-After says in %s', async (_, value) => {
-    using live = record(URL_OF_STREAM);
+    const live = record(URL_OF_STREAM);
     await pass(0);
     last().answer(503, { 'Retry-After': value() });
     const ms = await untilRequest();
@@ -204,7 +204,7 @@ describe('reconnecting', () => {
   });
 
   test('does not wait for ever for the function headers', async () => {
-    using live = record(URL_OF_STREAM, { headers: () => new Promise(() => {}) });
+    const live = record(URL_OF_STREAM, { headers: () => new Promise(() => {}) });
     await pass(30_000);
     expect(live.errors.at(-1)?.message).toBe('headers() timed out');
     expect(live.states).toEqual(['connecting', 'reconnecting']);
@@ -225,7 +225,7 @@ describe('reconnecting', () => {
 
 describe('polling', () => {
   test('begins when no byte of a stream arrives within 10 s, and tells its first answer', async () => {
-    using live = record(URL_OF_STREAM);
+    const live = record(URL_OF_STREAM);
     await pass(0);
     last().open();
     expect(await untilRequest()).toBeLessThanOrEqual(10_050);
@@ -245,14 +245,14 @@ describe('polling', () => {
   });
 
   test('begins when the request is not even answered', async () => {
-    using _live = record(URL_OF_STREAM);
+    record(URL_OF_STREAM);
     await pass(0);
     expect(await untilRequest()).toBeLessThanOrEqual(10_050);
     expect(last().url.searchParams.get('ssePoll')).toBe('1');
   });
 
   test('that is not answered either is followed by a stream', async () => {
-    using _live = record(URL_OF_STREAM);
+    record(URL_OF_STREAM);
     await pass(0);
     await untilRequest();
     const ms = await untilRequest();
@@ -262,7 +262,7 @@ describe('polling', () => {
   });
 
   test('does not begin because an open stream falls silent', async () => {
-    using _live = record(URL_OF_STREAM);
+    record(URL_OF_STREAM);
     await open();
     await untilRequest();
     expect(last().url.searchParams.has('ssePoll')).toBe(false);
@@ -270,7 +270,7 @@ describe('polling', () => {
 
   test('does not begin while the browser is offline', async () => {
     vi.stubGlobal('navigator', { onLine: false });
-    using _live = record(URL_OF_STREAM);
+    record(URL_OF_STREAM);
     await pass(0);
     await untilRequest();
     expect(last().url.searchParams.has('ssePoll')).toBe(false);
@@ -281,7 +281,7 @@ describe('a page', () => {
   test('that was told `offline` or `online` looks at once whether its connection is alive', async () => {
     const target = new EventTarget();
     vi.stubGlobal('addEventListener', target.addEventListener.bind(target));
-    using live = record(URL_OF_STREAM);
+    const live = record(URL_OF_STREAM);
     await open();
     target.dispatchEvent(new Event('offline'));
     await pass(0);
@@ -298,7 +298,7 @@ describe('a page', () => {
   test('that comes online does not shorten the time that a server has asked for', async () => {
     const target = new EventTarget();
     vi.stubGlobal('addEventListener', target.addEventListener.bind(target));
-    using _live = record(URL_OF_STREAM);
+    record(URL_OF_STREAM);
     await pass(0);
     last().answer(503, { 'Retry-After': '40' });
     await pass(1_000);
@@ -310,7 +310,7 @@ describe('a page', () => {
   test('in the back/forward cache has no connection, and resumes when it is shown again', async () => {
     const target = new EventTarget();
     vi.stubGlobal('addEventListener', target.addEventListener.bind(target));
-    using live = record(URL_OF_STREAM);
+    const live = record(URL_OF_STREAM);
     await open('data: 1\nid: e.1\n\n');
     target.dispatchEvent(new Event('pagehide'));
     expect(last().signal.aborted).toBe(true);
@@ -335,10 +335,10 @@ describe('a page', () => {
     const before = record(URL_OF_STREAM, { persist: true, lastEventId: 'e.0' });
     await open('data: 1\nid: e.1\n\n');
     before.connection.close();
-    using _after = record(URL_OF_STREAM, { persist: true, lastEventId: 'e.0' });
+    record(URL_OF_STREAM, { persist: true, lastEventId: 'e.0' });
     await pass(0);
     expect(last().url.searchParams.get('lastEventId')).toBe('e.1');
-    using _other = record(`${URL_OF_STREAM}?room=2`, { persist: true });
+    record(`${URL_OF_STREAM}?room=2`, { persist: true });
     await pass(0);
     expect(last().url.searchParams.has('lastEventId')).toBe(false);
   });
@@ -352,7 +352,7 @@ describe('a page', () => {
         throw new Error('QuotaExceededError');
       },
     });
-    using live = record(URL_OF_STREAM, { persist: true });
+    const live = record(URL_OF_STREAM, { persist: true });
     await open('data: 1\nid: e.1\n\n');
     expect(live.received).toEqual([1]);
   });
