@@ -326,6 +326,19 @@ describe('a page', () => {
     expect(exchanges).toHaveLength(2);
   });
 
+  test('that is frozen has no connection, and resumes when it goes on', async () => {
+    const document = new EventTarget();
+    vi.stubGlobal('document', document);
+    const live = record(URL_OF_STREAM);
+    await open('data: 1\nid: e.1\n\n');
+    document.dispatchEvent(new Event('freeze'));
+    expect(last().signal.aborted).toBe(true);
+    document.dispatchEvent(new Event('resume'));
+    await open();
+    expect(last().url.searchParams.get('lastEventId')).toBe('e.1');
+    expect(live.states).toEqual(['connecting', 'open', 'reconnecting', 'open']);
+  });
+
   test('that is reloaded continues at the stored id', async () => {
     const stored = new Map<string, string>();
     vi.stubGlobal('sessionStorage', {

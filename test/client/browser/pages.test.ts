@@ -1,0 +1,316 @@
+import { createServer, request, type IncomingMessage } from 'node:http';
+import express from 'express';
+import type { Browser, Page } from 'playwright-core';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { launchChromium } from '../../support/chromium.ts';
+import { launchFirefox } from '../../support/firefox.ts';
+import { listening, serve, type TestServer } from '../../support/server.ts';
+import { until } from '../../support/wait.ts';
+import {
+  gotOf,
+  leaderOf,
+  numbers,
+  openTab,
+  publishNumbers,
+  serveTabs,
+  statesOf,
+  untilGot,
+  untilState,
+} from './tabs.ts';
+
+const TIMEOUT = 90_000;
+
+/** A proxy that passes a response on when it has ended. */
+async function serveBuffering(target: TestServer): Promise<TestServer> {
+  return listening(
+    createServer((req, res) => {
+      const { method, headers, url } = req;
+      const upstream = request(
+        target.url + url,
+        { method, headers },
+        (response: IncomingMessage) => {
+          const chunks: Buffer[] = [];
+          response.on('data', (chunk: Buffer) => chunks.push(chunk));
+          response.on('end', () => {
+            res.writeHead(response.statusCode ?? 502, response.headers);
+            res.end(Buffer.concat(chunks));
+          });
+        },
+      );
+      upstream.on('error', () => res.destroy());
+      res.on('close', () => upstream.destroy());
+      upstream.end();
+    }),
+  );
+}
+
+describe.each([
+  ['Chromium', launchChromium],
+  ['Firefox', launchFirefox],
+])('a page of %s', (_name, launch) => {
+  let browser: Browser;
+  beforeAll(async () => {
+    browser = await launch();
+  });
+  afterAll(() => browser.close());
+
+  async function openPage(server: TestServer, options = {}) {
+    const context = await browser.newContext();
+    const page = await openTab(context, server, options);
+    return { context, page, [Symbol.asyncDispose]: () => context.close() };
+  }
+
+  test(
+    'finds a half-open line within two missed heartbeats, and misses nothing',
+    async () => {
+      await using server = await serveTabs({ heartbeat: { interval: 1_000, visible: true } });
+      await using tab = await openPage(server);
+      await untilState([tab.page], 'open');
+      await server.channels.publish('news', 1);
+      await untilGot([tab.page], 1);
+      const { bytes } = server.events.stats();
+      await until('two heartbeats', () => server.events.stats().bytes > bytes + 60);
+      const [stream] = server.events.streams;
+      const { socket } = stream?.res ?? {};
+      // The line of a laptop that slept: it stays open, and nothing that is written arrives.
+      if (socket) socket.write = () => true;
+      const start = Date.now();
+      await server.channels.publish('news', 2);
+      await untilGot([tab.page], 2);
+      // Two heartbeats, and the time of the request.
+      expect(Date.now() - start).toBeLessThan(3_000);
+      expect(await gotOf(tab.page)).toEqual([1, 2]);
+      expect(await statesOf(tab.page)).toEqual(['connecting', 'open', 'reconnecting', 'open']);
+    },
+    TIMEOUT,
+  );
+
+  test(
+    'receives by polling behind a proxy that holds responses back',
+    async () => {
+      await using server = await serveTabs();
+      await using proxy = await serveBuffering(server);
+      await using tab = await openPage(proxy);
+      await until('a poll', () => server.peak > 0 && server.events.stats().opened > 1, 15_000);
+      for (const number of numbers(5)) {
+        await server.channels.publish('news', number);
+        await untilGot([tab.page], number + 1);
+      }
+      expect(await gotOf(tab.page)).toEqual(numbers(5));
+      expect(await statesOf(tab.page)).toEqual(['connecting', 'reconnecting', 'polling']);
+    },
+    TIMEOUT,
+  );
+
+  test(
+    'that is reloaded continues where it was with `persist`',
+    async () => {
+      await using server = await serveTabs();
+      await using tab = await openPage(server, { persist: true });
+      await untilState([tab.page], 'open');
+      await server.channels.publish('news', 1);
+      await untilGot([tab.page], 1);
+      await tab.page.goto(`${server.url}/other`);
+      await server.channels.publish('news', 2);
+      await tab.page.goBack();
+      await untilGot([tab.page], 1);
+      const back = (await gotOf(tab.page)).at(-1);
+      await tab.page.reload();
+      await untilState([tab.page], 'open');
+      await server.channels.publish('news', 3);
+      await untilGot([tab.page], 1);
+      expect([back, await gotOf(tab.page)]).toEqual([2, [3]]);
+    },
+    TIMEOUT,
+  );
+
+  test(
+    'of another origin receives with CORS for the stream alone, without a preflight request',
+    async () => {
+      await using server = await serveTabs();
+      const methods: string[] = [];
+      const app = express();
+      app.use((req, res, next) => {
+        methods.push(req.method);
+        res.set('Access-Control-Allow-Origin', '*');
+        next();
+      });
+      app.use(server.app);
+      await using other = await serve(app);
+      const lastEventId = await server.channels.cursor();
+      await server.channels.publish('news', 1);
+      await using tab = await openPage(server, { path: `${other.url}/events`, lastEventId });
+      await untilGot([tab.page], 1);
+      expect(methods).toEqual(['GET']);
+    },
+    TIMEOUT,
+  );
+
+  test(
+    'asks for a new token when the old one is refused',
+    async () => {
+      await using server = await serveTabs();
+      const tokens: (string | undefined)[] = [];
+      const app = express();
+      app.use('/events', (req, res, next) => {
+        tokens.push(req.get('Authorization'));
+        if (req.get('Authorization') === 'Bearer 2') next();
+        else res.sendStatus(401);
+      });
+      app.use(server.app);
+      await using guarded = await serve(app);
+      const context = await browser.newContext();
+      const page = await context.newPage();
+      await page.goto(`${guarded.url}/other`);
+      await page.evaluate(`(async () => {
+        const { connect } = await import('/client.js');
+        Object.assign(window, { got: [], states: [] });
+        let token = 0;
+        connect('/events', {
+          headers: async () => ({ Authorization: 'Bearer ' + ++token }),
+          on: { message: (data) => got.push(data) },
+          onState: (state) => states.push(state),
+        });
+      })()`);
+      await untilState([page], 'open');
+      await server.channels.publish('news', 1);
+      await untilGot([page], 1);
+      expect(tokens).toEqual(['Bearer 1', 'Bearer 2']);
+      await context.close();
+    },
+    TIMEOUT,
+  );
+});
+
+describe('a page of Chromium', () => {
+  let browser: Browser;
+  beforeAll(async () => {
+    browser = await launchChromium();
+  });
+  afterAll(() => browser.close());
+
+  async function openThree() {
+    const server = await serveTabs();
+    const context = await browser.newContext();
+    const pages: Page[] = [];
+    for (let tab = 0; tab < 3; tab++) pages.push(await openTab(context, server));
+    await untilState(pages, 'open');
+    const leader = await leaderOf(pages);
+    return {
+      server,
+      pages,
+      leader,
+      others: pages.filter((page) => page !== leader),
+      async [Symbol.asyncDispose]() {
+        await context.close();
+        await server[Symbol.asyncDispose]();
+      },
+    };
+  }
+
+  test(
+    'that holds the connection and crashes hands it over in the middle of 500 events',
+    async () => {
+      await using tabs = await openThree();
+      const { server, leader, others } = tabs;
+      const published = publishNumbers(server.channels, 0, 500);
+      await untilGot([leader], 50);
+      const session = await leader.context().newCDPSession(leader);
+      const crash = leader.waitForEvent('crash');
+      // The answer does not come.
+      session.send('Page.crash').catch(() => {});
+      await crash;
+      await published;
+      await untilGot(others, 500);
+      for (const page of others) expect(await gotOf(page)).toEqual(numbers(500));
+      expect(server.events.streams.size).toBe(1);
+    },
+    TIMEOUT,
+  );
+
+  test(
+    'that holds the connection and is stopped like a frozen one hands it over, and misses and repeats nothing later',
+    async () => {
+      await using tabs = await openThree();
+      const { server, leader, others, pages } = tabs;
+      const pid = await processOf(browser, leader);
+      await publishNumbers(server.channels, 0, 50);
+      await untilGot(pages, 50);
+      process.kill(pid, 'SIGSTOP');
+      try {
+        await publishNumbers(server.channels, 50, 300);
+        await untilGot(others, 300, 25_000);
+        for (const page of others) expect(await gotOf(page)).toEqual(numbers(300));
+        expect(server.events.streams.size).toBe(2);
+      } finally {
+        process.kill(pid, 'SIGCONT');
+      }
+      await publishNumbers(server.channels, 300, 500);
+      await untilGot(pages, 500);
+      for (const page of pages) expect(await gotOf(page)).toEqual(numbers(500));
+      await until('one stream', () => server.events.streams.size === 1);
+    },
+    TIMEOUT,
+  );
+
+  test(
+    'that goes offline says so at once, and receives what it missed when it is online',
+    async () => {
+      await using server = await serveTabs();
+      const context = await browser.newContext();
+      const page = await openTab(context, server);
+      await untilState([page], 'open');
+      await context.setOffline(true);
+      await untilState([page], 'reconnecting', 2_000);
+      await server.channels.publish('news', 1);
+      await context.setOffline(false);
+      await untilGot([page], 1, 2_000);
+      expect(await statesOf(page)).toEqual(['connecting', 'open', 'reconnecting', 'open']);
+      await context.close();
+    },
+    TIMEOUT,
+  );
+
+  test(
+    'comes back from the back/forward cache, and receives what it missed',
+    async () => {
+      await using server = await serveTabs();
+      await using caching = await launchChromium({
+        ignoreDefaultArgs: ['--disable-back-forward-cache'],
+      });
+      const page = await openTab(caching, server);
+      await untilState([page], 'open');
+      await page.evaluate(
+        `addEventListener('pageshow', ({ persisted }) => { window.persisted = persisted; })`,
+      );
+      await page.goto(`${server.url}/other`);
+      await until('the end', () => server.events.streams.size === 0);
+      await server.channels.publish('news', 1);
+      // A page from the cache does not load.
+      await page.goBack({ waitUntil: 'commit' });
+      await untilGot([page], 1);
+      expect(await page.evaluate('persisted')).toBe(true);
+      expect(await statesOf(page)).toEqual(['connecting', 'open', 'reconnecting', 'open']);
+    },
+    TIMEOUT,
+  );
+});
+
+/** The process of a page, found by the time that it uses. */
+async function processOf(browser: Browser, page: Page): Promise<number> {
+  const session = await browser.newBrowserCDPSession();
+  const times = async (): Promise<Map<number, number>> => {
+    const { processInfo } = await session.send('SystemInfo.getProcessInfo');
+    const renderers = processInfo.filter(({ type }) => type === 'renderer');
+    return new Map(renderers.map(({ id, cpuTime }) => [id, cpuTime]));
+  };
+  const before = await times();
+  await page.evaluate('{ const end = Date.now() + 1_000; while (Date.now() < end); }');
+  const used = [...(await times())].map(([id, time]) => ({
+    id,
+    time: time - (before.get(id) ?? 0),
+  }));
+  const [most] = used.toSorted((a, b) => b.time - a.time);
+  if (most === undefined) throw new Error('there is no process of a page');
+  return most.id;
+}
