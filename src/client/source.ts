@@ -38,7 +38,7 @@ const POLL_TIMEOUT_MS = 40_000;
 const SILENCE_MS = 60_000;
 
 // Shorter pauses before a comment in ms are not heartbeats, but comments of the application.
-const MIN_HEARTBEAT_MS = 5_000;
+const MIN_HEARTBEAT_MS = 4_000;
 
 // Reconnection time in ms, if the server has sent none and after a failed attempt, and the limit up
 // to which it doubles.
