@@ -20,8 +20,8 @@ const byUser = {
   limit: 2,
 };
 
-describe('one too many', () => {
-  test('comes back later if it is an EventSource, and its handler never hears of it', async () => {
+describe('a request beyond the limit', () => {
+  test('reconnects later if it is an EventSource, and its handler is not called', async () => {
     await using server = await serveStreams((given) => given.open(), { maxStreams: 2 });
     using first = await read(server.url);
     using second = await read(server.url);
@@ -164,7 +164,7 @@ test('a place is free as soon as its stream has ended, for any reason', async ()
   }
 });
 
-describe('a place is not lost', () => {
+describe('a place is released', () => {
   interface Story {
     handler?: (req: Request, res: ExpressResponse) => unknown;
     client?: (port: number) => Promise<unknown>;
@@ -285,7 +285,7 @@ describe('a place is not lost', () => {
     expect(reader.ended).toBe(false);
   });
 
-  test('when the client has left while middleware in front was at work', async () => {
+  test('when the client has left while middleware in front was running', async () => {
     const app = express();
     const events = sse({ maxStreams: 1 });
     let waiting: (() => void) | undefined;
@@ -304,7 +304,7 @@ describe('a place is not lost', () => {
     expect(await hasRoom(server.url)).toBe(true);
   });
 
-  test('in a burst: never more than the limit are open, and all places come back', async () => {
+  test('after a burst: never more streams than the limit are open, and all places are released', async () => {
     let most = 0;
     await using server = await serveStreams(
       (given) => {
@@ -334,7 +334,7 @@ describe('a place is not lost', () => {
 });
 
 describe('maxStreamsPer', () => {
-  test('counts each key for itself, and does not limit who has none', async () => {
+  test('counts each key separately, and does not limit requests without a key', async () => {
     await using server = await serveStreams((given) => given.open(), { maxStreamsPer: byUser });
     const readers = await Promise.all(
       ['ann', 'ann', 'bob'].map((user) => read(`${server.url}/?user=${user}`)),
@@ -360,7 +360,7 @@ describe('maxStreamsPer', () => {
     expect(server.events.stats()).toMatchObject({ opened: 4, rejected: 7 });
   });
 
-  test('forgets what was begun when the minute is over, and remembers ten thousand keys at most', () => {
+  test('forgets the starts when the minute is over, and remembers at most ten thousand keys', () => {
     const clock = { now: 0 };
     const admission = new Admission(
       { maxStreamsPer: { key: (req) => req.url, limit: 1, perMinute: 1 } },
@@ -420,7 +420,7 @@ describe('maxStreamsPer', () => {
   );
 });
 
-describe('the limits of an inner sse() come on top of those of the outer', () => {
+describe('the limits of an inner and an outer sse()', () => {
   async function nested(outerOptions: SseOptions, innerOptions: SseOptions) {
     const app = express();
     const outer = sse(outerOptions);
@@ -438,7 +438,7 @@ describe('the limits of an inner sse() come on top of those of the outer', () =>
     return { ...(await serve(app)), outer, inner };
   }
 
-  test('both hold', async () => {
+  test('both apply', async () => {
     await using server = await nested({ maxStreams: 3 }, { maxStreams: 1 });
     const { outer, inner } = server;
     using first = await read(`${server.url}/inner`);
@@ -453,13 +453,13 @@ describe('the limits of an inner sse() come on top of those of the outer', () =>
     expect([second.ended, third.ended]).toEqual([false, false]);
   });
 
-  test("a refusal by the inner gives the outer's place back", async () => {
+  test('a refusal by the inner one releases the place of the outer one', async () => {
     await using server = await nested({ maxStreams: 1 }, { maxStreams: 0 });
     for (let n = 0; n < 3; n++) expect(await hasRoom(`${server.url}/inner`)).toBe(false);
     await until('room', () => hasRoom(server.url));
   });
 
-  test('an inner one without limits does not have those of the outer a second time', async () => {
+  test('an inner one without limits does not count for the limits of the outer one twice', async () => {
     await using server = await nested({ maxStreams: 2 }, { heartbeat: 1_000 });
     using first = await read(`${server.url}/inner`);
     expect(await hasRoom(`${server.url}/inner`)).toBe(true);
@@ -467,7 +467,7 @@ describe('the limits of an inner sse() come on top of those of the outer', () =>
   });
 });
 
-test('a final mark is answered 204 when all is full, and in a shutdown', async () => {
+test('a final id is answered 204 when the limit is reached, and in a shutdown', async () => {
   await using server = await serveStreams((given) => given.open(), { maxStreams: 0 });
   const ask = (): Promise<Response> =>
     fetch(server.url, { headers: { ...ASK, 'Last-Event-ID': 'sse:end' } });
@@ -478,7 +478,7 @@ test('a final mark is answered 204 when all is full, and in a shutdown', async (
 });
 
 describe("with accept: 'any'", () => {
-  test('a request that is no stream is never turned away, and takes no place', async () => {
+  test('a request that gets no stream is never refused, and needs no place', async () => {
     const app = express();
     const events = sse({ accept: 'any', maxStreams: 1 });
     app.use(events);
@@ -503,7 +503,7 @@ describe("with accept: 'any'", () => {
     await abandoned;
   });
 
-  test('a handler of its own that opens one too many has a stream that is closed, and its client a 503', async () => {
+  test('a handler that opens a stream beyond the limit gets a closed stream, and its client a 503', async () => {
     const app = express();
     const events = sse({ accept: 'any', maxStreams: 1 });
     const answers: unknown[] = [];
@@ -555,7 +555,7 @@ test('on a bare server an error of the key function is passed to next()', async 
   expect([response.status, await response.text()]).toEqual([500, 'Error: no key']);
 });
 
-test('two hundred pipelined requests behind a stream hold places while their connection lives, and none after', async () => {
+test('two hundred requests that are pipelined after a stream have places until their connection ends', async () => {
   await using server = await serveStreams((given) => given.open(), {
     maxStreams: 100,
     heartbeat: 50,

@@ -221,7 +221,7 @@ describe('a wrapped write that sends while bytes are being written', () => {
   );
 });
 
-test('close() in a wrapped write comes behind the event that is being written', async () => {
+test('close() in a wrapped write comes after the event that is being written', async () => {
   await using server = await serveStreams(() => {});
   server.app.get(
     '/wrapped',

@@ -39,7 +39,7 @@ function jobs(count: number, step: (index: number, job: CatchUpJob) => void): Ca
   });
 }
 
-test('a step is done in a later turn, or with isNow in this one', async () => {
+test('a step is done in a later turn, or with mayRunNow in this one', async () => {
   const queue = new CatchUpQueue();
   const done: string[] = [];
   queue.add({ step: () => done.push('later') }, false);
@@ -50,18 +50,18 @@ test('a step is done in a later turn, or with isNow in this one', async () => {
   expect(done).toEqual(['now', 'later']);
 });
 
-describe('one turn does', () => {
+describe('in one turn the queue runs', () => {
   test.each([true, false])(
-    'at most 100 steps, in the order in which the streams came (isNow: %s)',
-    async (isNow) => {
+    'at most 100 steps, in the order in which the streams came (mayRunNow: %s)',
+    async (mayRunNow) => {
       const queue = new CatchUpQueue();
       const turns = new Turns();
       const done: number[] = [];
       const at: number[] = [];
       for (const job of jobs(1_000, (index) => void (done.push(index), at.push(turns.now)))) {
-        queue.add(job, isNow);
+        queue.add(job, mayRunNow);
       }
-      expect(done.length).toBe(isNow ? MAX_STEPS : 0);
+      expect(done.length).toBe(mayRunNow ? MAX_STEPS : 0);
       await until('all steps', () => done.length === 1_000);
       turns.stop();
       expect(Math.max(...perTurn(at))).toBeLessThanOrEqual(MAX_STEPS);
@@ -69,7 +69,7 @@ describe('one turn does', () => {
     },
   );
 
-  test('at most 4 MiB of what steps have read, and the step that goes beyond is the last', async () => {
+  test('steps until they have read 4 MiB: the step that exceeds this limit is the last one', async () => {
     const queue = new CatchUpQueue();
     const turns = new Turns();
     const at: number[] = [];
@@ -84,7 +84,7 @@ describe('one turn does', () => {
     expect(Math.max(...perTurn(at))).toBeLessThanOrEqual(MAX_BYTES / bytes);
   });
 
-  test('one step of each stream: one that is added again by its own step has its next in the next turn', async () => {
+  test('one step of each stream: a stream that its own step adds again has its next step in the next turn', async () => {
     const queue = new CatchUpQueue();
     const turns = new Turns();
     const done: { index: number; turn: number }[] = [];
@@ -102,7 +102,7 @@ describe('one turn does', () => {
     expect(Math.max(...counts) - Math.min(...counts)).toBeLessThanOrEqual(1);
   });
 
-  test('as much as any other, although the one before did all it could', async () => {
+  test('as many steps as in the turn before, even if that turn has reached its limits', async () => {
     const queue = new CatchUpQueue();
     const done: string[] = [];
     for (const job of jobs(MAX_STEPS, () => done.push('first'))) queue.add(job, true);
@@ -116,8 +116,8 @@ describe('one turn does', () => {
   });
 });
 
-describe('pages of a broker elsewhere', () => {
-  test('are read or in hand 64 at a time; when one was used the next is asked for', async () => {
+describe('pages of a remote broker', () => {
+  test('are requested or kept at most 64 at a time; after a page was used, the next page is requested', async () => {
     const queue = new CatchUpQueue();
     const reading: (() => void)[] = [];
     let inHand = 0;
@@ -151,7 +151,7 @@ describe('pages of a broker elsewhere', () => {
     expect(most).toBe(MAX_READS);
   });
 
-  test('that are not needed any more make room', async () => {
+  test('that are not needed any more make room for other pages', async () => {
     const queue = new CatchUpQueue();
     let ended = 0;
     const all = jobs(200, () => {
@@ -167,7 +167,7 @@ describe('pages of a broker elsewhere', () => {
 });
 
 describe('a stream that has ended', () => {
-  test('does no step any more, and is not kept in memory', async () => {
+  test('has no further step, and is not kept in memory', async () => {
     if (globalThis.gc === undefined) {
       throw new Error('run node with --expose-gc, as vitest.config.ts does');
     }
@@ -188,7 +188,7 @@ describe('a stream that has ended', () => {
     expect(steps).toBe(0);
   });
 
-  test('in the step of another does no step any more', async () => {
+  test('during the step of another stream has no further step', async () => {
     const queue = new CatchUpQueue();
     const done: string[] = [];
     const second = { step: () => done.push('second') };
@@ -200,8 +200,8 @@ describe('a stream that has ended', () => {
   });
 });
 
-describe('turn()', () => {
-  test('lets at most 100 callers go on in one turn, in the order of the calls', async () => {
+describe('waitForTurn()', () => {
+  test('resolves for at most 100 callers in one turn, in the order of the calls', async () => {
     const queue = new CatchUpQueue();
     const turns = new Turns();
     const done: number[] = [];
@@ -215,7 +215,7 @@ describe('turn()', () => {
     expect(done).toEqual(Array.from({ length: 1_000 }, (_, index) => index));
   });
 
-  test('and steps share what one turn may do, and neither keeps the other from coming to an end', async () => {
+  test('and steps share the limits of one turn, and both finish', async () => {
     const queue = new CatchUpQueue();
     const turns = new Turns();
     const at: number[] = [];
@@ -232,7 +232,7 @@ describe('turn()', () => {
   });
 });
 
-test('a queue with nothing to do schedules nothing', async () => {
+test('an empty queue schedules no turn', async () => {
   const queue = new CatchUpQueue();
   queue.add({ step: () => {} }, true);
   await until('it to be at rest', async () => {

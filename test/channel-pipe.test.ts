@@ -119,6 +119,18 @@ test('a broker that fails in the middle releases the source, abandons the lease 
   await channels.close();
 });
 
+test('the lease is released when the channel has ended elsewhere', async () => {
+  const lease: string[] = [];
+  const broker = brokerWith(memoryBroker(), {
+    hold: () => ({ release: () => lease.push('released'), abandon: () => lease.push('abandoned') }),
+  });
+  const channels = createChannels({ broker });
+  await channels.end('a');
+  await expect(channels.pipe('a', ['1'])).rejects.toMatchObject({ code: 'ERR_SSE_ENDED' });
+  expect(lease).toEqual(['released']);
+  await channels.close();
+});
+
 test('the lease is released when the channel has ended, and with end: false there is none', async () => {
   const lease: string[] = [];
   const broker = brokerWith(memoryBroker(), {

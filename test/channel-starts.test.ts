@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { ChannelStarts, OLDEST_HELD } from '../src/channels/channel-starts.ts';
+import { ChannelStarts, OLDEST_KEPT } from '../src/channels/channel-starts.ts';
 import { LogEntry } from '../src/log/log-entry.ts';
 
 function entry(channel: string, offset: number): LogEntry {
@@ -15,7 +15,7 @@ interface Case {
   readonly isLost: boolean;
 }
 
-describe('a channel has lost something exactly if more is gone than the stream has of it', () => {
+describe('a channel has lost events exactly if its trimmed offset is beyond its start', () => {
   test.each<Case>([
     // Without a start, the cursor applies.
     { cursor: 0, trimmed: 0, isLost: false },
@@ -32,10 +32,10 @@ describe('a channel has lost something exactly if more is gone than the stream h
     { cursor: 5, start: 3, trimmed: 4, isLost: false },
     { cursor: 5, start: 3, trimmed: 6, isLost: true },
     { cursor: 0, start: 0, trimmed: 1, isLost: true },
-    // With OLDEST_HELD, trimmed events are not a gap.
-    { cursor: 0, start: OLDEST_HELD, trimmed: 0, isLost: false },
-    { cursor: 0, start: OLDEST_HELD, trimmed: 9, isLost: false },
-    { cursor: 5, start: OLDEST_HELD, trimmed: 9, isLost: false },
+    // With OLDEST_KEPT, trimmed events are not a gap.
+    { cursor: 0, start: OLDEST_KEPT, trimmed: 0, isLost: false },
+    { cursor: 0, start: OLDEST_KEPT, trimmed: 9, isLost: false },
+    { cursor: 5, start: OLDEST_KEPT, trimmed: 9, isLost: false },
   ])(
     'cursor $cursor, start $start, trimmed $trimmed: $isLost',
     ({ cursor, start, trimmed, isLost }) => {
@@ -49,22 +49,22 @@ describe('a channel has lost something exactly if more is gone than the stream h
     },
   );
 
-  test('and each channel is judged by itself', () => {
+  test('and each channel is checked separately', () => {
     const starts = new ChannelStarts();
     starts.setStart('b', 10);
-    starts.setStart('d', OLDEST_HELD);
+    starts.setStart('d', OLDEST_KEPT);
     expect(starts.collectLost(['a', 'b', 'c', 'd'], [7, 7, 4, 7], 5)).toEqual(['a']);
     expect(starts.collectLost(['a', 'b', 'c', 'd'], [7, 11, 6, 8], 5)).toEqual(['b', 'c', 'd']);
   });
 });
 
-describe('an event is owed', () => {
+describe('an event is delivered', () => {
   test.each<[string, number | undefined, number, boolean]>([
     ['without a start', undefined, 1, true],
     ['below its start', 8, 7, false],
     ['at its start', 8, 8, false],
     ['beyond its start', 8, 9, true],
-    ['whatever is held', OLDEST_HELD, 1, true],
+    ['all kept events', OLDEST_KEPT, 1, true],
   ])('%s (%s), at offset %i: %s', (_, start, offset, isOwed) => {
     const starts = new ChannelStarts();
     if (start !== undefined) starts.setStart('a', start);
@@ -72,7 +72,7 @@ describe('an event is owed', () => {
     expect(starts.isAfterStart(entry('b', offset))).toBe(true);
   });
 
-  test('of a channel whose loss was told: only what came after the loss', () => {
+  test('of a channel whose loss was reported: only if it came after the loss', () => {
     const starts = new ChannelStarts();
     starts.collectLost(['a', 'b'], [7, 0], 5);
     expect([6, 7, 8].map((offset) => starts.isAfterStart(entry('a', offset)))).toEqual([
@@ -84,8 +84,8 @@ describe('an event is owed', () => {
   });
 });
 
-describe('a start', () => {
-  test('never goes back, except to whatever is held', () => {
+describe('the start', () => {
+  test('never moves back, except to the oldest kept event', () => {
     const starts = new ChannelStarts();
     starts.setStart('a', 8);
     starts.setStart('a', 3);
@@ -94,14 +94,14 @@ describe('a start', () => {
       false,
       true,
     ]);
-    starts.setStart('a', OLDEST_HELD);
+    starts.setStart('a', OLDEST_KEPT);
     expect(starts.isAfterStart(entry('a', 1))).toBe(true);
     // Events that were trimmed at the first look are not delivered any more.
     starts.collectLost(['a'], [4], 0);
     expect([4, 5].map((offset) => starts.isAfterStart(entry('a', offset)))).toEqual([false, true]);
   });
 
-  test('of a channel that is not followed any more is forgotten, and of the others stays', () => {
+  test('of a channel that is not followed any more is forgotten, and the other starts remain', () => {
     const starts = new ChannelStarts();
     starts.setStart('a', 8);
     starts.setStart('b', 8);
@@ -114,7 +114,7 @@ describe('a start', () => {
 });
 
 describe('a cursor of another log', () => {
-  test('is a loss of its channels that no offset shows, until the gap is written', () => {
+  test('is a loss of its channels, without any offset, until the gap is written', () => {
     const starts = new ChannelStarts();
     expect(starts.hasForeign).toBe(false);
     starts.addForeign(['a']);
@@ -126,7 +126,7 @@ describe('a cursor of another log', () => {
     expect(starts.collectLost(['a', 'b', 'c'], [0, 0, 0], 0)).toEqual([]);
   });
 
-  test('of a channel that is not followed any more is no loss', () => {
+  test('of a channel that is not followed any more is not a loss', () => {
     const starts = new ChannelStarts();
     starts.addForeign(['a', 'b']);
     starts.keepOnly(new Set(['b']));

@@ -160,7 +160,7 @@ describe('publish', () => {
       () => createChannels().publish('a', 1, { id: 5 } as object),
       'ERR_SSE_OPTION',
     ],
-  ])('rejects %s, and nobody gets anything', async (_, publish, code) => {
+  ])('rejects %s, and no stream gets an event', async (_, publish, code) => {
     expect(await rejection(publish())).toBe(code);
   });
 
@@ -341,7 +341,7 @@ describe('subscribe', () => {
     expect(channels.stats().subscriptions).toBe(3);
   });
 
-  test('unsubscribe ends the subscription behind earlier events; the stream stays open', async () => {
+  test('unsubscribe ends the subscription after earlier events; the stream stays open', async () => {
     const channels = createChannels();
     await using server = await serveStreams(
       async (given) => {
@@ -367,7 +367,7 @@ describe('subscribe', () => {
 });
 
 describe('order', () => {
-  test('send, comment and close come behind events that were published before', async () => {
+  test('send, comment and close come after events that were published before', async () => {
     const channels = createChannels();
     await using server = await serveStreams(
       async (given) => {
@@ -753,7 +753,7 @@ describe('close of the registry', () => {
     expect(closings.size).toBe(1);
   });
 
-  test('ends its streams, with a reconnection time, behind pending events', async () => {
+  test('ends its streams, with a reconnection time, after pending events', async () => {
     const channels = createChannels();
     await using server = await serveStreams(
       (given, req) => ('follow' in req.query ? given.subscribe('a') : given.open()),

@@ -4,7 +4,7 @@ import { formatCursor, parseCursor } from '../src/protocol/cursor.ts';
 
 const epoch = fc.stringMatching(/^[A-Za-z0-9_-]{1,40}$/);
 
-test('a cursor reads back as it was written', () => {
+test('a formatted cursor is parsed to the same cursor', () => {
   fc.assert(
     fc.property(epoch, fc.maxSafeNat(), (name, offset) => {
       const text = formatCursor(name, offset);
@@ -14,7 +14,7 @@ test('a cursor reads back as it was written', () => {
   );
 });
 
-test('whatever else the network sends is no cursor, and never throws', () => {
+test('any other text is not a cursor, and parsing it never throws', () => {
   fc.assert(
     fc.property(
       fc.oneof(
@@ -34,9 +34,9 @@ test('whatever else the network sends is no cursor, and never throws', () => {
   );
 });
 
-describe('no cursor of ours is', () => {
+describe('not a cursor is', () => {
   test.each([
-    ['nothing', ''],
+    ['the empty string', ''],
     ['no offset', 'abc'],
     ['an empty offset', 'abc.'],
     ['no epoch', '.5'],
@@ -44,17 +44,17 @@ describe('no cursor of ours is', () => {
     ['a broken offset', 'abc.1.5'],
     ['an exponent', 'abc.1e3'],
     ['hex', 'abc.0x5'],
-    ['leading zeros, so that one place has one name', 'abc.007'],
-    ['an offset beyond what a number can count', 'abc.9007199254740993'],
+    ['leading zeros, because each place has one text', 'abc.007'],
+    ['an offset that a number cannot represent exactly', 'abc.9007199254740993'],
     ['a space', 'abc.5 '],
     ['a line end', 'abc.5\n'],
-    ['the final mark', 'sse:end'],
+    ['the final id', 'sse:end'],
     ['digits of another script', 'abc.٥'],
   ])('%s', (_, text) => {
     expect(parseCursor(text)).toBeUndefined();
   });
 
-  test('a megabyte, told apart without reading it', () => {
+  test('a megabyte, which is rejected without parsing', () => {
     expect(parseCursor(`${'a'.repeat(1_000_000)}.5`)).toBeUndefined();
     expect(parseCursor(`a.${'5'.repeat(1_000_000)}`)).toBeUndefined();
   });

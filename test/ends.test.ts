@@ -10,7 +10,7 @@ import { until } from './support/wait.ts';
 
 testEnds(memoryNodes);
 
-test('a stream that unsubscribes receives all pending events behind an end', async () => {
+test('a stream that unsubscribes receives all pending events after an end', async () => {
   await using nodes = memoryNodes();
   const { publisher, reader } = nodes;
   let isOpen = false;

@@ -551,7 +551,7 @@ test('every member gets each event once and in order, or leaves at a position be
 }, 120_000);
 
 describe('an attached member', () => {
-  test('that has taken a whole frame is not asked again, until somebody takes it out of step', () => {
+  test('that has taken a whole frame is not called again until it is detached', () => {
     const world = new World();
     const member = world.join(['a']);
     const publishAndGive = (): void => {
@@ -570,7 +570,7 @@ describe('an attached member', () => {
     expect([progress(), member.received]).toEqual([3, [1, 2, 3]]);
   });
 
-  test('has counts that are no larger for what its audience was given before it came', () => {
+  test('has counts without the frames that its audience received before it joined', () => {
     const runs: (() => void)[] = [];
     const fanOut = new FanOut((run) => void runs.push(run));
     let offset = 0;
@@ -644,7 +644,7 @@ describe('an entry', () => {
     expect(world.isScheduled).toBe(false);
   });
 
-  test('costs the same to push, whatever the number of audiences of its channel', () => {
+  test('costs the same to push, for any number of audiences of its channel', () => {
     const world = new World();
     for (let index = 0; index < 5_000; index++) world.join(['all', `own-${index}`]);
     const { prototype } = Audience;
@@ -663,8 +663,8 @@ describe('an entry', () => {
   });
 });
 
-describe('one turn', () => {
-  test('gives to at most 250 members', () => {
+describe('in one turn the fan-out', () => {
+  test('delivers to at most 250 members', () => {
     const world = new World();
     for (let count = 0; count < 600; count++) world.join(['a']);
     world.publish('a');
@@ -676,7 +676,7 @@ describe('one turn', () => {
     expect(given.reduce((sum, count) => sum + count, 0)).toBe(600);
   });
 
-  test('looks at no more than 250 sets of channels, and each of 20,000 that share a channel is given its event once', () => {
+  test('visits at most 250 sets of channels, and each of 20,000 sets that share a channel gets its event once', () => {
     const world = new World();
     for (let index = 0; index < 20_000; index++) world.join(['global', `user:${index}`]);
     const looks = vi.spyOn(Audience.prototype, 'droppedAfter');
@@ -697,7 +697,7 @@ describe('one turn', () => {
     expect(world.members[0]?.audience?.feeds.map(({ bytes }) => bytes)).toEqual([0, 0]);
   });
 
-  test('tells at most 250 members of retired audiences to leave', () => {
+  test('lets at most 250 members of retired audiences leave', () => {
     const world = new World();
     for (let count = 0; count < 600; count++) world.join([count % 2 === 0 ? 'a' : 'b']);
     world.fanOut.retireAll();
@@ -710,8 +710,8 @@ describe('one turn', () => {
   });
 });
 
-describe('what is published together', () => {
-  test('is one frame of at most 64 KiB after another, in the order of the offsets over all channels of a set', () => {
+describe('entries that are published together', () => {
+  test('become frames of at most 64 KiB, in the order of the offsets of all channels of a set', () => {
     const world = new World();
     const member = world.join(['a', 'b']);
     for (let count = 0; count < 40; count++) world.publish(count % 3 === 0 ? 'a' : 'b', 10_000);
@@ -728,7 +728,7 @@ describe('what is published together', () => {
     }
   });
 
-  test('is the same frame for different sets of channels that are owed the same', () => {
+  test('become the same frame for different sets of channels with the same pending entries', () => {
     const world = new World();
     const [one, other, third] = [world.join(['a']), world.join(['a', 'b']), world.join(['c', 'a'])];
     world.publish('a');
@@ -741,7 +741,7 @@ describe('what is published together', () => {
     expect(third.frames[0]?.chunk).toBe(one.frames[0]?.chunk);
   });
 
-  test('is not offered to a set of channels that is followed only since then', () => {
+  test('are not delivered to a set of channels that is followed only afterwards', () => {
     const world = new World();
     const early = world.join(['a']);
     world.publish('a');
@@ -755,7 +755,7 @@ describe('what is published together', () => {
     expect(late.isAttached).toBe(true);
   });
 
-  test('while a round lasts is joined for the next one', () => {
+  test('during a round are joined for the next round', () => {
     const world = new World();
     for (let count = 0; count < 300; count++) world.join(['a']).isPlain = false;
     world.publish('a');
@@ -769,8 +769,8 @@ describe('what is published together', () => {
   });
 });
 
-describe('a flush before its turn', () => {
-  test('gives one member one frame, tells it to fall behind for more, and costs the others nothing', () => {
+describe('a flush', () => {
+  test('delivers one frame to one member, lets it fall behind if there is more, and does not affect other members', () => {
     const world = new World();
     const [hasty, patient] = [world.join(['a']), world.join(['a'])];
     for (let count = 0; count < 40; count++) world.publish('a', 10_000);
@@ -784,7 +784,7 @@ describe('a flush before its turn', () => {
     expect(patient.received).toEqual(Array.from({ length: 40 }, (_, index) => index + 1));
   });
 
-  test('of all gives one member everything', () => {
+  test('of all entries delivers everything to one member', () => {
     const world = new World();
     const member = world.join(['a', 'b']);
     for (let count = 0; count < 40; count++) world.publish(count % 2 === 0 ? 'a' : 'b', 10_000);
@@ -794,7 +794,7 @@ describe('a flush before its turn', () => {
     expect(member.received).toHaveLength(40);
   });
 
-  test('in the middle of a frame gives that frame first', () => {
+  test('during the delivery of a frame delivers that frame first', () => {
     const world = new World();
     for (let count = 0; count < 300; count++) world.join(['a']).isPlain = false;
     world.publish('a');
@@ -808,8 +808,8 @@ describe('a flush before its turn', () => {
   });
 });
 
-describe('beyond its bound', () => {
-  test('a channel with more than 16 MiB pending drops them: streams with history fall behind, others count the events', () => {
+describe('beyond its limit', () => {
+  test('a channel drops more than 16 MiB of pending entries: streams with history fall behind, others count the events', () => {
     const world = new World();
     const withHistory = world.join(['a']);
     const liveOnly = world.join(['a'], true);
@@ -848,7 +848,7 @@ describe('beyond its bound', () => {
     },
   );
 
-  test('a single event goes to those who are there, however large it is', () => {
+  test('a single event is delivered to the present members, even if it is very large', () => {
     const world = new World();
     const member = world.join(['a']);
     world.fanOut.push({
@@ -861,7 +861,7 @@ describe('beyond its bound', () => {
     expect(member.received).toEqual([1]);
   });
 
-  test('all channels together hold no more than 64 MiB and one event, however many channels there are', () => {
+  test('all channels together have at most 64 MiB and one event pending, for any number of channels', () => {
     const world = new World();
     const members = Array.from({ length: 20 }, (_, index) => world.join([`${index}`]));
     for (let count = 0; count < 2; count++) {

@@ -16,7 +16,7 @@ function offsetsOf(feed: Feed): (number | undefined)[] {
   return Array.from({ length: feed.events }, (_, index) => feed.at(index)?.offset);
 }
 
-test('holds entries in the order of their offsets, with their bytes', () => {
+test('keeps entries in the order of their offsets, with their bytes', () => {
   const feed = filled(3, 7, 8);
   expect(offsetsOf(feed)).toEqual([3, 7, 8]);
   expect([feed.newest, feed.events]).toEqual([8, 3]);
@@ -42,7 +42,7 @@ test.each([
   [7, 2],
   [8, 3],
   [99, 3],
-])('finds the first entry beyond offset %i at index %i', (offset, index) => {
+])('finds the first entry after offset %i at index %i', (offset, index) => {
   expect(filled(3, 7, 8).indexAfter(offset)).toBe(index);
 });
 
@@ -66,7 +66,7 @@ test.each<[number, number[]]>([
   },
 );
 
-test('drops everything, and says up to which offset and how many entries until all audiences were told', () => {
+test('drops everything, and gives the offset and number of the dropped entries until all audiences are informed', () => {
   const feed = filled(3, 7);
   const { bytes } = feed;
   expect([feed.droppedUpTo, feed.droppedEvents]).toEqual([0, 0]);

@@ -16,7 +16,7 @@ function entriesOf(...sizes: number[]): LogEntry[] {
 describe('a frame', () => {
   const entries = [entry(3), entry(7), entry(8)];
 
-  test('is the entries joined, with the first and the last offset', () => {
+  test('has the joined bytes of its entries, and their first and last offset', () => {
     const frame = new Frame(entries);
     expect([frame.firstOffset, frame.lastOffset]).toEqual([3, 8]);
     expect(frame.bytes.toString()).toBe(entries.map((each) => each.frame.toString()).join(''));

@@ -21,8 +21,8 @@ function recordOf({ channels, isSilent, wasAsked, isPending }: Subscribed): Subs
 
 describe('a gap is a question', () => {
   test.each<[string, Subscribed[], string[], (readonly [number, string[]])[]]>([
-    ['to nobody without onGap', [{ channels: ['a'], isSilent: true }], ['a'], []],
-    ['for the lost channels only', [{ channels: ['a', 'b'] }], ['b'], [[0, ['b']]]],
+    ['to no subscription without onGap', [{ channels: ['a'], isSilent: true }], ['a'], []],
+    ['for the channels with a gap only', [{ channels: ['a', 'b'] }], ['b'], [[0, ['b']]]],
     [
       'to each subscription that has one of them',
       [{ channels: ['a'] }, { channels: ['b'] }, { channels: ['c'] }],

@@ -65,7 +65,7 @@ test('has() is false outside of the list, even if the list is empty', () => {
   expect(list.has(member)).toBe(false);
 });
 
-test('whatever is added and deleted, the list holds the same members as a set', () => {
+test('after any additions and deletions, the list has the same members as a set', () => {
   const steps = fc.array(fc.tuple(fc.boolean(), fc.integer({ min: 0, max: 7 })), {
     maxLength: 60,
   });

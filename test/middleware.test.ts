@@ -19,11 +19,11 @@ function teller(...options: SseOptions[]): express.Express {
 }
 
 describe('res.sse', () => {
-  test('is there for a request that asks for an event stream', async () => {
+  test('exists for a request that asks for an event stream', async () => {
     await request(teller({})).get('/').set(ASK).expect(200, 'true');
   });
 
-  test('is undefined for others, about whose response nothing changes', async () => {
+  test('is undefined for other requests, whose responses do not change', async () => {
     const plain = express();
     plain.use((_req, res) => void res.json(res.sse instanceof EventStream));
     for (const accept of ['*/*', 'text/html', 'application/json', 'text/event-stream;q=0']) {
@@ -33,7 +33,7 @@ describe('res.sse', () => {
     }
   });
 
-  test("with accept: 'any' is there for everybody but who refuses", async () => {
+  test("with accept: 'any' exists for all requests that do not refuse an event stream", async () => {
     const app = teller({ accept: 'any' });
     for (const accept of [
       '*/*',
@@ -50,7 +50,7 @@ describe('res.sse', () => {
       .expect(200, 'false');
   });
 
-  test('is lazy: the handler may answer 401, redirect, or call next()', async () => {
+  test('writes nothing by itself: the handler may answer 401, redirect, or call next()', async () => {
     const app = express();
     app.use(sse());
     app.get('/denied', (_req, res) => void res.status(401).json({ no: true }));
@@ -66,7 +66,7 @@ describe('res.sse', () => {
   });
 });
 
-test('the options of a route win over those of the app, which it inherits', async () => {
+test('the options of a route override the inherited options of the app', async () => {
   const app = express();
   const outer = sse({
     retry: 1_111,
@@ -135,7 +135,7 @@ test('mounted twice it counts a stream once', async () => {
 });
 
 describe('after a final end', () => {
-  test('a client that brings the mark is answered 204 on any route, in the header or the query', async () => {
+  test('a client that sends the final id is answered 204 on any route, in the header or the query', async () => {
     const app = teller({});
     await request(app)
       .get('/anything')
@@ -145,7 +145,7 @@ describe('after a final end', () => {
     await request(app).get('/anything?lastEventId=sse:end').set(ASK).expect(204);
   });
 
-  test('and nobody else is', async () => {
+  test('no other client is answered 204', async () => {
     const app = teller({ accept: 'any' });
     await request(app)
       .get('/')
@@ -162,7 +162,7 @@ describe('after a final end', () => {
   });
 });
 
-test('streams are the open ones, and stats are what has become of all', async () => {
+test('streams has the open streams, and stats() counts all streams', async () => {
   await using server = await serveStreams((given) => given.send('x'));
   const { events } = server;
   using first = await read(server.url);
@@ -186,7 +186,7 @@ test('streams are the open ones, and stats are what has become of all', async ()
   });
 });
 
-test('closeWhere ends the streams of those who lost their rights, and only those', async () => {
+test('closeWhere ends the streams for which the test is true, and no others', async () => {
   await using server = await serveStreams((given) => given.open());
   using kept = await read(`${server.url}?user=ann`);
   using revoked = await read(`${server.url}?user=bob`);
@@ -225,7 +225,7 @@ test('closeWhere and close() read each option once', async () => {
   }
 });
 
-test('closeWhere refuses a test that is async, which would send everybody away', async () => {
+test('closeWhere refuses an async test, which would end all streams', async () => {
   await using server = await serveStreams((given) => given.open());
   using reader = await read(server.url);
   await until('the stream', () => server.events.streams.size === 1);
@@ -236,7 +236,7 @@ test('closeWhere refuses a test that is async, which would send everybody away',
   expect(reader.ended).toBe(false);
 });
 
-test("a route's accept: 'event-stream' behind an app's 'any' takes the stream away from who does not ask", async () => {
+test("accept: 'event-stream' on a route after 'any' in the app removes the stream of requests that do not ask for one", async () => {
   const app = express();
   app.use(sse({ accept: 'any' }));
   app.get(
@@ -248,7 +248,7 @@ test("a route's accept: 'event-stream' behind an app's 'any' takes the stream aw
 });
 
 describe('close', () => {
-  test('ends the open streams with a reconnection time each, and sends newcomers away so that they come back', async () => {
+  test('ends the open streams and refuses new ones, each with a reconnection time', async () => {
     await using server = await serveStreams((given) => given.open());
     const readers = await Promise.all(Array.from({ length: 5 }, () => read(server.url)));
     await until('the streams', () => server.events.streams.size === 5);
@@ -270,7 +270,7 @@ describe('close', () => {
     expect(server.events.stats()).toMatchObject({ rejected: 2, closed: { shutdown: 5 } });
   });
 
-  test('destroys what has not ended in time, and is idempotent', async () => {
+  test('destroys streams that have not ended in time, and is idempotent', async () => {
     await using server = await serveStreams((given) => given.open(), { stallTimeout: false });
     const socket = await dial(server.port, requestText('/'));
     socket.pause();
@@ -283,7 +283,7 @@ describe('close', () => {
     socket.destroy();
   });
 
-  test('ends a stream whose request came before it as soon as it opens', async () => {
+  test('ends a stream as soon as it opens, if its request came before close()', async () => {
     let go = (): void => {};
     await using server = await serveStreams((given) =>
       new Promise<void>((resolve) => (go = resolve)).then(() => void given.open()),
@@ -297,7 +297,7 @@ describe('close', () => {
     expect(reader.retries).toHaveLength(1);
   });
 
-  test('leaves other requests alone', async () => {
+  test('does not affect other requests', async () => {
     const app = express();
     const events = sse({ accept: 'any' });
     app.use(events);
@@ -344,7 +344,7 @@ describe('closeWhere on many streams', () => {
     };
   }
 
-  test('takes effect at once, ends no more than 250 responses in a turn, and gives each what was published before', async () => {
+  test('takes effect at once, ends at most 250 responses in a turn, and delivers earlier events to each stream', async () => {
     await using server = await serveMany(700);
     await server.channels.publish('a', '1');
     await until('the first event', () => server.texts.every((text) => text.includes('data: 1\n')));
@@ -377,7 +377,7 @@ describe('closeWhere on many streams', () => {
     await until('nothing to be left', () => server.events.stats().buffered === 0);
   });
 
-  test('gives none of them what listeners for their ends publish', async () => {
+  test('delivers to none of them events that listeners for their ends publish', async () => {
     await using server = await serveMany(300);
     for (const { signal } of server.streams) {
       signal.addEventListener('abort', () => void server.channels.publish('a', 'left'));
@@ -388,7 +388,7 @@ describe('closeWhere on many streams', () => {
     expect(server.channels.stats().published).toBe(300);
   });
 
-  test('called from a wrapped end while other streams are being ended ends its own, too, and gives their places back', async () => {
+  test('called from a wrapped end() while other streams are being ended, ends its streams, too, and releases their places', async () => {
     let nested: number | undefined;
     await using server = await serveStreams(
       (given, req) => {
@@ -417,7 +417,7 @@ describe('closeWhere on many streams', () => {
     expect(await server.events.close()).toEqual({ closed: 6, destroyed: 0 });
   });
 
-  test('leaves nothing behind where the application ends responses, or readers leave, meanwhile', async () => {
+  test('leaves no stream in a list if the application ends responses, or readers leave, meanwhile', async () => {
     await using server = await serveMany(600);
     void server.channels.publish('a', 'before');
     server.events.closeWhere(() => true);
@@ -435,7 +435,7 @@ describe('closeWhere on many streams', () => {
   });
 });
 
-describe('a res.sse that is not of this library', () => {
+describe('a res.sse of another library', () => {
   /** An app in which something else has put its own `res.sse` in front of, or behind, `sse()`. */
   function occupied(value: unknown, place: 'before' | 'after'): express.Express {
     const app = express();
@@ -471,7 +471,7 @@ describe('a res.sse that is not of this library', () => {
     }
   });
 
-  test('stays where no stream is asked for, and stream() and listen() answer 406', async () => {
+  test('stays if the request does not ask for a stream, and stream() and listen() answer 406', async () => {
     const value = { data() {} };
     await request(occupied(value, 'before')).get('/page').set('Accept', '*/*').expect(200, 'page');
     for (const path of ['/', '/listen']) {
@@ -479,7 +479,7 @@ describe('a res.sse that is not of this library', () => {
     }
   });
 
-  test('null is none', async () => {
+  test('null counts as no res.sse', async () => {
     await using server = await serve(occupied(null, 'before'));
     using reader = await read(server.url);
     expect((await reader.next()).data).toBe('x');

@@ -22,7 +22,7 @@ test('follow with { last } starts in the call, and misses nothing that is publis
 test.each([
   ['start', 'start'],
   ['{ last }', { last: 1 }],
-])('follow since %s: what is lost after the call is a gap', async (_what, since) => {
+])('follow since %s: events that are lost after the call are a gap', async (_what, since) => {
   const channels = createChannels({ history: { events: 2 } });
   for (const text of ['1', '2', '3']) await channels.publish('a', text);
   const early = channels.follow('a', { since });

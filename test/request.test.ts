@@ -38,7 +38,7 @@ describe('a request asks for an event stream when Accept names it', () => {
     expect(asksForEventStream(request({ accept }))).toBe(false);
   });
 
-  test('names it within the first 1,024 characters: what comes behind them is not looked at', () => {
+  test('names it within the first 1,024 characters: later characters are not parsed', () => {
     const others = 'a/b;q=0.1,'.repeat(1_600);
     expect(asksForEventStream(request({ accept: `text/event-stream,${others}` }))).toBe(true);
     expect(asksForEventStream(request({ accept: `${others}text/event-stream` }))).toBe(false);
@@ -94,12 +94,12 @@ describe('the last event ID', () => {
     expect(readLastEventId(request({ 'last-event-id': bytes }))).toBe('größer 😀');
   });
 
-  test('is the query parameter where there is no header', () => {
+  test('is the query parameter if there is no header', () => {
     expect(readLastEventId(request({}, '/listen?a=1&lastEventId=e.5%2B%C3%BC'))).toBe('e.5+ü');
     expect(readLastEventId(request({ 'last-event-id': 'h' }, '/listen?lastEventId=q'))).toBe('h');
   });
 
-  test('is that of the original URL where middleware has taken the query away', () => {
+  test('is that of the original URL if middleware has removed the query', () => {
     const rewritten = Object.assign(request({}, '/'), { originalUrl: '/listen?lastEventId=q' });
     expect(readLastEventId(rewritten)).toBe('q');
     expect(

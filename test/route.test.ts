@@ -27,7 +27,7 @@ function appWith(
   return app;
 }
 
-describe('to a client that does not ask for a stream, stream() answers 406 and says what to send', () => {
+describe('stream() answers 406 to a client that does not ask for a stream, and says which header to send', () => {
   test('in JSON if the client accepts JSON', async () => {
     const response = await request(appWith(() => {}))
       .get('/')
@@ -96,7 +96,7 @@ describe('the stream opens', () => {
     expect(reader.response.status).toBe(200);
   });
 
-  test('not when the handler has answered otherwise', async () => {
+  test('not when the handler has sent another response', async () => {
     const app = appWith(async (_stream, _req, res) => {
       (res as express.Response).status(401).json({ no: true });
     });
@@ -197,7 +197,7 @@ describe('an error of the handler', () => {
 });
 
 describe('a handler that returns an iterable', () => {
-  test('has it piped and the stream ended for good', async () => {
+  test('sends its items, and ends the stream with final', async () => {
     await using server = await serve(
       appWith(async function* () {
         yield 'a';
@@ -216,14 +216,14 @@ describe('a handler that returns an iterable', () => {
     ).toBe(204);
   });
 
-  test('has it ended plainly with final: false', async () => {
+  test('ends the stream without final, with final: false', async () => {
     await using server = await serve(appWith(() => ['a'], { final: false }));
     using reader = await read(server.url);
     await reader.end();
     expect(reader.text).toBe(':\ndata: a\n\n');
   });
 
-  test('has it opened after a second without an item', async () => {
+  test('opens the stream after a second without an item', async () => {
     let go = (): void => {};
     const gate = new Promise<void>((resolve) => (go = resolve));
     await using server = await serve(
@@ -239,7 +239,7 @@ describe('a handler that returns an iterable', () => {
     expect((await reader.next()).data).toBe('a');
   });
 
-  test('is let be where something else has answered within that second', async () => {
+  test('is stopped if other code has answered within that second', async () => {
     const begun = performance.now();
     const app = express();
     app.use(sse());
@@ -266,7 +266,7 @@ describe('a handler that returns an iterable', () => {
     expect(other.response.status).toBe(503);
   });
 
-  test('has it let go of when the reader leaves', async () => {
+  test('has its iterable released when the reader leaves', async () => {
     let finished = false;
     await using server = await serve(
       appWith(async function* (given: EventStream) {
@@ -285,13 +285,13 @@ describe('a handler that returns an iterable', () => {
   });
 });
 
-test('stream(options) refuses what it does not know', () => {
+test('stream(handler, options) refuses unknown options', () => {
   expect(() => stream(() => {}, { finale: true } as object)).toThrow(
     expect.objectContaining({ code: 'ERR_SSE_OPTION' }),
   );
 });
 
-test("on a bare http server stream() works with a next of one's own", async () => {
+test('on a bare http server stream() works with any next function', async () => {
   const events = sse();
   const route = stream((given) => given.send('bare'));
   await using server = await listening(
@@ -336,7 +336,7 @@ describe('a client that has left before its handler', () => {
     },
   );
 
-  test('is cleaned up after by what waits for closed, also where the stream ends with the first send', async () => {
+  test('is cleaned up by callbacks of closed, even if the stream ends with the first send', async () => {
     let running = 0;
     await using server = await serveStreams((given) => {
       given.send('first');

@@ -32,7 +32,7 @@ async function readMany(url: string, count: number, events: SseMiddleware): Prom
 }
 
 describe('the open streams', () => {
-  test('end in waves of ten or more over the time there is, each client with a time of its own to come back', async () => {
+  test('end in waves of ten or more over the time, each client with a random reconnection time', async () => {
     await using server = await serveStreams((given) => given.open());
     const readers = await readMany(server.url, 40, server.events);
     const sizes = new Set<number>();
@@ -60,7 +60,7 @@ describe('the open streams', () => {
     expect(readers.filter((reader) => reader.events.length === 1)).toHaveLength(10);
   });
 
-  test('that leave by themselves do not hold it up', async () => {
+  test('that end by themselves do not delay close()', async () => {
     await using server = await serveStreams((given) => given.open());
     const readers = await readMany(server.url, 30, server.events);
     const closing = server.events.close({ within: 600_000 });
@@ -68,11 +68,11 @@ describe('the open streams', () => {
     expect(await within('close', closing)).toEqual({ closed: 30, destroyed: 0 });
   });
 
-  test('are given what their channels owe them first', async () => {
+  test('get the pending events of their channels first', async () => {
     const channels = createChannels();
     await using server = await serveStreams((given) => given.subscribe('news'), { channels });
     const readers = await readMany(server.url, 5, server.events);
-    // In the turn in which it is published nobody has been given it yet.
+    // The event is not delivered to any stream in the turn in which it is published.
     void channels.publish('news', 'the last');
     expect(await server.events.close()).toEqual({ closed: 5, destroyed: 0 });
     for (const reader of readers) {
@@ -82,7 +82,7 @@ describe('the open streams', () => {
     }
   });
 
-  test('are destroyed at the end of the time if they take nothing, and the others are not', async () => {
+  test('are destroyed at the end of the time if they read nothing, and the others are not', async () => {
     await using server = await serveStreams((given) => given.open(), { stallTimeout: false });
     const readers = await readMany(server.url, 12, server.events);
     const socket = await dial(server.port, requestText('/'));
@@ -98,7 +98,7 @@ describe('the open streams', () => {
     socket.destroy();
   });
 
-  test('are destroyed with their connection where they wait behind another response on it', async () => {
+  test('are destroyed with their connection if they wait for another response on it', async () => {
     const app = express();
     const events = sse();
     const seen: EventStream[] = [];
@@ -122,7 +122,7 @@ describe('the open streams', () => {
     socket.destroy();
   });
 
-  test('of an inner sse() that opens in the shutdown of the outer are gone from both', async () => {
+  test('of an inner sse() that open in the shutdown of the outer one are removed from both', async () => {
     const app = express();
     const outer = sse();
     const inner = sse({ heartbeat: 1_000 });
@@ -151,8 +151,8 @@ describe('the open streams', () => {
   });
 });
 
-describe('newcomers', () => {
-  test('are sent away on a connection that closes, so that they come back elsewhere', async () => {
+describe('new requests', () => {
+  test('are refused, and their connection is closed, so that the clients reconnect to another process', async () => {
     await using server = await serveStreams((given) => given.open());
     const readers = await readMany(server.url, 20, server.events);
     const closing = server.events.close({ within: 2_000, retry: 77 });
@@ -168,7 +168,7 @@ describe('newcomers', () => {
     expect(server.streams).toHaveLength(20);
   });
 
-  test('find their place on another node: an EventSource loses nothing over it, and gets nothing twice', async () => {
+  test('reach another node: an EventSource loses no event, and gets no event twice', async () => {
     const channels = createChannels();
     await using old = await serveStreams((given) => given.subscribe('news'), { channels });
     await using next = await serveStreams((given) => given.subscribe('news'), { channels });
@@ -193,7 +193,7 @@ describe('newcomers', () => {
   });
 });
 
-test('maxLifetime is a steady rotation: streams that opened together do not end together, and their clients miss nothing', async () => {
+test('with maxLifetime, streams that opened together do not end together, and their clients miss no event', async () => {
   const channels = createChannels();
   await using server = await serveStreams((given) => given.subscribe('news'), {
     channels,
@@ -226,7 +226,7 @@ test('maxLifetime is a steady rotation: streams that opened together do not end 
 });
 
 describe('close()', () => {
-  test('is idempotent, of no effect on nothing, and never rejects', async () => {
+  test('is idempotent, resolves without streams, and never rejects', async () => {
     const events = sse();
     const closing = events.close({ within: 0 });
     expect(events.close()).toBe(closing);
@@ -241,7 +241,7 @@ describe('close()', () => {
     await Promise.all(readers.map((reader) => reader.end()));
   });
 
-  test('resolves at its deadline, whatever has not reported its end', async () => {
+  test('resolves at its deadline, even if responses have not emitted their end', async () => {
     await using server = await serveStreams((given) => {
       given.open();
       given.res.end = () => given.res;
@@ -256,7 +256,7 @@ describe('close()', () => {
     reader.close();
   });
 
-  test('gives a listener that calls it at the end of a stream the same promise', async () => {
+  test('returns the same promise to a listener that calls it at the end of a stream', async () => {
     const promises = new Set<Promise<unknown>>();
     await using server = await serveStreams((given) => {
       given.open();
@@ -343,7 +343,7 @@ describe('close()', () => {
     for (const socket of sockets) socket.destroy();
   });
 
-  test('leaves no timer, and nothing that keeps the server from closing', async () => {
+  test('leaves no timer, and no connection that keeps the server open', async () => {
     const timers = (): number =>
       process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length;
     const before = timers();
@@ -367,7 +367,7 @@ describe('close()', () => {
     await until('the timers to go', () => timers() <= before);
   });
 
-  test('does not wait for a broker that answers nothing any more', async () => {
+  test('does not wait for a broker that does not answer any more', async () => {
     const never = new Promise<never>(() => {});
     const deaf: Broker = {
       state: 'broken',
@@ -395,7 +395,7 @@ describe('close()', () => {
   });
 });
 
-test('over HTTP/2 streams end in waves, and stragglers are destroyed', async () => {
+test('over HTTP/2 streams end in waves, and the remaining streams are destroyed', async () => {
   const raw = http2.createServer() as unknown as Server;
   const events = sse({ maxBuffered: 100_000_000, stallTimeout: false });
   const seen: EventStream[] = [];
@@ -506,7 +506,7 @@ describe('over HTTP/2, while the middleware is being closed', () => {
     await within('the server to close', closed, 3_000);
   });
 
-  test('a session ends when its event stream is left by its client', async () => {
+  test('a session ends when its client has closed its event stream', async () => {
     const { server, events } = await serveHttp2();
     const others = connectTo(server);
     const client = connectTo(server);
@@ -522,7 +522,7 @@ describe('over HTTP/2, while the middleware is being closed', () => {
     expect((await within('close', closing)).closed).toBe(11);
   });
 
-  test('a request is sent away, and its session with it', async () => {
+  test('a request is refused, and its session ends', async () => {
     const { server, events } = await serveHttp2();
     const others = connectTo(server);
     for (let count = 0; count < 11; count++) others.get('/');
@@ -536,7 +536,7 @@ describe('over HTTP/2, while the middleware is being closed', () => {
   });
 });
 
-test('the recipe of the README ends a process at SIGTERM with exit code 0, and its clients know when to come back', async () => {
+test('the recipe of the README ends a process at SIGTERM with exit code 0, and its clients get a reconnection time', async () => {
   const readme = await readFile(new URL('../README.md', import.meta.url), 'utf8');
   const [, recipe = ''] = /```js\n(process\.once\('SIGTERM'[^]*?)```/.exec(readme) ?? [];
   const program = `

@@ -10,7 +10,7 @@ import type { SubscribeOptions } from '../src/stream/event-stream.ts';
 function started(channels: readonly string[], options: SubscribeOptions = {}): SubscriptionRecord {
   const record = new SubscriptionRecord(channels, options);
   record.markAllPlaced();
-  record.markStarted();
+  record.finishStart();
   return record;
 }
 
@@ -26,17 +26,21 @@ describe('a subscription record', () => {
     const placed = record.whenPlaced();
     const startPromise = record.whenStarted();
     const signal = record.getSignal();
-    expect([record.isPlaced, record.hasStarted, record.placedChannels]).toEqual([false, false, []]);
+    expect([record.isPlaced, record.isStartFinished, record.placedChannels]).toEqual([
+      false,
+      false,
+      [],
+    ]);
     expect(await isSettled(placed)).toBe(false);
     record.markAllPlaced();
-    expect([record.isPlaced, record.hasStarted, record.placedChannels]).toEqual([
+    expect([record.isPlaced, record.isStartFinished, record.placedChannels]).toEqual([
       true,
       false,
       ['a', 'b'],
     ]);
     expect([await isSettled(placed), await isSettled(startPromise)]).toEqual([true, false]);
-    record.markStarted();
-    expect(record.hasStarted).toBe(true);
+    record.finishStart();
+    expect(record.isStartFinished).toBe(true);
     expect(await isSettled(startPromise)).toBe(true);
     expect(signal.aborted).toBe(false);
   });
@@ -45,7 +49,7 @@ describe('a subscription record', () => {
     const record = new SubscriptionRecord(['a'], {});
     const waits = [record.whenPlaced(), record.whenStarted()];
     const signal = record.getSignal();
-    record.markStarted();
+    record.finishStart();
     await Promise.all(waits);
     await Promise.all([record.whenPlaced(), record.whenStarted()]);
     expect([signal.aborted, record.getSignal().aborted]).toEqual([true, true]);

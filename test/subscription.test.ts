@@ -279,7 +279,7 @@ describe('a stream without an id starts', () => {
     expect(server.subscriptions[0]).toMatchObject({ recovered: true, gaps: 0 });
   });
 
-  test("with since: 'start' at all that the history holds, which is no gap", async () => {
+  test("with since: 'start' at all events that the history keeps, which is not a gap", async () => {
     await using server = await serveChannels(
       { history: { events: 2 } },
       { options: { since: 'start' } },

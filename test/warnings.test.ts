@@ -29,7 +29,7 @@ afterEach(() => {
   process.off('warning', note);
 });
 
-/** The codes of the warnings so far. A warning is told in the next turn. */
+/** The codes of the warnings so far. Node emits a warning in the next turn. */
 async function codes(): Promise<string[]> {
   await new Promise((resolve) => setImmediate(resolve));
   return told.map(({ code }) => code);
@@ -50,7 +50,7 @@ async function openOnce({ url }: TestServer, headers: Record<string, string> = {
   expect(reader.response.status).toBe(200);
 }
 
-describe('told once, with a code and the fix, is', () => {
+describe('reported once, with a code and the fix, is', () => {
   test('an sse() that is in front of a route twice', async () => {
     const app = express();
     app.use(sse());
@@ -103,7 +103,7 @@ describe('told once, with a code and the fix, is', () => {
       { interval: 45_000, visible: true },
       { 'X-Amz-Cf-Id': 'x', 'X-Forwarded-For': '192.0.2.7' },
     ],
-  ])('a heartbeat that comes too late for %s in front: %j', async (name, heartbeat, headers) => {
+  ])('a heartbeat that is too long for %s in front: %j', async (name, heartbeat, headers) => {
     await using server = await serve(appWith({ heartbeat }));
     await openOnce(server, headers);
     await openOnce(server, headers);
@@ -112,8 +112,8 @@ describe('told once, with a code and the fix, is', () => {
   });
 });
 
-describe('nothing is told of', () => {
-  test('an sse() with options of its own behind another', async () => {
+describe('no warning is emitted for', () => {
+  test('an sse() with options of its own that is mounted after another', async () => {
     const app = express();
     app.use(sse());
     app.get('/', sse({ heartbeat: 5_000 }), opening);
@@ -137,7 +137,7 @@ describe('nothing is told of', () => {
     expect(await codes()).toEqual([]);
   });
 
-  test('a heartbeat that is soon enough, or meets no proxy', async () => {
+  test('a heartbeat that is short enough, or a connection without a proxy', async () => {
     await using soon = await serve(appWith({}));
     await using direct = await serve(appWith({ heartbeat: false }));
     await openOnce(soon, { 'X-Forwarded-For': '192.0.2.7' });
@@ -145,7 +145,7 @@ describe('nothing is told of', () => {
     expect(await codes()).toEqual([]);
   });
 
-  test('five streams of a browser, six one after the other, six of programs, or six that come by a proxy', async () => {
+  test('five streams of a browser, six one after the other, six of programs, or six through a proxy', async () => {
     const app = express();
     const events = sse();
     app.use(events);
@@ -200,7 +200,7 @@ test('the README lists every code of a warning, and no others', async () => {
   expect(codesIn(readme)).toEqual(codesIn(sources.join('\n')));
 });
 
-describe('outside of tests is told once', () => {
+describe('a warning about times that are probably in seconds', () => {
   beforeEach(() => {
     vi.resetModules();
     vi.stubEnv('NODE_ENV', 'production');
@@ -215,7 +215,7 @@ describe('outside of tests is told once', () => {
     ['retry', { retry: { min: 1, max: 5 } }],
     ['maxLifetime', { maxLifetime: 60 }],
     ['stallTimeout', { stallTimeout: 30 }],
-  ])('%s below a second, which was most likely meant in seconds: %j', async (name, options) => {
+  ])('is emitted once for %s below a second: %j', async (name, options) => {
     const { sse: fresh } = await import('../src/index.ts');
     fresh(options);
     fresh(options);
@@ -223,7 +223,7 @@ describe('outside of tests is told once', () => {
     expect(told[0]?.message).toContain(`\`${name}\``);
   });
 
-  test('the age of a history below a second', async () => {
+  test('is emitted once for the age of a history below a second', async () => {
     const { createChannels: fresh } = await import('../src/index.ts');
     fresh({ history: { age: 3_600 } });
     expect(await codes()).toEqual([]);
@@ -233,7 +233,7 @@ describe('outside of tests is told once', () => {
     expect(told[0]?.message).toContain('`age` of the history');
   });
 
-  test('nothing of times that may be meant, nor with warnings: false, nor in a test', async () => {
+  test('is not emitted for times that may be intended, with warnings: false, or in a test', async () => {
     const { sse: fresh } = await import('../src/index.ts');
     fresh({
       heartbeat: 1_000,
@@ -268,7 +268,7 @@ describe('a maxStreamsPer.key', () => {
     expect(await ask(205, () => undefined)).toEqual(['RES_SSE_KEY_UNDEFINED']);
   });
 
-  test('that is undefined for some requests is as it should be', async () => {
+  test('that is undefined for some requests causes no warning', async () => {
     expect(await ask(120, (n) => (n === 50 ? 'ann' : undefined))).toEqual([]);
     expect(await ask(120, () => undefined, { warnings: false })).toEqual([]);
   });

@@ -119,7 +119,7 @@ describe('an event on the wire', () => {
     expect(readStrictly(encode('a\uD800b')).events[0]?.data).toBe('a\uFFFDb');
   });
 
-  test('1 MB of one line and of 100,000 lines survives', () => {
+  test('1 MB of one line and of 100,000 lines arrive unchanged', () => {
     const line = 'é'.repeat(500_000);
     const lines = Array.from({ length: 100_000 }, (_, index) => `line ${index}`).join('\n');
     for (const data of [line, lines]) expect(readStrictly(encode(data)).events[0]?.data).toBe(data);
@@ -164,7 +164,7 @@ describe('an event on the wire', () => {
 });
 
 describe('read back by a parser written from the standard and by eventsource-parser', () => {
-  test('every event arrives as it was sent, whatever is in it', () => {
+  test('every event arrives as it was sent, for any content', () => {
     fc.assert(
       fc.property(manyEvents, (events) => {
         const bytes = Buffer.concat([
@@ -274,7 +274,7 @@ describe('refused at the call, before a byte is written', () => {
     ['a promise', () => Promise.resolve('x')],
     // oxlint-disable-next-line unicorn/no-thenable -- the case under test
     ['another thenable', () => ({ then() {} })],
-  ])('data that is %s, whatever serialize would make of it: it says to await it', (_, make) => {
+  ])('data that is %s, even if serialize accepts it: the message says to await it', (_, make) => {
     for (const serialize of [JSON.stringify, () => 'text']) {
       expect(() => serializeData(make(), serialize)).toThrow(
         expect.objectContaining({
@@ -300,7 +300,7 @@ describe('refused at the call, before a byte is written', () => {
     },
   );
 
-  test('data that serialize cannot take, with its error as the cause', () => {
+  test('data for which serialize throws, with its error as the cause', () => {
     const circular: Record<string, unknown> = {};
     circular['self'] = circular;
     expect(() => encode(circular)).toThrow(
@@ -385,7 +385,7 @@ describe('nothing can be forged', () => {
 });
 
 describe("the library's own frames", () => {
-  test('a heartbeat and a retry are lines without a blank one, which some clients take for an empty event', () => {
+  test('a heartbeat and a retry are lines without a blank line, for which some clients would dispatch an empty event', () => {
     expect(HEARTBEAT_COMMENT.toString()).toBe(':\n');
     expect(formatRetry(1_000)).toBe('retry: 1000\n');
     expect(formatComment('a\nb')).toBe(': a\n: b\n');

@@ -20,13 +20,13 @@ function takeAll(queue: WriteQueue): Buffer[] {
   return pieces;
 }
 
-describe('take() returns', () => {
+describe('shift() returns', () => {
   test.each<[string, number[], number[]]>([
     ['nothing from an empty queue', [], []],
     ['a single small event', [1], [1]],
     ['small events together', [100, 200, 300], [600]],
     ['events that fill a chunk exactly', [CHUNK_BYTES - 1, 1], [CHUNK_BYTES]],
-    ['an event of a chunk whole', [CHUNK_BYTES], [CHUNK_BYTES]],
+    ['an event of one chunk as a whole', [CHUNK_BYTES], [CHUNK_BYTES]],
     ['an event above a chunk in chunks', [CHUNK_BYTES + 1], [CHUNK_BYTES, 1]],
     ['two chunks and a rest', [2 * CHUNK_BYTES + 10], [CHUNK_BYTES, CHUNK_BYTES, 10]],
     [
@@ -35,7 +35,7 @@ describe('take() returns', () => {
       [CHUNK_BYTES, 1_300],
     ],
     ['no part of an event that does not fit', [CHUNK_BYTES - 600, 700], [CHUNK_BYTES - 600, 700]],
-    ['a large event after small ones by itself', [10, CHUNK_BYTES], [10, CHUNK_BYTES]],
+    ['a large event after small ones, separately', [10, CHUNK_BYTES], [10, CHUNK_BYTES]],
   ])('%s', (_, events, pieces) => {
     const queue = new WriteQueue([]);
     for (const length of events) queue.add(bytesOf(length));
@@ -51,7 +51,7 @@ const LENGTHS = fc.oneof(
   fc.integer({ min: 1, max: 3 * CHUNK_BYTES }),
 );
 
-test('all bytes come out in the order in which they were added, in chunks', () => {
+test('all bytes are removed in the order in which they were added, in chunks', () => {
   const steps = fc.array(
     fc.oneof(
       fc.record({ kind: fc.constant('add' as const), lengths: fc.tuple(LENGTHS) }),
@@ -109,7 +109,7 @@ describe('the bytes of an event are', () => {
     expect(piece.buffer.byteLength).toBe(piece.length);
   });
 
-  test('kept as they are by addAll() and by the constructor, which leave the array of the caller alone', () => {
+  test('kept without a copy by addAll() and by the constructor, which do not change the array of the caller', () => {
     const small = [bytesOf(1), bytesOf(2)];
     const queue = new WriteQueue(small);
     queue.addAll(small);
@@ -124,7 +124,7 @@ describe('the bytes of an event are', () => {
 });
 
 describe('in one turn of the event loop', () => {
-  test('a queue is spent after 256 KiB, and not any more in the next turn', async () => {
+  test('the share of a queue is used up after 256 KiB, and is new in the next turn', async () => {
     const queue = new WriteQueue([bytesOf(2 * BYTES_PER_TURN)]);
     let taken = 0;
     while (!queue.hasUsedUpTurn()) taken += queue.shift().length;
@@ -160,7 +160,7 @@ describe('in one turn of the event loop', () => {
   });
 });
 
-test('bytes are excused that were in the queue when it was deferred, until they are taken or their turn comes', async () => {
+test('bytes in the queue at defer() are deferred bytes until they are removed or the next turn comes', async () => {
   const queue = new WriteQueue([bytesOf(CHUNK_BYTES), bytesOf(1_000)]);
   expect(queue.deferredBytes).toBe(0);
   queue.defer(() => {});

@@ -33,12 +33,12 @@ export interface Publication {
 
 /** Events of some channels, and the state of the log when they were read. */
 export interface Page extends LogRead {
-  /** Where the log stood. */
+  /** The position of the log when it was read. */
   readonly position: Cursor;
   /**
-   * The offset at which the log has continued after it last went back, as a database does that
-   * restarts from an older copy. Entries before this offset may be lost although their `append` has
-   * resolved, also entries of which `trimmed` knows nothing.
+   * The offset at which the log has continued after it last went back, for example because a
+   * database has restarted from an older copy. Entries before this offset may be lost, even if
+   * their `append` has resolved and `trimmed` does not show their loss.
    * @defaultValue the log has never gone back
    */
   readonly resumedAt?: number | undefined;
@@ -48,13 +48,13 @@ export interface Page extends LogRead {
 export interface Receiver {
   /** Called with each entry of a channel that the node listens to. */
   receive(entry: LogEntry): void;
-  /** Returns whether streams of this node follow the channel. */
+  /** Returns whether this node needs the entries of the channel. */
   follows(channel: string): boolean;
   /**
-   * Called when the node may have missed something. Until a later `read` has answered, the entries
-   * that are received prove nothing about the ones before them. Only brokers outside of the process
-   * call this, after a broken connection, a missed message or the loss of the log. During the call,
-   * {@link Broker.head} is still the place up to which nothing was missed.
+   * Called when the node may have missed entries. Entries that are received afterwards do not show
+   * that no entry is missing before them; only a `read` that is requested afterwards does. Only
+   * remote brokers call this, after a broken connection, a missed message or the loss of the log.
+   * During the call, {@link Broker.head} is still the offset up to which no entry was missed.
    */
   interrupted(): void;
 }
@@ -70,8 +70,8 @@ export interface LogBounds {
 /**
  * The state of a channel, the same on all nodes:
  *
- * - `'unknown'` if nothing is kept of the channel: nothing was published, or all was cleared, is past
- *   its age or was forgotten
+ * - `'unknown'` if no entry of the channel is kept: nothing was published, or all entries were
+ *   cleared, have exceeded their age or were forgotten
  * - `'ended'` if the newest entry that is kept is the end of the channel
  * - `'open'` if the newest entry that is kept is an event
  */
@@ -106,8 +106,9 @@ export type BrokerState = 'connecting' | 'open' | 'broken' | 'closed';
  * channels that it listens to in the order of their offsets, each entry once.
  *
  * **Atomicity.** An append assigns the offset, keeps the entry and sends the entry to the nodes, or
- * does none of it. A read always finds an entry that has been received. If a read finds an entry,
- * then it also finds all earlier ones.
+ * does none of it. If it fails in between, it rejects with the delivery `'unknown'`, and the nodes
+ * find the entry in the log later. A read always finds an entry that has been received. If a read
+ * finds an entry, then it also finds all earlier entries.
  *
  * **Loss.** `trimmed` of a channel is the offset of its newest event that is no longer kept, even
  * if no event of the channel is kept. A reader has lost an event of the channel exactly if its
@@ -150,23 +151,24 @@ export interface Broker {
    * when they are
    */
   listen(channel: string): Promise<void> | undefined;
-  /** Ends `listen`: entries of the channel need not be received any more. */
+  /** Ends `listen`: this node does not need the entries of the channel any more. */
   unlisten(channel: string): void;
   /**
-   * The position of this node in the log: the place up to which it has received entries, and never
-   * before an entry that it has appended itself.
-   * @param atLeast the cursor of a client. The answer waits until this node has reached the cursor.
-   * If the log itself is before the cursor, the answer is the head of the log
+   * The position of this node in the log: the place up to which it has received entries. This place
+   * is never before an entry that the node has appended itself.
+   * @param atLeast the cursor of a client. The answer comes when this node has reached the cursor.
+   * If the head of the log is before the cursor, the answer is the head of the log
    * @param signal ends the wait: the promise rejects at once with the reason of the signal, and its
-   * memory is released. Without a signal, the promise rejects with `ERR_SSE_BROKER` if the log
-   * cannot be reached for some seconds. A broker that answers at once ignores the signal
+   * memory is released. Without a signal, the promise rejects with `ERR_SSE_BROKER` if the log is
+   * unreachable for some seconds. A broker that answers at once ignores the signal
    */
   position(atLeast?: Cursor, signal?: AbortSignal): Cursor | Promise<Cursor>;
   /**
    * Reads the entries after an offset, of all the channels merged. A page that is returned at
    * once, not in a promise, stays valid for the rest of the turn of the event loop. A broker in
    * this process always returns the page at once.
-   * @param maxBytes maximum bytes of all frames; there is at least one entry
+   * @param maxBytes maximum bytes of all frames. If the log has entries after the offset, the page
+   * has at least one of them
    * @param signal ends the wait, as for `position`
    */
   read(
@@ -195,11 +197,11 @@ export interface Broker {
   channelState(channel: string): Promise<ChannelState>;
   /**
    * Holds a channel while this process publishes to it. If the process dies, another node ends the
-   * channel after some time. Missing if the log ends with the process.
+   * channel after some time. `undefined` for a broker whose log ends with the process.
    * @param history as in a {@link Publication} to the channel
    */
   hold?(channel: string, history: HistoryLimits): Lease;
-  /** Deletes the events of a channel. Readers that have not received them are told of a gap. */
+  /** Deletes the events of a channel. Readers that have not received these events get a gap. */
   clear(channel: string): Promise<void>;
   /** Releases all resources. Calling it again has no effect. */
   close(): Promise<void>;

@@ -16,15 +16,15 @@ import type {
 } from './broker.ts';
 import { closedError, endedError, otherRegistryError } from './errors.ts';
 
-// Time in ms for which an idempotency key is remembered, and maximum number of keys. The oldest
-// keys are forgotten first.
+// Time in ms for which an idempotency key is remembered, and maximum number of remembered keys. The
+// oldest keys are forgotten first.
 const KEY_LIFETIME_MS = 300_000;
 const MAX_KEYS = 100_000;
 
 /**
  * Makes a broker for a single process. Events that are published in another process do not arrive,
  * so the broker emits a warning in a `node:cluster` worker. A new process has a new log: clients
- * that reconnect after a restart are told of a gap.
+ * that reconnect after a restart get a gap notification.
  */
 export function memoryBroker(): Broker {
   if (cluster.isWorker) {
@@ -41,7 +41,7 @@ export function memoryBroker(): Broker {
   return new MemoryBroker();
 }
 
-/** A broker whose calls all answer at once. */
+/** A broker all of whose calls return their results at once. */
 class MemoryBroker implements Broker {
   // The name of the log is random: clients of an earlier process notice that its log is lost.
   readonly #epoch = randomBytes(6).toString('base64url');
@@ -120,7 +120,10 @@ class MemoryBroker implements Broker {
     return entries;
   }
 
-  /** Entries are received at once. The log forgets channels without followers first. */
+  /**
+   * Entries are received from now on. The log has to know which channels are followed, because it
+   * forgets the other channels first.
+   */
   listen(channel: string): undefined {
     this.#log?.onSubscribersChanged(channel);
   }
@@ -171,7 +174,7 @@ class MemoryBroker implements Broker {
     return Promise.resolve();
   }
 
-  /** Adds an entry to the log, and warns if the log had to forget a channel that held events. */
+  /** Adds an entry to the log, and warns if the log had to forget a channel that had events. */
   #addToLog(entry: LogEntry, history: HistoryLimits): void {
     this.#log?.append(entry, history);
     if (this.#hasWarned || this.#log?.forgottenChannels === 0) return;

@@ -20,9 +20,9 @@ export interface RedisBrokerOptions {
    * `createSentinel()`. The broker uses the client for commands, duplicates it for subscriptions,
    * and never closes it.
    *
-   * The broker does not detect a command connection that hangs. Give the client a `pingInterval`
-   * and a `socketTimeout`, and a `reconnectStrategy`: without it, node-redis does not connect again
-   * after a socket timeout.
+   * The broker does not detect a command connection that hangs. Give the client a `pingInterval`, a
+   * `socketTimeout` and a `reconnectStrategy`: without a `reconnectStrategy`, node-redis does not
+   * connect again after a socket timeout.
    */
   client?: RedisClient | undefined;
   /**
@@ -37,7 +37,7 @@ export interface RedisBrokerOptions {
    */
   prefix?: string | undefined;
   /**
-   * Time in ms that Redis has to answer, and after which a publish rejects.
+   * Time in ms within which Redis must answer. After this time a publish rejects.
    * @defaultValue `5_000`
    */
   timeout?: number | undefined;
@@ -70,7 +70,7 @@ const rules: Readonly<Record<keyof RedisBrokerOptions, OptionRule>> = {
 // Time in ms without a message after which a probe is sent, and interval of pings.
 const PROBE_MS = 10_000;
 
-// Time in ms for which a channel stays subscribed after its last stream left.
+// Time in ms for which a channel stays subscribed after its last stream has left.
 const LINGER_MS = 10_000;
 
 // Pauses in ms between attempts to connect.

@@ -1,4 +1,4 @@
-/** How a request is answered at once without a stream, or before the start of its stream is known. */
+/** Answers requests without a stream (204, 410), or opens streams whose start is not known yet. */
 import type { Page } from '../brokers/broker.ts';
 import { describeThrown } from '../common/errors.ts';
 import { refuse, sendNoContent } from '../http/refusals.ts';
@@ -8,16 +8,16 @@ import type { StreamFollower } from './follower.ts';
 import { requestedCursor, resolveStart } from './start.ts';
 import type { SubscriptionRecord } from './subscription.ts';
 
-// If the broker has not told the position after this time, the stream opens without it, in ms.
+// Time in ms after which the stream opens even if the broker has not answered yet.
 const OPEN_AFTER_MS = 1_000;
 
 /**
- * The decision about a request that resumes, and whose stream is not open yet. It is made with
- * the first page that the stream reads of the log:
+ * The decision about a request whose stream is not open yet, because the answer may be 204 or 410.
+ * The first page that the stream reads from the log decides:
  *
  * - all channels have ended, and the client has received everything: 204, after which an
- *   EventSource does not connect again;
- * - the client has lost events, and cannot be told on the stream (`control: false`): 410;
+ *   EventSource does not reconnect;
+ * - the client has lost events, and the stream may not tell it (`control: false`): 410;
  * - anything else: the stream opens.
  */
 export class DelayedOpening {
@@ -48,7 +48,7 @@ export class DelayedOpening {
   /**
    * Opens the stream, or answers the request without it.
    * @param page the first page of the stream
-   * @returns whether the stream is open, and the page can be delivered
+   * @returns whether the stream is open, so that the page can be delivered
    */
   decide(page: Page): boolean {
     const { stream } = this.#follower;
@@ -59,11 +59,11 @@ export class DelayedOpening {
       if (status === undefined || !isUnused(this.#follower)) {
         return stream.open().readyState !== 2;
       }
-      answerWithout(stream, status);
+      answerWithoutStream(stream, status);
     } catch (error) {
       // A listener for the response head threw.
       this.error = toError(error);
-      this.#record.markStarted();
+      this.#record.finishStart();
     }
     return false;
   }
@@ -72,7 +72,7 @@ export class DelayedOpening {
     if (position.epoch !== this.#start.epoch) return undefined;
     // The same comparison as in `ChannelStarts.collectLost()`. Change both.
     if (trimmed.some((offset) => offset > this.#start.offset)) {
-      return isGapUntold(this.#record) ? 410 : undefined;
+      return cannotTellGap(this.#record) ? 410 : undefined;
     }
     const isOver =
       this.#canBeOver &&
@@ -84,10 +84,11 @@ export class DelayedOpening {
 }
 
 /**
- * Whether the stream opens only when its first page is known: if the client brings an id from which
- * it resumes, or could not be told of a gap, and nothing is written yet.
+ * Decides whether the stream opens now, or only when its first page is known: the answer may then
+ * be 204 (the client resumes from an id) or 410 (the client could not be told of a gap).
  * @param position the end of the log
- * @returns 410 if the client cannot resume, and cannot be told of it on the stream
+ * @returns 410 if the id of the client belongs to another log, and the client cannot be told;
+ * `undefined` if the stream need not wait for its first page
  */
 export function planOpening(
   follower: StreamFollower,
@@ -100,27 +101,27 @@ export function planOpening(
   const kept = channels.filter((channel) => host.followedChannels.hasHistory(channel));
   if (kept.length === 0) return undefined;
   const { isForeign, offset } = resolveStart(stream.lastEventId, options, position);
-  if (isForeign) return isGapUntold(record) ? 410 : undefined;
+  if (isForeign) return cannotTellGap(record) ? 410 : undefined;
   const resumes = options.resume !== false && stream.lastEventId !== '';
   const canBeOver = resumes && kept.length === channels.length;
   const canBeLost =
-    isGapUntold(record) && requestedCursor(stream.lastEventId, options) !== undefined;
+    cannotTellGap(record) && requestedCursor(stream.lastEventId, options) !== undefined;
   if (!canBeOver && !canBeLost) return undefined;
   return new DelayedOpening(follower, record, { epoch: position.epoch, offset }, canBeOver);
 }
 
 /** Whether the subscription has no means to tell the client, or the application, of a gap. */
-function isGapUntold({ options }: SubscriptionRecord): boolean {
+function cannotTellGap({ options }: SubscriptionRecord): boolean {
   return options.control === false && options.onGap === undefined;
 }
 
-/** Whether a stream with a first subscription is not open, and was not used otherwise. */
+/** Whether nothing was written to the response, and the stream has only one subscription. */
 function isUnused({ stream, subscriptions }: StreamFollower): boolean {
   return stream.readyState === 0 && !stream.res.headersSent && subscriptions.length === 1;
 }
 
-/** Answers a request without a stream. The stream ends, and with it its subscriptions. */
-export function answerWithout(stream: EventStream, status: 204 | 410): void {
+/** Answers a request without a stream. The stream and its subscriptions end. */
+export function answerWithoutStream(stream: EventStream, status: 204 | 410): void {
   if (status === 204) sendNoContent(stream.res);
   else {
     const message = 'Events after your last event id are not kept any more; start without an id.';

@@ -1,10 +1,11 @@
 /**
- * The live streams that follow the same set of channels: the same frame is right for all of them.
+ * The live streams that follow the same set of channels, so that all of them receive the same
+ * frames. The files of `stream/` call an audience a group.
  *
  * Most members receive every frame as a whole. Such a member is *attached*: the audience keeps its
- * cursor and its counts, once for all attached members, and the delivery of a frame touches nothing
- * of the member but its socket. With tens of thousands of streams, each object that is touched has
- * to be fetched from memory; that is the main cost of a delivery.
+ * cursor and its counts, once for all attached members, and the delivery of a frame accesses only
+ * the socket of the member. With tens of thousands of streams, each object that is accessed has to
+ * be fetched from memory; that is the main cost of a delivery.
  *
  * ```text
  * index        0     1     2     3     4     5
@@ -46,7 +47,7 @@ export interface Member extends IndexedListMember {
   /** While the member is not attached: offset up to which it has received everything. */
   readonly position: number;
   /**
-   * Writes the entries of the frame that are beyond the member's position.
+   * Writes the entries of the frame that come after the member's position.
    * @returns the member's socket, if the member has written the whole frame and the audience may
    * write the next frames to the socket directly; the member is attached then
    */
@@ -73,7 +74,7 @@ export class Audience extends IndexedList<Member> {
   readonly channels: readonly string[];
   /** The feed of each of the channels. */
   readonly feeds: readonly Feed[];
-  /** Whether a broker was interrupted: no frame is delivered any more, and all members leave. */
+  /** Whether the broker was interrupted: no frame is delivered any more, and all members leave. */
   isRetired = false;
   /**
    * The state that members with identical subscriptions share. Owned by the audience, defined and
@@ -88,8 +89,8 @@ export class Audience extends IndexedList<Member> {
   #nextProgress: GroupProgress;
   // The frame that is being delivered.
   #currentFrame: Frame | undefined;
-  // Set instead of a frame if entries were dropped: their number, of which the members are
-  // informed.
+  // The number of dropped entries. Set instead of a frame while the members are informed of the
+  // loss.
   #droppedEvents: number | undefined;
 
   /** @param position offset up to which nothing will be delivered to the members */
@@ -112,7 +113,7 @@ export class Audience extends IndexedList<Member> {
   }
 
   /**
-   * Looks for entries beyond the position that were dropped.
+   * Looks for entries after the position that were dropped.
    * @returns the offset of the newest of them and their number; `undefined` if there are none
    */
   droppedAfter(position: number): { readonly upTo: number; readonly events: number } | undefined {
@@ -211,7 +212,8 @@ export class Audience extends IndexedList<Member> {
 
   /**
    * Delivers the current frame to a number of pending members.
-   * @returns the part of that number that was not needed, because all members have the frame
+   * @returns the part of that number that was not used, because no member is pending any more, or a
+   * callback has retired the audience
    */
   deliver(maxMembers: number): number {
     const frame = this.#currentFrame;
@@ -236,7 +238,7 @@ export class Audience extends IndexedList<Member> {
         }
       } else {
         this.#deliverTo(this.members[index] as Member);
-        // A callback may have abandoned the frame.
+        // A callback may have retired the audience, and so cleared the frame.
         if (!this.isDelivering) return left;
       }
     }
@@ -244,7 +246,7 @@ export class Audience extends IndexedList<Member> {
     return left;
   }
 
-  /** A monitoring agent may have replaced the `write` of a socket, and its `write` may throw. */
+  /** Called if `write` of a socket throws: a monitoring agent may have replaced the method. */
   #failMemberAt(index: number, error: unknown): void {
     const member = this.members[index];
     if (member === undefined) return;
@@ -271,12 +273,12 @@ export class Audience extends IndexedList<Member> {
   }
 
   #finishDelivery(): void {
-    this.abandonFrame();
+    this.clearFrame();
     this.#progress = this.#nextProgress;
   }
 
-  /** Stops the delivery: pending members will not receive the current frame. */
-  abandonFrame(): void {
+  /** Releases the current frame. Pending members, if any, will not receive it. */
+  clearFrame(): void {
     for (const entry of this.#currentFrame?.entries ?? []) entry.releaseView();
     this.#currentFrame = undefined;
     this.#droppedEvents = undefined;

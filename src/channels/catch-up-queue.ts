@@ -11,12 +11,13 @@ export interface CatchUpJob {
 const MAX_STEPS_PER_TURN = 100;
 const MAX_BYTES_PER_TURN = 4_194_304;
 
-// Limit of the pages of a remote broker that are being read, or that wait for their stream's step.
+// Maximum number of pages of a remote broker that are being read, or that wait for the step of
+// their stream.
 const MAX_PENDING_READS = 64;
 
 /**
- * A queue of catching-up streams, first in, first out. Thousands of clients may reconnect at once;
- * the limits keep them from blocking the event loop for all other work.
+ * A queue of catching-up streams, first in, first out. If thousands of clients reconnect at once,
+ * then without the limits they would block the event loop for all other work.
  *
  * ```text
  * each turn:   waitForTurn()  ──►  jobs that have a page  ──►  other jobs
@@ -37,11 +38,11 @@ export class CatchUpQueue {
 
   /**
    * Queues the next step of a job.
-   * @param isNow whether the step may run inside this call, if the limits of this turn allow it
+   * @param mayRunNow whether the step may run inside this call, if the limits of this turn allow it
    * @param hasPage whether the page of the job has arrived. @defaultValue `false`
    */
-  add(job: CatchUpJob, isNow: boolean, hasPage = false): void {
-    if (isNow && this.#isWithinLimits && (hasPage || this.#canRead)) this.#runStep(job);
+  add(job: CatchUpJob, mayRunNow: boolean, hasPage = false): void {
+    if (mayRunNow && this.#isWithinLimits && (hasPage || this.#canRead)) this.#runStep(job);
     else (hasPage ? this.#jobsWithPage : this.#jobs).add(job);
     this.#schedule();
   }
@@ -101,8 +102,8 @@ export class CatchUpQueue {
     }
     this.#runJobs(this.#jobsWithPage, () => true);
     this.#runJobs(this.#jobs, () => this.#canRead);
-    // This turn used a part of its limits. Schedule a turn also if nothing is queued, so that calls
-    // of `add` in the next turn find fresh limits.
+    // This turn has used a part of its limits. A turn is scheduled even if nothing is queued: it
+    // resets the limits for calls of `add`.
     const hasRunnableJobs = this.#canRead || this.#jobsWithPage.size > 0;
     if (this.#stepsLeft < MAX_STEPS_PER_TURN && hasRunnableJobs) this.#schedule();
   };

@@ -14,7 +14,7 @@
  *  └──────────────────────── nothing is left, or the stream has ended ────────────┘
  * ```
  *
- * One step reads a page, reports a gap or delivers the page, and decides what follows.
+ * One step reads a page, reports a gap or delivers the page, and sets the next phase.
  */
 import { CHUNK_BYTES, HIGH_WATER_MARK } from '../stream/write-queue.ts';
 import type { Page } from '../brokers/broker.ts';
@@ -28,20 +28,21 @@ import { countFitting } from './frame.ts';
 import { GapInquiry, planGapQuestions, planStartQuestions, writeGapEvent } from './gap-inquiry.ts';
 import type { SubscriptionRecord } from './subscription.ts';
 
-// The size of a page: as much as may be queued for a reader before the reader counts as slow.
+// Maximum bytes of a page: the number of queued bytes up to which a reader does not count as slow.
 const PAGE_BYTES = HIGH_WATER_MARK;
 
 /** A caller that waits until the stream has received everything up to an offset. */
-interface Waiter {
+interface PositionWaiter {
   readonly offset: number;
   readonly resolve: () => void;
 }
 
-/** A page, with the state at the moment at which the page was requested. */
+/** A page, and the state of the stream and the node when the page was requested. */
 interface PageRead {
   readonly page: Page;
-  /** A page of an earlier generation does not fit the stream's channels any more. */
+  /** If the generation has changed since, the page does not fit the channels of the stream. */
   readonly generation: number;
+  /** Value of `FollowedChannels.interruptions` at the request. */
   readonly interruptions: number;
 }
 
@@ -49,14 +50,14 @@ interface PageRead {
 export class CatchUp implements CatchUpJob {
   /** The start of each channel, and the gap arithmetic. */
   readonly starts: ChannelStarts = new ChannelStarts();
-  /** The next page begins with an `sse:checkpoint` event, which tells the client its position. */
+  /** Whether an `sse:checkpoint` event, with the client's position, precedes the next page. */
   isCheckpointPending = false;
   /**
    * Called with the first page, if the stream is not open yet. Returns whether the stream is open,
    * and the page can be delivered.
    */
   decideFirstPage: ((page: Page) => boolean) | undefined;
-  /** The position moved back because channels were added: ids have become smaller. */
+  /** Whether the position moved back, because channels were added: ids have become smaller. */
   hasSteppedBack = false;
   #phase: 'idle' | 'queued' | 'stepping' | 'reading' | 'draining' | 'asking' = 'idle';
   readonly #owner: FollowerState;
@@ -69,14 +70,14 @@ export class CatchUp implements CatchUpJob {
   #inquiry: GapInquiry | undefined;
   // Aborts pending reads when the stream ends.
   #abort: AbortController | undefined;
-  #waiters: readonly Waiter[] | undefined;
+  #waiters: readonly PositionWaiter[] | undefined;
 
   /** @param owner the follower of the stream */
   constructor(owner: FollowerState) {
     this.#owner = owner;
   }
 
-  /** Whether an `onGap` of the application is running. */
+  /** Whether an `onGap` or `snapshot` of the application is running. */
   get isAsking(): boolean {
     return this.#phase === 'asking';
   }
@@ -90,12 +91,12 @@ export class CatchUp implements CatchUpJob {
 
   /**
    * Starts to read, unless reading has started before.
-   * @param isNow whether the first step may be done inside this call, with its callbacks
+   * @param mayRunNow whether the first step may be done inside this call, with its callbacks
    */
-  start(isNow: boolean): void {
+  start(mayRunNow: boolean): void {
     if (this.#phase !== 'idle') return;
     this.#phase = 'queued';
-    this.#owner.host.catchUpQueue.add(this, isNow, this.#pageRead !== undefined);
+    this.#owner.host.catchUpQueue.add(this, mayRunNow, this.#pageRead !== undefined);
   }
 
   /** The stream has ended. */
@@ -149,12 +150,12 @@ export class CatchUp implements CatchUpJob {
     } catch (error) {
       this.#owner.fail(error);
     }
-    // If the step has started nothing else, nothing follows.
+    // If the step has not changed the phase, no further work is left.
     if (this.#isStepping) this.#phase = 'idle';
   }
 
-  // A method, because TypeScript would conclude from the assignment above that the phase is the
-  // same.
+  // A getter, because TypeScript would conclude from the assignment above that the phase has not
+  // changed.
   get #isStepping(): boolean {
     return this.#phase === 'stepping';
   }
@@ -162,11 +163,12 @@ export class CatchUp implements CatchUpJob {
   /** Waits for the reader, uses the page that has arrived, or requests the next page. */
   #doStep(): void {
     const { host, stream, isCatchingUp, channels, position } = this.#owner;
-    // Taken in any case: an unused page would occupy one of the queue's pending reads.
+    // Removed in any case: an unused page would count as one of the queue's pending reads.
     const pageRead = this.#removePageRead();
-    // During a delivery to the stream nothing can be written. `onDelivered` starts again. A held
-    // stream starts again when the subscription is placed or has ended.
-    if (!isCatchingUp || host.deliveries.has(stream) || this.#owner.isHeld) return;
+    // During a delivery to the stream nothing can be written: `onDelivered()` queues the next step.
+    // If no id may be written, the next step is queued when the subscription is placed or has
+    // ended.
+    if (!isCatchingUp || host.deliveries.has(stream) || this.#owner.mayNotWriteIds) return;
     if (stream.isBehind) {
       this.#waitForDrain();
       return;
@@ -179,7 +181,7 @@ export class CatchUp implements CatchUpJob {
       generation: this.#generation,
       interruptions: host.followedChannels.interruptions,
     };
-    // A broker in this process answers at once, so that there is nothing to abort.
+    // A broker in this process answers at once, so its reads need no signal.
     const signal = host.catchUpQueue.isBrokerRemote
       ? (this.#abort ??= new AbortController()).signal
       : undefined;
@@ -197,7 +199,7 @@ export class CatchUp implements CatchUpJob {
     return pageRead;
   }
 
-  /** Continues when the reader has taken enough of what is queued. */
+  /** Continues when the reader has taken enough of the queued bytes. */
   #waitForDrain(): void {
     this.#phase = 'draining';
     void this.#owner.stream.drained().then(() => this.#continue(true));
@@ -220,10 +222,10 @@ export class CatchUp implements CatchUpJob {
     }
   }
 
-  /** Queues the next step, if there is one. @param isNow as in {@link start} */
-  #continue(isNow: boolean): void {
+  /** Queues the next step, if the stream is catching up. @param mayRunNow as in {@link start} */
+  #continue(mayRunNow: boolean): void {
     this.#phase = 'idle';
-    if (this.#owner.isCatchingUp) this.start(isNow);
+    if (this.#owner.isCatchingUp) this.start(mayRunNow);
   }
 
   // Pages.
@@ -270,7 +272,7 @@ export class CatchUp implements CatchUpJob {
     else this.#continue(false);
   }
 
-  /** Reads the log again when no revocation of the stream can be missing. */
+  /** Waits until the stream may receive the page, and reads the page again. */
   async #waitUntilAllowed(allowed: Promise<void>): Promise<void> {
     this.#phase = 'reading';
     try {
@@ -285,7 +287,7 @@ export class CatchUp implements CatchUpJob {
   #finishPage({ complete, ended }: Page, interruptions: number): void {
     const owner = this.#owner;
     const { followedChannels } = owner.host;
-    for (const record of owner.subscriptions) if (record.isPlaced) record.markStarted();
+    for (const record of owner.subscriptions) if (record.isPlaced) record.finishStart();
     // Between the request of a page and its delivery, the node may have received newer events, or
     // may have missed events.
     const isUpToDate =
@@ -297,32 +299,33 @@ export class CatchUp implements CatchUpJob {
   }
 
   /**
-   * Reports the gap that a page shows, if there is one, with `sse:gap` events for the channels that
-   * have no `onGap`. At the start of a subscription with a `snapshot`, there is a question, too: the
-   * state that the snapshot sends replaces the events that its channels have lost.
-   * @returns the questions for the application. The page is not delivered then: the answers may
-   * change the position, and the log has to be read again.
+   * Reports the gap that a page shows, if there is one: with an `sse:gap` event for the channels
+   * without an `onGap`. At the start of a subscription with a `snapshot`, the application is asked
+   * as well: the state that the snapshot sends replaces the events that its channels have lost.
+   * @returns the questions for the application, if there are any. Then the page is not delivered,
+   * because the answers may change the position: the log has to be read again.
    */
   #reportGap({ trimmed, position }: Page): GapInquiry | undefined {
     const owner = this.#owner;
-    const lost = this.starts.collectLost(owner.channels, trimmed, owner.position);
-    const startQuestions = planStartQuestions(lost, owner.subscriptions);
-    if (lost.length === 0 && startQuestions.length === 0) return undefined;
-    const reported = lost.filter(
+    const channelsWithLoss = this.starts.collectLost(owner.channels, trimmed, owner.position);
+    const startQuestions = planStartQuestions(channelsWithLoss, owner.subscriptions);
+    if (channelsWithLoss.length === 0 && startQuestions.length === 0) return undefined;
+    const channelsWithGap = channelsWithLoss.filter(
       (channel) => !startQuestions.some(({ channels }) => channels.includes(channel)),
     );
-    const hasForeign = reported.some((channel) => this.starts.isForeign(channel));
+    const hasForeign = channelsWithGap.some((channel) => this.starts.isForeign(channel));
     const after = hasForeign ? '' : owner.cursor;
     const gap: Gap = {
-      channels: reported,
+      channels: channelsWithGap,
       lastEventId: owner.hasWritten ? after : owner.stream.lastEventId,
       cursor: formatCursor(position.epoch, position.offset),
     };
     this.isCheckpointPending = true;
     this.starts.clearForeign();
-    if (reported.length > 0) owner.onGap(gap);
-    const questions = [...startQuestions, ...planGapQuestions(reported, owner.subscriptions)];
-    const withoutHandler = reported.filter(
+    if (channelsWithGap.length > 0) owner.countGap(gap);
+    const gapQuestions = planGapQuestions(channelsWithGap, owner.subscriptions);
+    const questions = [...startQuestions, ...gapQuestions];
+    const withoutHandler = channelsWithGap.filter(
       (channel) => !questions.some(({ channels }) => channels.includes(channel)),
     );
     writeGapEvent(owner, withoutHandler, after, gap.cursor);

@@ -13,80 +13,82 @@ import type { LogEntry } from '../log/log-entry.ts';
  * c         lost  ◄────────────── trimmed > cursor: c has a gap
  * ```
  *
- * The start of a channel is `max(cursor, starts.get(channel) ?? 0)`. The channel has lost something
- * exactly if `trimmed`, the offset of its newest event that the log no longer holds, is greater
+ * The start of a channel is `max(cursor, starts.get(channel) ?? 0)`. The channel has lost events
+ * exactly if `trimmed`, the offset of its newest event that the log no longer keeps, is greater
  * than its start.
  */
 export class ChannelStarts {
-  // Events of a channel at or below its offset are not delivered. OLDEST_HELD: all events that the
-  // log holds are delivered. The map is created with its first key: thousands of streams that wait
-  // for their turn on a pipelined connection need none.
+  // For some channels, the offset up to which their events are not delivered. OLDEST_KEPT: all
+  // events that the log keeps are delivered. The map is created with its first key, because
+  // thousands of streams that wait for their turn on a pipelined connection do not need it.
   #starts: Map<string, number> | undefined;
   // For channels that start at their newest or oldest events (`since: { last }` or `'start'`): if
   // events up to this offset are trimmed before the first page is read, that is not a loss.
   #toleratedUpTo: Map<string, number> | undefined;
-  // Channels whose loss no offset shows, because their cursor belonged to another log.
+  // Channels that were requested with a cursor of another log, so that their loss cannot be derived
+  // from offsets. The loss is not reported yet.
   #foreign: ReadonlySet<string> = NO_CHANNELS;
 
-  /** Whether a loss that no offset shows still has to be reported. */
+  /** Whether the loss of a foreign channel still has to be reported. */
   get hasForeign(): boolean {
     return this.#foreign.size > 0;
   }
 
-  /** Whether the loss of the channel, which no offset shows, still has to be reported. */
+  /** Whether the channel is foreign, and its loss still has to be reported. */
   isForeign(channel: string): boolean {
     return this.#foreign.has(channel);
   }
 
-  /** The cursor of these channels belonged to another log. */
+  /** Marks the channels as foreign: they were requested with a cursor of another log. */
   addForeign(channels: readonly string[]): void {
     this.#foreign = new Set([...this.#foreign, ...channels]);
   }
 
-  /** The loss of all foreign channels was reported. */
+  /** Forgets all foreign channels, because their loss was reported. */
   clearForeign(): void {
     this.#foreign = NO_CHANNELS;
   }
 
   /**
    * Events of the channel at or below the offset will not be delivered. A start never moves back,
-   * except to {@link OLDEST_HELD}.
+   * except to {@link OLDEST_KEPT}.
    */
   setStart(channel: string, offset: number): void {
     const starts = (this.#starts ??= new Map<string, number>());
     const previous = starts.get(channel);
     starts.set(
       channel,
-      previous === undefined || offset === OLDEST_HELD ? offset : Math.max(previous, offset),
+      previous === undefined || offset === OLDEST_KEPT ? offset : Math.max(previous, offset),
     );
   }
 
   /**
-   * The channel starts at its newest events, which are behind the offset. If some of them are trimmed
-   * before the first page is read, the stream starts with the others, and that is no loss.
-   * @param toleratedUpTo the trimmed events must not be beyond this offset
+   * Lets the channel start at its newest events, which come after the offset. If some of these
+   * events are trimmed before the first page is read, the stream starts with the other events, and
+   * that is not a loss.
+   * @param toleratedUpTo events after this offset are a loss if they are trimmed
    */
   setStartOfNewest(channel: string, offset: number, toleratedUpTo: number = Infinity): void {
     this.setStart(channel, offset);
     (this.#toleratedUpTo ??= new Map<string, number>()).set(channel, toleratedUpTo);
   }
 
-  /** Whether the stream receives the entry, as far as the start of its channel is concerned. */
+  /** Whether the entry comes after the start of its channel, so that the stream may receive it. */
   isAfterStart(entry: LogEntry): boolean {
     return entry.offset > (this.#starts?.get(entry.channel) ?? 0);
   }
 
   /**
-   * Finds the channels that have lost something, and notes the loss as reported: the start of such
-   * a channel becomes the trimmed offset, so that the same loss is not found again.
-   * @param trimmed for each of the channels, the offset of its newest event that is no longer held
+   * Finds the channels that have lost events, and notes the loss as reported: the start of such a
+   * channel becomes the trimmed offset, so that the same loss is not found again.
+   * @param trimmed for each of the channels, the offset of its newest event that is no longer kept
    * @param cursor the stream's cursor
    */
   collectLost(channels: readonly string[], trimmed: readonly number[], cursor: number): string[] {
     return channels.filter((channel, index) => {
       const trimmedUpTo = trimmed[index] as number;
       const start = this.#starts?.get(channel);
-      const isFirst = start === OLDEST_HELD || this.#toleratedUpTo?.has(channel) === true;
+      const isFirst = start === OLDEST_KEPT || this.#toleratedUpTo?.has(channel) === true;
       const toleratedUpTo = isFirst ? (this.#toleratedUpTo?.get(channel) ?? Infinity) : 0;
       const isLost = trimmedUpTo > Math.max(cursor, start ?? 0, toleratedUpTo);
       if (isLost || isFirst) this.setStart(channel, trimmedUpTo);
@@ -95,7 +97,7 @@ export class ChannelStarts {
     });
   }
 
-  /** Removes all channels but these, because the stream does not follow the others any more. */
+  /** Removes all channels except these, because the stream does not follow the others any more. */
   keepOnly(channels: ReadonlySet<string>): void {
     for (const channel of this.#starts?.keys() ?? []) {
       if (!channels.has(channel)) this.#starts?.delete(channel);
@@ -108,7 +110,7 @@ export class ChannelStarts {
     }
   }
 
-  /** A new log replaced the log: all channels have lost something, and no start is valid. */
+  /** A new log has replaced the log: all channels have lost events, and no start is valid. */
   markAllLost(channels: readonly string[]): void {
     this.#starts = undefined;
     this.#toleratedUpTo = undefined;
@@ -118,5 +120,5 @@ export class ChannelStarts {
 
 const NO_CHANNELS: ReadonlySet<string> = new Set();
 
-/** The start of a channel that receives all held events; trimmed events are not a gap for it. */
-export const OLDEST_HELD = -1;
+/** The start of a channel that receives all kept events; trimmed events are not a gap for it. */
+export const OLDEST_KEPT = -1;

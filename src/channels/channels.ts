@@ -11,8 +11,8 @@ import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Gap, Subscription } from '../stream/subscription-types.ts';
 
 /**
- * The event type of a call that names none. If the channel has no event `message`, that is an
- * error, which {@link NamedEvent} then explains.
+ * The event type of a call that names no event type. If the channel has no event `message`, such a
+ * call is an error, and {@link NamedEvent} shows the fix.
  */
 type DefaultEvent<S, N extends ChannelName<S>> =
   'message' extends EventName<S, N> ? 'message' : EventName<S, N>;
@@ -61,7 +61,9 @@ export interface EndOptions<E extends string = string> {
   key?: string | undefined;
 }
 
-/** The last event of a channel, as the `end` function of {@link PipeToChannelOptions} returns it. */
+/**
+ * The last event of a channel, as the function `end` of {@link PipeToChannelOptions} returns it.
+ */
 export interface LastEvent {
   /** The data. A string is sent unchanged, anything else is converted by `serialize`. */
   data: unknown;
@@ -84,8 +86,8 @@ export interface PipeToChannelOptions<T, M = T> {
   /** Called for each item. Returns the data to publish. @defaultValue the item itself */
   map?: ((item: T, index: number) => M) | undefined;
   /**
-   * Time in ms: the items of this time become one event. Fewer events cost less, and a reader sees
-   * no difference up to about 50 ms.
+   * Time in ms: all items that come within this time become one event. Fewer events cost less. Up
+   * to about 50 ms, a reader sees no difference.
    * @defaultValue none: each item is one event
    */
   every?: number | undefined;
@@ -95,9 +97,9 @@ export interface PipeToChannelOptions<T, M = T> {
    */
   join?: ((items: readonly M[]) => unknown) | undefined;
   /**
-   * Whether the channel ends with the source; or a function that returns the last event of the
-   * channel. The function gets the error of the source or the reason of `signal`; `undefined` if the
-   * source has ended without an error.
+   * Whether the channel ends with the source, or a function that returns the last event of the
+   * channel. The argument of the function is the error of the source or the reason of `signal`;
+   * `undefined` if the source has ended without an error.
    * @defaultValue `true`: the channel ends without a last event, also after an error
    */
   end?: boolean | ((error: unknown) => LastEvent | undefined) | undefined;
@@ -108,7 +110,7 @@ export interface PipeToChannelOptions<T, M = T> {
 /** The options of `channels.follow()`. */
 export interface FollowOptions {
   /**
-   * Where the consumer begins: `'now'`, `'start'` (all events that the history holds),
+   * Where the consumer begins: `'now'`, `'start'` (all events that the history keeps),
    * `{ last: n }` (the newest `n` events of each channel), or a cursor.
    * @defaultValue `'now'`
    */
@@ -122,8 +124,9 @@ export interface FollowOptions {
   filter?: ((event: ChannelEvent) => boolean) | undefined;
   /**
    * Called when the consumer has lost events, and awaited before any further event. The consumer
-   * continues after the cursor that the function returns (`gap.cursor` after the state was read
-   * anew), or with all events that are still held.
+   * continues after the cursor that the function returns. If the function has read the state again,
+   * it returns `gap.cursor`. If it returns nothing, the consumer continues with all events that are
+   * still kept.
    * @defaultValue none: the iteration throws `ERR_SSE_GAP`
    */
   onGap?:
@@ -134,7 +137,8 @@ export interface FollowOptions {
 /** The options of `channels.read()`. */
 export interface ReadOptions {
   /**
-   * A cursor: the events after it are read. @defaultValue none: from the oldest event that is held
+   * A cursor: the events after the cursor are read.
+   * @defaultValue none: starts at the oldest event that is kept
    */
   after?: string | undefined;
   /**
@@ -150,14 +154,14 @@ export interface ReadOptions {
 export interface HistoryPage {
   /** The events, the oldest first. */
   readonly events: readonly ChannelEvent[];
-  /** The cursor after which the next page begins, and from which a stream can go on. */
+  /** The cursor after which the next page begins, and from which a stream can continue. */
   readonly cursor: string;
   /**
-   * The channels that have lost events after the cursor `after`; all of them if `after` is not a cursor of
-   * this log.
+   * The channels that have lost events since the cursor `after`; all channels if `after` is not a
+   * cursor of this log.
    */
   readonly gap: readonly string[];
-  /** Whether the history holds further events. `false` with `last`. */
+  /** Whether the history keeps newer events than this page. `false` with `last`. */
   readonly more: boolean;
 }
 
@@ -209,11 +213,14 @@ export interface ChannelsStats {
    * Number of followers of all channels: a stream that follows three channels counts three times.
    */
   subscriptions: number;
-  /** Number of streams that are catching up: slow, resuming, or waiting for an `onGap`. */
+  /**
+   * Number of streams that are catching up: slow, resuming, or waiting for an `onGap` or for the
+   * broker.
+   */
   behind: number;
   /**
-   * Number of successful calls of `publish` on this node, including calls that published nothing
-   * because of their `key`.
+   * Number of events that were published on this node by `publish`, `end` (with data) and `pipe`,
+   * including calls that published nothing because of their `key`.
    */
   published: number;
   /** Number of gaps reported on this node. */
@@ -262,7 +269,7 @@ export type ListenNames<Req, Name extends string = string> =
 export interface Channels<S extends SchemaOf<S> = AnySchema> {
   /**
    * Publishes an event of the type `message` to every stream that follows the channel. The event is
-   * encoded once, whatever the number of readers.
+   * encoded once, for any number of readers.
    * @param name a non-empty string of at most 256 UTF-8 bytes without control characters
    * @param data a string is sent unchanged, anything else is converted by `serialize`
    * @returns a promise of the event's id; the id is `''` if the channel has no history
@@ -296,11 +303,11 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
   /**
    * Ends a channel, for example the answer of a language model or a job. When a stream has received
    * everything of its channels, and all of them have ended, the stream is closed with `final`, so
-   * that its client does not come back. Clients that come later receive what the history holds, and
-   * the end. Nothing can be published to the channel until its end is past its age, is forgotten or
-   * is removed by {@link clear}.
+   * that its client does not reconnect. Later clients receive the events that the history keeps,
+   * and the end. Nothing can be published to the channel until its end is older than the `age` of
+   * the history, is forgotten, or is removed by {@link clear}.
    *
-   * The end counts for the limits of the history as an event of about 400 bytes. The second call
+   * In the limits of the history, the end counts as an event of about 400 bytes. A second call
    * without data has no effect and resolves with the first id.
    * @param name a channel with history
    * @returns a promise of the id of the end
@@ -340,7 +347,7 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
    * model, or the progress of a job, that every reader can resume on every node.
    *
    * At most 64 publishes wait for the broker at the same time. If the broker is slow, the source is
-   * read more slowly. If this process dies, another node ends the channel after 20 to 40 s, so that
+   * read more slowly. If this process dies, another node ends the channel after 25 to 35 s, so that
    * readers do not wait for ever (with `redisBroker()`; the channels of `memoryBroker()` end with
    * the process). `channels.close()` stops the pipe as the `signal` does.
    *
@@ -349,7 +356,8 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
    * elsewhere, the source is released, and `pipe` rejects with the error of the broker.
    * @param name a channel with history, unless `end: false`
    * @param source an iterable, an async iterable, a web stream or a Node stream
-   * @returns a promise of the id of the last event (`''` if there was none), and the number of events
+   * @returns a promise of the id of the last event (`''` if there was no event), and of the number
+   * of events
    * @throws {SseError} rejects with `ERR_SSE_SOURCE` if the source is none of these
    * @example
    * void channels.pipe(`run:${id}`, completion, {
@@ -365,9 +373,9 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
   ): Promise<{ id: string; events: number }>;
 
   /**
-   * Returns the state of a channel, the same on every node: `'ended'` after {@link end}; `'open'` if
-   * the history holds an event and no end; otherwise `'unknown'`, because nothing was published or
-   * nothing of it is kept.
+   * Returns the state of a channel, the same on every node: `'ended'` after {@link end}; `'open'`
+   * if the history keeps an event and no end; otherwise `'unknown'`, because nothing was published,
+   * or no event of the channel is kept.
    * @throws {SseError} rejects with `ERR_SSE_BROKER` if the broker is unreachable
    */
   state(name: ChannelName<S>): Promise<ChannelState>;
@@ -386,14 +394,14 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
   ): Promise<Subscription>;
 
   /**
-   * Reads channels in this process: with the same cursor, order and gaps as a stream, at the pace of
-   * the consumer. The broker is asked for the start when `follow` is called; if it is unreachable, the
-   * start is the end of the log when it answers. The iteration ends when the signal is
-   * aborted, when all channels have ended, or when the registry is closed. Leave a loop with `break`,
-   * or abort the signal, so that the channels are released.
+   * Reads channels in this process: with the same cursor, order and gaps as a stream, at the pace
+   * of the consumer. The broker is asked for the start when `follow` is called; if it is
+   * unreachable, the start is the end of the log when it answers. The iteration ends when the
+   * signal is aborted, when all channels have ended, or when the registry is closed. Leave a loop
+   * with `break`, or abort the signal, so that the channels are released.
    * @param names 1 to 100 names of channels with history
-   * @throws {SseError} for invalid arguments. The iteration throws `ERR_SSE_GAP` after a gap without
-   * `onGap`, `ERR_SSE_FILTER` and the errors of the functions
+   * @throws {SseError} for invalid arguments. The iteration throws `ERR_SSE_GAP` after a gap
+   * without `onGap`, `ERR_SSE_FILTER` and the errors of the functions
    * @example
    * for await (const event of channels.follow(`run:${id}:stop`, { signal })) abort.abort();
    */
@@ -417,9 +425,10 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
   ): Promise<HistoryPage>;
 
   /**
-   * Returns the id of the newest event that this node knows, from which a stream can continue a
-   * page: read the cursor *before* the data of the page, store data *before* you publish it, render
-   * the cursor into the page, and connect with `?lastEventId=` and the cursor.
+   * Returns the id of the newest event that this node knows. With this id a stream can continue the
+   * data of a web page: read the cursor *before* the data of the web page, store data *before* you
+   * publish it, render the cursor into the web page, and connect with `?lastEventId=` and the
+   * cursor.
    * @throws {SseError} rejects with `ERR_SSE_BROKER` if the broker is unreachable
    */
   cursor(): Promise<string>;
@@ -436,8 +445,8 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
   /**
    * Makes a route handler that follows channels. It answers 406 to requests that do not accept an
    * event stream, 403 if `names` returns `null`, 404 if `names` returns `undefined`, and passes
-   * errors to `next`. A request whose last event ID has only ends after it in all of the channels
-   * is answered 204, which stops an EventSource.
+   * errors to `next`. If all channels have ended, and there is no event after the last event ID of
+   * a request, the answer is 204, after which an EventSource does not reconnect.
    * @throws {SseError} if names or options that are not functions are invalid
    * @example
    * app.get('/events/:room', channels.listen(({ user, params }) =>
@@ -456,9 +465,9 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
   stats(): ChannelsStats;
 
   /**
-   * Stops the pipes that are running with the error `ERR_SSE_CLOSED`, and waits up to 3 s until they
-   * have ended their channels. Ends the streams that follow channels, with the reason `'shutdown'`, and closes the broker. A
-   * further call returns the same promise.
+   * Stops the running pipes (`pipe` rejects with `ERR_SSE_CLOSED`), and waits up to 3 s until they
+   * have ended their channels. Ends the streams that follow channels, with the reason `'shutdown'`,
+   * and closes the broker. A further call returns the same promise.
    */
   close(): Promise<void>;
 }

@@ -13,8 +13,8 @@
  *              └──────────────► events to the buffer
  * ```
  *
- * A consumer that does not ask for more leaves the audience when its buffer is full. So a slow
- * consumer costs a cursor and a few events that the log holds anyway.
+ * If a consumer does not call `next()`, it leaves the audience as soon as its buffer is full. So a
+ * slow consumer needs memory only for a cursor and for a few events, which the log keeps anyway.
  */
 import type { Page } from '../brokers/broker.ts';
 import { ignoreRejection, withLimits } from '../common/async.ts';
@@ -25,7 +25,7 @@ import { formatCursor, parseCursor, type Cursor } from '../protocol/cursor.ts';
 import type { Gap } from '../stream/subscription-types.ts';
 import { HIGH_WATER_MARK } from '../stream/write-queue.ts';
 import type { Audience, Member } from './audience.ts';
-import { ChannelStarts, OLDEST_HELD } from './channel-starts.ts';
+import { ChannelStarts, OLDEST_KEPT } from './channel-starts.ts';
 import type { FollowOptions } from './channels.ts';
 import type { FollowerHost } from './follower-host.ts';
 import type { Frame } from './frame.ts';
@@ -35,7 +35,7 @@ import { resolveStart } from './start.ts';
 export interface ConsumerHost extends FollowerHost {
   /** Whether `close()` was called. */
   readonly isClosed: boolean;
-  /** The consumer has begun to read. Every call needs an {@link untrackConsumer}. */
+  /** The consumer starts to read. Every call needs an {@link untrackConsumer}. */
   trackConsumer(consumer: Consumer): void;
   untrackConsumer(consumer: Consumer): void;
 }
@@ -58,17 +58,17 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
   readonly #start: Promise<void>;
   #epoch = '';
   #audience: Audience | undefined;
-  // Events that the filter has not seen yet, and their bytes.
+  // Events for which the filter was not called yet, and their bytes.
   #buffer: LogEntry[] = [];
   #bufferedBytes = 0;
   #previous: LogEntry | undefined;
   #isRetained = false;
   #isOver = false;
-  // Wakes the pending `next()`: an event has come, or the consumer is over.
+  // Resolves the wait of the pending `next()`: an event has come, or the consumer is over.
   #wake: (() => void) | undefined;
   // Aborted when the consumer is over. Ends waits for the broker.
   readonly #abort = new AbortController();
-  // The newest call of `next()`: calls are answered one after the other.
+  // Settles with the newest call of `next()`: the calls are answered one after the other.
   #last: Promise<unknown> = Promise.resolve();
   readonly #onAbort = (): void => this.stop();
 
@@ -118,7 +118,8 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     this.#buffer = [];
     this.#previous?.releaseView();
     if (this.#isRetained) {
-      for (const channel of this.#channels) this.#host.followedChannels.release(channel, false);
+      const { followedChannels } = this.#host;
+      for (const channel of this.#channels) followedChannels.release(channel, 'consumer');
       this.#host.untrackConsumer(this);
     }
     this.#wake?.();
@@ -138,7 +139,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
       }
       return DONE;
     } catch (error) {
-      // The signal, or the end of the registry, has ended a wait for the broker.
+      // The consumer is over, so a wait for the broker was aborted.
       if (this.#isOver) return DONE;
       this.stop();
       if (this.#host.isClosed) return DONE;
@@ -190,7 +191,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     if (start.isForeign) this.#starts.addForeign(this.#channels);
     for (const [index, channel] of this.#channels.entries()) {
       // The consumer may ask for its first event much later: what was published meanwhile counts.
-      const from = start.isFromOldest ? OLDEST_HELD : start.startsOfNewest?.[index];
+      const from = start.isFromOldest ? OLDEST_KEPT : start.startsOfNewest?.[index];
       if (from !== undefined) this.#starts.setStartOfNewest(channel, from, position.offset);
     }
   }
@@ -201,7 +202,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     if (this.#isOver) return;
     const { followedChannels } = this.#host;
     this.#isRetained = true;
-    for (const channel of this.#channels) followedChannels.retain(channel, true, false);
+    for (const channel of this.#channels) followedChannels.retain(channel, true, 'consumer');
     this.#host.trackConsumer(this);
     await followedChannels.whenListening(this.#channels, this.#abort.signal);
   }
@@ -209,7 +210,8 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
   /** Reads a page of the log into the buffer, and joins the audience after the last page. */
   async #readPage(): Promise<void> {
     const { broker, catchUpQueue, followedChannels } = this.#host;
-    // A broker in this process answers at once. A consumer must not take all of a turn.
+    // A broker in this process answers at once, so without this wait one consumer could use a whole
+    // turn of the event loop.
     await catchUpQueue.waitForTurn();
     if (this.#isOver) return;
     const { interruptions } = followedChannels;
@@ -231,12 +233,15 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
       interruptions === followedChannels.interruptions &&
       followedChannels.newestReceived(this.#channels) <= this.position;
     if (!page.complete || !isUpToDate) return;
-    if (page.ended.every((isEnded) => isEnded)) this.#endAfterBuffer();
+    if (page.ended.every((isEnded) => isEnded)) this.#stopIfNothingIsLeft();
     else this.#audience = this.#host.fanOut.addMember(this.#channels, this);
   }
 
-  /** All channels have ended: the consumer is over when its buffer is empty. */
-  #endAfterBuffer(): void {
+  /**
+   * All channels have ended: stops the consumer, unless its buffer still has events. In that case
+   * the page that is read after these events stops the consumer.
+   */
+  #stopIfNothingIsLeft(): void {
     if (this.#buffer.every(({ isEnd }) => isEnd)) this.stop();
   }
 
@@ -248,11 +253,11 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
   async #reportGap({ trimmed, position }: Page): Promise<boolean> {
     const starts = this.#starts;
     const { hasForeign } = starts;
-    const lost = starts.collectLost(this.#channels, trimmed, this.position);
-    if (lost.length === 0) return false;
+    const channelsWithGap = starts.collectLost(this.#channels, trimmed, this.position);
+    if (channelsWithGap.length === 0) return false;
     starts.clearForeign();
     const gap: Gap = {
-      channels: lost,
+      channels: channelsWithGap,
       lastEventId: hasForeign ? '' : formatCursor(this.#epoch, this.position),
       cursor: formatCursor(position.epoch, position.offset),
     };
@@ -261,32 +266,32 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     if (onGap === undefined) {
       throw new SseError(
         'ERR_SSE_GAP',
-        `events of ${lost.join(', ')} were lost before the consumer has received them; pass ` +
-          '`onGap` to follow(), and read the state anew there',
+        `events of ${channelsWithGap.join(', ')} were lost before the consumer has received ` +
+          'them; pass `onGap` to follow(), and read the state again there',
       );
     }
     // Rejects when the consumer is over, because the handler may never answer.
     const { signal } = this.#abort;
     const answer: unknown = await withLimits((async () => onGap(gap))(), { signal });
     if (this.#isOver || answer === undefined) return false;
-    this.#continueFrom(answer, lost, position);
+    this.#continueFrom(answer, channelsWithGap, position);
     return true;
   }
 
-  /** Lets the lost channels continue after the cursor that `onGap` has returned. */
-  #continueFrom(answer: unknown, lost: readonly string[], { epoch, offset }: Cursor): void {
+  /** Lets the channels with a gap continue after the cursor that `onGap` has returned. */
+  #continueFrom(answer: unknown, channels: readonly string[], { epoch, offset }: Cursor): void {
     const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
-    // Events beyond the end of the log are still to be published, and would be skipped.
+    // A cursor beyond the end of the log would skip events that are published later.
     const newest = Math.max(offset, this.#host.broker.head);
     if (cursor?.epoch !== epoch || cursor.offset < this.position || cursor.offset > newest) {
       throw new SseError(
         'ERR_SSE_CURSOR',
-        'expected onGap to return nothing or a cursor from which to continue, such as gap.cursor, ' +
-          `got ${describeValue(answer)}`,
+        'expected onGap to return nothing or a cursor from which to continue, such as ' +
+          `gap.cursor, got ${describeValue(answer)}`,
       );
     }
-    if (lost.length === this.#channels.length) this.position = cursor.offset;
-    else for (const channel of lost) this.#starts.setStart(channel, cursor.offset);
+    if (channels.length === this.#channels.length) this.position = cursor.offset;
+    else for (const channel of channels) this.#starts.setStart(channel, cursor.offset);
   }
 
   // Methods of a member of an audience.
@@ -295,7 +300,8 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     if (lastOffset <= this.position) return undefined;
     this.#addEntries(entries.filter(({ offset }) => offset > this.position));
     this.position = lastOffset;
-    // A full buffer is not filled further. After an end, the log knows whether anything can follow.
+    // The consumer leaves if its buffer is full, and after an end: the next page shows whether all
+    // of its channels have ended.
     if (hasEnd || this.#bufferedBytes > HIGH_WATER_MARK) this.#leaveAudience();
     this.#wake?.();
     return undefined;
@@ -305,7 +311,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     if (this.position < upTo) this.fallBehind();
   }
 
-  /** The rest is read from the log. */
+  /** Leaves the audience: the pending `next()` reads the log instead. */
   fallBehind(): void {
     this.#leaveAudience();
     this.#wake?.();

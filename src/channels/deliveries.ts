@@ -7,8 +7,8 @@ import type { EventStream } from '../stream/event-stream.ts';
  * Code of the application runs in the middle of a delivery: filters, a wrapped `res.write`,
  * subscribers of diagnostics channels. If that code calls a method of the same stream, two things
  * must not happen: pending events must not be written, because they would come before the events
- * that are being written; and the channels of the stream must not change. Such changes are
- * deferred until the delivery has ended.
+ * that are being written; and the channels of the stream must not change. Changes of the channels
+ * are deferred until the delivery has ended.
  */
 export class Deliveries {
   // Usually empty, or of length 1. If the application writes to another stream from inside a

@@ -5,7 +5,7 @@ import type { FollowerState } from './follower-state.ts';
 import type { Frame } from './frame.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 
-// Limit for the flushes in a row, if a filter publishes with every event.
+// Maximum number of rounds of one flush, for a filter that publishes an event for every event.
 const MAX_FLUSH_ROUNDS = 10;
 
 /**
@@ -17,7 +17,10 @@ const MAX_FLUSH_ROUNDS = 10;
 export class EphemeralMember implements Member {
   readonly #owner: FollowerState;
   listIndex = -1;
-  /** Offset among the events without history of this node. Every event at or below it is over. */
+  /**
+   * Offset among the events without history of this node. Events up to this offset were written,
+   * filtered out or dropped.
+   */
   position = 0;
   // Entries that the filters have accepted, and that are not written yet.
   #acceptedEntries: LogEntry[] | undefined;
@@ -51,7 +54,7 @@ export class EphemeralMember implements Member {
 
   /**
    * Writes all pending events, because the stream could not get them later. If a filter publishes
-   * meanwhile, these events are written, too, a limited number of times.
+   * events during the flush, these events are written, too. The number of such rounds is limited.
    */
   flush(): void {
     const { ephemeralFanOut } = this.#owner.host;
@@ -61,10 +64,16 @@ export class EphemeralMember implements Member {
     }
   }
 
-  /** The member leaves its audience: events that the flush has left are lost, and counted. */
+  /**
+   * The member leaves its audience: events that the flush has left are lost, and counted. No reader
+   * is too slow for them.
+   */
   #dropPending(audience: Audience): void {
-    const events = this.#owner.host.ephemeralFanOut.countPending(audience, this);
-    if (events > 0) this.onDropped(audience.newestOffset, events);
+    const { host, stream } = this.#owner;
+    const events = host.ephemeralFanOut.countPending(audience, this);
+    if (events === 0) return;
+    this.position = audience.newestOffset;
+    stream.countDropped(events);
   }
 
   /** @returns `undefined`: never attached */
@@ -90,14 +99,17 @@ export class EphemeralMember implements Member {
     this.#owner.onDelivered();
   }
 
-  /** The fan-out held too many events. For the stream, they count as dropped. */
+  /** The fan-out has dropped events. The stream counts them as dropped. */
   onDropped(upTo: number, events: number): void {
     if (this.position >= upTo) return;
     this.position = upTo;
     this.#owner.stream.dropEvents(events);
   }
 
-  /** Called only for retired audiences. Audiences of channels without history are never retired. */
+  /**
+   * Never called: audiences of channels without history are never retired, and are flushed
+   * completely.
+   */
   fallBehind(): void {
     this.leave();
   }

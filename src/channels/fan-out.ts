@@ -1,13 +1,13 @@
 /**
  * Delivers published events to all live streams. The events of one event loop turn are joined to
- * one buffer, which is written once to each stream.
+ * frames of at most 64 KiB. The streams of one audience get the same frames.
  *
  * ```text
  * push(entry) ──► feed of its channel ──► #dueFeeds
  *
  * each turn, at most 250 members:
  *   1. start a round, if none is in progress:   round.feeds = #dueFeeds, upTo = feed.newest
- *   2. for each audience of these feeds:        frame = entries of its feeds beyond its position,
+ *   2. for each audience of these feeds:        frame = entries of its feeds after its position,
  *                                                       at most 64 KiB
  *                                               audience.startFrame(frame), audience.deliver()
  *   3. end the round:                           round.feeds forget the entries up to `upTo`
@@ -31,8 +31,8 @@ import type { LogEntry } from '../log/log-entry.ts';
 // loop would be blocked for 100 ms.
 const MAX_MEMBERS_PER_TURN = 250;
 
-// Limits for pending entries, in bytes of their frames: of one feed, and of all feeds of a fan-out.
-// Beyond a limit the entries of a feed are dropped, and its streams read the log.
+// Maximum bytes of pending entries: of one feed, and of all feeds of a fan-out. If a limit is
+// exceeded, the entries of a feed are dropped, and its streams read the log.
 const MAX_FEED_BYTES = 16_777_216;
 const MAX_PENDING_BYTES = 67_108_864;
 
@@ -49,7 +49,7 @@ interface Round {
   readonly audiences: Iterator<Audience, undefined>;
 }
 
-/** The entries beyond a position, for one frame. */
+/** The entries after a position, for one frame. */
 interface PendingEntries {
   readonly entries: readonly LogEntry[];
   /** Whether no further entries, and no dropped entries, follow. */
@@ -92,8 +92,8 @@ export class FanOut {
     if (feed?.push(entry) !== true) return;
     const bytesBefore = this.#pendingBytes;
     this.#pendingBytes += entry.frame.length;
-    // A single entry of a feed is delivered however large it is, unless too much is pending
-    // already.
+    // A single entry of a feed is delivered even if it is very large, unless the pending bytes
+    // exceeded their limit before.
     const isTooMuch = feed.events > 1 ? this.#isOverLimit(feed) : bytesBefore > MAX_PENDING_BYTES;
     if (isTooMuch) this.#pendingBytes -= feed.dropAll();
     this.#markDue(feed);
@@ -117,7 +117,7 @@ export class FanOut {
   /**
    * Delivers pending entries to one member before its turn: the current frame, and one more frame
    * of at most 64 KiB. If more is pending, the member falls behind and reads the rest from the log.
-   * @param isAll delivers all pending entries instead, whatever their size
+   * @param isAll delivers all pending entries instead, of any size
    */
   flushMember(audience: Audience, member: Member, isAll: boolean): void {
     audience.detach(member);
@@ -130,7 +130,7 @@ export class FanOut {
       else if (dropped !== undefined) member.onDropped(dropped.upTo, dropped.events);
       if (complete || member.position === position) return;
       if (!isAll && dropped === undefined) {
-        // Not `onDropped`: the feeds still hold the rest, for the other members.
+        // Not `onDropped`: the feeds still have the rest, for the other members.
         member.fallBehind();
         return;
       }
@@ -178,9 +178,9 @@ export class FanOut {
   }
 
   /**
-   * Retires all audiences, because this node may have missed events: entries that are pushed later
-   * prove nothing about events before them. Retired audiences deliver nothing any more. Their
-   * members leave in the next turns, at most 250 in each, and read the log.
+   * Retires all audiences, because this node may have missed events: before the entries that are
+   * pushed later, events may be missing. Retired audiences deliver nothing any more. Their members
+   * leave in the next turns, at most 250 in each, and read the log.
    */
   retireAll(): void {
     if (this.#audiences.size === 0) return;
@@ -188,7 +188,7 @@ export class FanOut {
       audience.isRetired = true;
       this.#retired.push(audience);
     }
-    this.#currentAudience?.abandonFrame();
+    this.#currentAudience?.clearFrame();
     this.#currentAudience = undefined;
     this.#round = undefined;
     this.#dueFeeds = [];
@@ -235,7 +235,7 @@ export class FanOut {
     while (left > 0) {
       this.#currentAudience ??= this.#nextAudience();
       if (this.#currentAudience === undefined) return;
-      // The visit of an audience counts, too, also if nothing is pending for the audience.
+      // The visit of an audience counts as well, even if no event is pending for the audience.
       left--;
       if (!this.#currentAudience.isDelivering && !this.#startNextFrame(this.#currentAudience)) {
         this.#currentAudience = undefined;
@@ -247,7 +247,7 @@ export class FanOut {
 
   /**
    * Lets members of retired audiences fall behind.
-   * @returns the part of the number that was not needed, because all such members have left
+   * @returns `maxMembers` minus the number of members that have left
    */
   #removeRetiredMembers(maxMembers: number): number {
     let left = maxMembers;
@@ -277,8 +277,8 @@ export class FanOut {
     this.#dueFeeds = [];
     for (const { feed } of feeds) {
       feed.isDue = false;
-      // May be left over from a round to which the feed did not belong. This round visits all of
-      // its audiences.
+      // The flag may have been set while the feed was not part of a round. This round visits all
+      // audiences of the feed.
       feed.isIncomplete = false;
     }
     this.#round = { feeds, audiences: audiencesOf(feeds) };
@@ -318,7 +318,8 @@ export class FanOut {
   #markIncomplete({ channels, position }: Audience): void {
     for (const channel of channels) {
       const feed = this.#feeds.get(channel);
-      // A feed without entries may still have to tell how many it has dropped.
+      // An empty feed matters, too, if the audience was not informed of the entries that it
+      // dropped.
       if (feed === undefined || (feed.events === 0 && feed.droppedUpTo <= position)) continue;
       feed.isIncomplete = true;
       this.#markDue(feed);
@@ -333,7 +334,7 @@ function* audiencesOf(feeds: Round['feeds']): Generator<Audience, undefined> {
 }
 
 /**
- * Makes a key that is the same for the same set of channels, whatever their order. Channel names
+ * Makes a key that is the same for the same set of channels, in any order. Channel names
  * contain no control characters, so two sets cannot have the same key.
  */
 export function channelsKey(channels: readonly string[]): string {

@@ -12,13 +12,13 @@ import type { LogEntry } from '../log/log-entry.ts';
  *                                droppedUpTo                  newest
  * ```
  *
- * Entries that all audiences have received are removed with {@link forget}. If a feed holds too
- * much, {@link dropAll} removes all entries; then audiences whose position is below `droppedUpTo`
- * must learn that they missed something.
+ * Entries that all audiences have received are removed with {@link forget}. If a feed has too many
+ * bytes, {@link dropAll} removes all entries; then audiences whose position is below `droppedUpTo`
+ * must be informed that they missed entries.
  */
 export class Feed implements EntryRun {
   readonly channel: string;
-  /** Offset of the newest entry that was published, whether or not this feed still holds it. */
+  /** Offset of the newest published entry, whether or not the entry is still in this feed. */
   newest = 0;
   /** Offset of the newest entry that was dropped before every audience received it; 0 if none. */
   droppedUpTo = 0;
@@ -26,7 +26,7 @@ export class Feed implements EntryRun {
   droppedEvents = 0;
   /** Bytes of the entries that the feed holds. */
   bytes = 0;
-  /** Whether a coming round of the fan-out visits the audiences of this feed. */
+  /** Whether the next round of the fan-out visits the audiences of this feed. */
   isDue = false;
   /** Whether an audience received only a part of the entries in the current round. */
   isIncomplete = false;
@@ -99,8 +99,8 @@ export class Feed implements EntryRun {
 
   #clear(): number {
     const { bytes } = this;
-    // The text that filters made of an entry would otherwise stay as long as the log keeps the
-    // entry.
+    // Otherwise the text that was made for filters would stay in memory as long as the log keeps
+    // the entry.
     for (const entry of this.#entries) entry.releaseView();
     this.bytes = 0;
     this.#entries = [];

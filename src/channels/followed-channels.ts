@@ -1,34 +1,41 @@
-/** The channels that streams of this node follow, and what the node has received of them. */
+/** The channels that this node follows, and the newest entry that it has received of each. */
 import type { Broker } from '../brokers/broker.ts';
-import type { History } from '../log/history.ts';
+import type { LimitsByChannel } from '../log/history.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 import type { CatchUpQueue } from './catch-up-queue.ts';
 
 type ListeningCallback = (error?: Error) => void;
+
+/** The kind of a follower: a stream, or a consumer (`channels.follow()` and revocations). */
+type FollowerKind = 'stream' | 'consumer';
 
 interface FollowedChannel {
   /** Number of streams that follow the channel. */
   streams: number;
   /** Number of consumers of `channels.follow()` that follow the channel. */
   consumers: number;
-  /** Offset of the newest entry received of the channel, valid only since this interruption. */
+  /** Offset of the newest received entry of the channel; see `newestInterruptions`. */
   newest: number;
-  newestSince: number;
+  /**
+   * `interruptions` when that entry was received. After a later interruption `newest` is unused.
+   */
+  newestInterruptions: number;
   readonly hasHistory: boolean;
   /** Called when the broker listens to the channel, or cannot; `undefined` from then on. */
   onListening: Set<ListeningCallback> | undefined;
-  /** The broker could not listen to the channel: the next stream that follows it asks again. */
+  /** The broker could not listen to the channel. The next follower of the channel tries again. */
   hasFailed: boolean;
 }
 
-// Number of callbacks that are called before other work gets its turn: each may start a stream.
+// Number of callbacks that are called before other work gets its turn. Each callback may start a
+// stream.
 const MAX_CALLBACKS_PER_TURN = 250;
 
 /** Counts the followers of each channel, and lets the broker listen to the followed channels. */
 export class FollowedChannels {
   readonly #channels = new Map<string, FollowedChannel>();
   readonly #broker: Broker;
-  readonly #history: History;
+  readonly #limits: LimitsByChannel;
   readonly #catchUpQueue: CatchUpQueue;
   /**
    * Number of followers of all channels: a stream that follows three channels counts three times.
@@ -37,9 +44,9 @@ export class FollowedChannels {
   /** Number of times that this node may have missed entries. */
   interruptions = 0;
 
-  constructor(broker: Broker, history: History, catchUpQueue: CatchUpQueue) {
+  constructor(broker: Broker, limits: LimitsByChannel, catchUpQueue: CatchUpQueue) {
     this.#broker = broker;
-    this.#history = history;
+    this.#limits = limits;
     this.#catchUpQueue = catchUpQueue;
   }
 
@@ -70,16 +77,15 @@ export class FollowedChannels {
    * application, which may throw, or call back into the library.
    */
   willHaveHistory(channel: string): boolean {
-    return this.#channels.get(channel)?.hasHistory ?? this.#history.limitsFor(channel) !== false;
+    return this.#channels.get(channel)?.hasHistory ?? this.#limits.limitsFor(channel) !== false;
   }
 
   /**
    * A stream or a consumer follows the channel. Every call needs a {@link release}.
-   * @param isStream whether it is a stream. @defaultValue `true`
    */
-  retain(channel: string, hasHistory: boolean, isStream = true): void {
+  retain(channel: string, hasHistory: boolean, by: FollowerKind = 'stream'): void {
     const followed = this.#channels.get(channel) ?? this.#add(channel, hasHistory);
-    if (isStream) {
+    if (by === 'stream') {
       followed.streams++;
       this.followers++;
     } else followed.consumers++;
@@ -91,7 +97,7 @@ export class FollowedChannels {
       streams: 0,
       consumers: 0,
       newest: 0,
-      newestSince: 0,
+      newestInterruptions: 0,
       hasHistory,
       onListening: undefined,
       hasFailed: false,
@@ -116,12 +122,12 @@ export class FollowedChannels {
     listening.then(() => callAll(), callAll);
   }
 
-  /** A stream or a consumer does not follow the channel any more. @param isStream as before */
-  release(channel: string, isStream = true): void {
+  /** A stream or a consumer does not follow the channel any more. */
+  release(channel: string, by: FollowerKind = 'stream'): void {
     const followed = this.#channels.get(channel);
-    if (isStream) this.followers--;
+    if (by === 'stream') this.followers--;
     if (followed === undefined) return;
-    if (isStream) followed.streams--;
+    if (by === 'stream') followed.streams--;
     else followed.consumers--;
     if (followed.streams + followed.consumers > 0) return;
     this.#channels.delete(channel);
@@ -155,23 +161,24 @@ export class FollowedChannels {
     });
   }
 
-  /** The node has received an entry. */
+  /** Notes an entry that the node has received. */
   noteReceived({ channel, offset }: LogEntry): void {
     const followed = this.#channels.get(channel);
     if (followed === undefined) return;
     followed.newest = offset;
-    followed.newestSince = this.interruptions;
+    followed.newestInterruptions = this.interruptions;
   }
 
   /**
    * The offset of the newest entry that this node has received of these channels; 0 if it has
-   * received none since the last interruption. Entries before it may belong to another log.
+   * received none since the last interruption. Entries before the interruption may belong to
+   * another log.
    */
   newestReceived(channels: readonly string[]): number {
     return Math.max(
       ...channels.map((channel) => {
         const followed = this.#channels.get(channel);
-        return followed?.newestSince === this.interruptions ? followed.newest : 0;
+        return followed?.newestInterruptions === this.interruptions ? followed.newest : 0;
       }),
     );
   }

@@ -17,13 +17,14 @@ export interface FollowerHost {
   readonly catchUpQueue: CatchUpQueue;
   readonly deliveries: Deliveries;
   /**
-   * Whether a stream may receive events now: it has no identity, or no revocation can be missing.
+   * Whether a stream may receive events now: its middleware has no `identity`, or no revocation can
+   * be missing and no `authorize` is running for the stream.
    */
   mayReceive(stream: EventStream): boolean;
   /**
    * Resolves when the stream may receive the events of the log up to an offset.
    * @param signal ends the wait: the promise rejects
-   * @returns `undefined` if it may receive them now
+   * @returns `undefined` if the stream may receive these events now
    */
   whenMayReceive(
     stream: EventStream,

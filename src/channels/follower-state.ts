@@ -1,4 +1,4 @@
-/** The position of one stream in the log of its channels, and its subscription state. */
+/** The position of one stream in the log, and its subscription state. */
 import type { EventStream } from '../stream/event-stream.ts';
 import type { Gap } from '../stream/subscription-types.ts';
 import { formatCursor } from '../protocol/cursor.ts';
@@ -12,10 +12,11 @@ import { channelsOf, type SubscriptionRecord } from './subscription.ts';
 const NOTHING_WRITTEN = -1;
 
 /**
- * The base class of `StreamFollower`, and the interface that `CatchUp` and `EphemeralMember` have
- * of it. Not an object of its own: of a quiet live stream, `StreamFollower` is the only object
- * beside `EventStream`, and there are tens of thousands of them. Methods are `private` or
- * `protected`, not `#private`: a class with `#private` methods adds 8 bytes to each of its objects.
+ * The base class of `StreamFollower`. `CatchUp` and `EphemeralMember` know the follower by this
+ * class. It is a base class and not an object of its own: a quiet live stream has only two objects,
+ * `EventStream` and `StreamFollower`, and there may be tens of thousands of such streams. Methods
+ * are `private` or `protected`, not `#private`: a class with `#private` methods adds 8 bytes to
+ * each of its objects.
  *
  * ```text
  * offsets     ...  41   42   43   44   45   46   47   ...    of all channels of the registry
@@ -47,8 +48,8 @@ export abstract class FollowerState {
   abstract get groupProgress(): GroupProgress | undefined;
   /** A delivery to the stream has ended. */
   abstract onDelivered(): void;
-  /** A gap was found, and is about to be reported. */
-  abstract onGap(gap: Gap): void;
+  /** Counts a gap that is about to be reported. */
+  abstract countGap(gap: Gap): void;
   /** Nothing is left to read from the log: the stream becomes live. */
   abstract onCaughtUp(): void;
   /** Nothing is left to read from the log, and all channels have ended: the stream ends. */
@@ -77,7 +78,7 @@ export abstract class FollowerState {
     return this.state.isFiltered;
   }
 
-  /** Whether the library must not send events of its own on this stream. */
+  /** Whether the library must not send `sse:` events on this stream (`control: false`). */
   get isWithoutControl(): boolean {
     return this.state.isWithoutControl;
   }
@@ -110,7 +111,7 @@ export abstract class FollowerState {
   }
 
   /** Whether no id may be written, because a subscription that is not placed may start earlier. */
-  get isHeld(): boolean {
+  get mayNotWriteIds(): boolean {
     return this.subscriptions.some(({ mayStartEarlier, isPlaced }) => mayStartEarlier && !isPlaced);
   }
 
@@ -190,7 +191,7 @@ export abstract class FollowerState {
     }
   }
 
-  /** After a delivery, the next gap is a reason to call `onGap` again. */
+  /** Events were delivered: after the next gap, `onGap` is called again. */
   protected noteDelivery(): void {
     for (const record of this.subscriptions) record.wasAskedAboutGap = false;
   }

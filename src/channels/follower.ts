@@ -3,16 +3,16 @@
  *
  * ```text
  * waiting ───────► catching up ───────► live, not attached ◄───────► live, attached
- * the broker       CatchUp reads        in an audience; counts       in an audience, which
- * has not told     the log              for itself                   counts for the stream
- * the position        ▲                         │                           │
+ * the position     CatchUp reads        in an audience; counts       in an audience, which
+ * in the log is    the log              for itself                   counts for the stream
+ * not known           ▲                         │                           │
  *                     └─────── fallBehind() ────┴───────────────────────────┘
  *                              slow reader, interruption, new subscription,
  *                              more pending events than one flush writes
  * ```
  *
- * All streams take the same way: a new, a resuming and a slow stream differ only in their position.
- * Everything that writes to an attached stream detaches the stream first.
+ * All streams go through the same states: a new, a resuming and a slow stream differ only in their
+ * position. Before anything but a frame is written to an attached stream, the stream is detached.
  *
  * The states of one stream concern its channels with history. Membership in an audience of channels
  * without history (`EphemeralMember`) is independent of them.
@@ -27,17 +27,17 @@ import { EphemeralMember } from './ephemeral-member.ts';
 import { FollowerState } from './follower-state.ts';
 import type { Frame } from './frame.ts';
 import { GapCounts } from './gap-counts.ts';
-import { RareState } from './rare-state.ts';
+import { RareFollowerState } from './rare-follower-state.ts';
 import { channelsOf, placedChannelsOf, type SubscriptionRecord } from './subscription.ts';
 
 /**
  * Follows channels for one stream, with one cursor for all subscriptions of the stream.
  *
  * The fields of a quiet stream are in the base class. Fields that only few streams need are in a
- * {@link RareState}, which exists only while one of them is in use.
+ * {@link RareFollowerState}, which exists only while one of them is in use.
  */
 export class StreamFollower extends FollowerState implements Follower, Member {
-  #rare: RareState | undefined;
+  #rare: RareFollowerState | undefined;
 
   // Delivery of frames. The hot path: takeFrame() of every live stream runs for each frame, unless
   // the stream is attached.
@@ -74,20 +74,20 @@ export class StreamFollower extends FollowerState implements Follower, Member {
       this.runDeferredChanges();
       return undefined;
     }
-    // An attached stream must not be written to by others, as its ephemeral member does.
+    // Only the audience may write to an attached stream. An ephemeral member writes, too.
     return this.#rare?.ephemeral === undefined ? this.stream.directSocket : undefined;
   }
 
   /**
-   * The stream has taken the end of a channel. It falls behind, because the catch-up finds out
-   * whether the stream ends, too. If all pending events are being written, it does so afterwards.
+   * The stream has taken a frame with the end of a channel. It falls behind, because the catch-up
+   * decides whether the stream ends as well. During `flushAll()`, it falls behind after the flush.
    */
   private onEndTaken(): void {
     if (this.#rare?.isFlushingAll === true) this.#rare.hasFlushedEnd = true;
     else this.fallBehind();
   }
 
-  /** Writes those entries of the frame that are beyond `from` and that the filters accept. */
+  /** Writes the entries of the frame that come after `from` and that the filters accept. */
   private writeFiltered(frame: Frame, from: number): void {
     if (this.stream.isBehind && this.#rare?.isFlushingAll !== true) {
       this.onSlowReader(frame, from);
@@ -123,9 +123,8 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   }
 
   /**
-   * The reader is too slow for a frame. The stream falls behind: instead of a queue of events, a
-   * slow reader needs only a cursor. If the stream is about to leave, the frame is queued all the
-   * same.
+   * The reader is too slow for a frame. The stream falls behind: a slow reader needs no queue of
+   * events, only a cursor. During `flushAll()`, the frame is queued anyway.
    */
   private onSlowReader(frame: Frame, from: number): void {
     if (this.#rare?.isFlushingAll === true) {
@@ -137,19 +136,19 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     this.fallBehind();
   }
 
-  /** Dropped entries are still in the log. */
+  /** The fan-out has dropped entries. They are still in the log. */
   onDropped(upTo: number): void {
     if (this.cursorOffset < upTo) this.fallBehind();
   }
 
-  /** Does what could not be done while the delivery was in progress. */
+  /** Makes the deferred changes, and continues the catch-up, after a delivery. */
   onDelivered(): void {
     this.runDeferredChanges();
     this.startCatchUp(false);
     this.releaseRareState();
   }
 
-  // Properties that the stream shows to the application.
+  // Properties of the stream that the application can read.
 
   get channelNames(): readonly string[] {
     return channelsOf(this.subscriptions);
@@ -190,7 +189,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     this.startCatchUp(false);
   }
 
-  /** Leaves the audience, with the counts of an attached member. No effect outside an audience. */
+  /** Leaves the audience, and takes over the counts if attached. No effect outside an audience. */
   private leaveAudience(): void {
     const { audience } = this.state;
     if (audience === undefined) return;
@@ -199,16 +198,19 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     this.host.trackStream(this.stream);
   }
 
-  /** Starts to read the log, if the stream has to. @param isNow as in `CatchUp.start` */
-  startCatchUp(isNow: boolean): void {
+  /**
+   * Starts to read the log, if the stream is catching up.
+   * @param mayRunNow as in `CatchUp.start`
+   */
+  startCatchUp(mayRunNow: boolean): void {
     if (!this.isCatchingUp) return;
-    // A retired audience lists the stream until its turn to leave. If the stream joined another
-    // audience before that turn, the retired audience could never be emptied.
+    // The stream may still be a member of a retired audience, which its members leave in slices. If
+    // the stream joined another audience before, it could never leave the retired audience.
     this.leaveAudience();
-    this.ensureCatchUp().start(isNow);
+    this.ensureCatchUp().start(mayRunNow);
   }
 
-  /** The stream has received everything, and nothing will follow: its client must not come back. */
+  /** The stream has received everything, and nothing will follow: its client must not reconnect. */
   onAllEnded(): void {
     this.stream.closeFor('final', { final: true });
   }
@@ -221,8 +223,8 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     this.host.untrackStream(this.stream);
     this.state = this.state.inAudience(audience);
     this.releaseRareState();
-    // The client's newest id is too small if ids have stepped back. Without a checkpoint, a client
-    // that reconnects now would receive the events since that id again.
+    // If ids have become smaller, the client's newest id may be too small. Without a checkpoint, a
+    // client that reconnects now would receive the events since that id again.
     if (catchUp.hasSteppedBack && this.cursorOffset > this.writtenOffset) {
       this.writeCheckpoint(this.cursorOffset);
     }
@@ -231,10 +233,12 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   }
 
   /**
-   * Writes no more ids until the subscription is placed, because it may start at an earlier offset. A client that reconnects meanwhile must resume from there: it gets the id at once.
+   * Writes no more ids until the subscription is placed, because it may start at an earlier offset.
+   * If a later id was written before, a checkpoint with the earlier offset is written at once, so
+   * that a client that reconnects meanwhile resumes from there.
    * @param offset the earliest offset at which the subscription may start
    */
-  holdBack(offset: number): void {
+  holdBackIds(offset: number): void {
     this.fallBehind();
     if (this.writtenOffset <= offset) return;
     this.ensureCatchUp().hasSteppedBack = true;
@@ -266,9 +270,9 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   }
 
   /**
-   * The end of the log, if the stream is live and nothing is pending for it: the stream has then
-   * received everything up to there, however old the newest event of its own channels is. Must be
-   * read before a flush, because filters may publish during the flush.
+   * The end of the log, if the stream is live and no event is pending for it: then the stream has
+   * received everything up to the end of the log, even if the newest event of its channels is much
+   * older. Must be read before a flush, because filters may publish during the flush.
    */
   get headIfCaughtUp(): number | undefined {
     const { audience } = this.state;
@@ -295,7 +299,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
 
   // Gaps and errors.
 
-  /** Whether an `onGap` of the stream is running. */
+  /** Whether an `onGap` or `snapshot` of the stream is running. */
   get isAskingAboutGap(): boolean {
     return this.#rare?.catchUp?.isAsking === true;
   }
@@ -306,7 +310,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   }
 
   /** Counts a gap for the subscriptions to its channels. */
-  onGap(gap: Gap): void {
+  countGap(gap: Gap): void {
     const records = this.subscriptions.filter((record) =>
       gap.channels.some((channel) => record.hasPlaced(channel)),
     );
@@ -315,7 +319,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     if (diagnostics.gap.hasSubscribers) diagnostics.gap.publish({ stream: this.stream, ...gap });
   }
 
-  /** Leaves the audiences first, so that nothing is written that the client should not see. */
+  /** Leaves the audiences first, so that no later event is written. Then ends the stream. */
   fail(error: unknown): void {
     this.leaveAudience();
     this.#rare?.ephemeral?.leave();
@@ -324,7 +328,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
 
   // Methods that the stream calls.
 
-  /** Writes pending events. In the middle of a delivery only {@link flushAccepted}. */
+  /** Writes pending events. In the middle of a delivery, calls only {@link flushAccepted}. */
   flush(isAll = false): void {
     if (this.host.deliveries.has(this.stream)) {
       this.flushAccepted();
@@ -364,13 +368,14 @@ export class StreamFollower extends FollowerState implements Follower, Member {
 
   checkpoint(): boolean {
     const catchUp = this.#rare?.catchUp;
-    // Before the application has answered, or a gap is reported, the position is not the client's.
+    // While an `onGap` is running, or a gap is not reported yet, the client does not have
+    // everything up to the position.
     if (catchUp?.isAsking === true || catchUp?.starts.hasForeign === true) return false;
-    // No position is known, or it is about to change.
+    // The position is not known, or is about to change.
     if (this.channels.length === 0 || this.epoch === '' || this.host.deliveries.has(this.stream)) {
       return false;
     }
-    if (this.isHeld || this.isWithoutControl) return false;
+    if (this.mayNotWriteIds || this.isWithoutControl) return false;
     if (!this.subscriptions.some(({ options }) => options.checkpoints !== false)) return false;
     const written = this.groupProgress?.cursor ?? this.writtenOffset;
     const cursor = Math.max(this.position, this.headIfCaughtUp ?? 0);
@@ -390,8 +395,8 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     }
     this.flush();
     const { broker } = this.host;
-    // A broker that is unreachable for a moment still has the events, so it is waited for, until
-    // its own timeout. A closed broker is not.
+    // A broker that is unreachable for a moment still has the events, so this method waits for its
+    // answer, at most until the timeout of the broker. It does not wait for a closed broker.
     if (broker.state === 'closed' || this.stream.readyState === 2) return undefined;
     if (this.channels.length === 0 && !this.isWaiting) return undefined;
     const position = broker.position();
@@ -413,7 +418,10 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     }
   }
 
-  /** The stream has ended: leaves everything, and releases everything that waits for the stream. */
+  /**
+   * The stream has ended: leaves its audiences, releases its channels, and resolves the promises
+   * that wait for the stream.
+   */
   stop(): void {
     this.leaveAudience();
     this.#rare?.ephemeral?.leave();
@@ -421,11 +429,11 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     const { subscriptions } = this;
     this.state = this.state.with({ subscriptions: [], channels: [] });
     for (const channel of channelsOf(subscriptions)) this.host.followedChannels.release(channel);
-    for (const record of subscriptions) record.markStarted();
+    for (const record of subscriptions) record.finishStart();
     this.host.untrackStream(this.stream);
     const rare = this.#rare;
     if (rare === undefined) return;
-    // The gap counts remain, because callers may still hold their subscriptions.
+    // The gap counts remain, because callers may still read `Subscription.gaps`.
     rare.catchUp = undefined;
     const deferred = rare.deferredChanges;
     rare.deferredChanges = undefined;
@@ -464,8 +472,8 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     return (this.ensureRareState().catchUp ??= new CatchUp(this));
   }
 
-  private ensureRareState(): RareState {
-    return (this.#rare ??= new RareState());
+  private ensureRareState(): RareFollowerState {
+    return (this.#rare ??= new RareFollowerState());
   }
 
   /** Removes the rare state if none of its fields is in use. */

@@ -1,4 +1,4 @@
-/** Published events joined to one buffer, which many streams share. */
+/** Published events, joined to one buffer that is written to many streams. */
 import type { LogEntry } from '../log/log-entry.ts';
 import { SharedBytes } from '../protocol/shared-bytes.ts';
 
@@ -33,7 +33,7 @@ export class Frame extends SharedBytes {
 
 /**
  * Counts how many of the entries fit into one frame.
- * @param maxBytes limit of the frame; a larger frame would have to be split again for each stream
+ * @param maxBytes maximum bytes of the frame
  * @returns at least 1 for a list that is not empty, also if its first entry is larger than
  * `maxBytes`
  */

@@ -17,7 +17,7 @@ export class GapCounts {
     return this.#counts.get(channelsKey(channels)) ?? 0;
   }
 
-  /** Removes the counts of all sets of channels but those of these subscriptions. */
+  /** Removes all counts except those of the sets of channels of these subscriptions. */
   keepOnly(records: readonly SubscriptionRecord[]): void {
     const keys = new Set(records.map(({ channels }) => channelsKey(channels)));
     for (const key of this.#counts.keys()) if (!keys.has(key)) this.#counts.delete(key);

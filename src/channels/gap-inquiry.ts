@@ -14,44 +14,45 @@ import type { SubscriptionRecord } from './subscription.ts';
 export interface GapQuestion {
   readonly record: SubscriptionRecord;
   readonly channels: readonly string[];
-  /** The channels of the question that have lost something. */
-  readonly lost: readonly string[];
-  /** Whether the question is one of a start: what was lost before is no gap then. */
+  /** The channels of the question that have lost events. */
+  readonly channelsWithLoss: readonly string[];
+  /** Whether `snapshot` is called at the start: events that were lost before are not a gap then. */
   readonly isStart: boolean;
 }
 
-/** @returns a question for each subscription whose `snapshot` is due at its start */
+/** @returns a question for each subscription whose `snapshot` has to be called at its start */
 export function planStartQuestions(
-  lost: readonly string[],
+  channelsWithLoss: readonly string[],
   records: readonly SubscriptionRecord[],
 ): GapQuestion[] {
   return records
     .filter(({ snapshotChannels, isPlaced }) => snapshotChannels.length > 0 && isPlaced)
     .map((record) => {
       const channels = record.snapshotChannels;
-      const lostOfThese = lost.filter((channel) => channels.includes(channel));
-      return { record, channels, lost: lostOfThese, isStart: true };
+      const ofThese = channelsWithLoss.filter((channel) => channels.includes(channel));
+      return { record, channels, channelsWithLoss: ofThese, isStart: true };
     });
 }
 
 /**
- * Decides which subscriptions are asked about a gap. Each lost channel has at most one question: it
- * goes to the first subscription that has the channel and an `onGap`.
+ * Decides which subscriptions are asked about a gap. For each channel with a gap, at most one
+ * subscription is asked: the first one that has the channel and an `onGap`.
  *
  * A subscription that was asked, and has received no event since, is not asked again. Otherwise a
- * slow handler on a busy channel would be asked without end, because it loses events while it runs.
+ * slow handler of a busy channel would be called again and again, because events are lost while it
+ * runs.
  */
 export function planGapQuestions(
-  lost: readonly string[],
+  channelsWithGap: readonly string[],
   records: readonly SubscriptionRecord[],
 ): GapQuestion[] {
   const questions: GapQuestion[] = [];
-  let rest = lost;
+  let rest = channelsWithGap;
   for (const record of records) {
     if (record.options.onGap === undefined || record.wasAskedAboutGap) continue;
     const channels = rest.filter((channel) => record.hasPlaced(channel));
     if (channels.length === 0) continue;
-    questions.push({ record, channels, lost: channels, isStart: false });
+    questions.push({ record, channels, channelsWithLoss: channels, isStart: false });
     rest = rest.filter((channel) => !channels.includes(channel));
   }
   return questions;
@@ -59,7 +60,7 @@ export function planGapQuestions(
 
 /**
  * Writes an `sse:gap` event for these channels. No effect if there are none. With `control: false`
- * the stream ends instead: its client comes back, and is answered 410.
+ * the stream ends instead: its client reconnects, and the answer is 410.
  * @param after the id up to which the client has everything; `''` if that is not known
  * @param cursor the id of the newest event of the log
  */
@@ -87,7 +88,7 @@ function noteLoss({ subscriptions }: FollowerState, channels: readonly string[])
  *
  * ```text
  * onGap returns a cursor     the asked channels continue after the cursor
- * onGap returns nothing      the asked channels continue with all that the log still holds
+ * onGap returns nothing      the asked channels continue with all events that the log still keeps
  * the subscription ends      the answer is ignored; channels that another subscription follows get
  *                            an sse:gap event instead
  * onGap throws               the stream ends
@@ -99,9 +100,10 @@ export class GapInquiry {
   readonly #gap: Gap;
   readonly #after: string;
   readonly #questions: readonly GapQuestion[];
-  // Channels that were added while a question was open: no answer concerns them.
+  // Channels that were added while a question was open. The answers do not apply to these channels.
   readonly #addedChannels: string[] = [];
-  // Resolves the current question without an answer, if this is the asked subscription.
+  // Called with a subscription that has ended. If that subscription is being asked, its question
+  // gets no answer.
   #skip: ((ended: SubscriptionRecord) => void) | undefined;
 
   /** @param after the id up to which the client has everything; `''` if that is not known */
@@ -125,10 +127,10 @@ export class GapInquiry {
    */
   async run(): Promise<void> {
     for (const question of this.#questions) {
-      const { record, channels, lost, isStart } = question;
+      const { record, channels, channelsWithLoss, isStart } = question;
       if (!this.#isActive(record)) {
         // The subscription ended while another one was asked.
-        this.#writeGapEvent(lost);
+        this.#writeGapEvent(channelsWithLoss);
         continue;
       }
       if (isStart) record.snapshotChannels = [];
@@ -138,12 +140,12 @@ export class GapInquiry {
       }
       const answer = await this.#ask(question);
       if (!this.#isActive(record)) {
-        this.#writeGapEvent(lost);
+        this.#writeGapEvent(channelsWithLoss);
       } else if (answer !== undefined) this.#continueFrom(answer, channels);
     }
   }
 
-  /** The stream follows further channels, while a question is open. */
+  /** The stream follows further channels, and a question may be open. */
   onChannelsAdded(channels: readonly string[]): void {
     this.#addedChannels.push(...channels);
   }
@@ -169,8 +171,8 @@ export class GapInquiry {
   }
 
   /**
-   * Calls `onGap`, or `snapshot` at the start. Resolves with the answer, or with `undefined` when the
-   * subscription ends.
+   * Calls `onGap`, or `snapshot` at the start. Resolves with the answer, or with `undefined` when
+   * the subscription ends.
    */
   #ask(question: GapQuestion): Promise<unknown> {
     const { record } = question;
@@ -192,9 +194,9 @@ export class GapInquiry {
   }
 
   /**
-   * Lets the asked channels continue after the answered cursor. Channels that have lost nothing,
-   * or were added while the question was open, must still receive the events before the cursor. So
-   * the stream's position moves only if there are no such channels.
+   * Lets the channels of a question continue after the returned cursor. Channels without a loss,
+   * and channels that were added while the question was open, must still receive the events before
+   * the cursor. So the position of the stream moves only if there are no such channels.
    */
   #continueFrom(answer: unknown, asked: readonly string[]): void {
     const owner = this.#owner;
@@ -206,17 +208,17 @@ export class GapInquiry {
   }
 
   /**
-   * @returns the offset of the answered cursor; `undefined` if the answer does not matter
+   * @returns the offset of the returned cursor; `undefined` if the answer has no effect
    * @throws {SseError} `ERR_SSE_CURSOR`
    */
   #toOffset(answer: unknown): number | undefined {
     const owner = this.#owner;
     const end = parseCursor(this.#gap.cursor);
-    // Another log has replaced the log while the application was asked. The answer concerns the old
-    // log, and the client gets a gap notification for every channel.
+    // Another log has replaced the log while the application was asked. The answer belongs to the
+    // old log, and the client gets a gap notification for every channel.
     if (end?.epoch !== owner.epoch) return undefined;
     const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
-    // Events beyond the end of the log are still to be published, and would be skipped.
+    // A cursor beyond the end of the log would skip events that are published later.
     const newest = Math.max(end.offset, owner.host.broker.head);
     if (
       cursor?.epoch === owner.epoch &&

@@ -13,14 +13,14 @@ const MAX_IN_FLIGHT = 64;
 // Number of items after which other work gets its turn.
 const ITEMS_PER_TURN = 256;
 
-// Codes of the errors of a broker that accepts no event of the channel.
+// Codes of errors after which the broker accepts no event of the channel.
 const REFUSALS: ReadonlySet<string> = new Set([
   'ERR_SSE_BROKER',
   'ERR_SSE_CLOSED',
   'ERR_SSE_ENDED',
 ]);
 
-/** Whether an error of the broker says that it accepts no event of the channel, and so no end. */
+/** Whether the broker accepts no event of the channel because of this error, and so no end. */
 function isRefusal(error: unknown): boolean {
   return error instanceof SseError && REFUSALS.has(error.code);
 }
@@ -57,13 +57,14 @@ interface PipeResult {
 
 /**
  * Publishes each item. See `Channels.pipe()` for the contract.
- * @param closing stops the pipe, as the `signal` of the options does
  *
  * ```text
  * source ──► item ──map()──► items of `every` ms ──join()──► publish ──► at most 64 in flight
  *              ▲                                                              │
  *              └──────────── the next item is read when there is room ◄──────┘
  * ```
+ *
+ * @param closing stops the pipe, as the `signal` of the options does
  */
 export async function pipeToChannel<T, M>(
   channel: PipeChannel,
@@ -81,8 +82,8 @@ export async function pipeToChannel<T, M>(
     failure = { error };
   }
   if (failure !== undefined && run.isRefused) {
-    // The channel has ended, or cannot be ended from here. Then the lease runs out, unless the
-    // channel is piped anew.
+    // The channel has ended, or this process cannot end it. In the second case the lease expires,
+    // unless a later call of `pipe` holds the channel again.
     if (hasEnded(failure.error)) lease?.release();
     else lease?.abandon();
     throw failure.error;
@@ -98,7 +99,7 @@ export async function pipeToChannel<T, M>(
   return run.result;
 }
 
-/** The state of one call: the items that are to be joined, and the publishes in flight. */
+/** The state of one call: the items that will be joined, and the publishes in flight. */
 class PipeRun<T, M> {
   readonly #channel: PipeChannel;
   readonly #options: PipeToChannelOptions<T, M>;
@@ -108,7 +109,8 @@ class PipeRun<T, M> {
   #failure: { readonly error: unknown } | undefined;
   /** Whether the broker has not accepted an event, so that an end would not be accepted either. */
   isRefused = false;
-  // Whether a publish has failed: later items are not published, because they would leave a hole.
+  // Whether a publish has failed: later items are not published, because one event would be missing
+  // before them.
   #hasHole = false;
   // The items since the last event, and the last of them before `map`.
   #items: M[] = [];
@@ -129,7 +131,7 @@ class PipeRun<T, M> {
     return { id: this.#lastId, events: this.#events };
   }
 
-  /** Reads no further items of the source, because of an error or a signal. */
+  /** Reads no more items of the source, because of an error or a signal. */
   #stop(error: unknown): void {
     this.#failure ??= { error };
     this.#stopped.abort();
@@ -168,7 +170,8 @@ class PipeRun<T, M> {
   }
 
   /**
-   * Ends the channel, also if the function `end` throws or returns what cannot be sent. Rejects then.
+   * Ends the channel, even if the function `end` throws or returns data that cannot be sent. In
+   * these cases the promise rejects.
    * @param error the error of the source; `undefined` if there was none
    */
   async end(end: PipeToChannelOptions<T, M>['end'], error: unknown): Promise<void> {
@@ -180,7 +183,7 @@ class PipeRun<T, M> {
     try {
       await this.#endWith(end(error));
     } catch (failure) {
-      // The readers must not wait for ever.
+      // Without an end, the readers would wait for ever.
       if (!isRefusal(failure)) await this.#channel.end(undefined, {});
       throw failure;
     }
@@ -199,7 +202,7 @@ class PipeRun<T, M> {
     if (cursor !== undefined) this.#lastId = formatCursor(cursor.epoch, cursor.offset - 1);
   }
 
-  /** Publishes an item, or keeps it for the event of its time. */
+  /** Publishes an item, or keeps it until the time of `every` is over. */
   #add(item: T, index: number): Promise<void> | undefined {
     const { map, every } = this.#options;
     // Without `map`, the data is the item.
@@ -207,7 +210,7 @@ class PipeRun<T, M> {
     assertNoPromise('map', data);
     this.#items.push(data);
     this.#lastItem = item;
-    // A source and a broker that never wait must not keep the process from other work.
+    // If neither the source nor the broker ever waits, other work must get its turn anyway.
     const turn = index % ITEMS_PER_TURN === ITEMS_PER_TURN - 1 ? nextTurn() : undefined;
     if (every === undefined) return turn?.then(() => this.#publishItems()) ?? this.#publishItems();
     this.#timer ??= setTimeout(() => {

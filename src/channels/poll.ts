@@ -1,6 +1,6 @@
 /**
- * Polling by the cursor: a request with `ssePoll=1` gets what there is and ends, so that an
- * unchanged EventSource works through proxies that hold a response back to its end.
+ * Polling by the cursor: the response to a request with `ssePoll=1` ends after the next delivery.
+ * So an unchanged EventSource works through proxies that buffer a response until it ends.
  *
  * ```text
  * request ──► events since the id ──20 ms──► checkpoint, retry: 50, end
@@ -10,13 +10,15 @@
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
 
-// Time in ms after the first delivery in which further events join the response.
+// Time in ms between the first delivery and the end of the response. Further events of this time
+// are delivered, too.
 const AFTER_DELIVERY_MS = 20;
 
-// Time in ms after which a response without a delivery ends: before proxies give up.
+// Time in ms after which a response without a delivery ends: shorter than the usual timeouts of
+// proxies.
 const MAX_WAIT_MS = 25_000;
 
-// Reconnection time in ms that the client is told.
+// Reconnection time in ms that is sent to the client.
 const RETRY_MS = 50;
 
 /** The end of one polled stream. */
@@ -33,7 +35,7 @@ export class Poll {
     void stream.closed.then(() => clearTimeout(this.#timer));
   }
 
-  /** Returns the options with functions that notice what is delivered to the stream. */
+  /** Returns the options with wrapped functions, which notice deliveries to the stream. */
   watch(options: SubscribeOptions): SubscribeOptions {
     const { filter, onGap, snapshot } = options;
     return {
@@ -48,7 +50,7 @@ export class Poll {
     };
   }
 
-  /** The subscription has started. A gap was delivered, too. */
+  /** The subscription has started. A gap at its start counts as a delivery. */
   onSubscribed({ gaps }: Subscription): void {
     if (gaps > 0) this.#onDelivery();
   }

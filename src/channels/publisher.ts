@@ -4,7 +4,7 @@ import { diagnostics } from '../common/diagnostics.ts';
 import { SseError } from '../common/errors.ts';
 import { assertOptions } from '../common/options.ts';
 import { assertSource, type PipeSource } from '../common/source.ts';
-import type { History } from '../log/history.ts';
+import type { LimitsByChannel } from '../log/history.ts';
 import {
   assertEvent,
   assertRetry,
@@ -37,16 +37,16 @@ interface PublisherOptions {
  */
 export class Publisher {
   readonly #broker: Broker;
-  readonly #history: History;
+  readonly #limits: LimitsByChannel;
   readonly #options: PublisherOptions;
-  // The pipes that are running, each with what stops it.
+  // The running pipes: the promise of each, by the controller that stops the pipe.
   readonly #pipes = new Map<AbortController, Promise<unknown>>();
-  /** Number of events that were published, including those that a `key` made unnecessary. */
+  /** Number of accepted events, including calls that published nothing because of their `key`. */
   published = 0;
 
-  constructor(broker: Broker, history: History, options: PublisherOptions) {
+  constructor(broker: Broker, limits: LimitsByChannel, options: PublisherOptions) {
     this.#broker = broker;
-    this.#history = history;
+    this.#limits = limits;
     this.#options = options;
   }
 
@@ -80,7 +80,7 @@ export class Publisher {
     const metaText = toMetaText(meta);
     const text = this.#toText(data, event);
     assertOpen();
-    const history = this.#history.limitsFor(name);
+    const history = this.#limits.limitsFor(name);
     const fields = { event, data: text, retry, meta: metaText };
     const { id } = await this.#broker.append({ ...fields, channel: name, key, history });
     this.published++;
@@ -110,7 +110,7 @@ export class Publisher {
     }
     const text = data === undefined ? undefined : this.#toText(data, event);
     assertOpen();
-    const history = this.#history.limitsFor(name);
+    const history = this.#limits.limitsFor(name);
     assertHasHistory('end()', name, history);
     const last = { channel: name, event, data: text, retry: undefined };
     const { id } = await this.#broker.append({ ...last, key, history, isEnd: true });
@@ -131,9 +131,9 @@ export class Publisher {
     const checked = assertOptions('pipe()', options, pipeRules);
     assertSource(source);
     this.#options.assertOpen();
-    const history = this.#history.limitsFor(name);
+    const history = this.#limits.limitsFor(name);
     if (checked.end !== false) assertHasHistory('pipe()', name, history);
-    // A pipe that `close()` stops ends its channel until the broker is closed.
+    // After `close()` the pipe can still end its channel, as long as the broker is open.
     const channel: PipeChannel = {
       publish: (data, fields) => this.#publish(name, data, fields, () => {}),
       end: (data, fields) => this.#end(name, data, fields, () => {}),
@@ -168,8 +168,8 @@ export class Publisher {
 }
 
 /**
- * Checks that a channel keeps a history, which the method needs. For example, nothing could tell a
- * later reader that a channel without history has ended.
+ * Checks that a channel keeps a history, because the method needs it. For example, a later reader
+ * could not learn that a channel without history has ended.
  * @param method the name of the called method, for the error
  * @throws {SseError} `ERR_SSE_OPTION`
  */

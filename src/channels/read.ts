@@ -3,10 +3,10 @@ import type { Broker } from '../brokers/broker.ts';
 import { SseError } from '../common/errors.ts';
 import type { ChannelEvent, LogEntry } from '../log/log-entry.ts';
 import { formatCursor, parseCursor, type Cursor } from '../protocol/cursor.ts';
-import { ChannelStarts, OLDEST_HELD } from './channel-starts.ts';
+import { ChannelStarts, OLDEST_KEPT } from './channel-starts.ts';
 import type { HistoryPage, ReadOptions } from './channels.ts';
 
-// Bytes of the pages of the log from which the result is made.
+// Maximum bytes of each page of the log that is read for the result.
 const PAGE_BYTES = 262_144;
 
 /**
@@ -24,32 +24,32 @@ export async function readHistory(
   const starts = new ChannelStarts();
   const from = await setStarts(broker, starts, channels, { after, last }, position);
   const events: LogEntry[] = [];
-  const lost = new Set<string>();
+  const channelsWithGap = new Set<string>();
   const max = last === undefined ? limit : Infinity;
   let cursor: Cursor = { epoch: position.epoch, offset: from };
   for (;;) {
     const page = await broker.read(channels, cursor.offset, PAGE_BYTES);
     if (page.position.epoch !== cursor.epoch) {
-      // Another log has begun: everything that was read so far belongs to the old one.
+      // Another log has replaced the log: the events that were read so far belong to the old log.
       events.length = 0;
       starts.markAllLost(channels);
       cursor = { epoch: page.position.epoch, offset: 0 };
       continue;
     }
     for (const channel of starts.collectLost(channels, page.trimmed, cursor.offset)) {
-      lost.add(channel);
+      channelsWithGap.add(channel);
     }
     starts.clearForeign();
     for (const entry of page.entries) {
       if (entry.isEnd || !starts.isAfterStart(entry)) continue;
       // The next page begins after the last event of this one.
-      if (events.length === max) return toPage(events, lost, cursor, true);
+      if (events.length === max) return toPage(events, channelsWithGap, cursor, true);
       events.push(entry);
       cursor = { epoch: cursor.epoch, offset: entry.offset };
     }
     if (page.complete) {
       const offset = Math.max(cursor.offset, page.position.offset);
-      return toPage(events, lost, { epoch: cursor.epoch, offset }, false);
+      return toPage(events, channelsWithGap, { epoch: cursor.epoch, offset }, false);
     }
     cursor = { epoch: cursor.epoch, offset: (page.entries.at(-1) as LogEntry).offset };
     await waitForTurn();
@@ -73,19 +73,19 @@ async function setStarts(
   }
   const cursor = after === undefined ? undefined : parseCursor(after);
   if (cursor?.epoch === position.epoch && cursor.offset <= position.offset) return cursor.offset;
-  // Without `after`, nothing that was trimmed is missing.
+  // Without `after`, trimmed events are not a gap.
   if (after !== undefined) starts.addForeign(channels);
-  else for (const channel of channels) starts.setStart(channel, OLDEST_HELD);
+  else for (const channel of channels) starts.setStart(channel, OLDEST_KEPT);
   return 0;
 }
 
 function toPage(
   events: readonly ChannelEvent[],
-  lost: ReadonlySet<string>,
+  channelsWithGap: ReadonlySet<string>,
   { epoch, offset }: Cursor,
   more: boolean,
 ): HistoryPage {
-  return { events, cursor: formatCursor(epoch, offset), gap: [...lost], more };
+  return { events, cursor: formatCursor(epoch, offset), gap: [...channelsWithGap], more };
 }
 
 /**

@@ -18,7 +18,7 @@ import {
   type RouteResponse,
 } from '../http/route.ts';
 import { checkTimes } from '../http/warnings.ts';
-import { History } from '../log/history.ts';
+import { LimitsByChannel } from '../log/history.ts';
 import type { ChannelEvent, LogEntry } from '../log/log-entry.ts';
 import { formatCursor } from '../protocol/cursor.ts';
 import { isPoll } from '../protocol/request-headers.ts';
@@ -62,7 +62,7 @@ import { endedSubscription, subscribe } from './subscribing.ts';
 // all reconnect at once.
 const CLOSE_RETRY = { min: 1_000, max: 5_000 };
 
-// How long close() waits for the ends of channels that pipes are writing, in ms.
+// Time in ms that close() waits until the running pipes have ended their channels.
 const PIPES_END_MS = 3_000;
 
 // Number of streams that close() ends before other work gets its turn.
@@ -111,7 +111,7 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
   readonly #consumers = new Set<Consumer>();
   // Made by the first middleware with `identity`.
   #revocations: Revocations | undefined;
-  // A counter for stats().
+  // Number of reported gaps, for stats().
   #gaps = 0;
   // The result of close(); defined from the first call on.
   #closing: Promise<void> | undefined;
@@ -127,7 +127,7 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
       checkTimes('the history of createChannels()', { age: history.age });
     }
     this.broker = broker;
-    const limits = new History(options);
+    const limits = new LimitsByChannel(options);
     this.followedChannels = new FollowedChannels(broker, limits, this.catchUpQueue);
     this.#publisher = new Publisher(broker, limits, {
       serialize,
@@ -198,7 +198,7 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
     return this.#follow(stream, toChannelSet(names), options);
   }
 
-  /** Answers a request with what there is for it, and ends the stream soon after. */
+  /** Answers a poll: delivers events as to any stream, and ends the stream soon after. */
   async #poll(
     stream: EventStream,
     channels: readonly string[],
@@ -286,9 +286,9 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
         return;
       }
       const channels = fixedNames ?? toChannelSet(requested);
-      const given = typeof options === 'function' ? await options(req) : options;
-      if (isPoll(req)) await this.#poll(stream, channels, given);
-      else await this.#follow(stream, channels, given);
+      const requestOptions = typeof options === 'function' ? await options(req) : options;
+      if (isPoll(req)) await this.#poll(stream, channels, requestOptions);
+      else await this.#follow(stream, channels, requestOptions);
     });
   }
 
@@ -297,7 +297,7 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
   }
 
   stats(): ChannelsStats {
-    // Live streams are never waiting.
+    // A live stream that waits for the start of a further subscription is not counted.
     let behind = 0;
     for (const { follower } of this.#trackedStreams) if (follower?.isWaiting === true) behind++;
     return {
@@ -331,7 +331,8 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
   async #close(): Promise<void> {
     const ended = this.#publisher.stopPipes(closedError());
     if (ended !== undefined) {
-      // A pipe that needs longer is abandoned: the broker ends its channel, without a last event.
+      // If a pipe needs longer, close() does not wait for it: the broker ends its channel, without
+      // a last event.
       await withLimits(ended, { timeoutMs: PIPES_END_MS }).catch(() => {});
     }
     // Repeated, because a callback at the end of one stream may subscribe another stream.
@@ -339,7 +340,7 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
       for (const [index, stream] of open.entries()) {
         if (index > 0 && index % MAX_CLOSES_PER_TURN === 0) await nextTurn();
         try {
-          // The last events of pipes.
+          // Writes the last events of the pipes.
           stream.follower?.flush(true);
           stream.closeFor('shutdown', { retry: drawRetry(CLOSE_RETRY) });
         } catch (error) {
@@ -384,8 +385,8 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
   }
 
   /**
-   * This node may have missed entries. All streams read the log; pages that were requested before
-   * prove nothing any more.
+   * This node may have missed entries, so all streams read the log. A page that was requested
+   * before does not show that a stream has received everything.
    */
   interrupted(): void {
     this.followedChannels.interruptions++;
@@ -401,7 +402,7 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
 
   mayReceive({ guard }: EventStream): boolean {
     if (guard === undefined) return true;
-    return guard.question === undefined && this.#revocations?.isCurrent !== false;
+    return guard.authorization === undefined && this.#revocations?.isCurrent !== false;
   }
 
   whenMayReceive(
@@ -410,7 +411,7 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
     signal: AbortSignal | undefined,
   ): Promise<void> | undefined {
     if (guard === undefined) return undefined;
-    if (guard.question !== undefined) return withLimits(guard.question, { signal });
+    if (guard.authorization !== undefined) return withLimits(guard.authorization, { signal });
     if (this.#revocations === undefined || this.#revocations.covers(offset)) return undefined;
     return this.#revocations.whenCovering(offset, signal);
   }

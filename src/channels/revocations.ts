@@ -1,6 +1,6 @@
 /**
- * Revocations: entries of a channel of the library's own in the log, so that their place among the
- * events is the same on every node.
+ * Revocations: entries of an internal channel of the log, so that their place among the events is
+ * the same on every node.
  *
  * ```text
  * log        event 5     revocation of ann 6     event 7
@@ -8,15 +8,15 @@
  *                        of ann end
  * ```
  *
- * A node that may have missed entries reads the revocations from the log before any stream with an
- * identity receives more ({@link Revocations.covers}). If revocations may be lost, the
- * application is asked about each of these streams:
+ * If a node may have missed entries, it reads the revocations from the log before any stream with
+ * an identity receives further events ({@link Revocations.covers}). If revocations may be lost,
+ * then `authorize` is called for each of these streams, or the stream ends. Cases of a loss:
  *
  * ```text
  * #offset ─┬─ trimmed       the log does not keep all revocations that came after #offset
- *          ├─ resumedAt     the log has gone back since: it may have lost the revocations of others,
- *          │                whose promise has resolved and which this node has not received
- *          └─ another log
+ *          ├─ resumedAt     the log has gone back since: it may have lost revocations that other
+ *          │                nodes have made, and that this node has not received
+ *          └─ another log   another log has replaced the log, without its revocations
  * ```
  */
 import type { Broker } from '../brokers/broker.ts';
@@ -30,7 +30,7 @@ import type { FollowedChannels } from './followed-channels.ts';
 /** The channel of the revocations. No application can use it: its name has a control character. */
 export const REVOCATIONS = '\u0000revoked';
 
-// How many revocations the log keeps, for nodes that were away.
+// Limits for the revocations that the log keeps, for nodes that were disconnected.
 const HISTORY: HistoryLimits = {
   events: 10_000,
   bytes: 8_388_608,
@@ -48,9 +48,9 @@ export class Revocations implements RevocationSource {
   #epoch = '';
   // Offset up to which no revocation is missing, as of the last interruption or entry.
   #offset = 0;
-  // Offset of the newest loss that the targets were told of.
+  // Offset of the newest loss that was reported to the targets.
   #reportedLoss = 0;
-  // Whether every revocation that this node may have missed was read.
+  // Whether all revocations that this node may have missed were read.
   #isCurrent = false;
   #isReading = false;
   // Resolves when `#isCurrent` becomes true.
@@ -73,13 +73,13 @@ export class Revocations implements RevocationSource {
     this.#targets.add(target);
     if (!isFirst) return;
     const signal = this.#abort.signal;
-    this.#followedChannels.retain(REVOCATIONS, true, false);
+    this.#followedChannels.retain(REVOCATIONS, true, 'consumer');
     const ready =
       this.#followedChannels.whenListening([REVOCATIONS], signal) ??
       this.#broker.position(undefined, signal);
     // A broker in this process answers at once, so that the first stream need not wait.
-    if (ready instanceof Promise) void this.#start(ready);
-    else this.#begin(ready);
+    if (ready instanceof Promise) void this.#startRemote(ready);
+    else this.#startLocal(ready);
   }
 
   /** The registry is closed. */
@@ -87,19 +87,19 @@ export class Revocations implements RevocationSource {
     this.#abort.abort();
   }
 
-  /** Whether no revocation can be missing among the entries that this node has received. */
+  /** Whether this node has all revocations that precede the entries that it has received. */
   get isCurrent(): boolean {
     return this.#isCurrent;
   }
 
-  /** Whether no revocation before the offset can be missing on this node. */
+  /** Whether this node has all revocations up to the offset. */
   covers(offset: number): boolean {
     return this.#isCurrent && offset <= this.#broker.head;
   }
 
   /**
-   * Resolves when {@link covers} may be true for the offset. Another log may have begun meanwhile, so
-   * the caller reads the log again. Rejects when the signal is aborted.
+   * Resolves when {@link covers} may be true for the offset. Another log may have replaced the log
+   * meanwhile, so the caller reads the log again. Rejects when the signal is aborted.
    */
   async whenCovering(offset: number, signal: AbortSignal | undefined): Promise<void> {
     if (this.#isCurrent) await this.#broker.position({ epoch: this.#epoch, offset }, signal);
@@ -108,7 +108,7 @@ export class Revocations implements RevocationSource {
 
   /** This node has received an entry of the channel. */
   onReceived(entry: LogEntry): void {
-    // Otherwise the entry is found in the log.
+    // Otherwise the entry is read from the log.
     if (this.#isCurrent) this.#apply(entry);
   }
 
@@ -123,8 +123,11 @@ export class Revocations implements RevocationSource {
     if (this.#epoch !== '') void this.#readMissed();
   }
 
-  /** @param ready resolves when this node receives revocations; rejects if it never will */
-  async #start(ready: Promise<unknown>): Promise<void> {
+  /**
+   * Starts with a remote broker.
+   * @param ready resolves when this node receives revocations; rejects if that is impossible
+   */
+  async #startRemote(ready: Promise<unknown>): Promise<void> {
     try {
       await ready;
       const { epoch, offset } = await this.#broker.position(undefined, this.#abort.signal);
@@ -138,14 +141,15 @@ export class Revocations implements RevocationSource {
     }
   }
 
-  #begin({ epoch, offset }: { epoch: string; offset: number }): void {
+  /** Starts with a broker in this process, from its position. */
+  #startLocal({ epoch, offset }: { epoch: string; offset: number }): void {
     this.#epoch = epoch;
     this.#offset = offset;
     this.#isCurrent = true;
     this.#whenCurrent.resolve();
   }
 
-  /** Reads the revocations after the last one, until nothing can be missing. */
+  /** Reads the revocations after `#offset`, until this node has all of them. */
   async #readMissed(): Promise<void> {
     if (this.#isReading) return;
     this.#isReading = true;

@@ -91,7 +91,7 @@ export class SharedSubscriptionState implements StateFields {
 }
 
 /**
- * Whether the state may be kept for other streams. It must not contain functions of one request.
+ * Whether other streams may use the state. A state with functions of one request is not shared.
  */
 function isShareable({ subscriptions }: SharedSubscriptionState): boolean {
   return subscriptions.every((record) => record.isShareable);

@@ -4,14 +4,14 @@ import type { SubscribeOptions } from '../stream/event-stream.ts';
 
 /** The resolved start of a subscription. */
 export interface SubscriptionStart {
-  /** The subscription receives the events whose offset is greater. */
+  /** The subscription receives the events with greater offsets. */
   readonly offset: number;
   /**
-   * The requested cursor belongs to another log, or is not a cursor. The subscription receives
-   * everything that the log holds, after a gap notification.
+   * The requested cursor belongs to another log, or is not a cursor. The subscription receives all
+   * events that the log keeps, after a gap notification.
    */
   readonly isForeign: boolean;
-  /** The application requested everything that the log holds (`since: 'start'`). */
+  /** The application requested all events that the log keeps (`since: 'start'`). */
   readonly isFromOldest: boolean;
   /**
    * The application requested the newest events (`since: { last }`): for each channel of the
@@ -22,7 +22,7 @@ export interface SubscriptionStart {
 
 /**
  * @returns the number of newest events with which a subscription starts (`since: { last }`);
- * `undefined` if it starts elsewhere
+ * `undefined` if the subscription starts in another way
  */
 export function requestedLast(lastEventId: string, options: SubscribeOptions): number | undefined {
   const { resume = true, since } = options;
@@ -30,7 +30,7 @@ export function requestedLast(lastEventId: string, options: SubscribeOptions): n
   return since.last;
 }
 
-/** @returns the cursor that a subscription requests as its start; `undefined` if it is not one */
+/** @returns the cursor that a subscription requests as its start; `undefined` without a cursor */
 export function requestedCursor(
   lastEventId: string,
   options: SubscribeOptions,
@@ -94,7 +94,8 @@ function requestedStart(
   { resume = true, since = 'now' }: SubscribeOptions,
 ): { text: string; isOfClient: boolean } {
   const isOfClient = resume && lastEventId !== '';
-  // Where `{ last }` starts is not known yet: before the end of the log.
+  // `{ last }` counts as `'start'` here: it may start before the end of the log. `startsOfNewest`
+  // replaces this start later.
   const sinceText = typeof since === 'object' ? 'start' : since;
   return { text: isOfClient ? lastEventId : sinceText, isOfClient };
 }

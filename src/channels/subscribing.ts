@@ -4,7 +4,7 @@
  * ```text
  * subscribe()
  *   1. addRecord()            the broker listens to new channels; the record is in the list
- *   2. requestPosition()      wait until the broker listens and tells the end of the log
+ *   2. requestPosition()      wait until the broker listens, and has answered with the position
  *   3.                        wait for the turn of the event loop, and for earlier subscriptions
  *   4. findNewest()           `since: { last }`: where do the newest events begin?
  *      planOpening()          a client that resumes: the stream opens with its first page, or the
@@ -20,8 +20,8 @@ import { SseError } from '../common/errors.ts';
 import type { Cursor } from '../protocol/cursor.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
-import { answerWithout, DelayedOpening, openIfSlow, planOpening } from './answers.ts';
-import { OLDEST_HELD } from './channel-starts.ts';
+import { answerWithoutStream, DelayedOpening, openIfSlow, planOpening } from './answers.ts';
+import { OLDEST_KEPT } from './channel-starts.ts';
 import type { StreamFollower } from './follower.ts';
 import {
   mayStartEarlier,
@@ -69,23 +69,23 @@ export async function subscribe(
     // returns.
     let position = requestPosition(follower, record);
     if (position instanceof Promise) {
-      holdBack(follower, record);
+      holdBackIdsIfEarlier(follower, record);
       position = await position;
       // Thousands of streams may have waited for the same answer.
       await host.catchUpQueue.waitForTurn();
     }
     // The subscriptions of a stream are placed in the order of the calls.
     if (previous?.isPlaced === false && follower.subscriptions.includes(previous)) {
-      holdBack(follower, record);
+      holdBackIdsIfEarlier(follower, record);
       await previous.whenPlaced();
     }
     const newest = findNewest(follower, record);
-    if (newest instanceof Promise) holdBack(follower, record);
+    if (newest instanceof Promise) holdBackIdsIfEarlier(follower, record);
     const startsOfNewest = newest instanceof Promise ? await newest : newest;
     if (isRemoved()) return endedSubscription(channels);
     const opening = planOpening(follower, record, position);
     // Ends also the subscription.
-    if (opening === 410) answerWithout(stream, opening);
+    if (opening === 410) answerWithoutStream(stream, opening);
     if (opening === undefined) stream.open();
     if (stream.readyState === 2) return endedSubscription(channels);
     if (!isOfStreamLog(follower, position)) {
@@ -96,7 +96,7 @@ export async function subscribe(
       follower.ensureCatchUp().decideFirstPage = (page) => opening.decide(page);
     }
     placeSubscription(follower, record, position, startsOfNewest);
-    if (!record.hasStarted && !isInsideGapHandler) {
+    if (!record.isStartFinished && !isInsideGapHandler) {
       const started = record.whenStarted();
       await (opening === undefined ? started : openIfSlow(stream, started));
     }
@@ -111,9 +111,10 @@ export async function subscribe(
 }
 
 /**
- * Whether the `snapshot` is called at the start: if the client brings no id from which it resumes.
- * @throws {SseError} `ERR_SSE_OPTION` if the channels have no history, and so no place at which
- * events could go on
+ * Whether the `snapshot` is called at the start: only if the client sends no id from which the
+ * stream resumes.
+ * @throws {SseError} `ERR_SSE_OPTION` if one of the channels has no history: the stream could not
+ * continue after the cursor of the snapshot
  */
 function hasSnapshotAtStart(
   { lastEventId }: EventStream,
@@ -165,17 +166,17 @@ function addRecord(
 }
 
 /**
- * A stream that follows channels already, or is about to, subscribes to further channels from an
- * earlier id. Until the broker has told the position, no id is written.
+ * Writes no ids until the position is known, if the stream follows channels already and the new
+ * channels may start at an earlier id.
  */
-function holdBack(follower: StreamFollower, record: SubscriptionRecord): void {
+function holdBackIdsIfEarlier(follower: StreamFollower, record: SubscriptionRecord): void {
   if (!record.mayStartEarlier || follower.channels.length === 0) return;
   const requested = requestedCursor(follower.stream.lastEventId, record.options);
-  follower.holdBack(requested?.epoch === follower.epoch ? requested.offset : 0);
+  follower.holdBackIds(requested?.epoch === follower.epoch ? requested.offset : 0);
 }
 
 /**
- * Asks the broker for the end of the log, as soon as this node receives the entries of the
+ * Requests the position of this node in the log, as soon as this node receives the entries of the
  * channels.
  * @returns not a promise if the broker is in this process
  */
@@ -218,10 +219,11 @@ function isOfStreamLog({ channels, epoch }: StreamFollower, position: Cursor): b
 }
 
 /**
- * Requests the position again. While the subscription waited, another log may have begun:
- * then the stream already reads the new log, and an offset of the old log would be wrong there.
- * @returns a position in the stream's log, or the same log twice: then the stream still reads an
- * older log
+ * Requests the position again. While the subscription waited, another log may have replaced the
+ * log: then the stream already reads the new log, and an offset of the old log would be wrong
+ * there.
+ * @returns a position in the log that the stream reads. If the broker has answered twice with a
+ * position in the same other log, that position: the stream still reads an older log
  */
 async function requestCurrentPosition(
   follower: StreamFollower,
@@ -258,7 +260,7 @@ function placeSubscription(
   const added = follower.channels.filter((channel) => !followed.has(channel));
   record.snapshotChannels = record.snapshotChannels.filter((channel) => added.includes(channel));
   if (added.length === 0) {
-    record.markStarted();
+    record.finishStart();
   } else {
     const { lastEventId } = follower.stream;
     const start = resolveStart(lastEventId, record.options, position, startsOfNewest);
@@ -272,8 +274,8 @@ function placeSubscription(
       follower.ensureCatchUp().isCheckpointPending = true;
     }
   }
-  // The application may call `subscribe` once more in this turn, and the broker may need time for
-  // its answer: no id may be written before.
+  // If the application calls `subscribe` again in this turn, and the broker answers later, then no
+  // id may be written in between. So the first step runs in a later turn.
   follower.startCatchUp(!follower.host.catchUpQueue.isBrokerRemote || !record.mayStartEarlier);
   follower.runDeferredChanges();
 }
@@ -299,7 +301,7 @@ function startChannels(
   const catchUp = follower.ensureCatchUp();
   const { starts } = catchUp;
   if (!isOfStreamLog(follower, position)) {
-    // The node knows of the new log before this stream has read a page of it.
+    // This node has noticed the new log before this stream has read a page of the new log.
     follower.moveToLog(position.epoch, 0);
     starts.markAllLost(before);
   }
@@ -312,8 +314,8 @@ function startChannels(
   }
   catchUp.onChannelsAdded(added);
   if (start.isForeign) starts.addForeign(added);
-  // Whatever was trimmed before is not a gap, if the application asked for what the log holds.
-  if (start.isFromOldest) for (const channel of added) starts.setStart(channel, OLDEST_HELD);
+  // If the application asked for all events that the log keeps, then trimmed events are not a gap.
+  if (start.isFromOldest) for (const channel of added) starts.setStart(channel, OLDEST_KEPT);
   if (!follower.hasWrittenBeyondPosition) return;
   // The client's newest id is beyond events of the added channels that it has not received. If it
   // reconnected with that id, it would miss them, so it gets a smaller id at once.
@@ -322,8 +324,8 @@ function startChannels(
 }
 
 /**
- * Ends a subscription. Pending events are delivered before. Without effect if the subscription has
- * ended.
+ * Ends a subscription, after the delivery of pending events. No effect if the subscription has
+ * ended before.
  */
 function removeSubscription(follower: StreamFollower, record: SubscriptionRecord): void {
   const { host, stream } = follower;
@@ -342,13 +344,13 @@ function removeSubscription(follower: StreamFollower, record: SubscriptionRecord
   for (const channel of record.channels) {
     if (!followed.has(channel)) host.followedChannels.release(channel);
   }
-  record.markStarted();
+  record.finishStart();
   follower.onSubscriptionEnded(record, head);
 }
 
 /**
- * The object that the caller of `subscribe` gets. The library has no reference to it, so that it
- * can be garbage-collected: most callers ignore it.
+ * The object that the caller of `subscribe` gets. Most callers ignore it. The library keeps no
+ * reference to the object, so that it can be garbage-collected.
  */
 class SubscriptionHandle implements Subscription {
   readonly #follower: StreamFollower;

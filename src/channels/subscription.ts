@@ -9,14 +9,15 @@ import type { LogEntry } from '../log/log-entry.ts';
  * One subscription of a stream: its channels and options, and the progress of its start.
  *
  * ```text
- * created ──markAllPlaced()──► placed ──markStarted()──► started
+ * created ──markAllPlaced()──► placed ──finishStart()──► started
  *    │                           │                         ▲
- *    └───────────────────────────┴── markStarted(), if ────┘
+ *    └───────────────────────────┴── finishStart(), if ────┘
  *                                    the subscription ends
  * ```
  *
- * - *created*: the broker has not yet answered where the log stands. The stream follows none of the
- *   channels, except those that another of its subscriptions had placed before.
+ * - *created*: the broker has not answered with the position in the log yet. The stream follows
+ * none
+ *   of the channels, except those that another subscription of the stream had placed before.
  * - *placed*: the stream has an offset for each of the channels, and reads the log.
  * - *started*: the first page was delivered, and a gap at the start was reported. Resolves the
  *   promise of `subscribe()`.
@@ -35,13 +36,14 @@ export class SubscriptionRecord {
    */
   mayStartEarlier = false;
   /**
-   * The channels that its `snapshot` brings up to date at the start; empty if it is not called, or
-   * was called. A channel that another subscription of the stream followed before is not among them.
+   * The channels whose state its `snapshot` sends at the start; empty if the `snapshot` is not
+   * called at the start, or was called. Without the channels that another subscription of the
+   * stream followed before.
    */
   snapshotChannels: readonly string[] = [];
-  /** Whether its `onGap` was called, and no event was delivered since. */
+  /** Whether its `onGap` was called, and no event was delivered since the call. */
   wasAskedAboutGap = false;
-  // `undefined` from the moment at which the subscription has started or ended.
+  // `undefined` after the subscription has started or ended.
   #start: PendingStart | undefined = new PendingStart();
 
   /** @param options are copied, so that later changes of the caller's object have no effect */
@@ -69,7 +71,9 @@ export class SubscriptionRecord {
    * stream.
    */
   get isShareable(): boolean {
-    return this.hasStarted && this.options.filter === undefined && this.options.onGap === undefined;
+    return (
+      this.isStartFinished && this.options.filter === undefined && this.options.onGap === undefined
+    );
   }
 
   /** Whether a stream can use either record in place of the other. */
@@ -106,8 +110,8 @@ export class SubscriptionRecord {
     return this.isPlaced ? this.channels : (this.#start?.placedChannels ?? []);
   }
 
-  /** Whether the subscription has started, or has ended before. */
-  get hasStarted(): boolean {
+  /** Whether the subscription has started, or has ended before it started. */
+  get isStartFinished(): boolean {
     return this.#start === undefined;
   }
 
@@ -156,7 +160,7 @@ export class SubscriptionRecord {
   }
 
   /** Marks the subscription as started, or as ended if it has not started. */
-  markStarted(): void {
+  finishStart(): void {
     const start = this.#start;
     this.#start = undefined;
     if (start?.isPlaced === false) start.abort?.abort();
@@ -167,9 +171,9 @@ export class SubscriptionRecord {
 
   // Events.
 
-  /** A gap of its channels is reported. */
+  /** Notes that a gap of its channels is reported. */
   noteLoss(): void {
-    if (!this.hasStarted) this.recovered = false;
+    if (!this.isStartFinished) this.recovered = false;
   }
 
   /**
@@ -191,7 +195,7 @@ export class SubscriptionRecord {
   }
 }
 
-/** @returns an `onGap` that calls the `snapshot`, after which events go on after the gap */
+/** @returns an `onGap` that calls the `snapshot`, and continues after `gap.cursor` */
 function snapshotAfterGap(
   snapshot: NonNullable<SubscribeOptions['snapshot']>,
 ): NonNullable<SubscribeOptions['onGap']> {

@@ -6,8 +6,8 @@ import type { ChannelName, EventData, EventName, SchemaOf } from '../common/sche
 declare const json: unique symbol;
 
 /**
- * A string that is the JSON text of a `T`. At run time an ordinary string; the type is the result
- * type of `JSON.parse`.
+ * A string that is the JSON text of a `T`. At run time it is an ordinary string. The type lets a
+ * `parse` function return a `T`, as in the example of {@link TypedEventSource}.
  */
 export type JsonText<T> = string & { readonly [json]?: T };
 

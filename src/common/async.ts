@@ -36,7 +36,7 @@ export function ignoreRejection(value: unknown): void {
   if (isThenable(value)) value.then(undefined, () => {});
 }
 
-/** When a wait ends before its promise settles. */
+/** The limits of a wait. The first limit that is reached ends the wait. */
 export interface Limits {
   /** Aborting the signal rejects the wait at once with the reason of the signal. */
   readonly signal?: AbortSignal | undefined;
@@ -51,9 +51,9 @@ export interface Limits {
  *
  * `Promise.race()` adds a reaction to each of its promises and keeps the reaction until that
  * promise settles. A race with a promise that lives as long as a connection would therefore be a
- * leak. When this wait ends, it removes its listener from the signal and clears its timer. The
- * reaction that stays on `promise` holds neither the caller nor a value. `promise` itself should
- * settle at some time.
+ * leak. When this wait ends, it removes its listener from the signal and clears its timer. One
+ * reaction remains on `promise` until `promise` settles. This reaction keeps neither the caller nor
+ * a value in memory.
  *
  * @returns a promise that settles as `promise` does, or rejects at the first limit; `promise`
  * itself if there is no limit

@@ -19,8 +19,8 @@ export const diagnostics: Readonly<
   /** `{ channel, id }` */
   publish: channel('res-sse:publish'),
   /**
-   * `{ channel, id, reason }`: a channel has ended; the reason is `'ended'`, or `'abandoned'` if the
-   * process that published to it by `pipe()` has died
+   * `{ channel, id, reason }`: a channel has ended; the reason is `'ended'`, or `'abandoned'` if
+   * the process that published to it by `pipe()` has died
    */
   end: channel('res-sse:end'),
   /**
@@ -28,7 +28,9 @@ export const diagnostics: Readonly<
    * the action is `'close'` or `'drop'`
    */
   slow: channel('res-sse:slow'),
-  /** `{ stream, channels, lastEventId, cursor }`: a stream has lost events */
+  /**
+   * `{ stream, channels, lastEventId, cursor }`: events of these channels were lost for a stream
+   */
   gap: channel('res-sse:gap'),
   /**
    * `{ req, reason }`: a request gets no stream; the reason is `'maxStreams'`, `'maxStreamsPer'` or
@@ -53,14 +55,15 @@ export const diagnostics: Readonly<
  */
 export const debug: ReturnType<typeof debuglog> = debuglog('res-sse');
 
-/** The messages of all channels, as far as they are printed. */
+/** A message: `stream` and `req` are printed as method and URL, other properties unchanged. */
 interface PrintedMessage {
   stream?: { req: { method: string; url: string } };
   req?: { method: string; url: string };
   [detail: string]: unknown;
 }
 
-// 'open', 'close' and errors of streams are printed where they occur, all other messages here.
+// 'open', 'close', 'heal' and errors of streams are printed where they occur, all other messages
+// here.
 if (debug.enabled) {
   for (const name of ['publish', 'end', 'slow', 'gap', 'reject'] as const) {
     subscribe(`res-sse:${name}`, (message) => {

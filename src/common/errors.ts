@@ -50,9 +50,9 @@ export class SseError extends Error {
   readonly code: SseErrorCode;
 
   /**
-   * For a publish or an end that was not accepted: `'none'` if nobody received the event; `'unknown'` if the
-   * event may have been published, so that only a publish with a `key` can be repeated safely.
-   * `undefined` for all other errors.
+   * For a publish or an end that was not accepted: `'none'` if nobody received the event;
+   * `'unknown'` if the event may have been published, so that only a publish with a `key` can be
+   * repeated safely. `undefined` for all other errors.
    */
   readonly delivery: 'none' | 'unknown' | undefined;
 

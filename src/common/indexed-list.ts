@@ -32,7 +32,10 @@ export class IndexedList<T extends IndexedListMember> {
     member.listIndex = this.members.push(member) - 1;
   }
 
-  /** @returns whether the member was in a list; the caller knows that it was this one */
+  /**
+   * Removes a member. The member must be in this list or in no list.
+   * @returns whether the member was in this list
+   */
   delete(member: T): boolean {
     const { listIndex } = member;
     if (listIndex === -1) return false;

@@ -1,6 +1,6 @@
 /** Types for the schema of a registry: its channels, their events, and the data of each event. */
 
-/** A schema: the names of the channels, the event names of each channel, the data of each event. */
+/** A schema: channel names, the event names of each channel, and the data of each event. */
 export type AnySchema = Record<string, Record<string, unknown>>;
 
 /**

@@ -19,9 +19,9 @@ interface SourceReader<T> {
 }
 
 /**
- * Calls a function for each item of a source, one after the other. The source is released when the
- * signal is aborted, also while the next item is awaited, and when the function throws; the source
- * is not waited for then.
+ * Calls a function for each item of a source, one after the other. If the signal is aborted (also
+ * while the next item is awaited), or the function throws, the source is released. This function
+ * does not wait until the source has finished its release.
  * @param signal aborted when no more items are needed
  * @param onItem called with each item and its index; the next item is read when the returned
  * promise has resolved
@@ -123,7 +123,8 @@ function readIterator<T>(
     },
     release: () => {
       isReleased = true;
-      // A generator that ends the stream itself cannot be released before it has yielded.
+      // While a generator runs, its `return()` cannot be called. If the generator itself ends the
+      // stream, `next` releases the source after the generator has yielded.
       if (!isRunning) release();
     },
   };

@@ -35,7 +35,7 @@ export interface AdmissionOptions {
   /**
    * The answer to a request that exceeds a limit. `'retry'` answers an EventSource with 200 and a
    * reconnection time, so that the EventSource tries again later, and any other client with 503.
-   * `'reject'` always answers 503, after which an EventSource gives up.
+   * `'reject'` always answers 503, after which an EventSource does not try again.
    * @defaultValue `'retry'`
    */
   whenFull?: 'retry' | 'reject' | undefined;
@@ -74,7 +74,7 @@ const UNDEFINED_KEYS_BEFORE_WARNING = 100;
 type Key = string | number;
 
 /**
- * Counts the places that the responses of one middleware take up.
+ * Counts the places for streams that the responses of one middleware occupy.
  *
  * ```text
  *              reservePlace()          markOpen()            releasePlace()
@@ -141,7 +141,7 @@ export class Admission {
     this.#pending.delete(res);
   }
 
-  /** The response of the request is a poll, which `perMinute` does not count. */
+  /** The response is a poll: `perMinute` does not count its start. */
   uncountStart(res: ServerResponse): void {
     const key = this.#places.get(res);
     const starts = key === undefined ? undefined : this.#startsPerKey.get(key);

@@ -41,7 +41,7 @@ export class MiddlewareHost implements StreamHost {
   readonly accept: 'event-stream' | 'any';
   readonly subscribe: Subscribe | undefined;
   readonly onError: SseOptions['onError'];
-  /** The identities of all middleware in the chain that has some, the outermost first. */
+  /** The identities of each middleware in the chain that has the option, the outermost first. */
   readonly allIdentities: readonly Identities[];
   /** The identities of the streams; `undefined` without the option `identity`. */
   readonly identities: Identities | undefined;
@@ -76,8 +76,9 @@ export class MiddlewareHost implements StreamHost {
   }
 
   /**
-   * A middleware with `identity` reaches the streams of other nodes by its own `channels`. If the
-   * streams of this chain follow the registry of another middleware, `revoke()` would not reach them.
+   * Checks that `revoke()` ends the streams of this chain on all nodes. A middleware with
+   * `identity` sends revocations to other nodes by its own `channels`. If the streams of this chain
+   * follow the registry of another middleware, `revoke()` would not end them.
    * @throws {SseError} `ERR_SSE_OPTION` in this case
    */
   assertRevocable(): void {
@@ -86,8 +87,8 @@ export class MiddlewareHost implements StreamHost {
     if (source === undefined || this.allIdentities.every((one) => one.source === source)) return;
     throw new SseError(
       'ERR_SSE_OPTION',
-      '`identity` and `channels` are options of two sse() for this request, so revoke() could not ' +
-        'end the stream on all nodes; pass both to the same one: sse({ identity, channels })',
+      '`identity` and `channels` are options of two sse() for this request, so revoke() could ' +
+        'not end the stream on all nodes; pass both to the same one: sse({ identity, channels })',
     );
   }
 
@@ -102,7 +103,7 @@ export class MiddlewareHost implements StreamHost {
     for (const tracker of trackers) {
       const refusal = tracker.admit(stream.res);
       if (refusal === undefined) continue;
-      this.#refuse(stream, refusal, tracker.closing);
+      this.#refuse(stream, refusal, tracker.shutdownRetry);
       return false;
     }
     return true;
@@ -111,7 +112,8 @@ export class MiddlewareHost implements StreamHost {
   /**
    * Called before the handler of a route and before a stream opens. If the request named
    * `text/event-stream`, each middleware has admitted the stream when the request passed it.
-   * Otherwise the request turns out to be one for a stream only now.
+   * Otherwise only the handler shows that the request is for a stream, so the stream is admitted
+   * now.
    */
   admit(stream: EventStream): boolean {
     const wasAdmitted = this.accept === 'event-stream' || asksForEventStream(stream.req);
@@ -124,8 +126,9 @@ export class MiddlewareHost implements StreamHost {
     const end = this.#checkIdentity(stream);
     if (end !== undefined) return end;
     // The shutdown may have begun after the stream was admitted. In that case the stream ends now.
-    const closing = this.trackers.find((tracker) => tracker.closing !== undefined)?.closing;
-    return closing && { reason: 'shutdown', options: { retry: drawRetry(closing) } };
+    const { shutdownRetry } =
+      this.trackers.find((tracker) => tracker.shutdownRetry !== undefined) ?? {};
+    return shutdownRetry && { reason: 'shutdown', options: { retry: drawRetry(shutdownRetry) } };
   }
 
   /** @returns how the stream ends, if its identity is revoked or cannot be found */
@@ -152,7 +155,7 @@ export class MiddlewareHost implements StreamHost {
   onClosed(stream: EventStream, wasOpen: boolean): void {
     // A kept-alive connection would delay a `server.close()` that was called before, and the client
     // would reconnect to this process.
-    if (wasOpen && this.trackers.some(({ closing }) => closing !== undefined)) {
+    if (wasOpen && this.trackers.some(({ shutdownRetry }) => shutdownRetry !== undefined)) {
       stream.closeConnection();
     }
     this.identities?.delete(stream);
@@ -164,17 +167,18 @@ export class MiddlewareHost implements StreamHost {
   }
 
   /** Answers a request that was not admitted, and reports the refusal. */
-  #refuse(stream: EventStream, refusal: Refusal, closing: RetryRange | undefined): void {
+  #refuse(stream: EventStream, refusal: Refusal, shutdownRetry: RetryRange | undefined): void {
     const { req, res } = stream;
     for (const tracker of this.trackers) tracker.countRefusal();
     if (diagnostics.reject.hasSubscribers) diagnostics.reject.publish({ req, reason: refusal });
-    // On the same connection the client would come back to this process, which is shutting down.
-    if (closing !== undefined && req.httpVersionMajor !== 1) stream.closeConnection();
+    // On the same connection the client would reconnect to this process, which is shutting down.
+    const isShuttingDown = shutdownRetry !== undefined;
+    if (isShuttingDown && req.httpVersionMajor !== 1) stream.closeConnection();
     // A subscriber may have answered the request.
     if (res.headersSent) return;
-    const retry = drawRetry(closing ?? REFUSED_RETRY);
-    if (closing !== undefined && req.httpVersionMajor === 1) res.setHeader('Connection', 'close');
-    const mayReconnect = closing !== undefined || this.options.whenFull !== 'reject';
+    const retry = drawRetry(shutdownRetry ?? REFUSED_RETRY);
+    if (isShuttingDown && req.httpVersionMajor === 1) res.setHeader('Connection', 'close');
+    const mayReconnect = isShuttingDown || this.options.whenFull !== 'reject';
     if (mayReconnect && req.method === 'GET' && asksForEventStream(req)) {
       sendReconnectionTime(res, retry);
     } else {

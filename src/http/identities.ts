@@ -14,27 +14,28 @@ import type {
 /** The options of `sse()` that concern revoking. */
 export interface IdentityOptions {
   /**
-   * Returns whom the stream of a request belongs to, such as the id of a user: `events.revoke()`
-   * ends the streams of an identity on all nodes. Called when the stream opens, so middleware that
-   * sets what the function reads may be mounted after `sse()`. Middleware that checks whether the
-   * request may have a stream belongs after `sse()`: a revocation before `sse()` has seen the request
-   * does not concern it. The identity is never sent to clients. Streams that follow channels need
-   * `channels` in the same `sse()`.
+   * Returns to whom the stream of a request belongs, such as the id of a user: `revoke()` of the
+   * middleware ends the streams of an identity on all nodes. Called when the stream opens, so
+   * middleware that sets what the function reads may be mounted after `sse()`. Middleware that
+   * checks whether the request may have a stream must be mounted after `sse()`: a revocation that
+   * comes before `sse()` gets the request does not end its stream. The identity is never sent to
+   * clients. For streams that follow channels, pass `channels` to the same `sse()`.
    * @defaultValue none: no stream has an identity
    */
   identity?: ((req: RouteRequest) => string | undefined) | undefined;
   /**
-   * Returns whether a stream may go on. Called for each stream with an identity after this node may
-   * have missed revocations: the node was away for longer than Redis keeps them, or Redis has lost
-   * its data, has restarted or has failed over. The stream receives no events of channels before the
-   * answer. A stream for which the function returns `false` or throws ends with the reason
-   * `'revoked'`.
+   * Returns whether a stream may continue. Called for each stream with an identity after this node
+   * may have missed revocations: the node was disconnected for so long that revocations were
+   * deleted, or Redis has lost its data, has restarted or has failed over. Before the answer, the
+   * stream receives no events of channels. If the function returns `false` or throws, the stream
+   * ends with the reason `'revoked'`.
    * @defaultValue none: these streams end with the reason `'revoked'`, and their clients reconnect
    */
   authorize?: ((stream: EventStream) => boolean | Promise<boolean>) | undefined;
 }
 
-// Number of streams that are asked about or ended before other work gets its turn.
+// Number of streams for which `authorize` is called, or which are ended, before other work gets its
+// turn.
 const STREAMS_PER_TURN = 250;
 
 // Reconnection time in ms of clients whose revocation may have been missed, so that they do not all
@@ -44,7 +45,7 @@ const MISSED_RETRY = { min: 1_000, max: 10_000 };
 // Number of identities that are remembered for streams that are not open yet.
 const MAX_REMEMBERED = 10_000;
 
-/** Revocations on this node, for middleware without channels. */
+/** The revocations of this node only, for middleware without channels. */
 export class LocalRevocations implements RevocationSource {
   readonly #targets = new Set<RevocationTarget>();
 
@@ -59,11 +60,11 @@ export class LocalRevocations implements RevocationSource {
 }
 
 /**
- * The open streams whose identity is found by the `identity` of one middleware. A middleware on a
- * route without an `identity` of its own uses the object of the middleware in front.
+ * The open streams to which the `identity` function of one middleware gives an identity. Middleware
+ * on a route without an `identity` of its own uses the object of the middleware in front.
  */
 export class Identities implements RevocationTarget {
-  /** The revocations that the object is told of. */
+  /** The source of the revocations. */
   readonly source: RevocationSource;
   readonly #identity: NonNullable<IdentityOptions['identity']>;
   readonly #authorizeOf: (stream: EventStream) => IdentityOptions['authorize'];
@@ -72,8 +73,8 @@ export class Identities implements RevocationTarget {
   // The newest revocation of each identity, as its number; the oldest is forgotten first.
   readonly #revokedAt = new Map<string, number>();
   #revocations = 0;
-  // Revocations up to this number may be forgotten.
-  #forgotten = 0;
+  // Revocations up to this number may be unknown: they were missed, or forgotten.
+  #unknownUpTo = 0;
 
   /**
    * @param authorizeOf returns the option `authorize` of the middleware that a stream belongs to
@@ -94,7 +95,7 @@ export class Identities implements RevocationTarget {
 
   /** Makes the guard of a stream whose request has just come in. */
   makeGuard(): StreamGuard {
-    return { identity: undefined, madeAfter: this.#revocations, question: undefined };
+    return { identity: undefined, madeAfter: this.#revocations, authorization: undefined };
   }
 
   /**
@@ -106,12 +107,12 @@ export class Identities implements RevocationTarget {
     const identity = this.#readIdentity(stream.req);
     if (identity === undefined) return true;
     if ((this.#revokedAt.get(identity) ?? 0) > guard.madeAfter) return false;
-    const isUncertain = this.#forgotten > guard.madeAfter;
+    const isUncertain = this.#unknownUpTo > guard.madeAfter;
     if (isUncertain && this.#authorizeOf(stream) === undefined) return false;
     guard.identity = identity;
     const streams = this.#streams.get(identity) ?? new Set();
     this.#streams.set(identity, streams.add(stream));
-    if (isUncertain) this.#askInSlices([stream]);
+    if (isUncertain) this.#authorizeInSlices([stream]);
     return true;
   }
 
@@ -135,11 +136,11 @@ export class Identities implements RevocationTarget {
 
   onMissed(): void {
     // Streams that are not open yet may have been revoked, too.
-    this.#forgotten = ++this.#revocations;
+    this.#unknownUpTo = ++this.#revocations;
     const streams: EventStream[] = [];
     for (const some of this.#streams.values()) streams.push(...some);
     this.#endInSlices(streams.filter((stream) => this.#authorizeOf(stream) === undefined));
-    this.#askInSlices(streams.filter((stream) => this.#authorizeOf(stream) !== undefined));
+    this.#authorizeInSlices(streams.filter((stream) => this.#authorizeOf(stream) !== undefined));
   }
 
   #readIdentity(req: IncomingMessage): string | undefined {
@@ -158,13 +159,17 @@ export class Identities implements RevocationTarget {
     const [oldest] = this.#revokedAt;
     if (oldest === undefined) return;
     this.#revokedAt.delete(oldest[0]);
-    this.#forgotten = Math.max(this.#forgotten, oldest[1]);
+    this.#unknownUpTo = Math.max(this.#unknownUpTo, oldest[1]);
   }
 
-  /** Ends the streams that may have been revoked. They write nothing more before their turn. */
+  /**
+   * Ends the streams that may have been revoked, a limited number per turn. Before its turn, a
+   * stream receives no events of channels.
+   */
   #endInSlices(streams: readonly EventStream[]): void {
     for (const stream of streams) {
-      if (stream.guard !== undefined) stream.guard.question = new Promise(() => {});
+      // Never resolves, because the stream will be ended.
+      if (stream.guard !== undefined) stream.guard.authorization = new Promise(() => {});
     }
     inSlices(streams, (stream) => {
       const options = { retry: drawRetry(MISSED_RETRY) };
@@ -172,27 +177,27 @@ export class Identities implements RevocationTarget {
     });
   }
 
-  /** Asks the application about each of the streams. */
-  #askInSlices(streams: readonly EventStream[]): void {
-    const questions = streams.map((stream) => {
-      let answered!: () => void;
-      const question = new Promise<void>((resolve) => {
-        answered = resolve;
+  /** Calls `authorize` for each of the streams, a limited number per turn. */
+  #authorizeInSlices(streams: readonly EventStream[]): void {
+    const authorizations = streams.map((stream) => {
+      let onAnswered!: () => void;
+      const authorization = new Promise<void>((resolve) => {
+        onAnswered = resolve;
       });
-      if (stream.guard !== undefined) stream.guard.question = question;
-      return { stream, question, answered };
+      if (stream.guard !== undefined) stream.guard.authorization = authorization;
+      return { stream, authorization, onAnswered };
     });
-    inSlices(questions, ({ stream, question, answered }) => {
-      void this.#ask(stream).finally(() => {
-        // After another interruption there is another question.
-        if (stream.guard?.question === question) stream.guard.question = undefined;
-        answered();
+    inSlices(authorizations, ({ stream, authorization, onAnswered }) => {
+      void this.#authorizeStream(stream).finally(() => {
+        // If revocations may have been missed again meanwhile, a newer call is due.
+        if (stream.guard?.authorization === authorization) stream.guard.authorization = undefined;
+        onAnswered();
       });
     });
   }
 
-  /** Ends the stream, unless the application lets it go on. Never rejects. */
-  async #ask(stream: EventStream): Promise<void> {
+  /** Ends the stream, unless `authorize` returns `true` for it. Never rejects. */
+  async #authorizeStream(stream: EventStream): Promise<void> {
     if (stream.readyState !== 1) return;
     let isAllowed = false;
     try {

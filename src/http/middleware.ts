@@ -42,7 +42,7 @@ declare global {
   }
 }
 
-/** A stream as `closeWhere()` passes it on, with the request as a route handler gets it. */
+/** A stream as `closeWhere()` passes it to `test`: `req` has the type that a route handler gets. */
 type StreamWithRequest = EventStream & { readonly req: RouteRequest };
 
 /**
@@ -75,8 +75,9 @@ export interface SseMiddleware {
   /**
    * Ends the streams of an identity on all nodes of the registry, with the reason `'revoked'`: for
    * example of a user that was removed. When the promise has resolved, no event that is published
-   * afterwards, on any node, reaches them. A client that comes back meets the authentication of the
-   * application, so take the right away there first. Without `sse({ channels })` on this node only.
+   * afterwards, on any node, reaches these streams. A client that reconnects is authenticated
+   * again, so remove its right in the application first. Without `sse({ channels })`, only streams
+   * of this node end.
    * @param identity as the option `identity` returns it for the requests
    * @param options how the streams end
    * @throws {SseError} rejects with `ERR_SSE_OPTION` for a wrong argument or without the option
@@ -88,8 +89,8 @@ export interface SseMiddleware {
    * destroys the streams that have not ended in time. A second call returns the same promise. The
    * channels are not closed.
    * @param options the time for the shutdown, in ms, and the reconnection time, in ms
-   * @returns a promise that resolves when the responses of all streams are closed, and at most 100 ms
-   * after the last one was destroyed. It never rejects
+   * @returns a promise that resolves when the responses of all streams are closed, or at most 100
+   * ms after the last stream was destroyed. It never rejects
    * @throws {SseError} `ERR_SSE_OPTION` for a wrong option
    */
   close(options?: ShutdownOptions): Promise<Shutdown>;
@@ -158,7 +159,7 @@ export function sse(options: SseOptions = {}): SseMiddleware {
  *
  * ```text
  *   does not ask for a stream     ──▶ next(), without res.sse
- *   Last-Event-ID: the final mark ──▶ 204, after which an EventSource gives up
+ *   Last-Event-ID: the final id   ──▶ 204, after which an EventSource does not reconnect
  *   else                          ──▶ next(), with res.sse, or an answer if a limit is reached
  * ```
  */
@@ -171,7 +172,7 @@ function negotiate(
 ): void {
   const isAsking = asksForEventStream(req);
   if (!isAsking && (host.accept === 'event-stream' || refusesEventStream(req))) {
-    // The middleware in front may have been less strict and attached a stream.
+    // The middleware in front may have `accept: 'any'`, and may have attached a stream.
     if (getStream(res)?.readyState === 0) res.sse = undefined;
     res[negotiatedBy] = host;
     next();
@@ -183,11 +184,11 @@ function negotiate(
 }
 
 /**
- * Attaches a stream to the response, or lets `host` take over the idle stream of the middleware in
- * front.
+ * Attaches a stream to the response, or lets `host` take over the stream of the middleware in front
+ * that has not opened.
  * @param trackers the trackers that admit the stream now. There are none for a request that did not
- * name `text/event-stream`: such a request may not get a stream, so `MiddlewareHost.admit()`
- * decides when the stream opens.
+ * name `text/event-stream`: the handler may answer such a request without a stream, so
+ * `MiddlewareHost.admit()` decides when the stream opens.
  */
 function attachStream(
   res: NegotiatedResponse,

@@ -1,15 +1,16 @@
-/** Detection of middleware that is created for each request instead of once. */
+/** Detects middleware that is created for each request instead of once. */
 import { emitWarning } from './warnings.ts';
 
-// The state of the process, not of a middleware: middleware that is created for each request cannot
-// remember anything from one request to the next.
+// State of the process, not of a middleware: middleware that is created for each request keeps no
+// state from one request to the next.
 const suspectedPlaces = new Set<string>();
 let hasWarned = false;
 
 /**
- * Detects that one middleware is created where it is used. The sign is a request in the same turn
- * of the event loop as the creation, from the same place in the code, for the second time. A
- * middleware that is created at the first request and kept gives that sign only once.
+ * Detects that `sse()` is called for each request. The sign: a middleware gets a request in the
+ * same turn of the event loop in which it was created, and a middleware from the same place in the
+ * code did so before. If an application creates its middleware at the first request and keeps it,
+ * then this happens only once.
  */
 export class PerRequestDetector {
   #isCreationTurn = true;

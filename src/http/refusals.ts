@@ -44,8 +44,8 @@ export function sendUnavailable(res: ServerResponse, retry: number): void {
 }
 
 /**
- * Answers the client of a stream that was closed with `final: true`. An EventSource does not
- * reconnect after the status 204.
+ * Answers a client that has received everything: its stream was closed with `final: true`, or all
+ * of its channels have ended. An EventSource does not reconnect after the status 204.
  */
 export function sendNoContent(res: ServerResponse): void {
   res.statusCode = 204;

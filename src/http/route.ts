@@ -52,14 +52,14 @@ export type RouteHandler<
 /** The options of `stream()`. */
 export interface RouteOptions {
   /**
-   * Whether the stream is closed with `final` after an iterable that the handler returned. The
-   * client then does not reconnect, which would run the handler again.
+   * Whether the stream is closed with `final` after an iterable that the handler returned. Without
+   * `final`, the client would reconnect, and the handler would run again.
    * @defaultValue `true`
    */
   final?: boolean | undefined;
 }
 
-// Time in ms after which the stream opens although the iterable has not produced an item yet.
+// Time in ms after which the stream opens, even if the iterable has not yielded an item yet.
 const OPEN_AFTER_MS = 1_000;
 
 /**

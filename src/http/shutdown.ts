@@ -2,7 +2,10 @@
 import { drawRetry, type RetryRange } from '../common/retry-range.ts';
 import type { EventStream } from '../stream/event-stream.ts';
 
-/** The result of a shutdown: the number of streams that were open when the shutdown began. */
+/**
+ * The result of a shutdown: the number of streams that were open, or ended but not closed yet, when
+ * the shutdown began.
+ */
 export interface Shutdown {
   /** Streams that ended in time, or whose client left. */
   closed: number;
@@ -16,7 +19,7 @@ export interface ShutdownSource extends Iterable<EventStream> {
   readonly size: number;
   /** Number of streams that have ended and whose last bytes have not been taken yet. */
   readonly endingCount: number;
-  /** Number of streams of which nothing is left, since the start of the process. */
+  /** Number of streams whose response is closed, since `sse()` was called. */
   readonly removedCount: number;
   /** @returns the streams that are open or ending */
   listStreams(): EventStream[];
@@ -25,11 +28,11 @@ export interface ShutdownSource extends Iterable<EventStream> {
 // Minimum number of streams in a wave. Ten clients that reconnect at once are little load.
 const MIN_WAVE_SIZE = 10;
 
-// Maximum number of waves: enough for the server that gets the clients next to see steady arrivals.
+// Maximum number of waves: enough that the clients reconnect to the next server at a steady rate.
 const MAX_WAVES = 100;
 
-// The part of the time after which the last wave starts. The rest of the time is for the clients of
-// the last waves, which have to take what is queued for them.
+// The part of the time over which the waves are spread. In the rest of the time, the clients of the
+// last waves can take the bytes that are queued for them.
 const WAVES_PART = 0.8;
 
 /** Maximum number of streams that end in one turn of the event loop. */
@@ -55,8 +58,8 @@ export class GradualShutdown {
   readonly #within: number;
   readonly #retry: RetryRange;
   #resolve!: (result: Shutdown) => void;
-  // The streams that were open at the start. `#nextIndex` is the next one to end, `#waveEnd` the
-  // first one that does not belong to the current wave.
+  // The streams that were open at the start. `#nextIndex` is the index of the next stream to end,
+  // `#waveEnd` the index of the first stream after the current wave.
   #streams: readonly EventStream[] = [];
   #nextIndex = 0;
   #waveEnd = 0;
@@ -121,7 +124,7 @@ export class GradualShutdown {
     if (this.#isEndingWave) setImmediate(() => this.#endSome());
   }
 
-  /** The time limit has passed: ends the remaining waves at once, then destroys what is left. */
+  /** The time limit has passed: ends the streams of all remaining waves, and destroys the rest. */
   #destroyRemaining(): void {
     if (this.#isDone) return;
     clearTimeout(this.#waveTimer);

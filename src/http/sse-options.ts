@@ -41,8 +41,8 @@ export interface SseOptions extends StreamOptions, AdmissionOptions, IdentityOpt
   accept?: 'event-stream' | 'any' | undefined;
   /**
    * Called for each error after a stream has opened: errors of a handler or generator of
-   * `stream()`, of a filter, of `onGap` and of a wrapped `res.write`, and an attempt to answer the
-   * request otherwise. The client is not told about the error.
+   * `stream()`, of a filter, of `onGap` and of a wrapped `res.write`, and an attempt to send
+   * another response to the request. The client is not told about the error.
    * @defaultValue prints the error by `console.error()`, unless the diagnostics channel
    * `res-sse:error` has a subscriber or `NODE_ENV` is `test`
    */
@@ -58,7 +58,7 @@ export interface ShutdownOptions {
    */
   within?: number | undefined;
   /**
-   * Reconnection time in ms that each client is told, drawn at random from the range.
+   * Reconnection time in ms that is sent to each client, drawn at random from the range.
    * @defaultValue `{ min: 1_000, max: 5_000 }`
    */
   retry?: number | RetryRange | undefined;

@@ -25,7 +25,10 @@ export interface SseStats {
   closed: Partial<Record<CloseReason, number>>;
   /** Events that were written to responses. */
   sent: number;
-  /** Events that were dropped because the queue of their reader had reached `maxBuffered`. */
+  /**
+   * Events that were dropped: more than `maxBuffered` bytes were queued for their reader, or events
+   * without history could not be delivered in time.
+   */
   dropped: number;
   /** Bytes that were written to responses, including comments and heartbeats. */
   bytes: number;
@@ -53,10 +56,10 @@ export interface OpenStreams extends Iterable<EventStream> {
  */
 export class StreamTracker implements OpenStreams, ShutdownSource {
   /**
-   * The range of reconnection times, in ms, that clients are told during and after a shutdown.
-   * `undefined` before a shutdown.
+   * The range of the reconnection times that are sent to clients during and after a shutdown, in
+   * ms. `undefined` before a shutdown.
    */
-  closing: RetryRange | undefined;
+  shutdownRetry: RetryRange | undefined;
   readonly #admission: Admission;
   // The monitors that have at least one stream of this middleware.
   readonly #monitors = new Set<StreamMonitor>();
@@ -113,7 +116,7 @@ export class StreamTracker implements OpenStreams, ShutdownSource {
    * @returns the reason for a refusal, or `undefined` if the stream is admitted
    */
   admit(res: ServerResponse): Refusal | undefined {
-    return this.closing === undefined ? this.#admission.reservePlace(res) : 'shutdown';
+    return this.shutdownRetry === undefined ? this.#admission.reservePlace(res) : 'shutdown';
   }
 
   /** Counts a request that was refused. */
@@ -136,7 +139,7 @@ export class StreamTracker implements OpenStreams, ShutdownSource {
     this.#endCounts[reason] = (this.#endCounts[reason] ?? 0) + 1;
   }
 
-  /** The response is a poll: its start is not counted for the limit for each minute. */
+  /** The response is a poll: `perMinute` does not count its start. */
   uncountStart(res: ServerResponse): void {
     this.#admission.uncountStart(res);
   }
@@ -158,7 +161,7 @@ export class StreamTracker implements OpenStreams, ShutdownSource {
     if (this.#openCount === 0 && this.#endingCount === 0) this.#shutdown?.onEmpty();
   }
 
-  /** Computes the statistics: the totals of the removed streams, and those of the present ones. */
+  /** Adds the totals of the present streams to the totals of the removed streams. */
   stats(): SseStats {
     const stats = {
       open: this.#openCount,
@@ -212,7 +215,7 @@ export class StreamTracker implements OpenStreams, ShutdownSource {
    */
   shutDown(within: number, retry: RetryRange): Promise<Shutdown> {
     if (this.#shutdown === undefined) {
-      this.closing = retry;
+      this.shutdownRetry = retry;
       // Set before the first stream ends, because a listener for its end may call this method.
       this.#shutdown = new GradualShutdown(this, within, retry);
       this.#shutdown.start();

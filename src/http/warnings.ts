@@ -1,4 +1,7 @@
-/** Warnings about misuse that no single call shows. Each code is reported once, with the fix. */
+/**
+ * Warnings about misuse that cannot be recognised in a single call. Each code is reported once,
+ * with the fix.
+ */
 import type { IncomingMessage } from 'node:http';
 import type { Http2ServerResponse } from 'node:http2';
 import type { EventStream } from '../stream/event-stream.ts';
@@ -18,7 +21,7 @@ export type WarningCode =
 interface KnownProxy {
   readonly header: string;
   readonly name: string;
-  /** Silence in ms after which the proxy closes a connection, unless configured otherwise. */
+  /** Default time in ms without data after which the proxy closes a connection. */
   readonly idleTimeout: number;
 }
 
@@ -45,7 +48,7 @@ const MAX_USER_AGENT_LENGTH = 512;
 // Maximum number of streams of browsers that are watched at a time, to limit the memory.
 const MAX_WATCHED_STREAMS = 1_000;
 
-/** The warnings of an outermost `sse()` and of all `sse()` mounted after it. */
+/** The warnings of an outermost `sse()` and of all `sse()` that are nested in it. */
 export class Warnings {
   readonly #reportedCodes = new Set<WarningCode>();
   // The watched streams, which are those of browsers over HTTP/1.1, and the browser of each.
@@ -53,7 +56,7 @@ export class Warnings {
   // Number of watched streams of each browser.
   readonly #streamCounts = new Map<string, number>();
 
-  /** Warns about a second `sse()` in front of a route that has no options and so no effect. */
+  /** Warns about a second `sse()` without options, which has no effect. */
   warnMountedTwice(): void {
     this.#warnOnce(
       'RES_SSE_MOUNTED_TWICE',
@@ -218,8 +221,8 @@ function describeHeartbeat(heartbeat: number | false): string {
 
 /**
  * Identifies the browser that sent the request by address and user agent.
- * @returns `undefined` if the client is no browser, uses HTTP/2, or is behind a proxy, where the
- * number of its connections to this server cannot be told
+ * @returns `undefined` if the client is no browser, uses HTTP/2, or is behind a proxy: its
+ * connections cannot be counted then
  */
 function identifyBrowser(req: IncomingMessage): string | undefined {
   const { 'user-agent': agent = '', 'x-forwarded-for': forwarded, via } = req.headers;

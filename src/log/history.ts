@@ -10,7 +10,10 @@ import {
 } from '../common/options.ts';
 import type { HistoryLimits } from './log.ts';
 
-/** Limits for the history of one channel. The oldest events go as soon as one limit is exceeded. */
+/**
+ * Limits for the history of one channel. As soon as one limit is exceeded, the oldest events are
+ * removed.
+ */
 export interface HistoryOptions {
   /** Maximum number of events. @defaultValue `1000`; 1 for a newest-only channel */
   events?: number | undefined;
@@ -38,7 +41,7 @@ const limitRules: Readonly<Record<keyof HistoryOptions, OptionRule>> = {
 
 /**
  * The rules for the two history options of `createChannels()`. The content of `history` is checked
- * by {@link History}.
+ * by {@link LimitsByChannel}.
  */
 export const historyRules: Readonly<Record<'history' | 'historyFor', OptionRule>> = {
   history: {
@@ -55,10 +58,11 @@ export interface HistorySource {
 }
 
 /** Finds the history limits of each channel. */
-export class History {
+export class LimitsByChannel {
   readonly #defaultLimits: HistoryLimits | false;
   readonly #historyFor: HistorySource['historyFor'];
-  // The limits for each object that `historyFor` returned: most applications return the same few.
+  // The limits for each object that `historyFor` returned. Most applications return a few objects
+  // again and again.
   readonly #limits = new WeakMap<HistoryOptions, HistoryLimits | false>();
 
   /** @throws {SseError} `ERR_SSE_OPTION` for limits that are out of range */

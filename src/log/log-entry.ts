@@ -11,7 +11,7 @@ import {
   parseEventData,
 } from '../protocol/event-stream-format.ts';
 
-/** A published event, as a filter sees it. */
+/** A published event, as filters, `follow()` and `read()` provide it. */
 export interface ChannelEvent {
   /** The channel of the event. */
   readonly channel: string;
@@ -179,7 +179,7 @@ function metaBytes(meta: string | undefined): number {
   return meta === undefined ? 0 : Buffer.byteLength(meta);
 }
 
-/** An entry as filters read it. */
+/** The text and the parsed data of an entry. */
 interface EntryView {
   readonly data: string;
   parsed: { readonly value: unknown } | undefined;

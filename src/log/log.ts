@@ -1,7 +1,7 @@
 /**
  * The bounded log of one registry. Each channel has a run: its newest entries, in the order of
- * their offsets and without a hole. Offsets grow across all channels, so the entries of one channel
- * have jumps between their offsets, but nothing is missing there.
+ * their offsets and without a hole (no entry is missing between the first and the last). Offsets
+ * grow across all channels, so the offsets of one channel are not consecutive.
  *
  * ```text
  * offset          1   2   3   4   5   6   7
@@ -37,7 +37,7 @@ export interface LogRead {
    * is missing.
    */
   readonly trimmed: readonly number[];
-  /** For each channel of the call, whether it has ended: its newest entry is an end that is kept. */
+  /** For each channel of the call, whether it has ended: its newest kept entry is an end. */
   readonly ended: readonly boolean[];
 }
 
@@ -57,8 +57,8 @@ export interface EntryRun {
   at(index: number): LogEntry | undefined;
 }
 
-// A hole of fewer removed entries at the start of the array is never cut.
-const MIN_HOLE_LENGTH = 64;
+// If fewer places at the start of the array are unused, the array is not cut.
+const MIN_UNUSED_PLACES = 64;
 
 /** The kept entries of one channel: a run without a hole, up to the newest entry. */
 export class ChannelLog implements EntryRun {
@@ -67,13 +67,14 @@ export class ChannelLog implements EntryRun {
   /** Number of kept bytes. */
   bytes = 0;
   newest = 0;
-  // Entries before `#firstIndex` were removed. The array is cut only now and then, because cutting
-  // copies it.
+  // The places before `#firstIndex` are unused: their entries were removed. The array is cut only
+  // now and then, because cutting copies it.
   #entries: TimedEntry[] = [];
   #firstIndex = 0;
   /**
-   * Offset of the newest event that is not in the run, or 0. All events with a larger offset are in
-   * the run.
+   * Offset of the newest event that is not in the run, or 0. If this offset is not known, because
+   * the channel may have been forgotten before, an offset that is at least as large. All events of
+   * the channel with a larger offset are in the run.
    */
   lastMissingOffset: number;
 
@@ -88,12 +89,18 @@ export class ChannelLog implements EntryRun {
     return this.#entries.length - this.#firstIndex;
   }
 
-  /** Offset of the newest event that a client may miss; 0 if there is none. */
+  /**
+   * Offset of the newest event that is no longer kept; 0 if no event is missing, or if missing
+   * events are not a gap (see {@link isNewestOnly}).
+   */
   get trimmed(): number {
     return this.isNewestOnly ? 0 : this.lastMissingOffset;
   }
 
-  /** Whether no client misses an older event: only the newest event matters, and it is kept. */
+  /**
+   * Whether missing older events are not a gap: the channel is newest-only (`latest: true`), and
+   * its newest event is kept.
+   */
   get isNewestOnly(): boolean {
     return this.limits.latest && this.events > (this.isEnded ? 1 : 0);
   }
@@ -133,18 +140,18 @@ export class ChannelLog implements EntryRun {
   /** Removes the oldest entry. The run must not be empty. @returns the bytes of the entry */
   shift(): number {
     const { entry } = this.#entries[this.#firstIndex] as TimedEntry;
-    // The entry is released at once, the hole in the array is cut later.
+    // The entry is released at once. The unused place is cut later.
     this.#entries[this.#firstIndex++] = undefined as unknown as TimedEntry;
     this.lastMissingOffset = entry.offset;
     this.bytes -= entry.size;
-    if (this.#firstIndex > MIN_HOLE_LENGTH && this.#firstIndex * 2 > this.#entries.length) {
+    if (this.#firstIndex > MIN_UNUSED_PLACES && this.#firstIndex * 2 > this.#entries.length) {
       this.#entries = this.#entries.slice(this.#firstIndex);
       this.#firstIndex = 0;
     }
     return entry.size;
   }
 
-  /** Whether the oldest entry has to go. */
+  /** Whether the oldest entry has to be removed. */
   exceedsLimits(now: number): boolean {
     const { events, bytes, age, latest } = this.limits;
     if (this.events === 0) return false;
@@ -313,7 +320,10 @@ export class Log {
     while (log.exceedsLimits(now)) this.#shift(log);
   }
 
-  /** Removes the oldest entries of the channels whose last publish is the longest ago. */
+  /**
+   * Removes oldest entries until the whole log is within `maxBytes`: first of the channel whose
+   * last publish is the longest ago.
+   */
   #shrink(): void {
     for (const leastRecent of this.#withEntries) {
       while (this.#bytes > this.#maxBytes && leastRecent.events > 0) this.#shift(leastRecent);
@@ -368,7 +378,7 @@ export function mergeLogs(
   return { entries, complete: true };
 }
 
-/** The next entry of a run that is merged. */
+/** The next entry of one of the runs that are being merged. */
 interface Head {
   readonly run: EntryRun;
   readonly index: number;

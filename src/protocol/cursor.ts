@@ -10,8 +10,8 @@ export interface Cursor {
   readonly offset: number;
 }
 
-// A cursor from a client may be a text of a megabyte. Longer texts are not cursors of this library
-// and are not parsed.
+// A client may send a megabyte of text as its cursor. Text that is longer than this is not a cursor
+// of this library, and is not parsed.
 const MAX_LENGTH = 127;
 
 // Up to 16 digits: `Number.MAX_SAFE_INTEGER` has 16.

@@ -17,7 +17,7 @@ import { ignoreRejection, isThenable } from '../common/async.ts';
 import { SseError, describeThrown, describeValue } from '../common/errors.ts';
 import { MAX_RETRY_MS } from '../common/retry-range.ts';
 
-/** The types of an event's `id`. On the wire every id is text. */
+/** The `id` of an event as the application passes it. On the wire every id is text. */
 export type EventId = string | number | bigint;
 
 /** The fields of an event in addition to its data. */
@@ -88,7 +88,7 @@ export function serializeData(data: unknown, serialize: Serialize): string {
 }
 
 /**
- * Finds data that would be lost silently, because `JSON.stringify` converts it to `undefined` or
+ * Rejects data that would be lost silently, because `JSON.stringify` converts it to `undefined` or
  * `{}`.
  * @throws {SseError} `ERR_SSE_DATA`
  */
@@ -119,7 +119,7 @@ function assertSerializable(data: unknown, serialize: Serialize): void {
   }
 }
 
-/** Whether `JSON.stringify` converts the value to `{}`, although the value has a content. */
+/** Whether `JSON.stringify` converts the value to `{}`, although the value has content. */
 function isEmptyAsJson(data: unknown): boolean {
   return (
     (isMap(data) || isSet(data) || isNativeError(data)) &&

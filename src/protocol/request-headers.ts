@@ -4,11 +4,11 @@ import Negotiator from 'negotiator';
 
 const EVENT_STREAM = 'text/event-stream';
 
-// Negotiator omits media types with q = 0, so a refusal is looked for in the header itself.
+// Negotiator omits media types with q = 0, so this expression finds a refusal in the header itself.
 const REFUSED = /(?:^|,)\s*text\/event-stream\s*(?:;[^,]*)?;\s*q=0(?:\.0{0,3})?\s*(?:[;,]|$)/i;
 
-// Characters of `Accept` that are parsed. A header may have 16 KB, whose parsing would take several
-// ms. No client needs as much.
+// Number of characters of `Accept` that are parsed. Parsing a header of the maximum size, 16 KB,
+// would take several ms. No client needs such a long header.
 const MAX_ACCEPT_LENGTH = 1_024;
 
 // The ids of this library are ASCII. The test is cheaper than decoding, and each stream that
@@ -68,7 +68,7 @@ export function isPoll(req: IncomingMessage): boolean {
   return readQuery(req, 'ssePoll') === '1';
 }
 
-/** @returns a query parameter; `undefined` without it */
+/** @returns a query parameter; `undefined` if the query does not have it */
 function readQuery(req: IncomingMessage, name: string): string | undefined {
   // Middleware may have rewritten `url`. Express and Connect keep the original URL beside it.
   const { url, originalUrl } = req as IncomingMessage & { readonly originalUrl?: unknown };

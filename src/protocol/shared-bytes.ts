@@ -1,4 +1,4 @@
-/** Bytes that many streams share, and their HTTP chunk. */
+/** Bytes that are written to many streams, and the HTTP chunk of these bytes. */
 
 /** Bytes and their HTTP chunk (RFC 9112, 7.1). The chunk is framed once for all streams. */
 export class SharedBytes {

@@ -2,7 +2,7 @@
 import { assertOptions, booleanRule } from '../common/options.ts';
 import { retryTimeRule } from '../common/retry-range.ts';
 
-/** The options of `stream.close()` and of the middleware's `closeWhere()`. */
+/** The options of `stream.close()`, and of `closeWhere()` and `revoke()` of the middleware. */
 export interface CloseOptions {
   /**
    * Reconnection time in ms, sent to the client before the end; a whole number from 0 to

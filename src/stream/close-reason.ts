@@ -1,5 +1,6 @@
 /**
- * Close reasons: the type, and how the reason of an end that this library did not begin is found.
+ * The reasons why a stream ends. If the library has not ended a stream itself, the functions of
+ * this file find out the reason.
  */
 import type { ServerResponse } from 'node:http';
 import type { Http2ServerResponse } from 'node:http2';
@@ -15,8 +16,8 @@ import type { Socket } from 'node:net';
  * - `'slow'`: more than `maxBuffered` bytes were queued when an event was sent
  * - `'stalled'`: the client read none of the queued bytes for `stallTimeout`
  * - `'aged'`: the stream was older than `maxLifetime`
- * - `'revoked'`: ended by `closeWhere()` or `revoke()`, or refused by `authorize`; also if a revocation
- *   of the stream may have been missed and there is no `authorize`
+ * - `'revoked'`: ended by `closeWhere()` or `revoke()`, or refused by `authorize`; also if a
+ *   revocation of the stream may have been missed and there is no `authorize`
  * - `'shutdown'`: the middleware or the channels were closed
  * - `'error'`: code that serves this stream threw, or the response was destroyed with an error
  */
@@ -39,8 +40,8 @@ export interface ResponseEnd {
 
 type AnyResponse = ServerResponse | Http2ServerResponse;
 
-/** The object that carries a response: a socket, or a stream of an HTTP/2 session. */
-type Carrier = Partial<Pick<Socket, 'errored' | 'readableEnded'>> & {
+/** The transport of a response: a socket, or a stream of an HTTP/2 session. */
+type Transport = Partial<Pick<Socket, 'errored' | 'readableEnded'>> & {
   readonly rstCode?: number | undefined;
 };
 
@@ -58,7 +59,7 @@ export function isConnectionClosed(res: AnyResponse): boolean {
   return res.destroyed || (res.socket === null && res.req.socket.destroyed);
 }
 
-/** Finds out why a response ended that was ended or destroyed without a call of this library. */
+/** Finds out why a response has ended, if the library has neither ended nor destroyed it. */
 export function explainEnd(res: ServerResponse): ResponseEnd {
   if (res.writableEnded) return { reason: 'server', error: undefined };
   const error = findApplicationError(res);
@@ -68,7 +69,7 @@ export function explainEnd(res: ServerResponse): ResponseEnd {
 
 /** @returns the error that the application passed to `destroy()`, if there was one */
 function findApplicationError(res: AnyResponse): Error | undefined {
-  const { errored } = carrierOf(res);
+  const { errored } = transportOf(res);
   if (!errored) return undefined;
   const { code, syscall } = errored as NodeJS.ErrnoException;
   const isFromElsewhere =
@@ -79,13 +80,13 @@ function findApplicationError(res: AnyResponse): Error | undefined {
 
 /** Whether this process destroyed the response: the peer sent neither an end nor an error. */
 function isDestroyedByServer(res: AnyResponse): boolean {
-  const { errored, readableEnded, rstCode = 0 } = carrierOf(res);
+  const { errored, readableEnded, rstCode = 0 } = transportOf(res);
   if (errored) return (errored as NodeJS.ErrnoException).code === NODE_TIMEOUT_CODE;
   // An HTTP/2 peer resets a stream with a code, or without a code after the end of its own data.
   return readableEnded === false && rstCode === 0;
 }
 
-function carrierOf(res: AnyResponse): Carrier {
+function transportOf(res: AnyResponse): Transport {
   if ('stream' in res) return res.stream;
   // The mock responses of some adapters have no socket.
   const socket: Socket | null | undefined = res.socket ?? res.req.socket;

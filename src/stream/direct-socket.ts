@@ -3,9 +3,10 @@ import { OutgoingMessage, type ServerResponse } from 'node:http';
 import { Socket } from 'node:net';
 import { Writable } from 'node:stream';
 
-// Node's own `write()`. Any other `write()` of a response has to see the bytes. An agent may have
-// replaced the method before this module was loaded; the text of the function tells. If a version
-// of Node has another text, the bytes go through `res.write()`, which is slower and correct.
+// Node's own `write()`. If a response has any other `write()`, the bytes must be passed to it. An
+// agent may have replaced Node's method before this module was loaded, so the text of the function
+// is checked. If a version of Node has another text, all bytes are passed to `res.write()`, which
+// is slower but correct.
 /* oxlint-disable typescript/unbound-method -- compared, never called */
 const NODE_WRITE: unknown = /\bwrite_\(this\b/.test(
   Function.prototype.toString.call(OutgoingMessage.prototype.write),
@@ -19,7 +20,8 @@ const NODE_SOCKET_WRITE: unknown = Writable.prototype.write;
 
 /**
  * Whether an agent has replaced the `write()` of the socket. Such a method may call the library
- * before it passes a chunk on. The bytes keep their order only if the writer passes them itself.
+ * before it passes a chunk on. The bytes keep their order only if the writer itself makes the
+ * write, and queues further bytes meanwhile.
  */
 export function hasReplacedWrite(socket: Socket): boolean {
   // oxlint-disable-next-line typescript/unbound-method -- compared, never called
@@ -27,10 +29,10 @@ export function hasReplacedWrite(socket: Socket): boolean {
 }
 
 /**
- * Finds the socket to which a stream may write HTTP chunks itself. Then one chunk, framed once,
- * serves all streams. Nobody must be able to tell the difference, so all of these must hold:
- * HTTP/1.1 with chunked encoding, `write()` not wrapped, content not encoded, the response has the
- * socket, and its head was written.
+ * Finds the socket to which a stream may write HTTP chunks directly. Then one chunk, framed once,
+ * is written to all streams. The effect must be the same as that of `res.write()`, so all of these
+ * conditions must be met: HTTP/1.1 with chunked encoding, `write()` not wrapped, content not
+ * encoded, the response has the socket, and its head was written.
  * @param write the response's `write()` without the interception of this library
  * @returns `null` if the stream must never bypass the response; `undefined` if the response is
  * still pipelined or holds bytes, so that the caller has to ask again later

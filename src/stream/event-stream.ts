@@ -34,7 +34,7 @@ import type { StreamSettings } from './stream-options.ts';
 import type { Gap, SnapshotRequest, Subscription } from './subscription-types.ts';
 import { HIGH_WATER_MARK } from './write-queue.ts';
 
-/** How a stream ends that must not stay open. */
+/** The end of a stream that must not stay open. */
 export interface ImmediateEnd {
   readonly reason: CloseReason;
   readonly options: CloseOptions;
@@ -53,9 +53,9 @@ export interface StreamHost {
    * @returns whether the stream may open; if not, the request was answered
    */
   admit?(stream: EventStream): boolean;
-  /** The stream is open. @returns how to close the stream at once, if it must not stay open */
+  /** The stream has opened. @returns the end of the stream, if the stream must not stay open */
   onOpened(stream: EventStream): ImmediateEnd | undefined | void;
-  /** The request is a poll, which makes one request for each delivery. */
+  /** The request is a poll: its client makes one request for each delivery. */
   onPolled?(stream: EventStream): void;
   /** A stream that was open has ended. */
   onEnded(reason: CloseReason): void;
@@ -67,8 +67,8 @@ export interface StreamHost {
 export interface SubscribeOptions {
   /**
    * Where a stream begins if its client sends no last event ID: `'now'`, `'start'` (all events that
-   * the history holds), `{ last: n }` (the newest `n` events of each channel, as far as the history
-   * holds them, with `n` from 1 to 1000), or a cursor.
+   * the history keeps), `{ last: n }` (the newest `n` events of each channel that the history
+   * keeps, with `n` from 1 to 1000), or a cursor.
    * @defaultValue `'now'`
    */
   since?: 'now' | 'start' | { readonly last: number } | (string & {}) | undefined;
@@ -85,9 +85,9 @@ export interface SubscribeOptions {
   filter?: ((event: ChannelEvent) => boolean) | undefined;
   /**
    * Called when the stream has lost events, and awaited before any further event; send a snapshot
-   * here. The stream continues after the cursor that the handler returns (`gap.cursor` after a
-   * snapshot), or with all events that are still held. If the handler throws, the stream ends with
-   * the reason `'error'`.
+   * here. The stream continues after the cursor that the handler returns. After a snapshot, return
+   * `gap.cursor`. If the handler returns nothing, the stream continues with all events that are
+   * still kept. If the handler throws, the stream ends with the reason `'error'`.
    * @defaultValue none: the client gets an `sse:gap` event
    */
   onGap?:
@@ -97,27 +97,31 @@ export interface SubscribeOptions {
       ) => string | undefined | void | Promise<string | undefined | void>)
     | undefined;
   /**
-   * Called and awaited for a reader that brings no last event ID, and for a reader that has lost
-   * events. Send the state with `stream.send` here. Events go on after `cursor`, so that none that
-   * is published during the call is missed, and none is sent before the state. Takes the place of
-   * `onGap`; both together are refused. If the function throws, the stream ends with the reason
-   * `'error'`.
+   * Called and awaited for a reader that sends no last event ID, and for a reader that has lost
+   * events. Send the state with `stream.send` here. The stream continues after `request.cursor`:
+   * events that are published during the call follow the state. Replaces `onGap`; both together are
+   * an error. If the function throws, the stream ends with the reason `'error'`.
    * @defaultValue none
    */
   snapshot?: ((stream: EventStream, request: SnapshotRequest) => void | Promise<void>) | undefined;
   /**
    * Whether the client gets `sse:checkpoint` events, so that it can resume before it has received
-   * any other event: one on subscribing, and one in each heartbeat period while the stream is ahead
-   * of the last id. After a gap a checkpoint is sent in any case.
+   * any other event: one when it subscribes, and one in each heartbeat period in which the stream
+   * has passed other events since the last id that the client has received. After a gap a
+   * checkpoint is sent in any case.
    * @defaultValue `true`
    */
   checkpoints?: boolean | undefined;
   /**
    * Whether the library sends events of its own: `sse:checkpoint`, `sse:gap`, `sse:end` and
-   * `sse:ping`. With `false` it sends none, for clients that take every event for one of the
-   * application (Vercel AI SDK, openai): the end of the channels is the end of the body; a visible
-   * heartbeat is a comment; a gap without `onGap` or `snapshot` is answered 410 (`ERR_SSE_GONE`)
-   * before the stream opens, and ends an open stream, whose client then gets the 410.
+   * `sse:ping`. Pass `false` for clients that treat every event as an event of the application
+   * (Vercel AI SDK, openai). Then:
+   *
+   * - when all channels have ended, the body ends
+   * - a visible heartbeat is a comment
+   * - a gap without `onGap` or `snapshot`, before the stream opens, is answered 410
+   * (`ERR_SSE_GONE`)
+   * - such a gap on an open stream ends the stream; its client reconnects and gets the 410
    * @defaultValue `true`
    */
   control?: boolean | undefined;
@@ -153,7 +157,7 @@ const brand = Symbol.for('res-sse.EventStream');
 
 /**
  * One event stream: one response to one client. Nothing is written before the first `send`,
- * `comment`, `open`, `pipe` or `subscribe`, so a handler can still answer the request otherwise.
+ * `comment`, `open`, `pipe` or `subscribe`, so a handler can still send another response.
  *
  * A client that disconnects or is slow never makes a method throw. Wrong use throws an `SseError`
  * at the call.
@@ -173,7 +177,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     return typeof value === 'object' && value !== null && brand in value;
   }
 
-  // Made when it is first used. Most streams have none.
+  // Made when it is first used. Most streams do not have one.
   #rare: RareState | undefined;
 
   // When the stream opened, in ms of the monotonic clock; 0 before.
@@ -198,7 +202,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
 
   /**
    * The id of the last event that the client received: the `Last-Event-ID` header, else the
-   * `lastEventId` query parameter (sent by polyfills, and by pages that have a cursor), else `''`.
+   * `lastEventId` query parameter (sent by polyfills, and by pages with a cursor), else `''`.
    * Untrusted input.
    */
   get lastEventId(): string {
@@ -221,8 +225,8 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
   }
 
   /**
-   * The id up to which the stream has received every event of its channels; `''` before it is known,
-   * and without channels.
+   * The id up to which the stream has received every event of its channels; `''` before the id is
+   * known, and without channels.
    */
   get cursor(): string {
     return this.follower?.cursor ?? '';
@@ -230,7 +234,8 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
 
   /**
    * Number of events of its channels that this node knows and the stream has not received: 0 for a
-   * stream that is up to date. Events that only the broker has are not counted.
+   * stream that is up to date. Events that only the broker has are not counted. While the stream is
+   * live, ends of channels are counted, too.
    */
   get lag(): number {
     return this.follower?.lag ?? 0;
@@ -353,8 +358,8 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
 
   /**
    * Follows one channel or several, and opens the stream. Name all channels in one call. If a later
-   * call names a channel that the stream already follows, the stream continues where it is, and an
-   * event of that channel is sent if one of the filters lets it through.
+   * call names a channel that the stream already follows, the stream continues from its position,
+   * and an event of that channel is sent if one of the filters accepts it.
    * @param names 1 to 100 channel names; a name that is given twice counts once
    * @returns a promise that resolves when the first events are written and a gap at the start is
    * reported; inside `onGap` and `snapshot` it resolves earlier. It rejects with an `SseError` for
@@ -374,8 +379,8 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
   }
 
   /**
-   * Ends the stream after the queued bytes. Without effect if the stream has ended. If the stream
-   * is still catching up with its channels, the client gets the other events when it reconnects.
+   * Ends the stream after the queued bytes. No effect if the stream has ended. If the stream is
+   * still catching up with its channels, the client gets the remaining events when it reconnects.
    * With `final` it will not reconnect, so the stream ends only after these events.
    * @throws {SseError} `ERR_SSE_OPTION` for an unknown option or a value out of its range
    */
@@ -388,7 +393,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     this.rareState().abortController().abort();
     settled
       .then(() => void this.closeFor('final', checked))
-      // The stream was still to open, and a listener for its head threw.
+      // The stream was not open yet, and a listener for its head threw.
       .catch((error: unknown) => this.onError(error));
     return this;
   }
@@ -409,8 +414,10 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
   }
 
   /**
-   * Number of events that were dropped: more than `maxBuffered` bytes were queued, or events without
-   * history could not be delivered in time. @internal
+   * Number of events that were dropped: more than `maxBuffered` bytes were queued, or events
+   * without history could not be delivered in time, or came while a revocation may have been
+   * missing.
+   * @internal
    */
   get dropped(): number {
     return this.#rare?.droppedEvents ?? 0;
@@ -424,23 +431,25 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
   closeFor(reason: CloseReason, options: CloseOptions = {}): this {
     if (this.readyState === 2) return this;
     if (this.readyState === 0 && !this.res.headersSent) this.open();
-    // Events that are not written now are in the log when the client reconnects. If the application
-    // has closed the stream, all events that it published before are written.
+    // If the application has closed the stream, all events that were published before are written.
+    // Otherwise the client gets the remaining events from the log when it reconnects.
     this.follower?.flush(reason === 'server' || reason === 'final');
     return this.closeWithoutFlush(reason, options);
   }
 
   /** Ends the stream without the pending events of its channels. @internal */
   closeWithoutFlush(reason: CloseReason, { retry, final = false }: CloseOptions): this {
-    const end = final && this.follower?.isWithoutControl !== true ? END_EVENT : '';
-    const last = (retry === undefined ? '' : formatRetry(retry)) + end;
+    const endEvent = final && this.follower?.isWithoutControl !== true ? END_EVENT : '';
+    const last = (retry === undefined ? '' : formatRetry(retry)) + endEvent;
     // A wrapped `write()` that gets these bytes may send an event, but nothing may follow them.
     if (last !== '') this.rareState().isClosing = true;
     this.endFor(reason, last === '' ? undefined : Buffer.from(last));
     return this;
   }
 
-  /** Ends the stream because code that serves it threw. No other stream is affected. @internal */
+  /**
+   * Ends the stream because code that serves it threw. Other streams are not affected. @internal
+   */
   fail(error: unknown): void {
     this.report(error);
     this.closeFor('error', { retry: drawRetry(ERROR_RETRY_MS) });
@@ -456,7 +465,8 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     if (this.#rare?.hasOwnIds === true) {
       throw new SseError(
         'ERR_SSE_ID_TAKEN',
-        'this stream has sent ids of its own; if it followed channels, they would set the ids',
+        'the application has sent ids on this stream; on a stream that follows channels, the ' +
+          'channels set the ids',
       );
     }
   }
@@ -474,7 +484,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
    * @internal
    */
   admitEvents(events: number): boolean {
-    // Bytes that only this process holds back do not count against the client.
+    // Bytes that wait only for this process do not show that the client is slow.
     const queued = this.bufferedAmount - this.bytesHeldBack;
     if (queued <= this.host.settings.maxBuffered || (events > 0 && this.eventsWritten === 0)) {
       return true;
@@ -483,7 +493,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     return false;
   }
 
-  /** Counts events as dropped for which no client is too slow. @internal */
+  /** Counts events as dropped that are not dropped because of a slow client. @internal */
   countDropped(events: number): void {
     this.rareState().droppedEvents += events;
   }
@@ -544,7 +554,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
   }
 
   /**
-   * Writes an event or a comment of the application, as far as the client is not too slow.
+   * Writes an event or a comment of the application, unless the client is too slow.
    * @internal
    */
   private writeDirect(text: string, isEvent: boolean): boolean {
@@ -567,7 +577,11 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
     this.rareState().hasOwnIds = true;
   }
 
-  /** Publishes that the client is slow, unless a subscriber has caused it by sending. @internal */
+  /**
+   * Publishes on `res-sse:slow` that the client is slow. No effect inside a subscriber of this
+   * channel, which may send events itself.
+   * @internal
+   */
   private publishSlow(action: 'close' | 'drop'): void {
     const rare = this.rareState();
     if (!diagnostics.slow.hasSubscribers || rare.isPublishingSlow) return;

@@ -1,7 +1,7 @@
 /**
  * Interception of `res.write()` and `res.end()`. If the application or other middleware writes to
- * the response of a stream, the bytes must come behind the bytes that the library has queued. So
- * the library puts its own two methods in front of those of the response:
+ * the response of a stream, the bytes must come after the bytes that the library has queued. So the
+ * library replaces both methods of the response by its own methods, which call the original ones:
  *
  * ```text
  * res.write(x) ─► interceptedWrite ─┬─► writer.onApplicationWrite()    writes the queue
@@ -9,7 +9,7 @@
  * ```
  *
  * A response is intercepted as soon as that is necessary: when its stream writes to the socket
- * directly or queues bytes, and when its request has a session.
+ * directly, queues bytes or finds a wrapped `write()`, and when its request has a session.
  */
 import type { ServerResponse } from 'node:http';
 import { writerOf, type ResponseOwner } from './response-listeners.ts';
@@ -23,8 +23,13 @@ export interface OverriddenMethods {
 /** A writer, as the intercepted methods see the writer. */
 export interface InterceptingWriter extends ResponseOwner {
   readonly overriddenMethods: OverriddenMethods | undefined;
-  /** The application called `res.write()`. Called before the write has any effect. */
-  onApplicationWrite(): void;
+  /**
+   * The application called `res.write()` with this chunk. Called before the write has any effect.
+   * @returns whether the write is to be made by {@link writeWhileHeld}
+   */
+  onApplicationWrite(chunk: unknown): boolean;
+  /** Writes for the application, from inside a wrapped `write()` that holds bytes of the stream. */
+  writeWhileHeld(write: () => unknown): unknown;
   /**
    * The application called `res.end()`. Called before the end has any effect.
    * @param last the bytes that `res.end()` got
@@ -37,7 +42,7 @@ export interface InterceptingWriter extends ResponseOwner {
 const NOT_OVERRIDDEN: OverriddenMethods = { write: undefined, end: undefined };
 
 /**
- * Puts the intercepted methods in front of those of the response.
+ * Replaces the two methods of the response by the intercepting ones.
  * @returns the methods that were replaced
  */
 export function interceptMethods(res: ServerResponse): OverriddenMethods {
@@ -60,16 +65,28 @@ export function callOriginal(
   return Reflect.apply(originalMethod(res, overridden, method), res, args);
 }
 
+/** Whether `res.write()` is the one of this library, so that nobody has replaced it since. */
+export function isIntercepted(res: ServerResponse): boolean {
+  // oxlint-disable-next-line typescript/unbound-method -- compared, never called
+  return res.write === (interceptedWrite as unknown);
+}
+
+/** Whether middleware has replaced `res.write()`: its code then runs within each write. */
+export function isWriteWrapped(
+  res: ServerResponse,
+  overridden: OverriddenMethods | undefined,
+): boolean {
+  const { write } = Object.getPrototypeOf(res) as { write: unknown };
+  return applicationWriteOf(res, overridden) !== write;
+}
+
 /** @returns `res.write`, without the interception of this library if that is outermost */
 export function applicationWriteOf(
   res: ServerResponse,
   overridden: OverriddenMethods | undefined,
 ): unknown {
-  /* oxlint-disable typescript/unbound-method -- compared, never called */
-  return res.write === (interceptedWrite as unknown)
-    ? originalMethod(res, overridden, 'write')
-    : res.write;
-  /* oxlint-enable typescript/unbound-method */
+  // oxlint-disable-next-line typescript/unbound-method -- compared, never called
+  return isIntercepted(res) ? originalMethod(res, overridden, 'write') : res.write;
 }
 
 function originalMethod(
@@ -83,8 +100,11 @@ function originalMethod(
 function interceptedWrite(this: ServerResponse, ...args: unknown[]): unknown {
   // The methods of a response are intercepted only by its own writer.
   const writer = writerOf(this) as InterceptingWriter;
-  writer.onApplicationWrite();
-  return callOriginal(this, writer.overriddenMethods, 'write', args);
+  const { overriddenMethods } = writer;
+  if (!writer.onApplicationWrite(args[0])) {
+    return callOriginal(this, overriddenMethods, 'write', args);
+  }
+  return writer.writeWhileHeld(() => callOriginal(this, overriddenMethods, 'write', args));
 }
 
 function interceptedEnd(this: ServerResponse, ...args: unknown[]): unknown {

@@ -19,7 +19,7 @@ export interface PipeOptions<T> {
 export interface PipeTarget {
   /** Aborted when the stream ends. */
   readonly signal: AbortSignal;
-  /** Whether so much is queued that nothing should be sent now. */
+  /** Whether nothing should be sent now, because too much is queued. */
   readonly mustWait: boolean;
   send(data: unknown, fields: EventFields): boolean;
   /** Resolves when the client has read enough, or the stream has ended. */

@@ -7,8 +7,9 @@
  * Node answers:   res a has the socket; res.socket of b and c is null until a has ended
  * ```
  *
- * A stream may have the place of `a` for hours. All of this concerns HTTP/1 only: an HTTP/2 session
- * has no pipelining, one timeout for all of its streams, and a socket that must not even be read.
+ * If `a` is a stream, `b` and `c` may wait for hours. All of this concerns HTTP/1 only: an HTTP/2
+ * session has no pipelining and one timeout for all of its streams, and the properties of its
+ * socket must not be read.
  */
 import type { ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
@@ -29,8 +30,8 @@ interface TaggedSocket extends Socket {
 }
 
 /**
- * Remembers that the writer's response waits for the socket, if it does. A waiting response emits
- * no `'close'` when the connection ends; then the socket notifies the writer instead.
+ * Remembers the writer if its response waits for the socket. When the connection ends, a waiting
+ * response emits no `'close'`, so the socket notifies the writer instead.
  */
 export function registerPipelined(res: ServerResponse, writer: PipelinedWriter): void {
   if (res.socket !== null) return;
@@ -39,7 +40,7 @@ export function registerPipelined(res: ServerResponse, writer: PipelinedWriter):
   if (writers === undefined) {
     writers = new Set();
     socket[pipelinedWriters] = writers;
-    // One listener for all writers: the client decides how many requests it sends.
+    // One listener for all writers, because a client may send any number of requests.
     socket.once('close', onSocketClose);
   }
   writers.add(writer);

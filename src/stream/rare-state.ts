@@ -1,21 +1,21 @@
-/** State of a stream that few streams need, made when it is first used. */
+/** The fields of a stream that only few streams need. */
 import { randomUUID } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
 import { deferred, type Deferred } from '../common/async.ts';
 import type { CloseReason } from './close-reason.ts';
 import type { StreamGuard } from './revocation-types.ts';
 
-/** One object for each stream that uses one of these; most streams have none. */
+/** Made when a stream uses one of the fields. Most streams have no such object. */
 export class RareState {
   /** Whether the application has sent events with ids of its own. */
   hasOwnIds = false;
-  /** Number of events that were dropped because `maxBuffered` bytes were queued. */
+  /** Number of events that were dropped, see `EventStream.dropped`. */
   droppedEvents = 0;
-  /** Whether a message about the slow client is being published. */
+  /** Whether a message of the diagnostics channel `res-sse:slow` is being published. */
   isPublishingSlow = false;
-  /** Whether the application has closed the stream, which still writes pending events. */
+  /** Whether the stream was closed, but is still open to write pending events or last bytes. */
   isClosing = false;
-  /** The identity of the stream, for `events.revoke()`; `undefined` without `sse({ identity })`. */
+  /** The identity of the stream, for `revoke()`; `undefined` without `sse({ identity })`. */
   guard: StreamGuard | undefined;
   #id: string | undefined;
   #drainWaiters: (() => void)[] = [];

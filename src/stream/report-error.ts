@@ -1,4 +1,4 @@
-/** Reports of errors that occur after a stream has opened, when no response can carry them. */
+/** Reports errors that occur after a stream has opened, when no error response can be sent. */
 import type { IncomingMessage } from 'node:http';
 import { debug, diagnostics } from '../common/diagnostics.ts';
 
@@ -17,7 +17,7 @@ export function reportError<S extends ReportedStream>(
   error: unknown,
   onError: ((error: unknown, stream: S) => void) | undefined,
 ): void {
-  // After the end, an abort error is the expected outcome: a handler waited with `stream.signal`.
+  // After the end, an abort error is expected: a handler was waiting with `stream.signal`.
   if (stream.readyState === 2 && isAbortError(error)) return;
   debug('error %s: %o', stream.req.url, error);
   const hasSubscribers = diagnostics.error.hasSubscribers;

@@ -2,7 +2,7 @@
 import type { OutgoingHttpHeader, OutgoingHttpHeaders, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 
-// For each stream that opens in this tick: the number of head bytes that are corked.
+// For each stream that opens in this tick, the number of corked bytes of its head.
 const corkedBytes = new Map<object, number>();
 
 /**
@@ -34,6 +34,11 @@ export function sendHead(
   }
 }
 
+/** Whether middleware encodes the body. What its compressor holds is not in the response. */
+export function isEncoded(res: ServerResponse): boolean {
+  return (res.getHeader('content-encoding') ?? 'identity') !== 'identity';
+}
+
 function restoreHead(res: ServerResponse, statusCode: number, headers: OutgoingHttpHeaders): void {
   if (res.headersSent) return;
   res.statusCode = statusCode;
@@ -46,15 +51,16 @@ function restoreHead(res: ServerResponse, statusCode: number, headers: OutgoingH
 }
 
 /**
- * Corks the connection until the current tick ends, so that the head and the first events leave in
- * one packet. Node itself does so only after the head.
+ * Corks the connection until the current tick ends, so that the head and the first events are sent
+ * in one packet. Node itself corks the connection only after the head.
  */
 function corkHead(res: ServerResponse, writer: object): void {
   // On HTTP/1 the socket is corked, not the response: from Node 22 on, a response that was corked
   // writes its head and each part of a chunk separately.
   const corked = res.req.httpVersionMajor === 1 ? res.socket : res;
   // A pipelined response has no socket. Its bytes wait in the response and leave together anyway.
-  if (corked === null) return;
+  // The mocks of some adapters have no socket either.
+  if (!corked) return;
   corked.cork();
   corkedBytes.set(writer, 0);
   process.nextTick(uncorkHead, corked, writer);

@@ -1,4 +1,4 @@
-/** Head and end: how a response becomes an event stream, and every way in which the stream ends. */
+/** The head and the end of a response: starts an event stream, and ends it in all possible ways. */
 import type { ServerResponse } from 'node:http';
 import { SseError } from '../common/errors.ts';
 import { isConnectionClosed, type CloseReason } from './close-reason.ts';
@@ -49,7 +49,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
         'the response has already begun as something else; open the stream before writing to it',
       );
     }
-    // If a listener for the head sends an event, the event is queued behind the prelude.
+    // If a listener for the head sends an event, the event is queued after the prelude.
     this.setQueue([Buffer.from(prelude)]);
     this.setState('open');
     try {
@@ -67,7 +67,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     }
     liftTimeout(res);
     rememberSession(res);
-    // The end of the response must be intercepted, or the session would be saved then.
+    // The end of the response must be intercepted, because otherwise it would save the session.
     if (hasSession(res.req)) this.intercept();
     this.pumpQueue();
     setCorkedBytes(this, this.bytesInResponse);
@@ -84,8 +84,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     if (last !== undefined) this.writeBytes(last);
     this.markEnded(reason);
     if (!wasOpen || this.hasQueue) return;
-    // Called from a wrapped `write()`: an empty queue puts the end behind the bytes of that call.
-    if (this.isPassingBytes) this.setQueue([]);
+    if (this.isPassingBytes) this.endBehindWrite();
     else this.endResponse();
   }
 
@@ -114,24 +113,29 @@ export abstract class ResponseLifecycle extends ResponseWriter {
   /**
    * The application writes to the response itself. The queue is passed to the response before, and
    * from here on all bytes go through `res.write()`.
+   * @returns whether a wrapped `write()` holds bytes of the stream
    * @internal
    */
-  onApplicationWrite(): void {
+  onApplicationWrite(chunk: unknown): boolean {
+    // A wrapper that was put on later passes the bytes of the stream on.
+    if (this.isPassing(chunk)) return false;
     this.leaveSocket();
     // Called from inside a wrapped `write()` that has bytes of the stream. The queue would overtake
     // these bytes, and is passed on when that `write()` has returned.
-    if (this.isHeldByWrapper) return;
+    if (this.isHeldByWrapper) return true;
     const { hasQueue } = this;
     this.passWholeQueue();
-    // If the stream was closed before, its end waited for the queue.
-    if (hasQueue && !this.hasQueue && this.readyState === 2) this.endResponse();
+    // If the stream was closed before, its end waited for the queue, and now waits for this write.
+    if (hasQueue && !this.hasQueue && this.readyState === 2) this.endBehindWrite();
+    return false;
   }
 
   /**
-   * The application ends the response itself. Pending events are written before the end.
+   * The application ends the response itself. Pending events are written before the end: at most
+   * two frames.
    * @param last bytes that the application writes with the end
-   * @returns `false` if the response must not end now: it ends when the wrapped `write()` has
-   * returned that called this, and that has bytes of the stream
+   * @returns `false` if the response must not end now, because a wrapped `write()` that has bytes
+   * of the stream has called this method: the response ends when that `write()` has returned
    * @internal
    */
   onApplicationEnd(last: Buffer | undefined): boolean {
@@ -145,5 +149,12 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     this.passWholeQueue();
     this.markEnded('server');
     return true;
+  }
+
+  /** Ends the response behind the bytes of the `write()` from which this is called. @internal */
+  private endBehindWrite(): void {
+    // If the stream has called that `write()`, the empty queue ends the response when it returns.
+    this.setQueue([]);
+    if (!this.isPassingBytes) process.nextTick(() => this.uncork());
   }
 }

@@ -1,9 +1,9 @@
 /**
  * Listeners on a response and its socket.
  *
- * A closure for each stream would cost memory for each of tens of thousands of streams. The
- * listeners here are shared functions. They find the writer through a property of the response or
- * of the socket (a `WeakMap` would also cost more memory for each stream than one property does).
+ * The listeners are shared functions, because a closure for each of tens of thousands of streams
+ * would cost memory. They find the writer by a property of the response or of the socket: a
+ * `WeakMap` would need more memory for each stream than a property.
  */
 import { EventEmitter } from 'node:events';
 import type { ServerResponse } from 'node:http';
@@ -18,7 +18,7 @@ export interface DrainListener {
   resume(): void;
 }
 
-/** A writer, as its response sees the writer. */
+/** The methods of a writer that the events of its response call. */
 export interface ResponseOwner extends DrainListener {
   /** The response or its connection is closed. */
   onResponseClosed(): void;
@@ -38,7 +38,7 @@ interface TaggedSocket extends Socket {
 
 const NO_BYTES = Buffer.alloc(0);
 
-// Responses whose `on()` was replaced, and which have a listener for 'drain'.
+// Responses with a replaced `on()` that already have a listener of this file for 'drain'.
 const responsesWithOwnListener = new WeakSet<ServerResponse>();
 
 /** Tags the response with its writer and listens for `'close'` and `'error'`. */
@@ -103,21 +103,21 @@ export function ignoreDrain(res: ServerResponse, socket: Socket | null | undefin
 
 /**
  * Makes sure that a waiting stream notices when its bytes were flushed. If the `highWaterMark` of
- * the response is above the write mark of the stream, Node emits no `'drain'`. Then the callback of
- * an empty write says when the bytes before it were flushed.
+ * the response is above the write mark of the stream, Node emits no `'drain'`. Then an empty write
+ * is made: its callback is called when the bytes before it are flushed.
  */
 export function requestDrain(
   res: ServerResponse,
   socket: Socket | null | undefined,
   onFlushed: () => void,
 ): void {
-  const carrier = findCarrier(res);
-  if (carrier === undefined || !carrier.writable) return;
+  const transport = findTransport(res);
+  if (transport === undefined || !transport.writable) return;
   // An HTTP/2 response has no `writableNeedDrain`.
-  if ((socket ?? ('stream' in res ? carrier : res)).writableNeedDrain) return;
+  if ((socket ?? ('stream' in res ? transport : res)).writableNeedDrain) return;
   // Node 26 keeps the writes of one tick in the response until the tick ends. Until then the
   // `writableLength` of the socket alone is 0, so the response is asked.
-  if (res.writableLength > 0) carrier.write(NO_BYTES, onFlushed);
+  if (res.writableLength > 0) transport.write(NO_BYTES, onFlushed);
 }
 
 /**
@@ -126,18 +126,18 @@ export function requestDrain(
  * @returns whether the callback will be called
  */
 export function requestFlush(res: ServerResponse, onFlushed: () => void): boolean {
-  const carrier = 'stream' in res ? findCarrier(res) : undefined;
-  if (carrier?.writable !== true) return false;
-  carrier.write(NO_BYTES, onFlushed);
+  const transport = 'stream' in res ? findTransport(res) : undefined;
+  if (transport?.writable !== true) return false;
+  transport.write(NO_BYTES, onFlushed);
   return true;
 }
 
 /** @returns the socket or HTTP/2 stream to which the response writes now, if there is one */
-function findCarrier(res: ServerResponse): Writable | undefined {
+function findTransport(res: ServerResponse): Writable | undefined {
   const http2Stream = 'stream' in res ? res.stream : undefined;
-  const carrier: unknown = res.req.httpVersionMajor === 1 ? res.socket : http2Stream;
+  const transport: unknown = res.req.httpVersionMajor === 1 ? res.socket : http2Stream;
   // The mocks of some adapters have other objects there.
-  return carrier instanceof Writable ? carrier : undefined;
+  return transport instanceof Writable ? transport : undefined;
 }
 
 function onClose(this: TaggedResponse): void {

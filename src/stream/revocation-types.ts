@@ -1,6 +1,6 @@
 /**
- * Types through which the middleware and the channels know each other when the right of somebody is
- * revoked. `channels/` imports `http/`, so the middleware finds the registry by a symbol.
+ * Types of revocations that `http/` and `channels/` share. `channels/` imports `http/`, so the
+ * middleware finds the revocations of a registry by a symbol.
  */
 import type { CloseOptions } from './close-options.ts';
 
@@ -19,8 +19,9 @@ export interface RevocationTarget {
   /** Ends the streams of the identity. Called in the order of the log, before any later event. */
   onRevoked(revocation: Revocation): void;
   /**
-   * This node may have missed revocations: every stream with an identity is asked about, or ended.
-   * The streams receive no events of channels until their question is answered.
+   * This node may have missed revocations: `authorize` is called for every stream with an identity,
+   * or these streams end if there is no `authorize`. A stream receives no events of channels before
+   * `authorize` has answered.
    */
   onMissed(): void;
 }
@@ -29,7 +30,7 @@ export interface RevocationTarget {
 export interface RevocationSource {
   /** Revokes an identity on all nodes. Resolves when no later event can reach its streams. */
   revoke(revocation: Revocation): Promise<void>;
-  /** From here on the target is told of revocations. */
+  /** Calls the target with every later revocation. */
   attach(target: RevocationTarget): void;
 }
 
@@ -39,6 +40,6 @@ export interface StreamGuard {
   identity: string | undefined;
   /** Number of revocations of this middleware before the stream was made. */
   readonly madeAfter: number;
-  /** Resolves when `authorize` has answered. `undefined` while no question is open. */
-  question: Promise<void> | undefined;
+  /** Resolves when `authorize` has answered. `undefined` while no call of it is due or running. */
+  authorization: Promise<void> | undefined;
 }

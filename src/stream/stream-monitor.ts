@@ -7,8 +7,8 @@ import { clock } from '../common/clock.ts';
 import { IndexedList, type IndexedListMember } from '../common/indexed-list.ts';
 import type { StreamSettings } from './stream-options.ts';
 
-// The timer fires 16 times within the shortest period, but at least once in a second. So no
-// deadline is missed by more than an eighth of its period or a second.
+// The interval of the timer is a sixteenth of the shortest period, and at most one second. A
+// deadline is noticed up to two intervals late.
 const SWEEPS_PER_PERIOD = 16;
 const MAX_SWEEP_INTERVAL_MS = 1_000;
 
@@ -18,7 +18,7 @@ const DEFAULT_TICK_MS = 15_000;
 // Streams that are checked in one turn of the event loop, so that other work gets its turn.
 const STREAMS_PER_TURN = 500;
 
-/** A stream, as the monitor sees it. */
+/** The interface that the monitor needs of a stream. */
 export interface MonitoredStream extends IndexedListMember {
   readonly res: { readonly writableLength: number };
   readonly readyState: 0 | 1 | 2;
@@ -26,19 +26,15 @@ export interface MonitoredStream extends IndexedListMember {
   readonly bufferedAmount: number;
   /** Bytes that the kernel has accepted. */
   readonly bytesFlushed: number;
-  /** Queued bytes up to which the stream does not have to wait. */
-  readonly writeMark: number;
-  /** Whether the stream waits for a `'drain'`. */
-  readonly isAwaitingDrain: boolean;
-  /** When the monitor first saw that nothing more was written; a write sets 0. */
+  /** When the monitor first noticed that nothing more was written; a write sets 0. */
   idleSince: number;
   /**
-   * Calls back when the bytes that are queued now have been flushed, if `bytesFlushed` may not show
-   * it. Returns whether the callback will be called.
+   * Calls back when the bytes that are queued now have been flushed, for a stream whose
+   * `bytesFlushed` may not show this. Returns whether the callback will be called.
    */
   requestFlush(onFlushed: () => void): boolean;
-  /** The response accepts bytes again. */
-  resume(): void;
+  /** Continues if the response accepts bytes again, but has emitted no `'drain'`. */
+  checkDrain(): void;
   /** Ends the stream now. */
   destroyFor(reason: 'stalled'): void;
   /** One heartbeat period has passed, whether or not the stream was idle. */
@@ -52,23 +48,25 @@ export interface MonitoredStream extends IndexedListMember {
 }
 
 /** The state that the monitor keeps for a stream with queued bytes. */
-interface BlockedStream {
+interface StreamWithQueue {
   /**
-   * When the stream was first seen with this `bytesFlushed`, in ms of {@link StreamMonitor.#runMs}.
+   * When this `bytesFlushed` was first noticed, in ms of {@link StreamMonitor.#runMs}.
    */
   since: number;
   bytesFlushed: number;
-  /** Queued bytes when the stream was last looked at. */
-  bufferedAmount: number;
+  /** Bytes that the response held at the last check of the stream. */
+  bytesInResponse: number;
   /** Whether `onFlushed` of a {@link MonitoredStream.requestFlush} is to come. */
   isFlushRequested: boolean;
-  /** Whether bytes were flushed since the stream was last looked at. */
+  /** Whether bytes were flushed since the last check of the stream. */
   hasFlushed: boolean;
-  /** Whether an `onTick()` is to be made up for when the queue is empty. */
+  /** Whether an `onTick()` was skipped, which is called as soon as the queue is empty. */
   hasMissedTick: boolean;
 }
 
-/** Sweeps over the streams of one middleware. Costs no timer while there is no stream. */
+/**
+ * Checks the streams of one middleware at regular intervals. Has no timer while there is no stream.
+ */
 export class StreamMonitor {
   readonly #heartbeatMs: number;
   readonly #tickMs: number;
@@ -77,7 +75,7 @@ export class StreamMonitor {
   readonly #sweepIntervalMs: number;
   readonly #streams = new IndexedList<MonitoredStream>();
   // The streams with queued bytes.
-  readonly #blocked = new Map<MonitoredStream, BlockedStream>();
+  readonly #blocked = new Map<MonitoredStream, StreamWithQueue>();
   // When each stream expires; empty without `maxLifetime`.
   readonly #deadlines = new Map<MonitoredStream, number>();
   #timer: NodeJS.Timeout | undefined;
@@ -85,11 +83,11 @@ export class StreamMonitor {
   #nextIndex = -1;
   #nextTickAt = 0;
   #lastSweepAt = 0;
-  // Time in ms in which the process ran. While the process was stopped, suspended or busy, it read
-  // no socket, so that time does not count against a client.
+  // Time in ms in which the process ran. While the process was stopped, suspended or busy, it did
+  // not notice what clients read, so this time does not count for `stallTimeout`.
   #runMs = 0;
-  // Whether the current sweep calls `onTick()`: at the same time for all streams, because a time
-  // for each stream would cost memory.
+  // Whether the current sweep calls `onTick()`. All streams have the same time for it, because a
+  // time for each stream would cost memory.
   #isTickDue = false;
 
   constructor({ heartbeat, stallTimeout, maxLifetime }: StreamSettings) {
@@ -137,7 +135,7 @@ export class StreamMonitor {
     return true;
   }
 
-  /** Starts a sweep, unless the previous one is still running; then that one goes on. */
+  /** Starts a sweep, unless the previous sweep is still running. */
   #startSweep(): void {
     const now = clock();
     // If the timer fires late, the process was busy. The excess does not count as run time.
@@ -147,14 +145,14 @@ export class StreamMonitor {
     this.#nextIndex = this.#streams.members.length - 1;
     this.#isTickDue = now >= this.#nextTickAt;
     if (this.#isTickDue) this.#nextTickAt = now + this.#tickMs;
-    // In the check phase of the event loop: the sockets are polled before, so that bytes which
+    // In the check phase of the event loop: the sockets have been polled before, so that bytes that
     // clients have read by now are counted.
     setImmediate(() => this.#sweep());
   }
 
   /**
    * Checks some streams, from the end of the list to its start. If a stream is deleted meanwhile,
-   * the last stream takes its place: that one was checked already.
+   * the last stream of the list takes its place, which was checked already.
    */
   #sweep(): void {
     const now = clock();
@@ -165,22 +163,19 @@ export class StreamMonitor {
       try {
         this.#check(stream, now);
       } catch (error) {
-        // The error concerns this stream only, and the sweep goes on.
+        // The error belongs to this stream only, and the sweep continues.
         stream.onError(error);
       }
     }
-    // Not `unref()`: while only unref'd immediates are left, the event loop waits for other events.
+    // Not `unref()`: if only unref'd immediates were left, the event loop would wait for other
+    // events.
     if (this.#nextIndex >= 0) setImmediate(() => this.#sweep());
   }
 
   #check(stream: MonitoredStream, now: number): void {
     const isBlocked = stream.bufferedAmount > 0;
     const hasMissedTick = this.#blocked.get(stream)?.hasMissedTick === true;
-    // A wrapped response may swallow a 'drain', and with a large `highWaterMark` Node may emit
-    // none. In both cases the stream would wait for ever.
-    if (stream.isAwaitingDrain && (stream.res.writableLength || 0) <= stream.writeMark) {
-      stream.resume();
-    }
+    stream.checkDrain();
     // The call may have closed a wrapped response.
     if (!this.#streams.has(stream)) return;
     if (!isBlocked) {
@@ -194,13 +189,15 @@ export class StreamMonitor {
 
   /** Notes how much was flushed. @returns whether the client has read nothing for too long */
   #checkProgress(stream: MonitoredStream): boolean {
-    const { bytesFlushed, bufferedAmount } = stream;
+    const { bytesFlushed } = stream;
+    // Not the queue of the stream: a wrapped `write()` may take its bytes and pass none of them on.
+    const bytesInResponse = stream.res.writableLength || 0;
     let blocked = this.#blocked.get(stream);
     if (blocked === undefined) {
       blocked = {
         since: this.#runMs,
         bytesFlushed,
-        bufferedAmount,
+        bytesInResponse,
         isFlushRequested: false,
         hasFlushed: false,
         hasMissedTick: false,
@@ -210,9 +207,9 @@ export class StreamMonitor {
     const hasProgress =
       blocked.hasFlushed ||
       bytesFlushed > blocked.bytesFlushed ||
-      bufferedAmount < blocked.bufferedAmount;
+      bytesInResponse < blocked.bytesInResponse;
     blocked.hasFlushed = false;
-    blocked.bufferedAmount = bufferedAmount;
+    blocked.bytesInResponse = bytesInResponse;
     if (hasProgress) {
       blocked.since = this.#runMs;
       blocked.bytesFlushed = bytesFlushed;
@@ -223,10 +220,10 @@ export class StreamMonitor {
   }
 
   /**
-   * Over HTTP/2, an application that writes itself may always have added as much as was flushed when
-   * the stream is looked at. Then only the stream itself knows of the progress.
+   * Over HTTP/2, an application that writes itself may have added as many bytes as were flushed
+   * since the last check. Then the numbers do not show the progress, so the stream calls back.
    */
-  #requestFlush(stream: MonitoredStream, blocked: BlockedStream): void {
+  #requestFlush(stream: MonitoredStream, blocked: StreamWithQueue): void {
     if (blocked.isFlushRequested) return;
     blocked.isFlushRequested = stream.requestFlush(() => {
       blocked.isFlushRequested = false;
@@ -246,7 +243,7 @@ export class StreamMonitor {
       return;
     }
     if ((this.#isTickDue || hasMissedTick) && !isBlocked) stream.onTick();
-    else if (this.#isTickDue) (this.#blocked.get(stream) as BlockedStream).hasMissedTick = true;
+    else if (this.#isTickDue) (this.#blocked.get(stream) as StreamWithQueue).hasMissedTick = true;
     if (stream.idleSince === 0) stream.idleSince = now;
     else if (!isBlocked && now - stream.idleSince >= this.#heartbeatMs) stream.onIdle();
   }

@@ -37,15 +37,15 @@ export interface StreamOptions {
   /** Converts data that is not a string to text. @defaultValue `JSON.stringify` */
   serialize?: Serialize | undefined;
   /**
-   * Bytes that may be queued in this process for a slow client before an event is added. If nothing
-   * is queued, an event of any size is accepted.
+   * Maximum number of bytes that are queued in this process for a slow client when an event is
+   * added. If nothing is queued, an event of any size is accepted.
    * @defaultValue `1_048_576`
    */
   maxBuffered?: number | undefined;
   /**
-   * The action when an event is sent directly while more than `maxBuffered` bytes are queued:
-   * `'close'` ends the stream (its client reconnects), `'drop'` drops the event for this client and
-   * counts it.
+   * The action when an event is sent, or is published to a channel without history, while more than
+   * `maxBuffered` bytes are queued: `'close'` ends the stream (its client reconnects), `'drop'`
+   * drops the event for this client and counts it.
    * @defaultValue `'close'`
    */
   onSlow?: 'close' | 'drop' | undefined;

@@ -1,6 +1,6 @@
 /**
- * Types through which a stream and the channels that it follows know each other. `channels/`
- * imports `stream/`, so a stream knows its follower only through the interface in this file.
+ * Types that `stream/` and `channels/` share. `channels/` imports `stream/`, so a stream knows its
+ * follower only through the interface in this file.
  */
 
 /** A loss of events: published in followed channels, not yet received, and no longer kept. */
@@ -22,8 +22,8 @@ export interface Gap {
 /** The situation in which a `snapshot` is called. */
 export interface SnapshotRequest extends Gap {
   /**
-   * `'start'` for a reader that brings no id, whose `lastEventId` is `''`; `'gap'` if the reader has
-   * lost events.
+   * `'start'` for a reader that sends no last event ID (`lastEventId` is `''`); `'gap'` if the
+   * reader has lost events.
    */
   readonly reason: 'start' | 'gap';
 }
@@ -49,8 +49,8 @@ export interface Subscription {
 }
 
 /**
- * The totals of a group of streams that receive the same bytes: kept once for the group, so that
- * a delivery does not change an object for each stream.
+ * The totals of a group of streams that receive the same bytes (an `Audience` in `channels/`): kept
+ * once for the group, so that a delivery does not change an object for each stream.
  */
 export interface WriteProgress {
   /** Bytes written to each member of the group. */
@@ -81,9 +81,11 @@ export interface Follower {
    */
   detach(): void;
   /**
-   * Writes events that were published and not yet written to the stream: at most one frame of 64
-   * KiB. If more events are pending, the stream reads them from the log later.
-   * @param isAll writes all pending events, because the stream ends or unsubscribes
+   * Writes events that were published and not yet written to the stream: the frame that is being
+   * delivered, and one more frame of at most 64 KiB. If more events are pending, the stream reads
+   * them from the log later.
+   * @param isAll writes all pending events, because the application closes the stream, or changes
+   * its subscriptions
    * @defaultValue `false`
    */
   flush(isAll?: boolean): void;

@@ -1,19 +1,20 @@
 /**
- * The queue of bytes that were not yet passed to a response: events of a slow client, or the rest
+ * The queue of bytes that were not passed to a response yet: events of a slow client, or the rest
  * of a large event.
  */
 
-/** Bytes of one write at most, so that progress inside a large event can be seen. */
+/** Maximum bytes of one write, so that the progress within a large event can be noticed. */
 export const CHUNK_BYTES = 16_384;
 
 /** Queued bytes beyond which a stream counts as behind. */
 export const HIGH_WATER_MARK = 65_536;
 
-// Bytes that one queue passes on in one turn of the event loop, so that other streams get their
-// turn.
+// Maximum bytes that one queue passes on in one turn of the event loop (its share of the turn), so
+// that other streams get their turn.
 const MAX_BYTES_PER_TURN = 262_144;
 
-// Smaller buffers are copied together: an object for each event would weigh more than its bytes.
+// Smaller buffers are joined: otherwise the object of a buffer would need more memory than its
+// bytes.
 const COPY_BELOW_BYTES = 512;
 
 // Number of the current turn of the event loop. Turns in which no queue is used are not counted.
@@ -36,7 +37,7 @@ function countTurn(): number {
 export class WriteQueue {
   /** Number of queued bytes. */
   size = 0;
-  // Bytes at the head of the queue that wait only for further turns of the event loop.
+  // Number of bytes at the head of the queue that wait only for the next turn of the event loop.
   #deferredBytes = 0;
   #isDeferred = false;
   #turn = -1;
@@ -55,13 +56,16 @@ export class WriteQueue {
     return this.#buffers.length === 0;
   }
 
-  /** Queued bytes that no client is too slow for: they wait for the next turn of the event loop. */
+  /**
+   * Number of queued bytes that wait only for the next turn of the event loop. These bytes do not
+   * show that the client is slow.
+   */
   get deferredBytes(): number {
     return this.#isDeferred ? this.#deferredBytes : 0;
   }
 
   /**
-   * Begins a new share if a new turn has begun.
+   * Starts a new share if a new turn of the event loop has begun.
    * @returns whether the share of this turn is used up
    */
   hasUsedUpTurn(): boolean {

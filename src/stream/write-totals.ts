@@ -14,7 +14,7 @@
 import type { Follower, WriteProgress } from './subscription-types.ts';
 
 /**
- * The base class of `ResponseWriter`. A class of its own, but no object of its own for each stream.
+ * The base class of `ResponseSink`. A class of its own, but no object of its own for each stream.
  */
 export abstract class WriteTotals {
   #bytes = 0;
@@ -35,8 +35,9 @@ export abstract class WriteTotals {
   }
 
   /**
-   * When the monitor first saw that nothing more was written, in ms of the monotonic clock. 0 after
-   * a write, until the monitor has looked. @internal
+   * Time at which the monitor first noticed that nothing more was written, in ms of the monotonic
+   * clock; 0 from a write until the next check of the monitor. While the stream is attached, the
+   * time of the last delivery to the group. @internal
    */
   get idleSince(): number {
     return this.follower?.groupProgress?.writtenAt ?? this.#idleSince;

@@ -1,4 +1,7 @@
-/** Answers of Redis that overtake messages on the other connection: newest-only channels have no false gap. */
+/**
+ * Answers of Redis that arrive before earlier messages on the other connection: newest-only channels
+ * have no false gap.
+ */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import type { Page } from '../../src/index.ts';
@@ -14,7 +17,7 @@ const LATEST = { ...LIMITS, events: 1, latest: true };
 const TIMING = { timeout: 10_000, probe: 10_000, linger: 60_000, wait: { min: 5, max: 100 } };
 
 let redis: RedisServer;
-// Carries only what nodes are told; commands and answers go past it.
+// Carries only the messages to the nodes. Commands and answers do not go through the relay.
 let relay: Relay;
 
 beforeEach(async () => {
@@ -46,8 +49,9 @@ async function publish(node: Node, ...data: string[]): Promise<number> {
 }
 
 /**
- * Publishes before the next such question is asked, and keeps the messages back until some time after its answer has come.
- * @param isDue whether it is the question, of which the name is given
+ * Publishes before the first query for which `isDue` returns true, and delays the messages until
+ * some time after the answer to this query.
+ * @param isDue called with the name of each query
  */
 function overtake(steps: Steps, there: Node, isDue: (name: string) => boolean): void {
   let due: number | undefined;
@@ -65,13 +69,13 @@ function overtake(steps: Steps, there: Node, isDue: (name: string) => boolean): 
   });
 }
 
-/** A reader at this offset is given the newest event, and no gap. */
+/** Expects that a reader at this offset gets the newest event, and no gap. */
 function expectNewest({ entries, trimmed }: Page, after: number): void {
   expect(entries.map(({ data }) => data)).toEqual(['fourth']);
   expect(Math.max(...trimmed)).toBeLessThanOrEqual(after);
 }
 
-test('where a node begins to listen to a channel', async () => {
+test('an answer that overtakes messages causes no gap when a node starts to listen to a channel', async () => {
   const steps = new Steps();
   await using there = new Node(new RedisBroker(own(redis.url), 'overtaken', TIMING));
   await using here = nodeWith(steps);
@@ -83,20 +87,20 @@ test('where a node begins to listen to a channel', async () => {
   expectNewest(await here.read(['d'], after), after);
 });
 
-test('where a node reads older events into its memory', async () => {
+test('an answer that overtakes messages causes no gap when a node loads older events', async () => {
   const steps = new Steps();
   await using there = new Node(new RedisBroker(own(redis.url), 'overtaken', TIMING));
   await using here = nodeWith(steps);
   const after = await publish(there, 'first');
   await publish(there, 'second');
   await here.listen('d');
-  let questions = 0;
+  let queries = 0;
   // The sizes, then the events.
-  overtake(steps, there, (name) => name === 'send 2' && ++questions === 2);
+  overtake(steps, there, (name) => name === 'send 2' && ++queries === 2);
   expectNewest(await here.read(['d'], after), after);
 });
 
-test('where a node heals, and has more channels than one question', async () => {
+test('an answer that overtakes messages causes no gap when a node heals with several queries', async () => {
   const steps = new Steps();
   await using there = new Node(new RedisBroker(own(redis.url), 'overtaken', TIMING));
   await using here = nodeWith(steps);

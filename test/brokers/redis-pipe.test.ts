@@ -5,14 +5,14 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
 import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
-import { createChannels, type Channels } from '../../src/index.ts';
+import { createChannels, type Channels, type SnapshotRequest } from '../../src/index.ts';
 import { testPipe } from '../promises/pipe.ts';
 import { RedisNodes } from '../promises/nodes.ts';
 import { serveStreams } from '../support/app.ts';
 import { start } from '../support/child.ts';
 import { startRedis } from '../support/redis-server.ts';
 import { read, type Reader } from '../support/reader.ts';
-import { until } from '../support/wait.ts';
+import { until, within } from '../support/wait.ts';
 
 const nodes = new RedisNodes();
 beforeAll(() => nodes.start());
@@ -75,6 +75,49 @@ describe('a producer that dies', () => {
     unsubscribe('res-sse:end', note);
     for (const server of servers) await server[Symbol.asyncDispose]();
     await Promise.all(readers.map((channels) => channels.close()));
+  });
+
+  test.each([
+    ['', false],
+    [', also if Redis restarts meanwhile', true],
+  ])('ends consumers, and streams with a snapshot or { last }%s', async (_also, restarts) => {
+    await using redis = await startRedis({ appendonly: true });
+    const channels = makeNode(redis.url);
+    const snapshots: SnapshotRequest[] = [];
+    const snapshot = (_stream: unknown, request: SnapshotRequest): void =>
+      void snapshots.push(request);
+    await using server = await serveStreams(
+      (stream, { query }) =>
+        stream.subscribe('run', query['last'] === '1' ? { since: { last: 5 } } : { snapshot }),
+      { channels },
+    );
+    const consumed = (async () => {
+      const data: string[] = [];
+      for await (const event of channels.follow('run', { since: 'start' })) data.push(event.data);
+      return data;
+    })();
+    const program = fileURLToPath(new URL('endless-pipe.ts', import.meta.url));
+    const args = ['--import', 'tsx', program, redis.url, 'lease', `${LEASE_MS}`];
+    await using child = start(process.execPath, args);
+    await until('events of the producer', async () => {
+      return (await channels.read('run', { limit: 20 })).events.length === 20;
+    });
+    const streams = await Promise.all([read(`${server.url}?last=1`), read(server.url)]);
+    await Promise.all(streams.map((stream) => stream.take(20)));
+    await child.stop('SIGKILL');
+    if (restarts) {
+      await redis.kill9();
+      await redis.restart();
+    }
+    const all = await within('the end of the consumer', consumed);
+    expect(all).toEqual(all.map((_, n) => `${n}`));
+    for (const stream of streams) {
+      await stream.end();
+      const data = stream.events.map((event) => event.data);
+      expect(data).toEqual([...all.slice(1 - data.length), '{}']);
+    }
+    expect(snapshots.map(({ reason }) => reason)).toEqual(['start']);
+    await channels.close();
   });
 
   test('in order ends its channels at once', async () => {

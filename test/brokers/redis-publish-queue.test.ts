@@ -15,7 +15,7 @@ async function outcome(published: Promise<{ id: string }>): Promise<string> {
   );
 }
 
-test('each publish of a call is judged by itself when the call could not tell the nodes', async () => {
+test('each publish of a call has its own result when the header of the call was not sent', async () => {
   const result: AppendResult = {
     epoch: 'e',
     head: 5,
@@ -70,7 +70,7 @@ test('each publish of a call is judged by itself when the call could not tell th
   expect(reached).toEqual([['e', 5]]);
 });
 
-test('a publish that is kept but not announced is unknown, one without history is none', async () => {
+test('a publish without a header has the delivery unknown; without history, a refused publish has none', async () => {
   // No channels.
   const acl = 'user limited on >secret ~{queue}:* resetchannels +@all';
   await using redis = await startRedis({ acl: [acl] });
@@ -79,7 +79,7 @@ test('a publish that is kept but not announced is unknown, one without history i
   await using node = new Node(new RedisBroker(connection, 'queue', timing));
   expect(await outcome(node.publish('a', '1'))).toBe('unknown');
   expect(await outcome(node.publish('a', '2', { history: false }))).toBe('none');
-  // The key is free again, since nobody got the event.
+  // The key can be used again, because the event was not published.
   const once = { history: false, key: 'k' } as const;
   expect(await outcome(node.publish('a', '3', once))).toBe('none');
   expect(await outcome(node.publish('a', '3', once))).toBe('none');

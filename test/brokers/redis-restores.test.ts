@@ -1,4 +1,4 @@
-/** A Redis that goes back to a snapshot more than once: no id is used twice, each loss is told. */
+/** A Redis that goes back to a snapshot more than once: no id is used twice, each loss is reported. */
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { Cursor } from '../../src/index.ts';
 import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
@@ -30,7 +30,7 @@ async function publishFresh(url: string, ...data: string[]): Promise<string[]> {
   return ids;
 }
 
-/** Whether a client that comes back with this id, to a process that has seen nothing, has a gap. */
+/** Whether a client that reconnects with this id to a new process has a gap. */
 async function isGap(url: string, id: string): Promise<boolean> {
   await using node = new Node(brokerAt(url));
   await node.listen('a');
@@ -97,7 +97,7 @@ describe('Redis goes back twice to the same snapshot', () => {
     await publishFresh(redis.url, 'last');
     await until('the last event', () => reader.delivered.at(-1) === 'last');
     const lost = reader.delivered.filter((data) => data.startsWith('B'));
-    // Events of the log that the reader was not given lie before the gap that it was told.
+    // Events of the log that the reader has not received are before a gap that was reported to it.
     expect([[], ['B1', 'B2', 'B3', 'B4']]).toContainEqual(lost);
     expect(reader.delivered.filter((data) => !data.startsWith('B'))).toEqual(
       'kept A1 A2 A3 last'.split(' '),
@@ -151,7 +151,7 @@ test('Redis restarts a hundred times: ids grow, stay safe integers, and the log 
   expect(offsets.every((offset) => Number.isSafeInteger(offset))).toBe(true);
 });
 
-test('an offset that cannot jump any further begins a log of another name', async () => {
+test('if the offset cannot jump any further, a log with another name is created', async () => {
   const client = await redis.client();
   const [before = ''] = await publishFresh(redis.url, 'before');
   await client.hSet(LOG, { run: '0123456789abcdef', head: `${2 ** 53 - 2 ** 47}` });

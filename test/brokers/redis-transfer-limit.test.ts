@@ -4,8 +4,8 @@ import { within } from '../support/wait.ts';
 
 const signal = new AbortController().signal;
 
-describe('the bytes of events that are on their way', () => {
-  test('are bounded: a question waits for its turn, the first come first', async () => {
+describe('the bytes of events in pending answers', () => {
+  test('are limited: a query waits for its turn, in the order of the calls', async () => {
     const limit = new TransferLimit(10_000);
     const first = await limit.take(Infinity, 0, signal);
     const order: number[] = [];
@@ -23,7 +23,7 @@ describe('the bytes of events that are on their way', () => {
     expect([(await second).bytes, (await third).bytes, order]).toEqual([1_000, 2_000, [2, 3]]);
   });
 
-  test('are given first to a question of healing, however many others wait', async () => {
+  test('are granted first to a query of healing, even if many others wait', async () => {
     const limit = new TransferLimit(10_000);
     const first = await limit.take(Infinity, MIN_BYTES, signal);
     const order: string[] = [];
@@ -42,7 +42,7 @@ describe('the bytes of events that are on their way', () => {
     expect(order).toEqual(['healing', 'reader', 'reader']);
   });
 
-  test('include an answer that was given up, until a later command is answered', async () => {
+  test('include an answer that no caller waits for any more, until a later command is answered', async () => {
     const limit = new TransferLimit(10_000);
     const first = await limit.take(Infinity, 0, signal);
     first.stopWaiting();
@@ -58,14 +58,14 @@ describe('the bytes of events that are on their way', () => {
     await within('the second question', second);
   });
 
-  test('are none for a question that can do without, when nothing moves within the timeout', async () => {
+  test('are 0 for a query that needs no events, if no answer arrives within the timeout', async () => {
     const limit = new TransferLimit(20);
     await limit.take(Infinity, 0, signal);
     expect((await limit.take(Infinity, 0, signal)).bytes).toBe(0);
     await expect(limit.take(Infinity, 1, signal)).rejects.toThrow('no answer within 20 ms');
   });
 
-  test('become fewer with each late answer, down to none, and more with those in time', () => {
+  test('become fewer with each late answer, down to 0, and more with answers in time', () => {
     const limit = new TransferLimit(1_000);
     const seen = [limit.bytes];
     for (let times = 0; times < 3; times++) {
@@ -84,7 +84,7 @@ describe('the bytes of events that are on their way', () => {
     expect(limit.bytes).toBe(500_000);
   });
 
-  test('are not waited for beyond the end of the signal', async () => {
+  test('are not waited for after the signal is aborted', async () => {
     const limit = new TransferLimit(10_000);
     await limit.take(Infinity, 0, signal);
     const ended = new AbortController();

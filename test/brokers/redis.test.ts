@@ -81,7 +81,7 @@ describe("with the application's own client", () => {
   });
 });
 
-test('invalid options are refused, and also both a client and a url, or neither', () => {
+test('invalid options are refused, also both a client and a url, or neither of them', () => {
   const client = createClient();
   const wrong: unknown[] = [
     {},

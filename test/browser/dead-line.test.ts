@@ -7,7 +7,7 @@ import { until } from '../support/wait.ts';
 
 const page = await snippetsOf('docs/observability.md');
 
-describe('where a line is dead and does not show it, in a browser,', () => {
+describe('if a connection is dead without an error, in a browser,', () => {
   /** A page whose first stream is dead once it has had an event; what it has got is in `got`. */
   async function deadLine(script: string) {
     const channels = createChannels();

@@ -5,7 +5,7 @@ import { launchChromium } from '../support/chromium.ts';
 import { serve } from '../support/server.ts';
 import { until } from '../support/wait.ts';
 
-test('a warning tells once of a browser that has six streams open over HTTP/1.1, after which its pages can load nothing more', async () => {
+test('one warning is emitted for a browser with six open streams over HTTP/1.1, whose pages can load nothing more', async () => {
   const warnings: { code: string; detail: string }[] = [];
   const onWarning = (warning: Error): void => {
     if ('code' in warning && String(warning.code).startsWith('RES_SSE_')) {

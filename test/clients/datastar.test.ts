@@ -105,7 +105,7 @@ describe('Datastar', () => {
     expect(site.requests).toHaveLength(1);
   });
 
-  test('comes back after a cut connection and resumes, without an event twice', async () => {
+  test('reconnects after a cut connection and resumes, without an event twice', async () => {
     await using site = await openSite();
     const { channels, requests, server } = site;
     const { id } = await channels.publish('a', ...appended('#list', '<li>one</li>'));

@@ -64,7 +64,7 @@ describe.each(stopping)('$name', (client) => {
     );
   });
 
-  test('stops at the 204 to an id that has nothing but the end behind it', async () => {
+  test('stops at the 204 to an id that is followed only by the end', async () => {
     await using server = await serveEnds();
     const { channels, requests } = server;
     await using following = await client.follow(`${server.url}/listen`, server);

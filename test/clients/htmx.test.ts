@@ -84,7 +84,7 @@ describe('hx-sse of htmx 4', () => {
     expect(events).toContainEqual(['tick', '{"n":1}']);
   });
 
-  test('comes back after a cut connection and resumes, without a message twice', async () => {
+  test('reconnects after a cut connection and resumes, without a message twice', async () => {
     await using site = await openSite();
     const { channels, server, requests } = site;
     await until('the subscription', () => channels.stats().subscriptions === 1);

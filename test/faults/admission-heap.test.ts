@@ -32,7 +32,7 @@ test.each<[string, (n: number) => string]>([
   },
 );
 
-test('after 1,000 cycles through limits, inner and outer, taken and refused, the heap is what it was and every place is free', async () => {
+test('after 1,000 cycles of admitted and refused streams the heap has not grown and every place is free', async () => {
   const app = express();
   const outer = sse({
     maxStreams: 40,

@@ -37,7 +37,7 @@ function dataOf(text: string): string[] {
 }
 
 describe('an interruption of many streams that follow channels with and without history', () => {
-  test('does not stop the fan-out when an event without history comes before they have left', async () => {
+  test('does not stop the fan-out when an event without history comes before the streams have left', async () => {
     const log = memoryBroker();
     let receiver: Receiver | undefined;
     const broker = brokerWith(log, {
@@ -84,7 +84,7 @@ describe('a log that is lost while a second subscription waits for its place', (
     return { broker, channels, text, subscriptions, listen: () => listen?.() };
   }
 
-  test('tells the gap to a client that resumes, and gives it the new events', async () => {
+  test('is reported as a gap to a client that resumes, before the new events', async () => {
     const { broker, channels, text, subscriptions, listen } = await subscribeBoth('A.5');
     broker.lose();
     for (const data of ['new1', 'new2']) await channels.publish('y', data);
@@ -99,7 +99,7 @@ describe('a log that is lost while a second subscription waits for its place', (
     expect([x.gaps, y.gaps]).toEqual([1, 1]);
   });
 
-  test('gives a client without an id all that is published after its place is known', async () => {
+  test('does not lose events that are published after the start of a client without an id is known', async () => {
     const { broker, channels, text, subscriptions, listen } = await subscribeBoth('');
     broker.lose();
     for (const data of ['early1', 'early2']) await channels.publish('y', data);
@@ -142,7 +142,7 @@ describe('a log that is lost while a second subscription waits for its place', (
   });
 });
 
-test('a reader that subscribes while 600 others get the failure of a listen asks the broker again', async () => {
+test('a reader that subscribes while a failed listen rejects for 600 others asks the broker again', async () => {
   const log = memoryBroker();
   const listened = new Set<string>();
   let fail: ((error: Error) => void) | undefined;
@@ -181,7 +181,7 @@ test('a reader that subscribes while 600 others get the failure of a listen asks
   await until('the event', () => dataOf(text()).includes('hello'));
 });
 
-test('a stream whose onGap has thrown is given nothing more, even if onError subscribes it', async () => {
+test('a stream whose onGap has thrown gets no further event, even if onError subscribes it', async () => {
   const channels = createChannels({ history: { events: 1 } });
   const cursor = await channels.cursor();
   for (const data of ['a0', 'a1', 'a2']) await channels.publish('a', data);

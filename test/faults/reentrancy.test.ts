@@ -88,7 +88,7 @@ test('a filter that throws on a channel without history ends only its own stream
   expect(server.errors.splice(0)).toHaveLength(1);
 });
 
-test('a filter that throws ends its stream in order where a wrapped write closes the stream then', async () => {
+test('a filter that throws ends its stream in order, if a wrapped write then closes the stream', async () => {
   const channels = createChannels();
   await using server = await serveStreams(
     async (stream) => {
@@ -763,7 +763,7 @@ test('filters of 600 streams that write a comment do not change the order of eve
   }
 });
 
-test('events that filters of 600 streams send instead keep the place of the original', async () => {
+test('events that filters of 600 streams send as replacements keep the place of the original', async () => {
   const channels = createChannels();
   await using server = await serveStreams(
     (stream) =>
@@ -971,30 +971,34 @@ describe('a filter that publishes on a channel without history', () => {
     expect(subscribed).toEqual(['1', '2', '3']);
   });
 
-  test('loses no event uncounted when it publishes with every event', async () => {
-    const channels = createChannels({ historyFor });
-    let subscription: Subscription | undefined;
-    let published = 0;
-    await using server = await serveStreams(
-      async (stream) => {
-        subscription = await stream.subscribe('live2');
-        await stream.subscribe('live', {
-          filter: () => {
-            if (published < 100) void channels.publish('live', `${++published}`);
-            return true;
-          },
-        });
-      },
-      { channels, onSlow: 'drop' },
-    );
-    using reader = await read(server.url);
-    await until('both subscriptions', () => channels.stats().subscriptions === 2);
-    void channels.publish('live', '0');
-    subscription!.unsubscribe();
-    const dropped = (): number => server.events.stats().dropped;
-    await until(
-      'every event, received or counted',
-      () => published >= 10 && reader.events.length + dropped() === published + 1,
-    );
-  });
+  test.each(['drop', 'close'] as const)(
+    'loses no event uncounted when it publishes with every event, and its reader is not slow, onSlow %o',
+    async (onSlow) => {
+      const channels = createChannels({ historyFor });
+      let subscription: Subscription | undefined;
+      let published = 0;
+      await using server = await serveStreams(
+        async (stream) => {
+          subscription = await stream.subscribe('live2');
+          await stream.subscribe('live', {
+            filter: () => {
+              if (published < 100) void channels.publish('live', `${++published}`);
+              return true;
+            },
+          });
+        },
+        { channels, onSlow },
+      );
+      using reader = await read(server.url);
+      await until('both subscriptions', () => channels.stats().subscriptions === 2);
+      void channels.publish('live', '0');
+      subscription!.unsubscribe();
+      const dropped = (): number => server.events.stats().dropped;
+      await until(
+        'every event, received or counted',
+        () => published >= 10 && reader.events.length + dropped() === published + 1,
+      );
+      expect(server.events.stats()).toMatchObject({ open: 1, closed: {} });
+    },
+  );
 });

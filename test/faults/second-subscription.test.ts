@@ -138,7 +138,7 @@ describe('a second subscription that resumes from the id of the client', () => {
     expect(dataOf(text())).toEqual(['b1', 'a1']);
   });
 
-  test('lets the stream go on when it is refused', async () => {
+  test('lets the stream continue when it is refused', async () => {
     const { channels, refuse, start } = await setUp();
     const { stream, text } = connect(channels, start);
     await stream.subscribe('a');
@@ -177,7 +177,7 @@ test('two subscriptions to a channel that the broker refuses are both rejected',
   expect(channels.names()).toEqual([]);
 });
 
-test('a channel that is subscribed to anew while a question is open has no gap', async () => {
+test('a channel that is subscribed again while an onGap is running has no gap', async () => {
   const channels = createChannels({ history: { events: 1 } });
   let text = '';
   const events = sse({ channels, warnings: false });

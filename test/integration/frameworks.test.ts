@@ -44,7 +44,7 @@ describe.each<[string, () => RequestListener & { use: () => unknown }]>([
   ['Express 4', () => express4() as never],
   ['Connect', () => connect() as never],
 ])('in %s', (_, make) => {
-  test('res.sse sends, channels deliver, heartbeats go out, and a client that leaves is noticed', async () => {
+  test('res.sse sends, channels deliver, heartbeats are sent, and the end of a client is noticed', async () => {
     const app = make();
     const { seen, channels } = install(app);
     await using server = await serve(app);
@@ -192,7 +192,7 @@ describe.each<[string, () => [Server, string]]>([
     expect(events.stats()).toMatchObject({ open: 0, closed: { final: 1, client: 1 } });
   });
 
-  test('a reader that stops reading is closed at maxBuffered, and its session lives on', async () => {
+  test('a reader that stops reading is closed at maxBuffered, and its session stays open', async () => {
     const [raw, protocol] = make();
     const events = sse({ maxBuffered: 100_000, stallTimeout: false });
     const seen: EventStream[] = [];
@@ -250,7 +250,7 @@ describe('behind other middleware the first event arrives at once', () => {
     expect([page.status, page.headers.get('content-encoding')]).toEqual([406, 'gzip']);
   });
 
-  test('cors in front lets a page elsewhere read the 204', async () => {
+  test('with cors in front a page of another origin can read the 204', async () => {
     const app = express();
     app.use(cors(), sse());
     await using server = await serve(app);

@@ -45,7 +45,7 @@ describe('the recipe for', () => {
     otel.metrics.disable();
   });
 
-  test('prom-client serves what the gauges say, scrape after scrape', async () => {
+  test('prom-client serves the values of the gauges at each scrape', async () => {
     await using server = await busyServer();
     const { app, events, channels } = server;
     await runSnippet(
@@ -80,7 +80,7 @@ describe('the recipe for', () => {
     }
   });
 
-  test('OpenTelemetry exports what the gauges say', async () => {
+  test('OpenTelemetry exports the values of the gauges', async () => {
     await using server = await busyServer();
     const exporter = new InMemoryMetricExporter(AggregationTemporality.CUMULATIVE);
     const reader = new PeriodicExportingMetricReader({ exporter, exportIntervalMillis: 600_000 });
@@ -156,7 +156,7 @@ describe('the recipe for', () => {
 });
 
 describe('the diagnostics channels', () => {
-  test('of the page are those that there are', async () => {
+  test('that the page lists are exactly those that exist', async () => {
     const text = await import('node:fs/promises').then((fs) =>
       fs.readFile(new URL('../../docs/observability.md', import.meta.url), 'utf8'),
     );
@@ -168,7 +168,7 @@ describe('the diagnostics channels', () => {
     );
   });
 
-  test('tell of a stream opening and closing, of what is published, of a slow reader and of a gap', async () => {
+  test('publish the start and end of a stream, a publish, a slow reader and a gap', async () => {
     const told: [string, string[]][] = [];
     const listeners = (['open', 'close', 'publish', 'slow', 'gap'] as const).map((key) => {
       const listener = (message: unknown): void =>
@@ -199,7 +199,7 @@ describe('the diagnostics channels', () => {
     ]);
   });
 
-  test('cost nothing without subscribers: no message is made', async () => {
+  test('without subscribers make no message', async () => {
     const spies = Object.values(diagnostics).map((channel) => vi.spyOn(channel, 'publish'));
     // The test support subscribes to errors, too.
     await using server = await busyServer();

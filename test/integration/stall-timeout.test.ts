@@ -19,7 +19,7 @@ describe('stallTimeout counts time in which the process ran:', () => {
     });
   }
 
-  test('a loop that is busy for longer cuts no reader that has something queued', async () => {
+  test('a loop that is busy for longer disconnects no reader with queued bytes', async () => {
     const stallTimeout = 1_000;
     await using server = await serveStreams((stream) => void stream.send('x'.repeat(30_000_000)), {
       stallTimeout,
@@ -105,7 +105,7 @@ describe('stallTimeout of a stream whose application writes events itself', () =
     );
   }
 
-  test('cuts no client that reads steadily', async () => {
+  test('disconnects no client that reads steadily', async () => {
     await using server = await servePiped();
     const socket = await dial(server.port, requestText('/'));
     let bytes = 0;
@@ -121,7 +121,7 @@ describe('stallTimeout of a stream whose application writes events itself', () =
     socket.destroy();
   });
 
-  test('cuts a client that reads nothing', async () => {
+  test('disconnects a client that reads nothing', async () => {
     await using server = await servePiped();
     const socket = await dial(server.port, requestText('/'));
     await until('the end', () => server.events.stats().closed.stalled === 1);
@@ -159,13 +159,13 @@ describe('stallTimeout of a stream whose application writes events itself', () =
       return { closed, bytes };
     }
 
-    test('a client that reads steadily is not cut', async () => {
+    test('a client that reads steadily is not disconnected', async () => {
       const { closed, bytes } = await readFor(4 * STALL_MS, 3_000);
       expect(closed).toEqual({});
       expect(bytes).toBeGreaterThan(200_000);
     });
 
-    test('a client that reads nothing is cut', async () => {
+    test('a client that reads nothing is disconnected', async () => {
       const { closed } = await readFor(15_000, 0);
       expect(closed).toEqual({ stalled: 1 });
     });

@@ -5,6 +5,7 @@
 import { get, type ClientRequest } from 'node:http';
 import { setTimeout as delay } from 'node:timers/promises';
 import { createParser } from 'eventsource-parser';
+import type { SnapshotRequest } from '../../src/index.ts';
 import type { TestNode } from './nodes.ts';
 
 /** An event of a client. `at` is the time from `performance.now()`. */
@@ -18,8 +19,15 @@ export type Item = { readonly at: number } & (
       readonly after: string;
       readonly cursor: string;
     }
+  | ({ readonly kind: 'snapshot' } & SnapshotRequest)
   | { readonly kind: 'fault'; readonly description: string }
 );
+
+/**
+ * A route of a node: streams from now on; of the whole history; from the newest events of each
+ * channel on; with a `snapshot`; and of a consumer, see `channels.follow()`.
+ */
+export type ClientPath = '/listen' | '/history' | '/last' | '/snapshot' | '/follow';
 
 export interface ClientOptions {
   /**
@@ -27,7 +35,7 @@ export interface ClientOptions {
    * the client waits.
    */
   choose: () => TestNode | undefined;
-  path?: '/listen' | '/history';
+  path?: ClientPath | undefined;
 }
 
 /** A client that follows channels until it is disposed. */
@@ -65,6 +73,11 @@ export class Client implements Disposable {
   /** Number of gaps that the client received. */
   get gaps(): number {
     return this.items.filter(({ kind }) => kind === 'gap').length;
+  }
+
+  /** The reasons of the snapshots that the client received. */
+  get snapshots(): string[] {
+    return this.items.flatMap((item) => (item.kind === 'snapshot' ? [item.reason] : []));
   }
 
   /** Number of reconnects. */
@@ -157,6 +170,8 @@ export class Client implements Disposable {
         kind: 'gap',
         ...(JSON.parse(data) as { channels: string[]; after: string; cursor: string }),
       });
+    } else if (event === 'snapshot') {
+      this.items.push({ at, kind: 'snapshot', ...(JSON.parse(data) as SnapshotRequest) });
     } else if (id === undefined) {
       this.#addFault(`event without an id: ${data}`);
     } else if (event === 'sse:checkpoint') {

@@ -45,6 +45,19 @@ const gap = (channels: string[], after: string, cursor: string): Item => ({
   after,
   cursor,
 });
+const snapshot = (
+  reason: 'start' | 'gap',
+  channels: string[],
+  after: string,
+  cursor: string,
+): Item => ({
+  at: nextSecond(),
+  kind: 'snapshot',
+  reason,
+  channels,
+  lastEventId: after,
+  cursor,
+});
 const ALL = [
   event(0, 'a', 'e.1'),
   event(1, 'b', 'e.2'),
@@ -81,6 +94,34 @@ describe('the ledger accepts', () => {
     [
       'another log after a gap',
       [connected(), checkpoint('d.7'), gap(CHANNELS, '', 'e.2'), checkpoint('e.0'), ...ALL],
+      ALL,
+    ],
+    [
+      'a snapshot in place of events that the log holds',
+      [connected(), snapshot('start', CHANNELS, '', 'e.2'), checkpoint('e.2'), ...ALL.slice(2)],
+      ALL,
+    ],
+    [
+      'a snapshot of a channel after a gap',
+      [
+        connected(),
+        checkpoint('e.0'),
+        snapshot('gap', ['a'], 'e.0', 'e.3'),
+        checkpoint('e.0'),
+        ALL[1]!,
+        ALL[3]!,
+      ],
+      ALL.slice(1),
+    ],
+    [
+      'a snapshot of another log',
+      [
+        connected(),
+        checkpoint('d.7'),
+        snapshot('gap', CHANNELS, '', 'e.3'),
+        checkpoint('e.3'),
+        ALL[3]!,
+      ],
       ALL,
     ],
   ])('%s', async (_what, items, held) => {
@@ -154,6 +195,26 @@ describe('the ledger rejects', () => {
       'a gap that starts before the last id of the client',
       [connected(), checkpoint('e.2'), gap(['a'], 'e.1', 'e.4')],
       /but the client is at/,
+    ],
+    [
+      'an event that the snapshot before it contains',
+      [connected(), checkpoint('e.0'), snapshot('start', CHANNELS, '', 'e.2'), ALL[0]!],
+      /e.1 comes after the snapshot of a/,
+    ],
+    [
+      'a missing event that was published after the snapshot',
+      [connected(), snapshot('start', CHANNELS, '', 'e.2'), checkpoint('e.2'), ALL[3]!],
+      /a@3 \(2\) was not/,
+    ],
+    [
+      'a missing event of a channel that the snapshot does not name',
+      [connected(), checkpoint('e.0'), snapshot('gap', ['a'], 'e.0', 'e.3'), ALL[3]!],
+      /b@2 \(1\) was not/,
+    ],
+    [
+      'a second snapshot of the start',
+      [connected('e.2'), snapshot('start', CHANNELS, '', 'e.2')],
+      /a snapshot of the start, for a client that has an id/,
     ],
     ['an event before the first checkpoint', [connected(), ALL[0]!], /before any checkpoint/],
     [

@@ -383,6 +383,10 @@ class ClientAudit {
   #isForeign = false;
   // Channels with a reported loss, up to this offset.
   #reportedLosses = new Map<string, number>();
+  // Channels of snapshots since the client has connected, each with the cursor of the snapshot.
+  #snapshots = new Map<string, Position>();
+  // Whether the client has connected with an id.
+  #isResumed = false;
   // Events that the client received from this log.
   #received = new Set<number>();
   #index = 0;
@@ -397,19 +401,26 @@ class ClientAudit {
       this.#index = index;
       if (item.kind === 'connected') this.#onConnected(item.lastEventId);
       else if (item.kind === 'gap') this.#onGap(item);
+      else if (item.kind === 'snapshot') this.#onSnapshot(item);
       else if (item.kind === 'checkpoint') this.#onCheckpoint(parsePosition(item.id), item.at);
-      else if (item.kind === 'event') this.#onEvent(item.n, parsePosition(item.id), item.at);
+      else if (item.kind === 'event') this.#onEvent(item, parsePosition(item.id));
     }
   }
 
   #onConnected(lastEventId: string): void {
     // A gap must be reported again if the client disconnected before an id beyond the gap.
     this.#reportedLosses = new Map();
+    this.#snapshots = new Map();
     this.#isForeign = false;
+    this.#isResumed = lastEventId !== '';
     if (lastEventId === '') this.#position = undefined;
   }
 
-  #onGap({ channels, after, cursor }: Item & { kind: 'gap' }): void {
+  #onGap({
+    channels,
+    after,
+    cursor,
+  }: Pick<Item & { kind: 'gap' }, 'channels' | 'after' | 'cursor'>): void {
     if (
       channels.length === 0 ||
       channels.some((channel) => !this.#client.channels.includes(channel))
@@ -450,7 +461,29 @@ class ClientAudit {
     this.#moveTo(to, at);
   }
 
-  #onEvent(n: number, to: Position, at: number): void {
+  /**
+   * The snapshot stands for all events of its channels up to its cursor, also for those that the log
+   * holds.
+   */
+  #onSnapshot({ reason, channels, lastEventId, cursor }: Item & { kind: 'snapshot' }): void {
+    const isStart = reason === 'start';
+    if (isStart && (this.#isResumed || this.#received.size > 0)) {
+      this.#violation('a snapshot of the start, for a client that has an id');
+    }
+    if (isStart && channels.length !== this.#client.channels.length) {
+      this.#violation('a snapshot of the start does not name all channels');
+    }
+    const to = parsePosition(cursor);
+    if (isStart) this.#position ??= to;
+    else {
+      // The application gets the id of the client, also if it belongs to another log.
+      const isForeign = lastEventId === '' || parsePosition(lastEventId).epoch !== to.epoch;
+      this.#onGap({ channels, after: isForeign ? '' : lastEventId, cursor });
+    }
+    for (const channel of channels) this.#snapshots.set(channel, to);
+  }
+
+  #onEvent({ n, channel, at }: Item & { kind: 'event' }, to: Position): void {
     if (this.#position === undefined) {
       this.#violation(`the event ${formatId(to)} comes before any checkpoint`);
     }
@@ -459,6 +492,9 @@ class ClientAudit {
       this.#violation(`${formatId(to)} comes after ${formatId(this.#position)}`);
     }
     if (this.#received.has(n)) this.#violation(`${n} comes twice`);
+    if (this.#isInSnapshot(channel, to)) {
+      this.#violation(`${formatId(to)} comes after the snapshot of ${channel} that contains it`);
+    }
     this.#received.add(n);
     this.#moveTo(to, at);
   }
@@ -485,6 +521,7 @@ class ClientAudit {
     for (const channel of this.#client.channels) {
       for (const { n, offset } of this.#truth.between(epoch, channel, from, to.offset)) {
         if (this.#received.has(n)) continue;
+        if (this.#isInSnapshot(channel, { epoch, offset })) continue;
         const isReported = offset <= (this.#reportedLosses.get(channel) ?? 0);
         if (isReported && !this.#truth.isHeld(n)) continue;
         const reason = isReported
@@ -500,6 +537,11 @@ class ClientAudit {
       this.#violation(`${formatId(to)} was written before ${epoch}.${lowest} was published`);
     }
     this.#position = to;
+  }
+
+  #isInSnapshot(channel: string, { epoch, offset }: Position): boolean {
+    const snapshot = this.#snapshots.get(channel);
+    return snapshot?.epoch === epoch && offset <= snapshot.offset;
   }
 
   #violation(description: string): never {

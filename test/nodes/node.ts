@@ -1,6 +1,7 @@
 /** The program of a node: an Express app in a process of its own, with a registry in Redis. */
 import { subscribe } from 'node:diagnostics_channel';
 import type { AddressInfo } from 'node:net';
+import { setTimeout as delay } from 'node:timers/promises';
 import express from 'express';
 import { createCluster, createSentinel } from 'redis';
 import { redisBroker } from '../../src/brokers/redis.ts';
@@ -40,6 +41,21 @@ app.get(
   '/history/:channels',
   channels.listen((req: express.Request) => namesOf(req), { since: 'start' }),
 );
+app.get(
+  '/last/:channels',
+  channels.listen((req: express.Request) => namesOf(req), { since: { last: 5 } }),
+);
+app.get(
+  '/snapshot/:channels',
+  channels.listen((req: express.Request) => namesOf(req), {
+    async snapshot(stream, request) {
+      // Events are published meanwhile.
+      await delay(20);
+      stream.send(request, 'snapshot');
+    },
+  }),
+);
+app.get('/follow/:channels', follow);
 app.post('/publish/:channel', express.json({ limit: '10mb' }), async (req, res) => {
   const items = req.body as PublishRequest[];
   // Publish all events in one turn. Their order is the order of the calls.
@@ -107,6 +123,26 @@ function brokerWithProbe(url: string, probe: number): Broker {
     linger: probe,
     wait: { min: 50, max: 1_000 },
   });
+}
+
+/** Writes the events of a consumer in the format of an event stream. */
+async function follow(req: express.Request, res: express.Response): Promise<void> {
+  const gone = new AbortController();
+  res.on('close', () => gone.abort());
+  const write = (event: string, data: unknown, id: string): void => {
+    const name = event === 'message' ? '' : `event: ${event}\n`;
+    res.write(`${name}data: ${JSON.stringify(data)}\n${id === '' ? '' : `id: ${id}\n`}\n`);
+  };
+  const lastId = req.get('Last-Event-ID');
+  const since = lastId ?? (await channels.cursor());
+  const consumer = channels.follow(namesOf(req), {
+    since,
+    signal: gone.signal,
+    onGap: ({ lastEventId, ...gap }) => write('sse:gap', { ...gap, after: lastEventId }, ''),
+  });
+  res.writeHead(200, { 'Content-Type': 'text/event-stream' });
+  if (lastId === undefined) write('sse:checkpoint', {}, since);
+  for await (const event of consumer) write(event.event, event.json(), event.id);
 }
 
 function namesOf(req: express.Request): string[] {

@@ -4,7 +4,7 @@ import { startRelay, type Relay } from '../support/relay.ts';
 import { startRedis, type RedisOptions, type RedisServer } from '../support/redis-server.ts';
 import { Resources } from '../support/resources.ts';
 import { until as untilWithin } from '../support/wait.ts';
-import { Client } from './client.ts';
+import { Client, type ClientPath } from './client.ts';
 import { Ledger, type PublishOptions, type VerifyOptions } from './ledger.ts';
 import { startNode, type NodeConfig, type TestNode } from './nodes.ts';
 
@@ -97,9 +97,9 @@ export class Scene implements AsyncDisposable {
     count: number,
     channels: readonly string[],
     choose: () => TestNode | undefined = this.choose,
+    path?: ClientPath,
   ): Promise<Client[]> {
-    const clients = Array.from({ length: count }, () => new Client(channels, { choose }));
-    this.clients.push(...clients);
+    const clients = Array.from({ length: count }, () => this.addClient(channels, choose, path));
     await until(`a first id on ${count} clients`, () =>
       clients.every((client) => client.hasPosition),
     );
@@ -107,8 +107,14 @@ export class Scene implements AsyncDisposable {
   }
 
   /** Adds a client that follows the channels, without waiting for its connection. */
-  addClient(channels: readonly string[]): void {
-    this.clients.push(new Client(channels, { choose: this.choose }));
+  addClient(
+    channels: readonly string[],
+    choose: () => TestNode | undefined = this.choose,
+    path?: ClientPath,
+  ): Client {
+    const client = new Client(channels, { choose, path });
+    this.clients.push(client);
+    return client;
   }
 
   /** Publishes to the channels in turn, on the nodes in turn, until `stopPublishing()`. */

@@ -293,7 +293,7 @@ async function expectKept(sceneOptions: Partial<SceneOptions>, commands: Command
   expect(scene.ledger.count('pending')).toBe(0);
 }
 
-test('whatever happens, the id rule holds for every client', { timeout: 600_000 }, () =>
+test('the id rule holds for every client under random faults', { timeout: 600_000 }, () =>
   fc.assert(fc.asyncProperty(options, new LongCommands(), expectKept), {
     numRuns: Number(RUNS),
     // Short schedules are for shrinking, not for the first draws.

@@ -108,7 +108,7 @@ export function testBuffers(make: MakeNodes): void {
       expect(waiting.events).toMatchObject([{ event: 'sse:end' }]);
     });
 
-    test('events that the filter rejects are no delivery, and the checkpoint is behind them', async () => {
+    test('events that the filter rejects are not a delivery, and the checkpoint comes after them', async () => {
       await using nodes = make();
       await using server = await serveListen(nodes.reader, {
         filter: ({ data }) => data === 'mine',
@@ -221,7 +221,7 @@ export function testBuffers(make: MakeNodes): void {
       expect(again.status).toBe(410);
     });
 
-    test('with onGap the stream opens, and goes on', async () => {
+    test('with onGap the stream opens and continues', async () => {
       await using nodes = make({ history: { events: 1 } });
       await using server = await serveListen(nodes.reader, {
         control: false,
@@ -237,7 +237,7 @@ export function testBuffers(make: MakeNodes): void {
       expect(reader.text).not.toContain('sse:');
     });
 
-    test('a request that has only the end behind its id is answered 204', async () => {
+    test('a request whose id is followed only by the end is answered 204', async () => {
       await using nodes = make();
       await using server = await serveListen(nodes.reader, { control: false });
       const { id } = await nodes.publisher.end('a', '1');

@@ -109,7 +109,7 @@ export function testEnds(make: MakeNodes): void {
       expect(texts(reader)).toEqual(['last of b', '{}']);
     });
 
-    test('is told of the events that the history has lost before its end', async () => {
+    test('gets a gap for the events that the history has lost before its end', async () => {
       await using nodes = make({ history: { events: 1 } });
       await using server = await serveNodes(nodes);
       const { id } = await nodes.publisher.publish('a', 'first');
@@ -141,7 +141,7 @@ export function testEnds(make: MakeNodes): void {
   });
 
   describe('a request to a channel that has ended', () => {
-    test('is answered 204 if nothing but the end follows its id', async () => {
+    test('is answered 204 if only the end follows its id', async () => {
       await using nodes = make();
       await using server = await serveNodes(nodes);
       const { id } = await nodes.publisher.publish('a', 'last');
@@ -238,7 +238,7 @@ export function testEnds(make: MakeNodes): void {
       expect(reader.ended).toBe(false);
     });
 
-    test('is unknown and can be used again when its end is past its age', async () => {
+    test('is unknown and can be used again when its end exceeds its age', async () => {
       await using nodes = make({ history: { age: 50 } });
       await nodes.publisher.end('a', 'last');
       await until('the state', async () => (await nodes.reader.state('a')) === 'unknown');
@@ -300,7 +300,7 @@ export function testEnds(make: MakeNodes): void {
     expect(forbidden.status).toBe(403);
   });
 
-  test('res-sse:end tells the channel, the id and the reason', async () => {
+  test('res-sse:end publishes the channel, the id and the reason', async () => {
     await using nodes = make();
     const messages: unknown[] = [];
     const note = (message: unknown): void => void messages.push(message);

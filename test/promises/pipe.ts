@@ -330,7 +330,7 @@ export function testPipe(make: MakeNodes): void {
       expect(await piped).toEqual({ id: '', events: 1 });
     });
 
-    test('what is no source is refused, and the channel is not touched', async () => {
+    test('a value that is not a source is refused, and the channel does not change', async () => {
       await using nodes = make();
       const piped = nodes.publisher.pipe('a', 7 as never);
       await expect(piped).rejects.toMatchObject({ code: 'ERR_SSE_SOURCE' });

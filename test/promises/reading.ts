@@ -97,7 +97,7 @@ function testFollow(make: MakeNodes): void {
       expect(nodes.reader.names()).toEqual([]);
     });
 
-    test('a slow consumer costs a cursor: it receives everything later', async () => {
+    test('a slow consumer needs only a cursor: it receives everything later', async () => {
       await using nodes = make({ history: { events: 10_000, bytes: 100_000_000 } });
       const events = nodes.reader.follow('a');
       const [first] = await Promise.all([take(events, 1), publishLater(nodes, '0')]);
@@ -137,7 +137,7 @@ function testFollow(make: MakeNodes): void {
       }
     });
 
-    test('a gap calls onGap, and goes on behind the cursor that it returns', async () => {
+    test('a gap calls onGap, and the consumer continues after the cursor that it returns', async () => {
       await using nodes = make({ history: { events: 2 } });
       const since = await nodes.publisher.cursor();
       await publish(nodes.publisher, 'a', '1', '2', '3');
@@ -180,7 +180,7 @@ function testFollow(make: MakeNodes): void {
       },
     );
 
-    test('onGap cannot continue behind the end of the log', async () => {
+    test('onGap cannot continue beyond the end of the log', async () => {
       await using nodes = make({ history: { events: 1 } });
       const since = await nodes.publisher.cursor();
       const [id] = await publish(nodes.publisher, 'a', '1', '2', '3');
@@ -308,7 +308,7 @@ function testRead(make: MakeNodes): void {
       expect([dataOf(page.events), page.more, page.gap]).toEqual([['a2', 'a3', 'b1'], false, []]);
     });
 
-    test('tells the channels that lost something, and all for a cursor of another log', async () => {
+    test('names the channels that have lost events, and all channels for a cursor of another log', async () => {
       await using nodes = make({ history: { events: 1 } });
       const after = await nodes.publisher.cursor();
       await publish(nodes.publisher, 'a', '1', '2');
@@ -324,7 +324,7 @@ function testRead(make: MakeNodes): void {
       expect((await nodes.reader.read(['a', 'b'])).gap).toEqual([]);
     });
 
-    test('its cursor is one from which a stream goes on', async () => {
+    test('a stream can continue from its cursor', async () => {
       await using nodes = make();
       await publish(nodes.publisher, 'a', '1');
       const { cursor } = await nodes.reader.read('a');
@@ -385,7 +385,7 @@ function testLast(make: MakeNodes): void {
       expect(dataOf(own)).toEqual(['3', '4']);
     });
 
-    test('receives all that is kept if that is less', async () => {
+    test('receives all kept events if there are fewer', async () => {
       await using nodes = make({ history: { events: 2 } });
       await publish(nodes.publisher, 'a', 'a1', 'a2', 'a3');
       await using server = await serveBoth(nodes, { since: { last: 1_000 } });
@@ -393,7 +393,7 @@ function testLast(make: MakeNodes): void {
       expect(dataOf(await reader.take(2))).toEqual(['a2', 'a3']);
     });
 
-    test('resumes from its id if it brings one', async () => {
+    test('resumes from its id if it sends one', async () => {
       await using nodes = make();
       const ids = await publish(nodes.publisher, 'a', 'a1', 'a2', 'a3');
       await using server = await serveBoth(nodes, { since: { last: 1 } });
@@ -584,7 +584,7 @@ function testStreamMembers(make: MakeNodes): void {
     expect((await reader.next()).data).toBe('2');
   });
 
-  test('a stream tells its id, when it opened, its channels, its cursor and its lag', async () => {
+  test('a stream has an id, the time at which it opened, its channels, its cursor and its lag', async () => {
     await using nodes = make();
     const before = Date.now();
     await using server = await serveBoth(nodes, {});

@@ -95,7 +95,7 @@ export function testRevoking(make: MakeNodes): void {
       expect([...nodes.reader.names(), ...nodes.publisher.names()]).not.toContain('\u0000revoked');
     });
 
-    test('a client that comes back meets the authentication of the application', async () => {
+    test('a client that reconnects is authenticated again by the application', async () => {
       await using nodes = make(options);
       await using server = await serveUsers(nodes.reader);
       const reader = await connect(server, 'ann');
@@ -126,7 +126,7 @@ export function testRevoking(make: MakeNodes): void {
       expect(reader.retries[0]).toBeGreaterThan(1_000);
     });
 
-    test('tells clients when to come back, or not to', async () => {
+    test('sends clients a reconnection time, or tells them not to reconnect', async () => {
       await using nodes = make(options);
       await using server = await serveUsers(nodes.reader);
       const [soon, never] = [await connect(server, 'ann'), await connect(server, 'bob')];
@@ -137,7 +137,7 @@ export function testRevoking(make: MakeNodes): void {
       expect(never.events).toMatchObject([{ event: 'sse:end' }]);
     });
 
-    test('leaves streams without an identity alone', async () => {
+    test('does not affect streams without an identity', async () => {
       await using nodes = make(options);
       await using server = await serveUsers(nodes.reader);
       using reader = await read(server.url);

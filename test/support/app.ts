@@ -1,4 +1,4 @@
-/** The smallest Express app with streams in it. */
+/** A minimal Express app with streams. */
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import express, { type Express, type NextFunction, type Request, type Response } from 'express';
 import {
@@ -13,7 +13,7 @@ import { serve, type TestServer } from './server.ts';
 export interface StreamServer extends TestServer {
   readonly app: Express;
   readonly events: SseMiddleware;
-  /** Every stream that the route has been given, in order. */
+  /** The streams for which the handler was called, in this order. */
   readonly streams: EventStream[];
   /**
    * Errors that handlers threw. A test takes the errors that it expects out of this list. Disposing
@@ -22,7 +22,10 @@ export interface StreamServer extends TestServer {
   readonly errors: unknown[];
 }
 
-/** An Express 5 app that runs the handler for each stream asked for at `/`, by whatever method. */
+/**
+ * Serves an Express 5 app that runs the handler for each request for a stream to `/`, of any
+ * method.
+ */
 export async function serveStreams(
   handler: (stream: EventStream, req: Request) => unknown = () => {},
   options: SseOptions = {},
@@ -45,7 +48,7 @@ export async function serveStreams(
     }),
   );
   const server = await serve(app);
-  // Last, behind the routes that the test adds.
+  // Added later, so that it comes after the routes that the test adds.
   setImmediate(() =>
     app.use((error: unknown, _req: Request, res: Response, _next: NextFunction) => {
       errors.push(error);

@@ -1,6 +1,6 @@
 import type { Broker } from '../../src/index.ts';
 
-/** A broker with the given members; all others are those of `inner`. */
+/** @returns a broker with these members; all other members are those of `inner` */
 export function brokerWith(inner: Broker, members: Partial<Broker>): Broker {
   return new Proxy(inner, {
     get(_, name) {

@@ -1,4 +1,4 @@
-/** Programs that a test starts: never left behind, and what they said is there when they fail. */
+/** Programs that a test starts. They always end with the test, and their output is kept. */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { within } from './wait.ts';
@@ -6,22 +6,25 @@ import { within } from './wait.ts';
 export interface Child extends AsyncDisposable {
   readonly process: ChildProcess;
   readonly pid: number;
-  /** Everything that it has printed, of both streams. */
+  /** The output so far, of stdout and stderr. */
   readonly output: string;
   readonly isRunning: boolean;
-  /** Resolves when it has ended, in whatever way. */
+  /** Resolves when the program has ended, for any reason. */
   readonly ended: Promise<void>;
   /** Sends a signal and waits for the end. */
   stop(signal?: NodeJS.Signals, ms?: number): Promise<void>;
 }
 
-/** Starts a program that is killed when it is disposed of, or when the process of the tests ends, even by a SIGKILL. */
+/**
+ * Starts a program. It is killed when it is disposed of, or when the process of the tests ends,
+ * even by a SIGKILL.
+ */
 export function start(
   command: string,
   args: readonly string[],
   env: Record<string, string> = {},
 ): Child {
-  // The kernel sees to it where it can.
+  // On Linux the kernel kills the program when the process of the tests ends.
   const words =
     process.platform === 'linux'
       ? ['setpriv', '--pdeathsig', 'KILL', command, ...args]
@@ -62,7 +65,7 @@ export function start(
     },
     ended,
     stop,
-    // Works on a process that is stopped, too.
+    // SIGKILL also ends a process that is stopped (SIGSTOP).
     [Symbol.asyncDispose]: () => stop('SIGKILL'),
   };
 }

@@ -4,7 +4,7 @@ import { chromium, type Browser, type LaunchOptions } from 'playwright-core';
 
 const PATHS = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
 
-// No calls home, and nothing that a container has not got.
+// No requests to its vendor, and no features that a container does not have.
 const ARGS = [
   '--no-sandbox',
   '--disable-gpu',
@@ -18,7 +18,7 @@ const ARGS = [
 /**
  * Starts a headless Chromium that ends when disposed of.
  * @example await using browser = await launchChromium();
- * @throws {Error} where there is none: a test that needs a browser fails without one
+ * @throws {Error} if there is no Chromium: a test that needs a browser fails without one
  */
 export async function launchChromium(options: LaunchOptions = {}): Promise<Browser> {
   return chromium.launch({ executablePath: findChromium(), args: ARGS, ...options });

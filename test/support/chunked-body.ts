@@ -1,4 +1,4 @@
-/** The body of a response in chunks (RFC 9112, 7.1), read strictly from its head on. */
+/** A strict reader of a response with a chunked body (RFC 9112, 7.1). */
 const LINE_END = Buffer.from('\r\n');
 
 export class ChunkedBody {
@@ -6,25 +6,25 @@ export class ChunkedBody {
   readonly #onRest: ((bytes: Buffer) => void) | undefined;
   #rest: Buffer = Buffer.alloc(0);
   #state: 'head' | 'size' | 'data' | 'data end' | 'end' | 'rest' = 'head';
-  // Bytes of the chunk that have not come.
+  // Number of bytes of the current chunk that have not arrived.
   #left = 0;
 
   /**
    * @param onBytes called with bytes of the body
-   * @param onRest called with bytes after the body; without it there may be none
+   * @param onRest called with bytes after the body; without this function, such bytes are an error
    */
   constructor(onBytes: (bytes: Buffer) => void, onRest?: (bytes: Buffer) => void) {
     this.#onBytes = onBytes;
     this.#onRest = onRest;
   }
 
-  /** @throws {Error} for what is no chunked body */
+  /** @throws {Error} if the bytes are not a valid chunked body */
   feed(bytes: Buffer): void {
     this.#rest = this.#rest.length === 0 ? bytes : Buffer.concat([this.#rest, bytes]);
     while (this.#step());
   }
 
-  /** @returns whether there was enough for a step */
+  /** @returns whether there were enough bytes for a step */
   #step(): boolean {
     if (this.#state === 'data') return this.#takeData();
     if (this.#state === 'rest') {

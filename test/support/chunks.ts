@@ -3,8 +3,8 @@ import type { Socket } from 'node:net';
 export type Part = Buffer | string;
 
 /**
- * Calls `note` with the parts of each packet that is handed to the kernel from now on. The `write` of
- * the socket stays Node's: with another one, streams would not share their bytes.
+ * Calls `note` with the parts of each packet that is passed to the kernel from now on. The `write`
+ * of the socket is not replaced: with another `write`, streams would not share their bytes.
  */
 export function watchWrites(socket: Socket, note: (parts: Part[]) => void): void {
   // `net` implements its streams with these methods: one call is one write to the kernel.
@@ -17,7 +17,7 @@ export function watchWrites(socket: Socket, note: (parts: Part[]) => void): void
   }
 }
 
-/** Collects what is written to the sockets from now on. */
+/** Collects the bytes that are written to the sockets from now on. */
 export function chunksWrittenTo(sockets: Iterable<Socket>): Part[] {
   const chunks: Part[] = [];
   for (const socket of sockets) watchWrites(socket, (parts) => chunks.push(...parts));

@@ -1,6 +1,6 @@
 import { SseError } from '../../src/common/errors.ts';
 
-/** The code of the `SseError` that the action throws; another error is thrown on. */
+/** @returns the code of the `SseError` that the action throws. Any other error is thrown again. */
 export function codeOf(action: () => unknown): string {
   try {
     action();

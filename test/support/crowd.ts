@@ -1,4 +1,4 @@
-/** Streams without sockets, of which a test makes thousands. */
+/** Streams without sockets, for tests with thousands of streams. */
 import type { EventStream, SseMiddleware } from '../../src/index.ts';
 import { FakeResponse } from '../model/fake-response.ts';
 
@@ -27,9 +27,9 @@ export function connectFake(
   return { stream: stream as EventStream, res };
 }
 
-/** Adds up what is done in each turn of the event loop. */
+/** Adds numbers for each turn of the event loop. */
 export class TurnMeter implements Disposable {
-  /** The most that was added in one turn. */
+  /** The largest sum of one turn. */
   most = 0;
   total = 0;
   #now = 0;

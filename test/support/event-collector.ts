@@ -2,7 +2,7 @@ import { createParser, type EventSourceMessage, type EventSourceParser } from 'e
 
 /** Collects the events of a stream with a parser that the library does not use. */
 export class EventCollector {
-  /** Without checkpoints. */
+  /** The events without checkpoints. */
   readonly events: EventSourceMessage[] = [];
   /** The ids of the checkpoints. */
   readonly checkpoints: string[] = [];

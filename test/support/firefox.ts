@@ -8,7 +8,7 @@ const PATHS = ['/usr/bin/firefox-esr', '/usr/bin/firefox'];
  * Starts a headless Firefox that ends when disposed of. The channel `moz-firefox` is driven by
  * WebDriver BiDi, so it needs no patched build.
  * @example await using browser = await launchFirefox();
- * @throws {Error} where there is none: a test that needs a browser fails without one
+ * @throws {Error} if there is no Firefox: a test that needs a browser fails without one
  */
 export async function launchFirefox(): Promise<Browser> {
   return firefox.launch({ channel: 'moz-firefox', executablePath: findFirefox() });

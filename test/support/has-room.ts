@@ -1,7 +1,7 @@
 import { read } from './reader.ts';
 import { until } from './wait.ts';
 
-/** Whether one more stream would be taken; it is not kept. */
+/** @returns whether one more stream is admitted; the stream is closed at once */
 export async function hasRoom(url: string): Promise<boolean> {
   using reader = await read(url);
   await until('the first bytes', () => reader.text !== '');

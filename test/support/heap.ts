@@ -1,4 +1,4 @@
-/** Bytes of live heap, after everything that can go has gone. */
+/** @returns bytes of the heap after garbage collection */
 export async function liveHeap(): Promise<number> {
   if (globalThis.gc === undefined) {
     throw new Error('run node with --expose-gc, as vitest.config.ts does');

@@ -1,4 +1,4 @@
-/** Where the packages are that a test hands on to a program or to a page. */
+/** Finds the folders of packages that a test passes to a program or to a page. */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';

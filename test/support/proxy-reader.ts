@@ -1,4 +1,4 @@
-/** An event stream read through a proxy, in the protocol that the proxy speaks. */
+/** Reads an event stream through a proxy, in the protocol of the proxy. */
 import http2 from 'node:http2';
 import { EventCollector } from './event-collector.ts';
 import type { Proxy } from './proxy.ts';
@@ -7,16 +7,19 @@ import { until } from './wait.ts';
 
 export interface ProxyReader extends Disposable {
   readonly headers: Readonly<Record<string, string | undefined>>;
-  /** Checkpoints apart. */
+  /** The events without checkpoints. */
   readonly events: readonly { id?: string | undefined; event?: string | undefined; data: string }[];
   readonly comments: readonly string[];
-  /** Whether the stream has ended, in whatever way. */
+  /** Whether the stream has ended, for any reason. */
   readonly ended: boolean;
-  /** Leaves. */
+  /** Closes the connection. */
   close(): void;
 }
 
-/** Resolves when the head is there: HTTP/2 from a proxy that speaks TLS, HTTP/1.1 from another. Takes gzip. */
+/**
+ * Reads a stream through a proxy: by HTTP/2 if the proxy uses TLS, otherwise by HTTP/1.1. Accepts
+ * gzip. Resolves when the head has arrived.
+ */
 export async function readThrough(
   proxy: Proxy,
   path = '/',

@@ -1,4 +1,4 @@
-/** The proxies of docs/proxies.md, started from the configurations that stand there. */
+/** The proxies of docs/proxies.md, started with the configurations of that page. */
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
@@ -11,14 +11,14 @@ import { until } from './wait.ts';
 export interface Proxy extends AsyncDisposable {
   readonly url: string;
   readonly port: number;
-  /** Its certificate, in PEM, where it speaks TLS. */
+  /** The certificate of the proxy, in PEM, if it uses TLS. */
   readonly ca: string | undefined;
 }
 
 export interface ProxyOptions {
-  /** The port of the application behind it. */
+  /** The port of the application behind the proxy. */
   app: number;
-  /** Its own idle timeouts, in whole seconds, in place of those of the configuration. */
+  /** Idle timeouts in whole seconds that replace those of the configuration. */
   idle?: number;
   /** Further directives for all servers of nginx. */
   more?: string;
@@ -27,8 +27,9 @@ export interface ProxyOptions {
 const DOCUMENT = new URL('../../docs/proxies.md', import.meta.url);
 
 /**
- * A configuration of docs/proxies.md: the code block whose first line is, for one, "```nginx gzip".
- * @throws {Error} where there is none of that name
+ * @returns a configuration of docs/proxies.md: the code block whose first line is, for example,
+ * "```nginx gzip"
+ * @throws {Error} if there is no configuration of this name
  */
 export function documented(program: 'nginx' | 'haproxy' | 'http', name: string): string {
   const block = new RegExp(`^\`\`\`${program} ${name}\\n([^]*?)^\`\`\`$`, 'm').exec(
@@ -41,7 +42,7 @@ export function documented(program: 'nginx' | 'haproxy' | 'http', name: string):
 }
 
 /**
- * Starts a documented nginx on a free port; resolves when it takes connections.
+ * Starts a documented nginx on a free port; resolves when it accepts connections.
  * @example await using proxy = await startNginx('default', { app: server.port });
  */
 export async function startNginx(name: string, options: ProxyOptions): Promise<Proxy> {
@@ -49,7 +50,7 @@ export async function startNginx(name: string, options: ProxyOptions): Promise<P
     const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map(
       (kind) => `${kind}_temp_path "${dir}/${kind}";`,
     );
-    // One process, which nothing of it can outlive.
+    // A single process, so that no worker remains after its end.
     const file = `daemon off; master_process off; pid "${dir}/pid"; error_log stderr;
 events {}
 http {
@@ -98,7 +99,7 @@ async function launch(
     if (isTls) makeCertificate(dir);
     const port = await freePort();
     const { command, args, check } = prepare(dir, placed(block, port, app, dir));
-    // Throws with what the program says of its configuration.
+    // Throws with the output of the program if the configuration is invalid.
     execFileSync(command, check, { stdio: 'pipe' });
     const launched = start(command, args);
     child = launched;
@@ -119,7 +120,7 @@ async function launch(
   }
 }
 
-/** The configuration with the ports and files of this machine in place of the documented ones, and nothing else changed. */
+/** @returns the configuration with the ports and files of this machine, and no other changes */
 function placed(block: string, port: number, app: number, dir: string): string {
   return block
     .replace(
@@ -152,7 +153,7 @@ function makeCertificate(dir: string): void {
     cwd: dir,
     stdio: 'pipe',
   });
-  // HAProxy wants both in one file.
+  // HAProxy needs both in one file.
   const both = ['example.crt', 'example.key'].map((name) => readFileSync(join(dir, name), 'utf8'));
   writeFileSync(join(dir, 'example.pem'), both.join(''));
 }
@@ -167,7 +168,7 @@ async function accepts(port: number): Promise<boolean> {
   });
 }
 
-/** Debian keeps servers where only root's PATH looks. */
+/** On Debian, servers are in a folder that is only in the PATH of root. */
 function onSystemPath(command: string): string {
   try {
     return execFileSync('which', [command], { encoding: 'utf8' }).trim();

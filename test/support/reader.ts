@@ -1,31 +1,31 @@
-/** An event stream read by `fetch` and an independent parser. */
+/** Reads an event stream with `fetch` and an independent parser. */
 import type { EventSourceMessage } from 'eventsource-parser';
 import { EventCollector } from './event-collector.ts';
 import { within } from './wait.ts';
 
 export interface Reader extends Disposable {
   readonly response: Response;
-  /** Checkpoints apart. */
+  /** The events without checkpoints. */
   readonly events: EventSourceMessage[];
   /** The ids of the checkpoints. */
   readonly checkpoints: string[];
   readonly comments: string[];
   readonly retries: number[];
-  /** All that was received, as it was. */
+  /** The received text, unchanged. */
   readonly text: string;
   /** Whether the stream has ended. */
   readonly ended: boolean;
-  /** The next event that has not been handed out yet. */
+  /** Resolves with the next event that was not returned yet. */
   next(): Promise<EventSourceMessage>;
   /** Resolves with the next `count` events. */
   take(count: number): Promise<EventSourceMessage[]>;
-  /** Resolves when the stream has ended, in whatever way. */
+  /** Resolves when the stream has ended, for any reason. */
   end(): Promise<void>;
-  /** Leaves. */
+  /** Closes the connection. */
   close(): void;
 }
 
-/** Reads a stream in the background from the moment its head is there. */
+/** Reads a stream in the background. Resolves when its head has arrived. */
 export async function read(url: string, init: RequestInit = {}): Promise<Reader> {
   const abort = new AbortController();
   const headers = {
@@ -52,7 +52,7 @@ export async function read(url: string, init: RequestInit = {}): Promise<Reader>
         wake?.();
       }
     } catch {
-      // Cut off by either side.
+      // The connection was closed by either side.
     }
     ended = true;
     wake?.();
@@ -95,7 +95,8 @@ export async function read(url: string, init: RequestInit = {}): Promise<Reader>
     },
     end: () => within(`the end of ${url}`, done),
     close: () => abort.abort(),
-    // Not waiting for the loop: undici leaves a read pending when the abort comes just before the end.
+    // Does not wait for the loop: if the abort comes just before the end, undici leaves a read
+    // pending.
     [Symbol.dispose]: () => abort.abort(),
   };
 }

@@ -14,7 +14,7 @@ import { until } from './wait.ts';
 const SLOTS = 16_384;
 const MASTERS = 3;
 
-// In ms; after about twice as long without a sign of life a replica takes over.
+// In ms. If a master does not answer for about twice this time, its replica takes over.
 const NODE_TIMEOUT = 600;
 
 export type RedisClusterClient = ReturnType<typeof makeClusterClient>;
@@ -24,20 +24,24 @@ export interface RedisCluster extends AsyncDisposable {
   readonly urls: readonly string[];
   /** The servers that had slots at the start, in the order of the slots. */
   readonly masters: readonly RedisServer[];
-  /** The one that follows the master which had the key's slot at the start. */
+  /** The replica of the master that had the key's slot at the start. */
   readonly replica: RedisServer;
   /** A connected client, closed with the cluster. */
   client(): Promise<RedisClusterClient>;
-  /** The server that has the key's slot now, as the servers say that run. */
+  /** Asks the running servers which server has the key's slot now. */
   masterOf(key: string): Promise<RedisServer>;
-  /** Resolves when the replica has all that its master has. */
+  /** Resolves when the replica has all data of its master. */
   synchronized(): Promise<void>;
-  /** Moves the key's slot with all that is in it, ten keys at a time, as `redis-cli --cluster reshard` does, and others have their turn. */
+  /**
+   * Moves the slot of the key with all its keys, ten keys at a time, as `redis-cli --cluster
+   * reshard` does. Calls `between` after each ten keys.
+   */
   moveSlot(key: string, to: RedisServer, between?: () => Promise<unknown>): Promise<void>;
 }
 
 /**
- * Starts three masters, and a replica of the one that has the key's slot; resolves when all agree that the cluster is whole.
+ * Starts three masters, and a replica of the master that has the key's slot. Resolves when all of
+ * them agree that the cluster is complete.
  * @example await using cluster = await startRedisCluster('{res-sse}:log');
  */
 export async function startRedisCluster(
@@ -134,7 +138,7 @@ export async function startRedisCluster(
         await ask(from, 'MIGRATE', '127.0.0.1', `${to.port}`, '', '0', '5000', 'KEYS', ...keys);
         await between();
       }
-      // The new one first, so that at no moment nobody has it.
+      // The new owner first, so that the slot has an owner at every moment.
       for (const server of [
         to,
         from,
@@ -155,7 +159,7 @@ async function startMember(
   resources: Resources,
   options: Pick<RedisOptions, 'acl'>,
 ): Promise<RedisServer & { busPort: number }> {
-  // By default it is the port + 10,000, which there may not be.
+  // The default, the port + 10,000, may be in use.
   const busPort = await freePort();
   const config = [
     'cluster-enabled yes',
@@ -169,7 +173,7 @@ async function startMember(
 
 function makeClusterClient(urls: readonly string[]) {
   const client = createCluster({ rootNodes: urls.map((url) => ({ url })) });
-  // They are told by the next command.
+  // The next command rejects with the error.
   client.on('error', () => {});
   return client;
 }

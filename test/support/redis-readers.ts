@@ -1,4 +1,7 @@
-/** A node with readers that follow its channels as streams do, and that write down what they were given. */
+/**
+ * A node with readers that follow its channels as streams do, and that write down what they were
+ * given.
+ */
 import type { Broker, LogEntry } from '../../src/index.ts';
 import { Node } from '../brokers/contract.ts';
 

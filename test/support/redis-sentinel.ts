@@ -8,23 +8,23 @@ import { freePort, startRedis, synchronized, type RedisServer } from './redis-se
 import { Resources } from './resources.ts';
 import { until } from './wait.ts';
 
-// As many as it takes for one to be outvoted.
+// The smallest number with which a majority can outvote one sentinel.
 const SENTINELS = 3;
 const NAME = 'res-sse';
 
-// In ms, without a sign of life.
+// Time in ms without an answer after which the primary counts as down.
 const DOWN_AFTER = 500;
 
 export interface RedisSentinel extends AsyncDisposable {
   readonly name: string;
   /** The addresses of the sentinels. */
   readonly rootNodes: { readonly host: string; readonly port: number }[];
-  /** As they were at the start. */
+  /** The roles at the start. */
   readonly primary: RedisServer;
   readonly replica: RedisServer;
-  /** The one that all the sentinels say is the primary now; `undefined` while they do not agree. */
+  /** The current primary, if all sentinels name the same server; otherwise `undefined`. */
   current(): Promise<RedisServer | undefined>;
-  /** Resolves when the replica has all that the primary has. */
+  /** Resolves when the replica has all data of the primary. */
   synchronized(): Promise<void>;
 }
 
@@ -53,7 +53,7 @@ export async function startRedisSentinel(): Promise<RedisSentinel> {
     starting.use(start('redis-server', [join(dir, 'sentinel.conf'), '--sentinel']));
     rootNodes.push({ host: '127.0.0.1', port });
   }
-  // Asked anew each time, so that nothing has to be closed.
+  // A new connection for each question, so that no connection has to be closed later.
   const ask = async (port: number, ...words: string[]): Promise<string[]> => {
     const client = createClient({
       url: `redis://127.0.0.1:${port}`,

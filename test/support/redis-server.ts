@@ -1,4 +1,4 @@
-/** A real Redis of a test's own. */
+/** Starts a real Redis for one test. */
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -12,22 +12,22 @@ import { until } from './wait.ts';
 export type RedisClient = ReturnType<typeof makeClient>;
 
 export interface RedisOptions {
-  /** Without it a restart loses everything. */
+  /** Whether Redis keeps its data over a restart. @defaultValue `false` */
   appendonly?: boolean;
   appendfsync?: 'always' | 'everysec' | 'no';
-  /** As `maxmemory` has it: `'10mb'`. */
+  /** A value of `maxmemory`: `'10mb'`. */
   maxmemory?: string;
   requirepass?: string;
-  /** Users, as lines of an ACL file have them: `'user node on >secret ~* &* +@all'`. */
+  /** Users, as lines of an ACL file: `'user node on >secret ~* &* +@all'`. */
   acl?: readonly string[];
-  /** Speaks TLS only, with a certificate made for the test. */
+  /** Whether Redis accepts only TLS, with a certificate that is made for the test. */
   tls?: boolean;
   /** Lines of its configuration. */
   config?: readonly string[];
 }
 
 export interface RedisServer extends AsyncDisposable {
-  /** With the password of the default user in it. */
+  /** The URL, with the password of the default user. */
   readonly url: string;
   readonly port: number;
   /** Its working directory, removed at the end. */
@@ -35,15 +35,20 @@ export interface RedisServer extends AsyncDisposable {
   readonly pid: number;
   /** The output of the server since its last start. */
   readonly log: string;
-  /** The certificate of who signed the server's, in PEM; `undefined` without `tls`. */
+  /**
+   * The certificate of the authority that signed the server's certificate, in PEM; `undefined`
+   * without `tls`.
+   */
   readonly ca: string | undefined;
   /** A connected client of the default user, closed with the server. */
   client(): Promise<RedisClient>;
-  /** A power cut. */
+  /** Kills Redis with SIGKILL, like a power failure. */
   kill9(): Promise<void>;
-  /** Starts it again on the same port and directory, after an orderly end if it still runs. */
+  /**
+   * Starts Redis again on the same port and directory. If it still runs, ends it in order before.
+   */
   restart(): Promise<void>;
-  /** From here on it is there, and answers nobody. */
+  /** Stops the process: connections stay open, but nothing is answered. */
   pause(): void;
   resume(): void;
 }
@@ -134,7 +139,7 @@ export async function startRedis(options: RedisOptions = {}): Promise<RedisServe
 const LOWEST_PORT = 10_100;
 const HIGHEST_PORT = 22_000;
 
-/** A port that nobody listens on now. No connection of another test gets the port meanwhile. */
+/** @returns a port that is not in use. No connection of another test gets the port meanwhile. */
 export async function freePort(): Promise<number> {
   for (;;) {
     const port = LOWEST_PORT + Math.floor(Math.random() * (HIGHEST_PORT - LOWEST_PORT));
@@ -150,19 +155,19 @@ export async function freePort(): Promise<number> {
   }
 }
 
-// The type is inferred: what `createClient` returns in general is not what it returns for these options.
+// The type is inferred, because the return type of `createClient` depends on these options.
 function makeClient(url: string, ca: string | undefined, reconnects: boolean) {
   const never = reconnects ? {} : { reconnectStrategy: false as const };
   const client = createClient({
     url,
     socket: ca === undefined ? never : { ...never, tls: true, ca },
   });
-  // It is told by the next command.
+  // The next command rejects with the error.
   client.on('error', () => {});
   return client;
 }
 
-/** Resolves when the replica has all that its primary has. */
+/** Resolves when the replica has all data of its primary. */
 export async function synchronized(primary: RedisClient, replica: RedisClient): Promise<void> {
   const offsetOf = async (client: RedisClient) =>
     /master_repl_offset:(\d+)/.exec(await client.info('replication'))?.[1];

@@ -1,18 +1,20 @@
-/** A connection to Redis whose steps a test counts, and at any of which it breaks the line. */
+/** A connection to Redis that calls a test before, during and after each of its steps. */
 import type { RedisConnection } from '../../src/brokers/redis/redis-connection.ts';
 
-/** Before a step is made, while its answer is on its way, or when it has come and nobody has been told. */
+/**
+ * Before a step, while its answer is pending, or after the answer has come but is not returned yet.
+ */
 export type Phase = 'before' | 'during' | 'after';
 
 type Subscriber = Awaited<ReturnType<RedisConnection['subscriber']>>;
 
-/** Everything that a node asks of Redis goes through here, and each of it is a step. */
+/** Wraps the connection of a node: each command and each operation of a subscriber is a step. */
 export class Steps {
-  /** The steps that were made, by name. */
+  /** The names of the steps so far. */
   readonly made: string[] = [];
   #onStep: (index: number, phase: Phase) => void | Promise<void> = () => {};
 
-  /** Calls the function at every step from here on, which are counted from 0 again. */
+  /** Calls the function at every step from here on. The first of these steps has the index 0. */
   watch(onStep: (index: number, phase: Phase) => void | Promise<void>): void {
     this.made.length = 0;
     this.#onStep = onStep;
@@ -21,7 +23,7 @@ export class Steps {
   connection(inner: RedisConnection): RedisConnection {
     return {
       ...inner,
-      // The number of keys tells what is asked: the log, and one for each channel.
+      // The name has the number of keys: the log, and one key for each channel.
       send: (key, args, signal) =>
         this.#step(`send ${args[2]}`, () => inner.send(key, args, signal)),
       subscriber: async () =>
@@ -33,7 +35,7 @@ export class Steps {
     const index = this.made.push(name) - 1;
     await this.#onStep(index, 'before');
     const answer = action();
-    // Where the wait for what is on its way is given up, nobody looks at it any more.
+    // If `onStep` throws, the answer is not awaited.
     answer.catch(() => {});
     await this.#onStep(index, 'during');
     const result = await answer;

@@ -1,4 +1,4 @@
-/** A wire to Redis that a test holds in its hands: it cuts it, clogs it, and takes single messages out. */
+/** A relay between a node and Redis: a test can cut it, stall it, and remove single messages. */
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
 import { once } from 'node:events';
 import { endOfValue, messageOf, type Message } from './resp.ts';
@@ -6,35 +6,35 @@ import { endOfValue, messageOf, type Message } from './resp.ts';
 export interface Relay extends AsyncDisposable {
   readonly url: string;
   readonly port: number;
-  /** Messages that were taken out, the oldest first. */
+  /** Removed messages, the oldest first. */
   readonly dropped: readonly Message[];
   /** Connections that are open. */
   readonly connections: number;
   /** Connections that were made since the start. */
   readonly made: number;
-  /** Takes the next message out for which the test is true. Others, and replies, pass. */
+  /** Removes the next message for which `test` returns true. Other messages, and replies, pass. */
   dropNext(test: (message: Message) => boolean): void;
-  /** From here on no message passes for which the test is true. */
+  /** Removes all messages for which `test` returns true. */
   dropAll(test: (message: Message) => boolean): void;
-  /** Messages pass again. */
+  /** Removes no further messages. */
   dropNone(): void;
-  /** Holds the replies of Redis back, or the commands to Redis, until `flow()`. */
+  /** Delays the replies of Redis, or the commands to Redis, until `flow()`. */
   stall(direction: 'replies' | 'commands'): void;
   flow(): void;
-  /** From here on all replies together pass at so many bytes in a second; `Infinity`: at once. */
+  /** Limits all replies together to a number of bytes per second; `Infinity` is no limit. */
   throttle(bytesPerSecond: number): void;
-  /** Cuts all connections; what is on the way is lost. */
+  /** Cuts all connections. Bytes that are being relayed are lost. */
   cut(): void;
   /** Cuts the connection that was made last, or all of them; resolves when they are closed. */
   closeNewest(): Promise<void>;
   closeAll(): Promise<void>;
-  /** Cuts all connections and takes none until `mend()`. */
+  /** Cuts all connections and accepts none until `mend()`. */
   sever(): void;
   mend(): void;
 }
 
 /**
- * Listens on a free port of the loopback and passes everything on to the Redis on the other.
+ * Listens on a free port of the loopback and relays all bytes to the Redis on the port `target`.
  * @example await using relay = await startRelay(redis.port);
  */
 export async function startRelay(target: number): Promise<Relay> {
@@ -46,10 +46,10 @@ export async function startRelay(target: number): Promise<Relay> {
   let made = 0;
   let stalled: 'replies' | 'commands' | undefined;
   let rate = Infinity;
-  // When the link has carried what it was given.
+  // Time at which the link will have carried all bytes so far.
   let free = 0;
 
-  /** @returns ms until the link may be given more */
+  /** @returns time in ms until the link has carried these bytes, too */
   function carry(bytes: number): number {
     const now = performance.now();
     free = Math.max(free, now) + (bytes * 1_000) / rate;
@@ -131,7 +131,7 @@ export async function startRelay(target: number): Promise<Relay> {
   };
 }
 
-/** One connection, and its other half. */
+/** A connection to the relay, and the connection to Redis that belongs to it. */
 class Wire {
   readonly #near: Socket;
   readonly #far: Socket;
@@ -168,7 +168,7 @@ class Wire {
       }, wait);
     });
     for (const socket of [near, far]) {
-      // Told by its end.
+      // The 'close' event follows.
       socket.on('error', () => {});
       socket.on('close', () => this.cut());
     }

@@ -1,4 +1,7 @@
-/** Resources to dispose of later, the newest first, like `AsyncDisposableStack`, which Node 20 lacks. */
+/**
+ * Resources to dispose of later, the newest first, like `AsyncDisposableStack`, which Node 20 does
+ * not have.
+ */
 export class Resources implements AsyncDisposable {
   #disposals: (() => unknown)[] = [];
 
@@ -11,7 +14,7 @@ export class Resources implements AsyncDisposable {
     this.#disposals.push(dispose);
   }
 
-  /** Hands everything over to another, so that the end of this scope leaves it alone. */
+  /** Moves all resources to a new object, so that they are not disposed of with this one. */
   move(): Resources {
     const moved = new Resources();
     moved.#disposals = this.#disposals;

@@ -1,4 +1,7 @@
-/** Just enough of the Redis protocol, versions 2 and 3, to know where a reply ends and what a message says. */
+/**
+ * A parser for parts of the Redis protocol, versions 2 and 3: it finds the end of a reply, and the
+ * content of a message.
+ */
 
 /** A message of Pub/Sub. */
 export interface Message {
@@ -6,12 +9,15 @@ export interface Message {
   readonly payload: Buffer;
 }
 
-// Types whose value is on the line itself, types that are followed by so many bytes, and by so many values; a map counts pairs.
+// Types whose value is on the same line; types that are followed by a number of bytes; types that
+// are followed by a number of values (a map by pairs).
 const LINE = '+-:_#,(';
 const BULK = '$=!';
 const VALUES: Readonly<Record<string, number>> = { '*': 1, '>': 1, '~': 1, '%': 2, '|': 2 };
 
-/** @returns where the value that begins at the offset ends; `undefined` where it is not all there yet */
+/**
+ * @returns the end of the value that begins at the offset; `undefined` if it is not complete yet
+ */
 export function endOfValue(bytes: Buffer, at: number): number | undefined {
   const line = bytes.indexOf('\r\n', at);
   if (line === -1) return undefined;
@@ -28,11 +34,11 @@ export function endOfValue(bytes: Buffer, at: number): number | undefined {
   for (let index = 0; index < count * each && end !== undefined; index++) {
     end = endOfValue(bytes, end);
   }
-  // Attributes go before the value that they speak of.
+  // Attributes precede the value to which they belong.
   return type === '|' && end !== undefined ? endOfValue(bytes, end) : end;
 }
 
-/** @returns the message that the value is, if it is one */
+/** @returns the message, if the value is a message */
 export function messageOf(value: Buffer): Message | undefined {
   const type = String.fromCharCode(value[0] as number);
   if ((type !== '*' && type !== '>') || value[1] !== '3'.charCodeAt(0)) return undefined;

@@ -13,14 +13,14 @@ export interface TestServer extends AsyncDisposable {
 }
 
 /**
- * Serves a handler or an app on a free port of the loopback until disposed of.
+ * Serves a handler or an app on a free port of the loopback until the server is disposed of.
  * @example await using server = await serve(app);
  */
 export async function serve(handler: unknown): Promise<TestServer> {
   return listening(createServer(handler as RequestListener));
 }
 
-/** The same for a server that exists: of `https`, of `http2`, with options. */
+/** The same for an existing server, for example of `https` or `http2`, or with options. */
 export async function listening(server: Server, protocol = 'http'): Promise<TestServer> {
   const sockets = new Set<Socket>();
   for (const event of ['connection', 'secureConnection'] as const) {
@@ -58,7 +58,7 @@ export function packetsOf({ server }: TestServer): Part[][] {
   return packets;
 }
 
-/** A raw client: sends bytes and reads only when told to. */
+/** A raw client: sends bytes, and reads only when a test asks for it. */
 export async function dial(port: number, request: string): Promise<Socket> {
   const socket = connect(port, '127.0.0.1');
   socket.on('error', () => {});

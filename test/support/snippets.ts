@@ -1,4 +1,4 @@
-/** The code blocks of the documentation, run as they stand there. */
+/** Runs the code blocks of the documentation without changes. */
 import { readFile } from 'node:fs/promises';
 
 const ROOT = new URL('../../', import.meta.url);
@@ -7,22 +7,23 @@ const BLOCK = /^```(?:js|ts) (\S+)\n([^]*?)^```$/gm;
 
 const IMPORT = /^import (?:(\w+)(?:, )?)?(?:\{([^}]*)\})? from '([^']+)';$/gm;
 
-/** The blocks of a page that have a name after their language, by that name. */
+/** @returns the code blocks of a page that have a name after their language, by that name */
 export async function snippetsOf(page: string): Promise<ReadonlyMap<string, string>> {
   const text = await readFile(new URL(page, ROOT), 'utf8');
   return new Map([...text.matchAll(BLOCK)].map(([, name = '', code = '']) => [name, code]));
 }
 
 /**
- * Runs a snippet with the modules that it imports and the names that it takes for granted.
- * @param wanted the names that it declares and the caller wants
+ * Runs a snippet with the modules that it imports and the variables that it uses but does not
+ * declare.
+ * @param wanted names of variables that the snippet declares and that are returned
  */
 export async function runSnippet<Wanted extends string = never>(
   code: string | undefined,
   modules: Record<string, object>,
   given: Record<string, unknown> = {},
   wanted: readonly Wanted[] = [],
-  // The declarations of this file are known to the page only.
+  // The types of these variables are known only in the page.
   // oxlint-disable-next-line typescript/no-explicit-any
 ): Promise<Record<Wanted, any>> {
   if (code === undefined) throw new Error('there is no snippet of this name');

@@ -1,6 +1,6 @@
 /**
- * A parser of the event stream format written from the standard (WHATWG HTML, 9.2.5 and 9.2.6), sentence by sentence,
- * with no thought of speed. It reads bytes in any pieces.
+ * A parser of the event stream format that follows the standard (WHATWG HTML, 9.2.5 and 9.2.6)
+ * sentence by sentence, and is not optimised. It reads bytes in pieces of any size.
  */
 import type { Readable } from 'node:stream';
 
@@ -11,14 +11,14 @@ export interface ParsedEvent {
 }
 
 export class StrictParser {
-  /** Reads the body of a response, or whatever else consists of an event stream alone. */
+  /** Reads the body of a response, or any other stream that contains only an event stream. */
   static of(stream: Readable): StrictParser {
     const parser = new StrictParser();
     stream.on('data', (chunk: Buffer) => parser.feed(chunk));
     return parser;
   }
 
-  /** Reads what comes behind the head of a response that is not chunked (HTTP/1.0). */
+  /** Reads the bytes after the head of a response that is not chunked (HTTP/1.0). */
   static behindHead(socket: Readable): StrictParser {
     const parser = new StrictParser();
     let head: string | undefined = '';

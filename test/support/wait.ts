@@ -1,7 +1,10 @@
-/** Waiting for a condition, never for a time. */
+/** Waits for conditions. Tests never wait for a fixed time. */
 import { setTimeout as delay } from 'node:timers/promises';
 
-/** Resolves as soon as the condition is true; rejects, naming what was waited for, when it has not become so in time. */
+/**
+ * Resolves as soon as the condition is true. If the condition does not become true in time, rejects
+ * with an error that names it.
+ */
 export async function until(
   what: string,
   condition: () => boolean | Promise<boolean>,
@@ -14,7 +17,7 @@ export async function until(
   }
 }
 
-/** The promise, or a rejection that names what was waited for. */
+/** Waits for the promise. After the time, rejects with an error that contains `what`. */
 export async function within<T>(what: string, promise: PromiseLike<T>, ms = 10_000): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
   try {

@@ -10,13 +10,13 @@ export interface InterestEntry {
   readonly channel: string;
   /** Redis has confirmed the subscription: events of the channel arrive from here on. */
   isSubscribed: boolean;
-  /** The state of the channel is known too: the next event joins on to it. */
+  /** The state of the channel is known, too: the next event that arrives continues this state. */
   isReady: boolean;
   /** Resolves when `isReady` is set, or when the entry was removed. */
   readonly ready: Deferred<void>;
 }
 
-// Channels without followers that stay subscribed.
+// Maximum number of channels without followers that stay subscribed.
 const MAX_IDLE_CHANNELS = 1_000;
 
 /** The set of {@link InterestEntry entries}, with an order of expiry. */
@@ -35,7 +35,7 @@ export class ChannelInterest {
     return this.#channels.has(channel) && !this.#idleSince.has(channel);
   }
 
-  /** Whether the channels are all known, so that events and reads join on to each other. */
+  /** Whether all of the channels are ready: the events that arrive continue what a read returns. */
   areReady(channels: readonly string[]): boolean {
     return channels.every((channel) => this.#channels.get(channel)?.isReady === true);
   }
@@ -62,7 +62,8 @@ export class ChannelInterest {
   }
 
   /**
-   * Removes channels that have been idle since `before`, and the longest idle ones over the limit.
+   * Removes channels that have been idle since a time before `before`. If too many channels remain
+   * idle, removes those that have been idle for the longest time.
    * @returns the removed entries
    */
   expire(before: number): InterestEntry[] {
@@ -79,7 +80,7 @@ export class ChannelInterest {
     return expired;
   }
 
-  /** A new connection has no subscriptions. */
+  /** Marks all channels as not subscribed, because a new connection has no subscriptions. */
   resetSubscriptions(): void {
     for (const entry of this.#channels.values()) entry.isSubscribed = false;
   }

@@ -5,7 +5,7 @@
  * the subscription, so that no event is missed from then on. Then the state of the channel is
  * queried, so that the node knows which older events there are.
  *
- *     listen() ─▶ SUBSCRIBE ─▶ confirmed ─▶ look ─▶ state ─▶ head of the state reached ─▶ ready
+ *     listen() ─▶ SUBSCRIBE ─▶ confirmed ─▶ query ─▶ state ─▶ head of the state reached ─▶ ready
  *                                 └── events of the channel are applied ──▶
  */
 import { withLimits } from '../../common/async.ts';
@@ -19,13 +19,13 @@ import type { SubscriberConnection } from './subscriber-connection.ts';
 /** Maximum number of channels in one query and in one SUBSCRIBE. */
 export const CHANNELS_PER_QUERY = 1_000;
 
-/** The owner of a {@link ChannelSubscriber}, as the class sees the owner. */
+/** The interface that a {@link ChannelSubscriber} needs of its owner. */
 export interface ChannelSubscriberHost {
   /** The connection while the node is open, otherwise `undefined`. */
   readonly openConnection: SubscriberConnection | undefined;
   /** Ends the connection, and heals. */
   onConnectionFailed(error: unknown): void;
-  /** An answer belongs to another log than the one that this node has. */
+  /** Called if an answer belongs to another log than the log that this node has. */
   onOtherLog(epoch: string): void;
   /** Resolves when the next message has been processed. Rejects after the timeout. */
   nextMessage(): Promise<void>;
@@ -85,7 +85,7 @@ export class ChannelSubscriber {
           await this.#subscribeBatch(connection);
           refusals = 0;
         } catch (error) {
-          // If Redis itself has refused, the connection works for the other channels.
+          // If Redis itself has refused the command, the connection still works for other channels.
           if (!isErrorReply(error)) throw error;
           this.#host.report(error);
           await this.#host.pause(++refusals);
@@ -113,8 +113,8 @@ export class ChannelSubscriber {
       this.#host.onOtherLog(snapshot.epoch);
       return;
     }
-    // The answer may have overtaken messages. What it says about deleted events is only true
-    // together with the events that replaced them.
+    // The answer may be newer than the messages so far. Then it may say that events are deleted
+    // because newer events replaced them, so wait until the newer events are applied.
     const isBehind = (): boolean =>
       snapshot.epoch === tracker.epoch && tracker.head < snapshot.head;
     while (this.#isCurrent(connection) && isBehind()) {

@@ -1,7 +1,7 @@
 /** Promises that wait until this node has reached an offset of the log. */
 import { deferred, type Deferred } from '../../common/async.ts';
 
-// Waits that are resolved in one turn of the event loop: each caller then reads a page.
+// Number of waits that are resolved in one turn of the event loop. Each caller then reads a page.
 const RESOLVED_PER_TURN = 250;
 
 interface Waiter {
@@ -16,7 +16,7 @@ interface Waiter {
 
 /**
  * A binary heap of waits, the lowest offset first. Thousands of calls may wait while thousands of
- * headers arrive each second, so a header must not look at every wait.
+ * headers arrive each second, so not every wait can be checked for every header.
  */
 export class ConditionQueue {
   readonly #heap: Waiter[] = [];
@@ -31,8 +31,8 @@ export class ConditionQueue {
   }
 
   /**
-   * Waits until the node is open and has reached the offset. By the time the caller continues, the
-   * node may have broken again, so the caller has to check the state itself.
+   * Waits until the node is open and has reached the offset. When the caller continues, the node
+   * may no longer be open, so the caller has to check the state itself.
    * @param signal rejects the wait at once when aborted, and releases its memory
    * @returns a promise that also rejects when the queue is closed
    */
@@ -62,7 +62,10 @@ export class ConditionQueue {
     this.#resolveSome();
   }
 
-  /** The log has changed, so offsets mean nothing: every wait resolves when the node is open. */
+  /**
+   * Another log has replaced the log, so the offsets of the waits have no meaning: every wait
+   * resolves when the node is open.
+   */
   forgetOffsets(): void {
     for (const waiter of this.#heap) waiter.offset = 0;
   }
@@ -84,7 +87,7 @@ export class ConditionQueue {
 
   /** Resolves waits whose offset has been reached, a limited number in each turn. */
   #resolveSome(): void {
-    // One slice in each turn: the next slice has been scheduled.
+    // One slice is resolved in each turn, and the next slice is scheduled already.
     if (this.#nextTurn !== undefined) return;
     let resolved = 0;
     for (; resolved < RESOLVED_PER_TURN; resolved++) {

@@ -1,6 +1,6 @@
 /**
- * Messages that arrive while a node reads the log. They come after the place up to which the
- * node reads, so they are applied after the read:
+ * Messages that arrive while a node reads the log. They belong to places after the end of this
+ * read, so they are applied after the read:
  *
  *     log        … ───────────────┬──────────────────────────▶
  *                     read by     │   EarlyMessages
@@ -22,10 +22,10 @@ const MAX_EARLY_CHARACTERS = 16_777_216;
 /**
  * The messages since one place in the log.
  *
- * While there are few messages, the messages themselves are kept. When there are too many, they are
- * replaced by the names of the changed channels, and these channels have to be read again. So the
- * number of channels limits the memory, however many events are published, and each round of
- * reading is shorter than the one before.
+ * As long as there are few messages, the messages themselves are kept. If there are too many, they
+ * are replaced by the names of the changed channels, and these channels have to be read again. So
+ * the number of channels limits the memory, even if very many events are published, and each round
+ * of reading is shorter than the previous round.
  */
 export class EarlyMessages {
   /** Name of the log. */
@@ -59,7 +59,7 @@ export class EarlyMessages {
     return this.#changedChannels;
   }
 
-  /** Why the changed channels are not known completely. */
+  /** The reason why the changed channels are not known completely; `undefined` if they are. */
   get problem(): string | undefined {
     return this.#problem;
   }
@@ -99,10 +99,10 @@ export class EarlyMessages {
       this.#problem ??= message.problem;
       return;
     }
-    // The header that follows names the channel of the event.
+    // The header of the event, which arrives later, names the channel.
     if ('event' in message) return;
     const { epoch, previous, head, changes } = message.header;
-    // If the log is another one, the next round of reading notices.
+    // If another log has replaced the log, the next round of reading finds that out.
     if (epoch !== this.epoch) return;
     if (head > this.#head || previous >= this.#head) {
       if (previous !== this.#head) {

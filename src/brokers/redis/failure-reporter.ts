@@ -1,4 +1,6 @@
-/** Reports failures to the application: as diagnostics, a warning, and the causes of errors. */
+/**
+ * Reports failures to the application: in diagnostics, in a warning, and as the cause of errors.
+ */
 import { diagnostics } from '../../common/diagnostics.ts';
 import { SseError } from '../../common/errors.ts';
 
@@ -7,7 +9,7 @@ export class FailureReporter {
   readonly #broker: object;
   readonly #address: string;
   readonly #isOpen: () => boolean;
-  // Why Redis could not be reached the last time; undefined while it can be reached.
+  // The last reason why Redis was unreachable; undefined while Redis can be reached.
   #lastFailure: unknown;
   #hasWarned = false;
 
@@ -24,7 +26,7 @@ export class FailureReporter {
 
   /** Publishes an error on the diagnostics channel `res-sse:error`. */
   report(error: unknown): void {
-    // While the node is not open, errors of its connections say why Redis cannot be reached.
+    // While the node is not open, the last error is the reason why Redis cannot be reached.
     if (!this.#isOpen()) {
       this.#lastFailure = error instanceof SseError ? (error.cause ?? error) : error;
     }
@@ -33,7 +35,7 @@ export class FailureReporter {
     }
   }
 
-  /** Redis can be reached again. */
+  /** Forgets the last failure, because Redis can be reached again. */
   clear(): void {
     this.#lastFailure = undefined;
   }

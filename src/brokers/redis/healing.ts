@@ -1,12 +1,12 @@
 /**
  * One attempt of a node to heal: to subscribe, and to read everything that it may have missed.
  *
- *     connect ─ subscribe ─┬─ look (with a nonce) ─ look … look ─┬─ apply early messages ─ open
- *                          └──────── too many messages ◀─────────┘
+ *     connect ─ subscribe ─┬─ query (with a nonce) ─ query … query ─┬─ apply early messages ─ open
+ *                          └───────── too many messages ◀───────────┘
  *
- * The answer to the first query is joined to the messages by a probe: the header with the nonce is
- * received at the place in the sequence of messages to which the answer belongs. Earlier messages
- * are in the answer, later ones are kept as {@link EarlyMessages}.
+ * A probe shows to which place in the sequence of messages the answer to the first query belongs:
+ * the header with the nonce is received at that place. The answer contains the changes of earlier
+ * messages. Later messages are kept as {@link EarlyMessages}.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { withLimits } from '../../common/async.ts';
@@ -35,7 +35,7 @@ export interface HealingContext {
   applyMessage(message: LogMessage): string | undefined;
   /** Resolves when the next message has been kept. Rejects after the timeout. */
   nextMessage(): Promise<void>;
-  /** Called after each step, as proof of progress. */
+  /** Called after each step, so that the watchdog notices the progress. */
   onStep(): void;
   /** Called when the node has read everything. No message is processed before it returns. */
   onHealed(): void;
@@ -76,7 +76,7 @@ export class HealingAttempt {
     this.#early?.add(message);
   }
 
-  /** Waits for a step, not beyond the end of the attempt. */
+  /** Waits for a step, at most until the end of the attempt. */
   async step<T>(promise: Promise<T>): Promise<T> {
     const result = await withLimits(promise, { signal: this.signal });
     this.#context.onStep();
@@ -107,7 +107,7 @@ export class HealingAttempt {
       this.#announce(entries.length, events, performance.now() - startedAt);
     } finally {
       this.#early = undefined;
-      // Ends whatever is still pending.
+      // Ends all pending steps.
       this.abort(new Error('the attempt to heal has ended'));
     }
   }
@@ -157,22 +157,25 @@ export class HealingAttempt {
     }
   }
 
-  /** Queries the state of the log and the first channels, and finds the place of the answer. */
+  /**
+   * Queries the state of the log and the first channels, and finds the place in the sequence of
+   * messages to which the answer belongs.
+   */
   async #startRound(connection: SubscriberConnection, channels: readonly string[]): Promise<Round> {
     const { client, log, probes } = this.#context;
     const nonce = probes.createNonce();
     const queries = this.#queriesFor(channels.slice(0, CHANNELS_PER_QUERY));
-    const look = client.look(queries, nonce, Infinity, 0, this.signal);
-    const arrival = probes.wait(nonce, connection, look, ({ epoch, head }) => {
+    const query = client.look(queries, nonce, Infinity, 0, this.signal);
+    const arrival = probes.wait(nonce, connection, query, ({ epoch, head }) => {
       this.#early = new EarlyMessages(epoch, head, (channel) => log.isExpected(channel));
     });
-    const [snapshot] = await this.step(Promise.all([look, arrival]));
+    const [snapshot] = await this.step(Promise.all([query, arrival]));
     return { queries, snapshot, early: this.#early as EarlyMessages };
   }
 
   /**
-   * Reads the channels up to the head of the round. The events that are not read within the timeout
-   * are left in Redis, to the readers that need them.
+   * Reads the channels up to the head of the round. Events that are not read within the timeout
+   * stay in Redis; readers that need these events read them from there.
    * @returns number of events that were read, and the highest head of the log in an answer
    */
   async #readChannels(
@@ -183,16 +186,16 @@ export class HealingAttempt {
     const { epoch, head } = round.snapshot;
     let { events, unread } = this.#update(round.queries, round.snapshot, head);
     unread.push(...this.#queriesFor(channels.slice(round.queries.length)));
-    // The number of channels in the next query. Each costs Redis some time, so a query has about as
-    // many as its answer has room for.
+    // The number of channels in the next query. Each channel costs Redis some time, so a query has
+    // about as many channels as fit into its answer.
     let count = CHANNELS_PER_QUERY;
     const deadline = performance.now() + timeoutMs;
     let highest = head;
     while (unread.length > 0) {
       const queries = unread.slice(0, count);
       const maxBytes = performance.now() < deadline ? Infinity : 0;
-      const looks = queries.map((query) => ({ ...query, until: head }));
-      const snapshot = await this.step(client.look(looks, '', maxBytes, 0, this.signal));
+      const limited = queries.map((query) => ({ ...query, until: head }));
+      const snapshot = await this.step(client.look(limited, '', maxBytes, 0, this.signal));
       if (snapshot.epoch !== epoch) throw lostLogError();
       highest = Math.max(highest, snapshot.head);
       const update = this.#update(queries, snapshot, head);
@@ -213,7 +216,8 @@ export class HealingAttempt {
     snapshot: LogSnapshot,
     head: number,
   ): { events: number; unread: ChannelQuery[] } {
-    // In an answer without events, the link carries none at present, or the time is over.
+    // The answer has no events: there are no newer events, the link carries none at present, or the
+    // timeout of the round has passed.
     const isLast = !snapshot.channels.some(({ last }) => last > 0);
     const channels = queries.map(({ channel }) => channel);
     const { log } = this.#context;
@@ -221,8 +225,8 @@ export class HealingAttempt {
     if (isLast) return { events, unread: [] };
     const unread = queries.flatMap(({ channel, after }, index) => {
       const { hasMore, last, newest } = snapshot.channels[index] as ChannelSnapshot;
-      // If the cached events did not join on, they were replaced by the place of the newest event.
-      // Events before that place must not be added.
+      // If the answer did not continue the cached events, the cache now has no events of the
+      // channel and starts at its newest offset. Older events must not be added.
       const isReplaced = (log.cache.newest(channel) ?? head) >= Math.min(newest, head);
       return hasMore && !isReplaced ? [{ channel, after: Math.max(after ?? 0, last) }] : [];
     });
@@ -236,10 +240,11 @@ export class HealingAttempt {
   }
 
   /**
-   * Applies the messages that are kept, until the node has reached the head and there are none, or
-   * too many.
-   * @param head the highest head of the log in an answer. An answer may overtake messages, and what
-   * it says about deleted events is only true together with the events that replaced them
+   * Applies the kept messages, until the node has reached `head` and no message is left, or until
+   * there are too many messages.
+   * @param head the highest head of the log in an answer. If an answer is newer than the messages
+   * so far, it may say that events are deleted because newer events replaced them. So the newer
+   * events must be applied first
    */
   async #applyEarly(early: EarlyMessages, head: number): Promise<void> {
     const { tracker } = this.#context.log;
@@ -265,7 +270,7 @@ export class HealingAttempt {
 /** The channels that the messages of the previous round have changed. */
 function changedChannels(previous: EarlyMessages, { snapshot }: Round): readonly string[] {
   if (previous.problem !== undefined) throw new Error(previous.problem);
-  // The previous rounds have read another log.
+  // Another log has replaced the log that the previous rounds have read.
   if (previous.epoch !== snapshot.epoch) throw lostLogError();
   return [...(previous.changedChannels ?? [])];
 }

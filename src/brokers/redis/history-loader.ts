@@ -1,7 +1,7 @@
 /**
  * Loads older events from Redis into the cache, once for all calls that need them.
  *
- * If thousands of clients reconnect after a restart of the application, then all of them ask for
+ * If thousands of clients reconnect after a restart of the application, then all of them request
  * the same older events at the same time. Events that do not fit into the cache are not loaded,
  * because they would evict the events of channels that are in use. Pages with such events are read
  * from Redis directly.
@@ -15,7 +15,7 @@ import type { ChannelSnapshot } from './log-snapshot.ts';
 import type { SequenceTracker } from './sequence-tracker.ts';
 import type { SharedQueries } from './shared-queries.ts';
 
-// Number of sets of channels that are remembered as too large for the cache.
+// Maximum number of sets of channels that are remembered as too large for the cache.
 const MAX_OVERSIZED_SETS = 100;
 
 /** The older events of one channel while they are loaded. */
@@ -64,7 +64,8 @@ export class HistoryLoader {
 
   /**
    * Loads the older events of channels. Events that do not fit into the cache stay in Redis.
-   * @returns a promise that resolves when the cache has been filled as far as possible
+   * @returns a promise that resolves when the cache has been filled as far as possible. It resolves
+   * with `true`, because `undefined` is the result of `SharedQueries.answerOrPause` for a failure
    */
   async load(channels: readonly string[]): Promise<true> {
     const added = channels.filter((channel) => !this.#loads.has(channel));
@@ -87,7 +88,7 @@ export class HistoryLoader {
 
   /** Loads the older events of a set of channels, if they fit into the cache. */
   async #loadSet(channels: readonly string[], setName: string): Promise<void> {
-    // The sizes are queried first: a set that does not fit is not read.
+    // The sizes are queried first, because a set that does not fit is not read.
     const snapshot = await this.#client.look(
       channels.map((channel) => ({ channel, after: undefined })),
     );
@@ -121,16 +122,17 @@ export class HistoryLoader {
     let remaining = loads;
     while (remaining.length > 0) {
       const maxBytes = this.#client.answerBytes;
-      const batch = remaining.slice(0, countFitting(remaining, maxBytes));
+      const batch = remaining.slice(0, countForAnswer(remaining, maxBytes));
       const queries = batch.map(({ channel, range, after }) => {
         return { channel, after, until: range.until };
       });
-      // A load that reads nothing would never end, so the bytes are requested in any case.
+      // If the answer had no events, the load would never end, so the bytes are requested in any
+      // case.
       const snapshot = await this.#client.look(queries, '', maxBytes, maxBytes);
       if (snapshot.epoch !== this.#cache.epoch) return;
       if (snapshot.head > this.#tracker.head) {
-        // The answer has overtaken messages. What it says about deleted events is only true
-        // together with the events that replaced them.
+        // The answer is newer than the messages so far. It may say that events are deleted because
+        // newer events replaced them, so wait until the newer events are applied.
         await this.#conditions.until(snapshot.head, undefined);
         if (snapshot.epoch !== this.#cache.epoch) return;
       }
@@ -161,7 +163,7 @@ export class HistoryLoader {
 }
 
 /** @returns how many of the loads have about this number of bytes together; at least 1 */
-function countFitting(loads: readonly ChannelLoad[], maxBytes: number): number {
+function countForAnswer(loads: readonly ChannelLoad[], maxBytes: number): number {
   let bytes = 0;
   const count = loads.findIndex((load) => (bytes += load.bytes) > maxBytes);
   return count === -1 ? loads.length : Math.max(count, 1);

@@ -3,14 +3,19 @@
  * other nodes held when they died.
  *
  * ```text
- * this node      hold ──── renew ──── renew ──── renew ── the channel ends
- * lease in Redis ├──── 30 s ────┤
- *                           ├──── 30 s ────┤
+ * this node      hold ── renew ── renew ── renew ── the channel ends
+ * lease in Redis ├────── 30 s ──────┤
+ *                       ├────── 30 s ──────┤
  * a node that has died
- *                hold ──── renew   ×
- *                           ├──── 30 s ────┤ any other node ends the channel
+ *                hold ── renew   ×
+ *                       ├────── 30 s ──────┤ any other node ends the channel
  * ```
+ *
+ * The script decides whether channels may be ended, see `mayEndExpired()` in log.lua: after an
+ * outage, processes that live must have the time to renew their leases. So each node calls the
+ * script regularly, also a node without leases.
  */
+import { randomBytes } from 'node:crypto';
 import { diagnostics } from '../../common/diagnostics.ts';
 import type { HistoryLimits } from '../../log/log.ts';
 import type { Lease } from '../broker.ts';
@@ -22,136 +27,137 @@ const MAX_ENDED = 100;
 // Number of leases that one call renews. Redis does nothing else during a call.
 const MAX_RENEWED = 500;
 
+// Number of calls in the time of a lease. The script knows this number.
+const CALLS_PER_LEASE = 6;
+
+/** The lease of one channel. */
+interface ChannelLease {
+  /** `<events>:<bytes>:<age>:<latest>:<channel>`. */
+  readonly name: string;
+  /** Number of pipes that publish to the channel. With 0, the lease was given up. */
+  holders: number;
+  /**
+   * The log that has accepted the lease; empty before. In the same log, the lease is renewed only if
+   * this node still owns it. After a loss of data, the lease is taken anew.
+   */
+  log: string;
+}
+
 /** Keeps the leases of one node. */
 export class Leases {
   readonly #client: LogClient;
   readonly #leaseMs: number;
-  readonly #isOpen: () => boolean;
   readonly #onError: (error: unknown) => void;
-  // The leases of this node, each with the number of its holders.
-  readonly #held = new Map<string, number>();
-  // Leases that this node has given up, which are renewed once more: Redis may have lost them.
-  readonly #givenUp = new Set<string>();
+  // Names this node in Redis: a channel belongs to the node that has held it last.
+  readonly #owner = randomBytes(9).toString('base64url');
+  // By name. A lease that was given up is kept until one more call was accepted, which takes the lease
+  // if Redis has not accepted it before, or has lost it.
+  readonly #leases = new Map<string, ChannelLease>();
   #timer: NodeJS.Timeout | undefined;
   #isRenewing = false;
-  // Time in ms since which this node is open and Redis has answered every call.
-  #openSince: number | undefined;
 
   /**
    * @param leaseMs time in ms after which a lease runs out that is not renewed
-   * @param isOpen whether the node is connected and has missed nothing
    * @param onError called with an error of Redis
    */
-  constructor(
-    client: LogClient,
-    leaseMs: number,
-    isOpen: () => boolean,
-    onError: (error: unknown) => void,
-  ) {
+  constructor(client: LogClient, leaseMs: number, onError: (error: unknown) => void) {
     this.#client = client;
     this.#leaseMs = leaseMs;
-    this.#isOpen = isOpen;
     this.#onError = onError;
   }
 
-  /** Starts to renew leases, and to look for leases that have run out. */
+  /** Starts to renew leases, and to end channels whose lease has run out. */
   start(): void {
-    this.#timer = setInterval(() => void this.#renewAll(), this.#leaseMs / 3).unref();
+    const intervalMs = this.#leaseMs / CALLS_PER_LEASE;
+    this.#timer = setInterval(() => void this.#renewAll(), intervalMs).unref();
   }
 
   /**
    * Ends the work of this node. The channels that it still holds end at once, because this process
-   * publishes nothing more to them. Never rejects.
+   * publishes nothing more to them. A channel that was given up ends when its lease has run out, if
+   * no other node holds it by then. Never rejects.
    */
   async stop(): Promise<void> {
     clearInterval(this.#timer);
-    const names = [...this.#held.keys(), ...this.#givenUp];
-    // A call ends at most 100 channels.
-    for (let from = 0; from < names.length; from += MAX_ENDED) {
-      const isEnded = await this.#renew(names.slice(from, from + MAX_ENDED), true, 0);
-      if (!isEnded) return;
-    }
+    const all = [...this.#leases.values()];
+    const held = all.filter(({ holders }) => holders > 0);
+    const givenUp = all.filter(({ holders }) => holders === 0);
+    if (held.length > 0) await this.#callForEach(held, MAX_ENDED, true);
+    if (givenUp.length > 0) await this.#callForEach(givenUp, MAX_RENEWED);
   }
 
   /** As `Broker.hold()`. */
   hold(channel: string, history: HistoryLimits): Lease {
     // The limits are needed if the channel has no entry when it is abandoned.
     const name = [...formatLimits(history), channel].join(':');
-    this.#held.set(name, (this.#held.get(name) ?? 0) + 1);
-    this.#givenUp.delete(name);
-    void this.#renew([name], false);
+    const lease = this.#leases.get(name) ?? { name, holders: 0, log: '' };
+    this.#leases.set(name, lease);
+    // The channel belongs to the newest holder.
+    lease.log = '';
+    lease.holders++;
+    void this.#call([lease]);
     let isHeld = true;
-    const drop = (): void => {
-      if (isHeld) this.#drop(name);
+    const drop = (): boolean => {
+      const isLast = isHeld && lease.holders === 1;
+      if (isHeld) lease.holders--;
       isHeld = false;
+      return isLast;
     };
     return {
       // The end of the channel has removed the lease in Redis.
-      release: drop,
-      abandon: () => {
-        if (isHeld) this.#givenUp.add(name);
-        drop();
+      release: () => {
+        if (drop()) this.#leases.delete(name);
       },
+      abandon: drop,
     };
   }
 
-  /** Removes one holder of a lease. */
-  #drop(name: string): void {
-    const holders = (this.#held.get(name) ?? 0) - 1;
-    if (holders > 0) this.#held.set(name, holders);
-    else this.#held.delete(name);
-  }
-
-  /** Renews all leases of this node, one call after the other. */
+  /**
+   * Makes the regular calls. A node that is not open may still publish, because its commands have a
+   * connection of their own. So the calls do not depend on the state of the node.
+   */
   async #renewAll(): Promise<void> {
     if (this.#isRenewing) return;
     this.#isRenewing = true;
-    await this.#renewEach(this.#maySweep());
+    await this.#callForEach([...this.#leases.values()], MAX_RENEWED);
     this.#isRenewing = false;
   }
 
   /**
-   * Whether leases that have run out may be looked for: only after this node has been open for the
-   * time of a lease. While Redis was away, no node could renew its leases.
+   * Makes one call after the other, until one fails: at least one call, which ends channels whose
+   * lease has run out.
    */
-  #maySweep(): boolean {
-    const now = performance.now();
-    if (!this.#isOpen()) this.#openSince = undefined;
-    else this.#openSince ??= now;
-    return this.#openSince !== undefined && now - this.#openSince >= this.#leaseMs;
-  }
-
-  /**
-   * A node that is not open may still publish: its commands have a connection of their own. So its
-   * leases are renewed as long as Redis answers.
-   */
-  async #renewEach(endsExpired: boolean): Promise<void> {
-    const givenUp = [...this.#givenUp];
-    const names = [...this.#held.keys(), ...givenUp];
-    if (names.length === 0 && !endsExpired) return;
-    // At least one call, which looks for leases that have run out.
-    for (let from = 0; from === 0 || from < names.length; from += MAX_RENEWED) {
-      const isRenewed = await this.#renew(names.slice(from, from + MAX_RENEWED), endsExpired);
-      if (!isRenewed) return;
+  async #callForEach(
+    leases: readonly ChannelLease[],
+    maxPerCall: number,
+    endsNow: boolean = false,
+  ): Promise<void> {
+    for (let from = 0; from === 0 || from < leases.length; from += maxPerCall) {
+      if (!(await this.#call(leases.slice(from, from + maxPerCall), endsNow))) return;
     }
-    for (const name of givenUp) this.#givenUp.delete(name);
   }
 
-  /** @returns whether Redis has renewed the leases */
-  async #renew(
-    names: readonly string[],
-    endsExpired: boolean,
-    leaseMs: number = this.#leaseMs,
-  ): Promise<boolean> {
+  /** @returns whether Redis has accepted the call */
+  async #call(leases: readonly ChannelLease[], endsNow: boolean = false): Promise<boolean> {
+    const sent = leases.map((lease) => ({ lease, log: lease.log, isHeld: lease.holders > 0 }));
     try {
-      const ended = await this.#client.lease(names, leaseMs, endsExpired);
+      const { log, ended } = await this.#client.lease({
+        owner: this.#owner,
+        leaseMs: this.#leaseMs,
+        endsNow,
+        leases: sent.map(({ lease, isHeld }) => `${isHeld ? '+' : '-'}${lease.log}:${lease.name}`),
+      });
+      for (const { lease, log: sentLog, isHeld } of sent) {
+        // The channel may have been held anew meanwhile.
+        if (lease.log === sentLog) lease.log = log;
+        if (!isHeld && lease.holders === 0) this.#leases.delete(lease.name);
+      }
       if (!diagnostics.end.hasSubscribers) return true;
       for (const { channel, id } of ended) {
         diagnostics.end.publish({ channel, id, reason: 'abandoned' });
       }
       return true;
     } catch (error) {
-      this.#openSince = undefined;
       this.#onError(error);
       return false;
     }

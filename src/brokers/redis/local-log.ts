@@ -43,7 +43,7 @@ export class LocalLog implements SequenceTrackerHost {
   onAppended(entry: LogEntry, metadata: EntryMetadata): void {
     const { channel } = entry;
     if (this.interest.get(channel) === undefined) return;
-    // The time of an event that has waited says nothing about the clock of Redis.
+    // The clock can be set only by an event that was applied as soon as it arrived.
     if (this.#isOpen()) this.cache.setClock(metadata.at);
     this.cache.push(entry, metadata);
     if (this.interest.isFollowed(channel)) this.receiver?.receive(entry);
@@ -73,8 +73,8 @@ export class LocalLog implements SequenceTrackerHost {
    * Updates channels after messages may have been missed.
    * @param snapshot the answer to a query for the events that the cache does not have
    * @param head offset up to which the log is read
-   * @param isLast whether the channels are not queried again: the events that are missing then stay
-   * in Redis only
+   * @param isLast whether the channels are not queried again: events that are missing in the
+   * snapshot are then not loaded into the cache
    * @returns number of events in the snapshot
    */
   update(
@@ -85,8 +85,8 @@ export class LocalLog implements SequenceTrackerHost {
   ): number {
     const { cache } = this;
     if (snapshot.epoch !== cache.epoch) {
-      // An attempt to heal that failed may have passed on events of the previous log. Their offsets
-      // prove nothing about this log.
+      // An attempt to heal that has failed may have passed on events of the previous log. The
+      // offsets of these events must not be compared to offsets of this log.
       if (cache.epoch !== '') this.receiver?.interrupted();
       cache.reset(snapshot.epoch);
     }

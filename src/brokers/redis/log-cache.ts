@@ -27,7 +27,7 @@ import type { EntryMetadata } from './message-format.ts';
 
 /**
  * The range of events of a channel that may be in Redis and are not in the cache. It is valid as
- * long as the cache holds the same log of the channel, and the log begins at the same offset.
+ * long as the cache has the same log of the channel, and this log begins at the same offset.
  */
 export interface MissingRange {
   readonly log: object;
@@ -42,7 +42,7 @@ interface CachedChannel {
   /** The events after `log.lastMissingOffset`. Older events may still be in Redis. */
   readonly log: ChannelLog;
   /** Offset of the newest event that is not in Redis any more. */
-  lost: number;
+  lostUpTo: number;
   /** Whether the channel has ended, and its end is in Redis. The end may not be in `log`. */
   isEnded: boolean;
   /** Time in ms of the last read or push. */
@@ -62,7 +62,7 @@ export class LogCache {
   maxBytes = 0;
   readonly #inUseMs: number;
   readonly #channels = new Map<string, CachedChannel>();
-  // The channels that hold events, the least recently used first: they are evicted first.
+  // The channels with events, in the order of eviction: the least recently used channel first.
   readonly #evictable = new Map<string, CachedChannel>();
   #events = 0;
   #bytes = 0;
@@ -99,7 +99,7 @@ export class LogCache {
   missingRange(channel: string): MissingRange | undefined {
     const cached = this.#channels.get(channel);
     if (cached === undefined) return undefined;
-    return { log: cached.log, after: cached.lost, until: cached.log.lastMissingOffset };
+    return { log: cached.log, after: cached.lostUpTo, until: cached.log.lastMissingOffset };
   }
 
   /**
@@ -121,7 +121,7 @@ export class LogCache {
    * Updates channels after messages may have been missed.
    * @param snapshot the answer to a query for the events after {@link newest} of each channel
    * @param head offset up to which all events will have been pushed
-   * @param isLast whether no other snapshot follows with the events that this snapshot lacks
+   * @param isLast whether the events that this snapshot lacks are not queried again
    * @returns number of events in the snapshot
    */
   update(
@@ -148,8 +148,8 @@ export class LogCache {
   /**
    * Updates one channel, as {@link update} does.
    * @param entries the events after {@link newest}
-   * @param willHaveNoHole `false` if events after {@link newest} stay missing, so that the cached
-   * events are replaced
+   * @param willHaveNoHole `false` if events after {@link newest} will stay missing: the cached
+   * events are then removed, because the cache must not have a hole
    */
   updateChannel(
     channel: string,
@@ -160,9 +160,9 @@ export class LogCache {
   ): void {
     const newest = this.newest(channel);
     const cached = this.#channels.get(channel);
-    const end = Math.min(state.newest, head);
-    if (cached === undefined || newest === undefined || end < newest || !willHaveNoHole) {
-      this.#replace(channel, state, end);
+    const newestKnown = Math.min(state.newest, head);
+    if (cached === undefined || newest === undefined || newestKnown < newest || !willHaveNoHole) {
+      this.#replace(channel, state, newestKnown);
       return;
     }
     cached.isEnded = state.isEnded;
@@ -177,7 +177,7 @@ export class LogCache {
   push(entry: LogEntry, { at, previous, trimmed, limits }: EntryMetadata): void {
     const { channel } = entry;
     let cached = this.#channels.get(channel);
-    // If the event does not join on to the cached ones, it is the first one of a new log.
+    // If the event does not come directly after the cached events, it begins a new cached log.
     if (cached === undefined || (cached.log.events > 0 && previous > cached.log.newest)) {
       const state = { newest: previous, trimmed, limits, isEnded: false };
       cached = this.#replace(channel, state, previous);
@@ -211,7 +211,8 @@ export class LogCache {
   }
 
   /**
-   * Adds older events. Does nothing if the cache has changed so that they do not join on any more.
+   * Adds older events. Does nothing if the cache has changed, so that they would not come directly
+   * before the cached events.
    * @param range as {@link missingRange} returned it before the events were queried
    * @param entries all events of the range
    */
@@ -232,7 +233,7 @@ export class LogCache {
     const { log } = cached;
     const before = { events: log.events, bytes: log.bytes };
     if (log.events === 0) setLimits(log, state.limits);
-    log.prepend(entries, Math.min(Math.max(cached.lost, state.trimmed), log.lastMissingOffset));
+    log.prepend(entries, Math.min(Math.max(cached.lostUpTo, state.trimmed), log.lastMissingOffset));
     this.#events += log.events - before.events;
     this.#bytes += log.bytes - before.bytes;
     this.#touch(cached);
@@ -256,7 +257,7 @@ export class LogCache {
     this.#bytes -= cached.log.bytes;
   }
 
-  /** Removes everything: the log is another one. */
+  /** Removes all channels, because another log has replaced the log. */
   reset(epoch: string): void {
     this.epoch = epoch;
     this.#channels.clear();
@@ -271,10 +272,10 @@ export class LogCache {
       const cached = this.#channels.get(channel);
       if (cached === undefined) return true;
       this.#dropExpired(cached);
-      const { log, lost, isEnded } = cached;
-      // Only the entry of an end knows when the end is past its age.
+      const { log, lostUpTo, isEnded } = cached;
+      // Only the entry of the end shows when the end exceeds the age limit.
       if (isEnded && !log.isEnded) return true;
-      return !log.isNewestOnly && Math.max(after, lost) < log.lastMissingOffset;
+      return !log.isNewestOnly && Math.max(after, lostUpTo) < log.lastMissingOffset;
     });
   }
 
@@ -286,7 +287,7 @@ export class LogCache {
     const logs = cached.map(({ log }) => log);
     return {
       ...mergeLogs(logs, after, maxBytes),
-      trimmed: cached.map(({ log, lost }) => (log.isNewestOnly ? 0 : lost)),
+      trimmed: cached.map(({ log, lostUpTo }) => (log.isNewestOnly ? 0 : lostUpTo)),
       ended: cached.map(({ log }) => log.isEnded),
     };
   }
@@ -304,23 +305,26 @@ export class LogCache {
     const cached = this.#channels.get(channel);
     if (cached === undefined) return undefined;
     this.#dropExpired(cached);
-    const { log, lost, isEnded } = cached;
+    const { log, lostUpTo, isEnded } = cached;
     if (isEnded && !log.isEnded) return undefined;
     const start = log.startOfNewest(count);
-    return start > 0 || lost >= log.lastMissingOffset ? start : undefined;
+    return start > 0 || lostUpTo >= log.lastMissingOffset ? start : undefined;
   }
 
-  /** Begins an empty log for the channel. */
+  /**
+   * Begins an empty log for the channel.
+   * @param lastMissingOffset offset of the newest event, which is not in the cache
+   */
   #replace(
     channel: string,
     { trimmed, limits, isEnded }: StoredChannel,
-    gone: number,
+    lastMissingOffset: number,
   ): CachedChannel {
     this.remove(channel);
     const cached: CachedChannel = {
       channel,
-      log: new ChannelLog(cacheLimits(limits), gone),
-      lost: trimmed,
+      log: new ChannelLog(cacheLimits(limits), lastMissingOffset),
+      lostUpTo: trimmed,
       isEnded,
       usedAt: performance.now(),
     };
@@ -360,7 +364,10 @@ export class LogCache {
     if (cached.log.events === 0) this.#evictable.delete(cached.channel);
   }
 
-  /** Drops events past their age. They count as lost, although Redis may not have deleted them. */
+  /**
+   * Drops events that exceed the age limit. They count as lost, even if Redis has not deleted them
+   * yet.
+   */
   #dropExpired(cached: CachedChannel): void {
     const { log } = cached;
     const now = performance.now() + this.#clockOffsetMs;
@@ -373,11 +380,11 @@ export class LogCache {
   /** Drops the events that Redis does not keep any more. */
   #dropLost(cached: CachedChannel, trimmed: number): void {
     const { log } = cached;
-    cached.lost = Math.max(cached.lost, trimmed);
-    while (log.events > 0 && (log.at(log.indexAfter(0)) as LogEntry).offset <= cached.lost) {
+    cached.lostUpTo = Math.max(cached.lostUpTo, trimmed);
+    while (log.events > 0 && (log.at(log.indexAfter(0)) as LogEntry).offset <= cached.lostUpTo) {
       this.#shift(cached);
     }
-    if (cached.lost >= Math.max(log.newest, log.lastMissingOffset)) cached.isEnded = false;
+    if (cached.lostUpTo >= Math.max(log.newest, log.lastMissingOffset)) cached.isEnded = false;
   }
 }
 
@@ -386,7 +393,10 @@ function setLimits(log: ChannelLog, limits: HistoryLimits): void {
   if (limits.age !== age || limits.latest !== latest) log.limits = cacheLimits(limits);
 }
 
-/** Only the age is enforced here: Redis counts events and bytes, and announces what it deletes. */
+/**
+ * The limits that the cache enforces: only the age. Redis enforces the numbers of events and bytes,
+ * and its messages say up to which offset it has deleted events.
+ */
 function cacheLimits({ age, latest }: HistoryLimits): HistoryLimits {
   return { events: Infinity, bytes: Infinity, age, latest };
 }

@@ -3,28 +3,33 @@ import type { ChannelSubscriberHost } from './channel-subscriber.ts';
 import type { LogClient } from './log-client.ts';
 import type { SequenceTracker } from './sequence-tracker.ts';
 
-/** The owner of a {@link LogCheck}, as the class sees the owner. */
+/** The interface that a {@link LogCheck} needs of its owner. */
 export type LogCheckHost = Pick<ChannelSubscriberHost, 'onOtherLog' | 'pause' | 'report'>;
 
 /**
- * A header of another log has one of two causes: the log of this node was lost and another one was
- * made, or another registry uses the same prefix on the same server. The epoch of the log in Redis
- * tells which.
+ * A header of another log has one of two causes: the log of this node was lost and a new log was
+ * created, or another registry uses the same prefix on the same server. The epoch of the log in
+ * Redis shows which cause it is.
  */
 export class LogCheck {
   readonly #client: LogClient;
   readonly #tracker: SequenceTracker;
-  readonly #end: AbortSignal;
+  readonly #closed: AbortSignal;
   readonly #host: LogCheckHost;
   #isRunning = false;
   // Whether a header of another log has arrived since the last query.
   #isPending = false;
 
-  /** @param end aborted when the node is closed */
-  constructor(client: LogClient, tracker: SequenceTracker, end: AbortSignal, host: LogCheckHost) {
+  /** @param closed aborted when the node is closed */
+  constructor(
+    client: LogClient,
+    tracker: SequenceTracker,
+    closed: AbortSignal,
+    host: LogCheckHost,
+  ) {
     this.#client = client;
     this.#tracker = tracker;
-    this.#end = end;
+    this.#closed = closed;
     this.#host = host;
   }
 
@@ -38,7 +43,7 @@ export class LogCheck {
     if (this.#isRunning) return;
     this.#isRunning = true;
     try {
-      for (let times = 1; this.#isPending && !this.#end.aborted; times++) {
+      for (let times = 1; this.#isPending && !this.#closed.aborted; times++) {
         this.#isPending = false;
         const { epoch } = await this.#client.look([]);
         if (epoch !== this.#tracker.epoch) {
@@ -52,8 +57,8 @@ export class LogCheck {
         await this.#host.pause(times);
       }
     } catch (error) {
-      // The next probe finds out.
-      if (!this.#end.aborted) this.#host.report(error);
+      // The next probe shows whether the log is another one.
+      if (!this.#closed.aborted) this.#host.report(error);
     } finally {
       this.#isRunning = false;
     }

@@ -1,11 +1,11 @@
 /**
  * The client of the script in Redis: formats the arguments, sends the call, parses the answer.
  *
- *     look     state and newer events of channels, at one moment
- *     page     a page of several channels, merged
+ *     look     queries the state and newer events of channels, at one moment
+ *     page     reads a page of several channels, merged
  *     append   publishes events
  *     clear    deletes the events of a channel
- *     lease    renews leases, and ends channels whose lease has run out
+ *     lease    renews leases, and ends channels whose lease has expired
  */
 import { randomBytes } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -23,8 +23,8 @@ import { Topics } from './topics.ts';
 import { MIN_BYTES, TransferLimit, type TransferShare } from './transfer-limit.ts';
 
 /**
- * Result of one publication: its event id, or the id of the end of a channel that had ended before,
- * or the reason why it has none.
+ * Result of one publication: its event id; or, if the channel had ended before, the id of that end;
+ * or the reason why the publication was not accepted.
  */
 export type PublishResult =
   | { readonly id: string }
@@ -35,7 +35,7 @@ export type PublishResult =
 export interface AppendResult {
   readonly epoch: string;
   readonly head: number;
-  /** Why the nodes could not be notified by a header; `''` if they were. */
+  /** The reason why no header could be sent to the nodes; `''` if the header was sent. */
   readonly headerProblem: string;
   /** In the order of the publications. */
   readonly results: readonly PublishResult[];
@@ -57,6 +57,25 @@ export interface AppendItem {
 // Maximum bytes of events of one channel in one answer.
 const MAX_CHANNEL_BYTES = 1_048_576;
 
+/** A call that renews leases. */
+interface LeaseCall {
+  /** Names this node. */
+  readonly owner: string;
+  /** Time in ms for which the renewed leases are valid. */
+  readonly leaseMs: number;
+  /** Whether the channels of the leases end now. */
+  readonly endsNow: boolean;
+  /** As the script takes them. */
+  readonly leases: readonly string[];
+}
+
+interface LeaseResult {
+  /** Names the log since it has last gone back. */
+  readonly log: string;
+  /** The channels that were ended, each with the id of its end. */
+  readonly ended: readonly { readonly channel: string; readonly id: string }[];
+}
+
 /** How many bytes of events a query requests, see {@link TransferLimit.take}. */
 interface WantedTransfer {
   readonly wanted: number;
@@ -71,14 +90,14 @@ const NO_TRANSFER: WantedTransfer = { wanted: 0, least: 0 };
 // that sends the command again by itself.
 const REPEATABLE_MS = 5_000;
 
-// The place of an event in the log whose size is computed. The offset is not known yet; an offset of
-// ten digits is assumed, so that the size of an event does not depend on its place.
+// The place in the log that is assumed when the size of an event is computed. The offset is not
+// known yet. An offset of ten digits is assumed, so that the size does not depend on the place.
 const ASSUMED_PLACE = { epoch: 'epoch_of', offset: 1_000_000_000 };
 
 // The size of the end of a channel.
 const END_SIZE = entrySize({ ...ASSUMED_PLACE, data: '', isEnd: true });
 
-// Pause in ms before a Cluster is asked again that is moving the keys to another shard.
+// Pause in ms before a command is sent again to a Cluster that is moving the keys to another shard.
 const TRY_AGAIN_MS = 25;
 
 /** Calls the script. Every method rejects with an `SseError` whose code is `ERR_SSE_BROKER`. */
@@ -96,8 +115,8 @@ export class LogClient {
   bounds: LogBounds = { maxHistory: 0, maxChannels: 0 };
 
   /**
-   * @param seenCursor returns the highest place in the log that this node knows; if Redis is behind
-   * it, then the log has gone back
+   * @param seenCursor returns the highest place in the log that this node knows. If the head of the
+   * log in Redis is before this place, then the log has gone back
    * @param onProblem called with a description of data in Redis that cannot be read
    */
   constructor(
@@ -115,7 +134,7 @@ export class LogClient {
     this.#transfers = new TransferLimit(timeoutMs);
   }
 
-  /** Bytes of events that one answer may have now, at least some. */
+  /** Number of bytes of events that one answer may have now; not 0. */
   get answerBytes(): number {
     return Math.max(this.#transfers.bytes, MIN_BYTES);
   }
@@ -129,11 +148,12 @@ export class LogClient {
   }
 
   /**
-   * @param isAnew whether to ask Redis again for the database: the application may have selected
-   * another one
+   * @param isForced whether to ask Redis again for the database, because the application may have
+   * selected another one
+   * @returns the topics of the registry
    */
-  async topics(signal?: AbortSignal, isAnew?: boolean): Promise<Topics> {
-    const database = await this.#connection.database(signal, isAnew);
+  async topics(signal?: AbortSignal, isForced?: boolean): Promise<Topics> {
+    const database = await this.#connection.database(signal, isForced);
     if (this.#topics?.database !== database) this.#topics = new Topics(this.#base, database);
     return this.#topics;
   }
@@ -141,8 +161,9 @@ export class LogClient {
   /**
    * Reads the state of the log and of channels, all at one moment.
    * @param nonce if not empty, the script publishes a header with it at that moment
-   * @param maxBytes maximum bytes of events of all channels. A slow link may reduce them, to none
-   * @param minBytes bytes that are requested however slow the link is
+   * @param maxBytes maximum bytes of events of all channels. On a slow link fewer bytes are
+   * requested, or 0
+   * @param minBytes bytes that are requested even if the link is very slow
    * @param signal ends the wait, also for other answers
    */
   async look(
@@ -226,7 +247,7 @@ export class LogClient {
 
   /**
    * Deletes the events of a channel.
-   * @returns the head of the log, and the offset up to which the channel holds no events
+   * @returns the head of the log, and the offset up to which the channel has no events
    */
   async clear(channel: string): Promise<Cursor & { trimmed: number }> {
     const answer = await this.#withTimeout(NO_TRANSFER, (signal) =>
@@ -238,26 +259,22 @@ export class LogClient {
 
   /**
    * Renews leases, and ends channels whose lease has run out.
-   * @param leaseMs time in ms for which the renewed leases are valid
-   * @param endsExpired whether channels are ended whose lease has run out
-   * @returns the channels that were ended, each with the id of its end
    */
-  async lease(
-    renewed: readonly string[],
-    leaseMs: number,
-    endsExpired: boolean,
-  ): Promise<readonly { readonly channel: string; readonly id: string }[]> {
+  async lease({ owner, leaseMs, endsNow, leases }: LeaseCall): Promise<LeaseResult> {
     const keys = [`${this.#base}:leases`, `${this.#base}:limits`];
-    const args = [`${leaseMs}`, `${END_SIZE}`, endsExpired ? '1' : '0', ...renewed];
+    const args = [`${leaseMs}`, `${END_SIZE}`, owner, endsNow ? '1' : '0', ...leases];
     const answer = await this.#withTimeout(NO_TRANSFER, (signal) =>
       this.#call('lease', '', keys, args, signal),
     );
-    const [, , headerProblem, ...ended] = answer as string[];
+    const [log, , headerProblem, ...ended] = answer as [string, string, string, ...string[]];
     // The other nodes find the ends when they miss the header.
     if (headerProblem !== '') this.#onProblem(`the nodes were not notified: ${headerProblem}`);
-    return ended.flatMap((channel, index) =>
-      index % 2 === 0 ? [{ channel, id: ended[index + 1] as string }] : [],
-    );
+    return {
+      log,
+      ended: ended.flatMap((channel, index) =>
+        index % 2 === 0 ? [{ channel, id: ended[index + 1] as string }] : [],
+      ),
+    };
   }
 
   /** Converts a publication to the form that the script takes. */
@@ -284,8 +301,8 @@ export class LogClient {
 
   /**
    * Calls the script; see log.lua for the arguments.
-   * @param keys the keys beside the log: a Cluster that moves the keys must know that they belong
-   * together
+   * @param keys the keys in addition to the log. A Cluster needs all keys of a command, for the
+   * case that it is moving them to another shard
    */
   async #call(
     operation: string,
@@ -319,7 +336,10 @@ export class LogClient {
     return answer as unknown[];
   }
 
-  /** Sends EVALSHA, again if nothing has happened: the script is not cached, or the keys move. */
+  /**
+   * Sends EVALSHA. Sends the command again if Redis has refused it without effect: the script is
+   * not cached (NOSCRIPT), or the Cluster is moving the keys (TRYAGAIN).
+   */
   async #evaluate(logKey: string, evalArgs: string[], signal: AbortSignal): Promise<unknown> {
     for (let command = ['EVALSHA', script.sha]; ;) {
       try {

@@ -1,4 +1,4 @@
-/** The state of the log at one moment, as the script answers it. */
+/** The state of the log at one moment: the answer of the script to a query. */
 import type { HistoryLimits, TimedEntry } from '../../log/log.ts';
 import type { ChannelState } from '../broker.ts';
 import { parseEntry, toHistoryLimits } from './message-format.ts';
@@ -49,22 +49,22 @@ export interface LogSnapshot {
   /** Time in ms, by the clock of Redis. */
   readonly at: number;
   readonly discontinuities: Discontinuities;
-  /** The offset of the last event of a page; `Infinity` if the page holds all events. */
-  readonly end: number;
+  /** Offset of the last event of a page; `Infinity` if no events follow the page. */
+  readonly pageEnd: number;
   /** In the order of the query. */
   readonly channels: readonly ChannelSnapshot[];
 }
 
 /**
  * The places where the log has gone back, for example after a failover to a replica that had not
- * received the last events. Redis then continues at a much higher offset, so that no event id is
- * used twice:
+ * received the last events: the field `breaks` of the log. The log then continues at a much higher
+ * offset (a jump), so that no event id is used twice:
  *
  *     offsets   ─── origin ─── … ─── from ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄ to ─────▶
  *
  *     reader      A                    B        C                 D
  *
- *     A   jumps before `origin` were forgotten: the reader may have lost events
+ *     A   jumps before `origin` are not recorded any more: the reader may have lost events
  *     B   has received only events that are still in the log
  *     C   has received events that the log has lost, and may have missed others with their offsets
  *     D   as B
@@ -75,7 +75,10 @@ export interface Discontinuities {
   readonly jumps: readonly { readonly from: number; readonly to: number }[];
 }
 
-/** @returns offset up to which a reader has lost events of all channels, 0 if it has lost none */
+/**
+ * @returns the offset up to which a reader may have lost events of all channels; 0 if it has lost
+ * none
+ */
 export function lostOffset({ origin, jumps }: Discontinuities, after: number): number {
   const jump = jumps.find(({ from, to }) => from < after && after < to);
   if (jump !== undefined) return jump.to;
@@ -90,14 +93,15 @@ export function newestJump({ jumps }: Discontinuities): number {
 /**
  * Parses the answer of the script to `look` or `page`.
  * @param channels in the order of the query
- * @param onProblem called with a description of what cannot be read; the rest of the answer is used
+ * @param onProblem called with a description of each part that cannot be read; the rest of the
+ * answer is used
  */
 export function parseSnapshot(
   answer: readonly unknown[],
   channels: readonly string[],
   onProblem: (problem: string) => void,
 ): LogSnapshot {
-  const [epoch, head, origin, breaks, at, end, ...states] = answer as [
+  const [epoch, head, origin, breaks, at, pageEnd, ...states] = answer as [
     ...[string, string, string, string, string, string],
     ...string[][],
   ];
@@ -110,7 +114,7 @@ export function parseSnapshot(
     head: Number(head),
     at: Number(at),
     discontinuities: { origin: Number(origin), jumps },
-    end: end === '' ? Infinity : Number(end),
+    pageEnd: pageEnd === '' ? Infinity : Number(pageEnd),
     channels: states.map((state, index) =>
       parseChannel(state, channels[index] as string, epoch, onProblem),
     ),
@@ -131,7 +135,7 @@ function parseChannel(
     ...[number, number, number, number],
     ...[number, number, number],
   ];
-  const [latest, problem, more, end] = values.slice(7, STATE_VALUES);
+  const [latest, problem, hasMore, isEnded] = values.slice(7, STATE_VALUES);
   if (problem !== '') {
     onProblem(`the history of channel ${channel} cannot be read: ${problem ?? 'no answer'}`);
   }
@@ -156,8 +160,8 @@ function parseChannel(
     bytes,
     length: readableAfter === trimmed ? length : 0,
     limits: toHistoryLimits(events, limit, age, latest === '1'),
-    hasMore: more === '1',
-    isEnded: end === '1' && readableAfter < newest,
+    hasMore: hasMore === '1',
+    isEnded: isEnded === '1' && readableAfter < newest,
     last,
     entries,
   };

@@ -2,7 +2,7 @@
  * Keeps the local part of the log complete. While the node is open, its messages arrive in order
  * and none is missing. After a missed message, a broken connection, a probe that does not arrive or
  * a change of the log, the node reads from Redis what it may have missed, once for all streams. The
- * node is open again when it has also received a probe.
+ * node is open again when it has read everything and has received a probe.
  *
  * | state      | entered when                                  | left when
  * | ---------- | --------------------------------------------- | ----------------------------------
@@ -34,7 +34,7 @@ import { isErrorReply, undeliveredError } from './redis-errors.ts';
 import { SubscriberConnection } from './subscriber-connection.ts';
 import type { Timing } from './timing.ts';
 
-/** The owner of a {@link LogSubscription}, as the class sees the owner. */
+/** The interface that a {@link LogSubscription} needs of its owner. */
 export interface LogSubscriptionHost {
   readonly failures: Pick<FailureReporter, 'report' | 'warnUnreachable'>;
   /** The node is open, or has received a header. */
@@ -55,7 +55,7 @@ export class LogSubscription implements ChannelSubscriberHost {
   readonly #probes: Probes;
   readonly #logCheck: LogCheck;
   // Aborted by `close()`.
-  readonly #end = new AbortController();
+  readonly #closed = new AbortController();
   // Undefined while the node is not connected, and between attempts to connect.
   #connection: SubscriberConnection | undefined;
   // The pending attempt to heal.
@@ -86,9 +86,9 @@ export class LogSubscription implements ChannelSubscriberHost {
     this.#host = host;
     this.#subscriber = new ChannelSubscriber(client, log, this);
     this.#probes = new Probes(client, timing.timeout);
-    this.#logCheck = new LogCheck(client, log.tracker, this.#end.signal, this);
-    // Each pause adds a listener, and there may be one for each pending query: this is not a leak.
-    setMaxListeners(0, this.#end.signal);
+    this.#logCheck = new LogCheck(client, log.tracker, this.#closed.signal, this);
+    // Each pause adds a listener, and each pending query may be in a pause: this is not a leak.
+    setMaxListeners(0, this.#closed.signal);
   }
 
   get isOpen(): boolean {
@@ -116,7 +116,7 @@ export class LogSubscription implements ChannelSubscriberHost {
       } catch (error) {
         failures++;
         if (this.#isClosed) break;
-        // If Redis itself has refused, the connection works.
+        // If Redis itself has refused a command, the connection still works.
         if (!isErrorReply(error)) this.#disconnect();
         this.report(error);
       }
@@ -126,11 +126,11 @@ export class LogSubscription implements ChannelSubscriberHost {
     }
   }
 
-  /** Ends everything, for good. Pending calls of {@link pause} resolve. */
+  /** Ends the subscription for ever. Pending calls of {@link pause} resolve. */
   close(): void {
     this.state = 'closed';
-    this.#end.abort(new Error('the broker is closed'));
-    this.#attempt?.abort(this.#end.signal.reason);
+    this.#closed.abort(new Error('the broker is closed'));
+    this.#attempt?.abort(this.#closed.signal.reason);
     clearInterval(this.#timer);
     this.#disconnect();
     this.#log.interest.close();
@@ -145,14 +145,14 @@ export class LogSubscription implements ChannelSubscriberHost {
   async pause(failures: number): Promise<void> {
     const { min, max } = this.#timing.wait;
     const ms = Math.min(max, min * 2 ** (failures - 1)) * (0.5 + Math.random() / 2);
-    await delay(ms, undefined, { signal: this.#end.signal, ref: false }).catch(() => {});
+    await delay(ms, undefined, { signal: this.#closed.signal, ref: false }).catch(() => {});
   }
 
   /** As `Broker.listen()`. */
   listen(channel: string): Promise<void> | undefined {
     const entry = this.#log.interest.want(channel);
     if (entry.isReady) return undefined;
-    // Later, together with other channels that are added now.
+    // In a microtask, so that channels that are added now are subscribed together.
     queueMicrotask(() => void this.#subscriber.subscribePending());
     return entry.ready.promise;
   }
@@ -186,7 +186,7 @@ export class LogSubscription implements ChannelSubscriberHost {
   }
 
   get #isClosed(): boolean {
-    return this.#end.signal.aborted;
+    return this.#closed.signal.aborted;
   }
 
   get #tickMs(): number {
@@ -261,7 +261,7 @@ export class LogSubscription implements ChannelSubscriberHost {
       await attempt.step(connection.connect());
       await attempt.step(connection.subscribeHeaders());
     } catch (error) {
-      // The next attempt must not take this connection for one that has subscribed.
+      // Otherwise the next attempt would use this connection, which has not subscribed.
       if (this.#connection === connection) this.#disconnect();
       throw error;
     }
@@ -277,7 +277,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     else this.#attempt?.abort(reason);
   }
 
-  /** Closes the connection, if there is one. The next attempt makes a new one. */
+  /** Closes the connection, if there is one. The next attempt makes a new connection. */
   #disconnect(): void {
     const connection = this.#connection;
     this.#connection = undefined;
@@ -358,10 +358,10 @@ export class LogSubscription implements ChannelSubscriberHost {
   }
 
   /**
-   * The watchdog. Each step of an attempt and each pause has a time limit (a step waits until it is
-   * sent, for the answer and for the probe), so a node that is not open and makes no progress has a
-   * bug. The bug is reported, and the node connects again. Ticks are counted instead of ms, because
-   * the process may have been suspended.
+   * The watchdog. Each step of an attempt and each pause has a time limit. A step may wait until it
+   * is sent, for the answer, and for the probe: at most three timeouts. So a node that is not open
+   * and makes no progress for longer has a bug. The bug is reported, and the node connects again.
+   * Ticks are counted instead of ms, because the process may have been suspended.
    */
   #watch(): void {
     const { timeout, wait, unreachable = 5_000 } = this.#timing;
@@ -388,7 +388,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     this.#isProbing = false;
     if (this.openConnection !== connection || error === undefined) return;
     if (isErrorReply(error)) {
-      // Redis has refused the query, which says nothing about the connection.
+      // Redis has refused the query, which does not show that the connection has failed.
       this.report(error);
       this.#lastMessageAt = performance.now();
       return;

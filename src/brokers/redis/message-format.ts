@@ -1,14 +1,14 @@
 /**
  * The text format of the messages and bodies that nodes exchange through Redis.
  *
- * Other programs can write into Redis too, so the parsers are total: text that does not match the
- * format gives `undefined`, and nothing throws.
+ * Other programs can write into Redis, too, so the parsers accept any text: for text that does not
+ * match the format they return `undefined`. They never throw.
  *
  * Every text begins with the version of the format, 1. A node treats a message that it cannot read
- * as missing, so its clients are told of a gap instead of losing an event silently. A later version
- * is therefore introduced in two steps: first a release that reads both formats and writes the old
- * one; then, when no older node is left, a release that writes the new format. The log itself has
- * the version too, and the script refuses to write to a log with another version.
+ * as missing, so its clients get a gap notification instead of losing an event silently. A later
+ * version is therefore introduced in two steps: first a release that reads both formats and writes
+ * the old format; then, when no older node is left, a release that writes the new format. The log
+ * itself has a version, too, and the script refuses to write to a log with another version.
  *
  *     header, on the topic `…:spine`          event message, on the topic `…:c:<channel>`
  *
@@ -34,7 +34,7 @@ export interface SequenceHeader {
   readonly previous: number;
   /** Offset of the log after the changes. Each change takes one offset. */
   readonly head: number;
-  /** Identifies a probe, so that the node that sent the probe recognizes it; otherwise `''`. */
+  /** In a probe, a text by which the node that sent the probe recognises it; otherwise `''`. */
   readonly nonce: string;
   readonly changes: readonly Change[];
 }
@@ -42,7 +42,7 @@ export interface SequenceHeader {
 /** One change of the log: an event was appended, or a channel was cleared. */
 export interface Change {
   readonly isClear: boolean;
-  /** Offset of the event; of a clear, the offset up to which the channel holds no events. */
+  /** Offset of the event. For a clear, the offset up to which the channel has no events. */
   readonly offset: number;
   readonly channel: string;
 }

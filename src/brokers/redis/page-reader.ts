@@ -17,7 +17,7 @@ import { lostOffset, newestJump, type Discontinuities, type LogSnapshot } from '
 import type { LogSubscription } from './log-subscription.ts';
 import type { SharedQueries } from './shared-queries.ts';
 
-// Bytes of the pages in which a whole history is read.
+// Maximum bytes of each page when a whole history is read.
 const PAGE_BYTES = 262_144;
 
 /** Implements `Broker.read()` and `Broker.startsOfNewest()`. */
@@ -75,8 +75,8 @@ export class PageReader {
   ): Promise<Page> {
     const { cache, interest } = this.#log;
     let from = after;
-    // The losses of the pages before: their events cannot be read.
-    let lost: readonly number[] = channels.map(() => 0);
+    // For each channel, the offset of its newest event in the previous pages that cannot be read.
+    let unreadableUpTo: readonly number[] = channels.map(() => 0);
     for (;;) {
       await this.#conditions.until(0, signal);
       if (!this.#subscription.isOpen) continue;
@@ -87,22 +87,24 @@ export class PageReader {
           if ((await this.#queries.answerOrPause(load, signal)) === undefined) continue;
         }
         const page = this.readCached(channels, from, maxBytes);
-        if (page !== undefined) return { ...page, trimmed: maxOfEach(page.trimmed, lost) };
+        if (page !== undefined) {
+          return { ...page, trimmed: maxOfEach(page.trimmed, unreadableUpTo) };
+        }
         if (!this.#subscription.isOpen) continue;
       }
       // The node is not subscribed to the channels, or their events do not fit into the cache.
       const snapshot = await this.#queryPage(channels, from, maxBytes, signal);
       if (snapshot === undefined) continue;
       const { epoch, head, discontinuities } = snapshot;
-      const { end, ...read } = mergeSnapshot(snapshot, maxBytes);
-      const trimmed = maxOfEach(read.trimmed, lost);
+      const { pageEnd, ...read } = mergeSnapshot(snapshot, maxBytes);
+      const trimmed = maxOfEach(read.trimmed, unreadableUpTo);
       if (read.complete || read.entries.length > 0) {
         const position = { epoch, offset: head };
         return toPage({ ...read, trimmed }, position, discontinuities, after);
       }
-      lost = trimmed;
       // The page has only events that cannot be read.
-      from = end;
+      unreadableUpTo = trimmed;
+      from = pageEnd;
     }
   }
 
@@ -114,8 +116,9 @@ export class PageReader {
   }
 
   /**
-   * Finds where the newest events of channels begin, see `Broker.startsOfNewest`. Reads all that the
-   * log holds of the channels: usually the cache then has it, for the readers that follow.
+   * Finds where the newest events of channels begin, see `Broker.startsOfNewest`. Reads all events
+   * that the log keeps of the channels: usually the cache has these events afterwards, for the
+   * readers that follow.
    */
   async startsOfNewest(
     channels: readonly string[],
@@ -127,7 +130,7 @@ export class PageReader {
     for (let after = 0; ;) {
       const { entries, complete, position } = await this.read(channels, after, PAGE_BYTES, signal);
       if (position.epoch !== epoch) {
-        // Another log has begun.
+        // Another log has replaced the log.
         newest = new Map(channels.map((channel) => [channel, []]));
         if (epoch !== undefined && after > 0) {
           epoch = undefined;
@@ -163,7 +166,7 @@ export class PageReader {
     const query = this.#sharedPage(channels, after, maxBytes);
     const snapshot = await this.#queries.answerOrPause(query, signal);
     if (snapshot === undefined || snapshot.epoch === tracker.epoch) return snapshot;
-    // A stream must not continue in a log whose events this node does not receive yet.
+    // A stream must not continue in another log before this node receives the events of that log.
     this.#queries.checkEpoch(snapshot.epoch, epochBefore);
     return undefined;
   }
@@ -183,13 +186,13 @@ export class PageReader {
 
 /**
  * Merges the events of several channels in the order of the log.
- * @param maxBytes maximum bytes of all frames; there is always one entry
+ * @param maxBytes maximum bytes of all frames; the first entry is returned in any case
  * @returns the page, and the offset up to which it is complete
  */
 function mergeSnapshot(
-  { channels, end }: LogSnapshot,
+  { channels, pageEnd }: LogSnapshot,
   maxBytes: number,
-): LogRead & { readonly end: number } {
+): LogRead & { readonly pageEnd: number } {
   const unordered = channels.flatMap(({ entries }) => entries.map(({ entry }) => entry));
   const all = unordered.toSorted((one, other) => one.offset - other.offset);
   const entries: LogEntry[] = [];
@@ -202,12 +205,12 @@ function mergeSnapshot(
   const hasAll = entries.length === all.length;
   return {
     entries,
-    complete: hasAll && end === Infinity,
+    complete: hasAll && pageEnd === Infinity,
     trimmed: channels.map(({ limits, length, isEnded, trimmed }) =>
       limits.latest && length > (isEnded ? 1 : 0) ? 0 : trimmed,
     ),
     ended: channels.map(({ isEnded }) => isEnded),
-    end: hasAll ? end : (entries.at(-1) as LogEntry).offset,
+    pageEnd: hasAll ? pageEnd : (entries.at(-1) as LogEntry).offset,
   };
 }
 
@@ -222,7 +225,8 @@ function toPage(
   discontinuities: Discontinuities,
   after: number,
 ): Page {
-  const lost = lostOffset(discontinuities, after);
-  const trimmed = lost === 0 ? read.trimmed : read.trimmed.map((offset) => Math.max(offset, lost));
+  const lostUpTo = lostOffset(discontinuities, after);
+  const trimmed =
+    lostUpTo === 0 ? read.trimmed : read.trimmed.map((offset) => Math.max(offset, lostUpTo));
   return { ...read, trimmed, position, resumedAt: newestJump(discontinuities) };
 }

@@ -1,4 +1,4 @@
-/** Determines the place in the log that this node has reached. */
+/** Finds the position of this node in the log. */
 import type { Cursor } from '../../protocol/cursor.ts';
 import type { ConditionQueue } from './condition-queue.ts';
 import type { LogClient } from './log-client.ts';
@@ -16,7 +16,7 @@ export class PositionReader {
   readonly #queries: SharedQueries;
   // The head of the log after the last append of this node.
   #appended: Cursor = { epoch: '', offset: 0 };
-  // The pending query for the head of the log, and the one that follows.
+  // The pending query for the head of the log, and the next query.
   #headQuery: Promise<LogSnapshot> | undefined;
   #nextHeadQuery: Promise<LogSnapshot> | undefined;
 
@@ -61,7 +61,7 @@ export class PositionReader {
   }
 
   /**
-   * Waits until the node has reached `atLeast` and what it has appended.
+   * Waits until the node has reached `atLeast`, and the events that it has appended itself.
    * @returns the position of the node; if the log itself has not reached `atLeast`, the head of the
    * log
    */
@@ -86,14 +86,14 @@ export class PositionReader {
     return this.#subscription.isOpen && this.#offsetOf(cursor) <= this.#tracker.head;
   }
 
-  /** A cursor of another log is reached at once: the caller then decides anew. */
+  /** A cursor of another log counts as reached at once: then the caller checks the log again. */
   #offsetOf({ epoch, offset }: Cursor): number {
     return epoch === this.#tracker.epoch ? offset : 0;
   }
 
   /**
-   * Queries the head of the log. The answer must be from after the call, so a call that comes while
-   * a query is pending shares the next query with other such calls:
+   * Queries the head of the log. The query must be sent after the call. So a call that comes while
+   * another query is pending shares the next query with other such calls:
    *
    *     calls     a   b c          d
    *     queries   |── a ──|── b c ──|── d ──|

@@ -10,7 +10,7 @@ import type { SubscriberConnection } from './subscriber-connection.ts';
  * The probes of this node that have not arrived. A probe is identified by a nonce: the script
  * publishes a header with the nonce at the moment of its answer.
  *
- *     node ── look, nonce ──▶ script ── header with nonce ──▶ subscriber connection ──▶ node
+ *     node ── query, nonce ─▶ script ── header with nonce ──▶ subscriber connection ──▶ node
  *       ◀────── answer ───────┘
  */
 export class Probes {
@@ -25,16 +25,17 @@ export class Probes {
   }
 
   /**
-   * Sends a probe and waits for its header. A connection may be up and deliver nothing, and the
-   * last messages before a silence may have been lost.
+   * Sends a probe and waits for its header. Without a probe, a node would not notice that a
+   * connection that is up delivers no messages, or that the last messages before a silence were
+   * lost.
    * @returns `undefined` if the probe has arrived; otherwise the error. If Redis has refused the
    * query, which is an error reply, then no header was published
    */
   async check(connection: SubscriberConnection): Promise<unknown> {
     const nonce = this.createNonce();
-    const look = this.#client.look([], nonce);
-    const arrival = this.wait(nonce, connection, look);
-    const [answered, arrived] = await Promise.allSettled([look, arrival]);
+    const query = this.#client.look([], nonce);
+    const arrival = this.wait(nonce, connection, query);
+    const [answered, arrived] = await Promise.allSettled([query, arrival]);
     if (arrived.status === 'fulfilled') return undefined;
     return answered.status === 'rejected' ? answered.reason : arrived.reason;
   }
@@ -51,15 +52,15 @@ export class Probes {
 
   /**
    * Waits for the header with the nonce.
-   * @param look the query with the nonce. The timeout of the header begins when Redis has answered
-   * the query, which may have to wait for other answers
+   * @param query the query with the nonce. The timeout of the header begins when Redis has answered
+   * the query, because the query may have to wait for other answers before it is sent
    * @param onArrived called at once when the header arrives, before later messages are processed
    * @returns a promise that rejects after the timeout, or when the connection breaks
    */
   async wait(
     nonce: string,
     connection: SubscriberConnection,
-    look: Promise<unknown>,
+    query: Promise<unknown>,
     onArrived?: (header: SequenceHeader) => void,
   ): Promise<void> {
     const arrival = deferred();
@@ -69,7 +70,7 @@ export class Probes {
     });
     const signal = connection.broken;
     try {
-      await withLimits(Promise.race([arrival.promise, look.catch(() => {})]), { signal });
+      await withLimits(Promise.race([arrival.promise, query.catch(() => {})]), { signal });
       await withLimits(arrival.promise, {
         signal,
         timeoutMs: this.#timeoutMs,

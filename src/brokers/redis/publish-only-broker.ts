@@ -59,12 +59,7 @@ export class PublishOnlyBroker implements Broker {
       (epoch, offset) => this.#onAppended({ epoch, offset }),
       (problem, delivery) => this.#onUnanswered(problem, delivery),
     );
-    this.#leases = new Leases(
-      client,
-      lease,
-      () => true,
-      (error) => failures.report(error),
-    );
+    this.#leases = new Leases(client, lease, (error) => failures.report(error));
   }
 
   get state(): BrokerState {

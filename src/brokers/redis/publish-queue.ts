@@ -6,8 +6,9 @@
  *     add()     a   b c d            e
  *     script    |── a ──|── b c d ──|── e ──|
  *
- * So a script that Redis has forgotten, a broken connection or a redirection by a Cluster cannot
- * change the order. The busier the node is, the less each event costs.
+ * So the order stays the same even if a command has to be sent again: because Redis has forgotten
+ * the script, a connection has broken, or a Cluster has redirected the command. If the node is
+ * busier, a call has more publishes, and each event costs less.
  */
 import { deferred, type Deferred } from '../../common/async.ts';
 import { SseError } from '../../common/errors.ts';
@@ -17,11 +18,11 @@ import { endedError } from '../errors.ts';
 import type { AppendItem, AppendResult, LogClient, PublishResult } from './log-client.ts';
 import { refusedError } from './redis-errors.ts';
 
-// Limits of one call, during which Redis does nothing else.
+// Limits of one call of the script. During the call, Redis does nothing else.
 const MAX_BATCH_ITEMS = 128;
 const MAX_BATCH_BYTES = 1_048_576;
 
-// Limits of what waits while Redis is away.
+// Limits of the queue, which grows while Redis is unreachable.
 const MAX_QUEUED_ITEMS = 10_000;
 const MAX_QUEUED_BYTES = 33_554_432;
 
@@ -78,7 +79,7 @@ export class PublishQueue {
     this.#queue.push({ item, deadline: performance.now() + this.#timeoutMs, published });
     this.#queuedBytes += item.bytes;
     this.#setTimer();
-    // Later, together with other publishes of this turn.
+    // In a microtask, so that publishes that are made now are sent together.
     if (!this.#isSending && this.#queue.length === 1) queueMicrotask(() => void this.#sendAll());
     this.#last = published.promise.catch(() => {});
     return published.promise;
@@ -98,8 +99,8 @@ export class PublishQueue {
   }
 
   /**
-   * Sends a batch. Resolves when Redis has answered, or will never answer. Until then no other
-   * batch is sent, because it could overtake this batch.
+   * Sends a batch. Resolves when Redis has answered, or can no longer answer. Until then no other
+   * batch is sent, because it could be executed before this batch.
    */
   async #sendBatch(batch: readonly QueuedPublish[]): Promise<void> {
     const controller = new AbortController();
@@ -107,7 +108,7 @@ export class PublishQueue {
     const timer = setTimeout(
       () => {
         // If the command has not been written yet, it is removed, and the call rejects at once with
-        // the delivery 'none'. Otherwise nobody knows whether the events are published.
+        // the delivery 'none'. Otherwise it is unknown whether the events are published.
         controller.abort();
         setImmediate(() => rejectAll(batch, this.#timeoutError('unknown')));
       },
@@ -146,7 +147,7 @@ export class PublishQueue {
     return count;
   }
 
-  /** Removes the oldest publishes. @returns them */
+  /** Removes the oldest publishes. @returns the removed publishes */
   #dequeue(count: number): QueuedPublish[] {
     const removed = this.#queue.splice(0, count);
     for (const { item } of removed) this.#queuedBytes -= item.bytes;
@@ -196,9 +197,9 @@ function settleAll(batch: readonly QueuedPublish[], answer: AppendResult): void 
 }
 
 /**
- * @returns the ids that an append has assigned, without those of earlier publishes with the same
- * key: consecutive offsets, of which the last is the head. A publish whose delivery is unknown has
- * taken its offsets
+ * @returns the ids that this append has assigned, without the ids of earlier publishes with the
+ * same key. The assigned offsets are consecutive, and the last of them is the head. A publish whose
+ * delivery is unknown has used its offsets, too
  */
 function newIds(items: readonly AppendItem[], { epoch, head, results }: AppendResult): Set<string> {
   const ids = new Set<string>();
@@ -226,7 +227,10 @@ function notAcceptedError(result: PublishResult | undefined): SseError {
   });
 }
 
-/** The events are in the log, but this user of Redis could not notify the nodes. */
+/**
+ * Makes the error of an event that is in the log, but of which no header was sent to the nodes, for
+ * example because the Redis user has no permission.
+ */
 function unannouncedError(problem: string): SseError {
   const message = `Redis keeps the event, but has not notified the nodes: ${problem}`;
   return new SseError('ERR_SSE_BROKER', message, { delivery: 'unknown' });

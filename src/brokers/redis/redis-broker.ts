@@ -55,7 +55,7 @@ export class RedisBroker implements Broker {
   readonly #pages: PageReader;
   readonly #publishQueue: PublishQueue;
   readonly #leases: Leases;
-  // The log whose offsets the conditions wait for.
+  // The epoch of the log whose offsets the conditions wait for.
   #conditionsEpoch = '';
   #running: Promise<void> = Promise.resolve();
   #closing: Promise<void> | undefined;
@@ -94,7 +94,7 @@ export class RedisBroker implements Broker {
     this.#queries = queries;
     this.#positions = new PositionReader(client, log.tracker, subscription, conditions, queries);
     this.#pages = new PageReader(client, log, subscription, conditions, queries, loader);
-    this.#leases = new Leases(client, lease, isOpen, (error) => failures.report(error));
+    this.#leases = new Leases(client, lease, (error) => failures.report(error));
     this.#publishQueue = new PublishQueue(
       client,
       timeout,
@@ -177,7 +177,7 @@ export class RedisBroker implements Broker {
 
   async channelState(channel: string): Promise<ChannelState> {
     if (this.#closing !== undefined) throw closedError();
-    // Events that were published before are counted, too.
+    // Events that were published before this call count, too.
     await this.#publishQueue.settled();
     const { channels } = await this.#client.look([{ channel, after: undefined }]);
     return toChannelState(channels[0]);
@@ -189,7 +189,7 @@ export class RedisBroker implements Broker {
 
   async clear(channel: string): Promise<void> {
     if (this.#closing !== undefined) throw closedError();
-    // Events that were published before are cleared too.
+    // Events that were published before this call are cleared, too.
     await this.#publishQueue.settled();
     const { epoch, offset, trimmed } = await this.#client.clear(channel);
     if (epoch === this.#log.cache.epoch) this.#log.cache.clear(channel, trimmed);
@@ -201,7 +201,7 @@ export class RedisBroker implements Broker {
     return this.#closing;
   }
 
-  /** Ends waits at once, and publishes within the timeout. */
+  /** Ends pending waits at once. Pending publishes are accepted or rejected within the timeout. */
   async #close(): Promise<void> {
     this.#subscription.close();
     this.#queries.close();
@@ -220,7 +220,7 @@ export class RedisBroker implements Broker {
     this.#failures.report(error);
   }
 
-  /** Called when the node is open or has received a header: waits for its offset resolve. */
+  /** Called when the node is open or has received a header: resolves the waits up to its offset. */
   #onProgress(): void {
     this.#failures.clear();
     const { epoch, head } = this.#log.tracker;
@@ -246,7 +246,7 @@ export class RedisBroker implements Broker {
     if (signal !== undefined) return call(signal);
     const controller = new AbortController();
     const timer = setTimeout(() => {
-      const problem = `has not answered within ${this.#timeoutMs} ms; try again when it is back`;
+      const problem = `has not answered within ${this.#timeoutMs} ms; try again later`;
       controller.abort(this.#failures.unansweredError(problem));
     }, this.#timeoutMs);
     try {

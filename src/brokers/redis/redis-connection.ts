@@ -1,6 +1,6 @@
 /**
- * Access to Redis by node-redis: one server, a Sentinel or a Cluster, with the application's client
- * or a client of our own.
+ * Access to Redis by node-redis: one server, a Sentinel or a Cluster, with the client of the
+ * application or a client that the broker makes.
  *
  *     RedisConnection ─┬─ send()         commands, on the client itself
  *                      └─ subscriber()   a second client, which SubscriberConnection owns
@@ -82,15 +82,16 @@ export interface RedisConnection {
   /** Whether the client sends a command again by itself when the answer was lost. */
   readonly repeats: boolean;
   /**
-   * @param isAnew whether to ask again: the application may have selected another database
+   * @param isForced whether to ask Redis again, because the application may have selected another
+   * database
    * @returns the number of the database
    */
-  database(signal?: AbortSignal, isAnew?: boolean): Promise<number>;
+  database(signal?: AbortSignal, isForced?: boolean): Promise<number>;
   /** Sends a command. The signal removes a command that has not been written yet. */
   send(key: string, args: string[], signal: AbortSignal): Promise<unknown>;
   /** Makes a client for subscriptions, which is not connected yet. */
   subscriber(): Promise<RedisSubscriber>;
-  /** Closes a client of our own. The application's client is never closed. */
+  /** Closes the client if the broker has made it. A client of the application is never closed. */
   close(): void;
 }
 
@@ -118,7 +119,7 @@ export function connectionOf(client: RedisClient, prefix: string): RedisConnecti
 }
 
 /**
- * Makes a connection with a client of our own, which connects when it is first used.
+ * Makes a connection with a new client, which connects when it is first used.
  * @param heartbeatMs interval of pings; a server that does not answer for three of them is
  * disconnected, so that pending commands reject
  * @param onError called with errors of the client, which connects again by itself
@@ -199,7 +200,8 @@ function clusterConnection(cluster: ClusterClient, prefix: string): RedisConnect
       const master = cluster.slots[slot]?.master;
       if (master === undefined) {
         throw refusedError(
-          'no node of the Cluster serves our slot, or its client is not connected',
+          'no node of the Cluster serves the hash slot of the prefix, or the client is not ' +
+            'connected',
         );
       }
       return duplicateForSubscriptions(await cluster.nodeClient(master));
@@ -222,14 +224,14 @@ function sentinelConnection(sentinel: SentinelClient): RedisConnection {
 
 /**
  * Makes a function that asks Redis which database the application's client has selected. The client
- * does not tell.
+ * has no property that shows this.
  * @param configured the database in the options of the client, for users without the permission for
  * `CLIENT INFO`
  */
 function databaseQuery(
   send: (args: string[], options: CommandOptions) => Promise<unknown>,
   configured: number,
-): (signal?: AbortSignal, isAnew?: boolean) => Promise<number> {
+): (signal?: AbortSignal, isForced?: boolean) => Promise<number> {
   let database: number | undefined;
 
   async function query(signal: AbortSignal): Promise<number> {
@@ -243,15 +245,15 @@ function databaseQuery(
     }
   }
 
-  return async (signal = new AbortController().signal, isAnew = false) => {
-    if (database === undefined || isAnew) database = await query(signal);
+  return async (signal = new AbortController().signal, isForced = false) => {
+    if (database === undefined || isForced) database = await query(signal);
     return database;
   };
 }
 
 /**
- * Duplicates a client for subscriptions. The duplicate must not connect again by itself: messages
- * that were missed meanwhile would go unnoticed.
+ * Duplicates a client for subscriptions. If the duplicate connected again by itself, the node would
+ * not notice that it has missed messages.
  */
 function duplicateForSubscriptions(client: SingleClient): RedisSubscriber {
   return client.duplicate({ socket: { ...client.options?.socket, reconnectStrategy: false } });

@@ -1,4 +1,4 @@
-/** Errors of Redis and of node-redis, and the `SseError` that each of them becomes. */
+/** Errors of Redis and of node-redis, and their conversion to an `SseError`. */
 import { SseError, describeThrown } from '../../common/errors.ts';
 
 // The first word of an error reply of Redis is a code in capitals.
@@ -32,7 +32,8 @@ export function isErrorReply(error: unknown): boolean {
 export function toBrokerError(error: unknown): SseError {
   if (error instanceof SseError) return error;
   const text = messageOf(error);
-  // The script returns refusals. An error raised inside the script may have come after a write.
+  // If Redis refuses a write of the script, the script returns an error reply. An error that was
+  // raised inside the script may have come after a write.
   const isRaised = text.includes('user_script');
   const hadNoEffect =
     !isSystemError(error) && !isRaised && (ERROR_REPLY.test(text) || UNSENT_COMMAND.test(text));

@@ -5,59 +5,62 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: '0a9f09660ebf61d451d271c4091c5ebbac545d02',
+  sha: '349f2b0d578c04dcbbf0584afe48d504df97afa1',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
 -- Keys, all in one hash slot:
 --
---   {prefix}:log                     hash: all that is known about the log. Eviction deletes the
---                                    whole hash or nothing of it.
+--   {prefix}:log                     hash: the state of the log and of its channels. It is one hash,
+--                                    so that an eviction deletes all of it or nothing
 --   │  v                             version of the format, 1
 --   │  epoch                         name of the log
 --   │  head                          offset of the newest change
 --   │  floor                         newest offset of any forgotten channel
---   │  origin                        nothing is known about jumps before this offset
+--   │  origin                        jumps before this offset are not recorded any more
 --   │  run                           run_id of the Redis server that last wrote the log
 --   │  breaks                        jumps of the offset, \`<from>:<to>\`, separated by spaces
---   │  held                          bytes of the events that all channels keep
+--   │  held                          bytes of the kept events of all channels
 --   │  sweep                         progress of the sweep, see sweep(); absent before the first
---   └  t:<channel>                   the channel: offset of the newest event, \`trimmed\`, bytes that are
---                                    kept; the limits (events, bytes, age in ms, newest-only);
---                                    whether it has ended. Separated by colons
+--   └  t:<channel>                   the channel: offset of the newest event, \`trimmed\`, bytes of
+--                                    the kept events; the limits (events, bytes, age in ms,
+--                                    newest-only); whether it has ended. Separated by colons
 --   {prefix}:s:<channel>             stream: the events that are kept, with the ids \`<offset>-0\`
 --   {prefix}:k:<channel>\\n<key>      string: the event id that was published with this key
 --   {prefix}:b:<random>              string: the answer to a call that the client may send again
 --   {prefix}:leases                  sorted set: the channels that a process holds while it publishes
 --                                    to them, with the time in ms at which the lease runs out
---   {prefix}:limits                  hash: the limits of the history of each channel with a lease,
---                                    \`<events>:<bytes>:<age>:<latest>\`
+--   {prefix}:limits                  hash: the limits of the history of each channel with a lease, and
+--                                    the process that holds the channel,
+--                                    \`<events>:<bytes>:<age>:<latest>:<process>\`; in the field
+--                                    without a name, the times in ms of lease calls, see
+--                                    mayEndExpired()
 --
 -- Topics: \`<topics>:c:<channel>\` carries the events of a channel. \`<topics>:spine\` carries one
 -- header for each publish of the registry, after the events.
 --
 -- Every call first reads the log. If the log does not exist, the call creates it. If the log has
 -- gone back (for example after a failover to a replica that had not received the last events), the
--- offset jumps ahead and the jump is recorded, so that no event id is used twice. The log may have
--- gone back if another server answers (INFO, run_id). The log has certainly gone back if the caller
--- knows a higher offset.
+-- offset jumps to a much higher offset and the jump is recorded, so that no event id is used twice.
+-- If another server answers than before (INFO, run_id), the log may have gone back. If the caller
+-- knows a higher offset than the log, the log has certainly gone back.
 --
 --   breaks = "100:4294967396"
 --
 --   offsets   ──────── 100 ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄ 4294967396 ────────▶
 --                       │    never used again         │
---                       from: head of the log         to: landing(max(head, seen))
+--                       from: head of the log         to: jumpTarget(max(head, seen))
 --
 --   A reader at an offset between \`from\` and \`to\` has received events that Redis lost.
 --
--- The length of a jump is random: 44 bits, from the random text of the call (ARGV[4], which also
--- names a new log), the server and the time. Redis may go back twice to the same snapshot, which
--- does not contain the first jump. A constant length would assign the same ids again.
+-- The length of a jump is random: 44 bits, from the random text of the call (ARGV[4], which is also
+-- the name of a new log), the server and the time. Redis may go back twice to the same snapshot,
+-- which does not contain the first jump. With a constant length, the same ids would be used again.
 --
 --   offsets   ──── from ─────────── B ── head ──────────── A ───────▶   or   A ── B ── head
 --
--- Let the first jump have led to A and the second jump to B. A reader that has received an event
--- after A is in one of three places:
+-- For example, the first jump has led to A, and the second jump to B. A reader that has received an
+-- event after A is at one of three places:
 --
 -- - Below B: the reader is inside the second jump, which is recorded. It gets a gap, however far
 --   the log continues.
@@ -66,9 +69,9 @@ export const script: {
 -- - Between B and the head: the reader would get no gap. After n events since the second jump, the
 --   probability is n / 2^44.
 --
--- A new epoch instead of a jump would be a gap for every reader at each restart of Redis, even if
--- nothing is lost, because a server that has lost events looks like a server that has not. If the
--- log would jump beyond LAST, after about a thousand jumps, a new log with another epoch begins.
+-- If the log got a new epoch instead of a jump, then every reader would have a gap at each restart
+-- of Redis, even if no event is lost: the script cannot see whether a server has lost events. If a
+-- jump would exceed LAST (after about a thousand jumps), a new log with another epoch is created.
 --
 -- Redis may refuse a write (maxmemory, a replica, MISCONF, min-replicas-to-write, an ACL):
 --
@@ -76,43 +79,46 @@ export const script: {
 --   has happened. The command must be one that maxmemory forbids, and it must be the first write of
 --   the call: after any other write, even a DEL of no key, Redis lets a script exceed maxmemory
 --   (redis/redis#8478). Later refusals are answered for each event, or reported as a warning.
--- - A query is answered from what can be read. If a write of bookkeeping is refused (a jump, events
---   that are too old), a later call does it.
+-- - A query is answered with the data that can be read. If a write that is not part of the query is
+--   refused (a jump, the deletion of events that are too old), a later call repeats it.
 --
--- The work of a call is bounded: beside its task, it deletes at most 1,000 events, and it looks at
--- some hundred channels to enforce the limits over all channels. Later calls continue. Events at or
--- below \`trimmed\` that are still in a stream are never read again. Events beyond a limit in number
--- or bytes are served until they are deleted.
+-- The work of a call is bounded: in addition to its task, it deletes at most 1,000 events, and
+-- checks a few hundred channels to enforce the limits over all channels. Later calls continue.
+-- Events at or below \`trimmed\` that are still in a stream are never read again. Events that exceed
+-- a limit in number or bytes can be read until they are deleted.
 --
--- Channels are evicted approximately: from some hundred channels at a time, as Redis does with its
--- own keys. An exact order would need a second index beside the log, or a scan of all channels.
+-- Channels are evicted in an approximate order: the oldest of a few hundred channels at a time, as
+-- Redis evicts its own keys. An exact order would need a second index, or a scan of all channels.
 --
 -- Arguments of every call:
 --
 --   KEYS  1 the log; the others are declared for the Cluster only
 --   ARGV  1 operation: append, clear, lease, look or page    2 base: \`{prefix}\`
 --         3 PUBLISH or SPUBLISH                       4 epoch to use if a log is created
---         5, 6 cursor that the caller knows           7 nonce, or the key of a repeatable append
+--         5, 6 cursor that the caller knows           7 token: nonce of a query, or the key
+--                                                      of a repeatable append
 --         8 maxHistory                                9 maxChannels
 --         10 prefix of the topics                     11 … arguments of the operation
 --
 -- An operation answers with an array, or with an error if nothing has happened.
 
 local operation, base, publish = ARGV[1], ARGV[2], ARGV[3]
-local nonce = ARGV[7]
+local token = ARGV[7]
 local maxHistory, maxChannels = tonumber(ARGV[8]), tonumber(ARGV[9])
 local topics = ARGV[10]
 local key = KEYS[1]
--- Minimum length of an offset jump; the highest offset to jump to, which leaves room for events
--- below 2^53, up to which JavaScript counts exactly; number of jumps that are recorded.
+-- Minimum length of a jump of the offset; the highest offset to which the log jumps, so that later
+-- offsets stay below 2^53, up to which JavaScript counts exactly; maximum number of recorded jumps.
 local JUMP, LAST, BREAKS = 4294967296, 8725724278030336, 16
--- Times in ms: a stream without new events expires; a key of a publication is remembered.
+-- Times in ms after which: a stream without new events expires; the key of a publication expires.
 local IDLE, REMEMBERED = 604800000, 300000
 -- The body of the end of a channel.
 local END = '1 end'
+-- Stands before the limits of a channel with a lease that was cleared since the last renewal.
+local CLEARED = 'cleared:'
 -- Fields of the log that always exist: all but \`sweep\` and the channels.
 local FIELDS = 8
--- Per sweep: channels to look at; channels to forget.
+-- Maximum numbers in one sweep: channels to check; channels to forget.
 local MOST_LOOKED_AT, MOST_FORGOTTEN = 300, 200
 -- Number of events that this call may still delete.
 local deletions = 1000
@@ -127,8 +133,8 @@ if publish == 'SPUBLISH' and (redis.REDIS_VERSION_NUM or 0) < 458752 then
   return redis.error_reply('ERR res-sse needs Redis 7 or later on a Cluster, for sharded Pub/Sub')
 end
 
--- Without the permission for INFO, \`run\` is empty. Then only a caller that has seen more than the
--- log holds reveals that the log has gone back.
+-- Without the permission for INFO, \`run\` is empty. Then the script finds out that the log has gone
+-- back only if a caller knows a higher offset than the log.
 local info = redis.pcall('INFO', 'server')
 local run = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
 local time = redis.pcall('TIME')
@@ -142,56 +148,55 @@ if log[1] and log[1] ~= '1' then
 end
 local epoch, breaks = log[2], log[7]
 local head, floor, origin, held = tonumber(log[3] or ''), tonumber(log[4] or ''), tonumber(log[5] or ''), tonumber(log[8] or '')
-local isQuestion = operation == 'look' or operation == 'page'
+local isQuery = operation == 'look' or operation == 'page'
 
--- Creates the log, in place of a damaged one. Returns the answer to the write.
-local function begin()
+-- Creates the log, and deletes a damaged log before. Returns the answer to the write.
+local function createLog()
   if redis.call('HLEN', key) > 0 then redis.pcall('DEL', key) end
   local made = redis.pcall('HSET', key, 'v', '1', 'epoch', ARGV[4], 'head', '0', 'floor', '0', 'origin', '0', 'run', run, 'breaks', '', 'held', '0')
   epoch, head, floor, origin, breaks, held, log[9] = ARGV[4], 0, 0, 0, '', 0, false
-  -- A log that cannot be written cannot be published to either, so a fixed name is sufficient until
-  -- the log can be created.
+  -- If the log cannot be written, nothing can be published either. The name '0' is used until the
+  -- log can be created.
   if refusal(made) then epoch = '0' end
   return made
 end
 
 -- Returns the offset at which a log that has gone back continues: 2^32 and a random number of 44
 -- bits beyond \`from\`.
-local function landing(from)
+local function jumpTarget(from)
   local random = redis.sha1hex(ARGV[4] .. run .. time[1] .. time[2])
   local high, low = tonumber(string.sub(random, 1, 5), 16), tonumber(string.sub(random, 6, 11), 16)
   return from + JUMP + high * 16777216 + low
 end
 
 -- Create the log, or record that it has gone back.
-local noted
+local written
 if not (epoch and breaks and log[6] and head and floor and origin and held) then
-  noted = begin()
+  written = createLog()
 else
   local seen = ARGV[5] == epoch and tonumber(ARGV[6]) or 0
   local isOther = run ~= '' and log[6] ~= '' and run ~= log[6]
   if seen > head or isOther then
-    local to = landing(math.max(head, seen))
-    -- All offsets are used up: a new log begins.
+    local to = jumpTarget(math.max(head, seen))
+    -- No higher offset is left: create a new log.
     if to > LAST then
-      noted = begin()
+      written = createLog()
     else
-      -- Only the last jumps are kept. Nothing is known about jumps before \`origin\`, the end of the
-      -- newest jump that was dropped.
+      -- Only the newest jumps are kept. \`origin\` is the end of the newest jump that was dropped.
       local all, from = {}, origin
       for one in string.gmatch(breaks, '%S+') do table.insert(all, one) end
       table.insert(all, text(head) .. ':' .. text(to))
       while #all > BREAKS do from = tonumber(string.match(table.remove(all, 1), '%d+$')) end
       local jumps = table.concat(all, ' ')
-      noted = redis.pcall('HSET', key, 'head', text(to), 'run', run ~= '' and run or log[6], 'breaks', jumps, 'origin', text(from))
-      if not refusal(noted) then breaks, head, origin = jumps, to, from end
+      written = redis.pcall('HSET', key, 'head', text(to), 'run', run ~= '' and run or log[6], 'breaks', jumps, 'origin', text(from))
+      if not refusal(written) then breaks, head, origin = jumps, to, from end
     end
-  -- INFO was not permitted before.
+  -- The permission for INFO was missing before.
   elseif log[6] == '' and run ~= '' then
     redis.pcall('HSET', key, 'run', run)
   end
 end
-if refusal(noted) and not isQuestion then return noted end
+if refusal(written) and not isQuery then return written end
 
 -- Returns the value of a field of a stream entry: { id, { name, value, … } }.
 local function field(entry, name)
@@ -203,12 +208,12 @@ end
 -- Returns the offset of a stream entry.
 local function offsetOf(entry) return tonumber(string.match(entry[1], '^%d+')) end
 
--- Whether the entry is past the age limit of its channel.
+-- Returns whether the entry exceeds the age limit of its channel.
 local function isOld(channel, entry)
   return channel.age > 0 and now - (tonumber(field(entry, 'm') or '') or now) > channel.age
 end
 
--- Writes the channel, and with it the head and the bytes of the log.
+-- Writes the channel, together with the head and the bytes of the log.
 local function save(channel)
   local age, latest = text(channel.age), channel.latest and '1' or '0'
   local ended = channel.isEnded and '1' or '0'
@@ -217,7 +222,7 @@ local function save(channel)
 end
 
 -- Marks all events of the channel as lost. Does not delete them.
-local function lose(channel)
+local function markAllLost(channel)
   held = math.max(held - channel.bytes, 0)
   channel.trimmed, channel.bytes, channel.length, channel.changed = channel.newest, 0, 0, true
   channel.isEnded = false
@@ -239,24 +244,25 @@ local function find(name, known)
   local length = redis.pcall('XLEN', channel.stream)
   channel.problem = refusal(length)
   channel.length = type(length) == 'number' and length or 0
-  if channel.length == 0 and (channel.bytes > 0 or channel.trimmed ~= channel.newest) then lose(channel) end
+  if channel.length == 0 and (channel.bytes > 0 or channel.trimmed ~= channel.newest) then markAllLost(channel) end
   return channel
 end
 
--- Returns how many entries of the channel have about this number of bytes: at least 1, at most
--- \`most\`. Estimated from the mean size, so that XRANGE reads neither single entries nor megabytes.
+-- Returns the number of entries of the channel that have about this number of bytes: at least 1, at
+-- most \`most\`. Estimated from the mean size, so that XRANGE reads neither single entries nor
+-- megabytes.
 local function countFor(channel, bytes, most)
   local each = channel.length > 0 and channel.bytes / channel.length or 0
   return math.max(1, math.min(most, each > 0 and math.floor(bytes / each) or most))
 end
 
--- Returns the maximum number of entries. A newest-only channel keeps its newest event beside its end.
+-- Returns the maximum number of entries. A newest-only channel keeps its newest event and its end.
 local function mostEvents(channel)
   return channel.latest and channel.isEnded and channel.maxEvents + 1 or channel.maxEvents
 end
 
--- Deletes the entries beyond the limits of the channel, oldest first. The entries are read in small
--- groups, and deleted by one command. Returns nil, or the reason why some of them remain.
+-- Deletes the entries that exceed the limits of the channel, the oldest first. The entries are read
+-- in small groups, and deleted by one command. Returns nil, or the reason why some entries remain.
 local function trim(channel)
   local ids, length, bytes, trimmed = {}, channel.length, channel.bytes, channel.trimmed
   local from, count, isDone, problem, most = '-', 1, false, nil, mostEvents(channel)
@@ -276,7 +282,8 @@ local function trim(channel)
       length, bytes = length - 1, math.max(bytes - (tonumber(field(entry, 's') or '') or 0), 0)
       trimmed, from = math.max(trimmed, offset), '(' .. entry[1]
     end
-    -- A publish usually deletes one entry, so the groups start small and double.
+    -- A publish usually deletes one entry, so the first groups have one entry, and later groups
+    -- twice as many each time.
     count = #ids < 2 and 1 or math.min(count * 2, countFor(channel, 65536, 100))
   end
   if #ids > 0 then
@@ -288,13 +295,14 @@ local function trim(channel)
     channel.trimmed, channel.bytes, channel.length, channel.changed = trimmed, bytes, length, true
   elseif channel.length > 0 and from == '-' and not isDone and not problem and (length > most or bytes > channel.maxBytes or channel.age > 0) then
     -- XLEN counts entries that XRANGE does not return: the stream holds no entries.
-    lose(channel)
+    markAllLost(channel)
   end
   return problem
 end
 
--- Excludes entries past their age from a query. If they cannot be deleted now, \`trimmed\` is moved
--- to the newest of them, found by binary search: entries are in the order of their times.
+-- Excludes entries that exceed the age limit from a query. If they cannot be deleted now, \`trimmed\`
+-- is moved to the newest of them. A binary search finds it, because the entries are in the order of
+-- their times.
 local function expire(channel)
   if not trim(channel) or channel.age == 0 then return end
   local low, high = channel.trimmed, channel.newest
@@ -308,7 +316,7 @@ local function expire(channel)
   if low == channel.newest then channel.isEnded = false end
 end
 
--- Deletes the channel and its events. \`floor\` then stands for its last offset.
+-- Deletes the channel and its events. \`floor\` becomes at least the offset of its newest event.
 local function forget(channel)
   if channel.length > 0 or channel.problem then redis.pcall('UNLINK', channel.stream) end
   redis.pcall('HDEL', key, 't:' .. channel.name)
@@ -316,7 +324,7 @@ local function forget(channel)
   channel.isForgotten = true
 end
 
--- Sets \`isFollowed\` of the channels that some node listens to.
+-- Sets \`isFollowed\` of each channel: whether a node listens to it.
 local function noteFollowed(channels)
   local names = {}
   for i, channel in ipairs(channels) do names[i] = topics .. ':c:' .. channel.name end
@@ -325,11 +333,11 @@ local function noteFollowed(channels)
   for i, channel in ipairs(channels) do channel.isFollowed = (tonumber(counts[2 * i]) or 0) > 0 end
 end
 
--- Enforces maxHistory and maxChannels, the limits over all channels. Looks at the next few hundred
+-- Enforces maxHistory and maxChannels, the limits over all channels. Checks the next few hundred
 -- channels of a cyclic HSCAN, and evicts the least recently published of them:
 --
 -- 1. If there are more than maxChannels channels, forgets some: first channels without subscribers.
--- 2. If more than maxHistory bytes are held, deletes events of the older half of the channels.
+-- 2. If more than maxHistory bytes are kept, deletes events of the older half of the channels.
 --
 -- The field \`sweep\` has four parts, \`<cursor>:<found>:<strict>:<busy>\`: where HSCAN continues; 1 if
 -- this round of the scan evicted something; 1 if the previous round evicted nothing (then also
@@ -363,10 +371,10 @@ local function sweep()
   if count > maxChannels and #channels > 0 then
     local target, budget = maxChannels - math.min(math.floor(maxChannels / 8), 64), MOST_FORGOTTEN
     noteFollowed(channels)
-    for _, gives in ipairs(isAny and { 'unfollowed', 'any' } or { 'unfollowed' }) do
+    for _, pass in ipairs(isAny and { 'unfollowed', 'any' } or { 'unfollowed' }) do
       for _, channel in ipairs(channels) do
-        if count <= target or budget == 0 or (gives == 'any' and count <= maxChannels) then break end
-        if not channel.isForgotten and (gives == 'any' or not channel.isFollowed) then
+        if count <= target or budget == 0 or (pass == 'any' and count <= maxChannels) then break end
+        if not channel.isForgotten and (pass == 'any' or not channel.isFollowed) then
           forget(channel)
           count, budget, found = count - 1, budget - 1, true
         end
@@ -374,7 +382,7 @@ local function sweep()
     end
   end
 
-  -- Delete events: whole channels while they are needed, and a part of the last one.
+  -- Delete events: all events of the first channels, and a part of the events of the last channel.
   if held > maxHistory then
     local target = maxHistory - math.floor(maxHistory / 16)
     local last = isAny and #channels or math.ceil(#channels / 2)
@@ -384,7 +392,7 @@ local function sweep()
       if channel.bytes > 0 and not channel.isForgotten and not channel.problem then
         local before = held
         if held - channel.bytes >= target then
-          if not refusal(redis.pcall('UNLINK', channel.stream)) then lose(channel) end
+          if not refusal(redis.pcall('UNLINK', channel.stream)) then markAllLost(channel) end
         else
           local limit = channel.maxBytes
           channel.maxBytes = math.max(channel.bytes - (held - target), 0)
@@ -410,14 +418,15 @@ local function sweep()
   return refusal(saved)
 end
 
--- Publishes a header: where the log stood before, where it stands now, and a line for each change.
--- Nodes detect missed messages by comparing \`previous\` to the head that they know.
+-- Publishes a header: the offset of the log before the changes, the offset now, and a line for each
+-- change. Nodes compare \`previous\` to the head that they have reached, to detect missed messages.
+-- nonce: identifies a probe; nil for a header with changes
 --
 --   1 <epoch> <previous> <head> <nonce>
 --   +<offset> <channel>      an event was appended
 --   -<offset> <channel>      the channel was cleared up to this offset
-local function say(previous, lines)
-  return redis.pcall(publish, topics .. ':spine', '1 ' .. epoch .. ' ' .. text(previous) .. ' ' .. text(head) .. ' ' .. nonce .. lines)
+local function publishHeader(previous, lines, nonce)
+  return redis.pcall(publish, topics .. ':spine', '1 ' .. epoch .. ' ' .. text(previous) .. ' ' .. text(head) .. ' ' .. (nonce or '') .. lines)
 end
 
 -- Returns nil if Redis accepts writes, otherwise the error text. Must be the first write of a call:
@@ -430,16 +439,22 @@ local function unwritable()
   return refusal(written)
 end
 
--- Why a limit could not be enforced. Answered beside the results, because the events are published.
+-- The reason why a limit could not be enforced. Returned in addition to the results, because the
+-- events are published.
 local warning = ''
 
--- Appends the entries of a publication to its channel: assigns an offset to each, stores it, deletes
--- what exceeds the limits of the channel, and publishes it. The caller publishes the header.
+-- Appends the entries of a publication to its channel: assigns an offset to each entry, stores it,
+-- deletes the entries that exceed the limits of the channel, and publishes the event messages. The
+-- caller publishes the header.
 -- entries: list of { body, size }; isEnd: whether the last of them is the end of the channel
--- Returns the id of the last entry, nil and whether the channel is new; or nil, the error text,
--- false and whether the entries may be in the log nevertheless; or nil, nil, false, false and the id
--- of the end, if the channel has ended before.
-local function keep(name, remembered, entries, isEnd, events, limit, age, latest)
+-- Returns five values:
+--
+--                              id            error    isNew     isUnknown   firstEnd
+--   appended                   of the last   nil      is the channel new?
+--   not appended               nil           text     nil
+--   perhaps in the log         nil           text     false     true
+--   has ended before           nil           nil      false     false       id of the end
+local function appendEntries(name, remembered, entries, isEnd, events, limit, age, latest)
   local problem = unwritable()
   if problem then return nil, problem end
   local stream = base .. ':s:' .. name
@@ -454,7 +469,7 @@ local function keep(name, remembered, entries, isEnd, events, limit, age, latest
   elseif channel.problem then
     return nil, channel.problem
   elseif channel.isEnded then
-    -- The end may be past its age.
+    -- The end may exceed the age limit.
     expire(channel)
     if channel.isEnded then
       if channel.changed then save(channel) end
@@ -463,17 +478,17 @@ local function keep(name, remembered, entries, isEnd, events, limit, age, latest
   end
   channel.maxEvents, channel.maxBytes, channel.age, channel.latest = events, limit, age, latest
   local lastId = epoch .. '.' .. text(head + #entries)
-  local noted = remembered and redis.pcall('SET', remembered, lastId, 'PX', REMEMBERED)
-  if refusal(noted) then return nil, noted.err end
+  local written = remembered and redis.pcall('SET', remembered, lastId, 'PX', REMEMBERED)
+  if refusal(written) then return nil, written.err end
   local messages = {}
   for i, entry in ipairs(entries) do
     local id, body, size = text(head + 1) .. '-0', entry[1], entry[2]
     local added = redis.pcall('XADD', stream, id, 'm', text(now), 's', text(size), 'b', body)
     if refusal(added) and string.find(added.err, 'equal or smaller', 1, true) then
-      -- Another program has added an entry with a higher id. The stream would refuse all of ours, so
-      -- it is deleted, and its events are marked as lost.
+      -- Another program has added an entry with a higher id. The stream would refuse all later
+      -- entries of the log, so it is deleted, and its events are marked as lost.
       redis.pcall('UNLINK', stream)
-      lose(channel)
+      markAllLost(channel)
       added = redis.pcall('XADD', stream, id, 'm', text(now), 's', text(size), 'b', body)
     end
     if refusal(added) then
@@ -493,8 +508,8 @@ local function keep(name, remembered, entries, isEnd, events, limit, age, latest
   redis.pcall('PEXPIRE', stream, age > 0 and age or IDLE)
   -- The event messages: metadata in the first line, then the body.
   for _, message in ipairs(messages) do
-    local stamp = { '1', epoch, text(message.offset), text(message.previous), text(now), text(math.min(channel.trimmed, message.offset - 1)), text(events), text(limit), text(age), latest and '1' or '0' }
-    redis.pcall(publish, topics .. ':c:' .. channel.name, table.concat(stamp, ' ') .. '\\n' .. message.body)
+    local metadata = { '1', epoch, text(message.offset), text(message.previous), text(now), text(math.min(channel.trimmed, message.offset - 1)), text(events), text(limit), text(age), latest and '1' or '0' }
+    redis.pcall(publish, topics .. ':c:' .. channel.name, table.concat(metadata, ' ') .. '\\n' .. message.body)
   end
   return lastId, nil, isNew
 end
@@ -514,36 +529,35 @@ end
 -- \`~<id of the end>\` if the channel has ended before, \`!<error>\` if the event was not published, or
 -- \`?<error>\` if it may have been.
 if operation == 'append' then
-  -- If the client may send a command again on its own (Sentinel), the answer is kept: a repeated
-  -- command gets the first answer and does not publish twice.
-  local repeated = nonce ~= '' and nonce
-  nonce = ''
+  -- If the client may send a command again by itself (Sentinel), the answer is kept, so that a
+  -- repeated command gets the first answer and does not publish twice.
+  local repeated = token ~= '' and token
   if repeated then
     local before = redis.pcall('GET', repeated)
     if refusal(before) then return before end
     if before and before ~= '' then return cjson.decode(before) end
-    local noted = redis.pcall('SET', repeated, '', 'PX', ARGV[11])
-    if refusal(noted) then return noted end
+    local written = redis.pcall('SET', repeated, '', 'PX', ARGV[11])
+    if refusal(written) then return written end
   end
   local from, lines, answers, isMore = head, {}, { epoch, '', '', '' }, false
   for i = 12, #ARGV, 9 do
-    local name, once, body, size = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
-    local remembered = once ~= '' and base .. ':k:' .. name .. '\\n' .. once
+    local name, publishKey, body, size = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
+    local remembered = publishKey ~= '' and base .. ':k:' .. name .. '\\n' .. publishKey
     local id, problem, isUnknown, firstEnd = remembered and redis.pcall('GET', remembered), nil, false, nil
     if refusal(id) then
       id, problem = nil, id.err
     -- Without history, an event has no offset and no header.
     elseif not id and ARGV[i + 4] == '' then
-      local noted = remembered and redis.pcall('SET', remembered, '', 'PX', REMEMBERED)
-      if refusal(noted) then
-        problem = noted.err
+      local written = remembered and redis.pcall('SET', remembered, '', 'PX', REMEMBERED)
+      if refusal(written) then
+        problem = written.err
       else
         local message = '1 - 0 0 ' .. text(now) .. ' 0 0 0 0 0\\n' .. body
-        local said = redis.pcall(publish, topics .. ':c:' .. name, message)
-        if refusal(said) then
-          -- The event is nowhere: the key must not count as used.
+        local sent = redis.pcall(publish, topics .. ':c:' .. name, message)
+        if refusal(sent) then
+          -- The event was not published, so the key must not count as used.
           if remembered then redis.pcall('DEL', remembered) end
-          problem = said.err
+          problem = sent.err
         else
           id = ''
         end
@@ -552,7 +566,7 @@ if operation == 'append' then
       local limit, endSize, entries, isNew = math.min(tonumber(ARGV[i + 5]), maxHistory), ARGV[i + 8], {}, nil
       if body ~= '' then entries[1] = { body, size } end
       if endSize ~= '' then entries[#entries + 1] = { END, tonumber(endSize) } end
-      id, problem, isNew, isUnknown, firstEnd = keep(name, remembered, entries, endSize ~= '', tonumber(ARGV[i + 4]), limit, tonumber(ARGV[i + 6]), ARGV[i + 7] == '1')
+      id, problem, isNew, isUnknown, firstEnd = appendEntries(name, remembered, entries, endSize ~= '', tonumber(ARGV[i + 4]), limit, tonumber(ARGV[i + 6]), ARGV[i + 7] == '1')
       isMore = isMore or isNew
       if id and endSize ~= '' then dropLease(name) end
       for back = id and #entries - 1 or -1, 0, -1 do table.insert(lines, '\\n+' .. text(head - back) .. ' ' .. name) end
@@ -564,8 +578,8 @@ if operation == 'append' then
     end
   end
   answers[2] = text(head)
-  local said = head > from and say(from, table.concat(lines))
-  if refusal(said) then answers[3] = said.err end
+  local sent = head > from and publishHeader(from, table.concat(lines))
+  if refusal(sent) then answers[3] = sent.err end
   -- Sweep if a limit is exceeded, or if the previous sweep has not finished. The number of channels
   -- is counted only if a channel is new.
   local isBusy = log[9] and string.sub(log[9], -1) == '1'
@@ -577,43 +591,75 @@ if operation == 'append' then
   return answers
 end
 
--- Ends a channel whose lease has run out. Returns the id of its end, or nil.
-local function endExpired(name, size)
+-- Ends a channel with a lease, unless it was cleared. Returns the id of its end, or nil.
+local function endLeased(name, size)
   local limits = redis.pcall('HGET', base .. ':limits', name)
   dropLease(name)
   if type(limits) ~= 'string' then return nil end
-  local events, limit, age, latest = string.match(limits, '^(%d+):(%d+):(%d+):([01])$')
+  local events, limit, age, latest = string.match(limits, '^(%d+):(%d+):(%d+):([01]):')
   if not events then return nil end
-  return (keep(name, nil, { { END, size } }, true, tonumber(events), math.min(tonumber(limit), maxHistory), tonumber(age), latest == '1'))
+  return (appendEntries(name, nil, { { END, size } }, true, tonumber(events), math.min(tonumber(limit), maxHistory), tonumber(age), latest == '1'))
+end
+
+-- Whether channels may be ended whose lease has run out. While Redis is away or paused, no process
+-- can renew its leases, and the time goes on. So channels are ended only after lease calls have come
+-- for the time of a lease without a long pause: then each process that lives has renewed its leases.
+-- The times are kept here, because a process cannot see an outage during which it makes no call.
+--
+--   calls    │ │ │ │      outage      │ │ │ │ │ │ │ │ │
+--            ─────── last             since ────────── since + lease: channels may be ended
+--
+-- A process makes a lease call six times in the time of a lease. A pause of a third of that time is
+-- long. After a shorter one, the leases are valid for at least half of the time.
+local function mayEndExpired(lease)
+  local limits = base .. ':limits'
+  local known = redis.pcall('HGET', limits, '')
+  local since, last = string.match(type(known) == 'string' and known or '', '^(%d+):(%d+)$')
+  since, last = tonumber(since or ''), tonumber(last or '')
+  -- The clock may also go back.
+  if not since or now < last or now - last > lease / 3 then since = now end
+  local noted = redis.pcall('HSET', limits, '', text(since) .. ':' .. text(now))
+  return not refusal(noted) and now - since >= lease
 end
 
 -- lease: renews leases, and ends the channels whose lease has run out, because the process that
 -- published to them has died. The end of a channel removes its lease.
---   ARGV  11 time in ms for which the renewed leases are valid
---         12 size of an end    13 whether leases that have run out are looked for: 0 or 1
---         14 … leases to renew, \`<events>:<bytes>:<age>:<latest>:<channel>\`
--- Answers { epoch, head, error of the header, channel, id of its end, … }.
+--   ARGV  11 time in ms for which the renewed leases are valid    12 size of an end
+--         13 the caller    14 whether the channels of its leases end now: 0 or 1
+--         15 … its leases, \`<kind><log>:<events>:<bytes>:<age>:<latest>:<channel>\`; the kind is \`+\`,
+--            or \`-\` if the caller has given the lease up; \`log\` is the first part of the answer to
+--            the call that has taken the lease, and empty before
+-- Answers { the log, which has another name after it has gone back, head, error of the header,
+-- channel, id of its end, … }.
 if operation == 'lease' then
-  local leases, from, lines, answers = base .. ':leases', head, {}, { epoch, '', '' }
+  local state = epoch .. '.' .. (string.match(breaks, '%d+$') or '0')
+  local from, lines, answers, ended = head, {}, { state, '', '' }, {}
+  local leases, limits, lease, owner = base .. ':leases', base .. ':limits', tonumber(ARGV[11]), ARGV[13]
   local problem = unwritable()
   if problem then return redis.error_reply(problem) end
-  for i = 14, #ARGV do
-    local limits, name = string.match(ARGV[i], '^(%d+:%d+:%d+:[01]):(.*)$')
-    -- A renewal may come after the end of its channel. The lease would end the channel again, if the
-    -- channel was cleared and is used otherwise.
-    local channel = name and find(name)
+  for i = 15, #ARGV do
+    local kind, taken, history, name = string.match(ARGV[i], '^([+-])([^:]*):(%d+:%d+:%d+:[01]):(.*)$')
+    local value, channel = redis.pcall('HGET', limits, name), find(name)
+    if refusal(value) then return value end
+    -- A lease is taken if this log has never accepted it. Later it is renewed as long as it belongs
+    -- to the caller: another process may hold the channel by now, or the channel may have ended, been
+    -- cleared and be used otherwise. A lease that was given up runs out.
+    local own = history .. ':' .. owner
+    local isOwn = kind == '+' and (value == own or value == CLEARED .. own)
     if channel and channel.isEnded then
       dropLease(name)
-    elseif name then
-      local added = redis.pcall('ZADD', leases, text(now + tonumber(ARGV[11])), name)
-      if not refusal(added) then added = redis.pcall('HSET', base .. ':limits', name, limits) end
+    elseif taken ~= state or isOwn then
+      local added = redis.pcall('ZADD', leases, text(now + lease), name)
+      if not refusal(added) then added = redis.pcall('HSET', limits, name, own) end
       if refusal(added) then return added end
+      if ARGV[14] == '1' then table.insert(ended, name) end
     end
   end
-  local over = ARGV[13] == '1' and redis.pcall('ZRANGEBYSCORE', leases, '-inf', text(now), 'LIMIT', 0, 100) or {}
+  local over = mayEndExpired(lease) and redis.pcall('ZRANGEBYSCORE', leases, '-inf', text(now), 'LIMIT', 0, 100) or {}
   if refusal(over) then return over end
-  for _, name in ipairs(over) do
-    local id = endExpired(name, tonumber(ARGV[12]))
+  for _, name in ipairs(over) do table.insert(ended, name) end
+  for _, name in ipairs(ended) do
+    local id = endLeased(name, tonumber(ARGV[12]))
     if id then
       table.insert(lines, '\\n+' .. text(head) .. ' ' .. name)
       table.insert(answers, name)
@@ -621,46 +667,48 @@ if operation == 'lease' then
     end
   end
   answers[2] = text(head)
-  nonce = ''
-  local said = head > from and say(from, table.concat(lines))
-  if refusal(said) then answers[3] = said.err end
+  local sent = head > from and publishHeader(from, table.concat(lines))
+  if refusal(sent) then answers[3] = sent.err end
   return answers
 end
 
 -- clear: deletes the events of a channel.  ARGV  11 channel
--- Answers { epoch, head, offset up to which the channel holds no events }.
+-- Answers { epoch, head, offset up to which the channel has no events }.
 if operation == 'clear' then
   local channel, from = find(ARGV[11]), head
-  -- A producer that lives renews its lease.
-  dropLease(ARGV[11])
+  -- A producer that lives renews its lease. Otherwise the lease runs out without an end.
+  local lease = redis.pcall('HGET', base .. ':limits', ARGV[11])
+  if type(lease) == 'string' and string.sub(lease, 1, #CLEARED) ~= CLEARED then
+    redis.pcall('HSET', base .. ':limits', ARGV[11], CLEARED .. lease)
+  end
   if channel then
     if channel.length > 0 or channel.problem then
       local gone = redis.pcall('UNLINK', channel.stream)
       if refusal(gone) then return gone end
     end
-    lose(channel)
+    markAllLost(channel)
     head = head + 1
     local saved = save(channel)
     if refusal(saved) then return saved end
-    say(from, '\\n-' .. text(channel.trimmed) .. ' ' .. channel.name)
+    publishHeader(from, '\\n-' .. text(channel.trimmed) .. ' ' .. channel.name)
     return { epoch, text(head), text(channel.trimmed) }
   end
   return { epoch, text(head), text(floor) }
 end
 
--- The error of an XRANGE. A query with such an error is refused as a whole: a partial answer would
--- look like a channel without these events.
-local fault
--- Reads entries of the stream. On an error, sets \`fault\` and returns none.
+-- The error of an XRANGE. If an XRANGE fails, the whole query is refused: from a partial answer,
+-- the node would conclude that the channel does not have the other events.
+local readError
+-- Reads entries of the stream. On an error, sets \`readError\` and returns none.
 local function range(channel, from, till, count)
   local some = redis.pcall('XRANGE', channel.stream, text(from), till, 'COUNT', count)
   if not refusal(some) then return some end
-  fault = some
+  readError = some
   return {}
 end
 
 -- Adds an entry to the result of its channel: offset, time, body.
-local function take(found, entry, body)
+local function addToResult(found, entry, body)
   table.insert(found, text(offsetOf(entry)))
   table.insert(found, field(entry, 'm') or '')
   table.insert(found, body)
@@ -668,8 +716,8 @@ end
 
 -- The answer for a channel that the log does not know.
 local unknown = { text(floor), text(floor), '0', '0', '1', '0', '0', '0', '', '0', '0' }
--- The answer for a channel: newest, trimmed, bytes, length, limits (events, bytes, age, latest),
--- error text, whether more entries follow, whether the channel has ended, and then the entries.
+-- Returns the answer for a channel: newest, trimmed, bytes, length, limits (events, bytes, age,
+-- latest), error text, whether more entries follow, whether the channel has ended, and the entries.
 local function summary(channel, isMore, found)
   local length = channel.trimmed < channel.newest and channel.length or 0
   local known = {
@@ -681,15 +729,15 @@ local function summary(channel, isMore, found)
   return known
 end
 
--- The beginning of the answer to a query; answers[6] is the end of a page.
+-- The beginning of the answer to a query; answers[6] is the offset of the last entry of a page.
 local answers = { epoch, text(head), text(origin), breaks, text(now), '' }
 
 -- page: a page of several channels, merged by offset.
 --   ARGV  11 bytes of the page: at least one event is returned
 --         12 offset after which the page begins    13 … channels
 --
--- A k-way merge: each channel has a window of entries (\`some\`, \`at\`), which is refilled when it is
--- used up. The next entry of the page is the lowest among the windows.
+-- A k-way merge: each channel has a window of entries (\`some\`, \`at\`). If all entries of a window
+-- are used, it is filled again. The next entry of the page is the lowest one of all windows.
 --
 --   a  12 15 17        some = {12, 15, 17}, at = 1
 --   b  13 14           some = {13, 14}, at = 1         page: 12 13 14 15 17
@@ -697,7 +745,7 @@ local answers = { epoch, text(head), text(origin), breaks, text(now), '' }
 -- The page ends before the first entry that exceeds the bytes. answers[6] is then the offset of the
 -- last entry of the page.
 if operation == 'page' then
-  local left, after, heads, all = tonumber(ARGV[11]), tonumber(ARGV[12]), {}, {}
+  local left, after, windows, all = tonumber(ARGV[11]), tonumber(ARGV[12]), {}, {}
   for i = 13, #ARGV do
     local channel = find(ARGV[i])
     local one = { channel = channel, found = {}, some = {}, at = 1, count = 1 }
@@ -706,22 +754,22 @@ if operation == 'page' then
       expire(channel)
       if channel.changed then save(channel) end
       one.from = math.max(after, channel.trimmed) + 1
-      if channel.length > 0 and one.from <= channel.newest then heads[#heads + 1] = one end
+      if channel.length > 0 and one.from <= channel.newest then windows[#windows + 1] = one end
     end
   end
   local taken, cut = 0, nil
   while true do
-    -- Find the window with the lowest offset, and refill windows that are used up.
+    -- Find the window with the lowest offset, and fill used windows again.
     local first
-    for i = #heads, 1, -1 do
-      local one = heads[i]
+    for i = #windows, 1, -1 do
+      local one = windows[i]
       if one.at > #one.some then
         one.some, one.at = range(one.channel, one.from, '+', one.count), 1
         one.count = math.min(one.count * 2, countFor(one.channel, left, 16))
         if #one.some > 0 then one.from = offsetOf(one.some[#one.some]) + 1 end
       end
       if #one.some == 0 then
-        table.remove(heads, i)
+        table.remove(windows, i)
       else
         one.next = offsetOf(one.some[one.at])
         if not first or one.next < first.next then first = one end
@@ -735,17 +783,18 @@ if operation == 'page' then
       answers[6] = text(cut)
       break
     end
-    take(first.found, entry, body)
+    addToResult(first.found, entry, body)
     first.at, taken, cut = first.at + 1, taken + 1, first.next
   end
   for _, one in ipairs(all) do
     table.insert(answers, one.channel and summary(one.channel, false, one.found) or unknown)
   end
-  return fault or answers
+  return readError or answers
 end
 
 -- look: the state of channels, and their newer entries, all at one moment.
---   ARGV  11 bytes of entries of each channel: at least one is returned    12 bytes of all channels
+--   ARGV  11 bytes of entries of each channel: at least one entry is returned, unless the bytes of
+--         all channels are used up    12 bytes of entries of all channels
 --         13 … for each channel: name, offset after which entries are read (empty: none), and
 --         offset up to which they are read (empty: all)
 local budget, most = tonumber(ARGV[11]), tonumber(ARGV[12])
@@ -772,19 +821,19 @@ for i = 13, #ARGV, 3 do
         end
         left, most = left - weight, most - weight
         start = offsetOf(entry) + 1
-        take(found, entry, body)
+        addToResult(found, entry, body)
       end
       if #some < count then break end
     end
     table.insert(answers, summary(channel, isMore, found))
   end
 end
-if fault then return fault end
--- A header without changes. A node that receives its own nonce knows which of the messages on its
--- connection came before this answer, and that the connection works.
-if nonce ~= '' then
-  local said = say(head, '')
-  if refusal(said) then return said end
+if readError then return readError end
+-- Publish a probe: a header without changes. If a node receives its own nonce, it knows which of
+-- the messages on its connection came before this answer, and that the connection works.
+if token ~= '' then
+  local sent = publishHeader(head, '', token)
+  if refusal(sent) then return sent end
 end
 return answers
 `,

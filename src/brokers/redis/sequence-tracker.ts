@@ -24,12 +24,13 @@ import {
 } from './message-format.ts';
 
 /**
- * Maximum number of events that wait for their header. These are the events of one call of the
- * script, which are far fewer.
+ * Maximum number of events that wait for their header. Normally only the events of one call of the
+ * script wait, which are far fewer. If more events wait, headers are missing, and all waiting
+ * events are dropped.
  */
 const MAX_PENDING_EVENTS = 4_096;
 
-/** The owner of a {@link SequenceTracker}, as the class sees the owner. */
+/** The interface that a {@link SequenceTracker} needs of its owner. */
 export interface SequenceTrackerHost {
   /** Whether events of the channel must arrive: Redis has confirmed the subscription. */
   isExpected(channel: string): boolean;
@@ -39,7 +40,7 @@ export interface SequenceTrackerHost {
   onCleared(channel: string, trimmed: number): void;
 }
 
-/** Describes that a header does not join on to the head of the log. */
+/** Describes that a header does not begin at the head that this node has reached. */
 export function describeMissed(head: number, previous: number): string {
   return `messages between offset ${head} and ${previous} of the log were missed`;
 }
@@ -69,14 +70,15 @@ export class SequenceTracker {
   }
 
   /**
-   * The highest offset of this log that this node has ever reached. Redis may have gone back behind
-   * this offset without being able to record the jump, and readers are still there.
+   * The highest offset of this log that this node has ever reached. Redis may have gone back to an
+   * earlier offset, and may not have been able to record the jump, while readers are still at this
+   * offset.
    */
   get seen(): number {
     return Math.max(this.#highest, this.head);
   }
 
-  /** Continues from a place up to which the log has been read. */
+  /** Continues from an offset up to which the log has been read. */
   reset(epoch: string, head: number): void {
     this.#highest = epoch === this.epoch ? this.seen : 0;
     this.epoch = epoch;
@@ -85,7 +87,7 @@ export class SequenceTracker {
   }
 
   /**
-   * Holds an event until its header arrives.
+   * Keeps an event until its header arrives.
    * @returns a description of the problem if the event cannot be read
    */
   addEvent(channel: string, { epoch, offset, body, metadata }: EventMessage): string | undefined {
@@ -99,8 +101,8 @@ export class SequenceTracker {
 
   /**
    * Applies the changes that a header names.
-   * @returns a description of what is missing. After that, messages prove nothing about the log
-   * until {@link reset}
+   * @returns a description of what is missing; `undefined` if nothing is. If something is missing,
+   * no further message may be applied until {@link reset} is called
    */
   applyHeader({ epoch, previous, head, changes }: SequenceHeader): string | undefined {
     if (epoch !== this.epoch) return `the log changed from ${this.epoch} to ${epoch}`;

@@ -5,7 +5,7 @@ import type { FailureReporter } from './failure-reporter.ts';
 import type { LogSubscription } from './log-subscription.ts';
 import type { SequenceTracker } from './sequence-tracker.ts';
 
-/** Waits for queries on behalf of calls that must not fail while Redis is away. */
+/** Waits for queries, for calls that must not fail while Redis is unreachable. */
 export class SharedQueries {
   readonly #subscription: LogSubscription;
   readonly #tracker: SequenceTracker;
@@ -24,7 +24,7 @@ export class SharedQueries {
     this.#isClosed = true;
   }
 
-  /** Reports the failure of a query once, however many calls wait for the query. */
+  /** Reports the failure of a query once, even if many calls wait for the query. */
   share<T>(query: Promise<T>): Promise<T> {
     query.catch((error: unknown) => {
       if (!this.#isClosed) this.#failures.report(error);
@@ -55,8 +55,8 @@ export class SharedQueries {
   /**
    * Heals if an answer belongs to another log.
    * @param epoch the log of the answer
-   * @param epochBefore the log that this node had when the query was sent; if the node has healed
-   * since then, the answer is only outdated
+   * @param epochBefore the log that this node had when the query was sent. If the node has another
+   * log now, it has healed since, and the answer is merely outdated
    */
   checkEpoch(epoch: string, epochBefore: string): void {
     if (epoch === epochBefore || epochBefore !== this.#tracker.epoch) return;

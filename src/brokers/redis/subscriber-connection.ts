@@ -7,7 +7,7 @@ import type { Topics } from './topics.ts';
 // Events of node-redis after which messages may have been missed.
 const CHANGE_EVENTS = ['end', 'reconnecting', 'topology-change', 'sharded-channel-moved'];
 
-/** A connection that subscribes. It is used once: after it has broken, a new one is made. */
+/** A connection that subscribes. After it has broken, it is replaced by a new object. */
 export class SubscriberConnection {
   readonly #connection: RedisConnection;
   readonly #topics: Topics;
@@ -17,7 +17,7 @@ export class SubscriberConnection {
   #client: RedisSubscriber | undefined;
 
   /**
-   * @param timeoutMs time that Redis has to answer
+   * @param timeoutMs time in ms within which Redis must answer
    * @param onMessage called with each message until the connection breaks; `channel` is `undefined`
    * for a header
    */
@@ -48,7 +48,7 @@ export class SubscriberConnection {
     // This listener is never removed: an 'error' event without a listener would end the process.
     client.on('error', (error) => this.#break(error));
     const connecting = client.connect();
-    // If this connection is closed meanwhile, the client would otherwise stay connected.
+    // If this connection is closed meanwhile, the client must not stay connected.
     connecting.then(() => this.broken.aborted && this.#destroy()).catch(() => {});
     await this.#answerOf(connecting);
     for (const event of CHANGE_EVENTS) {

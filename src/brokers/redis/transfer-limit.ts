@@ -1,30 +1,31 @@
 /**
- * Limits how many bytes of events are requested at a time, so that each answer arrives within the
- * timeout, however slow the link to Redis is.
+ * Limits the number of bytes of events that are requested at a time, so that each answer arrives
+ * within the timeout, even if the link to Redis is slow.
  *
  *     take()      a      b                  c              granted while the limit has room
  *     answers     |── a ──|── b ──|         |── c ──|      one connection, in this order
  *     limit    ──────────────────────▲──────────────▶      an answer should take timeout / 4
  */
 
-// Bytes of events in the pending answers: the limit at first, and the highest limit.
+// Limit for the bytes of events in all pending answers: at the start, and at most.
 const INITIAL_BYTES = 262_144;
 const MAX_BYTES = 1_048_576;
 
-/** Bytes that can always be requested where something must be read. */
+/** Number of bytes that a query may always request if it must read events. */
 export const MIN_BYTES = 16_384;
 
 /** A part of the bytes that may be pending at a time. */
 export interface TransferShare {
   /** Bytes of events that may be requested. */
   readonly bytes: number;
-  /** The answer has arrived, or never will. */
+  /** Called when the answer has arrived, or when it can no longer arrive. */
   release(): void;
-  /** The caller does not wait for the answer any more, but the answer may still arrive. */
+  /** Called when the caller no longer waits for the answer, which may still arrive. */
   stopWaiting(): void;
 }
 
-interface Waiter {
+/** A query that waits for its share. */
+interface WaitingQuery {
   readonly bytes: () => number;
   readonly resolve: (share: TransferShare) => void;
 }
@@ -33,15 +34,17 @@ interface Waiter {
 interface Transfer {
   readonly order: number;
   readonly bytes: number;
-  isAbandoned: boolean;
+  /** Whether no caller waits for the answer any more. */
+  isUnwanted: boolean;
 }
 
 /**
  * All answers share one connection. If a node requested more than the link carries within the
- * timeout, the query would time out while its answer is still arriving, the next answer would be
- * queued behind it, and Redis would keep both in memory. So the bytes of pending answers are
- * limited, abandoned answers included. Other queries wait, in the order of their calls; the queries
- * of healing, which can do without events, come first. The limit follows the speed of the link: an answer should take a quarter of the timeout.
+ * timeout, the query would time out while its answer is still arriving. The next answer would have
+ * to wait for the rest of this answer, and Redis would keep both in memory. So the bytes of pending
+ * answers are limited, including answers that no caller waits for any more. Further queries wait,
+ * in the order of their calls. The queries of healing come first; they may be granted no bytes. The
+ * limit follows the speed of the link: an answer should take a quarter of the timeout.
  */
 export class TransferLimit {
   readonly #timeoutMs: number;
@@ -51,11 +54,11 @@ export class TransferLimit {
   #pendingBytes = 0;
   // Number of commands so far.
   #order = 0;
-  // The oldest first.
-  readonly #waiters = new Set<Waiter>();
-  // Queries that can do without events. They come before all others: until the node has healed, its
-  // readers receive nothing.
-  readonly #urgentWaiters = new Set<Waiter>();
+  // The waiting queries, the oldest first.
+  readonly #waiting = new Set<WaitingQuery>();
+  // The waiting queries of healing, which may be granted no bytes. They come before all other
+  // queries: until the node has healed, its readers receive nothing.
+  readonly #urgentWaiting = new Set<WaitingQuery>();
   // Time in ms of the last release.
   #releasedAt = 0;
 
@@ -65,8 +68,8 @@ export class TransferLimit {
   }
 
   /**
-   * Bytes of events that one answer may have now; 0 if the link has not carried even
-   * {@link MIN_BYTES} in time.
+   * Number of bytes of events that one answer may have now; 0 if not even {@link MIN_BYTES} have
+   * arrived in time.
    */
   get bytes(): number {
     return this.#limit;
@@ -80,28 +83,29 @@ export class TransferLimit {
   /**
    * Waits until bytes may be requested.
    * @param wanted maximum bytes of events
-   * @param least bytes that are granted however slow the link is; with 0, none may be granted
-   * @returns a promise that rejects if no answer arrives within the timeout; with `least` 0, the
-   * promise resolves with a share of no bytes instead
+   * @param least bytes that are granted even if the link is very slow; with 0, the share may have
+   * no bytes
+   * @returns a promise that rejects if no other answer arrives within the timeout; with `least` 0,
+   * the promise then resolves with a share of no bytes instead
    */
   async take(wanted: number, least: number, signal: AbortSignal): Promise<TransferShare> {
     signal.throwIfAborted();
     const bytes = (): number => Math.min(wanted, Math.max(this.#limit, least));
-    const waiters = least === 0 ? this.#urgentWaiters : this.#waiters;
-    const isFirst = this.#urgentWaiters.size === 0 && waiters.size === 0;
+    const queue = least === 0 ? this.#urgentWaiting : this.#waiting;
+    const isFirst = this.#urgentWaiting.size === 0 && queue.size === 0;
     if (isFirst && this.#fits(bytes())) return this.#grant(bytes());
     return new Promise((resolve, reject) => {
       const end = (): void => {
         clearTimeout(timer);
         signal.removeEventListener('abort', onAbort);
-        waiters.delete(waiter);
+        queue.delete(query);
       };
       const onAbort = (): void => {
         end();
         reject(signal.reason as Error);
         this.#grantWaiting();
       };
-      const waiter: Waiter = {
+      const query: WaitingQuery = {
         bytes,
         resolve(share) {
           end();
@@ -122,20 +126,20 @@ export class TransferLimit {
       };
       let timer = setTimeout(onTimer, this.#timeoutMs);
       signal.addEventListener('abort', onAbort);
-      waiters.add(waiter);
+      queue.add(query);
     });
   }
 
   /**
    * Called when a command has been answered.
-   * @param order the number of the command. Redis answers in this order, so the abandoned answers
-   * before it have arrived, or never will
+   * @param order the number of the command. Redis answers in this order, so an unwanted answer to
+   * an earlier command has arrived by now, or can no longer arrive
    * @param bytes bytes of events in the answer
    * @param ms time in ms that the answer took
    */
   onAnswered(order: number, bytes: number, ms: number): void {
     for (const transfer of this.#transfers) {
-      if (transfer.isAbandoned && transfer.order < order) this.#release(transfer);
+      if (transfer.isUnwanted && transfer.order < order) this.#release(transfer);
     }
     if (this.#limit === 0) {
       if (ms < this.#timeoutMs / 8) this.#limit = MIN_BYTES;
@@ -156,14 +160,14 @@ export class TransferLimit {
   }
 
   #grant(bytes: number): TransferShare {
-    const transfer = { order: this.nextOrder(), bytes, isAbandoned: false };
+    const transfer = { order: this.nextOrder(), bytes, isUnwanted: false };
     this.#transfers.add(transfer);
     this.#pendingBytes += bytes;
     return {
       bytes,
       release: () => this.#release(transfer),
       stopWaiting: () => {
-        transfer.isAbandoned = true;
+        transfer.isUnwanted = true;
       },
     };
   }
@@ -177,10 +181,10 @@ export class TransferLimit {
 
   /** Grants shares to the waiting queries, in their order, while the limit has room. */
   #grantWaiting(): void {
-    for (const waiter of [...this.#urgentWaiters, ...this.#waiters]) {
-      const bytes = waiter.bytes();
+    for (const query of [...this.#urgentWaiting, ...this.#waiting]) {
+      const bytes = query.bytes();
       if (!this.#fits(bytes)) return;
-      waiter.resolve(this.#grant(bytes));
+      query.resolve(this.#grant(bytes));
     }
   }
 }

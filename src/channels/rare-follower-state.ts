@@ -1,20 +1,22 @@
-/** Fields that a quiet live stream does not need. */
+/** Fields of a follower that a quiet live stream does not need. */
 import type { LogEntry } from '../log/log-entry.ts';
 import type { CatchUp } from './catch-up.ts';
 import type { EphemeralMember } from './ephemeral-member.ts';
 import type { GapCounts } from './gap-counts.ts';
 
-/** Created when a follower needs one of the fields, and removed when it needs none of them. */
-export class RareState {
+/**
+ * Created when a follower needs one of the fields, and removed when it needs none of the fields.
+ */
+export class RareFollowerState {
   /** Defined while the stream is catching up. */
   catchUp: CatchUp | undefined;
   /** Defined while the stream follows channels without history. */
   ephemeral: EphemeralMember | undefined;
   /** Defined if the stream has lost something. */
   gapCounts: GapCounts | undefined;
-  /** All pending events are being written, whatever their size, because the stream leaves. */
+  /** Whether all pending events are being written, also large ones (`flushAll`). */
   isFlushingAll = false;
-  /** The flush has written a frame with the end of a channel. */
+  /** Whether this flush has written a frame with the end of a channel. */
   hasFlushedEnd = false;
   /** Entries that the filters have accepted, and that are not written yet. */
   acceptedEntries: LogEntry[] | undefined;
