@@ -120,8 +120,9 @@ export class Source {
 
   /** The network has changed: an open connection may be dead, and a new one may succeed. */
   onNetworkChange(): void {
+    const mayChange = this.#isWaitingForNetwork || this.#hasReceived || this.#isPolling;
     this.#isPolling = false;
-    if (this.#isWaitingForNetwork || this.#hasReceived) this.#expire();
+    if (mayChange) this.#expire();
   }
 
   #expire(): void {

@@ -120,6 +120,17 @@ describe('silence', () => {
     expect(await untilRequest()).toBeLessThanOrEqual(4_050);
   });
 
+  test('is not mistaken for a short one if two heartbeats arrive together', async () => {
+    const live = record(URL_OF_STREAM);
+    await open();
+    for (const ms of [4_000, 100, 3_900]) {
+      await pass(ms);
+      last().send('event: sse:ping\ndata: {}\n\n');
+    }
+    await pass(7_000);
+    expect(live.states).toEqual(['connecting', 'open']);
+  });
+
   test('of a server whose heartbeat is not known ends the connection after a minute', async () => {
     record(URL_OF_STREAM);
     await open();
@@ -183,6 +194,17 @@ describe('reconnecting', () => {
     expect(await untilRequest()).toBe(1_000);
   });
 
+  test('waits for a second at least after an attempt that has failed', async () => {
+    record(URL_OF_STREAM);
+    await open('retry: 50\n');
+    last().end();
+    expect(await untilRequest()).toBe(50);
+    last().fail();
+    await untilRequest();
+    last().fail();
+    expect(await untilRequest()).toBeGreaterThanOrEqual(1_000);
+  });
+
   test('does not hurry where the server asked for hours', async () => {
     record(URL_OF_STREAM);
     await open('retry: 500000\n');
@@ -208,6 +230,22 @@ describe('reconnecting', () => {
     await pass(30_000);
     expect(live.errors.at(-1)?.message).toBe('headers() timed out');
     expect(live.states).toEqual(['connecting', 'reconnecting']);
+    expect(exchanges).toEqual([]);
+  });
+
+  test('leaves no timer after close() while the function headers is awaited', async () => {
+    let answer: ((headers: Record<string, string>) => void) | undefined;
+    const live = record(URL_OF_STREAM, {
+      headers: () =>
+        new Promise((resolve) => {
+          answer = resolve;
+        }),
+    });
+    await pass(0);
+    live.connection.close();
+    answer?.({});
+    await pass(0);
+    expect(vi.getTimerCount()).toBe(0);
     expect(exchanges).toEqual([]);
   });
 
@@ -261,6 +299,31 @@ describe('polling', () => {
     expect(last().url.searchParams.has('ssePoll')).toBe(false);
   });
 
+  test('ends when the network changes', async () => {
+    const target = new EventTarget();
+    vi.stubGlobal('addEventListener', target.addEventListener.bind(target));
+    const live = record(URL_OF_STREAM);
+    await pass(0);
+    await untilRequest();
+    await open('retry: 50\ndata: 1\nid: e.1\n\n');
+    target.dispatchEvent(new Event('online'));
+    await untilRequest();
+    await open();
+    expect(last().url.search).toBe('?lastEventId=e.1');
+    expect(live.states.slice(-3)).toEqual(['polling', 'reconnecting', 'open']);
+  });
+
+  test('ends when the network changes before it is answered', async () => {
+    const target = new EventTarget();
+    vi.stubGlobal('addEventListener', target.addEventListener.bind(target));
+    record(URL_OF_STREAM);
+    await pass(0);
+    await untilRequest();
+    target.dispatchEvent(new Event('online'));
+    await untilRequest();
+    expect(exchanges.map(({ url }) => url.searchParams.get('ssePoll'))).toEqual([null, '1', null]);
+  });
+
   test('does not begin because an open stream falls silent', async () => {
     record(URL_OF_STREAM);
     await open();
@@ -305,6 +368,13 @@ describe('a page', () => {
     target.dispatchEvent(new Event('online'));
     await pass(1_000);
     expect(exchanges).toHaveLength(1);
+    await untilRequest();
+    await open('retry: 40000\n');
+    last().end();
+    await pass(1_000);
+    target.dispatchEvent(new Event('online'));
+    await pass(1_000);
+    expect(exchanges).toHaveLength(2);
   });
 
   test('in the back/forward cache has no connection, and resumes when it is shown again', async () => {
