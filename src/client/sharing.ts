@@ -243,9 +243,9 @@ export class Sharing implements SourceOwner {
     }
     const isAnswer = to === this.#tab;
     if (isAnswer) this.#isAsking = false;
-    // A tab without an id starts where the leader is.
-    if (isAnswer && this.cursor === '') this.#moveTo(leaderCursor);
-    if (!isBehind(this.cursor, leaderCursor)) {
+    // The server decides where a tab without an id starts, and may send it a snapshot.
+    if (isAnswer && this.cursor === '' && leaderCursor !== '') this.#detach();
+    else if (!isBehind(this.cursor, leaderCursor)) {
       if (!this.#isAsking) this.#owner.onState(state);
     } else if (isAnswer) this.#detach();
     // Asks a new leader, too.
@@ -297,10 +297,6 @@ export class Sharing implements SourceOwner {
     while (this.#recent.length > MAX_RECENT_EVENTS || this.#recentLength > MAX_RECENT_LENGTH) {
       this.#recentLength -= this.#recent.shift()?.[1].data.length ?? 0;
     }
-  }
-
-  #moveTo(cursor: string): void {
-    if (cursor !== '') this.#owner.onEvent({ event: 'sse:checkpoint', data: '', id: cursor });
   }
 
   /** Reads what the leader cannot repeat over a connection of its own. */

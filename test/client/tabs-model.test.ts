@@ -131,10 +131,23 @@ test('a page that is older than all that the leader knows has a connection of it
   expect([model.requests, model.streams]).toEqual([2, 1]);
 });
 
+test('a page without an id asks the server where it starts', async () => {
+  const model = new Model();
+  const first = model.open();
+  await vi.advanceTimersByTimeAsync(1_000);
+  model.publish();
+  const second = model.open();
+  await vi.advanceTimersByTimeAsync(1_000);
+  model.publish();
+  await vi.advanceTimersByTimeAsync(1_000);
+  expect([first.received, second.received]).toEqual([[1, 2], [2]]);
+  expect([model.requests, model.streams]).toEqual([2, 1]);
+});
+
 test('a lost message is repaired with the next one', async () => {
   const model = new Model();
-  model.open();
-  const second = model.open();
+  model.open(0);
+  const second = model.open(0);
   await vi.advanceTimersByTimeAsync(1_000);
   model.losesMessage = second;
   for (let count = 0; count < 3; count++) {

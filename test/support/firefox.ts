@@ -1,6 +1,6 @@
 /** A real Firefox, as Mozilla and Debian build it. */
 import { existsSync } from 'node:fs';
-import { firefox, type Browser } from 'playwright-core';
+import { firefox, type Browser, type LaunchOptions } from 'playwright-core';
 
 const PATHS = ['/usr/bin/firefox-esr', '/usr/bin/firefox'];
 
@@ -10,8 +10,8 @@ const PATHS = ['/usr/bin/firefox-esr', '/usr/bin/firefox'];
  * @example await using browser = await launchFirefox();
  * @throws {Error} if there is no Firefox: a test that needs a browser fails without one
  */
-export async function launchFirefox(): Promise<Browser> {
-  return firefox.launch({ channel: 'moz-firefox', executablePath: findFirefox() });
+export async function launchFirefox(options: LaunchOptions = {}): Promise<Browser> {
+  return firefox.launch({ channel: 'moz-firefox', executablePath: findFirefox(), ...options });
 }
 
 function findFirefox(): string {

@@ -147,6 +147,24 @@ describe.each([
   );
 
   test(
+    'that goes offline says so at once, and receives what it missed when it is online',
+    async () => {
+      await using server = await serveTabs();
+      const context = await browser.newContext();
+      const page = await openTab(context, server);
+      await untilState([page], 'open');
+      await context.setOffline(true);
+      await untilState([page], 'reconnecting', 2_000);
+      await server.channels.publish('news', 1);
+      await context.setOffline(false);
+      await untilGot([page], 1, 2_000);
+      expect(await statesOf(page)).toEqual(['connecting', 'open', 'reconnecting', 'open']);
+      await context.close();
+    },
+    TIMEOUT,
+  );
+
+  test(
     'asks for a new token when the old one is refused',
     async () => {
       await using server = await serveTabs();
@@ -249,24 +267,6 @@ describe('a page of Chromium', () => {
       await untilGot(pages, 500);
       for (const page of pages) expect(await gotOf(page)).toEqual(numbers(500));
       await until('one stream', () => server.events.streams.size === 1);
-    },
-    TIMEOUT,
-  );
-
-  test(
-    'that goes offline says so at once, and receives what it missed when it is online',
-    async () => {
-      await using server = await serveTabs();
-      const context = await browser.newContext();
-      const page = await openTab(context, server);
-      await untilState([page], 'open');
-      await context.setOffline(true);
-      await untilState([page], 'reconnecting', 2_000);
-      await server.channels.publish('news', 1);
-      await context.setOffline(false);
-      await untilGot([page], 1, 2_000);
-      expect(await statesOf(page)).toEqual(['connecting', 'open', 'reconnecting', 'open']);
-      await context.close();
     },
     TIMEOUT,
   );

@@ -48,7 +48,8 @@ describe.each([
     'eight of them use one connection, and each receives each event once',
     async () => {
       await using server = await serveTabs();
-      await using tabs = await openTabs(server, 8);
+      const lastEventId = await server.channels.cursor();
+      await using tabs = await openTabs(server, 8, { lastEventId });
       expect(server.events.streams.size).toBe(1);
       await publishNumbers(server.channels, 0, 100);
       await expectAll(tabs.pages, numbers(100));
@@ -156,6 +157,20 @@ describe.each([
   );
 
   test(
+    'without an id start where the server lets them start, and share the connection then',
+    async () => {
+      await using server = await serveTabs();
+      await server.channels.publish('news', 1);
+      await using tabs = await openTabs(server, 4, { path: '/from-start' });
+      await expectAll(tabs.pages, [1]);
+      await until('one stream', () => server.events.streams.size === 1);
+      await server.channels.publish('news', 2);
+      await expectAll(tabs.pages, [1, 2]);
+    },
+    TIMEOUT,
+  );
+
+  test(
     'that are too far behind the leader are told of the gap, and the others are not',
     async () => {
       await using server = await serveTabs({ history: 5 });
@@ -183,7 +198,7 @@ describe.each([
         stream = res.type('text/event-stream');
         stream.write('data: 1\nid: e.1\n\n');
       });
-      await using tabs = await openTabs(server, 3, { path: '/raw' });
+      await using tabs = await openTabs(server, 3, { path: '/raw', lastEventId: 'e.0' });
       await untilState(tabs.pages, 'open');
       const gap = { channels: ['news'], after: 'e.1', cursor: 'f.5' };
       stream?.write(
@@ -208,11 +223,11 @@ describe.each([
     'with other names, and without `share`, have connections of their own',
     async () => {
       await using server = await serveTabs();
-      await using tabs = await openTabs(server, 1);
-      await openTab(tabs.context, server, { share: 'alice' });
-      await openTab(tabs.context, server, { share: 'bob' });
-      await openTab(tabs.context, server, { share: false });
-      await openTab(tabs.context, server, { share: 'bob' });
+      const lastEventId = await server.channels.cursor();
+      await using tabs = await openTabs(server, 1, { lastEventId });
+      for (const share of ['alice', 'bob', false, 'bob']) {
+        await openTab(tabs.context, server, { share, lastEventId });
+      }
       await until('four streams', () => server.events.streams.size === 4);
       await server.channels.publish('news', 1);
       await untilGot(tabs.context.pages(), 1);
@@ -274,7 +289,7 @@ describe.each([
       await until('the worker', async () => (await gotOf(other)).includes('open'));
       await server.channels.publish('news', 1);
       await until('the event', async () => (await gotOf(other)).includes(1));
-      expect(server.peak).toBe(1);
+      expect(server.events.streams.size).toBe(1);
       await page.close();
       await until('the worker again', async () => (await gotOf(other)).at(-1) === 'open');
       await server.channels.publish('news', 2);

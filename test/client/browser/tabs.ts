@@ -52,6 +52,7 @@ export async function serveTabs(
     listen(req, res, next);
     setImmediate(() => (peak = Math.max(peak, events.streams.size)));
   });
+  app.get('/from-start', channels.listen('news', { since: 'start' }));
   const server = await serve(app);
   return {
     ...server,
