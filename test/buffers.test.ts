@@ -1,5 +1,33 @@
 /** Clients behind buffers and without event names, with the broker in this process. */
-import { testBuffers } from './promises/buffers.ts';
+import { setTimeout as delay } from 'node:timers/promises';
+import { expect, test } from 'vitest';
+import { createChannels, memoryBroker } from '../src/index.ts';
+import { serveListen, testBuffers } from './promises/buffers.ts';
 import { memoryNodes } from './promises/nodes.ts';
+import { brokerWith } from './support/broker-with.ts';
+import { read } from './support/reader.ts';
 
 testBuffers(memoryNodes);
+
+test.each(['an old id', 'an id of another log'])(
+  'a poll with %s delivers what is kept after the gap, also if the broker is slow',
+  async (what) => {
+    const broker = memoryBroker();
+    const slow = brokerWith(broker, {
+      read: async (...args) => {
+        await delay(40);
+        return broker.read(...args);
+      },
+    });
+    const channels = createChannels({ broker: slow, history: { events: 2 } });
+    let gaps = 0;
+    await using server = await serveListen(channels, { onGap: () => void gaps++ });
+    const { id } = await channels.publish('a', '1');
+    for (const text of ['2', '3', '4']) await channels.publish('a', text);
+    const lastEventId = what === 'an old id' ? id : 'elsewhere.7';
+    using reader = await read(`${server.url}?ssePoll=1&lastEventId=${lastEventId}`);
+    await reader.end();
+    expect(reader.events.map(({ data }) => data)).toEqual(['3', '4']);
+    expect(gaps).toBe(1);
+  },
+);

@@ -232,6 +232,23 @@ describe('waitForTurn()', () => {
   });
 });
 
+test('callers of waitForTurn() that never stop to call leave half of each turn to the steps', async () => {
+  const queue = new CatchUpQueue();
+  const stop = new AbortController();
+  const callAgain = async (): Promise<void> => {
+    while (!stop.signal.aborted) await queue.waitForTurn();
+  };
+  const callers = Array.from({ length: 2 * MAX_STEPS }, callAgain);
+  const turns = new Turns();
+  const at: number[] = [];
+  for (const job of jobs(2 * MAX_STEPS, () => at.push(turns.now))) queue.add(job, false);
+  for (let turn = 0; turn < 6; turn++) await nextTurn();
+  expect(perTurn(at)).toEqual([50, 50, 50, 50]);
+  stop.abort();
+  turns.stop();
+  await Promise.all(callers);
+});
+
 test('an empty queue schedules no turn', async () => {
   const queue = new CatchUpQueue();
   queue.add({ step: () => {} }, true);

@@ -10,6 +10,8 @@ interface Case {
   readonly cursor: number;
   /** The start of the channel; `undefined` if only the cursor applies. */
   readonly start?: number;
+  /** The end of the log when the start was chosen, for a start at events that the log kept then. */
+  readonly end?: number;
   /** Offset of the newest event of the channel that the log no longer holds. */
   readonly trimmed: number;
   readonly isLost: boolean;
@@ -32,15 +34,19 @@ describe('a channel has lost events exactly if its trimmed offset is beyond its 
     { cursor: 5, start: 3, trimmed: 4, isLost: false },
     { cursor: 5, start: 3, trimmed: 6, isLost: true },
     { cursor: 0, start: 0, trimmed: 1, isLost: true },
-    // With OLDEST_KEPT, trimmed events are not a gap.
-    { cursor: 0, start: OLDEST_KEPT, trimmed: 0, isLost: false },
-    { cursor: 0, start: OLDEST_KEPT, trimmed: 9, isLost: false },
-    { cursor: 5, start: OLDEST_KEPT, trimmed: 9, isLost: false },
+    // The log kept events up to the end of the log: if these are trimmed, that is not a loss.
+    { cursor: 0, start: OLDEST_KEPT, end: 9, trimmed: 0, isLost: false },
+    { cursor: 0, start: OLDEST_KEPT, end: 9, trimmed: 9, isLost: false },
+    { cursor: 0, start: OLDEST_KEPT, end: 9, trimmed: 10, isLost: true },
+    { cursor: 5, start: OLDEST_KEPT, end: 9, trimmed: 9, isLost: false },
+    { cursor: 5, start: 8, end: 12, trimmed: 12, isLost: false },
+    { cursor: 5, start: 8, end: 12, trimmed: 13, isLost: true },
   ])(
-    'cursor $cursor, start $start, trimmed $trimmed: $isLost',
-    ({ cursor, start, trimmed, isLost }) => {
+    'cursor $cursor, start $start, end of the log $end, trimmed $trimmed: $isLost',
+    ({ cursor, start, end, trimmed, isLost }) => {
       const starts = new ChannelStarts();
-      if (start !== undefined) starts.setStart('a', start);
+      if (end !== undefined) starts.setStartOfKept('a', start as number, end);
+      else if (start !== undefined) starts.setStart('a', start);
       expect(starts.collectLost(['a'], [trimmed], cursor)).toEqual(isLost ? ['a'] : []);
       // A loss is found once: the same page shows no loss, unless more was trimmed.
       expect(starts.collectLost(['a'], [trimmed], cursor)).toEqual([]);
@@ -52,7 +58,7 @@ describe('a channel has lost events exactly if its trimmed offset is beyond its 
   test('and each channel is checked separately', () => {
     const starts = new ChannelStarts();
     starts.setStart('b', 10);
-    starts.setStart('d', OLDEST_KEPT);
+    starts.setStartOfKept('d', OLDEST_KEPT, 7);
     expect(starts.collectLost(['a', 'b', 'c', 'd'], [7, 7, 4, 7], 5)).toEqual(['a']);
     expect(starts.collectLost(['a', 'b', 'c', 'd'], [7, 11, 6, 8], 5)).toEqual(['b', 'c', 'd']);
   });

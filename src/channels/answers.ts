@@ -4,6 +4,7 @@ import { describeThrown } from '../common/errors.ts';
 import { refuse, sendNoContent } from '../http/refusals.ts';
 import type { Cursor } from '../protocol/cursor.ts';
 import type { EventStream } from '../stream/event-stream.ts';
+import type { Opening } from './catch-up.ts';
 import type { StreamFollower } from './follower.ts';
 import { requestedCursor, resolveStart } from './start.ts';
 import type { SubscriptionRecord } from './subscription.ts';
@@ -20,7 +21,7 @@ const OPEN_AFTER_MS = 1_000;
  * - the client has lost events, and the stream may not tell it (`control: false`): 410;
  * - anything else: the stream opens.
  */
-export class DelayedOpening {
+export class DelayedOpening implements Opening {
   /** The error that opening the stream, or answering the request, has thrown. */
   error: Error | undefined;
   readonly #follower: StreamFollower;
@@ -62,10 +63,15 @@ export class DelayedOpening {
       answerWithoutStream(stream, status);
     } catch (error) {
       // A listener for the response head threw.
-      this.error = toError(error);
-      this.#record.finishStart();
+      this.onFailed(error);
     }
     return false;
+  }
+
+  /** Lets `subscribe` reject with the error. */
+  onFailed(error: unknown): void {
+    this.error = toError(error);
+    this.#record.finishStart();
   }
 
   #statusFor({ position, complete, ended, entries, trimmed }: Page): 204 | 410 | undefined {

@@ -21,7 +21,9 @@ const MAX_PENDING_READS = 64;
  *
  * ```text
  * each turn:   waitForTurn()  ──►  jobs that have a page  ──►  other jobs
- *              └─────────── at most 100 steps and 4 MiB ───────────────┘
+ *              └ at most 50, ┘     │                              │
+ *              │ if there are jobs │                              │
+ *              └─────────── at most 100 steps and 4 MiB ──────────┘
  * ```
  */
 export class CatchUpQueue {
@@ -95,11 +97,7 @@ export class CatchUpQueue {
     this.#isScheduled = false;
     this.#stepsLeft = MAX_STEPS_PER_TURN;
     this.#bytesLeft = MAX_BYTES_PER_TURN;
-    for (const resolve of this.#waitingForTurn) {
-      if (this.#stepsLeft-- === 0) break;
-      this.#waitingForTurn.delete(resolve);
-      resolve();
-    }
+    this.#resolveWaiting();
     this.#runJobs(this.#jobsWithPage, () => true);
     this.#runJobs(this.#jobs, () => this.#canRead);
     // This turn has used a part of its limits. A turn is scheduled even if nothing is queued: it
@@ -107,6 +105,18 @@ export class CatchUpQueue {
     const hasRunnableJobs = this.#canRead || this.#jobsWithPage.size > 0;
     if (this.#stepsLeft < MAX_STEPS_PER_TURN && hasRunnableJobs) this.#schedule();
   };
+
+  /** Jobs that are queued keep half of the turn: there may always be consumers that wait. */
+  #resolveWaiting(): void {
+    const hasJobs = this.#jobs.size + this.#jobsWithPage.size > 0;
+    const stepsForJobs = hasJobs ? MAX_STEPS_PER_TURN / 2 : 0;
+    for (const resolve of this.#waitingForTurn) {
+      if (this.#stepsLeft === stepsForJobs) break;
+      this.#stepsLeft--;
+      this.#waitingForTurn.delete(resolve);
+      resolve();
+    }
+  }
 
   /** Runs one step of each job. A job that is added again meanwhile runs in the next turn. */
   #runJobs(jobs: Set<CatchUpJob>, isPossible: () => boolean): void {

@@ -46,17 +46,22 @@ interface PageRead {
   readonly interruptions: number;
 }
 
+/** Opens a stream, or answers its request without a stream, when the first page is known. */
+export interface Opening {
+  /** @returns whether the stream is open, so that the page can be delivered */
+  decide(page: Page): boolean;
+  /** The first page could not be read, and the stream could not be opened to end it in order. */
+  onFailed(error: unknown): void;
+}
+
 /** The work of one stream that is catching up. */
 export class CatchUp implements CatchUpJob {
   /** The start of each channel, and the gap arithmetic. */
   readonly starts: ChannelStarts = new ChannelStarts();
   /** Whether an `sse:checkpoint` event, with the client's position, precedes the next page. */
   isCheckpointPending = false;
-  /**
-   * Called with the first page, if the stream is not open yet. Returns whether the stream is open,
-   * and the page can be delivered.
-   */
-  decideFirstPage: ((page: Page) => boolean) | undefined;
+  /** Opens the stream with the first page, if the stream is not open yet. */
+  opening: Opening | undefined;
   /** Whether the position moved back, because channels were added: ids have become smaller. */
   hasSteppedBack = false;
   #phase: 'idle' | 'queued' | 'stepping' | 'reading' | 'draining' | 'asking' = 'idle';
@@ -148,7 +153,7 @@ export class CatchUp implements CatchUpJob {
     try {
       this.#doStep();
     } catch (error) {
-      this.#owner.fail(error);
+      this.#fail(error);
     }
     // If the step has not changed the phase, no further work is left.
     if (this.#isStepping) this.#phase = 'idle';
@@ -218,7 +223,17 @@ export class CatchUp implements CatchUpJob {
       catchUpQueue.finishRead();
       this.#phase = 'idle';
       // If the stream has ended, this is the error of the abort.
-      if (this.#owner.isCatchingUp) this.#owner.fail(error);
+      if (this.#owner.isCatchingUp) this.#fail(error);
+    }
+  }
+
+  /** Ends the stream, because of an error of the broker or of the application. Never throws. */
+  #fail(error: unknown): void {
+    try {
+      this.#owner.fail(error);
+    } catch (thrown) {
+      // The stream was not open yet, and a listener for the response head threw.
+      this.opening?.onFailed(thrown);
     }
   }
 
@@ -235,9 +250,9 @@ export class CatchUp implements CatchUpJob {
     const owner = this.#owner;
     const { host, stream } = owner;
     host.catchUpQueue.countBytes(page.entries.reduce((sum, { frame }) => sum + frame.length, 0));
-    const decide = this.decideFirstPage;
-    this.decideFirstPage = undefined;
-    if (decide?.(page) === false) return;
+    const { opening } = this;
+    this.opening = undefined;
+    if (opening?.decide(page) === false) return;
     if (generation !== this.#generation) {
       // A wrapped `res.write` has changed the channels while the stream opened.
       this.#continue(false);
@@ -310,9 +325,8 @@ export class CatchUp implements CatchUpJob {
     const channelsWithLoss = this.starts.collectLost(owner.channels, trimmed, owner.position);
     const startQuestions = planStartQuestions(channelsWithLoss, owner.subscriptions);
     if (channelsWithLoss.length === 0 && startQuestions.length === 0) return undefined;
-    const channelsWithGap = channelsWithLoss.filter(
-      (channel) => !startQuestions.some(({ channels }) => channels.includes(channel)),
-    );
+    const replaced = new Set(startQuestions.flatMap(({ channels }) => channels));
+    const channelsWithGap = channelsWithLoss.filter((channel) => !replaced.has(channel));
     const hasForeign = channelsWithGap.some((channel) => this.starts.isForeign(channel));
     const after = hasForeign ? '' : owner.cursor;
     const gap: Gap = {
@@ -325,9 +339,8 @@ export class CatchUp implements CatchUpJob {
     if (channelsWithGap.length > 0) owner.countGap(gap);
     const gapQuestions = planGapQuestions(channelsWithGap, owner.subscriptions);
     const questions = [...startQuestions, ...gapQuestions];
-    const withoutHandler = channelsWithGap.filter(
-      (channel) => !questions.some(({ channels }) => channels.includes(channel)),
-    );
+    const asked = new Set(gapQuestions.flatMap(({ channels }) => channels));
+    const withoutHandler = channelsWithGap.filter((channel) => !asked.has(channel));
     writeGapEvent(owner, withoutHandler, after, gap.cursor);
     return questions.length === 0
       ? undefined
@@ -342,7 +355,7 @@ export class CatchUp implements CatchUpJob {
       await inquiry.run();
     } catch (error) {
       // The phase is still 'asking': a callback of `fail` that subscribes must not start a read.
-      this.#owner.fail(error);
+      this.#fail(error);
       this.#phase = 'idle';
       return;
     } finally {

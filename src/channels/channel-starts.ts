@@ -63,12 +63,13 @@ export class ChannelStarts {
   }
 
   /**
-   * Lets the channel start at its newest events, which come after the offset. If some of these
-   * events are trimmed before the first page is read, the stream starts with the other events, and
-   * that is not a loss.
-   * @param toleratedUpTo events after this offset are a loss if they are trimmed
+   * Lets the channel start at events that the log keeps now. If some of these events are trimmed
+   * before the first page is read, the stream starts with the other events, and that is not a loss.
+   * @param offset the events after this offset; {@link OLDEST_KEPT} for all of them
+   * @param toleratedUpTo events after this offset are a loss if they are trimmed: the end of the log
+   * when the start was chosen
    */
-  setStartOfNewest(channel: string, offset: number, toleratedUpTo: number = Infinity): void {
+  setStartOfKept(channel: string, offset: number, toleratedUpTo: number): void {
     this.setStart(channel, offset);
     (this.#toleratedUpTo ??= new Map<string, number>()).set(channel, toleratedUpTo);
   }
@@ -88,10 +89,9 @@ export class ChannelStarts {
     return channels.filter((channel, index) => {
       const trimmedUpTo = trimmed[index] as number;
       const start = this.#starts?.get(channel);
-      const isFirst = start === OLDEST_KEPT || this.#toleratedUpTo?.has(channel) === true;
-      const toleratedUpTo = isFirst ? (this.#toleratedUpTo?.get(channel) ?? Infinity) : 0;
-      const isLost = trimmedUpTo > Math.max(cursor, start ?? 0, toleratedUpTo);
-      if (isLost || isFirst) this.setStart(channel, trimmedUpTo);
+      const toleratedUpTo = this.#toleratedUpTo?.get(channel);
+      const isLost = trimmedUpTo > Math.max(cursor, start ?? 0, toleratedUpTo ?? 0);
+      if (isLost || toleratedUpTo !== undefined) this.setStart(channel, trimmedUpTo);
       this.#toleratedUpTo?.delete(channel);
       return isLost || this.#foreign.has(channel);
     });

@@ -8,9 +8,9 @@
  *              │ no
  *   live? ─────┼──yes──► wait: the audience adds the next frame to the buffer
  *              │ no
- *   read a page of the log ──► a gap? onGap, or an error
- *              │               the last page, and nothing newer was received? Join the audience
- *              └──────────────► events to the buffer
+ *   read a page of the log ──► events to the buffer
+ *                              the last page, and nothing newer was received? Join the audience
+ *                              a gap? onGap, or an error
  * ```
  *
  * If a consumer does not call `next()`, it leaves the audience as soon as its buffer is full. So a
@@ -192,7 +192,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     for (const [index, channel] of this.#channels.entries()) {
       // The consumer may ask for its first event much later: what was published meanwhile counts.
       const from = start.isFromOldest ? OLDEST_KEPT : start.startsOfNewest?.[index];
-      if (from !== undefined) this.#starts.setStartOfNewest(channel, from, position.offset);
+      if (from !== undefined) this.#starts.setStartOfKept(channel, from, position.offset);
     }
   }
 
@@ -225,16 +225,20 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
       this.#starts.markAllLost(this.#channels);
       return;
     }
-    if (await this.#reportGap(page)) return;
+    const gap = this.#findGap(page);
     this.#addEntries(page.entries.filter((entry) => this.#starts.isAfterStart(entry)));
     const last = page.complete ? page.position.offset : (page.entries.at(-1) as LogEntry).offset;
     this.position = Math.max(this.position, last);
     const isUpToDate =
       interruptions === followedChannels.interruptions &&
       followedChannels.newestReceived(this.#channels) <= this.position;
-    if (!page.complete || !isUpToDate) return;
-    if (page.ended.every((isEnded) => isEnded)) this.#stopIfNothingIsLeft();
-    else this.#audience = this.#host.fanOut.addMember(this.#channels, this);
+    const hasAllEnded = page.ended.every((isEnded) => isEnded);
+    // No `await` since the page was read: a consumer that is stopped meanwhile must not join.
+    if (page.complete && isUpToDate) {
+      if (!hasAllEnded) this.#audience = this.#host.fanOut.addMember(this.#channels, this);
+      else if (gap === undefined) this.#stopIfNothingIsLeft();
+    }
+    if (gap !== undefined) await this.#askAboutGap(gap, page.position);
   }
 
   /**
@@ -246,15 +250,14 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
   }
 
   /**
-   * Calls `onGap` if the page shows a gap.
-   * @returns whether the log has to be read again, because the position may have changed
-   * @throws {SseError} `ERR_SSE_GAP` without an `onGap`; `ERR_SSE_CURSOR`
+   * Counts the gap that the page shows, if there is one.
+   * @throws {SseError} `ERR_SSE_GAP` without an `onGap`
    */
-  async #reportGap({ trimmed, position }: Page): Promise<boolean> {
+  #findGap({ trimmed, position }: Page): Gap | undefined {
     const starts = this.#starts;
     const { hasForeign } = starts;
     const channelsWithGap = starts.collectLost(this.#channels, trimmed, this.position);
-    if (channelsWithGap.length === 0) return false;
+    if (channelsWithGap.length === 0) return undefined;
     starts.clearForeign();
     const gap: Gap = {
       channels: channelsWithGap,
@@ -262,43 +265,58 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
       cursor: formatCursor(position.epoch, position.offset),
     };
     this.#host.countGap();
-    const { onGap } = this.#options;
-    if (onGap === undefined) {
+    if (this.#options.onGap === undefined) {
       throw new SseError(
         'ERR_SSE_GAP',
         `events of ${channelsWithGap.join(', ')} were lost before the consumer has received ` +
           'them; pass `onGap` to follow(), and read the state again there',
       );
     }
-    // Rejects when the consumer is over, because the handler may never answer.
+    return gap;
+  }
+
+  /**
+   * Calls `onGap`. The events after the gap are in the buffer already, and the buffer takes what is
+   * published meanwhile. Otherwise these events would be the next gap on a channel with a short
+   * history, and the consumer would receive nothing.
+   * @param end the end of the log when the gap was found
+   * @throws {SseError} `ERR_SSE_CURSOR`
+   */
+  async #askAboutGap(gap: Gap, end: Cursor): Promise<void> {
+    const { onGap } = this.#options;
     const { signal } = this.#abort;
-    const answer: unknown = await withLimits((async () => onGap(gap))(), { signal });
-    if (this.#isOver || answer === undefined) return false;
-    this.#continueFrom(answer, channelsWithGap, position);
-    return true;
+    // Rejects when the consumer is over, because the handler may never answer.
+    const answer: unknown = await withLimits((async () => onGap?.(gap))(), { signal });
+    if (!this.#isOver && answer !== undefined) this.#continueFrom(answer, gap, end);
   }
 
   /** Lets the channels with a gap continue after the cursor that `onGap` has returned. */
-  #continueFrom(answer: unknown, channels: readonly string[], { epoch, offset }: Cursor): void {
+  #continueFrom(answer: unknown, { channels, lastEventId }: Gap, { epoch, offset }: Cursor): void {
     const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
+    const oldest = parseCursor(lastEventId)?.offset ?? 0;
     // A cursor beyond the end of the log would skip events that are published later.
     const newest = Math.max(offset, this.#host.broker.head);
-    if (cursor?.epoch !== epoch || cursor.offset < this.position || cursor.offset > newest) {
+    if (cursor?.epoch !== epoch || cursor.offset < oldest || cursor.offset > newest) {
       throw new SseError(
         'ERR_SSE_CURSOR',
         'expected onGap to return nothing or a cursor from which to continue, such as ' +
           `gap.cursor, got ${describeValue(answer)}`,
       );
     }
-    if (channels.length === this.#channels.length) this.position = cursor.offset;
-    else for (const channel of channels) this.#starts.setStart(channel, cursor.offset);
+    for (const channel of channels) this.#starts.setStart(channel, cursor.offset);
+    const buffer = this.#buffer;
+    this.#buffer = [];
+    this.#bufferedBytes = 0;
+    this.#addEntries(buffer.filter((entry) => this.#starts.isAfterStart(entry)));
   }
 
   // Methods of a member of an audience.
 
   takeFrame({ entries, lastOffset, hasEnd }: Frame): undefined {
     if (lastOffset <= this.position) return undefined;
-    this.#addEntries(entries.filter(({ offset }) => offset > this.position));
+    const isNew = (entry: LogEntry): boolean =>
+      entry.offset > this.position && this.#starts.isAfterStart(entry);
+    this.#addEntries(entries.filter(isNew));
     this.position = lastOffset;
     // The consumer leaves if its buffer is full, and after an end: the next page shows whether all
     // of its channels have ended.

@@ -53,7 +53,8 @@ export function planGapQuestions(
     const channels = rest.filter((channel) => record.hasPlaced(channel));
     if (channels.length === 0) continue;
     questions.push({ record, channels, channelsWithLoss: channels, isStart: false });
-    rest = rest.filter((channel) => !channels.includes(channel));
+    const asked = new Set(channels);
+    rest = rest.filter((channel) => !asked.has(channel));
   }
   return questions;
 }

@@ -89,7 +89,9 @@ export async function pipeToChannel<T, M>(
     throw failure.error;
   }
   try {
-    await run.end(end, failure?.error);
+    // To `end`, `undefined` means that the source has come to its end.
+    const reason = failure && (failure.error ?? new Error('the source failed without an error'));
+    await run.end(end, reason);
     lease?.release();
   } catch (error) {
     lease?.abandon();

@@ -40,6 +40,8 @@ export class Poll {
     const { filter, onGap, snapshot } = options;
     return {
       ...options,
+      // Without the checkpoint at the end, the next poll would miss what is published before it.
+      checkpoints: true,
       filter: (event) => {
         const isAccepted = filter === undefined || filter(event);
         if (isAccepted) this.#onDelivery();
@@ -57,8 +59,17 @@ export class Poll {
 
   async #afterCall<T>(answer: T | Promise<T>): Promise<T> {
     const awaited = await answer;
-    this.#onDelivery();
+    void this.#onAnswered();
     return awaited;
+  }
+
+  /**
+   * The log is read again after the answer. If the response ended before that, its checkpoint would
+   * be the old one, and the next poll would find the same gap.
+   */
+  async #onAnswered(): Promise<void> {
+    await this.#stream.follower?.settle();
+    this.#onDelivery();
   }
 
   #onDelivery(): void {

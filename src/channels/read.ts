@@ -67,7 +67,7 @@ async function setStarts(
   if (last !== undefined) {
     const offsets = await broker.startsOfNewest(channels, last);
     for (const [index, channel] of channels.entries()) {
-      starts.setStartOfNewest(channel, offsets[index] as number);
+      starts.setStartOfKept(channel, offsets[index] as number, Infinity);
     }
     return Math.min(...offsets);
   }
@@ -75,7 +75,7 @@ async function setStarts(
   if (cursor?.epoch === position.epoch && cursor.offset <= position.offset) return cursor.offset;
   // Without `after`, trimmed events are not a gap.
   if (after !== undefined) starts.addForeign(channels);
-  else for (const channel of channels) starts.setStart(channel, OLDEST_KEPT);
+  else for (const channel of channels) starts.setStartOfKept(channel, OLDEST_KEPT, Infinity);
   return 0;
 }
 

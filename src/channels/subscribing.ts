@@ -93,7 +93,7 @@ export async function subscribe(
       if (isRemoved()) return endedSubscription(channels);
     }
     if (opening instanceof DelayedOpening) {
-      follower.ensureCatchUp().decideFirstPage = (page) => opening.decide(page);
+      follower.ensureCatchUp().opening = opening;
     }
     placeSubscription(follower, record, position, startsOfNewest);
     if (!record.isStartFinished && !isInsideGapHandler) {
@@ -266,9 +266,10 @@ function placeSubscription(
     const start = resolveStart(lastEventId, record.options, position, startsOfNewest);
     startChannels(follower, before, added, position, start);
     for (const [index, channel] of record.channels.entries()) {
-      const offset = start.startsOfNewest?.[index];
+      const offset = start.isFromOldest ? OLDEST_KEPT : start.startsOfNewest?.[index];
       if (offset === undefined || !added.includes(channel)) continue;
-      follower.ensureCatchUp().starts.setStartOfNewest(channel, offset);
+      // The first page may be read much later, so later events that are trimmed by then are a loss.
+      follower.ensureCatchUp().starts.setStartOfKept(channel, offset, position.offset);
     }
     if (before.length === 0 && record.options.checkpoints !== false) {
       follower.ensureCatchUp().isCheckpointPending = true;
@@ -314,8 +315,6 @@ function startChannels(
   }
   catchUp.onChannelsAdded(added);
   if (start.isForeign) starts.addForeign(added);
-  // If the application asked for all events that the log keeps, then trimmed events are not a gap.
-  if (start.isFromOldest) for (const channel of added) starts.setStart(channel, OLDEST_KEPT);
   if (!follower.hasWrittenBeyondPosition) return;
   // The client's newest id is beyond events of the added channels that it has not received. If it
   // reconnected with that id, it would miss them, so it gets a smaller id at once.

@@ -421,3 +421,40 @@ test('close({ final: true }) during a recovery writes earlier events before sse:
   await reader.end();
   expect(reader.events.map(({ event, data }) => event ?? data)).toEqual(['one', 'last', 'sse:end']);
 });
+
+test('a stream that cannot be read and cannot be opened hands the error to the route', async () => {
+  const broker = memoryBroker();
+  let isDown = false;
+  const channels = createChannels({
+    broker: brokerWith(broker, {
+      read: (...args) =>
+        isDown ? Promise.reject(new Error('the broker is down')) : broker.read(...args),
+    }),
+  });
+  const errors: unknown[] = [];
+  const app = express();
+  app.use((_req: Request, res: Response, next: NextFunction) => {
+    // As a listener of the package on-headers that throws once.
+    const writeHead = res.writeHead.bind(res);
+    res.writeHead = () => {
+      res.writeHead = writeHead;
+      throw new Error('no head');
+    };
+    next();
+  });
+  app.use(sse({ channels, onError: (error) => errors.push(error) }));
+  app.get('/', channels.listen('a'));
+  app.use((error: Error, _req: Request, res: Response, _next: NextFunction) => {
+    res.status(500).send(error.message);
+  });
+  await using server = await serve(app);
+  const { id } = await channels.publish('a', '1');
+  await channels.publish('a', '2');
+  isDown = true;
+  const response = await within(
+    'the answer',
+    fetch(server.url, { headers: { Accept: 'text/event-stream', 'Last-Event-ID': id } }),
+  );
+  expect([response.status, await response.text()]).toEqual([500, 'no head']);
+  expect(errors).toMatchObject([{ message: 'the broker is down' }]);
+});

@@ -563,10 +563,11 @@ class Ledger {
     }
     this.#recordsWithSnapshot.add(record);
     // Other subscriptions may be asked about a gap afterwards, with the same cursor.
-    if (this.#gap?.cursor !== mark.cursor) {
-      this.#gap = { cursor: mark.cursor, channels: new Set() };
-    }
-    if (!this.#connection.isDistant && (offset < least || offset > head)) {
+    const isFirstQuestion = this.#gap?.cursor !== mark.cursor;
+    if (isFirstQuestion) this.#gap = { cursor: mark.cursor, channels: new Set() };
+    // A snapshot that was asked for before, with the same cursor, may have published.
+    const isTooSmall = isFirstQuestion && offset < least;
+    if (!this.#connection.isDistant && (isTooSmall || offset > head)) {
       this.#violation(`the cursor of the snapshot is ${offset}, but the head is ${head}`);
     }
     if (channels.join() !== record.options.channels.join()) {

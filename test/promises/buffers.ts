@@ -16,7 +16,7 @@ interface ListenServer extends TestServer {
 }
 
 /** A server whose route `/` follows the channel `a`. */
-async function serveListen(
+export async function serveListen(
   channels: Channels,
   options: SubscribeOptions = {},
   sseOptions: SseOptions = {},
@@ -122,6 +122,16 @@ export function testBuffers(make: MakeNodes): void {
       await reader.end();
       expect(reader.events.map(({ data }) => data)).toEqual(['mine']);
       expect(reader.checkpoints.at(-1)).toBe(end);
+    });
+
+    test('ends with a checkpoint also if `checkpoints` is false', async () => {
+      await using nodes = make();
+      await using server = await serveListen(nodes.reader, { checkpoints: false });
+      const reader = await read(`${server.url}?ssePoll=1`);
+      await until('the stream', () => server.events.stats().opened > 0);
+      await nodes.publisher.publish('a', '1');
+      await reader.end();
+      expect(reader.checkpoints.length).toBeGreaterThan(0);
     });
 
     test('does not count for perMinute, and counts while it is open', async () => {

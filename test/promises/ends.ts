@@ -3,7 +3,7 @@ import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { describe, expect, test } from 'vitest';
 import type { Subscription } from '../../src/index.ts';
 import { serveStreams, type StreamServer } from '../support/app.ts';
-import { read, type Reader } from '../support/reader.ts';
+import { read, readMany, type Reader } from '../support/reader.ts';
 import { until } from '../support/wait.ts';
 import type { MakeNodes, Nodes } from './nodes.ts';
 
@@ -132,7 +132,7 @@ export function testEnds(make: MakeNodes): void {
     test('a thousand streams of one channel receive its last event and its end', async () => {
       await using nodes = make();
       await using server = await serveNodes(nodes);
-      const readers = await Promise.all(Array.from({ length: 1_000 }, () => listen(server, 'a')));
+      const readers = await readMany(1_000, () => listen(server, 'a'));
       await nodes.publisher.end('a', 'last');
       await Promise.all(readers.map((reader) => reader.end()));
       for (const reader of readers) expect(texts(reader)).toEqual(['last', '{}']);

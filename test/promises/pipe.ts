@@ -140,6 +140,20 @@ export function testPipe(make: MakeNodes): void {
       ]);
     });
 
+    test('also if the source rejects with undefined, the function end gets an error', async () => {
+      await using nodes = make();
+      const errors: unknown[] = [];
+      const source = {
+        [Symbol.asyncIterator]: () => ({
+          // oxlint-disable-next-line typescript/prefer-promise-reject-errors -- what is tested
+          next: () => Promise.reject<IteratorResult<string>>(undefined),
+        }),
+      };
+      const piped = nodes.publisher.pipe('a', source, { end: (error) => void errors.push(error) });
+      await expect(piped).rejects.toBe(undefined);
+      expect(errors).toEqual([expect.any(Error)]);
+    });
+
     test('after an error the function end gets the error', async () => {
       await using nodes = make();
       const source = new Source();

@@ -157,6 +157,24 @@ function testFollow(make: MakeNodes): void {
       await Promise.all([held.return?.(), behind.return?.()]);
     });
 
+    test('receives what is published while onGap runs, also beyond the history', async () => {
+      await using nodes = make({ history: { events: 2 } });
+      const since = await nodes.publisher.cursor();
+      await publish(nodes.publisher, 'a', '1', '2', '3');
+      let calls = 0;
+      const events = nodes.reader.follow('a', {
+        since,
+        onGap: async ({ cursor }) => {
+          calls++;
+          await publish(nodes.publisher, 'a', '4', '5', '6', '7', '8');
+          return cursor;
+        },
+      });
+      expect(await take(events, 5)).toEqual(['4', '5', '6', '7', '8']);
+      expect(calls).toBe(1);
+      await events.return?.();
+    });
+
     test.each(['the signal', 'return()', 'close()'])(
       'ends by %s also while onGap does not answer',
       async (means) => {

@@ -12,7 +12,7 @@ import {
 import type { Revocations } from '../../src/channels/revocations.ts';
 import { revocationSource } from '../../src/stream/revocation-types.ts';
 import { serve, type TestServer } from '../support/server.ts';
-import { read, type Reader } from '../support/reader.ts';
+import { read, readMany, type Reader } from '../support/reader.ts';
 import { until } from '../support/wait.ts';
 import type { MakeNodes } from './nodes.ts';
 
@@ -150,11 +150,7 @@ export function testRevoking(make: MakeNodes): void {
     test('a thousand streams of one identity end', async () => {
       await using nodes = make(options);
       await using server = await serveUsers(nodes.reader);
-      const readers: Reader[] = [];
-      while (readers.length < 1_000) {
-        const batch = Array.from({ length: 50 }, () => connect(server, 'ann'));
-        readers.push(...(await Promise.all(batch)));
-      }
+      const readers = await readMany(1_000, () => connect(server, 'ann'));
       await server.events.revoke('ann');
       await Promise.all(readers.map((reader) => reader.end()));
       expect(server.events.stats().closed).toEqual({ revoked: 1_000 });

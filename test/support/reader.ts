@@ -100,3 +100,13 @@ export async function read(url: string, init: RequestInit = {}): Promise<Reader>
     [Symbol.dispose]: () => abort.abort(),
   };
 }
+
+/** Connects readers, 50 at a time: a loaded machine could not answer all of them in time. */
+export async function readMany(count: number, connect: () => Promise<Reader>): Promise<Reader[]> {
+  const readers: Reader[] = [];
+  while (readers.length < count) {
+    const length = Math.min(50, count - readers.length);
+    readers.push(...(await Promise.all(Array.from({ length }, connect))));
+  }
+  return readers;
+}
