@@ -67,6 +67,8 @@ export class Sharing implements SourceOwner {
   #isDetached = false;
   // Whether the leader has not answered yet.
   #isAsking = false;
+  // Whether the leader had no id either when this follower last heard its position.
+  #isAtStart = false;
   #state: ConnectionState = 'connecting';
   #recent: LinkedEvent[] = [];
   #recentLength = 0;
@@ -105,7 +107,7 @@ export class Sharing implements SourceOwner {
     this.#lock?.abort();
     this.#channel?.close();
     this.#channel = undefined;
-    this.#isLeader = this.#isDetached = false;
+    this.#isLeader = this.#isDetached = this.#isAtStart = false;
     this.#source.stop();
   }
 
@@ -204,13 +206,14 @@ export class Sharing implements SourceOwner {
       if (this.#isLeader) this.#answer(message[1], message[2]);
       return;
     }
+    // The lock can arrive before the end that the leader before has told.
+    if (message[0] === 'end') this.#onLeaderEnd(message[1]);
     if (this.#isLeader) return;
     this.#since = Date.now();
     this.#isProbing = false;
     if (message[0] === 'event') this.#onLeaderEvent(message[1], message[2]);
     else if (message[0] === 'position') this.#onPosition(message[1], message[2], message[3]);
-    else if (message[0] === 'end') this.#onLeaderEnd(message[1]);
-    else if (message[1] === this.#tab) {
+    else if (message[0] === 'unknown' && message[1] === this.#tab) {
       this.#leaderCursor = message[2];
       this.#detach();
     }
@@ -241,18 +244,19 @@ export class Sharing implements SourceOwner {
       this.#rejoin();
       return;
     }
-    const isAnswer = to === this.#tab;
-    if (isAnswer) this.#isAsking = false;
-    // The server decides where a tab without an id starts, and may send it a snapshot.
-    if (isAnswer && this.cursor === '' && leaderCursor !== '') this.#detach();
-    else if (!isBehind(this.cursor, leaderCursor)) {
-      if (!this.#isAsking) this.#owner.onState(state);
-    } else if (isAnswer) this.#detach();
-    // Asks a new leader, too.
+    // From now on this tab receives all events of the leader.
+    this.#isAtStart = leaderCursor === '';
+    // Asks a new leader, too. Only an answer says that nothing is missing.
     if (to === '') {
       this.#isAsking = false;
       this.#ask();
     }
+    if (to !== this.#tab) return;
+    this.#isAsking = false;
+    // The server decides where a tab without an id starts, and may send it a snapshot.
+    const isNew = this.cursor === '' && leaderCursor !== '';
+    if (isNew || isBehind(this.cursor, leaderCursor)) this.#detach();
+    else this.#owner.onState(state);
   }
 
   #onLeaderEvent(after: string, event: ReceivedEvent): void {
@@ -263,7 +267,7 @@ export class Sharing implements SourceOwner {
     // An event of a channel without history.
     else if (id === undefined && event.event !== 'sse:gap') this.#owner.onEvent(event);
     // A tab without an id waits for the position of the leader.
-    else if (after === cursor && (cursor !== '' || !this.#isAsking)) this.#apply(after, event);
+    else if (after === cursor && (cursor !== '' || this.#isAtStart)) this.#apply(after, event);
     else if (!this.#knows(after, event)) {
       if (id && compareIds(after, cursor) < 0) this.#apply(cursor, event);
       else this.#ask();
@@ -279,8 +283,8 @@ export class Sharing implements SourceOwner {
 
   #onLeaderEnd(leaderCursor: string): void {
     if (this.#isDetached) return;
-    if (isBehind(this.cursor, leaderCursor)) this.#detach();
-    else this.#owner.onEnd();
+    if (!isBehind(this.cursor, leaderCursor)) this.#owner.onEnd();
+    else if (!this.#isLeader) this.#detach();
   }
 
   #apply(after: string, event: ReceivedEvent): void {

@@ -144,6 +144,22 @@ test('a page without an id asks the server where it starts', async () => {
   expect([model.requests, model.streams]).toEqual([2, 1]);
 });
 
+test('a page without an id misses nothing from the moment on at which it is open', async () => {
+  for (let round = 0; round < 50; round++) {
+    const model = new Model();
+    model.open();
+    const second = model.open();
+    while (!second.isOpen) await vi.advanceTimersByTimeAsync(1);
+    for (let count = 0; count < 3; count++) {
+      model.publish();
+      await vi.advanceTimersByTimeAsync(round % 10);
+    }
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect(second.received).toEqual([1, 2, 3]);
+    vi.unstubAllGlobals();
+  }
+});
+
 test('a lost message is repaired with the next one', async () => {
   const model = new Model();
   model.open(0);
