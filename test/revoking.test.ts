@@ -36,6 +36,37 @@ test('without channels, revoke() ends the streams of this node', async () => {
   expect(other.ended).toBe(false);
 });
 
+test.each([
+  [{ retry: 1_234 }, 'retry: 1234', false],
+  [{ final: true }, 'event: sse:end', true],
+  [{}, 'retry: ', false],
+])(
+  'revoke() with %j ends a stream whose request was on its way with these options',
+  async (options, text, isFinal) => {
+    const events = sse({ identity: (req) => req.get('X-User') });
+    const app = express();
+    let goOn: (() => void) | undefined;
+    app.use(events);
+    app.use((_req, _res, next) => {
+      goOn = next;
+    });
+    app.get(
+      '/',
+      stream((given) => given.open()),
+    );
+    await using server = await serve(app);
+    const reading = read(server.url, { headers: { 'X-User': 'ann' } });
+    await until('the check', () => goOn !== undefined);
+    await events.revoke('ann', options);
+    goOn?.();
+    const reader = await reading;
+    await reader.end();
+    expect(reader.text).toContain(text);
+    expect(reader.text.includes('sse:end')).toBe(isFinal);
+    expect(events.stats().closed).toEqual({ revoked: 1 });
+  },
+);
+
 const identity: SseOptions['identity'] = (req) => req.get('X-User');
 const userOf: SseOptions['identity'] = (req) => req.get('X-User')?.toLowerCase();
 

@@ -136,12 +136,13 @@ export class MiddlewareHost implements StreamHost {
     const { guard } = stream;
     if (guard === undefined || this.identities === undefined) return undefined;
     try {
-      if (this.identities.add(stream, guard)) return undefined;
+      const options = this.identities.add(stream, guard);
+      const retry = drawRetry(REFUSED_RETRY);
+      return options && { reason: 'revoked', options: { retry, ...options } };
     } catch (error) {
       stream.report(error);
       return { reason: 'error', options: { retry: drawRetry(REFUSED_RETRY) } };
     }
-    return { reason: 'revoked', options: { retry: drawRetry(REFUSED_RETRY) } };
   }
 
   onPolled(stream: EventStream): void {

@@ -3,6 +3,7 @@ import type { IncomingMessage } from 'node:http';
 import type { RouteRequest } from './route.ts';
 import { SseError, describeValue } from '../common/errors.ts';
 import { drawRetry } from '../common/retry-range.ts';
+import type { CloseOptions } from '../stream/close-options.ts';
 import type { EventStream } from '../stream/event-stream.ts';
 import type {
   Revocation,
@@ -10,6 +11,9 @@ import type {
   RevocationTarget,
   StreamGuard,
 } from '../stream/revocation-types.ts';
+
+/** A stream whose `req` has the type that a route handler gets. */
+export type StreamWithRequest = EventStream & { readonly req: RouteRequest };
 
 /** The options of `sse()` that concern revoking. */
 export interface IdentityOptions {
@@ -31,7 +35,9 @@ export interface IdentityOptions {
    * ends with the reason `'revoked'`.
    * @defaultValue none: these streams end with the reason `'revoked'`, and their clients reconnect
    */
-  authorize?: ((stream: EventStream) => boolean | Promise<boolean>) | undefined;
+  authorize?:
+    | ((stream: EventStream & { readonly req: RouteRequest }) => boolean | Promise<boolean>)
+    | undefined;
 }
 
 // Number of streams for which `authorize` is called, or which are ended, before other work gets its
@@ -70,8 +76,8 @@ export class Identities implements RevocationTarget {
   readonly #authorizeOf: (stream: EventStream) => IdentityOptions['authorize'];
   readonly #endStreams: (streams: readonly EventStream[], revocation: Revocation) => void;
   readonly #streams = new Map<string, Set<EventStream>>();
-  // The newest revocation of each identity, as its number; the oldest is forgotten first.
-  readonly #revokedAt = new Map<string, number>();
+  // The newest revocation of each identity, and its number; the oldest is forgotten first.
+  readonly #revoked = new Map<string, { number: number; options: CloseOptions }>();
   #revocations = 0;
   // Revocations up to this number may be unknown: they were missed, or forgotten.
   #unknownUpTo = 0;
@@ -100,20 +106,23 @@ export class Identities implements RevocationTarget {
 
   /**
    * The stream has opened.
-   * @returns whether the stream may stay open: its identity was not revoked since the request
+   * @returns how the stream ends, if its identity was or may have been revoked since the request
    * @throws {SseError} `ERR_SSE_OPTION` if `identity` does not return a string or `undefined`
    */
-  add(stream: EventStream, guard: StreamGuard): boolean {
+  add(stream: EventStream, guard: StreamGuard): CloseOptions | undefined {
     const identity = this.#readIdentity(stream.req);
-    if (identity === undefined) return true;
-    if ((this.#revokedAt.get(identity) ?? 0) > guard.madeAfter) return false;
+    if (identity === undefined) return undefined;
+    const revoked = this.#revoked.get(identity);
+    if (revoked !== undefined && revoked.number > guard.madeAfter) return revoked.options;
     const isUncertain = this.#unknownUpTo > guard.madeAfter;
-    if (isUncertain && this.#authorizeOf(stream) === undefined) return false;
+    if (isUncertain && this.#authorizeOf(stream) === undefined) {
+      return { retry: drawRetry(MISSED_RETRY) };
+    }
     guard.identity = identity;
     const streams = this.#streams.get(identity) ?? new Set();
     this.#streams.set(identity, streams.add(stream));
     if (isUncertain) this.#authorizeInSlices([stream]);
-    return true;
+    return undefined;
   }
 
   /** The stream is closed. */
@@ -125,11 +134,11 @@ export class Identities implements RevocationTarget {
   }
 
   onRevoked(revocation: Revocation): void {
-    const { identity } = revocation;
+    const { identity, options } = revocation;
     this.#revocations++;
-    this.#revokedAt.delete(identity);
-    this.#revokedAt.set(identity, this.#revocations);
-    if (this.#revokedAt.size > MAX_REMEMBERED) this.#forgetOldest();
+    this.#revoked.delete(identity);
+    this.#revoked.set(identity, { number: this.#revocations, options });
+    if (this.#revoked.size > MAX_REMEMBERED) this.#forgetOldest();
     const streams = this.#streams.get(identity);
     if (streams !== undefined) this.#endStreams([...streams], revocation);
   }
@@ -156,10 +165,10 @@ export class Identities implements RevocationTarget {
   }
 
   #forgetOldest(): void {
-    const [oldest] = this.#revokedAt;
+    const [oldest] = this.#revoked;
     if (oldest === undefined) return;
-    this.#revokedAt.delete(oldest[0]);
-    this.#unknownUpTo = Math.max(this.#unknownUpTo, oldest[1]);
+    this.#revoked.delete(oldest[0]);
+    this.#unknownUpTo = Math.max(this.#unknownUpTo, oldest[1].number);
   }
 
   /**
@@ -201,7 +210,7 @@ export class Identities implements RevocationTarget {
     if (stream.readyState !== 1) return;
     let isAllowed = false;
     try {
-      isAllowed = (await this.#authorizeOf(stream)?.(stream)) === true;
+      isAllowed = (await this.#authorizeOf(stream)?.(stream as StreamWithRequest)) === true;
     } catch (error) {
       stream.report(error);
     }

@@ -11,6 +11,7 @@ import {
 } from './negotiated-response.ts';
 import { PerRequestDetector } from './per-request-detector.ts';
 import { sendNoContent } from './refusals.ts';
+import type { StreamWithRequest } from './identities.ts';
 import type { Next, RouteRequest } from './route.ts';
 import type { Shutdown } from './shutdown.ts';
 import { shutdownRules, sseRules, type ShutdownOptions, type SseOptions } from './sse-options.ts';
@@ -41,9 +42,6 @@ declare global {
     }
   }
 }
-
-/** A stream as `closeWhere()` passes it to `test`: `req` has the type that a route handler gets. */
-type StreamWithRequest = EventStream & { readonly req: RouteRequest };
 
 /**
  * The middleware that `sse()` returns, for Express 4 and 5, Connect, and bare servers of `http`,

@@ -141,7 +141,7 @@ test('the presence list of channels.md is the same on all nodes', async () => {
      import { redisBroker } from 'res-sse/redis';
      import { makeApp } from './presence.js';
      const broker = redisBroker({ url: process.env.REDIS_URL, prefix: 'presence' });
-     const app = makeApp(createChannels({ broker }));`,
+     const { app } = makeApp(createChannels({ broker }));`,
   );
   const [ann, bob] = await Promise.all(
     ['ann', 'bob'].map((name, node) =>

@@ -18,6 +18,9 @@ const app = express();
 const channels = createChannels();
 app.use(sse());
 app.use(sse({ channels, heartbeat: undefined }));
+app.use(
+  sse({ channels, identity: (req) => req.role, authorize: ({ req }) => req.role !== 'guest' }),
+);
 app.get('/clock', sse({ heartbeat: 5_000 }), (_req, res) => void res.sse?.send(1));
 
 // `res.sse` is defined only for requests that accept a stream.

@@ -160,7 +160,7 @@ export class PublishOnlyBroker implements Broker {
 function publishOnlyError(): SseError {
   return new SseError(
     'ERR_SSE_OPTION',
-    'this process only publishes (redisBroker({ publishOnly: true })), so no stream can follow ' +
-      'its channels; make the broker without `publishOnly`',
+    'this process only publishes (redisBroker({ publishOnly: true })), so it cannot ' +
+      'read or follow channels; make the broker without `publishOnly`',
   );
 }
