@@ -232,7 +232,7 @@ describe('waitForTurn()', () => {
   });
 });
 
-test('callers of waitForTurn() that never stop to call leave half of each turn to the steps', async () => {
+test('waitForTurn() leaves half of each turn to the steps, even if its callers call again and again', async () => {
   const queue = new CatchUpQueue();
   const stop = new AbortController();
   const callAgain = async (): Promise<void> => {

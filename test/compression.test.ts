@@ -222,3 +222,34 @@ test.each<[string, (stream: EventStream) => void, string[]]>([
   expect(reader.events.map(({ data }) => data.length)).toEqual(sent.map(({ length }) => length));
   expect(errors).toEqual([]);
 });
+
+test('a compressor that passes no drain on does not slow down a client that reads', async () => {
+  let closed: string | undefined;
+  const events = sse({ warnings: false });
+  await using server = await listening(
+    createServer((req, res) => {
+      const gzip = zlib.createGzip({ flush: zlib.constants.Z_SYNC_FLUSH });
+      const write = res.write.bind(res) as (chunk: unknown) => boolean;
+      const end = res.end.bind(res);
+      gzip.on('data', (chunk: unknown) => {
+        if (!write(chunk)) gzip.pause();
+      });
+      gzip.on('end', () => end());
+      res.on('drain', () => gzip.resume());
+      res.setHeader('Content-Encoding', 'gzip');
+      res.write = (chunk: unknown) => gzip.write(chunk);
+      res.end = () => {
+        gzip.end();
+        return res;
+      };
+      events(req, res, () => {
+        const { sse: stream } = res as { sse?: EventStream };
+        void stream?.closed.then((reason) => (closed = reason));
+        void stream?.pipe(Array.from({ length: 100 }, () => randomText(8_000)));
+      });
+    }),
+  );
+  using reader = await read(server.url);
+  await until('all events', () => reader.events.length === 100);
+  expect(closed).toBeUndefined();
+});

@@ -1,4 +1,5 @@
 /** Revoking, with the broker in this process and without channels. */
+import { createServer } from 'node:http';
 import express from 'express';
 import { describe, expect, test } from 'vitest';
 import {
@@ -12,7 +13,7 @@ import {
 import { memoryNodes } from './promises/nodes.ts';
 import { testRevoking } from './promises/revoking.ts';
 import { read } from './support/reader.ts';
-import { serve } from './support/server.ts';
+import { listening, serve } from './support/server.ts';
 import { until } from './support/wait.ts';
 
 testRevoking(memoryNodes);
@@ -181,5 +182,52 @@ describe('one sse() on a route and one in front of it', () => {
     await reader.end();
     expect(events.stats().closed).toEqual({ revoked: 1 });
     await channels.close();
+  });
+});
+
+test('a revocation between two sse() with an identity each ends the stream', async () => {
+  const options: SseOptions = {
+    identity: ({ headers }) => headers['user'] as string,
+    warnings: false,
+  };
+  const [outer, inner] = [sse(options), sse(options)];
+  await using server = await listening(
+    createServer((req, res) => {
+      const send = (): void => void (res as { sse?: EventStream }).sse?.send('secret');
+      // As authentication that asks a database.
+      outer(req, res, () => void outer.revoke('ann').then(() => inner(req, res, send)));
+    }),
+  );
+  // The hosts of the chain are made at the first request.
+  for (const user of ['bob', 'ann']) {
+    using reader = await read(server.url, { headers: { user } });
+    if (user === 'bob') expect((await reader.next()).data).toBe('secret');
+    else {
+      await reader.end();
+      expect(reader.events).toEqual([]);
+    }
+  }
+});
+
+test('a closed stream is not kept if it was open before a second sse() with an identity', async () => {
+  const options: SseOptions = { identity: () => 'ann', warnings: false };
+  const [outer, inner] = [sse(options), sse(options)];
+  let ref: WeakRef<EventStream> | undefined;
+  await using server = await listening(
+    createServer((req, res) => {
+      outer(req, res, () => {
+        const stream = (res as { sse?: EventStream }).sse as EventStream;
+        stream.open();
+        inner(req, res, () => void stream.close());
+        ref = new WeakRef(stream);
+      });
+    }),
+  );
+  const reader = await read(server.url);
+  await reader.end();
+  await until('the stream to be collected', async () => {
+    await new Promise((resolve) => setImmediate(resolve));
+    globalThis.gc?.();
+    return ref?.deref() === undefined;
   });
 });

@@ -1,6 +1,7 @@
 /** Middleware and applications that wrap `write()` and `end()` of a response. */
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { createServer, type ServerResponse } from 'node:http';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { sse, type EventStream, type SseMiddleware } from '../src/index.ts';
 import { serveStreams } from './support/app.ts';
@@ -468,4 +469,29 @@ test('a wrapped write that ends the response after each piece cuts no large even
   using reader = await read(server.url);
   await reader.end();
   expect(reader.events.map(({ data }) => data.length)).toEqual([100_000, 3]);
+});
+
+test.each<[string, (chunk: Uint8Array) => unknown]>([
+  ['bytes', (chunk) => Buffer.from(chunk)],
+  ['text', (chunk) => Buffer.from(chunk).toString()],
+])('a wrapped write that passes on a copy, as %s, and ends, cuts no event', async (_, copy) => {
+  await using server = await serveStreams(async (given) => {
+    given.open();
+    const { res } = given;
+    // The response is intercepted before it is wrapped.
+    given.send('y'.repeat(20_000));
+    await nextTurn();
+    const write = res.write.bind(res) as (chunk: unknown) => boolean;
+    let isFirst = true;
+    res.write = (chunk: unknown) => {
+      const hasRoom = write(copy(chunk as Uint8Array));
+      if (isFirst) res.end('data: bye\n\n');
+      isFirst = false;
+      return hasRoom;
+    };
+    given.send('x'.repeat(50_000));
+  });
+  using reader = await read(server.url);
+  await reader.end();
+  expect(reader.events.map(({ data }) => data.length)).toEqual([20_000, 50_000, 3]);
 });

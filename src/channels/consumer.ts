@@ -25,11 +25,11 @@ import { formatCursor, parseCursor, type Cursor } from '../protocol/cursor.ts';
 import type { Gap } from '../stream/subscription-types.ts';
 import { HIGH_WATER_MARK } from '../stream/write-queue.ts';
 import type { Audience, Member } from './audience.ts';
-import { ChannelStarts, OLDEST_KEPT } from './channel-starts.ts';
+import { ChannelStarts } from './channel-starts.ts';
 import type { FollowOptions } from './channels.ts';
 import type { FollowerHost } from './follower-host.ts';
 import type { Frame } from './frame.ts';
-import { resolveStart } from './start.ts';
+import { resolveStart, setStartsOfKept } from './start.ts';
 
 /** The registry, as seen by a consumer. */
 export interface ConsumerHost extends FollowerHost {
@@ -189,11 +189,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     this.#epoch = position.epoch;
     this.position = start.offset;
     if (start.isForeign) this.#starts.addForeign(this.#channels);
-    for (const [index, channel] of this.#channels.entries()) {
-      // The consumer may ask for its first event much later: what was published meanwhile counts.
-      const from = start.isFromOldest ? OLDEST_KEPT : start.startsOfNewest?.[index];
-      if (from !== undefined) this.#starts.setStartOfKept(channel, from, position.offset);
-    }
+    setStartsOfKept(this.#starts, this.#channels, start, position.offset);
   }
 
   /** Follows the channels: from here on this node receives their events. */

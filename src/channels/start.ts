@@ -1,5 +1,6 @@
-/** The offset at which a subscription starts. Pure functions. */
+/** The offset at which a subscription or a consumer starts. */
 import { parseCursor, type Cursor } from '../protocol/cursor.ts';
+import { OLDEST_KEPT, type ChannelStarts } from './channel-starts.ts';
 import type { SubscribeOptions } from '../stream/event-stream.ts';
 
 /** The resolved start of a subscription. */
@@ -98,4 +99,27 @@ function requestedStart(
   // replaces this start later.
   const sinceText = typeof since === 'object' ? 'start' : since;
   return { text: isOfClient ? lastEventId : sinceText, isOfClient };
+}
+
+/**
+ * Sets the starts of channels that begin with events which the log keeps now: `since: 'start'` and
+ * `{ last }`. The first page may be read much later. Events that are published until then, and
+ * trimmed before that page, are a loss.
+ * @param channels the channels for which `start` was resolved
+ * @param end the end of the log when `start` was resolved
+ * @param added the channels whose start is set
+ */
+export function setStartsOfKept(
+  starts: ChannelStarts,
+  channels: readonly string[],
+  start: SubscriptionStart,
+  end: number,
+  added: readonly string[] = channels,
+): void {
+  for (const [index, channel] of channels.entries()) {
+    const offset = start.isFromOldest ? OLDEST_KEPT : start.startsOfNewest?.[index];
+    if (offset !== undefined && added.includes(channel)) {
+      starts.setStartOfKept(channel, offset, end);
+    }
+  }
 }

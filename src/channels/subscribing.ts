@@ -21,13 +21,13 @@ import type { Cursor } from '../protocol/cursor.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
 import { answerWithoutStream, DelayedOpening, openIfSlow, planOpening } from './answers.ts';
-import { OLDEST_KEPT } from './channel-starts.ts';
 import type { StreamFollower } from './follower.ts';
 import {
   mayStartEarlier,
   requestedCursor,
   requestedLast,
   resolveStart,
+  setStartsOfKept,
   type SubscriptionStart,
 } from './start.ts';
 import { SubscriptionRecord, channelsOf, placedChannelsOf } from './subscription.ts';
@@ -265,12 +265,8 @@ function placeSubscription(
     const { lastEventId } = follower.stream;
     const start = resolveStart(lastEventId, record.options, position, startsOfNewest);
     startChannels(follower, before, added, position, start);
-    for (const [index, channel] of record.channels.entries()) {
-      const offset = start.isFromOldest ? OLDEST_KEPT : start.startsOfNewest?.[index];
-      if (offset === undefined || !added.includes(channel)) continue;
-      // The first page may be read much later, so later events that are trimmed by then are a loss.
-      follower.ensureCatchUp().starts.setStartOfKept(channel, offset, position.offset);
-    }
+    const { starts } = follower.ensureCatchUp();
+    setStartsOfKept(starts, record.channels, start, position.offset, added);
     if (before.length === 0 && record.options.checkpoints !== false) {
       follower.ensureCatchUp().isCheckpointPending = true;
     }

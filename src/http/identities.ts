@@ -6,6 +6,7 @@ import { drawRetry } from '../common/retry-range.ts';
 import type { CloseOptions } from '../stream/close-options.ts';
 import type { EventStream } from '../stream/event-stream.ts';
 import type {
+  FoundRevocation,
   Revocation,
   RevocationSource,
   RevocationTarget,
@@ -99,9 +100,21 @@ export class Identities implements RevocationTarget {
     source.attach(this);
   }
 
-  /** Makes the guard of a stream whose request has just come in. */
-  makeGuard(): StreamGuard {
-    return { identity: undefined, madeAfter: this.#revocations, authorization: undefined };
+  /**
+   * Makes the guard of a stream whose request has just come in.
+   * @param findEarlier finds a revocation that middleware in front has received meanwhile
+   */
+  makeGuard(findEarlier?: StreamGuard['findEarlier']): StreamGuard {
+    const madeAfter = this.#revocations;
+    return { identity: undefined, madeAfter, findEarlier, authorization: undefined };
+  }
+
+  /** Finds a revocation of the identity since the guard was made. */
+  findRevocation(identity: string, guard: StreamGuard): FoundRevocation {
+    const revoked = this.#revoked.get(identity);
+    if (revoked !== undefined && revoked.number > guard.madeAfter) return revoked.options;
+    const earlier = guard.findEarlier?.(identity);
+    return earlier ?? (this.#unknownUpTo > guard.madeAfter ? 'unknown' : undefined);
   }
 
   /**
@@ -112,9 +125,9 @@ export class Identities implements RevocationTarget {
   add(stream: EventStream, guard: StreamGuard): CloseOptions | undefined {
     const identity = this.#readIdentity(stream.req);
     if (identity === undefined) return undefined;
-    const revoked = this.#revoked.get(identity);
-    if (revoked !== undefined && revoked.number > guard.madeAfter) return revoked.options;
-    const isUncertain = this.#unknownUpTo > guard.madeAfter;
+    const found = this.findRevocation(identity, guard);
+    const isUncertain = found === 'unknown';
+    if (found !== undefined && !isUncertain) return found;
     if (isUncertain && this.#authorizeOf(stream) === undefined) {
       return { retry: drawRetry(MISSED_RETRY) };
     }

@@ -200,7 +200,7 @@ function attachStream(
     assertNoForeignStream(res);
     host.assertRevocable();
     stream = existing ?? new EventStream(res, host);
-    guardStream(stream, host);
+    if (stream.readyState === 0) guardStream(stream, host);
     // If the client has left already, the stream is closed, and would never release a place.
     if (stream.readyState === 0 && !host.admitTo(stream, trackers)) return;
   } catch (error) {
@@ -241,10 +241,12 @@ function closeAll(tracker: StreamTracker, options: ShutdownOptions): Promise<Shu
 /** From here on, a revocation of the identity of the stream is noticed. */
 function guardStream(stream: EventStream, { identities }: MiddlewareHost): void {
   if (identities === undefined) return;
-  // An outer middleware with the same identities has made the guard before.
-  const { host } = stream;
-  const isGuarded = host instanceof MiddlewareHost && host.identities === identities;
-  if (!isGuarded || stream.guard === undefined) stream.guard = identities.makeGuard();
+  const outer = stream.host instanceof MiddlewareHost ? stream.host.identities : undefined;
+  const { guard } = stream;
+  if (guard === undefined || outer === undefined) stream.guard = identities.makeGuard();
+  else if (outer !== identities) {
+    stream.guard = identities.makeGuard((identity) => outer.findRevocation(identity, guard));
+  }
 }
 
 /** @throws {SseError} `ERR_SSE_OPTION` */

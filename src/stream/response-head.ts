@@ -39,6 +39,14 @@ export function isEncoded(res: ServerResponse): boolean {
   return (res.getHeader('content-encoding') ?? 'identity') !== 'identity';
 }
 
+/**
+ * Whether middleware encodes the body and passes the `'drain'` of its compressor on, as
+ * `compression()` does: for that it replaces `res.on()`. Without it, nothing would follow a `false`.
+ */
+export function passesDrain(res: ServerResponse): boolean {
+  return isEncoded(res) && Object.hasOwn(res, 'on');
+}
+
 function restoreHead(res: ServerResponse, statusCode: number, headers: OutgoingHttpHeaders): void {
   if (res.headersSent) return;
   res.statusCode = statusCode;

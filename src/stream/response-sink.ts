@@ -157,7 +157,7 @@ export abstract class ResponseSink extends WriteTotals {
 
   /** Whether the chunk is what the stream is passing to its response now. @internal */
   protected isPassing(chunk: unknown): boolean {
-    return chunk === passedBytes && activeWriters.has(this);
+    return passedBytes !== undefined && activeWriters.has(this) && isSame(chunk, passedBytes);
   }
 
   /** Bytes that the response or the socket holds. @internal */
@@ -247,8 +247,8 @@ export abstract class ResponseSink extends WriteTotals {
   }
 
   /**
-   * Passes bytes to the response or the socket. Unless the body is encoded, the result does not say
-   * whether a client is slow.
+   * Passes bytes to the response or the socket. The result says whether a client is slow only if
+   * middleware passes on the `'drain'` of its compressor, see {@link passesDrain}.
    * @returns `false` if a `'drain'` will follow
    * @internal
    */
@@ -374,6 +374,13 @@ export abstract class ResponseSink extends WriteTotals {
     this.#isAwaitingDrain = false;
     ignoreDrain(this.res, this.#socket);
   }
+}
+
+/** Whether a chunk of the application has these bytes: a wrapped `write()` may pass on a copy. */
+function isSame(chunk: unknown, bytes: Buffer): boolean {
+  if (chunk === bytes) return true;
+  if (typeof chunk === 'string') return bytes.equals(Buffer.from(chunk));
+  return chunk instanceof Uint8Array && bytes.equals(chunk);
 }
 
 /**

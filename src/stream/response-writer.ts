@@ -12,7 +12,7 @@
 import type { Socket } from 'node:net';
 import type { SharedBytes } from '../protocol/shared-bytes.ts';
 import { hasReplacedWrite } from './direct-socket.ts';
-import { corkedBytesOf, isEncoded } from './response-head.ts';
+import { corkedBytesOf, isEncoded, passesDrain } from './response-head.ts';
 import { ResponseSink } from './response-sink.ts';
 import { CHUNK_BYTES, HIGH_WATER_MARK, WriteQueue } from './write-queue.ts';
 
@@ -116,7 +116,7 @@ export abstract class ResponseWriter extends ResponseSink {
       this.isPassingBytes
     ) {
       this.startQueue([bytes]);
-    } else if (!this.passToResponse(bytes) && isEncoded(this.res)) {
+    } else if (!this.passToResponse(bytes) && passesDrain(this.res)) {
       this.awaitCompressor();
     } else {
       // A wrapped `write()` may have sent more meanwhile.
@@ -204,7 +204,7 @@ export abstract class ResponseWriter extends ResponseSink {
   checkDrain(): void {
     if (!this.isAwaitingDrain) return;
     // While the response holds bytes, a compressor has nowhere to pass on what it is given.
-    const mark = isEncoded(this.res) ? 0 : this.writeMark;
+    const mark = passesDrain(this.res) ? 0 : this.writeMark;
     if (this.bytesInResponse <= mark) this.resume();
   }
 
@@ -261,7 +261,7 @@ export abstract class ResponseWriter extends ResponseSink {
         return;
       }
       const hasRoom = this.passToResponse(queue.shift());
-      if (!hasRoom && isEncoded(this.res)) {
+      if (!hasRoom && passesDrain(this.res)) {
         this.awaitCompressor();
         return;
       }

@@ -34,12 +34,20 @@ export interface RevocationSource {
   attach(target: RevocationTarget): void;
 }
 
+/** How the stream ends; `'unknown'` if revocations may have been missed; `undefined` for none. */
+export type FoundRevocation = CloseOptions | 'unknown' | undefined;
+
 /** The identity of one stream. One object for each stream of a middleware with `identity`. */
 export interface StreamGuard {
   /** `undefined` before the stream is open, and for a request without an identity. */
   identity: string | undefined;
-  /** Number of revocations of this middleware before the stream was made. */
+  /** Number of revocations that the middleware had received when it received the request. */
   readonly madeAfter: number;
+  /**
+   * Finds a revocation that the middleware in front has received after the request. `undefined` if
+   * no middleware in front has an `identity`.
+   */
+  readonly findEarlier: ((identity: string) => FoundRevocation) | undefined;
   /** Resolves when `authorize` has answered. `undefined` while no call of it is due or running. */
   authorization: Promise<void> | undefined;
 }

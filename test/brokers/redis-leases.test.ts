@@ -297,3 +297,29 @@ test('a pipe that Redis refused from its first call on ends its channel', async 
   await client.configSet('maxmemory', '0');
   await until('the end', async () => (await producer.state('run')) === 'ended');
 });
+
+test('a pipe whose lease was never accepted takes no lease from a later pipe that lives', async () => {
+  const [away, alive, other] = [
+    makeNode(relay.url, { timeout: 300 }),
+    makeNode(redis.url),
+    makeNode(redis.url),
+  ];
+  await untilOpen(away, alive, other);
+  relay.sever();
+  const refusal = away.pipe('run', endless()).catch((error: unknown) => error);
+  expect(await refusal).toMatchObject({ code: 'ERR_SSE_BROKER' });
+  const stop = new AbortController();
+  const piped = alive.pipe('run', endless(), { signal: stop.signal }).catch((error) => error);
+  await until('the lease', async () => (await leases()).length === 1);
+  relay.mend();
+  await untilOpen(away);
+  const mended = Date.now();
+  // Only a lease that is renewed again and again runs out so late.
+  await until('renewals', async () => {
+    const expiry = await client.zScore('{leases}:leases', 'run');
+    return (await other.state('run')) !== 'open' || (expiry ?? 0) > mended + 4 * LEASE_MS;
+  });
+  expect(await other.state('run')).toBe('open');
+  stop.abort(new Error('the test is over'));
+  expect(await piped).toMatchObject({ message: 'the test is over' });
+});

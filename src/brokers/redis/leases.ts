@@ -95,7 +95,7 @@ export class Leases {
     // The channel belongs to the newest holder.
     lease.log = '';
     lease.holders++;
-    void this.#call([lease]);
+    void this.#call([lease], { isNew: true });
     let isHeld = true;
     const drop = (): boolean => {
       const isLast = isHeld && lease.holders === 1;
@@ -133,19 +133,25 @@ export class Leases {
     endsNow: boolean = false,
   ): Promise<void> {
     for (let from = 0; from === 0 || from < leases.length; from += maxPerCall) {
-      if (!(await this.#call(leases.slice(from, from + maxPerCall), endsNow))) return;
+      if (!(await this.#call(leases.slice(from, from + maxPerCall), { endsNow }))) return;
     }
   }
 
   /** @returns whether Redis has accepted the call */
-  async #call(leases: readonly ChannelLease[], endsNow: boolean = false): Promise<boolean> {
+  async #call(
+    leases: readonly ChannelLease[],
+    { endsNow = false, isNew = false }: { endsNow?: boolean; isNew?: boolean } = {},
+  ): Promise<boolean> {
+    const heldKind = isNew ? '!' : '+';
     const sent = leases.map((lease) => ({ lease, log: lease.log, isHeld: lease.holders > 0 }));
     try {
       const { log, ended } = await this.#client.lease({
         owner: this.#owner,
         leaseMs: this.#leaseMs,
         endsNow,
-        leases: sent.map(({ lease, isHeld }) => `${isHeld ? '+' : '-'}${lease.log}:${lease.name}`),
+        leases: sent.map(
+          ({ lease, isHeld }) => `${isHeld ? heldKind : '-'}${lease.log}:${lease.name}`,
+        ),
       });
       for (const { lease, log: sentLog, isHeld } of sent) {
         // The channel may have been held anew meanwhile.

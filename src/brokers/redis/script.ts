@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: '349f2b0d578c04dcbbf0584afe48d504df97afa1',
+  sha: '3ccce9ec090eebd286612f40fba529fb80bfa55f',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -626,9 +626,10 @@ end
 -- published to them has died. The end of a channel removes its lease.
 --   ARGV  11 time in ms for which the renewed leases are valid    12 size of an end
 --         13 the caller    14 whether the channels of its leases end now: 0 or 1
---         15 … its leases, \`<kind><log>:<events>:<bytes>:<age>:<latest>:<channel>\`; the kind is \`+\`,
---            or \`-\` if the caller has given the lease up; \`log\` is the first part of the answer to
---            the call that has taken the lease, and empty before
+--         15 … its leases, \`<kind><log>:<events>:<bytes>:<age>:<latest>:<channel>\`; the kind is \`!\`
+--            if the caller begins to hold the channel, \`+\` if it holds the channel already, and \`-\` if
+--            it has given the lease up; \`log\` is the first part of the answer to the call that has
+--            taken the lease, and empty before
 -- Answers { the log, which has another name after it has gone back, head, error of the header,
 -- channel, id of its end, … }.
 if operation == 'lease' then
@@ -638,17 +639,24 @@ if operation == 'lease' then
   local problem = unwritable()
   if problem then return redis.error_reply(problem) end
   for i = 15, #ARGV do
-    local kind, taken, history, name = string.match(ARGV[i], '^([+-])([^:]*):(%d+:%d+:%d+:[01]):(.*)$')
+    local kind, taken, history, name = string.match(ARGV[i], '^([!+-])([^:]*):(%d+:%d+:%d+:[01]):(.*)$')
     local value, channel = redis.pcall('HGET', limits, name), find(name)
     if refusal(value) then return value end
-    -- A lease is taken if this log has never accepted it. Later it is renewed as long as it belongs
-    -- to the caller: another process may hold the channel by now, or the channel may have ended, been
-    -- cleared and be used otherwise. A lease that was given up runs out.
+    -- A process takes a lease when it begins to hold the channel (\`!\`). After that it renews the
+    -- lease as long as the lease belongs to it (\`+\`). The lease belongs to another process if that
+    -- process has begun to hold the channel later. Nobody has the lease if the channel has ended,
+    -- was cleared and is used in another way.
+    -- If this log has never accepted the lease, the process takes it with a later call. It does not
+    -- take the lease from a process that lives: that process has renewed the lease in the last third
+    -- of its time. A lease that was given up (\`-\`) runs out.
     local own = history .. ':' .. owner
-    local isOwn = kind == '+' and (value == own or value == CLEARED .. own)
+    local isOwn = value == own or value == CLEARED .. own
+    local expiry = tonumber(redis.pcall('ZSCORE', leases, name) or 0) or 0
+    local isFree = not value or isOwn or (kind == '+' and expiry < now + lease * 2 / 3)
+    local isKept = kind == '+' and isOwn
     if channel and channel.isEnded then
       dropLease(name)
-    elseif taken ~= state or isOwn then
+    elseif kind == '!' or isKept or (taken ~= state and isFree) then
       local added = redis.pcall('ZADD', leases, text(now + lease), name)
       if not refusal(added) then added = redis.pcall('HSET', limits, name, own) end
       if refusal(added) then return added end
