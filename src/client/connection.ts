@@ -106,7 +106,8 @@ export class LiveConnection implements SourceOwner {
     if (this.isClosed || !this.#isSuspended) return;
     this.#isSuspended = false;
     this.onState('connecting');
-    this.#driver.start();
+    // The application may have closed the connection in `onState`.
+    if (!this.#isSuspended) this.#driver.start();
   }
 
   /** Ends the connection, and lets another tab take over. The cursor remains. */

@@ -216,10 +216,11 @@ export class Source {
   async #request(attempt: AbortController): Promise<Response> {
     const { headers, credentials = 'same-origin' } = this.#options;
     const given = await Promise.race([
-      headers?.(),
+      // First, because the application may close the connection in `headers`.
       new Promise<never>((_, reject) => {
         this.#setDeadline(HEADERS_TIMEOUT_MS, () => reject(new Error('headers() timed out')));
       }),
+      headers?.(),
     ]);
     attempt.signal.throwIfAborted();
     const url = new URL(this.#url);

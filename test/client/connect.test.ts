@@ -373,6 +373,16 @@ describe('after close()', () => {
     expect(shown).toEqual([1]);
   });
 
+  test('in the first call of `onState`, no request is made', async () => {
+    await using server = await serveInTurn(streamOf(':\n'));
+    const live = record(server.url, { onState: () => live.connection.close() });
+    const other = record(server.url);
+    await until('the other stream', () => other.states.includes('open'));
+    other.connection.close();
+    await until('the end of the connections', () => server.sockets.size === 0);
+    expect(server.requests).toHaveLength(1);
+  });
+
   test('in the turn of connect(), no request is made', async () => {
     await using server = await serveInTurn(streamOf(''));
     const live = record(server.url);

@@ -249,6 +249,18 @@ describe('reconnecting', () => {
     expect(exchanges).toEqual([]);
   });
 
+  test('leaves no timer after close() in the function headers', async () => {
+    const live = record(URL_OF_STREAM, {
+      headers() {
+        live.connection.close();
+        return {};
+      },
+    });
+    await pass(0);
+    expect(vi.getTimerCount()).toBe(0);
+    expect(exchanges).toEqual([]);
+  });
+
   test('leaves no timer after close()', async () => {
     const live = record(URL_OF_STREAM);
     await open();
