@@ -25,7 +25,7 @@ const MAX_RECENT_LENGTH = 1_000_000;
 // ones.
 const PROBE_MS = 5_000;
 
-/** An event, and the id before it. */
+/** An event, and the id before it; `''` if there is none, and behind a gap. */
 type LinkedEvent = readonly [after: string, event: ReceivedEvent];
 
 /** A message to the other tabs. */
@@ -67,8 +67,9 @@ export class Sharing implements SourceOwner {
   #isDetached = false;
   // Whether the leader has not answered yet.
   #isAsking = false;
-  // Whether the leader had no id either when this follower last heard its position.
-  #isAtStart = false;
+  // Whether this tab and the leader have no id, or know of a gap behind which no id has come yet.
+  // Then the next event names no id before it.
+  #isUnlinked = false;
   #state: ConnectionState = 'connecting';
   #recent: LinkedEvent[] = [];
   #recentLength = 0;
@@ -107,7 +108,7 @@ export class Sharing implements SourceOwner {
     this.#lock?.abort();
     this.#channel?.close();
     this.#channel = undefined;
-    this.#isLeader = this.#isDetached = this.#isAtStart = false;
+    this.#isLeader = this.#isDetached = this.#isUnlinked = false;
     this.#source.stop();
   }
 
@@ -136,7 +137,7 @@ export class Sharing implements SourceOwner {
 
   /** An event of the own source. */
   onEvent(event: ReceivedEvent): void {
-    const after = this.cursor;
+    const after = this.#isUnlinked ? '' : this.cursor;
     // First, so that the others have the event if a listener ends this tab.
     if (this.#isLeader) this.#post('event', after, event);
     this.#apply(after, event);
@@ -190,9 +191,10 @@ export class Sharing implements SourceOwner {
 
   #lead(): void {
     this.#isLeader = true;
-    this.#isDetached = this.#isAsking = false;
+    this.#isDetached = this.#isAsking = this.#isUnlinked = false;
     this.onState('connecting');
-    this.#source.start();
+    // The application may have closed the connection in `onState`.
+    if (this.#isLeader) this.#source.start();
   }
 
   #ask(): void {
@@ -245,7 +247,7 @@ export class Sharing implements SourceOwner {
       return;
     }
     // From now on this tab receives all events of the leader.
-    this.#isAtStart = leaderCursor === '';
+    this.#isUnlinked = leaderCursor === this.cursor && (leaderCursor === '' || this.#isUnlinked);
     // Asks a new leader, too. Only an answer says that nothing is missing.
     if (to === '') {
       this.#isAsking = false;
@@ -267,23 +269,26 @@ export class Sharing implements SourceOwner {
     // An event of a channel without history.
     else if (id === undefined && event.event !== 'sse:gap') this.#owner.onEvent(event);
     // A tab without an id waits for the position of the leader.
-    else if (after === cursor && (cursor !== '' || this.#isAtStart)) this.#apply(after, event);
-    else if (!this.#knows(after, event)) {
-      if (id && compareIds(after, cursor) < 0) this.#apply(cursor, event);
+    else if (after === (this.#isUnlinked ? '' : cursor || undefined)) this.#apply(after, event);
+    // The next id shows whether this tab has lost something, too, if the event is a gap.
+    else if (id && !this.#knows(id)) {
+      if (compareIds(after, cursor) < 0) this.#apply(cursor, event);
       else this.#ask();
     }
   }
 
-  /** Whether this tab is past the event. */
-  #knows(after: string, { id }: ReceivedEvent): boolean {
-    // A gap has no id of its own.
-    if (!id) return compareIds(after, this.cursor) < 0;
-    return compareIds(id, this.cursor) <= 0 || this.#recent.some(([, recent]) => recent.id === id);
+  #knows(id: string): boolean {
+    return compareIds(id, this.cursor) <= 0 || this.#recent.some(([, event]) => event.id === id);
   }
 
   #onLeaderEnd(leaderCursor: string): void {
+    const { cursor } = this;
     if (this.#isDetached) return;
-    if (!isBehind(this.cursor, leaderCursor)) this.#owner.onEnd();
+    const isComplete =
+      cursor === leaderCursor
+        ? cursor !== '' || this.#isUnlinked
+        : compareIds(cursor, leaderCursor) > 0;
+    if (isComplete) this.#owner.onEnd();
     else if (!this.#isLeader) this.#detach();
   }
 
@@ -295,6 +300,7 @@ export class Sharing implements SourceOwner {
       this.#recent = [];
       this.#recentLength = 0;
     }
+    if (id !== undefined || event.event === 'sse:gap') this.#isUnlinked = !id;
     if (!id || id === after) return;
     this.#recent.push([after, event]);
     this.#recentLength += data.length;

@@ -7,12 +7,20 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { vi } from 'vitest';
 import { connect } from '../../src/client/index.ts';
 
-interface Tab {
+export interface Tab {
   readonly name: string;
-  readonly received: number[];
+  /** The numbers of the events, and `gap` for each gap that the page was told of. */
+  readonly received: (number | 'gap')[];
   /** The number after which events are due. */
   due: number;
   isOpen: boolean;
+  /** Whether its connection is closed. The page goes on. */
+  isClosed: boolean;
+  /** The state or event at which the page closes its connection. */
+  closesAt: string | number | undefined;
+  isEnded: boolean;
+  /** The listeners of `pagehide` and others. */
+  readonly listeners: Map<string, () => void>;
   isDead: boolean;
   isFrozen: boolean;
   close: () => void;
@@ -44,6 +52,15 @@ export class Model {
   readonly tabs: Tab[] = [];
   /** Number of the newest event. */
   head = 0;
+  /** Number of events that the server keeps. */
+  history = Infinity;
+  /** The number after which a page without an id starts. @defaultValue the newest event */
+  since: number | undefined;
+  /** Whether the server answers 410 instead of telling of a gap. */
+  answersGone = false;
+  /** Whether the ids are those of channels. Others cannot be compared. */
+  hasChannelIds = true;
+  isEnded = false;
   /** Whether requests fail. */
   isDown = false;
   /** Whether the page may not use locks, as a page in a sandbox. */
@@ -65,6 +82,9 @@ export class Model {
     vi.stubGlobal('setTimeout', (callback: () => void, ms: number) => {
       const tab = this.#context.getStore();
       return this.#setTimeout(() => (tab ? this.#run(tab, callback) : callback()), ms);
+    });
+    vi.stubGlobal('addEventListener', (type: string, listener: () => void) => {
+      this.#currentTab().listeners.set(type, listener);
     });
     vi.stubGlobal('navigator', { onLine: true, locks: { request: this.#requestLock.bind(this) } });
     vi.stubGlobal('fetch', this.#fetch.bind(this));
@@ -98,6 +118,20 @@ export class Model {
     return this.#streams.size;
   }
 
+  /** The tabs with a connection that is not closed. */
+  get alive(): Tab[] {
+    return this.tabs.filter(({ isDead, isClosed }) => !isDead && !isClosed);
+  }
+
+  /** Counts of the things that the browser keeps for the connections. */
+  remains(): Record<'streams' | 'channels' | 'locks', number> {
+    return {
+      streams: this.#streams.size,
+      channels: this.#channels.size,
+      locks: this.#requests.length + (this.#holder ? 1 : 0),
+    };
+  }
+
   /** @param from the number of the event after which the page is; `undefined` for a page without */
   open(from?: number): Tab {
     const tab: Tab = {
@@ -105,6 +139,10 @@ export class Model {
       received: [],
       due: from ?? Infinity,
       isOpen: false,
+      isClosed: false,
+      closesAt: undefined,
+      isEnded: false,
+      listeners: new Map(),
       isDead: false,
       isFrozen: false,
       close: () => {},
@@ -114,9 +152,17 @@ export class Model {
     this.#context.run(tab, () => {
       const connection = connect('http://server/events', {
         share: true,
-        lastEventId: from === undefined ? '' : `e.${from}`,
-        on: { message: (number) => void (tab.isDead || tab.received.push(number as number)) },
+        lastEventId: from === undefined ? '' : this.#idOf(from),
+        on: { message: (number) => this.#receive(tab, number as number) },
+        onGap: () => this.#receive(tab, 'gap'),
+        onEnd: () => {
+          tab.isEnded = true;
+        },
         onState: (state) => {
+          if (state === tab.closesAt) {
+            this.close(tab);
+            return;
+          }
           tab.isOpen = state === 'open';
           // From now on a page without an id misses nothing.
           if (tab.isOpen) tab.due = Math.min(tab.due, this.head);
@@ -127,14 +173,33 @@ export class Model {
     return tab;
   }
 
+  #receive(tab: Tab, item: number | 'gap'): void {
+    if (tab.isDead) return;
+    if (tab.isClosed) throw new Error(`${tab.name} received ${item} after close()`);
+    tab.received.push(item);
+    if (item === tab.closesAt) this.close(tab);
+  }
+
   publish(): void {
+    if (this.isEnded) return;
     this.head++;
-    for (const stream of this.#streams) this.#write(stream, eventText(this.head));
+    for (const stream of this.#streams) this.#write(stream, this.#eventText(this.head));
+  }
+
+  end(): void {
+    this.isEnded = true;
+    for (const stream of this.#streams) this.#write(stream, END);
+  }
+
+  /** The page goes to the back/forward cache, or comes back. */
+  dispatch(tab: Tab, type: 'pagehide' | 'pageshow'): void {
+    const listener = tab.listeners.get(type);
+    if (listener && !tab.isClosed) this.#run(tab, listener);
   }
 
   close(tab: Tab): void {
     this.#context.run(tab, tab.close);
-    tab.isDead = true;
+    tab.isClosed = true;
   }
 
   /** @param keep returns whether a message of the tab that is on its way arrives */
@@ -185,7 +250,7 @@ export class Model {
 
   #openChannel(key: string): Channel {
     const channel: Channel = { tab: this.#currentTab(), key, onmessage: null, queue: [] };
-    this.#channels.add(channel);
+    if (!channel.tab.isDead) this.#channels.add(channel);
     return channel;
   }
 
@@ -258,7 +323,11 @@ export class Model {
     if (tab.isDead) return new Promise(() => {});
     signal.throwIfAborted();
     if (this.isDown) throw new TypeError('fetch failed');
-    const after = url.searchParams.get('lastEventId')?.slice(2);
+    const id = url.searchParams.get('lastEventId');
+    const after = id === null ? (this.since ?? this.head) : Number(id.slice(2));
+    const oldest = this.head - this.history;
+    if (this.isEnded && after === this.head) return new Response(null, { status: 204 });
+    if (this.answersGone && after < oldest) return new Response(null, { status: 410 });
     const body = new ReadableStream<Uint8Array>({
       start: (controller) => {
         const stream = { tab, controller };
@@ -266,13 +335,18 @@ export class Model {
         signal.addEventListener('abort', () => {
           if (this.#streams.delete(stream)) controller.error(signal.reason);
         });
-        const first = after === undefined ? this.head : Number(after);
-        let text = `retry: 100\n${checkpointText(first)}`;
-        for (let number = first + 1; number <= this.head; number++) text += eventText(number);
-        this.#write(stream, text);
+        this.#write(stream, this.#firstText(after, oldest));
       },
     });
     return new Response(body, { headers: { 'Content-Type': 'text/event-stream' } });
+  }
+
+  #firstText(after: number, oldest: number): string {
+    let text = after < oldest ? this.#gapText(after) : this.#checkpointText(after);
+    for (let number = Math.max(after, oldest) + 1; number <= this.head; number++) {
+      text += this.#eventText(number);
+    }
+    return `retry: 100\n${text}${this.isEnded ? END : this.#checkpointText(this.head)}`;
   }
 
   #write(stream: Stream, text: string): void {
@@ -282,12 +356,23 @@ export class Model {
       });
     }, 5);
   }
+
+  #idOf(number: number): string {
+    return `${this.hasChannelIds ? 'e.' : 'id'}${number}`;
+  }
+
+  #eventText(number: number): string {
+    return `data: ${number}\nid: ${this.#idOf(number)}\n\n`;
+  }
+
+  #checkpointText(number: number): string {
+    return `event: sse:checkpoint\ndata: {}\nid: ${this.#idOf(number)}\n\n`;
+  }
+
+  #gapText(after: number): string {
+    const data = { channels: ['news'], after: this.#idOf(after), cursor: this.#idOf(this.head) };
+    return `event: sse:gap\ndata: ${JSON.stringify(data)}\n\n`;
+  }
 }
 
-function eventText(number: number): string {
-  return `data: ${number}\nid: e.${number}\n\n`;
-}
-
-function checkpointText(number: number): string {
-  return `event: sse:checkpoint\ndata: {}\nid: e.${number}\n\n`;
-}
+const END = 'event: sse:end\ndata: {}\nid: sse:end\n\n';
