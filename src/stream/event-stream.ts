@@ -12,7 +12,6 @@ import type { ChannelEvent } from '../log/log-entry.ts';
 import {
   END_EVENT,
   HEARTBEAT_COMMENT,
-  PING_EVENT,
   assertFields,
   formatComment,
   formatEvent,
@@ -537,9 +536,9 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends ResponseLife
 
   /** @internal */
   onIdle(): void {
-    const isVisible =
-      this.host.settings.visibleHeartbeat && this.follower?.isWithoutControl !== true;
-    this.writeBytes(isVisible ? PING_EVENT : HEARTBEAT_COMMENT);
+    const { pingEvent } = this.host.settings;
+    const isVisible = pingEvent !== undefined && this.follower?.isWithoutControl !== true;
+    this.writeBytes(isVisible ? pingEvent : HEARTBEAT_COMMENT);
   }
 
   /** @internal */
