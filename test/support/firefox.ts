@@ -14,7 +14,8 @@ export async function launchFirefox(options: LaunchOptions = {}): Promise<Browse
   return firefox.launch({ channel: 'moz-firefox', executablePath: findFirefox(), ...options });
 }
 
-function findFirefox(): string {
+/** The path of Firefox. @throws {Error} if there is none */
+export function findFirefox(): string {
   const { FIREFOX_PATH: chosen } = process.env;
   const path = chosen || PATHS.find((candidate) => existsSync(candidate));
   if (path !== undefined && existsSync(path)) return path;

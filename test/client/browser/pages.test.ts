@@ -1,22 +1,12 @@
 import { createServer, request, type IncomingMessage } from 'node:http';
 import express from 'express';
-import type { Browser, Page } from 'playwright-core';
+import type { Browser } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { launchChromium } from '../../support/chromium.ts';
 import { launchFirefox } from '../../support/firefox.ts';
 import { listening, serve, type TestServer } from '../../support/server.ts';
 import { until } from '../../support/wait.ts';
-import {
-  gotOf,
-  leaderOf,
-  numbers,
-  openTab,
-  publishNumbers,
-  serveTabs,
-  statesOf,
-  untilGot,
-  untilState,
-} from './tabs.ts';
+import { gotOf, numbers, openTab, serveTabs, statesOf, untilGot, untilState } from './tabs.ts';
 
 const TIMEOUT = 90_000;
 
@@ -198,119 +188,29 @@ describe.each([
     },
     TIMEOUT,
   );
-});
 
-describe('a page of Chromium', () => {
-  let browser: Browser;
-  beforeAll(async () => {
-    browser = await launchChromium();
-  });
-  afterAll(() => browser.close());
-
-  async function openThree() {
-    const server = await serveTabs();
-    const context = await browser.newContext();
-    const pages: Page[] = [];
-    for (let tab = 0; tab < 3; tab++) pages.push(await openTab(context, server));
-    await untilState(pages, 'open');
-    const leader = await leaderOf(pages);
-    return {
-      server,
-      pages,
-      leader,
-      others: pages.filter((page) => page !== leader),
-      async [Symbol.asyncDispose]() {
-        await context.close();
-        await server[Symbol.asyncDispose]();
-      },
-    };
-  }
-
-  test(
-    'that holds the connection and crashes hands it over in the middle of 500 events',
-    async () => {
-      await using tabs = await openThree();
-      const { server, leader, others } = tabs;
-      const published = publishNumbers(server.channels, 0, 500);
-      await untilGot([leader], 50);
-      const session = await leader.context().newCDPSession(leader);
-      const crash = leader.waitForEvent('crash');
-      // The answer does not come.
-      session.send('Page.crash').catch(() => {});
-      await crash;
-      await published;
-      await untilGot(others, 500);
-      for (const page of others) expect(await gotOf(page)).toEqual(numbers(500));
-      expect(server.events.streams.size).toBe(1);
-    },
-    TIMEOUT,
-  );
-
-  test(
-    'that holds the connection and is stopped like a frozen one hands it over, and misses and repeats nothing later',
-    async () => {
-      await using tabs = await openThree();
-      const { server, leader, others, pages } = tabs;
-      const pid = await processOf(browser, leader);
-      await publishNumbers(server.channels, 0, 50);
-      await untilGot(pages, 50);
-      process.kill(pid, 'SIGSTOP');
-      try {
-        await publishNumbers(server.channels, 50, 300);
-        await untilGot(others, 300, 25_000);
-        for (const page of others) expect(await gotOf(page)).toEqual(numbers(300));
-        expect(server.events.streams.size).toBe(2);
-      } finally {
-        process.kill(pid, 'SIGCONT');
-      }
-      await publishNumbers(server.channels, 300, 500);
-      await untilGot(pages, 500);
-      for (const page of pages) expect(await gotOf(page)).toEqual(numbers(500));
-      await until('one stream', () => server.events.streams.size === 1);
-    },
-    TIMEOUT,
-  );
-
-  test(
-    'comes back from the back/forward cache, and receives what it missed',
-    async () => {
+  test.each([
+    [204, { states: ['connecting', 'ended'], ends: 1, gaps: 0, requests: 1 }],
+    [404, { states: ['connecting', 'failed'], ends: 0, gaps: 0, requests: 1 }],
+    [410, { states: ['connecting', 'open'], ends: 0, gaps: 1, requests: 2 }],
+  ])(
+    'that is answered %i says so, and makes no needless request',
+    async (status, expected) => {
       await using server = await serveTabs();
-      await using caching = await launchChromium({
-        ignoreDefaultArgs: ['--disable-back-forward-cache'],
+      const ids: unknown[] = [];
+      server.app.get('/answer', (req, res) => {
+        ids.push(req.query['lastEventId']);
+        if (ids.length === 1) res.status(status).end();
+        else res.type('text/event-stream').write('data: 1\nid: e.1\n\n');
       });
-      const page = await openTab(caching, server);
-      await untilState([page], 'open');
-      await page.evaluate(
-        `addEventListener('pageshow', ({ persisted }) => { window.persisted = persisted; })`,
-      );
-      await page.goto(`${server.url}/other`);
-      await until('the end', () => server.events.streams.size === 0);
-      await server.channels.publish('news', 1);
-      // A page from the cache does not load.
-      await page.goBack({ waitUntil: 'commit' });
-      await untilGot([page], 1);
-      expect(await page.evaluate('persisted')).toBe(true);
-      expect(await statesOf(page)).toEqual(['connecting', 'open', 'reconnecting', 'open']);
+      await using tab = await openPage(server, { path: '/answer', lastEventId: 'e.0' });
+      await untilState([tab.page], expected.states.at(-1) ?? '');
+      if (expected.requests > 1) await untilGot([tab.page], 1);
+      const [ends, gaps] = await tab.page.evaluate<[number, number]>('[ends, gaps.length]');
+      const states = await statesOf(tab.page);
+      expect({ states, ends, gaps, requests: ids.length }).toEqual(expected);
+      expect(ids).toEqual(['e.0', undefined].slice(0, ids.length));
     },
     TIMEOUT,
   );
 });
-
-/** The process of a page, found by the time that it uses. */
-async function processOf(browser: Browser, page: Page): Promise<number> {
-  const session = await browser.newBrowserCDPSession();
-  const times = async (): Promise<Map<number, number>> => {
-    const { processInfo } = await session.send('SystemInfo.getProcessInfo');
-    const renderers = processInfo.filter(({ type }) => type === 'renderer');
-    return new Map(renderers.map(({ id, cpuTime }) => [id, cpuTime]));
-  };
-  const before = await times();
-  await page.evaluate('{ const end = Date.now() + 1_000; while (Date.now() < end); }');
-  const used = [...(await times())].map(([id, time]) => ({
-    id,
-    time: time - (before.get(id) ?? 0),
-  }));
-  const [most] = used.toSorted((a, b) => b.time - a.time);
-  if (most === undefined) throw new Error('there is no process of a page');
-  return most.id;
-}
