@@ -8,6 +8,9 @@ import type { ConnectionError, ConnectionState, ConnectOptions, Gap } from './ty
 
 const PREFIX = 'res-sse:';
 
+// The version of the messages between tabs. A new client must not read those of an old page.
+const MESSAGES = 1;
+
 /** The reader of the events: a source, alone or shared with other tabs. */
 interface Driver {
   start(): void;
@@ -44,7 +47,7 @@ export class LiveConnection implements SourceOwner {
     const { BroadcastChannel, navigator } = platform;
     this.#driver =
       share !== false && BroadcastChannel && navigator?.locks
-        ? new Sharing(`${PREFIX}${target.href} ${share}`, this, createSource)
+        ? new Sharing(`${PREFIX}${MESSAGES}:${target.href} ${share}`, this, createSource)
         : createSource(this);
     // The caller has the connection before a function of the options is called.
     queueMicrotask(() => this.#resume());

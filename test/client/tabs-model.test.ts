@@ -377,3 +377,10 @@ test('the end that a leader without an id hears of is not the end for a page tha
     { isEnded: true, received: [1] },
   ]);
 });
+
+test('the name of the lock and the channel has the version of the messages, so that a page with another client does not read them', async () => {
+  const model = new Model();
+  model.open();
+  await vi.advanceTimersByTimeAsync(1_000);
+  expect([...model.names]).toEqual(['res-sse:1:http://server/events true']);
+});

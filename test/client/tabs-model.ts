@@ -67,6 +67,8 @@ export class Model {
   isLockBlocked = false;
   /** The next message to this tab is lost. */
   losesMessage: Tab | undefined;
+  /** The names of locks and channels. */
+  readonly names = new Set<string>();
   /** Number of requests for a stream. */
   requests = 0;
   // Fake timers that belong to no tab.
@@ -249,6 +251,7 @@ export class Model {
   }
 
   #openChannel(key: string): Channel {
+    this.names.add(key);
     const channel: Channel = { tab: this.#currentTab(), key, onmessage: null, queue: [] };
     if (!channel.tab.isDead) this.#channels.add(channel);
     return channel;
@@ -275,11 +278,12 @@ export class Model {
   }
 
   #requestLock(
-    _name: string,
+    name: string,
     { signal, steal }: { signal?: AbortSignal; steal?: boolean },
     callback: () => Promise<void>,
   ): Promise<void> {
     const tab = this.#currentTab();
+    this.names.add(name);
     if (this.isLockBlocked) return Promise.reject(new Error('SecurityError'));
     return new Promise((resolve, reject) => {
       const request: LockRequest = { tab, callback, resolve, reject };
