@@ -20,14 +20,15 @@ export interface RedisBrokerOptions {
    * `createSentinel()`. The broker uses the client for commands, duplicates it for subscriptions,
    * and never closes it.
    *
-   * The broker does not detect a command connection that hangs. Give the client a `pingInterval`, a
-   * `socketTimeout` and a `reconnectStrategy`: without a `reconnectStrategy`, node-redis does not
-   * connect again after a socket timeout.
+   * Give the client a `reconnectStrategy`: without one, node-redis does not connect again after a
+   * socket timeout. The broker cannot replace a command connection of this client that is dead and
+   * was not closed. A `socketTimeout` ends such a connection only if nothing is sent for that time,
+   * and a node sends a command every 5 s. With a `url` the broker replaces the connection.
    */
   client?: RedisClient | undefined;
   /**
    * The URL of Redis, `redis[s]://[[user][:password]@]host[:port][/database]`. The broker makes its
-   * own client, and closes it in `close()`.
+   * own client, replaces it if it has not answered for 30 s, and closes it in `close()`.
    */
   url?: string | undefined;
   /**

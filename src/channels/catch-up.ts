@@ -327,7 +327,7 @@ export class CatchUp implements CatchUpJob {
     if (channelsWithLoss.length === 0 && startQuestions.length === 0) return undefined;
     const replaced = new Set(startQuestions.flatMap(({ channels }) => channels));
     const channelsWithGap = channelsWithLoss.filter((channel) => !replaced.has(channel));
-    const hasForeign = channelsWithGap.some((channel) => this.starts.isForeign(channel));
+    const hasForeign = channelsWithLoss.some((channel) => this.starts.isForeign(channel));
     const after = hasForeign ? '' : owner.cursor;
     const gap: Gap = {
       channels: channelsWithGap,

@@ -24,11 +24,10 @@ import type { ChannelEvent, LogEntry } from '../log/log-entry.ts';
 import { formatCursor, parseCursor, type Cursor } from '../protocol/cursor.ts';
 import type { Gap } from '../stream/subscription-types.ts';
 import { HIGH_WATER_MARK } from '../stream/write-queue.ts';
-import type { Audience, Member } from './audience.ts';
 import { ChannelStarts } from './channel-starts.ts';
 import type { FollowOptions } from './channels.ts';
+import { ConsumerBuffer } from './consumer-buffer.ts';
 import type { FollowerHost } from './follower-host.ts';
-import type { Frame } from './frame.ts';
 import { resolveStart, setStartsOfKept } from './start.ts';
 
 /** The registry, as seen by a consumer. */
@@ -45,11 +44,7 @@ type Result = IteratorResult<ChannelEvent, undefined>;
 const DONE: Result = { done: true, value: undefined };
 
 /** One call of `channels.follow()`. */
-export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>, Member {
-  /** Index in the audience's list of members. Set by the audience. */
-  listIndex = -1;
-  /** Offset up to which the consumer has received everything, or has it in its buffer. */
-  position = 0;
+export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> {
   readonly #host: ConsumerHost;
   readonly #channels: readonly string[];
   readonly #options: FollowOptions;
@@ -57,15 +52,11 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
   // The start. The broker is asked in the call of `follow()`, not in the first `next()`.
   readonly #start: Promise<void>;
   #epoch = '';
-  #audience: Audience | undefined;
-  // Events for which the filter was not called yet, and their bytes.
-  #buffer: LogEntry[] = [];
-  #bufferedBytes = 0;
+  // Events for which the filter was not called yet.
+  #buffer: ConsumerBuffer;
   #previous: LogEntry | undefined;
   #isRetained = false;
   #isOver = false;
-  // Resolves the wait of the pending `next()`: an event has come, or the consumer is over.
-  #wake: (() => void) | undefined;
   // Aborted when the consumer is over. Ends waits for the broker.
   readonly #abort = new AbortController();
   // Settles with the newest call of `next()`: the calls are answered one after the other.
@@ -76,6 +67,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
   constructor(host: ConsumerHost, channels: readonly string[], options: FollowOptions) {
     this.#host = host;
     this.#channels = channels;
+    this.#buffer = new ConsumerBuffer(host.fanOut, this.#starts, 0);
     const { signal, filter, onGap } = options;
     // Functions of the application run in the async context of the call of `follow`.
     this.#options = {
@@ -83,9 +75,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
       filter: filter && bindToContext(filter),
       onGap: onGap && bindToContext(onGap),
     };
-    if (signal?.aborted === true) this.#isOver = true;
-    else signal?.addEventListener('abort', this.#onAbort, { once: true });
-    this.#start = this.#isOver ? Promise.resolve() : this.#findStart();
+    this.#start = signal?.aborted === true ? Promise.resolve() : this.#findStart();
     // Reported by the first `next()`.
     this.#start.catch(() => {});
   }
@@ -114,28 +104,26 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     this.#isOver = true;
     this.#options.signal?.removeEventListener('abort', this.#onAbort);
     this.#abort.abort();
-    this.#leaveAudience();
-    this.#buffer = [];
+    this.#buffer.close();
     this.#previous?.releaseView();
     if (this.#isRetained) {
       const { followedChannels } = this.#host;
       for (const channel of this.#channels) followedChannels.release(channel, 'consumer');
       this.#host.untrackConsumer(this);
     }
-    this.#wake?.();
   }
 
   async #next(): Promise<Result> {
     try {
       this.#previous?.releaseView();
       this.#previous = undefined;
-      if (this.#host.isClosed) this.stop();
+      if (this.#host.isClosed || this.#options.signal?.aborted === true) this.stop();
       if (!this.#isRetained && !this.#isOver) await this.#retain();
       while (!this.#isOver) {
         const event = this.#takeAccepted();
         if (event !== undefined) return { done: false, value: event };
-        if (this.#audience === undefined) await this.#readPage();
-        else await this.#waitForFrame();
+        if (this.#buffer.isLive) await this.#buffer.whenChanged();
+        else await this.#readPage();
       }
       return DONE;
     } catch (error) {
@@ -151,7 +139,6 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
   #takeAccepted(): LogEntry | undefined {
     const { filter } = this.#options;
     for (let entry = this.#buffer.shift(); entry !== undefined; entry = this.#buffer.shift()) {
-      this.#bufferedBytes -= entry.frame.length;
       const isAccepted: unknown = entry.isEnd ? false : (filter?.(entry) ?? true);
       if (typeof isAccepted !== 'boolean') {
         ignoreRejection(isAccepted);
@@ -187,13 +174,15 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
     const newest = found instanceof Promise ? await found : found;
     const start = resolveStart('', { since }, position, newest);
     this.#epoch = position.epoch;
-    this.position = start.offset;
+    this.#buffer.position = start.offset;
     if (start.isForeign) this.#starts.addForeign(this.#channels);
     setStartsOfKept(this.#starts, this.#channels, start, position.offset);
   }
 
   /** Follows the channels: from here on this node receives their events. */
   async #retain(): Promise<void> {
+    // Not in the constructor: a consumer that is never iterated would stay in memory.
+    this.#options.signal?.addEventListener('abort', this.#onAbort, { once: true });
     await this.#start;
     if (this.#isOver) return;
     const { followedChannels } = this.#host;
@@ -205,45 +194,38 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
 
   /** Reads a page of the log into the buffer, and joins the audience after the last page. */
   async #readPage(): Promise<void> {
-    const { broker, catchUpQueue, followedChannels } = this.#host;
+    const { catchUpQueue, followedChannels } = this.#host;
     // A broker in this process answers at once, so without this wait one consumer could use a whole
     // turn of the event loop.
     await catchUpQueue.waitForTurn();
     if (this.#isOver) return;
     const { interruptions } = followedChannels;
-    const { signal } = this.#abort;
-    const page = await broker.read(this.#channels, this.position, HIGH_WATER_MARK, signal);
+    const buffer = this.#buffer;
+    const page = await this.#read(this.#channels, buffer.position);
     if (this.#isOver) return;
     if (page.position.epoch !== this.#epoch) {
       // Another log has replaced the log. The next page reports the gap.
       this.#epoch = page.position.epoch;
-      this.position = 0;
+      buffer.position = 0;
       this.#starts.markAllLost(this.#channels);
       return;
     }
     const gap = this.#findGap(page);
-    this.#addEntries(page.entries.filter((entry) => this.#starts.isAfterStart(entry)));
-    const last = page.complete ? page.position.offset : (page.entries.at(-1) as LogEntry).offset;
-    this.position = Math.max(this.position, last);
-    const isUpToDate =
-      interruptions === followedChannels.interruptions &&
-      followedChannels.newestReceived(this.#channels) <= this.position;
-    const hasAllEnded = page.ended.every((isEnded) => isEnded);
+    buffer.addRead(page.entries, endOf(page));
     // No `await` since the page was read: a consumer that is stopped meanwhile must not join.
-    if (page.complete && isUpToDate) {
-      if (!hasAllEnded) this.#audience = this.#host.fanOut.addMember(this.#channels, this);
-      else if (gap === undefined) this.#stopIfNothingIsLeft();
+    if (page.complete && this.#isUpTo(buffer.position, interruptions)) {
+      if (!haveAllEnded(page)) buffer.join(this.#channels);
+      // If the buffer still has events, the page that is read after them stops the consumer.
+      else if (gap === undefined && buffer.hasNoEvent) this.stop();
     }
-    if (gap !== undefined) await this.#askAboutGap(gap, page.position);
+    if (gap !== undefined) await this.#askAboutGap(gap, page, interruptions);
   }
 
-  /**
-   * All channels have ended: stops the consumer, unless its buffer still has events. In that case
-   * the page that is read after these events stops the consumer.
-   */
-  #stopIfNothingIsLeft(): void {
-    if (this.#buffer.every(({ isEnd }) => isEnd)) this.stop();
+  #read(channels: readonly string[], after: number): Page | Promise<Page> {
+    return this.#host.broker.read(channels, after, HIGH_WATER_MARK, this.#abort.signal);
   }
+
+  // Gaps.
 
   /**
    * Counts the gap that the page shows, if there is one.
@@ -252,12 +234,12 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
   #findGap({ trimmed, position }: Page): Gap | undefined {
     const starts = this.#starts;
     const { hasForeign } = starts;
-    const channelsWithGap = starts.collectLost(this.#channels, trimmed, this.position);
+    const channelsWithGap = starts.collectLost(this.#channels, trimmed, this.#buffer.position);
     if (channelsWithGap.length === 0) return undefined;
     starts.clearForeign();
     const gap: Gap = {
       channels: channelsWithGap,
-      lastEventId: hasForeign ? '' : formatCursor(this.#epoch, this.position),
+      lastEventId: hasForeign ? '' : formatCursor(this.#epoch, this.#buffer.position),
       cursor: formatCursor(position.epoch, position.offset),
     };
     this.#host.countGap();
@@ -272,92 +254,101 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined>,
   }
 
   /**
-   * Calls `onGap`. The events after the gap are in the buffer already, and the buffer takes what is
-   * published meanwhile. Otherwise these events would be the next gap on a channel with a short
-   * history, and the consumer would receive nothing.
-   * @param end the end of the log when the gap was found
+   * Calls `onGap`, and continues after the cursor that it returns. Meanwhile a buffer takes what is
+   * published. Otherwise, on a channel with a short history, these events would be the next gap,
+   * and the consumer might never receive an event.
+   *
+   * ```text
+   * offset    ── lost ──┤ page ├────────┤ gap.cursor
+   * buffer              ├──────┤
+   * newer buffer                        ├─ published while onGap runs ─►
+   * ```
+   *
+   * If the consumer continues at `gap.cursor` or later, the newer buffer replaces the other one.
+   * @param interruptions value of `FollowedChannels.interruptions` when the page was requested
    * @throws {SseError} `ERR_SSE_CURSOR`
    */
-  async #askAboutGap(gap: Gap, end: Cursor): Promise<void> {
+  async #askAboutGap(gap: Gap, page: Page, interruptions: number): Promise<void> {
     const { onGap } = this.#options;
     const { signal } = this.#abort;
-    // Rejects when the consumer is over, because the handler may never answer.
-    const answer: unknown = await withLimits((async () => onGap?.(gap))(), { signal });
-    if (!this.#isOver && answer !== undefined) this.#continueFrom(answer, gap, end);
+    const newer = await this.#joinAtEnd(gap, page, interruptions);
+    try {
+      // Rejects when the consumer is over, because the handler may never answer.
+      const answer: unknown = await withLimits((async () => onGap?.(gap))(), { signal });
+      if (this.#isOver || answer === undefined) return;
+      const offset = this.#toOffset(answer, gap, page.position);
+      for (const channel of gap.channels) this.#starts.setStart(channel, offset);
+      if (newer !== undefined && offset >= page.position.offset) {
+        newer.prepend(this.#buffer);
+        this.#buffer = newer;
+      } else this.#buffer.applyStarts();
+    } finally {
+      if (this.#buffer !== newer) newer?.close();
+    }
   }
 
-  /** Lets the channels with a gap continue after the cursor that `onGap` has returned. */
-  #continueFrom(answer: unknown, { channels, lastEventId }: Gap, { epoch, offset }: Cursor): void {
+  /**
+   * Makes a buffer that receives what is published after the page was read. Of the channels without
+   * a gap, it also has the events between the end of the page and the end of the log.
+   * @returns `undefined` if no such buffer is needed, because the consumer is live, all channels
+   * have ended, or the channels without a gap have more events than a page; or if the node had
+   * missed events, or had received newer ones
+   */
+  async #joinAtEnd(
+    gap: Gap,
+    page: Page,
+    interruptions: number,
+  ): Promise<ConsumerBuffer | undefined> {
+    if (this.#buffer.isLive || haveAllEnded(page)) return undefined;
+    const { offset, epoch } = page.position;
+    const { position } = this.#buffer;
+    const others = this.#channels.filter((channel) => !gap.channels.includes(channel));
+    const isWhole = page.complete || others.length === 0;
+    const rest = isWhole ? undefined : await this.#read(others, position);
+    const isRestWhole =
+      rest === undefined ||
+      (rest.complete && rest.position.epoch === epoch && Math.max(...rest.trimmed) <= position);
+    if (this.#isOver || !isRestWhole || !this.#isUpTo(offset, interruptions)) return undefined;
+    const newer = new ConsumerBuffer(this.#host.fanOut, this.#starts, offset);
+    newer.addRead(rest?.entries.filter((entry) => entry.offset <= offset) ?? [], offset);
+    newer.join(this.#channels);
+    return newer;
+  }
+
+  /**
+   * Whether this node has received nothing of the channels after the offset, and has missed nothing
+   * since the log was read.
+   */
+  #isUpTo(offset: number, interruptions: number): boolean {
+    const { followedChannels } = this.#host;
+    return (
+      interruptions === followedChannels.interruptions &&
+      followedChannels.newestReceived(this.#channels) <= offset
+    );
+  }
+
+  /** @returns the offset of the cursor that `onGap` has returned */
+  #toOffset(answer: unknown, { lastEventId }: Gap, { epoch, offset }: Cursor): number {
     const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
     const oldest = parseCursor(lastEventId)?.offset ?? 0;
     // A cursor beyond the end of the log would skip events that are published later.
     const newest = Math.max(offset, this.#host.broker.head);
-    if (cursor?.epoch !== epoch || cursor.offset < oldest || cursor.offset > newest) {
-      throw new SseError(
-        'ERR_SSE_CURSOR',
-        'expected onGap to return nothing or a cursor from which to continue, such as ' +
-          `gap.cursor, got ${describeValue(answer)}`,
-      );
+    if (cursor?.epoch === epoch && cursor.offset >= oldest && cursor.offset <= newest) {
+      return cursor.offset;
     }
-    for (const channel of channels) this.#starts.setStart(channel, cursor.offset);
-    const buffer = this.#buffer;
-    this.#buffer = [];
-    this.#bufferedBytes = 0;
-    this.#addEntries(buffer.filter((entry) => this.#starts.isAfterStart(entry)));
+    throw new SseError(
+      'ERR_SSE_CURSOR',
+      'expected onGap to return nothing or a cursor from which to continue, such as ' +
+        `gap.cursor, got ${describeValue(answer)}`,
+    );
   }
+}
 
-  // Methods of a member of an audience.
+/** The offset up to which the page has everything. */
+function endOf({ complete, entries, position }: Page): number {
+  return complete ? position.offset : (entries.at(-1) as LogEntry).offset;
+}
 
-  takeFrame({ entries, lastOffset, hasEnd }: Frame): undefined {
-    if (lastOffset <= this.position) return undefined;
-    const isNew = (entry: LogEntry): boolean =>
-      entry.offset > this.position && this.#starts.isAfterStart(entry);
-    this.#addEntries(entries.filter(isNew));
-    this.position = lastOffset;
-    // The consumer leaves if its buffer is full, and after an end: the next page shows whether all
-    // of its channels have ended.
-    if (hasEnd || this.#bufferedBytes > HIGH_WATER_MARK) this.#leaveAudience();
-    this.#wake?.();
-    return undefined;
-  }
-
-  onDropped(upTo: number): void {
-    if (this.position < upTo) this.fallBehind();
-  }
-
-  /** Leaves the audience: the pending `next()` reads the log instead. */
-  fallBehind(): void {
-    this.#leaveAudience();
-    this.#wake?.();
-  }
-
-  /** Never called: a consumer has no socket. */
-  fail(): void {}
-
-  /** Never called: a consumer is not attached. */
-  onAttached(): void {}
-
-  onDetached(): void {}
-
-  #addEntries(entries: readonly LogEntry[]): void {
-    for (const entry of entries) {
-      this.#buffer.push(entry);
-      this.#bufferedBytes += entry.frame.length;
-    }
-  }
-
-  #leaveAudience(): void {
-    if (this.#audience !== undefined) this.#host.fanOut.removeMember(this.#audience, this);
-    this.#audience = undefined;
-  }
-
-  /** Resolves when the audience has added events, the consumer has left it, or is over. */
-  #waitForFrame(): Promise<void> {
-    return new Promise((resolve) => {
-      this.#wake = () => {
-        this.#wake = undefined;
-        resolve();
-      };
-    });
-  }
+function haveAllEnded({ ended }: Page): boolean {
+  return ended.every((isEnded) => isEnded);
 }

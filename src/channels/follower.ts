@@ -285,14 +285,19 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   /**
    * A subscription has been removed from the list, and its channels were released.
    * @param head as in {@link updateChannels}
+   * @param mayRunNow as in `CatchUp.start`
    */
-  onSubscriptionEnded(record: SubscriptionRecord, head: number | undefined): void {
+  onSubscriptionEnded(
+    record: SubscriptionRecord,
+    head: number | undefined,
+    mayRunNow: boolean,
+  ): void {
     const rare = this.#rare;
     rare?.gapCounts?.keepOnly(this.subscriptions);
     rare?.catchUp?.onSubscriptionEnded(record);
     this.updateChannels(head);
     if (this.subscriptions.length === 0) this.host.untrackStream(this.stream);
-    this.startCatchUp(true);
+    this.startCatchUp(mayRunNow);
     if (!this.isCatchingUp && this.#rare?.catchUp?.isIdle === true) this.#rare.catchUp = undefined;
     this.releaseRareState();
   }

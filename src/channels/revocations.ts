@@ -20,6 +20,7 @@
  * ```
  */
 import type { Broker } from '../brokers/broker.ts';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { deferred, withLimits, type Deferred } from '../common/async.ts';
 import type { HistoryLimits } from '../log/log.ts';
 import type { LogEntry } from '../log/log-entry.ts';
@@ -154,7 +155,9 @@ export class Revocations implements RevocationSource {
     if (this.#isReading) return;
     this.#isReading = true;
     try {
-      while (!this.#isCurrent) await this.#readPage();
+      await this.#readPage();
+      // A broker may answer at once, again and again, before this node has received something.
+      for (; !this.#isCurrent; await this.#readPage()) await nextTurn();
     } catch {
       // The registry is closed.
     } finally {

@@ -321,11 +321,17 @@ function startChannels(
 /**
  * Ends a subscription, after the delivery of pending events. No effect if the subscription has
  * ended before.
+ * @param isDeferred whether the call was made during a delivery. The delivery may be the first part
+ * of a `send()`, so the stream must not catch up, and perhaps end, inside this call
  */
-function removeSubscription(follower: StreamFollower, record: SubscriptionRecord): void {
+function removeSubscription(
+  follower: StreamFollower,
+  record: SubscriptionRecord,
+  isDeferred: boolean = false,
+): void {
   const { host, stream } = follower;
   if (host.deliveries.has(stream)) {
-    follower.deferChange(() => removeSubscription(follower, record));
+    follower.deferChange(() => removeSubscription(follower, record, true));
     return;
   }
   const head = follower.headIfCaughtUp;
@@ -340,7 +346,7 @@ function removeSubscription(follower: StreamFollower, record: SubscriptionRecord
     if (!followed.has(channel)) host.followedChannels.release(channel);
   }
   record.finishStart();
-  follower.onSubscriptionEnded(record, head);
+  follower.onSubscriptionEnded(record, head, !isDeferred);
 }
 
 /**

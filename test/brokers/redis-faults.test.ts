@@ -265,6 +265,24 @@ describe('a node of a Redis registry misses no event', () => {
     expect([here.delivered, here.gaps]).toEqual([['1'], 0]);
   });
 
+  test('when its connections are dead and were not closed', async () => {
+    await using redis = await startRedis();
+    await using relay = await startRelay(redis.port);
+    await using there = new ReaderNode(redis.url);
+    // The lease calls are frequent, so that each command follows the previous one at once.
+    await using here = await new ReaderNode(relay.url, { timeout: 300, lease: 600 }).follow();
+    relay.silence();
+    await there.publish('a', '1');
+    const isAccepted = (): Promise<boolean> =>
+      here.publish('a', '2').then(
+        () => true,
+        () => false,
+      );
+    await until('a publish to be accepted', isAccepted);
+    await until('the events', () => here.delivered.length === 2);
+    expect([here.delivered, here.gaps]).toEqual([['1', '2'], 0]);
+  });
+
   test('when Redis is unreachable for a while, and pending calls resolve later', async () => {
     await using redis = await startRedis();
     await using relay = await startRelay(redis.port);

@@ -1,11 +1,15 @@
 /** A Redis that goes back to a snapshot more than once: no id is used twice, each loss is reported. */
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import type { Cursor } from '../../src/index.ts';
+import { appendFileSync } from 'node:fs';
+import { createChannels, type Cursor } from '../../src/index.ts';
 import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
 import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
 import { parseCursor } from '../../src/protocol/cursor.ts';
+import { serveStreams } from '../support/app.ts';
+import { read } from '../support/reader.ts';
 import { ReaderNode } from '../support/redis-readers.ts';
 import { startRedis, type RedisClient, type RedisServer } from '../support/redis-server.ts';
+import { Steps } from '../support/redis-steps.ts';
 import { startRelay } from '../support/relay.ts';
 import { until } from '../support/wait.ts';
 import { Node } from './contract.ts';
@@ -183,4 +187,51 @@ test('a reader beyond the head of a restored, read-only log gets the gap later',
   });
   await publishFresh(redis.url, 'newest');
   await until('the newest event', () => reader.delivered.at(-1) === 'newest');
+});
+
+test('streams are live again, also if a heal that failed had passed on what Redis lost', async () => {
+  await using relay = await startRelay(redis.port);
+  const steps = new Steps();
+  const connection = ownConnection(relay.url, 1_000, () => {});
+  const broker = new RedisBroker(steps.connection(connection), 'restores', TIMING);
+  const channels = createChannels({ broker });
+  await using node = new Node(brokerAt(redis.url));
+  await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
+  const reader = await read(server.url);
+  // With more channels than one query has, the heal makes two queries.
+  for (let index = 0; index < 1_500; index++) void broker.listen(`c${index}`);
+  await until('the node to be open', () => broker.state === 'open');
+  await node.publish('a', 'kept');
+  await until('the event', () => reader.events.length === 1);
+  await save();
+  await node.publish('a', 'lost 1');
+  await until('the lost event', () => reader.events.length === 2);
+  let crashed: Promise<void> | undefined;
+  steps.watch(async (index, phase) => {
+    const isSecondQuery = steps.made[index]?.startsWith('send 50') === true && phase === 'before';
+    if (!isSecondQuery || crashed !== undefined) return;
+    // The heal passes on the first event. It waits for the message of the second one, and fails.
+    const { id } = await node.publish('a', 'lost 2');
+    const { offset } = parseCursor(id) as Cursor;
+    relay.dropAll(({ payload }) => payload.includes(`+${offset + 1} a`));
+    await node.publish('a', 'lost 3');
+    crashed = (async () => {
+      await until('the first event', () => broker.head > headBefore);
+      // Redis comes back older, and refuses writes: nobody can record that it has gone back.
+      await redis.kill9();
+      appendFileSync(`${redis.dir}/redis.conf`, '\nmin-replicas-to-write 1\n');
+      relay.dropNone();
+      await redis.restart();
+    })();
+  });
+  const headBefore = broker.head;
+  const client = await redis.client();
+  await client.sendCommand(['CLIENT', 'KILL', 'TYPE', 'pubsub']);
+  await until('the crash', () => crashed !== undefined);
+  await crashed;
+  await until('the stream to be live', () => {
+    const { state } = channels.stats().broker;
+    return state === 'open' && channels.stats().behind === 0;
+  });
+  await channels.close();
 });

@@ -210,3 +210,51 @@ test('a channel that is subscribed again while an onGap is running has no gap', 
   expect(text).not.toContain('"channels":["c"]');
   expect(anew.recovered).toBe(true);
 });
+
+test('an event that is sent when a filter unsubscribes comes before the end of the stream', async () => {
+  const channels = createChannels();
+  await channels.end('done');
+  const { stream, text } = connect(channels);
+  await stream.subscribe('done', { since: 'start', checkpoints: false });
+  const { stream: other, text: textOfOther } = connect(channels);
+  const first = await other.subscribe('busy', {
+    filter: () => {
+      first.unsubscribe();
+      return true;
+    },
+  });
+  await other.subscribe('done');
+  await channels.publish('busy', 'published');
+  // Delivers the published event first. Then only the channel that has ended is left.
+  expect(other.send('sent')).toBe(true);
+  await turns(5);
+  expect(dataOf(textOfOther())).toEqual(['published', 'sent']);
+  expect([textOfOther(), text()].map((each) => each.includes('event: sse:end'))).toEqual([
+    true,
+    true,
+  ]);
+});
+
+test('a gap of a cursor of another log names no id, also if a snapshot ends its subscription', async () => {
+  const channels = createChannels();
+  await channels.publish('a', '1');
+  const { stream, text } = connect(channels);
+  let isAnswered = false;
+  const asked = stream.subscribe('n', {
+    snapshot: async () => {
+      await turns(3);
+      isAnswered = true;
+    },
+  });
+  const foreign = stream.subscribe('a', {
+    since: 'elsewhere.7',
+    snapshot: async () => {
+      expect(isAnswered).toBe(true);
+      (await foreign).unsubscribe();
+    },
+  });
+  await Promise.all([asked, foreign, stream.subscribe('a')]);
+  await turns(10);
+  const [, gap] = /^event: sse:gap\ndata: (.*)$/m.exec(text()) ?? [];
+  expect(JSON.parse(gap ?? '{}')).toMatchObject({ channels: ['a'], after: '' });
+});

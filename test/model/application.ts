@@ -223,8 +223,15 @@ export class Application implements UserActions {
     const { acts } = this.userCode;
     const isDeferred = link.insideDepth > 0;
     if (!isDeferred) link.versionOfChange = truth.version;
-    const following: Following = { record, subscription: undefined, isDeferred, hasLeft: false };
+    const following: Following = {
+      record,
+      subscription: undefined,
+      isDeferred,
+      hasLeft: false,
+      isLeaving: false,
+    };
     link.following.push(following);
+    if (!isDeferred) link.markLeft();
     if (
       options.filter === 'throws' ||
       options.filter === 'promises' ||
@@ -446,6 +453,8 @@ export class Application implements UserActions {
     // The application can end a subscription only after `subscribe()` resolved.
     if (subscription === undefined) return;
     following.hasLeft = true;
+    // If the answer of its `onGap` is not used yet, it will not be used.
+    if (record.options.onGap === 'beyond') link.mustFail = undefined;
     const isInside = link.insideDepth > 0;
     if (isInside) link.mark({ kind: 'leaving', record });
     link.versionOfChange = link.registry.truth.version;
@@ -454,13 +463,16 @@ export class Application implements UserActions {
       this.#receivedOffset,
       this.published.length,
     ];
+    following.isLeaving = !isInside;
     this.#scene.work.call('unsubscribe', CALL_BYTES.unsubscribe, () => subscription.unsubscribe());
+    following.isLeaving = false;
     // The stream had ended before, or a filter ended the stream during the call.
     if (link.stream.readyState === 2) return;
     // From inside a delivery the call takes effect after the events of the delivery have been
     // written, before the next microtask.
     if (isInside) {
-      queueMicrotask(() => void link.mark({ kind: 'left', record, live: false, head, n }));
+      link.pendingLeft.push({ kind: 'left', record, live: false, head, n });
+      queueMicrotask(() => link.markLeft());
     } else link.mark({ kind: 'left', record, live: live && hasWrittenAll(link), head, n });
   }
 
@@ -563,8 +575,10 @@ export class Application implements UserActions {
     link.closing = {
       reason,
       channels: link.following
-        // A call from inside a delivery has no effect if the stream ends with the delivery.
-        .filter((each) => !each.hasLeft && !(each.isDeferred && each.subscription === undefined))
+        .filter((each) => !each.hasLeft && !isStarting(each))
+        .flatMap(({ record }) => record.options.channels),
+      perhaps: link.following
+        .filter((each) => each.isLeaving || (!each.hasLeft && isStarting(each)))
         .flatMap(({ record }) => record.options.channels),
       // A broker in this process answers in the turn in which the log is read.
       sinceVersion: Math.max(link.versionOfChange, distant === undefined ? this.#versionOfTurn : 0),
@@ -659,4 +673,9 @@ export class Application implements UserActions {
  */
 function hasWrittenAll({ mayFail, stream }: Link): boolean {
   return !mayFail && stream.bufferedAmount <= HIGH_WATER_MARK;
+}
+
+/** Whether a call from inside a delivery may have no effect, because the stream ends before it. */
+function isStarting({ isDeferred, subscription }: Following): boolean {
+  return isDeferred && subscription === undefined;
 }

@@ -80,6 +80,8 @@ export interface Closing {
   readonly reason: CloseReason;
   /** The channels that the stream followed. */
   readonly channels: readonly ChannelName[];
+  /** The channels of subscriptions that were beginning or being ended: followed, or not. */
+  readonly perhaps: readonly ChannelName[];
   /** The first version of the log that may have been the reason, and the version at the end. */
   readonly sinceVersion: number;
   readonly version: number;
@@ -597,6 +599,9 @@ class Ledger {
       if (isAdded === 'perhaps') {
         owed.hasEvents = false;
         owed.uncertainUpTo = Math.max(owed.uncertainUpTo, offset);
+        // The snapshot may have replaced the lost events.
+        if (owed.isForeign) this.#reportedAgain.add(channel);
+        owed.isForeign = false;
         continue;
       }
       this.#advance(channel, owed, offset);
@@ -646,7 +651,8 @@ class Ledger {
     const owed = channels.map((channel) => this.#owed.get(channel as ChannelName));
     // One `sse:gap` may report two losses, one of them for a cursor of another log.
     const mayBeForeign = [...this.#owed.values()].some(
-      ({ hasUncertainStart, record }) => hasUncertainStart || record.start === 'foreign',
+      ({ hasUncertainStart, isForeign, record }) =>
+        hasUncertainStart || isForeign || record.start === 'foreign',
     );
     if (after === '' ? !mayBeForeign : owed.some((channel) => channel?.isForeign)) {
       this.#violation(`unexpected gap after "${after}"`);
@@ -833,12 +839,16 @@ class Ledger {
    * All channels of the stream must have ended at the same time, and the stream must have received
    * everything up to then.
    */
-  #expectChannelsEnded({ channels, sinceVersion, version }: Closing): void {
+  #expectChannelsEnded({ channels, perhaps, sinceVersion, version }: Closing): void {
     this.#expectNoOnGapPending('sse:end');
     const whenEnded = this.#connection.truth.versions
       .slice(sinceVersion, version + 1)
-      .find(({ ended }) => channels.every((channel) => ended.has(channel)));
-    if (whenEnded === undefined || channels.length === 0) {
+      .find(
+        ({ ended }) =>
+          channels.every((channel) => ended.has(channel)) &&
+          [...channels, ...perhaps].some((channel) => ended.has(channel)),
+      );
+    if (whenEnded === undefined) {
       this.#violation(`sse:end was written, but ${channels.join()} have not all ended`);
     }
     for (const channel of channels) {

@@ -35,6 +35,8 @@ export interface Following {
   /** Whether the call was made from inside a delivery, and takes effect after the delivery. */
   readonly isDeferred: boolean;
   hasLeft: boolean;
+  /** Whether `unsubscribe()` is running: it delivers the pending events first. */
+  isLeaving: boolean;
 }
 
 /** One connection of a client. */
@@ -79,6 +81,8 @@ export class Link {
   isTouched = false;
   /** Nesting depth of user code that runs inside a delivery; 0 outside. */
   insideDepth = 0;
+  /** Marks of subscriptions that were ended inside a delivery. */
+  pendingLeft: MarkContent[] = [];
   /** Whether an `onGap` has answered in this tick: the library gets the answer after the tick. */
   isAnswering = false;
   receivedCount = Infinity;
@@ -95,6 +99,11 @@ export class Link {
   /** Number of bytes that the client has received. */
   get bytesReceived(): number {
     return this.#bytes;
+  }
+
+  /** The delivery is over: the subscriptions that were ended meanwhile have left. */
+  markLeft(): void {
+    for (const content of this.pendingLeft.splice(0)) this.mark(content);
   }
 
   /** Records a call or a callback, after everything that has been written so far. */

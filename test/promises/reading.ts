@@ -1,4 +1,5 @@
 /** The promises about reading channels in the process, for each broker. */
+import { getEventListeners } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import type { ChannelEvent, Channels, EventStream, SnapshotRequest } from '../../src/index.ts';
@@ -175,6 +176,47 @@ function testFollow(make: MakeNodes): void {
       await events.return?.();
     });
 
+    test.each([
+      ['one channel', ['a']],
+      ['a channel without a gap beside it', ['a', 'quiet']],
+    ])(
+      'receives events of %s, although each onGap is overtaken by more than a page',
+      async (_, followed) => {
+        await using nodes = make({ history: { events: 3 } });
+        await publish(nodes.publisher, 'quiet', 'old');
+        const since = await nodes.publisher.cursor();
+        const large = Array.from({ length: 4 }, (__, n) => `${n} ${'x'.repeat(40_000)}`);
+        await publish(nodes.publisher, 'a', ...large);
+        await publish(nodes.publisher, 'quiet', 'new');
+        const events = nodes.reader.follow(followed, {
+          since,
+          onGap: async ({ cursor }) => {
+            await publish(nodes.publisher, 'a', ...large);
+            return cursor;
+          },
+        });
+        const received = await within('the events', take(events, followed.length + 1));
+        const start = followed.length === 1 ? [] : ['new'];
+        expect(received.map((data) => data.slice(0, 3))).toEqual([...start, '0 x', '1 x']);
+        await events.return?.();
+      },
+    );
+
+    test('ends, although the channel ended while a busy page was read', async () => {
+      await using nodes = make({ history: { events: 3 } });
+      const since = await nodes.publisher.cursor();
+      const large = Array.from({ length: 4 }, (_, n) => `${n} ${'x'.repeat(40_000)}`);
+      await publish(nodes.publisher, 'a', ...large);
+      const events = nodes.reader.follow('a', {
+        since,
+        onGap: async ({ cursor }) => {
+          await nodes.publisher.end('a');
+          return cursor;
+        },
+      });
+      expect(await within('the end', events.next())).toEqual({ done: true, value: undefined });
+    });
+
     test.each(['the signal', 'return()', 'close()'])(
       'ends by %s also while onGap does not answer',
       async (means) => {
@@ -218,6 +260,19 @@ function testFollow(make: MakeNodes): void {
       expect(nodes.reader.names()).toEqual([]);
       const late = nodes.reader.follow('a', { signal: stop.signal });
       expect(await late.next()).toEqual({ done: true, value: undefined });
+    });
+
+    test('needs no place on the signal unless it is iterated', async () => {
+      await using nodes = make();
+      const stop = new AbortController();
+      for (let n = 0; n < 20; n++) nodes.reader.follow('a', { signal: stop.signal });
+      expect(getEventListeners(stop.signal, 'abort')).toEqual([]);
+      const events = nodes.reader.follow('a', { signal: stop.signal });
+      const next = events.next();
+      await until('the channel', () => nodes.reader.names().length === 1);
+      await events.return?.();
+      await next;
+      expect(getEventListeners(stop.signal, 'abort')).toEqual([]);
     });
 
     test('ends when the registry is closed', async () => {

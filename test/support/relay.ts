@@ -21,6 +21,11 @@ export interface Relay extends AsyncDisposable {
   /** Delays the replies of Redis, or the commands to Redis, until `flow()`. */
   stall(direction: 'replies' | 'commands'): void;
   flow(): void;
+  /**
+   * Passes nothing more on the connections that are open now, and closes none of them, as a firewall
+   * that has forgotten them. New connections work.
+   */
+  silence(): void;
   /** Limits all replies together to a number of bytes per second; `Infinity` is no limit. */
   throttle(bytesPerSecond: number): void;
   /** Cuts all connections. Bytes that are being relayed are lost. */
@@ -106,6 +111,9 @@ export async function startRelay(target: number): Promise<Relay> {
     },
     stall,
     flow: () => stall(undefined),
+    silence() {
+      for (const wire of wires) wire.silence();
+    },
     throttle(bytesPerSecond) {
       rate = bytesPerSecond;
       free = 0;
@@ -177,6 +185,11 @@ class Wire {
   set stalled(direction: 'replies' | 'commands' | undefined) {
     this.#stalled = direction;
     this.#pass();
+  }
+
+  silence(): void {
+    this.#near.removeAllListeners('data').resume();
+    this.#far.removeAllListeners('data').resume();
   }
 
   cut(): void {

@@ -141,6 +141,7 @@ export class HealingAttempt {
     let previous: EarlyMessages | undefined;
     for (;;) {
       const round = await this.#startRound(connection, previous === undefined ? all : []);
+      this.#context.log.onReading(round.snapshot);
       // The previous messages note changed channels until the probe of this round has arrived, so
       // the names are complete only now.
       const channels = previous === undefined ? all : changedChannels(previous, round);

@@ -70,6 +70,15 @@ export class LocalLog implements SequenceTrackerHost {
   }
 
   /**
+   * An attempt to heal begins to read the log. If the log has gone back since an earlier attempt has
+   * passed on events, the offsets of these events must not be compared to offsets of this log.
+   * @param snapshot the first answer of the attempt
+   */
+  onReading({ epoch, head }: LogSnapshot): void {
+    if (epoch === this.tracker.epoch && head < this.tracker.head) this.receiver?.interrupted();
+  }
+
+  /**
    * Updates channels after messages may have been missed.
    * @param snapshot the answer to a query for the events that the cache does not have
    * @param head offset up to which the log is read

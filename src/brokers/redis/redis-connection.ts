@@ -5,7 +5,7 @@
  *     RedisConnection ─┬─ send()         commands, on the client itself
  *                      └─ subscriber()   a second client, which SubscriberConnection owns
  */
-import { messageOf, refusedError } from './redis-errors.ts';
+import { isErrorReply, messageOf, refusedError } from './redis-errors.ts';
 
 /** A client of node-redis, from `createClient()`, `createCluster()` or `createSentinel()`. */
 export interface RedisClient {
@@ -51,6 +51,8 @@ interface SocketOptions {
 /** A client of one server. */
 interface SingleClient extends RedisSubscriber {
   readonly options?: { readonly socket?: SocketOptions; readonly database?: number };
+  /** Whether the client is connected. */
+  readonly isReady: boolean;
   sendCommand(args: string[], options: CommandOptions): Promise<unknown>;
   duplicate(overrides: object): RedisSubscriber;
 }
@@ -129,15 +131,89 @@ export function ownConnection(
   heartbeatMs: number,
   onError: (error: unknown) => void,
 ): RedisConnection {
-  let client: Promise<SingleClient> | undefined;
+  const own = new OwnClient(url, heartbeatMs, onError);
   const { hostname: host, port } = new URL(url);
-  return singleConnection(
-    formatAddress({ host, port }),
-    () => (client ??= createOwnClient(url, heartbeatMs, onError)),
-    () => {
-      client?.then((created) => created.destroy()).catch(() => {});
-    },
-  );
+  return {
+    ...singleConnection(
+      formatAddress({ host, port }),
+      () => own.get(),
+      () => own.close(),
+    ),
+    send: (_key, args, signal) => own.send(args, commandOptions(signal)),
+  };
+}
+
+/**
+ * The client of an own connection. It is replaced if it is connected and nothing is answered any
+ * more, because the connection may be dead without being closed: a firewall has forgotten it, or the
+ * server has lost its power. node-redis does not notice that while commands are sent regularly, as
+ * a node does: its socket timeout begins again with each command.
+ */
+class OwnClient {
+  readonly #url: string;
+  readonly #heartbeatMs: number;
+  readonly #onError: (error: unknown) => void;
+  #client: Promise<SingleClient> | undefined;
+  #isClosed = false;
+  // Time of the first command since the last answer.
+  #unansweredSince: number | undefined;
+
+  constructor(url: string, heartbeatMs: number, onError: (error: unknown) => void) {
+    this.#url = url;
+    this.#heartbeatMs = heartbeatMs;
+    this.#onError = onError;
+  }
+
+  get(): Promise<SingleClient> {
+    return (this.#client ??= this.#create());
+  }
+
+  async send(args: string[], options: CommandOptions): Promise<unknown> {
+    const client = await this.#getAnswering();
+    this.#unansweredSince ??= performance.now();
+    try {
+      const answer = await client.sendCommand(args, options);
+      this.#unansweredSince = undefined;
+      return answer;
+    } catch (error) {
+      if (isErrorReply(error)) this.#unansweredSince = undefined;
+      throw error;
+    }
+  }
+
+  close(): void {
+    this.#isClosed = true;
+    destroyClient(this.#client);
+  }
+
+  async #create(): Promise<SingleClient> {
+    const client = await createOwnClient(this.#url, this.#heartbeatMs, this.#onError);
+    // The client has connected, perhaps again.
+    client.on('ready', () => {
+      this.#unansweredSince = undefined;
+    });
+    return client;
+  }
+
+  /** @returns the client, or a new one if the client does not answer any more */
+  async #getAnswering(): Promise<SingleClient> {
+    for (;;) {
+      const current = this.get();
+      const client = await current;
+      if (current !== this.#client) continue;
+      const waited = performance.now() - (this.#unansweredSince ?? Infinity);
+      if (!client.isReady || this.#isClosed || waited < 3 * this.#heartbeatMs) return client;
+      this.#onError(new Error('Redis does not answer any more; connecting again'));
+      this.#unansweredSince = undefined;
+      this.#client = undefined;
+      // Its pending commands reject.
+      destroyClient(current);
+    }
+  }
+}
+
+function destroyClient(client: Promise<SingleClient> | undefined): void {
+  client?.then((created) => created.destroy()).catch(() => {});
 }
 
 async function createOwnClient(
