@@ -30,12 +30,10 @@ type LinkedEvent = readonly [after: string, event: ReceivedEvent];
 
 /** A message to the other tabs. */
 type Message =
-  /** A follower has this cursor. The leader repeats what is missing, and answers. */
+  /** A follower has this cursor. The leader repeats what is missing, if it can, and answers. */
   | readonly ['ask', tab: string, cursor: string]
   /** The state and cursor of the leader; `to` is the tab that has asked. */
   | readonly ['position', to: string, state: ConnectionState, cursor: string]
-  /** The leader cannot repeat what is missing. */
-  | readonly ['unknown', to: string, cursor: string]
   | readonly ['event', ...LinkedEvent]
   /** Everything has been received. */
   | readonly ['end', cursor: string];
@@ -215,10 +213,6 @@ export class Sharing implements SourceOwner {
     this.#isProbing = false;
     if (message[0] === 'event') this.#onLeaderEvent(message[1], message[2]);
     else if (message[0] === 'position') this.#onPosition(message[1], message[2], message[3]);
-    else if (message[0] === 'unknown' && message[1] === this.#tab) {
-      this.#leaderCursor = message[2];
-      this.#detach();
-    }
   }
 
   /** Leader: repeats what a follower has missed. */
@@ -230,11 +224,7 @@ export class Sharing implements SourceOwner {
         ([after, { id = '' }]) =>
           after === cursor || (compareIds(after, cursor) < 0 && compareIds(id, cursor) > 0),
       );
-      if (first === -1) {
-        this.#post('unknown', tab, this.cursor);
-        return;
-      }
-      for (const each of this.#recent.slice(first)) this.#post('event', ...each);
+      if (first !== -1) for (const each of this.#recent.slice(first)) this.#post('event', ...each);
     }
     this.#post('position', tab, this.#state, this.cursor);
   }
@@ -255,7 +245,8 @@ export class Sharing implements SourceOwner {
     }
     if (to !== this.#tab) return;
     this.#isAsking = false;
-    // The server decides where a tab without an id starts, and may send it a snapshot.
+    // The leader could not repeat what is missing. The server decides where a tab without an id
+    // starts, and may send it a snapshot.
     const isNew = this.cursor === '' && leaderCursor !== '';
     if (isNew || isBehind(this.cursor, leaderCursor)) this.#detach();
     else this.#owner.onState(state);

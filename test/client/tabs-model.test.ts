@@ -312,6 +312,25 @@ test('a page at the id before a gap, or between it and the first id after it, is
   expect(model.streams).toBe(1);
 });
 
+test('pages that lose the same events are told of the gap over one connection', async () => {
+  for (let round = 0; round < 20; round++) {
+    const model = new Model();
+    model.history = 3;
+    const tabs = [model.open(0), model.open(0), model.open(0)];
+    await vi.advanceTimersByTimeAsync(1_000);
+    model.isDown = true;
+    model.cut();
+    for (let count = 0; count < 9; count++) model.publish();
+    await vi.advanceTimersByTimeAsync(10);
+    model.isDown = false;
+    const { requests } = model;
+    await vi.advanceTimersByTimeAsync(10_000);
+    for (const { received } of tabs) expect(received).toEqual(['gap', 7, 8, 9]);
+    expect(model.requests).toBe(requests + 1);
+    vi.unstubAllGlobals();
+  }
+});
+
 test('a page ahead of a leader that is told of a gap is told of it if it lost something, too', async () => {
   const model = new Model();
   model.history = 3;

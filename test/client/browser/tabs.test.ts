@@ -1,6 +1,7 @@
+import { createServer } from 'node:http';
 import type { Response } from 'express';
 import type { Browser, BrowserContext, Page } from 'playwright-core';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest';
 import { launchChromium } from '../../support/chromium.ts';
 import { launchFirefox } from '../../support/firefox.ts';
 import { until } from '../../support/wait.ts';
@@ -300,7 +301,7 @@ describe.each([
   );
 
   test(
-    'follow a server that restarts',
+    'receive what they missed when all connections broke',
     async () => {
       await using server = await serveTabs();
       await using tabs = await openTabs(server, 3);
@@ -315,6 +316,32 @@ describe.each([
       await expectAll(tabs.pages, [1, 2]);
       expect(await Promise.all(tabs.pages.map(stateOf))).toEqual(['open', 'open', 'open']);
       expect(server.events.streams.size).toBe(1);
+    },
+    TIMEOUT,
+  );
+
+  test(
+    'are each told once of the events that a server has lost with its restart, and receive all that follow',
+    async () => {
+      const before = await serveTabs();
+      const lastEventId = await before.channels.cursor();
+      await using tabs = await openTabs(before, 3, { lastEventId });
+      await publishNumbers(before.channels, 0, 5);
+      await untilGot(tabs.pages, 5);
+      await before[Symbol.asyncDispose]();
+      await untilState(tabs.pages, 'reconnecting');
+      await using after = await serveTabs();
+      await publishNumbers(after.channels, 5, 10);
+      const restarted = createServer(after.app).listen(before.port, '127.0.0.1');
+      onTestFinished(() => {
+        restarted.close();
+        restarted.closeAllConnections();
+      });
+      await untilState(tabs.pages, 'open');
+      await publishNumbers(after.channels, 10, 15);
+      await expectAll(tabs.pages, numbers(15));
+      for (const page of tabs.pages) expect(await page.evaluate('gaps.length')).toBe(1);
+      expect(after.peak).toBe(1);
     },
     TIMEOUT,
   );
