@@ -31,3 +31,28 @@ test.each(['an old id', 'an id of another log'])(
     expect(gaps).toBe(1);
   },
 );
+
+test('a poll whose snapshot is called again ends with an id, also if the broker is slow', async () => {
+  const broker = memoryBroker();
+  const slow = brokerWith(broker, {
+    position: (...args) => Promise.resolve(broker.position(...args)),
+    read: async (...args) => {
+      await delay(10);
+      return broker.read(...args);
+    },
+  });
+  const channels = createChannels({ broker: slow, history: { events: 2 } });
+  let calls = 0;
+  await using server = await serveListen(channels, {
+    snapshot: async (stream) => {
+      stream.send(`snapshot ${++calls}`);
+      if (calls > 1) await delay(60);
+      // While the log is read, more is published than it keeps.
+      else setImmediate(() => ['1', '2', '3', '4'].map((data) => channels.publish('a', data)));
+    },
+  });
+  using reader = await read(`${server.url}?ssePoll=1`);
+  await reader.end();
+  expect(calls).toBe(2);
+  expect(reader.text).toMatch(/^id: /m);
+});

@@ -185,6 +185,45 @@ describe('one sse() on a route and one in front of it', () => {
   });
 });
 
+test.each<[string, SseOptions, SseOptions[]]>([
+  ['an sse() that attaches no stream and one that does', {}, [{ accept: 'any' }]],
+  [
+    'an sse() that attaches no stream and one with an identity of its own',
+    {},
+    [{ accept: 'any', identity: (req) => req.get('X-User') }],
+  ],
+  [
+    'two sse() that attach a stream, with one between them that does not',
+    { accept: 'any' },
+    [{ accept: 'event-stream' }, { accept: 'any' }],
+  ],
+])('a revocation between %s ends the stream', async (_what, front, route) => {
+  const channels = createChannels();
+  const outer = sse({ identity, channels, ...front });
+  const inner = route.map((options) => sse({ ...options, ...(options.identity && { channels }) }));
+  const app = express();
+  let isRevoked = false;
+  app.use(outer, async (_req, _res, next) => {
+    if (isRevoked) await outer.revoke('ann');
+    next();
+  });
+  app.get(
+    '/',
+    ...inner,
+    stream((given) => given.send('secret')),
+  );
+  await using server = await serve(app);
+  for (isRevoked of [false, true]) {
+    using reader = await read(server.url, { headers: { 'X-User': 'ann', Accept: '*/*' } });
+    if (!isRevoked) expect((await reader.next()).data).toBe('secret');
+    else {
+      await reader.end();
+      expect(reader.events).toEqual([]);
+    }
+  }
+  await channels.close();
+});
+
 test('a revocation between two sse() with an identity each ends the stream', async () => {
   const options: SseOptions = {
     identity: ({ headers }) => headers['user'] as string,

@@ -1,6 +1,8 @@
 /** Middleware and applications that wrap `write()` and `end()` of a response. */
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { createServer, type ServerResponse } from 'node:http';
+import { connect } from 'node:net';
+import { PassThrough } from 'node:stream';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { sse, type EventStream, type SseMiddleware } from '../src/index.ts';
@@ -494,4 +496,33 @@ test.each<[string, (chunk: Uint8Array) => unknown]>([
   using reader = await read(server.url);
   await reader.end();
   expect(reader.events.map(({ data }) => data.length)).toEqual([20_000, 50_000, 3]);
+});
+
+test('a wrapper with a buffer of its own holds no more than the stream may, if the client reads nothing', async () => {
+  const buffer = new PassThrough();
+  let stream: EventStream | undefined;
+  const events = sse({ warnings: false });
+  await using server = await listening(
+    createServer((req, res) => {
+      const write = res.write.bind(res) as (chunk: unknown) => boolean;
+      buffer.on('data', (chunk: unknown) => {
+        if (!write(chunk)) buffer.pause();
+      });
+      res.on('drain', () => buffer.resume());
+      res.write = (chunk: unknown) => buffer.write(chunk);
+      events(req, res, () => ({ sse: stream } = res as { sse?: EventStream }));
+    }),
+  );
+  const client = connect(Number(new URL(server.url).port));
+  client.write('GET / HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n');
+  client.pause();
+  await until('the stream', () => stream !== undefined);
+  await until('the end of the stream', async () => {
+    for (let n = 0; n < 20; n++) stream?.send('x'.repeat(5_000));
+    await nextTurn();
+    expect(buffer.writableLength).toBeLessThan(1_000_000);
+    return stream?.readyState === 2;
+  });
+  expect(await stream?.closed).toBe('slow');
+  client.destroy();
 });

@@ -17,6 +17,7 @@
  * slow consumer needs memory only for a cursor and for a few events, which the log keeps anyway.
  */
 import type { Page } from '../brokers/broker.ts';
+import { onAbort } from '../common/abort-listeners.ts';
 import { ignoreRejection, withLimits } from '../common/async.ts';
 import { bindToContext } from '../common/async-context.ts';
 import { SseError, describeValue } from '../common/errors.ts';
@@ -61,7 +62,8 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> 
   readonly #abort = new AbortController();
   // Settles with the newest call of `next()`: the calls are answered one after the other.
   #last: Promise<unknown> = Promise.resolve();
-  readonly #onAbort = (): void => this.stop();
+  // Removes the listener from the signal of the application.
+  #stopListening: (() => void) | undefined;
 
   /** @param channels valid names of channels with history, each once */
   constructor(host: ConsumerHost, channels: readonly string[], options: FollowOptions) {
@@ -102,7 +104,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> 
   stop(): void {
     if (this.#isOver) return;
     this.#isOver = true;
-    this.#options.signal?.removeEventListener('abort', this.#onAbort);
+    this.#stopListening?.();
     this.#abort.abort();
     this.#buffer.close();
     this.#previous?.releaseView();
@@ -182,7 +184,8 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> 
   /** Follows the channels: from here on this node receives their events. */
   async #retain(): Promise<void> {
     // Not in the constructor: a consumer that is never iterated would stay in memory.
-    this.#options.signal?.addEventListener('abort', this.#onAbort, { once: true });
+    const { signal } = this.#options;
+    this.#stopListening = signal && onAbort(signal, () => this.stop());
     await this.#start;
     if (this.#isOver) return;
     const { followedChannels } = this.#host;

@@ -24,14 +24,16 @@ const RETRY_MS = 50;
 /** The end of one polled stream. */
 export class Poll {
   readonly #stream: EventStream;
-  #timer: NodeJS.Timeout;
+  // Ends the response soon after a delivery.
+  #timer: NodeJS.Timeout | undefined;
   #isEnding = false;
 
   /** @param stream a stream that has not opened */
   constructor(stream: EventStream) {
     this.#stream = stream;
     stream.host.onPolled?.(stream);
-    this.#timer = setTimeout(() => this.#end(), MAX_WAIT_MS);
+    const maxTimer = setTimeout(() => this.#end(), MAX_WAIT_MS);
+    void stream.closed.then(() => clearTimeout(maxTimer));
     void stream.closed.then(() => clearTimeout(this.#timer));
   }
 
@@ -75,8 +77,13 @@ export class Poll {
   #onDelivery(): void {
     if (this.#isEnding) return;
     this.#isEnding = true;
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#end(), AFTER_DELIVERY_MS);
+    this.#timer = setTimeout(() => this.#endAfterDelivery(), AFTER_DELIVERY_MS);
+  }
+
+  /** Ends the response, unless another question is open: then its answer counts as the delivery. */
+  #endAfterDelivery(): void {
+    if (this.#stream.follower?.isAskingAboutGap === true) this.#isEnding = false;
+    else this.#end();
   }
 
   #end(): void {

@@ -74,7 +74,12 @@ class LimitedWait<T> {
   #pending: Deferred<T> | undefined;
   #signal: AbortSignal | undefined;
   #timer: NodeJS.Timeout | undefined;
-  readonly #onAbort = (): void => this.reject(this.#signal?.reason);
+  readonly #onAbort = (): void => {
+    const reason: unknown = this.#signal?.reason;
+    // The reason of an abort may be any value.
+    const isError = reason instanceof Error;
+    this.reject(isError ? reason : new Error('the wait was aborted', { cause: reason }));
+  };
 
   constructor({ signal, timeoutMs, timeoutError = defaultTimeoutError }: Limits) {
     this.#pending = deferred<T>();
@@ -95,10 +100,7 @@ class LimitedWait<T> {
   }
 
   reject(reason: unknown): void {
-    // The reason of an abort may be any value.
-    const error =
-      reason instanceof Error ? reason : new Error('the wait was aborted', { cause: reason });
-    this.#end()?.reject(error);
+    this.#end()?.reject(reason);
   }
 
   /** Removes the limits. @returns the pending promise; `undefined` if the wait had ended before */

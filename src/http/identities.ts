@@ -1,5 +1,5 @@
 /** The identities of streams, and the end of the streams whose identity is revoked. */
-import type { IncomingMessage } from 'node:http';
+import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { RouteRequest } from './route.ts';
 import { SseError, describeValue } from '../common/errors.ts';
 import { drawRetry } from '../common/retry-range.ts';
@@ -64,6 +64,13 @@ export class LocalRevocations implements RevocationSource {
     for (const target of this.#targets) target.onRevoked(revocation);
     return Promise.resolve();
   }
+}
+
+const guardedBy: unique symbol = Symbol('guardedBy');
+
+/** A response that may have passed through an `sse()` with an `identity`. */
+interface GuardedResponse extends ServerResponse {
+  [guardedBy]?: { readonly identities: Identities; readonly guard: StreamGuard };
 }
 
 /**
@@ -231,6 +238,27 @@ export class Identities implements RevocationTarget {
       this.#endStreams([stream], { identity: '', options: { retry: drawRetry(MISSED_RETRY) } });
     }
   }
+}
+
+/**
+ * From here on, a revocation of the identity of the request is noticed, also if the request gets a
+ * stream only later, by another `sse()` behind this one.
+ */
+export function guardRequest(
+  res: GuardedResponse,
+  { identities }: { readonly identities: Identities | undefined },
+): void {
+  if (identities === undefined) return;
+  const outer = res[guardedBy];
+  if (outer?.identities === identities) return;
+  const findEarlier =
+    outer && ((identity: string) => outer.identities.findRevocation(identity, outer.guard));
+  res[guardedBy] = { identities, guard: identities.makeGuard(findEarlier) };
+}
+
+/** @returns the guard of the newest {@link guardRequest} */
+export function getGuard(res: GuardedResponse): StreamGuard | undefined {
+  return res[guardedBy]?.guard;
 }
 
 /** Calls the function for each item, a limited number in each turn of the event loop. */

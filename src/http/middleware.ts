@@ -1,7 +1,7 @@
 /** `sse()`: middleware that gives every request for an event stream a `res.sse`. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2';
-import { HostSelector, MiddlewareHost } from './host.ts';
+import { HostSelector, type MiddlewareHost } from './host.ts';
 import {
   assertNoForeignStream,
   getHost,
@@ -11,7 +11,7 @@ import {
 } from './negotiated-response.ts';
 import { PerRequestDetector } from './per-request-detector.ts';
 import { sendNoContent } from './refusals.ts';
-import type { StreamWithRequest } from './identities.ts';
+import { getGuard, guardRequest, type StreamWithRequest } from './identities.ts';
 import type { Next, RouteRequest } from './route.ts';
 import type { Shutdown } from './shutdown.ts';
 import { shutdownRules, sseRules, type ShutdownOptions, type SseOptions } from './sse-options.ts';
@@ -168,6 +168,7 @@ function negotiate(
   host: MiddlewareHost,
   tracker: StreamTracker,
 ): void {
+  guardRequest(res, host);
   const isAsking = asksForEventStream(req);
   if (!isAsking && (host.accept === 'event-stream' || refusesEventStream(req))) {
     // The middleware in front may have `accept: 'any'`, and may have attached a stream.
@@ -200,7 +201,7 @@ function attachStream(
     assertNoForeignStream(res);
     host.assertRevocable();
     stream = existing ?? new EventStream(res, host);
-    if (stream.readyState === 0) guardStream(stream, host);
+    if (stream.readyState === 0 && host.identities !== undefined) stream.guard = getGuard(res);
     // If the client has left already, the stream is closed, and would never release a place.
     if (stream.readyState === 0 && !host.admitTo(stream, trackers)) return;
   } catch (error) {
@@ -236,17 +237,6 @@ function closeAll(tracker: StreamTracker, options: ShutdownOptions): Promise<Shu
   const checkedOptions = assertOptions('close()', options, shutdownRules);
   const { within = 10_000, retry = { min: 1_000, max: 5_000 } } = checkedOptions;
   return tracker.shutDown(within, toRetryRange(retry));
-}
-
-/** From here on, a revocation of the identity of the stream is noticed. */
-function guardStream(stream: EventStream, { identities }: MiddlewareHost): void {
-  if (identities === undefined) return;
-  const outer = stream.host instanceof MiddlewareHost ? stream.host.identities : undefined;
-  const { guard } = stream;
-  if (guard === undefined || outer === undefined) stream.guard = identities.makeGuard();
-  else if (outer !== identities) {
-    stream.guard = identities.makeGuard((identity) => outer.findRevocation(identity, guard));
-  }
 }
 
 /** @throws {SseError} `ERR_SSE_OPTION` */

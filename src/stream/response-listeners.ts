@@ -121,6 +121,17 @@ export function requestDrain(
 }
 
 /**
+ * Whether Node will emit a `'drain'`, because it has answered `false` to a write. A wrapped `write()`
+ * may answer `false` for other reasons. `undefined` if the response does not tell, as some mocks.
+ */
+export function needsDrain(
+  res: ServerResponse,
+  socket: Socket | null | undefined,
+): boolean | undefined {
+  return (socket ?? ('stream' in res ? findTransport(res) : res))?.writableNeedDrain;
+}
+
+/**
  * Calls back when everything that the response was given so far has been flushed. Only over HTTP/2:
  * its streams do not count flushed bytes, as the socket of an HTTP/1 response does.
  * @returns whether the callback will be called

@@ -12,9 +12,14 @@
 import type { Socket } from 'node:net';
 import type { SharedBytes } from '../protocol/shared-bytes.ts';
 import { hasReplacedWrite } from './direct-socket.ts';
+import { isWriteWrapped } from './interception.ts';
 import { corkedBytesOf, isEncoded, passesDrain } from './response-head.ts';
+import { needsDrain } from './response-listeners.ts';
 import { ResponseSink } from './response-sink.ts';
 import { CHUNK_BYTES, HIGH_WATER_MARK, WriteQueue } from './write-queue.ts';
+
+// Pause in ms after a wrapped `write()` has returned `false`, and no 'drain' will follow.
+const WRAPPER_PAUSE_MS = 2;
 
 // Writers that are passing their whole queue. Middleware that ends the response from its `write()`
 // gets there again with each piece.
@@ -116,8 +121,8 @@ export abstract class ResponseWriter extends ResponseSink {
       this.isPassingBytes
     ) {
       this.startQueue([bytes]);
-    } else if (!this.passToResponse(bytes) && passesDrain(this.res)) {
-      this.awaitCompressor();
+    } else if (!this.passToResponse(bytes) && this.mayHoldBytes) {
+      this.awaitWrapper();
     } else {
       // A wrapped `write()` may have sent more meanwhile.
       this.pumpQueue();
@@ -257,15 +262,21 @@ export abstract class ResponseWriter extends ResponseSink {
     // The queue is read again each time: a wrapped `write()` may send, or end the stream.
     for (let queue = this.#queue; queue !== undefined && !queue.isEmpty; queue = this.#queue) {
       if (queue.hasUsedUpTurn()) {
-        this.pumpNextTurn(queue);
+        this.pumpLater(queue);
         return;
       }
       const hasRoom = this.passToResponse(queue.shift());
-      if (!hasRoom && passesDrain(this.res)) {
-        this.awaitCompressor();
+      if (!hasRoom && this.mayHoldBytes) {
+        this.awaitWrapper();
         return;
       }
-      if (hasRoom && this.bytesInResponse <= HIGH_WATER_MARK) continue;
+      const isFull = this.bytesInResponse > HIGH_WATER_MARK;
+      if (hasRoom && !isFull) continue;
+      if (!isFull && needsDrain(this.res, this.socket) === false) {
+        // A wrapped `write()` has returned `false`, and the response still accepts bytes.
+        this.pumpLater(queue, WRAPPER_PAUSE_MS);
+        return;
+      }
       this.awaitDrain();
       break;
     }
@@ -282,19 +293,30 @@ export abstract class ResponseWriter extends ResponseSink {
   }
 
   /**
-   * Queues everything until `'drain'`: what a compressor holds is not in `writableLength`, so that
-   * its answer is the only sign of a slow client. @internal
+   * Whether middleware may hold bytes after its `write()` has returned `false`, and a `'drain'` will
+   * follow. @internal
    */
-  private awaitCompressor(): void {
+  private get mayHoldBytes(): boolean {
+    const { res, socket } = this;
+    if (passesDrain(res)) return true;
+    const isWrapped = !socket && isWriteWrapped(res, this.overriddenMethods);
+    return isWrapped && needsDrain(res, socket) === true;
+  }
+
+  /**
+   * Queues everything until `'drain'`: what a compressor or another wrapper holds is not in
+   * `writableLength`, so that its answer is the only sign of a slow client. @internal
+   */
+  private awaitWrapper(): void {
     if (this.readyState === 1) this.#queue ??= new WriteQueue([]);
     if (this.#queue !== undefined) this.awaitDrain();
   }
 
-  /** Continues with the queue in the next turn of the event loop. @internal */
-  private pumpNextTurn(queue: WriteQueue): void {
+  /** Continues with the queue in the next turn of the event loop, or after a pause. @internal */
+  private pumpLater(queue: WriteQueue, pauseMs?: number): void {
     queue.defer(() => {
       if (this.#queue === queue) this.resume();
-    });
+    }, pauseMs);
   }
 
   /**

@@ -94,6 +94,8 @@ export interface Follower {
    * @returns whether a checkpoint was written
    */
   checkpoint(): boolean;
+  /** Whether an `onGap` or `snapshot` of the stream is running. */
+  readonly isAskingAboutGap: boolean;
   /**
    * Resolves when all events were written that were published before the call, or when that cannot
    * happen any more.

@@ -77,17 +77,22 @@ export class WriteQueue {
     return this.#bytesLeftInTurn <= 0;
   }
 
-  /** Calls `onNextTurn` in the next turn of the event loop, once for all calls within one turn. */
-  defer(onNextTurn: () => void): void {
+  /**
+   * Calls back once for all calls until then.
+   * @param pauseMs time in ms. @defaultValue until the next turn of the event loop
+   */
+  defer(callback: () => void, pauseMs?: number): void {
     if (this.#isDeferred) return;
     this.#isDeferred = true;
     // Bytes that are added later do not count as deferred. Otherwise `maxBuffered` would not bound
     // a sender that adds more in each turn than one share.
     if (this.#deferredBytes === 0) this.#deferredBytes = this.size;
-    setImmediate(() => {
+    const onTime = (): void => {
       this.#isDeferred = false;
-      onNextTurn();
-    });
+      callback();
+    };
+    if (pauseMs === undefined) setImmediate(onTime);
+    else setTimeout(onTime, pauseMs);
   }
 
   /**

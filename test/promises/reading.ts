@@ -262,6 +262,32 @@ function testFollow(make: MakeNodes): void {
       expect(await late.next()).toEqual({ done: true, value: undefined });
     });
 
+    test('an onGap may throw anything', async () => {
+      await using nodes = make({ history: { events: 1 } });
+      const since = await nodes.publisher.cursor();
+      await publish(nodes.publisher, 'a', '1', '2', '3');
+      const onGap = (): never => {
+        // oxlint-disable-next-line typescript/only-throw-error -- as an application may
+        throw 'a text';
+      };
+      await expect(nodes.reader.follow('a', { since, onGap }).next()).rejects.toBe('a text');
+    });
+
+    test('many iterators have one listener on a signal that they share', async () => {
+      await using nodes = make();
+      const stop = new AbortController();
+      const iterators = Array.from({ length: 20 }, () =>
+        nodes.reader.follow('a', { signal: stop.signal }),
+      );
+      const results = iterators.map((events) => events.next());
+      await until('the channel', () => nodes.reader.names().length === 1);
+      expect(getEventListeners(stop.signal, 'abort')).toHaveLength(1);
+      await iterators[0]?.return?.();
+      stop.abort();
+      for (const result of results) expect((await within('the end', result)).done).toBe(true);
+      expect(getEventListeners(stop.signal, 'abort')).toEqual([]);
+    });
+
     test('needs no place on the signal unless it is iterated', async () => {
       await using nodes = make();
       const stop = new AbortController();
