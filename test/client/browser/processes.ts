@@ -1,6 +1,6 @@
 /** The processes of a browser, which Linux lists in `/proc`. */
 import { readdirSync, readFileSync } from 'node:fs';
-import { mkdtemp, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Browser, Page } from 'playwright-core';
@@ -18,12 +18,17 @@ const NAMES = /^(?:chrom|Isolated Web)/;
 
 /** A Firefox in which each tab has a process, and that goes on if one of the processes dies. */
 export async function launchFirefoxWithProcesses(): Promise<Browser> {
-  const executablePath = join(await mkdtemp(join(tmpdir(), 'firefox-')), 'firefox');
+  const directory = await mkdtemp(join(tmpdir(), 'firefox-'));
+  const executablePath = join(directory, 'firefox');
   // Playwright sets the variable. With it, Firefox ends with the first process that dies.
   const script = `#!/bin/sh\nunset MOZ_CRASHREPORTER_SHUTDOWN\nexec '${findFirefox()}' "$@"\n`;
   await writeFile(executablePath, script, { mode: 0o755 });
   const firefoxUserPrefs = { 'dom.ipc.processCount.webIsolated': 8 };
-  return launchFirefox({ executablePath, firefoxUserPrefs });
+  try {
+    return await launchFirefox({ executablePath, firefoxUserPrefs });
+  } finally {
+    await rm(directory, { recursive: true });
+  }
 }
 
 /** The process of a page, found by the processor time that it uses. */
