@@ -22,7 +22,7 @@ const DOCS_OF_TESTING = 'test/testing/docs.test.ts';
 const unit = project('unit', 0, 4, [
   'test/*.test.ts',
   'test/brokers/{memory,redis-model}.test.ts',
-  'test/testing/*.test.ts',
+  'test/{client,testing}/*.test.ts',
 ]);
 unit.test.exclude = [DOCS_OF_TESTING];
 
@@ -41,7 +41,10 @@ export default defineConfig({
       unit,
       project('model', 1, 3, ['test/model/**/*.test.ts']),
       integration,
-      project('browser', 1, 3, ['test/{browser,clients}/**/*.test.ts', ...IN_BROWSER]),
+      project('browser', 1, 3, [
+        'test/{browser,client/browser,clients}/**/*.test.ts',
+        ...IN_BROWSER,
+      ]),
       project('package', 1, 3, ['test/package/**/*.test.ts']),
       project('docs', 1, 3, ['test/docs/**/*.test.ts', DOCS_OF_TESTING]),
       project('measure', 2, 2, MEASURING),

@@ -1,5 +1,6 @@
 /** The app of the haiku chat: a haiku that is sent from one browser tab appears in all tabs. */
 import { randomUUID } from 'node:crypto';
+import { createRequire } from 'node:module';
 import { setInterval } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import express, { type Express, type NextFunction, type Request, type Response } from 'express';
@@ -31,6 +32,16 @@ const PUBLIC_DIRECTORY = fileURLToPath(new URL('public', import.meta.url));
 
 // Each file has a route of its own, so that no other file can be requested.
 const FILES = { '/app.js': 'app.js', '/syllables.js': 'syllables.js', '/style.css': 'style.css' };
+
+// The page uses the published file of the client, without a bundler.
+const CLIENT = createRequire(import.meta.url).resolve('res-sse/client');
+
+// Time in ms of silence after which a heartbeat is sent. The page notices a dead connection after
+// two of them.
+const HEARTBEAT_MS = 5_000;
+
+// The key of a request that may be repeated.
+const KEY = /^[\w-]{1,64}$/;
 
 // Enough for 300 characters and an author, each character escaped as two `\uXXXX`.
 const MAX_BODY_BYTES = 8_192;
@@ -66,7 +77,7 @@ const SECURITY_HEADERS = {
  */
 export function createDemo(store: HaikuStore = new MemoryStore(), broker?: Broker): Demo {
   const channels = createChannels<Schema>({ broker });
-  const events = sse({ channels, retry: { min: 500, max: 1_500 } });
+  const events = sse({ channels, heartbeat: HEARTBEAT_MS, retry: { min: 500, max: 1_500 } });
   const app = express();
   app.disable('x-powered-by');
   app.enable('case sensitive routing');
@@ -86,6 +97,7 @@ export function createDemo(store: HaikuStore = new MemoryStore(), broker?: Broke
       res.sendFile(file, { root: PUBLIC_DIRECTORY, acceptRanges: false }),
     );
   }
+  app.get('/client.js', (_req, res) => res.sendFile(CLIENT, { acceptRanges: false }));
   app.get('/listen', channels.listen('haiku'));
   app.get(
     '/time',
@@ -100,11 +112,14 @@ export function createDemo(store: HaikuStore = new MemoryStore(), broker?: Broke
     requireJson,
     express.json({ limit: MAX_BODY_BYTES, inflate: false }),
     async (req, res) => {
-      const haiku = { id: randomUUID(), ...parseHaiku(req.body), at: new Date().toISOString() };
+      const given = req.get('Idempotency-Key') ?? '';
+      // A request that is sent again has the key of the first, so that its haiku is spoken once.
+      const id = KEY.test(given) ? given : randomUUID();
+      const haiku = { id, ...parseHaiku(req.body), at: new Date().toISOString() };
       // The haiku is stored before it is published. In the other order, a page that is rendered in
       // between would miss it: its cursor would be after the event, and its list without the haiku.
       await store.add(haiku);
-      await channels.publish('haiku', haiku, { event: 'text' });
+      await channels.publish('haiku', haiku, { event: 'text', key: id });
       sendText(res, 202, 'Received text message.');
     },
   );

@@ -27,14 +27,14 @@ describe('an idle stream', () => {
     expect(silence).toBeGreaterThan(350);
   });
 
-  test('gets an sse:ping event if the heartbeat is visible', async () => {
+  test('gets an sse:ping event with the interval if the heartbeat is visible', async () => {
     await using server = await serveStreams((stream) => stream.open(), {
       heartbeat: { interval: 20, visible: true },
     });
     using reader = await read(server.url);
     expect(await reader.take(2)).toEqual([
-      { event: 'sse:ping', id: undefined, data: '{}' },
-      { event: 'sse:ping', id: undefined, data: '{}' },
+      { event: 'sse:ping', id: undefined, data: '{"interval":20}' },
+      { event: 'sse:ping', id: undefined, data: '{"interval":20}' },
     ]);
   });
 

@@ -129,7 +129,7 @@ test('headers may name the charset that an event stream has anyway', async () =>
 test('the defaults are those that the table in the README names', () => {
   expect(resolveStreamOptions({})).toEqual({
     heartbeat: 15_000,
-    visibleHeartbeat: false,
+    pingEvent: undefined,
     retry: undefined,
     serialize: JSON.stringify,
     maxBuffered: 1_048_576,

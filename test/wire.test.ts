@@ -6,12 +6,12 @@ import {
   END_EVENT,
   FINAL_ID,
   HEARTBEAT_COMMENT,
-  PING_EVENT,
   assertFields,
   formatComment,
   serializeData,
   countEventBytes,
   formatEvent,
+  formatPing,
   formatRetry,
   type EventFields,
 } from '../src/protocol/event-stream-format.ts';
@@ -393,10 +393,10 @@ describe("the library's own frames", () => {
   });
 
   test('the final event and the visible heartbeat carry JSON', () => {
-    const parser = readStrictly(Buffer.from(END_EVENT), PING_EVENT);
+    const parser = readStrictly(Buffer.from(END_EVENT), formatPing(15_000));
     expect(parser.events).toEqual([
       { type: 'sse:end', data: '{}', lastEventId: FINAL_ID },
-      { type: 'sse:ping', data: '{}', lastEventId: FINAL_ID },
+      { type: 'sse:ping', data: '{"interval":15000}', lastEventId: FINAL_ID },
     ]);
   });
 });

@@ -23,6 +23,7 @@ export class RedisStore implements HaikuStore {
   }
 
   async add(haiku: Haiku): Promise<void> {
+    if ((await this.last()).some(({ id }) => id === haiku.id)) return;
     await this.#client
       .multi()
       .lPush(LIST_KEY, JSON.stringify(haiku))

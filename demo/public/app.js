@@ -5,13 +5,14 @@
  * States of the connection, as `#state` shows them:
  *
  *     connecting ──▶ live ◀──────────────────────────────┐
- *                     │ error                            │ no event for a moment
+ *                     │ broken, silent                   │ no event for a moment
  *                     ▼                                  │
- *                reconnecting ──open──▶ catching up ─────┤
- *                     │                  │ gap           │ after some seconds
- *                     ▼                  ▼               │
- *                   closed          live, list renewed ──┘
+ *        offline ◀─▶ reconnecting ──open──▶ catching up ─┤
+ *                     │ refused               │ gap      │ after some seconds
+ *                     ▼                       ▼          │
+ *                   closed           live, list renewed ─┘
  */
+import { connect } from './client.js';
 import { countSyllables } from './syllables.js';
 
 /**
@@ -25,7 +26,7 @@ import { countSyllables } from './syllables.js';
  * the cursor at which the stream continues
  *
  * @typedef {'connecting' | 'live' | 'live, list renewed' | 'catching up' | 'reconnecting' |
- *   'closed'} ConnectionState
+ *   'offline' | 'closed'} ConnectionState
  */
 
 // Maximum number of haiku on the page, the same as on the server. Without a limit a page that stays
@@ -38,8 +39,9 @@ const CAUGHT_UP_MS = 800;
 // Time in ms for which 'live, list renewed' is shown.
 const NOTICE_MS = 3_000;
 
-// Time in ms after which the request for the page fails.
+// Time in ms after which a request fails, and after which the page says that it is slow.
 const FETCH_TIMEOUT_MS = 10_000;
+const SLOW_MS = 2_000;
 
 const list = element('#haiku');
 const form = element('#speak');
@@ -53,33 +55,52 @@ const reconnectButton = element('#reconnect');
 // --- Receiving ---
 
 /**
- * Receives the events after the cursor. The EventSource reconnects by itself.
+ * Receives the events after the cursor. All tabs of the browser use one connection.
  * @param {string} cursor
  * @param {ConnectionState} stateAfterOpen the state if the first attempt succeeds
  */
 function listen(cursor, stateAfterOpen) {
-  const source = new EventSource(`/listen?lastEventId=${encodeURIComponent(cursor)}`);
-
-  /** @type {Record<string, (event: MessageEvent<string>) => void>} */
-  const listeners = {
-    open: () => setState(status.dataset.state === 'reconnecting' ? 'catching up' : stateAfterOpen),
-    text({ data }) {
-      addHaiku(JSON.parse(data), true);
-      awaitCaughtUp();
+  const live = connect('/listen', {
+    share: true,
+    lastEventId: cursor,
+    on: {
+      text(haiku) {
+        addHaiku(haiku, true);
+        awaitCaughtUp();
+      },
     },
-    // A stream starts with a checkpoint, and the missed events follow at once.
-    'sse:checkpoint': awaitCaughtUp,
     // The server no longer has the missed events, for example after a restart.
-    'sse:gap'() {
-      source.close();
+    onGap() {
+      live.close();
       // After a second gap in a row the page waits, to avoid a loop of requests.
       if (status.dataset.state === 'live, list renewed') renewLater('live, list renewed');
       else void renew('live, list renewed');
     },
-    // The browser reconnects unless the response was not an event stream.
-    error: () => setState(source.readyState === EventSource.CLOSED ? 'closed' : 'reconnecting'),
-  };
-  for (const [name, listener] of Object.entries(listeners)) source.addEventListener(name, listener);
+    onState(state) {
+      if (state === 'reconnecting') setState(disconnectedState());
+      else if (state === 'failed' || state === 'ended') setState('closed');
+      else if (state === 'open' || state === 'polling') onOpen(stateAfterOpen);
+    },
+  });
+}
+
+/** @param {ConnectionState} stateAfterOpen */
+function onOpen(stateAfterOpen) {
+  const isBack = status.dataset.state === 'reconnecting' || status.dataset.state === 'offline';
+  setState(isBack ? 'catching up' : stateAfterOpen);
+  // Missed events follow at once.
+  awaitCaughtUp();
+}
+
+/** @returns {ConnectionState} */
+function disconnectedState() {
+  return navigator.onLine ? 'reconnecting' : 'offline';
+}
+
+/** The browser has lost or found its network. */
+function onNetworkChange() {
+  const { state } = status.dataset;
+  if (state === 'reconnecting' || state === 'offline') setState(disconnectedState());
 }
 
 /**
@@ -99,7 +120,7 @@ async function renew(stateAfterOpen) {
 
 /** @param {ConnectionState} stateAfterOpen */
 function renewLater(stateAfterOpen) {
-  setState('reconnecting');
+  setState(disconnectedState());
   // A random time, so that not all pages send their requests together.
   setTimeout(() => void renew(stateAfterOpen), 1_000 + Math.random() * 2_000);
 }
@@ -207,6 +228,9 @@ function formatTime(date) {
 
 let isSending = false;
 
+/** The haiku that was sent last without an answer, and its key: sent again, it is published once. */
+let unanswered = { body: '', key: '' };
+
 /** Sends the lines of the form, and shows the answer of the server. */
 async function sendHaiku() {
   const text = lines
@@ -222,19 +246,40 @@ async function sendHaiku() {
   if (isSending) return;
   isSending = true;
   showAnswer('');
+  const abort = new AbortController();
+  const timers = [
+    setTimeout(() => showAnswer('No answer yet …'), SLOW_MS),
+    setTimeout(() => abort.abort(), FETCH_TIMEOUT_MS),
+  ];
   try {
-    const response = await fetch('/speak', {
-      method: 'POST',
-      headers: { 'Content-Type': 'application/json' },
-      body: JSON.stringify({ text, author: nameInput.value.trim() }),
-    });
+    const body = JSON.stringify({ text, author: nameInput.value.trim() });
+    const response = await postHaiku(body, abort.signal);
+    unanswered = { body: '', key: '' };
     if (response.ok) clearForm();
     else showAnswer(await response.text());
   } catch {
     showAnswer('Nobody could hear that. Your lines are kept; try again in a moment.');
   } finally {
+    for (const timer of timers) clearTimeout(timer);
     isSending = false;
   }
+}
+
+/**
+ * @param {string} body
+ * @param {AbortSignal} signal
+ */
+async function postHaiku(body, signal) {
+  if (unanswered.body !== body) {
+    const random = crypto.getRandomValues(new Uint32Array(4));
+    unanswered = { body, key: [...random].map((part) => part.toString(36)).join('-') };
+  }
+  return fetch('/speak', {
+    method: 'POST',
+    headers: { 'Content-Type': 'application/json', 'Idempotency-Key': unanswered.key },
+    body,
+    signal,
+  });
 }
 
 /** Empties the form after a haiku was sent. */
@@ -338,6 +383,8 @@ form.addEventListener('submit', (event) => {
 });
 nameInput.addEventListener('change', saveAuthor);
 reconnectButton.addEventListener('click', () => void renew('live'));
+addEventListener('online', onNetworkChange);
+addEventListener('offline', onNetworkChange);
 loadAuthor();
 
 /** @type {PageData} */

@@ -6,6 +6,7 @@
  *
  * Open http://localhost:3000 in two tabs. Then stop the server and start it again.
  */
+import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import express from 'express';
 import { createChannels, sse } from 'res-sse';
@@ -18,6 +19,9 @@ interface Schema {
 
 const PAGE = fileURLToPath(new URL('page.html', import.meta.url));
 
+// The published file of the client. The page needs no bundler.
+const CLIENT = createRequire(import.meta.url).resolve('res-sse/client');
+
 /**
  * @param takeSample returns the current sample
  * @param interval time in ms between two samples
@@ -28,6 +32,7 @@ export function createExample(takeSample: () => Sample = createSampler(), interv
   const app = express();
   app.use(events);
   app.get('/', (_req, res) => res.sendFile(PAGE));
+  app.get('/client.js', (_req, res) => res.sendFile(CLIENT));
   // A new tab gets the newest sample at once, because the history contains it.
   app.get('/load', channels.listen('load', { since: 'start' }));
 

@@ -45,8 +45,11 @@ export interface OwnEvents {
    * that id is not known. `cursor` is the id of the newest event when the gap was found.
    */
   'sse:gap': { channels: string[]; after: string; cursor: string };
-  /** A heartbeat that is visible to the page, if `heartbeat` has `visible: true`. */
-  'sse:ping': Record<string, never>;
+  /**
+   * A heartbeat that is visible to the page, if `heartbeat` has `visible: true`. After `interval`
+   * ms of silence the next one is sent.
+   */
+  'sse:ping': { interval: number };
 }
 
 /** The event types of one or several channels. */

@@ -57,8 +57,13 @@ const LINE_BREAK = /\r\n|\r|\n/g;
  */
 export const HEARTBEAT_COMMENT: Buffer = Buffer.from(':\n');
 
-/** The heartbeat that a page can see. */
-export const PING_EVENT: Buffer = Buffer.from('event: sse:ping\ndata: {}\n\n');
+/**
+ * Returns the heartbeat that a page can see.
+ * @param interval time in ms to the next one, so that the page knows how long silence may be
+ */
+export function formatPing(interval: number): Buffer {
+  return Buffer.from(`event: sse:ping\ndata: {"interval":${interval}}\n\n`);
+}
 
 /** The last event of a stream that must not be reconnected. */
 export const END_EVENT: string = `event: sse:end\ndata: {}\nid: ${FINAL_ID}\n\n`;

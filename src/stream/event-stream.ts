@@ -12,7 +12,6 @@ import type { ChannelEvent } from '../log/log-entry.ts';
 import {
   END_EVENT,
   HEARTBEAT_COMMENT,
-  PING_EVENT,
   assertFields,
   formatComment,
   formatEvent,
@@ -471,8 +470,9 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends SendLimit {
 
   /** @internal */
   onIdle(): void {
-    const isVisible = this.settings.visibleHeartbeat && this.follower?.isWithoutControl !== true;
-    this.writeBytes(isVisible ? PING_EVENT : HEARTBEAT_COMMENT);
+    const { pingEvent } = this.settings;
+    const isVisible = pingEvent !== undefined && this.follower?.isWithoutControl !== true;
+    this.writeBytes(isVisible ? pingEvent : HEARTBEAT_COMMENT);
   }
 
   /** @internal */

@@ -12,15 +12,15 @@ import {
   type OptionRule,
 } from '../common/options.ts';
 import { toRetryRange, retryRangeRule, type RetryRange } from '../common/retry-range.ts';
-import type { Serialize } from '../protocol/event-stream-format.ts';
+import { formatPing, type Serialize } from '../protocol/event-stream-format.ts';
 
 /** The options of `sse()` that concern one stream. */
 export interface StreamOptions {
   /**
    * Time in ms without a write after which a comment is sent, so that proxies and browsers keep the
    * connection open; `false` sends none. `{ interval, visible: true }` sends an `sse:ping` event
-   * instead of the comment. A page can see the event, and can notice a dead connection by its
-   * absence.
+   * with `{ interval }` instead of the comment. A page can see the event, and can notice a dead
+   * connection by its absence.
    * @defaultValue `15_000`
    */
   heartbeat?:
@@ -73,7 +73,8 @@ export interface StreamOptions {
 /** {@link StreamOptions} with all defaults filled in. Times are in ms. */
 export interface StreamSettings {
   readonly heartbeat: number | false;
-  readonly visibleHeartbeat: boolean;
+  /** The visible heartbeat. */
+  readonly pingEvent: Buffer | undefined;
   readonly retry: RetryRange | undefined;
   readonly serialize: Serialize;
   readonly maxBuffered: number;
@@ -82,6 +83,11 @@ export interface StreamSettings {
   readonly maxLifetime: number | undefined;
   readonly maxSubscriptions: number;
   readonly headers: readonly (readonly [string, OutgoingHttpHeader])[];
+}
+
+interface Heartbeat {
+  interval?: number | false | undefined;
+  visible?: boolean | undefined;
 }
 
 const heartbeatRule: OptionRule = {
@@ -132,11 +138,12 @@ export const streamRules: Readonly<Record<keyof StreamOptions, OptionRule>> = {
 
 /** Fills in the defaults. The options must have been checked with {@link streamRules}. */
 export function resolveStreamOptions(options: StreamOptions): StreamSettings {
-  const heartbeat =
-    typeof options.heartbeat === 'object' ? options.heartbeat : { interval: options.heartbeat };
+  const { heartbeat } = options;
+  const { interval = 15_000, visible = false }: Heartbeat =
+    typeof heartbeat === 'object' ? heartbeat : { interval: heartbeat };
   return Object.freeze({
-    heartbeat: heartbeat.interval ?? 15_000,
-    visibleHeartbeat: 'visible' in heartbeat && heartbeat.visible === true,
+    heartbeat: interval,
+    pingEvent: visible && interval !== false ? formatPing(interval) : undefined,
     retry: options.retry === undefined ? undefined : toRetryRange(options.retry),
     serialize: options.serialize ?? JSON.stringify,
     maxBuffered: options.maxBuffered ?? 1_048_576,

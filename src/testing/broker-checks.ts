@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import type { LogEntry } from '../index.ts';
 import { ALL_BYTES, dataOf, HISTORY, type Nodes } from './broker-node.ts';
-import { EventStreamParser, type ReceivedEvent } from './parser.ts';
+import { EventStreamParser, type ReceivedEvent } from '../client/parser.ts';
 
 const ID = /^[A-Za-z0-9._-]{1,127}$/;
 

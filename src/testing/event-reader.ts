@@ -1,6 +1,6 @@
 /** The client of one event stream in a test. Every wait has a timeout. */
 import type { ClientRequest, IncomingHttpHeaders, IncomingMessage } from 'node:http';
-import { EventStreamParser, type ReceivedEvent } from './parser.ts';
+import { EventStreamParser, type ReceivedEvent } from '../client/parser.ts';
 import { clearTimer, nextTurn, setTimer, waitFor } from './real-timers.ts';
 import type { ServedTarget } from './target.ts';
 

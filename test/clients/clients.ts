@@ -1,6 +1,7 @@
 /** Runs the clients of the table in `docs/clients.md`, each with the code of that page. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { join } from 'node:path';
 import { EventSource } from 'eventsource';
 import express, { type Express } from 'express';
 import type { Browser, Page } from 'playwright-core';
@@ -8,7 +9,7 @@ import { launchChromium } from '../support/chromium.ts';
 import { launchFirefox } from '../support/firefox.ts';
 import { packageFolders } from '../support/packages.ts';
 import { StrictParser } from '../support/strict-parser.ts';
-import { filesIn, pageOf, writeFiles } from './blocks.ts';
+import { filesIn, pageOf, root, writeFiles } from './blocks.ts';
 
 /** The columns of the table, in order. */
 export const PROMISES = [
@@ -87,6 +88,21 @@ const allPromises = {
 /** All clients except `openai`, which reads only completions and has its own tests. */
 export const CLIENTS: readonly Client[] = [
   {
+    name: 'res-sse/client (Chromium)',
+    promises: allPromises,
+    follow: followInPage('res-sse-client.js'),
+  },
+  {
+    name: 'res-sse/client (Firefox)',
+    promises: allPromises,
+    follow: followInPage('res-sse-client.js', 'Firefox'),
+  },
+  {
+    name: 'res-sse/client (Node)',
+    promises: allPromises,
+    follow: followInNode('res-sse-client.js'),
+  },
+  {
     name: 'EventSource (Chromium)',
     promises: allPromises,
     follow: followInPage('event-source.js'),
@@ -157,7 +173,10 @@ function followInNode(file: string): Client['follow'] {
   return async (url) => {
     // Provide the packages that the code blocks import, and the global `EventSource` of browsers.
     Object.assign(globalThis, { EventSource });
-    const files = await writeFiles({ [file]: BLOCKS[file] ?? '' }, ['eventsource-parser']);
+    const files = await writeFiles({ [file]: BLOCKS[file] ?? '' }, [
+      'eventsource-parser',
+      'res-sse',
+    ]);
     const { follow } = (await files.load(file)) as { follow: Follow };
     const events: ShownEvent[] = [];
     const abort = new AbortController();
@@ -183,10 +202,12 @@ function followInNode(file: string): Client['follow'] {
 const MODULES = {
   '@microsoft/fetch-event-source': '/modules/@microsoft/fetch-event-source/lib/esm/index.js',
   'sse.js': '/modules/sse.js/lib/sse.js',
+  'res-sse/client': '/client/index.js',
 };
 
 /** Serves the files of the packages below `/modules`. */
 export function serveModules({ app }: PageServer): void {
+  app.use('/client', express.static(join(root, 'dist/client')));
   for (const folder of packageFolders) {
     app.use('/modules', express.static(folder, { extensions: ['js'] }));
   }

@@ -22,7 +22,10 @@ async function serveEnds(): Promise<EndServer> {
   server.app.get(
     '/listen',
     (req, res, next) => {
-      const request: EndServer['requests'][number] = { lastEventId: req.get('Last-Event-ID') };
+      const { lastEventId } = req.query as { lastEventId?: string };
+      const request: EndServer['requests'][number] = {
+        lastEventId: req.get('Last-Event-ID') ?? lastEventId,
+      };
       requests.push(request);
       res.on('finish', () => (request.status = res.statusCode));
       next();
@@ -49,7 +52,7 @@ async function untilOthersHaveReconnected(client: Client, server: EndServer): Pr
 const stopping = CLIENTS.filter(({ promises }) => promises['stops at a final end'] !== 'no');
 
 describe.each(stopping)('$name', (client) => {
-  test('asks once more after sse:end, is answered 204, and makes no further request', async () => {
+  test('makes no further request after sse:end, or one that is answered 204', async () => {
     await using server = await serveEnds();
     const { channels, requests } = server;
     await using following = await client.follow(`${server.url}/listen`, server);
@@ -59,8 +62,12 @@ describe.each(stopping)('$name', (client) => {
     await until('the client to stop', () => following.isOver());
     await untilOthersHaveReconnected(client, server);
     expect((await following.shownEvents()).map(({ data }) => data)).toEqual(['1', '2']);
+    // Clients that do not know `sse:end` ask once more, the others need not.
+    const asksOnceMore =
+      client.promises['stops at a final end'] === 'yes' &&
+      !client.name.startsWith('res-sse/client');
     expect(requests.map(({ status }) => status)).toEqual(
-      [200, 204].slice(0, client.promises['stops at a final end'] === 'yes' ? 2 : requests.length),
+      [200, 204].slice(0, asksOnceMore ? 2 : requests.length),
     );
   });
 

@@ -1,7 +1,7 @@
 /** Tests of the haiku page in a real browser. */
 import { createServer } from 'node:http';
 import { once } from 'node:events';
-import type { Browser } from 'playwright-core';
+import type { Browser, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createDemo } from '../../demo/app.ts';
 import { launchChromium } from '../support/chromium.ts';
@@ -90,10 +90,10 @@ describe('receiving haiku', () => {
     }
   });
 
-  it('the page shows "closed" after a 503 and reconnects on a button press', async () => {
+  it('the page shows "closed" after a 404 and reconnects on a button press', async () => {
     await using server = await serve(createDemo().app);
     await using page = await browser.newPage();
-    await page.route('**/listen?*', (route) => route.fulfill({ status: 503 }));
+    await page.route('**/listen?*', (route) => route.fulfill({ status: 404 }));
     await page.goto(server.url);
     await expectText(state(page), 'closed');
     const heading = page.locator('.heading');
@@ -103,6 +103,29 @@ describe('receiving haiku', () => {
     await expectText(state(page), 'live');
     expect(await page.getByRole('button', { name: 'Connect again' }).count()).toBe(0);
     expect(await heading.boundingBox()).toEqual(box);
+  });
+
+  it('eight tabs use one connection, and all receive what is spoken', async () => {
+    const demo = createDemo();
+    await using server = await serve(demo.app);
+    await using context = await browser.newContext();
+    const pages: Page[] = [];
+    for (let tab = 0; tab < 8; tab++) pages.push(await open(await context.newPage(), server.url));
+    expect(demo.events.streams.size).toBe(1);
+    await speak(server.url, { text: 'in all tabs' });
+    for (const page of pages) await items(page).getByText('in all tabs').waitFor();
+  });
+
+  it('the page shows that the browser is offline, and receives later what was spoken', async () => {
+    await using server = await serve(createDemo().app);
+    await using context = await browser.newContext();
+    const page = await open(await context.newPage(), server.url);
+    await context.setOffline(true);
+    await expectText(state(page), 'offline');
+    await speak(server.url, { text: 'meanwhile' });
+    await context.setOffline(false);
+    await items(page).getByText('meanwhile').waitFor();
+    await expectText(state(page), 'live');
   });
 
   it('the page sends requests only to its server and logs no error', async () => {
@@ -120,7 +143,7 @@ describe('receiving haiku', () => {
     expect(
       network.map((url) => url.replace(/\?lastEventId=[\w.-]+$/, '?lastEventId=…')).toSorted(),
     ).toEqual(
-      ['/', '/app.js', '/listen?lastEventId=…', '/style.css', '/syllables.js'].map(
+      ['/', '/app.js', '/client.js', '/listen?lastEventId=…', '/style.css', '/syllables.js'].map(
         (path) => server.url + path,
       ),
     );
@@ -231,6 +254,32 @@ describe('speaking a haiku', () => {
     expect(await page.getByLabel('First line').inputValue()).toBe(OLD_POND[0]);
   });
 
+  it('a request that hangs is shown, and sent again it is spoken once', async () => {
+    await using server = await serve(createDemo().app);
+    await using page = await browser.newPage();
+    await page.clock.install();
+    await open(page, server.url);
+    // The request arrives, but its answer does not.
+    await page.route('**/speak', async (route) => void (await route.fetch()), { times: 1 });
+    await write(page, OLD_POND);
+    await page.getByRole('button', { name: 'Speak' }).click();
+    await items(page).first().waitFor();
+    await page.clock.fastForward(2_000);
+    await expectText(page.locator('#answer'), 'No answer yet …');
+    await page.clock.fastForward(8_000);
+    await expectText(
+      page.locator('#answer'),
+      'Nobody could hear that. Your lines are kept; try again in a moment.',
+    );
+    await page.getByRole('button', { name: 'Speak' }).click();
+    await expectText(page.locator('#answer'), 'Spoken.');
+    await speak(server.url, { text: 'next' });
+    await items(page).getByText('next').waitFor();
+    expect(await items(page).count()).toBe(2);
+    await open(page, server.url);
+    expect(await items(page).count()).toBe(2);
+  });
+
   it('the name is remembered for the next visit', async () => {
     await using server = await serve(createDemo().app);
     await using page = await open(await browser.newPage(), server.url);
@@ -270,6 +319,25 @@ describe('layout', () => {
       );
     },
   );
+
+  it.each([
+    [390, 844],
+    [1280, 720],
+  ])('the form and the newest haiku are on a screen of %i × %i pixels', async (width, height) => {
+    await using server = await serve(createDemo().app);
+    await speak(server.url, { text: OLD_POND.join('\n'), author: 'Bashō' });
+    await using page = await open(
+      await browser.newPage({ viewport: { width, height } }),
+      server.url,
+    );
+    for (const locator of [page.locator('#speak'), items(page).first(), page.locator('.sun')]) {
+      const box = (await locator.boundingBox()) ?? { x: NaN, y: NaN, width: NaN, height: NaN };
+      expect(box.x).toBeGreaterThanOrEqual(0);
+      expect(box.y).toBeGreaterThanOrEqual(0);
+      expect(box.x + box.width).toBeLessThanOrEqual(width);
+      expect(box.y + box.height).toBeLessThanOrEqual(height);
+    }
+  });
 
   it('nothing is animated with reduced motion', async () => {
     await using server = await serve(createDemo().app);

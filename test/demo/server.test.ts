@@ -1,9 +1,13 @@
 /** The HTTP interface of the haiku chat: statuses, texts of answers, streams, and shutdown. */
 import { spawn, type ChildProcess } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { createServer, type AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import request from 'supertest';
-import { afterEach, describe, expect, it, vi } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
 import { createDemo } from '../../demo/app.ts';
 import type { PageData } from '../../demo/page.ts';
 import { read } from '../support/reader.ts';
@@ -11,6 +15,15 @@ import { serve } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 
 const JSON_TYPE = { 'Content-Type': 'application/json' };
+
+// The files in which demos store their haiku.
+let directory: string;
+
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'res-sse-haiku-'));
+});
+
+afterAll(() => rm(directory, { recursive: true, force: true }));
 
 afterEach(() => {
   vi.restoreAllMocks();
@@ -243,7 +256,8 @@ describe('the event streams', () => {
 describe('other routes', () => {
   it.each([
     ['/', 'text/html', '<title>Haiku</title>'],
-    ['/app.js', 'text/javascript', 'EventSource'],
+    ['/app.js', 'text/javascript', 'connect('],
+    ['/client.js', 'text/javascript', 'BroadcastChannel'],
     ['/syllables.js', 'text/javascript', 'countSyllables'],
     ['/style.css', 'text/css', 'color-scheme'],
   ])('GET %s is %s, and HEAD has the same head', async (path, type, content) => {
@@ -319,6 +333,21 @@ describe('demo/server.ts', () => {
     );
   });
 
+  it('keeps the haiku for its next start', async () => {
+    const file = join(directory, 'kept.json');
+    for (const text of ['first', 'second']) {
+      await using demo = await startDemo(file);
+      const body = JSON.stringify({ text });
+      const headers = { 'Content-Type': 'application/json' };
+      expect((await fetch(`${demo.url}/speak`, { method: 'POST', headers, body })).status).toBe(
+        202,
+      );
+    }
+    await using demo = await startDemo(file);
+    const { haikus } = spokenIn(await (await fetch(demo.url)).text());
+    expect(haikus.map(({ text }) => text)).toEqual(['first', 'second']);
+  });
+
   it('answers 415 to curl -d without a content type', async () => {
     await using demo = await startDemo();
     await using speaker = run('curl', [
@@ -352,6 +381,7 @@ describe('demo/server.ts', () => {
       const usedPort = (other.address() as AddressInfo).port;
       await using program = run('node_modules/.bin/tsx', ['demo/server.ts'], {
         PORT: port ?? `${usedPort}`,
+        HAIKU_FILE: join(directory, 'none.json'),
       });
       expect(await exitOf(program)).toBe(1);
       expect(program.output).toMatch(message);
@@ -418,8 +448,14 @@ async function exitOf(program: Process): Promise<unknown> {
   return code ?? signal;
 }
 
-async function startDemo(): Promise<AsyncDisposable & { url: string; process: Process }> {
-  const program = run('node_modules/.bin/tsx', ['demo/server.ts'], { PORT: '0' });
+/** @param file stores the haiku. @defaultValue a new file */
+async function startDemo(
+  file = join(directory, `${randomUUID()}.json`),
+): Promise<AsyncDisposable & { url: string; process: Process }> {
+  const program = run('node_modules/.bin/tsx', ['demo/server.ts'], {
+    PORT: '0',
+    HAIKU_FILE: file,
+  });
   const address = /http:\/\/localhost:[1-9]\d*/;
   await until('the address of the demo', () => {
     if (program.child.exitCode !== null) throw new Error(`the demo exited: ${program.output}`);

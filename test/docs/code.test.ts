@@ -47,6 +47,7 @@ const sources: Source[] = (await pages()).flatMap(({ path, blocks }) =>
 
 const entries = {
   'res-sse': 'index.ts',
+  'res-sse/client': 'client/index.ts',
   'res-sse/testing': 'testing/index.ts',
   'res-sse/redis': 'brokers/redis.ts',
 };

@@ -91,12 +91,12 @@ describe('the haiku chat on three nodes', () => {
     }
   });
 
-  test('connects two browser tabs on different nodes', async () => {
+  test('connects two visitors on different nodes', async () => {
     await using resources = new Resources();
     const { url } = await startDemo(resources);
     await using browser = await launchChromium();
-    await using context = await browser.newContext();
-    const pages = [await context.newPage(), await context.newPage()] as const;
+    // Each page has a context of its own, because the tabs of one visitor use one connection.
+    const pages = [await browser.newPage(), await browser.newPage()] as const;
     const nodes = new Set<string>();
     for (const page of pages) {
       page.on('response', (response) => {
@@ -105,7 +105,7 @@ describe('the haiku chat on three nodes', () => {
         }
       });
     }
-    // Connections go round: the second tab is reloaded until its stream is on another node.
+    // Connections go round: the second page is reloaded until its stream is on another node.
     await open(pages[0], url);
     do {
       for (const node of [...nodes].slice(1)) nodes.delete(node);

@@ -227,7 +227,10 @@ describe('a strict TypeScript app without skipLibCheck', () => {
       expect(files.filter((file) => file.endsWith('.test-d.ts'))).not.toEqual([]);
       for (const file of files) {
         const text = await readFile(join(types, file), 'utf8');
-        await writeFile(join(app, file), text.replaceAll('../../src/index.ts', 'res-sse'));
+        const imports = text
+          .replaceAll('../../src/index.ts', 'res-sse')
+          .replaceAll('../../src/client/index.ts', 'res-sse/client');
+        await writeFile(join(app, file), imports);
       }
       const options = { ...compilerOptions, noEmit: true, allowImportingTsExtensions: true };
       await writeFile(

@@ -62,6 +62,10 @@ describe('the built package', () => {
           "default": "./dist/index.js",
           "types": "./dist/index.d.ts",
         },
+        "./client": {
+          "default": "./dist/client/index.js",
+          "types": "./dist/client/index.d.ts",
+        },
         "./package.json": "./package.json",
         "./redis": {
           "default": "./dist/brokers/redis.js",

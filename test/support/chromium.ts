@@ -1,6 +1,6 @@
 /** A real browser. */
 import { existsSync } from 'node:fs';
-import { chromium, type Browser } from 'playwright-core';
+import { chromium, type Browser, type LaunchOptions } from 'playwright-core';
 
 const PATHS = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
 
@@ -20,8 +20,8 @@ const ARGS = [
  * @example await using browser = await launchChromium();
  * @throws {Error} if there is no Chromium: a test that needs a browser fails without one
  */
-export async function launchChromium(): Promise<Browser> {
-  return chromium.launch({ executablePath: findChromium(), args: ARGS });
+export async function launchChromium(options: LaunchOptions = {}): Promise<Browser> {
+  return chromium.launch({ executablePath: findChromium(), args: ARGS, ...options });
 }
 
 function findChromium(): string {

@@ -1,6 +1,6 @@
 /** A real Firefox, as Mozilla and Debian build it. */
 import { existsSync } from 'node:fs';
-import { firefox, type Browser } from 'playwright-core';
+import { firefox, type Browser, type LaunchOptions } from 'playwright-core';
 
 const PATHS = ['/usr/bin/firefox-esr', '/usr/bin/firefox'];
 
@@ -10,11 +10,12 @@ const PATHS = ['/usr/bin/firefox-esr', '/usr/bin/firefox'];
  * @example await using browser = await launchFirefox();
  * @throws {Error} if there is no Firefox: a test that needs a browser fails without one
  */
-export async function launchFirefox(): Promise<Browser> {
-  return firefox.launch({ channel: 'moz-firefox', executablePath: findFirefox() });
+export async function launchFirefox(options: LaunchOptions = {}): Promise<Browser> {
+  return firefox.launch({ channel: 'moz-firefox', executablePath: findFirefox(), ...options });
 }
 
-function findFirefox(): string {
+/** The path of Firefox. @throws {Error} if there is none */
+export function findFirefox(): string {
   const { FIREFOX_PATH: chosen } = process.env;
   const path = chosen || PATHS.find((candidate) => existsSync(candidate));
   if (path !== undefined && existsSync(path)) return path;

@@ -186,7 +186,7 @@ test('res-sse/testing imports only Node and this package', async () => {
   for (const file of await readdir(directory)) {
     const imports = (await readFile(join(directory, file), 'utf8')).matchAll(/ from '([^']+)'/g);
     for (const [, from = ''] of imports) {
-      expect(from).toMatch(/^(node:|\.\/|\.\.\/(index|common\/[\w-]+)\.ts$)/);
+      expect(from).toMatch(/^(node:|\.\/|\.\.\/(index|common\/[\w-]+|client\/parser)\.ts$)/);
     }
   }
 });

@@ -76,6 +76,7 @@ source.addEventListener('sse:gap', ({ data }) => {
   holds<Equal<typeof cursor, string>>();
 });
 source.addEventListener('sse:checkpoint', ({ data }) => void parse(data).cursor.length);
+source.addEventListener('sse:ping', ({ data }) => void parse(data).interval.toFixed());
 source.addEventListener('sse:end', () => source.close());
 holds<Equal<keyof OwnEvents, 'sse:checkpoint' | 'sse:end' | 'sse:gap' | 'sse:ping'>>();
 // @ts-expect-error -- no such event

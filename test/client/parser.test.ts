@@ -1,7 +1,7 @@
 import { createParser } from 'eventsource-parser';
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { EventStreamParser, type ReceivedEvent } from '../../src/testing/parser.ts';
+import { EventStreamParser, type ReceivedEvent } from '../../src/client/parser.ts';
 import { StrictParser } from '../support/strict-parser.ts';
 
 interface Parsed {

@@ -1,0 +1,454 @@
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { record } from './recorded.ts';
+
+/** A request, and the response that the test makes. */
+interface Exchange {
+  readonly url: URL;
+  readonly signal: AbortSignal;
+  /** Answers with a stream that stays open. */
+  open(): void;
+  send(text: string): void;
+  end(): void;
+  answer(status: number, headers?: Record<string, string>): void;
+  /** The connection fails. */
+  fail(): void;
+}
+
+const URL_OF_STREAM = 'http://server/events';
+
+let exchanges: Exchange[];
+
+beforeEach(() => {
+  exchanges = [];
+  vi.useFakeTimers();
+  vi.spyOn(Math, 'random').mockReturnValue(0);
+  vi.stubGlobal('fetch', (url: URL, { signal }: { signal: AbortSignal }) => {
+    const { promise, resolve, reject } = promiseWithResolvers<Response>();
+    let controller: ReadableStreamDefaultController<Uint8Array> | undefined;
+    const body = new ReadableStream<Uint8Array>({
+      start(given) {
+        controller = given;
+      },
+    });
+    signal.addEventListener('abort', () => {
+      reject(signal.reason as Error);
+      controller?.error(signal.reason);
+    });
+    exchanges.push({
+      url,
+      signal,
+      open: () => resolve(new Response(body, { headers: { 'Content-Type': 'text/event-stream' } })),
+      send: (text) => controller?.enqueue(new TextEncoder().encode(text)),
+      end: () => controller?.close(),
+      answer: (status, headers = {}) => resolve(new Response(null, { status, headers })),
+      fail: () => reject(new TypeError('fetch failed')),
+    });
+    return promise;
+  });
+});
+
+afterEach(() => {
+  vi.useRealTimers();
+  vi.restoreAllMocks();
+  vi.unstubAllGlobals();
+});
+
+function promiseWithResolvers<T>() {
+  let resolve!: (value: T) => void;
+  let reject!: (error: Error) => void;
+  const promise = new Promise<T>((onValue, onError) => {
+    resolve = onValue;
+    reject = onError;
+  });
+  return { promise, resolve, reject };
+}
+
+const pass = (ms: number): Promise<unknown> => vi.advanceTimersByTimeAsync(ms);
+
+/** The newest request. */
+function last(): Exchange {
+  return exchanges.at(-1) as Exchange;
+}
+
+/** Lets the next request open, and sends a text. */
+async function open(text = ':\n'): Promise<void> {
+  await pass(0);
+  last().open();
+  last().send(text);
+  await pass(0);
+}
+
+/** Time in ms until the next request. */
+async function untilRequest(): Promise<number> {
+  const count = exchanges.length;
+  const start = Date.now();
+  while (exchanges.length === count) {
+    if (Date.now() - start > 600_000) throw new Error('no request within ten minutes');
+    await pass(50);
+  }
+  return Date.now() - start;
+}
+
+describe('silence', () => {
+  test('of two heartbeats of comments ends the connection, and the next one resumes', async () => {
+    const live = record(URL_OF_STREAM);
+    await open('data: 1\nid: e.1\n\n');
+    for (let beat = 0; beat < 3; beat++) {
+      await pass(15_000);
+      last().send(':\n');
+    }
+    expect(await untilRequest()).toBeGreaterThan(29_000);
+    expect(live.states).toEqual(['connecting', 'open', 'reconnecting']);
+    expect(live.errors.at(-1)?.message).toBe('no byte arrived for 30000 ms');
+    expect(last().url.searchParams.get('lastEventId')).toBe('e.1');
+    expect(exchanges[0]?.signal.aborted).toBe(true);
+  });
+
+  test('of two heartbeats that say their interval is found within it', async () => {
+    const live = record(URL_OF_STREAM);
+    await open(':\nevent: sse:ping\ndata: {"interval":2000}\n\n');
+    expect(await untilRequest()).toBeLessThanOrEqual(4_050);
+    expect(live.states).toEqual(['connecting', 'open', 'reconnecting']);
+  });
+
+  test('of two heartbeats that do not say it is found, too', async () => {
+    record(URL_OF_STREAM);
+    await open();
+    await pass(2_000);
+    last().send('event: sse:ping\ndata: {}\n\n');
+    await pass(0);
+    expect(await untilRequest()).toBeLessThanOrEqual(4_050);
+  });
+
+  test('is not mistaken for a short one if two heartbeats arrive together', async () => {
+    const live = record(URL_OF_STREAM);
+    await open();
+    for (const ms of [4_000, 100, 3_900]) {
+      await pass(ms);
+      last().send('event: sse:ping\ndata: {}\n\n');
+    }
+    await pass(7_000);
+    expect(live.states).toEqual(['connecting', 'open']);
+  });
+
+  test('of a server whose heartbeat is not known ends the connection after a minute', async () => {
+    record(URL_OF_STREAM);
+    await open();
+    const ms = await untilRequest();
+    expect(ms).toBeGreaterThan(59_000);
+    expect(ms).toBeLessThan(61_000);
+  });
+
+  test('is not found while bytes arrive, be it one comment after the other', async () => {
+    const live = record(URL_OF_STREAM);
+    await open();
+    for (let second = 0; second < 300; second++) {
+      await pass(1_000);
+      last().send(':\n');
+    }
+    expect(exchanges).toHaveLength(1);
+    expect(live.states).toEqual(['connecting', 'open']);
+  });
+
+  test('while the machine slept is found when it wakes', async () => {
+    const live = record(URL_OF_STREAM);
+    await open();
+    await pass(1_000);
+    vi.setSystemTime(Date.now() + 3_600_000);
+    expect(await untilRequest()).toBeLessThanOrEqual(5_050);
+    expect(live.states).toEqual(['connecting', 'open', 'reconnecting']);
+  });
+
+  test('is found after the clock was set back, too', async () => {
+    record(URL_OF_STREAM);
+    await open();
+    await pass(1_000);
+    vi.setSystemTime(Date.now() - 3_600_000);
+    expect(await untilRequest()).toBeLessThan(66_000);
+  });
+});
+
+describe('reconnecting', () => {
+  test('follows after the time that the server has sent, and up to twice of it', async () => {
+    record(URL_OF_STREAM);
+    await open('retry: 3000\n');
+    last().end();
+    expect(await untilRequest()).toBe(3_000);
+    await open();
+    vi.mocked(Math.random).mockReturnValue(0.99);
+    last().end();
+    expect(await untilRequest()).toBe(6_000);
+  });
+
+  test('backs off up to half a minute while attempts fail, and anew after an open stream', async () => {
+    record(URL_OF_STREAM);
+    await pass(0);
+    const delays: number[] = [];
+    for (let attempt = 0; attempt < 8; attempt++) {
+      last().fail();
+      delays.push(await untilRequest());
+    }
+    expect(delays).toEqual([1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000]);
+    await open();
+    last().end();
+    expect(await untilRequest()).toBe(1_000);
+  });
+
+  test('waits for a second at least after an attempt that has failed', async () => {
+    record(URL_OF_STREAM);
+    await open('retry: 50\n');
+    last().end();
+    expect(await untilRequest()).toBe(50);
+    last().fail();
+    await untilRequest();
+    last().fail();
+    expect(await untilRequest()).toBeGreaterThanOrEqual(1_000);
+  });
+
+  test('does not hurry where the server asked for hours', async () => {
+    record(URL_OF_STREAM);
+    await open('retry: 500000\n');
+    last().end();
+    expect(await untilRequest()).toBe(500_000);
+  });
+
+  test.each([
+    ['seconds', () => '40'],
+    ['a date', () => new Date(Date.now() + 40_000).toUTCString()],
+  ])('waits as long as Retry-After says in %s', async (_, value) => {
+    const live = record(URL_OF_STREAM);
+    await pass(0);
+    last().answer(503, { 'Retry-After': value() });
+    const ms = await untilRequest();
+    expect(ms).toBeGreaterThan(38_000);
+    expect(ms).toBeLessThanOrEqual(40_000);
+    expect(live.errors.at(-1)?.status).toBe(503);
+  });
+
+  test('does not wait for ever for the function headers', async () => {
+    const live = record(URL_OF_STREAM, { headers: () => new Promise(() => {}) });
+    await pass(30_000);
+    expect(live.errors.at(-1)?.message).toBe('headers() timed out');
+    expect(live.states).toEqual(['connecting', 'reconnecting']);
+    expect(exchanges).toEqual([]);
+  });
+
+  test('leaves no timer after close() while the function headers is awaited', async () => {
+    let answer: ((headers: Record<string, string>) => void) | undefined;
+    const live = record(URL_OF_STREAM, {
+      headers: () =>
+        new Promise((resolve) => {
+          answer = resolve;
+        }),
+    });
+    await pass(0);
+    live.connection.close();
+    answer?.({});
+    await pass(0);
+    expect(vi.getTimerCount()).toBe(0);
+    expect(exchanges).toEqual([]);
+  });
+
+  test('leaves no timer after close() in the function headers', async () => {
+    const live = record(URL_OF_STREAM, {
+      headers() {
+        live.connection.close();
+        return {};
+      },
+    });
+    await pass(0);
+    expect(vi.getTimerCount()).toBe(0);
+    expect(exchanges).toEqual([]);
+  });
+
+  test('leaves no timer after close()', async () => {
+    const live = record(URL_OF_STREAM);
+    await open();
+    last().end();
+    await pass(0);
+    live.connection.close();
+    expect(vi.getTimerCount()).toBe(0);
+    await pass(100_000);
+    expect(exchanges).toHaveLength(1);
+  });
+});
+
+describe('polling', () => {
+  test('begins when no byte of a stream arrives within 10 s, and tells its first answer', async () => {
+    const live = record(URL_OF_STREAM);
+    await pass(0);
+    last().open();
+    expect(await untilRequest()).toBeLessThanOrEqual(10_050);
+    expect(last().url.searchParams.get('ssePoll')).toBe('1');
+    expect(live.states).toEqual(['connecting', 'reconnecting']);
+    await pass(25_000);
+    await open('retry: 50\ndata: 1\nid: e.1\n\n');
+    expect(live.states).toEqual(['connecting', 'reconnecting', 'polling']);
+    last().end();
+    expect(await untilRequest()).toBe(50);
+    expect(last().url.search).toBe('?lastEventId=e.1&ssePoll=1');
+    await open('retry: 50\n');
+    last().end();
+    await untilRequest();
+    expect(live.states).toEqual(['connecting', 'reconnecting', 'polling']);
+    expect(live.received).toEqual([1]);
+  });
+
+  test('begins when the request is not even answered', async () => {
+    record(URL_OF_STREAM);
+    await pass(0);
+    expect(await untilRequest()).toBeLessThanOrEqual(10_050);
+    expect(last().url.searchParams.get('ssePoll')).toBe('1');
+  });
+
+  test('that is not answered either is followed by a stream', async () => {
+    record(URL_OF_STREAM);
+    await pass(0);
+    await untilRequest();
+    const ms = await untilRequest();
+    expect(ms).toBeGreaterThanOrEqual(40_000);
+    expect(ms).toBeLessThan(43_000);
+    expect(last().url.searchParams.has('ssePoll')).toBe(false);
+  });
+
+  test('ends when the network changes', async () => {
+    const target = new EventTarget();
+    vi.stubGlobal('addEventListener', target.addEventListener.bind(target));
+    const live = record(URL_OF_STREAM);
+    await pass(0);
+    await untilRequest();
+    await open('retry: 50\ndata: 1\nid: e.1\n\n');
+    target.dispatchEvent(new Event('online'));
+    await untilRequest();
+    await open();
+    expect(last().url.search).toBe('?lastEventId=e.1');
+    expect(live.states.slice(-3)).toEqual(['polling', 'reconnecting', 'open']);
+  });
+
+  test('ends when the network changes before it is answered', async () => {
+    const target = new EventTarget();
+    vi.stubGlobal('addEventListener', target.addEventListener.bind(target));
+    record(URL_OF_STREAM);
+    await pass(0);
+    await untilRequest();
+    target.dispatchEvent(new Event('online'));
+    await untilRequest();
+    expect(exchanges.map(({ url }) => url.searchParams.get('ssePoll'))).toEqual([null, '1', null]);
+  });
+
+  test('does not begin because an open stream falls silent', async () => {
+    record(URL_OF_STREAM);
+    await open();
+    await untilRequest();
+    expect(last().url.searchParams.has('ssePoll')).toBe(false);
+  });
+
+  test('does not begin while the browser is offline', async () => {
+    vi.stubGlobal('navigator', { onLine: false });
+    record(URL_OF_STREAM);
+    await pass(0);
+    await untilRequest();
+    expect(last().url.searchParams.has('ssePoll')).toBe(false);
+  });
+});
+
+describe('a page', () => {
+  test('that was told `offline` or `online` looks at once whether its connection is alive', async () => {
+    const target = new EventTarget();
+    vi.stubGlobal('addEventListener', target.addEventListener.bind(target));
+    const live = record(URL_OF_STREAM);
+    await open();
+    target.dispatchEvent(new Event('offline'));
+    await pass(0);
+    expect(exchanges).toHaveLength(2);
+    last().fail();
+    await pass(500);
+    expect(live.states).toEqual(['connecting', 'open', 'reconnecting']);
+    expect(exchanges).toHaveLength(2);
+    target.dispatchEvent(new Event('online'));
+    await pass(0);
+    expect(exchanges).toHaveLength(3);
+  });
+
+  test('that comes online does not shorten the time that a server has asked for', async () => {
+    const target = new EventTarget();
+    vi.stubGlobal('addEventListener', target.addEventListener.bind(target));
+    record(URL_OF_STREAM);
+    await pass(0);
+    last().answer(503, { 'Retry-After': '40' });
+    await pass(1_000);
+    target.dispatchEvent(new Event('online'));
+    await pass(1_000);
+    expect(exchanges).toHaveLength(1);
+    await untilRequest();
+    await open('retry: 40000\n');
+    last().end();
+    await pass(1_000);
+    target.dispatchEvent(new Event('online'));
+    await pass(1_000);
+    expect(exchanges).toHaveLength(2);
+  });
+
+  test('in the back/forward cache has no connection, and resumes when it is shown again', async () => {
+    const target = new EventTarget();
+    vi.stubGlobal('addEventListener', target.addEventListener.bind(target));
+    const live = record(URL_OF_STREAM);
+    await open('data: 1\nid: e.1\n\n');
+    target.dispatchEvent(new Event('pagehide'));
+    expect(last().signal.aborted).toBe(true);
+    await pass(100_000);
+    expect(exchanges).toHaveLength(1);
+    target.dispatchEvent(new Event('pageshow'));
+    await open();
+    expect(last().url.searchParams.get('lastEventId')).toBe('e.1');
+    expect(live.states).toEqual(['connecting', 'open', 'reconnecting', 'open']);
+    live.connection.close();
+    target.dispatchEvent(new Event('pageshow'));
+    await pass(0);
+    expect(exchanges).toHaveLength(2);
+  });
+
+  test('that is frozen has no connection, and resumes when it goes on', async () => {
+    const document = new EventTarget();
+    vi.stubGlobal('document', document);
+    const live = record(URL_OF_STREAM);
+    await open('data: 1\nid: e.1\n\n');
+    document.dispatchEvent(new Event('freeze'));
+    expect(last().signal.aborted).toBe(true);
+    document.dispatchEvent(new Event('resume'));
+    await open();
+    expect(last().url.searchParams.get('lastEventId')).toBe('e.1');
+    expect(live.states).toEqual(['connecting', 'open', 'reconnecting', 'open']);
+  });
+
+  test('that is reloaded continues at the stored id', async () => {
+    const stored = new Map<string, string>();
+    vi.stubGlobal('sessionStorage', {
+      getItem: (key: string) => stored.get(key) ?? null,
+      setItem: (key: string, value: string) => stored.set(key, value),
+    });
+    const before = record(URL_OF_STREAM, { persist: true, lastEventId: 'e.0' });
+    await open('data: 1\nid: e.1\n\n');
+    before.connection.close();
+    record(URL_OF_STREAM, { persist: true, lastEventId: 'e.0' });
+    await pass(0);
+    expect(last().url.searchParams.get('lastEventId')).toBe('e.1');
+    record(`${URL_OF_STREAM}?room=2`, { persist: true });
+    await pass(0);
+    expect(last().url.searchParams.has('lastEventId')).toBe(false);
+  });
+
+  test('whose storage is blocked receives all the same', async () => {
+    vi.stubGlobal('sessionStorage', {
+      getItem() {
+        throw new Error('SecurityError');
+      },
+      setItem() {
+        throw new Error('QuotaExceededError');
+      },
+    });
+    const live = record(URL_OF_STREAM, { persist: true });
+    await open('data: 1\nid: e.1\n\n');
+    expect(live.received).toEqual([1]);
+  });
+});
