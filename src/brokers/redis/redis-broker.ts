@@ -82,6 +82,9 @@ export class RedisBroker implements Broker {
       onProgress: () => this.#onProgress(),
       onInterrupted: () => this.#onInterrupted(),
     });
+    connection.onReplaced?.(() =>
+      subscription.reconnect(new Error('the connection for commands was replaced')),
+    );
     const conditions = this.#conditions;
     const queries = new SharedQueries(subscription, log.tracker, failures);
     const loader = new HistoryLoader(client, log, conditions, queries, inUse);
@@ -130,7 +133,7 @@ export class RedisBroker implements Broker {
 
   append(publication: Publication): Promise<{ id: string }> {
     if (this.#closing !== undefined) return Promise.reject(closedError());
-    return this.#publishQueue.add(publication);
+    return this.#publishQueue.add(publication, this.#leases.ownerOf(publication.channel));
   }
 
   listen(channel: string): Promise<void> | undefined {
