@@ -188,7 +188,7 @@ describe('the first call of the script announces to the nodes, before anything e
     history: HistoryLimits | false,
   ): Promise<unknown> {
     const publication = { channel, data: '', event: undefined, retry: undefined, key: undefined };
-    const item = log.toAppendItem({ ...publication, history });
+    const item = log.toAppendItem({ ...publication, history }, '');
     return log.append([item], new AbortController().signal);
   }
 
