@@ -28,7 +28,8 @@ export interface RedisBrokerOptions {
   client?: RedisClient | undefined;
   /**
    * The URL of Redis, `redis[s]://[[user][:password]@]host[:port][/database]`. The broker makes its
-   * own client, replaces it if it has not answered for 30 s, and closes it in `close()`.
+   * own client, replaces it if it has not answered for 30 s or its server has become a replica, and
+   * closes it in `close()`.
    */
   url?: string | undefined;
   /**

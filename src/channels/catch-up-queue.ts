@@ -21,7 +21,7 @@ const MAX_PENDING_READS = 64;
  *
  * ```text
  * each turn:   waitForTurn()  ──►  jobs that have a page  ──►  other jobs
- *              └ at most 50, ┘     │                              │
+ *              └ 50 steps, ──┘     │                              │
  *              │ if there are jobs │                              │
  *              └─────────── at most 100 steps and 4 MiB ──────────┘
  * ```
@@ -30,7 +30,8 @@ export class CatchUpQueue {
   readonly #jobs = new Set<CatchUpJob>();
   // Jobs whose page has arrived. They run first, because their pages take memory.
   readonly #jobsWithPage = new Set<CatchUpJob>();
-  readonly #waitingForTurn = new Set<() => void>();
+  // The functions that resolve the waits, each with its number of steps.
+  readonly #waitingForTurn = new Map<() => void, number>();
   #stepsLeft = MAX_STEPS_PER_TURN;
   #bytesLeft = MAX_BYTES_PER_TURN;
   #pendingReads = 0;
@@ -55,10 +56,13 @@ export class CatchUpQueue {
     this.#jobsWithPage.delete(job);
   }
 
-  /** Resolves in a turn whose limits are not reached. Counts as one step of that turn. */
-  waitForTurn(): Promise<void> {
+  /**
+   * Resolves in a turn whose limits are not reached.
+   * @param steps number of steps of that turn for which the work after the wait counts
+   */
+  waitForTurn(steps = 1): Promise<void> {
     return new Promise((resolve) => {
-      this.#waitingForTurn.add(resolve);
+      this.#waitingForTurn.set(resolve, steps);
       this.#schedule();
     });
   }
@@ -110,9 +114,9 @@ export class CatchUpQueue {
   #resolveWaiting(): void {
     const hasJobs = this.#jobs.size + this.#jobsWithPage.size > 0;
     const stepsForJobs = hasJobs ? MAX_STEPS_PER_TURN / 2 : 0;
-    for (const resolve of this.#waitingForTurn) {
-      if (this.#stepsLeft === stepsForJobs) break;
-      this.#stepsLeft--;
+    for (const [resolve, steps] of this.#waitingForTurn) {
+      if (this.#stepsLeft <= stepsForJobs) break;
+      this.#stepsLeft -= steps;
       this.#waitingForTurn.delete(resolve);
       resolve();
     }

@@ -40,6 +40,9 @@ export interface ConsumerHost extends FollowerHost {
   untrackConsumer(consumer: Consumer): void;
 }
 
+// The steps of a turn for which a page counts: the application gets all of its events in that turn.
+const STEPS_PER_PAGE = 20;
+
 type Result = IteratorResult<ChannelEvent, undefined>;
 
 const DONE: Result = { done: true, value: undefined };
@@ -200,7 +203,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> 
     const { catchUpQueue, followedChannels } = this.#host;
     // A broker in this process answers at once, so without this wait one consumer could use a whole
     // turn of the event loop.
-    await catchUpQueue.waitForTurn();
+    await catchUpQueue.waitForTurn(STEPS_PER_PAGE);
     if (this.#isOver) return;
     const { interruptions } = followedChannels;
     const buffer = this.#buffer;

@@ -167,7 +167,7 @@ export class Identities implements RevocationTarget {
     // Streams that are not open yet may have been revoked, too.
     this.#unknownUpTo = ++this.#revocations;
     const streams: EventStream[] = [];
-    for (const some of this.#streams.values()) streams.push(...some);
+    for (const some of this.#streams.values()) for (const stream of some) streams.push(stream);
     this.#endInSlices(streams.filter((stream) => this.#authorizeOf(stream) === undefined));
     this.#authorizeInSlices(streams.filter((stream) => this.#authorizeOf(stream) !== undefined));
   }

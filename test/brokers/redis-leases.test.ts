@@ -1,151 +1,121 @@
 /** Leases of `channels.pipe()`: which channels end, and which do not. */
-import { setTimeout as delay } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
 import { PublishOnlyBroker } from '../../src/brokers/redis/publish-only-broker.ts';
 import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
-import { createChannels, type Channels, type ChannelsOptions } from '../../src/index.ts';
-import { startRelay, type Relay } from '../support/relay.ts';
-import { startRedis, type RedisClient, type RedisServer } from '../support/redis-server.ts';
+import type { Channels } from '../../src/index.ts';
+import type { Relay } from '../support/relay.ts';
+import type { RedisClient, RedisServer } from '../support/redis-server.ts';
 import { until } from '../support/wait.ts';
+import {
+  endless,
+  HISTORY,
+  LEASE_MS,
+  LeaseNodes,
+  makeSource,
+  untilCalled,
+  untilOpen,
+  type BrokerClass,
+  type LeaseNode,
+} from './lease-nodes.ts';
 
-const LEASE_MS = 600;
-const TIMING = { probe: 500, linger: 10_000, wait: { min: 5, max: 100 } };
-
+let nodes: LeaseNodes;
 let redis: RedisServer;
-// The connections of the producer pass the relay.
 let relay: Relay;
 let client: RedisClient;
-const open: Channels[] = [];
 
 beforeEach(async () => {
-  redis = await startRedis();
-  relay = await startRelay(redis.port);
-  client = await redis.client();
+  nodes = await LeaseNodes.start();
+  ({ redis, relay, client } = nodes);
 });
 
 afterEach(async () => {
-  await Promise.all(open.splice(0).map((channels) => channels.close()));
-  await relay[Symbol.asyncDispose]();
-  await redis[Symbol.asyncDispose]();
+  await nodes[Symbol.asyncDispose]();
 });
 
-type BrokerClass = typeof RedisBroker | typeof PublishOnlyBroker;
+const makeNode = (...args: Parameters<LeaseNodes['make']>): Channels =>
+  nodes.make(...args).channels;
 
-interface NodeOptions extends ChannelsOptions {
-  /** The class of the broker. */
-  kind?: BrokerClass;
-  timeout?: number;
-  lease?: number;
+const leases = (): Promise<string[]> => nodes.leases();
+
+/** Checks that the channel has no lease, and that no call of the nodes takes one. */
+async function expectUsable(...all: LeaseNode[]): Promise<void> {
+  const [{ channels }] = all as [LeaseNode];
+  expect(await leases()).toEqual([]);
+  await channels.publish('run', 'used');
+  await untilCalled(...all);
+  expect(await leases()).toEqual([]);
+  expect(await channels.state('run')).toBe('open');
 }
 
-function makeNode(url: string, options: NodeOptions = {}): Channels {
-  const { kind: Kind = RedisBroker, timeout = 2_000, lease = LEASE_MS, ...rest } = options;
-  const connection = ownConnection(url, 500, () => {});
-  const broker = new Kind(connection, 'leases', { ...TIMING, timeout, lease });
-  const channels = createChannels({ ...rest, broker });
-  open.push(channels);
-  return channels;
-}
-
-/** A source whose last item a test gives. */
-function makeSource(): { items: AsyncGenerator<string>; finish: () => void } {
-  let finish!: () => void;
-  const finished = new Promise<void>((resolve) => {
-    finish = resolve;
-  });
-  async function* generate(): AsyncGenerator<string> {
-    yield 'first';
-    await finished;
-  }
-  return { items: generate(), finish };
-}
-
-const leases = (): Promise<string[]> => client.zRange('{leases}:leases', 0, -1);
-
-const untilOpen = (...nodes: Channels[]): Promise<void> =>
-  until('the nodes to be open', () => nodes.every((node) => node.stats().broker.state === 'open'));
-
-/** A source that does not end. */
-async function* endless(): AsyncGenerator<string> {
-  for (;;) {
-    yield 'more';
-    await delay(20);
-  }
-}
-
-/** Waits for longer than a lease is valid, and publishes meanwhile. */
-async function expectUsable(channels: Channels): Promise<void> {
-  const end = performance.now() + 2.5 * LEASE_MS;
-  while (performance.now() < end) {
-    await channels.publish('run', 'used');
-    await delay(50);
-  }
+/** Uses the channel until its lease has run out, and checks that it does not end. */
+async function expectNoEnd(channels: Channels): Promise<void> {
+  await channels.publish('run', 'used');
+  await until('no lease', async () => (await leases()).length === 0);
   expect(await channels.state('run')).toBe('open');
 }
 
 test('a producer that receives no messages, and whose commands work, keeps its channel', async () => {
   const [producer, other] = [makeNode(relay.url), makeNode(redis.url)];
   await untilOpen(producer, other);
-  // The other node has been open for long enough to look for abandoned leases.
-  await delay(1.5 * LEASE_MS);
+  await nodes.untilEnding(LEASE_MS);
   const { items, finish } = makeSource();
   const piped = producer.pipe('run', items);
   await until('the lease', async () => (await leases()).length === 1);
   relay.dropAll(() => true);
   await until('the producer to break', () => producer.stats().broker.state === 'broken');
-  await delay(3 * LEASE_MS);
-  expect(await other.state('run')).toBe('open');
+  expect(await nodes.stateAfterRenewals('run', other)).toBe('open');
   finish();
   expect(await piped).toMatchObject({ events: 1 });
   expect(await other.state('run')).toBe('ended');
 });
 
 test('a renewal that comes after the end does not end the channel when it is used again', async () => {
-  const [producer, other] = [makeNode(relay.url), makeNode(redis.url)];
-  await untilOpen(producer, other);
+  const [producer, other] = [nodes.make(relay.url), nodes.make(redis.url)];
+  await untilOpen(producer.channels, other.channels);
   const { items, finish } = makeSource();
-  const piped = producer.pipe('run', items);
+  const piped = producer.channels.pipe('run', items);
   await until('the lease', async () => (await leases()).length === 1);
+  await untilCalled(producer);
   // The answers are late: the producer renews its lease before it knows of the end.
   relay.stall('replies');
   finish();
-  await until('the end', async () => (await other.state('run')) === 'ended');
-  await delay(LEASE_MS / 2);
+  await until('the end', async () => (await other.channels.state('run')) === 'ended');
+  const { sent } = producer.calls;
+  await until('a renewal', () => producer.calls.sent > sent);
   relay.flow();
   await piped;
-  await until('no lease', async () => (await leases()).length === 0);
-  await other.clear('run');
-  await expectUsable(other);
+  await other.channels.clear('run');
+  await expectUsable(other, producer);
 });
 
 test('a pipe that was abandoned and piped anew leaves no lease behind', async () => {
-  const [producer, other] = [makeNode(redis.url), makeNode(redis.url)];
-  await until('the producer', () => producer.stats().broker.state === 'open');
+  const [producer, other] = [nodes.make(redis.url), nodes.make(redis.url)];
+  await until('the producer', () => producer.channels.stats().broker.state === 'open');
   await client.configSet('maxmemory', '1');
-  await expect(producer.pipe('run', ['lost'])).rejects.toMatchObject({ code: 'ERR_SSE_BROKER' });
+  await expect(producer.channels.pipe('run', ['lost'])).rejects.toMatchObject({
+    code: 'ERR_SSE_BROKER',
+  });
   await client.configSet('maxmemory', '0');
-  await producer.pipe('run', ['first']);
-  await other.clear('run');
-  await expectUsable(other);
-  expect(await leases()).toEqual([]);
+  await producer.channels.pipe('run', ['first']);
+  await other.channels.clear('run');
+  await expectUsable(other, producer);
 });
 
 test('an end by a node with other limits of the history removes the lease', async () => {
   const [producer, other] = [
-    makeNode(redis.url, { history: { events: 500 } }),
-    makeNode(redis.url, { history: { events: 700 } }),
+    nodes.make(redis.url, { history: { events: 500 } }),
+    nodes.make(redis.url, { history: { events: 700 } }),
   ];
   const { items, finish } = makeSource();
-  const piped = producer.pipe('run', items);
+  const piped = producer.channels.pipe('run', items);
   await until('the lease', async () => (await leases()).length === 1);
-  await other.end('run');
+  await other.channels.end('run');
   expect(await leases()).toEqual([]);
   finish();
   // The end of the pipe finds the channel ended.
   await piped;
-  await other.clear('run');
-  await expectUsable(other);
+  await other.channels.clear('run');
+  await expectUsable(other, producer);
 });
 
 describe('after an outage of Redis for longer than a lease', () => {
@@ -173,26 +143,28 @@ describe('after an outage of Redis for longer than a lease', () => {
     ['a process that only publishes', makeSweeper(PublishOnlyBroker)],
     ['a node that closes', closeAfterRefusal],
   ])('%s gives living producers the time to renew their leases', async (_who, start) => {
-    const [producer, reader] = [makeNode(relay.url, { lease }), makeNode(redis.url, { lease })];
+    const producer = makeNode(relay.url, { lease });
+    const reader = nodes.make(redis.url, { lease });
     const resume = await start();
-    await untilOpen(producer, reader);
-    // From now on, leases that run out end their channels.
-    await delay(1.5 * lease);
+    await untilOpen(producer, reader.channels);
+    await nodes.untilEnding(lease);
     const { items, finish } = makeSource();
     const piped = producer.pipe('run', items);
     await until('the lease', async () => (await leases()).includes('run'));
     // The renewals of the producer arrive after the calls of the others.
     relay.stall('commands');
+    const expiry = await nodes.expiry('run');
     redis.pause();
-    await delay(2 * lease);
+    await until('the lease to run out', () => Date.now() > expiry);
     await resume();
-    const end = performance.now() + lease / 2;
-    while (performance.now() < end) expect(await leases()).toContain('run');
+    // Without the time to renew, this call would end the channel.
+    await untilCalled(reader);
+    expect(await leases()).toContain('run');
     relay.flow();
     finish();
     expect(await piped).toMatchObject({ events: 1 });
-    await untilOpen(reader);
-    expect(await reader.state('run')).toBe('ended');
+    await untilOpen(reader.channels);
+    expect(await reader.channels.state('run')).toBe('ended');
   });
 });
 
@@ -215,27 +187,48 @@ test('a node that closes does not end a channel that another node holds by now',
 });
 
 test('a node that closes ends the channels that it still holds, and no others', async () => {
-  const history = { events: 10, bytes: 1_000, age: Infinity, latest: false };
-  const [closing, other] = [1, 2].map(() => {
-    const timing = { ...TIMING, timeout: 2_000, lease: 60_000 };
-    const broker = new RedisBroker(
-      ownConnection(redis.url, 500, () => {}),
-      'leases',
-      timing,
-    );
-    open.push(createChannels({ broker }));
-    return broker;
-  }) as [RedisBroker, RedisBroker];
-  closing.hold('own', history);
-  closing.hold('taken over', history);
+  const options = { lease: 60_000 };
+  const [closing, other] = [1, 2].map(() => nodes.make(redis.url, options).broker) as [
+    RedisBroker,
+    RedisBroker,
+  ];
+  closing.hold('own', HISTORY);
+  closing.hold('taken over', HISTORY);
   await until('the leases', async () => (await leases()).length === 2);
-  other.hold('taken over', history);
+  other.hold('taken over', HISTORY);
   // Answered after the lease was accepted.
   expect(await other.channelState('own')).toBe('unknown');
   await closing.close();
   expect(await leases()).toEqual(['taken over']);
   expect(await other.channelState('own')).toBe('ended');
   expect(await other.channelState('taken over')).toBe('unknown');
+});
+
+test('a node that renews its leases takes none from a later holder that lives', async () => {
+  const [closing, other] = [nodes.make(redis.url), nodes.make(redis.url, { lease: 60_000 })];
+  await untilOpen(closing.channels, other.channels);
+  closing.broker.hold('run', HISTORY);
+  await closing.channels.publish('run', 'event');
+  other.broker.hold('run', HISTORY);
+  await other.channels.publish('run', 'answered after the lease was accepted');
+  await untilCalled(closing);
+  // If the lease were its own, the node would end the channel now.
+  await closing.channels.close();
+  expect(await other.channels.state('run')).toBe('open');
+  expect(await leases()).toEqual(['run']);
+});
+
+test('a node that closes does not end a channel whose later holder has not renewed in time', async () => {
+  const [closing, other] = [nodes.make(redis.url, { lease: 60_000 }), nodes.make(relay.url)];
+  await untilOpen(closing.channels, other.channels);
+  closing.broker.hold('run', HISTORY);
+  await closing.channels.publish('run', 'event');
+  // To the node that closes, this lease of a short time is late.
+  other.broker.hold('run', HISTORY);
+  await other.channels.publish('run', 'answered after the lease was accepted');
+  await closing.channels.close();
+  expect(await other.channels.state('run')).toBe('open');
+  expect(await leases()).toEqual(['run']);
 });
 
 test('a producer whose channel was cleared holds it: the channel ends when it dies', async () => {
@@ -247,13 +240,32 @@ test('a producer whose channel was cleared holds it: the channel ends when it di
   await other.clear('run');
   await other.publish('run', 'after the clear');
   // A producer that lives renews its lease.
-  await delay(2 * LEASE_MS);
-  expect(await other.state('run')).toBe('open');
+  expect(await nodes.stateAfterRenewals('run', other)).toBe('open');
   relay.sever();
   await until('the end', async () => (await other.state('run')) === 'ended');
   relay.mend();
   finish();
   await piped;
+});
+
+test.each([
+  ['a node', RedisBroker],
+  ['a process that only publishes', PublishOnlyBroker],
+])('the channel of %s ends if it publishes after a clear and then dies', async (_who, kind) => {
+  // The producer dies before it renews its lease.
+  const lease = 6 * LEASE_MS;
+  const [producer, other] = [
+    nodes.make(relay.url, { kind, lease }),
+    nodes.make(redis.url).channels,
+  ];
+  await untilOpen(other);
+  producer.broker.hold('run', HISTORY);
+  await producer.channels.publish('run', 'before the clear');
+  await other.clear('run');
+  await producer.channels.publish('run', 'after the clear');
+  relay.sever();
+  expect(await other.state('run')).toBe('open');
+  await until('the end', async () => (await other.state('run')) === 'ended');
 });
 
 test('a pipe that was refused does not end its channel when it was cleared meanwhile', async () => {
@@ -267,25 +279,40 @@ test('a pipe that was refused does not end its channel when it was cleared meanw
   expect(await refusal).toMatchObject({ code: 'ERR_SSE_BROKER' });
   relay.mend();
   await untilOpen(refused);
-  await expectUsable(other);
-  await until('no lease', async () => (await leases()).length === 0);
+  await expectNoEnd(other);
 });
 
 test('a pipe that was refused does not end its channel when others have used it meanwhile', async () => {
-  const [refused, other] = [makeNode(relay.url, { timeout: 300 }), makeNode(redis.url)];
-  await untilOpen(refused, other);
-  const piped = refused.pipe('run', endless());
+  const [refused, other] = [nodes.make(relay.url, { timeout: 300 }), nodes.make(redis.url)];
+  await untilOpen(refused.channels, other.channels);
+  const piped = refused.channels.pipe('run', endless());
   // Answered after the lease was accepted.
-  await refused.publish('another', 'event');
+  await refused.channels.publish('another', 'event');
   relay.sever();
   await expect(piped).rejects.toMatchObject({ code: 'ERR_SSE_BROKER' });
-  await other.end('run').catch(() => {});
-  await other.clear('run');
-  await other.publish('run', 'used');
+  await other.channels.end('run').catch(() => {});
+  await other.channels.clear('run');
+  await other.channels.publish('run', 'used');
   relay.mend();
-  await untilOpen(refused);
-  await expectUsable(other);
-  expect(await leases()).toEqual([]);
+  await untilOpen(refused.channels);
+  await expectUsable(other, refused);
+});
+
+test('a pipe whose lease was accepted without an answer does not end a cleared channel', async () => {
+  const refused = nodes.make(relay.url, { timeout: 300, lease: 3 * LEASE_MS });
+  const other = makeNode(redis.url);
+  await untilOpen(refused.channels, other);
+  // From now on, Redis gets the calls of the producer, and the producer no answers.
+  relay.stall('replies');
+  const piped = refused.channels.pipe('run', endless());
+  await until('the lease', async () => (await leases()).length === 1);
+  await expect(piped).rejects.toMatchObject({ code: 'ERR_SSE_BROKER' });
+  await other.clear('run');
+  // The node tells Redis that it has given the lease up.
+  const { sent } = refused.calls;
+  await until('a call', () => refused.calls.sent > sent);
+  relay.flow();
+  await expectNoEnd(other);
 });
 
 test('a pipe that Redis refused from its first call on ends its channel', async () => {
@@ -313,13 +340,24 @@ test('a pipe whose lease was never accepted takes no lease from a later pipe tha
   await until('the lease', async () => (await leases()).length === 1);
   relay.mend();
   await untilOpen(away);
-  const mended = Date.now();
-  // Only a lease that is renewed again and again runs out so late.
-  await until('renewals', async () => {
-    const expiry = await client.zScore('{leases}:leases', 'run');
-    return (await other.state('run')) !== 'open' || (expiry ?? 0) > mended + 4 * LEASE_MS;
-  });
-  expect(await other.state('run')).toBe('open');
+  expect(await nodes.stateAfterRenewals('run', other)).toBe('open');
   stop.abort(new Error('the test is over'));
   expect(await piped).toMatchObject({ message: 'the test is over' });
+});
+
+test('a channel that two processes hold ends when both of them have died', async () => {
+  const [older, newer, other] = [
+    nodes.make(redis.url),
+    nodes.make(relay.url),
+    nodes.make(redis.url).channels,
+  ];
+  await untilOpen(older.channels, newer.channels, other);
+  const lease = older.broker.hold('run', HISTORY);
+  await older.channels.publish('run', 'event');
+  newer.broker.hold('run', HISTORY);
+  await newer.channels.publish('another', 'answered after the lease was accepted');
+  relay.sever();
+  expect(await nodes.stateAfterRenewals('run', other)).toBe('open');
+  lease.abandon();
+  await until('the end', async () => (await other.state('run')) === 'ended');
 });

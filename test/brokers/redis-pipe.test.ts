@@ -10,7 +10,7 @@ import { testPipe } from '../promises/pipe.ts';
 import { RedisNodes } from '../promises/nodes.ts';
 import { serveStreams } from '../support/app.ts';
 import { start } from '../support/child.ts';
-import { startRedis } from '../support/redis-server.ts';
+import { startRedis, type RedisServer } from '../support/redis-server.ts';
 import { read, type Reader } from '../support/reader.ts';
 import { until, within } from '../support/wait.ts';
 
@@ -47,6 +47,11 @@ function expectComplete({ events }: Reader, count: number): void {
   expect(data).toEqual([...Array.from({ length: count }, (_, n) => `${n}`), '{}']);
 }
 
+/** The time in ms at which the lease of the channel runs out; 0 if it has none. */
+async function expiryOf(channel: string, redis: RedisServer): Promise<number> {
+  return (await (await redis.client()).zScore('{lease}:leases', channel)) ?? 0;
+}
+
 describe('a producer that dies', () => {
   test('does not leave its readers waiting: one other node ends the channel, once', async () => {
     await using redis = await startRedis();
@@ -63,7 +68,8 @@ describe('a producer that dies', () => {
     await using child = start(process.execPath, args);
     await Promise.all(streams.map((stream) => stream.take(20)));
     // The lease is renewed while the producer lives.
-    await delay(3 * LEASE_MS);
+    const begun = Date.now();
+    await until('renewals', async () => (await expiryOf('run', redis)) > begun + 4 * LEASE_MS);
     expect(streams.map(({ ended }) => ended)).toEqual([false, false]);
     expect(messages).toEqual([]);
     await child.stop('SIGKILL');
@@ -229,10 +235,14 @@ describe('a pipe over faults of Redis', () => {
     const piped = producer.pipe('run', source);
     await reader.take(1);
     // No publish is pending while Redis is away.
+    const expiry = await expiryOf('run', redis);
     redis.pause();
-    await delay(2 * LEASE_MS);
+    await until('the lease to run out', () => Date.now() > expiry + LEASE_MS);
     redis.resume();
-    await delay(3 * LEASE_MS);
+    const resumed = Date.now();
+    await until('renewals, or the end', async () => {
+      return reader.ended || (await expiryOf('run', redis)) > resumed + 4 * LEASE_MS;
+    });
     expect(reader.ended).toBe(false);
     give?.('second');
     expect(await piped).toMatchObject({ events: 2 });

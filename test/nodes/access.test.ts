@@ -9,6 +9,7 @@ import { Scene } from './scene.ts';
 vi.setConfig({ testTimeout: 120_000 });
 
 const DOC = readFileSync(new URL('../../docs/scaling.md', import.meta.url), 'utf8');
+const SCRIPT = readFileSync(new URL('../../src/brokers/redis/log.lua', import.meta.url), 'utf8');
 
 async function expectToWork(scene: Scene): Promise<void> {
   await scene.connect(4, ['a', 'b']);
@@ -44,6 +45,14 @@ test('an ACL user with the documented permissions is sufficient on a Cluster', a
     redis: { urls: cluster.urls, user: { username: 'res-sse', password: 'secret' } },
   });
   await expectToWork(scene);
+});
+
+test('the documented permissions of an ACL user name every command of the script', () => {
+  const [line] = /^user res-sse on .*$/m.exec(DOC)!;
+  const granted = new Set(Array.from(line.matchAll(/\+([a-z]+)/g), ([, command]) => command));
+  const used = Array.from(SCRIPT.matchAll(/redis\.p?call\('(\w+)'/g), ([, command]) => command!);
+  expect(used.length).toBeGreaterThan(0);
+  expect(used.filter((command) => !granted.has(command.toLowerCase()))).toEqual([]);
 });
 
 test('a url may contain a password with special characters', async () => {

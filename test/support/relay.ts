@@ -26,6 +26,8 @@ export interface Relay extends AsyncDisposable {
    * that has forgotten them. New connections work.
    */
   silence(): void;
+  /** Relays new connections to the Redis on this port. */
+  redirect(port: number): void;
   /** Limits all replies together to a number of bytes per second; `Infinity` is no limit. */
   throttle(bytesPerSecond: number): void;
   /** Cuts all connections. Bytes that are being relayed are lost. */
@@ -48,6 +50,7 @@ export async function startRelay(target: number): Promise<Relay> {
   let next: ((message: Message) => boolean)[] = [];
   let all: ((message: Message) => boolean)[] = [];
   let isSevered = false;
+  let destination = target;
   let made = 0;
   let stalled: 'replies' | 'commands' | undefined;
   let rate = Infinity;
@@ -75,7 +78,7 @@ export async function startRelay(target: number): Promise<Relay> {
       return;
     }
     made++;
-    const wire = new Wire(near, connect(target, '127.0.0.1'), isDropped, carry);
+    const wire = new Wire(near, connect(destination, '127.0.0.1'), isDropped, carry);
     wires.add(wire);
     wire.stalled = stalled;
     near.on('close', () => void wires.delete(wire));
@@ -111,6 +114,9 @@ export async function startRelay(target: number): Promise<Relay> {
     },
     stall,
     flow: () => stall(undefined),
+    redirect(newTarget) {
+      destination = newTarget;
+    },
     silence() {
       for (const wire of wires) wire.silence();
     },

@@ -187,7 +187,8 @@ export class HealingAttempt {
     const { client, timeoutMs } = this.#context;
     const { epoch, head } = round.snapshot;
     let { events, unread } = this.#update(round.queries, round.snapshot, head);
-    unread.push(...this.#queriesFor(channels.slice(round.queries.length)));
+    // Not `push(...)`: there may be more channels than a call may have arguments.
+    unread = unread.concat(this.#queriesFor(channels.slice(round.queries.length)));
     // The number of channels in the next query. Each channel costs Redis some time, so a query has
     // about as many channels as fit into its answer.
     let count = CHANNELS_PER_QUERY;

@@ -11,7 +11,7 @@
  *                       ├────── 30 s ──────┤ any other node ends the channel
  * ```
  *
- * The script decides whether channels may be ended, see `mayEndExpired()` in log.lua: after an
+ * The script decides whether channels may be ended, see `noteLeaseCall()` in log.lua: after an
  * outage, processes that live must have the time to renew their leases. So each node calls the
  * script regularly, also a node without leases.
  */
@@ -32,8 +32,9 @@ const CALLS_PER_LEASE = 6;
 
 /** The lease of one channel. */
 interface ChannelLease {
-  /** `<events>:<bytes>:<age>:<latest>:<channel>`. */
-  readonly name: string;
+  readonly channel: string;
+  /** The limits of the history, `<events>:<bytes>:<age>:<latest>`, as given by the last holder. */
+  limits: string;
   /** Number of pipes that publish to the channel. With 0, the lease was given up. */
   holders: number;
   /**
@@ -41,6 +42,11 @@ interface ChannelLease {
    * this node still owns it. After a loss of data, the lease is taken anew.
    */
   log: string;
+  /**
+   * The log in which the hold began. Another log may have lost that another node has begun to hold
+   * the channel later.
+   */
+  begun: string;
 }
 
 /** Keeps the leases of one node. */
@@ -50,8 +56,8 @@ export class Leases {
   readonly #onError: (error: unknown) => void;
   // Names this node in Redis: a channel belongs to the node that has held it last.
   readonly #owner = randomBytes(9).toString('base64url');
-  // By name. A lease that was given up is kept until one more call was accepted, which takes the lease
-  // if Redis has not accepted it before, or has lost it.
+  // By channel. A lease that was given up is kept until one more call was accepted, which takes the
+  // lease if Redis has not accepted it before, or has lost it.
   readonly #leases = new Map<string, ChannelLease>();
   #timer: NodeJS.Timeout | undefined;
   #isRenewing = false;
@@ -74,26 +80,35 @@ export class Leases {
 
   /**
    * Ends the work of this node. The channels that it still holds end at once, because this process
-   * publishes nothing more to them. A channel that was given up ends when its lease has run out, if
-   * no other node holds it by then. Never rejects.
+   * publishes nothing more to them. If Redis has lost data since a hold began, the channel is given
+   * up, because another node may hold it by now. A channel that was given up ends when its lease has
+   * run out, if no other node holds it by then. Never rejects.
    */
   async stop(): Promise<void> {
     clearInterval(this.#timer);
     const all = [...this.#leases.values()];
-    const held = all.filter(({ holders }) => holders > 0);
-    const givenUp = all.filter(({ holders }) => holders === 0);
-    if (held.length > 0) await this.#callForEach(held, MAX_ENDED, true);
+    const own = all.filter(({ holders, log, begun }) => holders > 0 && log === begun);
+    const givenUp = all.filter((lease) => !own.includes(lease));
+    for (const lease of givenUp) lease.holders = 0;
+    if (own.length > 0) await this.#callForEach(own, MAX_ENDED, true);
     if (givenUp.length > 0) await this.#callForEach(givenUp, MAX_RENEWED);
   }
 
   /** As `Broker.hold()`. */
   hold(channel: string, history: HistoryLimits): Lease {
+    const lease = this.#leases.get(channel) ?? {
+      channel,
+      limits: '',
+      holders: 0,
+      log: '',
+      begun: '',
+    };
+    this.#leases.set(channel, lease);
     // The limits are needed if the channel has no entry when it is abandoned.
-    const name = [...formatLimits(history), channel].join(':');
-    const lease = this.#leases.get(name) ?? { name, holders: 0, log: '' };
-    this.#leases.set(name, lease);
+    lease.limits = formatLimits(history).join(':');
     // The channel belongs to the newest holder.
     lease.log = '';
+    lease.begun = '';
     lease.holders++;
     void this.#call([lease], { isNew: true });
     let isHeld = true;
@@ -106,10 +121,15 @@ export class Leases {
     return {
       // The end of the channel has removed the lease in Redis.
       release: () => {
-        if (drop()) this.#leases.delete(name);
+        if (drop()) this.#leases.delete(channel);
       },
       abandon: drop,
     };
+  }
+
+  /** @returns the name of this node if it holds the channel; otherwise `''` */
+  ownerOf(channel: string): string {
+    return (this.#leases.get(channel)?.holders ?? 0) > 0 ? this.#owner : '';
   }
 
   /**
@@ -150,13 +170,17 @@ export class Leases {
         leaseMs: this.#leaseMs,
         endsNow,
         leases: sent.map(
-          ({ lease, isHeld }) => `${isHeld ? heldKind : '-'}${lease.log}:${lease.name}`,
+          ({ lease, isHeld }) =>
+            `${isHeld ? heldKind : '-'}${lease.log}:${lease.limits}:${lease.channel}`,
         ),
       });
       for (const { lease, log: sentLog, isHeld } of sent) {
         // The channel may have been held anew meanwhile.
-        if (lease.log === sentLog) lease.log = log;
-        if (!isHeld && lease.holders === 0) this.#leases.delete(lease.name);
+        if (lease.log === sentLog) {
+          lease.log = log;
+          if (isNew) lease.begun = log;
+        }
+        if (!isHeld && lease.holders === 0) this.#leases.delete(lease.channel);
       }
       if (!diagnostics.end.hasSubscribers) return true;
       for (const { channel, id } of ended) {

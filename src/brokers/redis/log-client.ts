@@ -266,9 +266,15 @@ export class LogClient {
     const answer = await this.#withTimeout(NO_TRANSFER, (signal) =>
       this.#call('lease', '', keys, args, signal),
     );
-    const [log, , headerProblem, ...ended] = answer as [string, string, string, ...string[]];
+    const [log, , headerProblem, endProblem, ...ended] = answer as [
+      ...[string, string, string, string],
+      ...string[],
+    ];
     // The other nodes find the ends when they miss the header.
     if (headerProblem !== '') this.#onProblem(`the nodes were not notified: ${headerProblem}`);
+    if (endProblem !== '') {
+      this.#onProblem(`a channel without a producer could not be ended yet: ${endProblem}`);
+    }
     return {
       log,
       ended: ended.flatMap((channel, index) =>
@@ -277,20 +283,25 @@ export class LogClient {
     };
   }
 
-  /** Converts a publication to the form that the script takes. */
-  toAppendItem(publication: Publication): AppendItem {
+  /**
+   * Converts a publication to the form that the script takes.
+   * @param owner names this node if it holds the channel; otherwise empty
+   */
+  toAppendItem(publication: Publication, owner: string): AppendItem {
     const { channel, event, data, retry, meta, key = '', isEnd = false, history } = publication;
     const body = data === undefined ? '' : formatBody(event, data, retry, meta);
     const bytes = Buffer.byteLength(body);
     const keys = key === '' ? [] : [`${this.#base}:k:${channel}\n${key}`];
     const entries = (data === undefined ? 0 : 1) + (isEnd ? 1 : 0);
     const item = { keys, bytes, entries, channel, isOnlyEnd: data === undefined };
-    if (history === false) return { ...item, args: [channel, key, body, '0', '', '', '', '', ''] };
+    if (history === false) {
+      return { ...item, args: [channel, key, body, '0', '', '', '', '', '', ''] };
+    }
     keys.unshift(this.#streamKey(channel));
     // The size of the entry in the memory of a node.
     const size = entrySize({ ...ASSUMED_PLACE, event, data: data ?? '', retry, meta });
     const endSize = isEnd ? `${END_SIZE}` : '';
-    const args = [channel, key, body, `${size}`, ...formatLimits(history), endSize];
+    const args = [channel, key, body, `${size}`, ...formatLimits(history), endSize, owner];
     return { ...item, args };
   }
 

@@ -176,6 +176,14 @@ export class LogSubscription implements ChannelSubscriberHost {
     return withLimits(this.#next.promise, { timeoutMs, timeoutError: undeliveredError });
   }
 
+  /** Connects again, and heals. */
+  reconnect(reason: Error): void {
+    if (this.#isClosed) return;
+    this.#disconnect();
+    if (this.isOpen) this.#break(reason);
+    else this.#attempt?.abort(reason);
+  }
+
   /** Ends the connection, and heals. */
   onConnectionFailed(error: unknown): void {
     this.#disconnect();

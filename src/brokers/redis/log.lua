@@ -22,11 +22,15 @@
 --   {prefix}:b:<random>              string: the answer to a call that the client may send again
 --   {prefix}:leases                  sorted set: the channels that a process holds while it publishes
 --                                    to them, with the time in ms at which the lease runs out
---   {prefix}:limits                  hash: the limits of the history of each channel with a lease, and
---                                    the process that holds the channel,
---                                    `<events>:<bytes>:<age>:<latest>:<process>`; in the field
---                                    without a name, the times in ms of lease calls, see
---                                    mayEndExpired()
+--   {prefix}:limits                  hash: the lease of each channel, `<time at which it runs
+--                                    out>:<whether the channel was cleared since the last
+--                                    renewal>:<limits of its history: events, bytes, age,
+--                                    latest>:<process>`; in the field without a name, the name of
+--                                    all leases and the times of lease calls, see noteLeaseCall()
+--
+-- Redis may lose one of the last two keys alone. `leases` is made again from `limits`, see
+-- restoreExpiries(). If `limits` is lost, the leases get another name, so that producers that live
+-- take their leases again; the channels of the others end with the limits that they have.
 --
 -- Topics: `<topics>:c:<channel>` carries the events of a channel. `<topics>:spine` carries one
 -- header for each publish of the registry, after the events.
@@ -106,8 +110,6 @@ local JUMP, LAST, BREAKS = 4294967296, 8725724278030336, 16
 local IDLE, REMEMBERED = 604800000, 300000
 -- The body of the end of a channel.
 local END = '1 end'
--- Stands before the limits of a channel with a lease that was cleared since the last renewal.
-local CLEARED = 'cleared:'
 -- Fields of the log that always exist: all but `sweep` and the channels.
 local FIELDS = 8
 -- Maximum numbers in one sweep: channels to check; channels to forget.
@@ -506,17 +508,45 @@ local function appendEntries(name, remembered, entries, isEnd, events, limit, ag
   return lastId, nil, isNew
 end
 
+local leases, limits = base .. ':leases', base .. ':limits'
+
+-- Returns the lease of a channel, or nil; and the error text of a refused command.
+local function leaseOf(name)
+  local value = redis.pcall('HGET', limits, name)
+  if refusal(value) then return nil, value.err end
+  local expiry, cleared, history, owner = string.match(value or '', '^(%d+):([01]):(%d+:%d+:%d+:[01]):(.+)$')
+  return expiry and { expiry = tonumber(expiry), isCleared = cleared == '1', history = history, owner = owner }
+end
+
+-- Writes the lease of a channel. Returns the error text of a refused command, or nil.
+local function putLease(name, lease)
+  local value = table.concat({ text(lease.expiry), lease.isCleared and '1' or '0', lease.history, lease.owner }, ':')
+  local written = redis.pcall('HSET', limits, name, value)
+  if not refusal(written) then written = redis.pcall('ZADD', leases, text(lease.expiry), name) end
+  return refusal(written)
+end
+
 -- Removes the lease of a channel.
 local function dropLease(name)
-  redis.pcall('ZREM', base .. ':leases', name)
-  redis.pcall('HDEL', base .. ':limits', name)
+  redis.pcall('ZREM', leases, name)
+  redis.pcall('HDEL', limits, name)
+end
+
+-- A process publishes to a channel that it holds: if the channel was cleared, the lease counts again,
+-- so that the channel ends if the process dies before it renews the lease.
+local function onHolderPublished(name, owner)
+  local lease = leaseOf(name)
+  if not lease or not lease.isCleared or lease.owner ~= owner then return end
+  lease.isCleared = false
+  putLease(name, lease)
 end
 
 -- append: publishes events.
 --   ARGV  11 time in ms for which the answer of a repeatable call is kept
 --         12 … for each publication: channel, key, body, size, the limits of the history: events,
---         bytes, age, latest, and the size of an end. The body is empty if there is no event, `events`
---         for a channel without history, and the size of an end if the channel does not end
+--         bytes, age, latest, the size of an end, and the caller. The body is empty if there is no
+--         event, `events` for a channel without history, the size of an end if the channel does not
+--         end, and the caller if it does not hold the channel
 -- Answers { epoch, head, error of the header, warning, result, … }; a result is `=<id>`,
 -- `~<id of the end>` if the channel has ended before, `!<error>` if the event was not published, or
 -- `?<error>` if it may have been.
@@ -532,7 +562,7 @@ if operation == 'append' then
     if refusal(written) then return written end
   end
   local from, lines, answers, isMore = head, {}, { epoch, '', '', '' }, false
-  for i = 12, #ARGV, 9 do
+  for i = 12, #ARGV, 10 do
     local name, publishKey, body, size = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
     local remembered = publishKey ~= '' and base .. ':k:' .. name .. '\n' .. publishKey
     local id, problem, isUnknown, firstEnd = remembered and redis.pcall('GET', remembered), nil, false, nil
@@ -561,6 +591,7 @@ if operation == 'append' then
       id, problem, isNew, isUnknown, firstEnd = appendEntries(name, remembered, entries, endSize ~= '', tonumber(ARGV[i + 4]), limit, tonumber(ARGV[i + 6]), ARGV[i + 7] == '1')
       isMore = isMore or isNew
       if id and endSize ~= '' then dropLease(name) end
+      if id and ARGV[i + 9] ~= '' then onHolderPublished(name, ARGV[i + 9]) end
       for back = id and #entries - 1 or -1, 0, -1 do table.insert(lines, '\n+' .. text(head - back) .. ' ' .. name) end
     end
     if firstEnd then
@@ -583,87 +614,126 @@ if operation == 'append' then
   return answers
 end
 
--- Ends a channel with a lease, unless it was cleared. Returns the id of its end, or nil.
-local function endLeased(name, size)
-  local limits = redis.pcall('HGET', base .. ':limits', name)
-  dropLease(name)
-  if type(limits) ~= 'string' then return nil end
-  local events, limit, age, latest = string.match(limits, '^(%d+):(%d+):(%d+):([01]):')
-  if not events then return nil end
-  return (appendEntries(name, nil, { { END, size } }, true, tonumber(events), math.min(tonumber(limit), maxHistory), tonumber(age), latest == '1'))
+-- Returns the limits of the history with which the end of a channel is appended: those of its lease.
+-- If the lease was lost, those of the channel, if events of it are kept. Returns nil if the channel
+-- was cleared; and the error text of a refused command.
+local function historyOfEnd(name)
+  local lease, problem = leaseOf(name)
+  if lease then return not lease.isCleared and lease.history or nil end
+  local channel = not problem and find(name)
+  if not channel or channel.trimmed >= channel.newest then return nil, problem end
+  return table.concat({ text(channel.maxEvents), text(channel.maxBytes), text(channel.age), channel.latest and '1' or '0' }, ':')
 end
 
--- Whether channels may be ended whose lease has run out. While Redis is away or paused, no process
--- can renew its leases, and the time goes on. So channels are ended only after lease calls have come
--- for the time of a lease without a long pause: then each process that lives has renewed its leases.
--- The times are kept here, because a process cannot see an outage during which it makes no call.
+-- Ends a channel with a lease, unless it was cleared. If Redis refuses the end, the lease is kept
+-- until the time `later`, when a call tries again. Returns the id of the end, or nil; and the error
+-- text, if the end was refused.
+local function endLeased(name, size, later)
+  local history, problem = historyOfEnd(name)
+  local id
+  if history then
+    local events, limit, age, latest = string.match(history, '^(%d+):(%d+):(%d+):([01])$')
+    id, problem = appendEntries(name, nil, { { END, size } }, true, tonumber(events), math.min(tonumber(limit), maxHistory), tonumber(age), latest == '1')
+  end
+  if problem then redis.pcall('ZADD', leases, text(later), name) else dropLease(name) end
+  return id, problem
+end
+
+-- Notes a lease call. Returns the name of the leases, which is another one if Redis has lost the
+-- leases; whether channels may be ended whose lease has run out; and the error text of a refused
+-- command.
+--
+-- While Redis is away or paused, no process can renew its leases, and the time goes on. So channels
+-- are ended only after lease calls have come for the time of a lease without a long pause: then each
+-- process that lives has renewed its leases. The times are kept here, because a process cannot see
+-- an outage during which it makes no call.
 --
 --   calls    │ │ │ │      outage      │ │ │ │ │ │ │ │ │
 --            ─────── last             since ────────── since + lease: channels may be ended
 --
 -- A process makes a lease call six times in the time of a lease. A pause of a third of that time is
 -- long. After a shorter one, the leases are valid for at least half of the time.
-local function mayEndExpired(lease)
-  local limits = base .. ':limits'
+local function noteLeaseCall(leaseMs)
   local known = redis.pcall('HGET', limits, '')
-  local since, last = string.match(type(known) == 'string' and known or '', '^(%d+):(%d+)$')
+  local id, since, last = string.match(type(known) == 'string' and known or '', '^([^:]+):(%d+):(%d+)$')
   since, last = tonumber(since or ''), tonumber(last or '')
   -- The clock may also go back.
-  if not since or now < last or now - last > lease / 3 then since = now end
-  local noted = redis.pcall('HSET', limits, '', text(since) .. ':' .. text(now))
-  return not refusal(noted) and now - since >= lease
+  if not since or now < last or now - last > leaseMs / 3 then since = now end
+  id = id or ARGV[4]
+  local noted = redis.pcall('HSET', limits, '', id .. ':' .. text(since) .. ':' .. text(now))
+  return id, now - since >= leaseMs, refusal(noted)
+end
+
+-- Makes the key `leases` again if Redis has lost it alone.
+local function restoreExpiries()
+  local held, all = redis.pcall('ZCARD', leases), redis.pcall('HLEN', limits)
+  if refusal(held) or refusal(all) or held >= all - 1 then return end
+  local cursor = '0'
+  repeat
+    local page = redis.pcall('HSCAN', limits, cursor, 'COUNT', 100)
+    if refusal(page) then return end
+    cursor = page[1]
+    for i = 1, #page[2], 2 do
+      local name, expiry = page[2][i], string.match(page[2][i + 1], '^(%d+):')
+      if name ~= '' and expiry then redis.pcall('ZADD', leases, expiry, name) end
+    end
+  until cursor == '0'
 end
 
 -- lease: renews leases, and ends the channels whose lease has run out, because the process that
 -- published to them has died. The end of a channel removes its lease.
 --   ARGV  11 time in ms for which the renewed leases are valid    12 size of an end
---         13 the caller    14 whether the channels of its leases end now: 0 or 1
+--         13 the caller    14 whether the channels of its own leases end now: 0 or 1
 --         15 … its leases, `<kind><log>:<events>:<bytes>:<age>:<latest>:<channel>`; the kind is `!`
 --            if the caller begins to hold the channel, `+` if it holds the channel already, and `-` if
 --            it has given the lease up; `log` is the first part of the answer to the call that has
 --            taken the lease, and empty before
--- Answers { the log, which has another name after it has gone back, head, error of the header,
--- channel, id of its end, … }.
+-- Answers { the log with its leases, which has another name after the log has gone back or the leases
+-- were lost, head, error of the header, error of a refused end, channel, id of its end, … }.
 if operation == 'lease' then
-  local state = epoch .. '.' .. (string.match(breaks, '%d+$') or '0')
-  local from, lines, answers, ended = head, {}, { state, '', '' }, {}
-  local leases, limits, lease, owner = base .. ':leases', base .. ':limits', tonumber(ARGV[11]), ARGV[13]
+  local leaseMs, owner = tonumber(ARGV[11]), ARGV[13]
   local problem = unwritable()
   if problem then return redis.error_reply(problem) end
+  local id, mayEnd, refused = noteLeaseCall(leaseMs)
+  if refused then return redis.error_reply(refused) end
+  local state = epoch .. '.' .. (string.match(breaks, '%d+$') or '0') .. '.' .. id
+  local from, lines, answers, ended = head, {}, { state, '', '', '' }, {}
+  restoreExpiries()
   for i = 15, #ARGV do
     local kind, taken, history, name = string.match(ARGV[i], '^([!+-])([^:]*):(%d+:%d+:%d+:[01]):(.*)$')
-    local value, channel = redis.pcall('HGET', limits, name), find(name)
-    if refusal(value) then return value end
+    local lease, unreadable = leaseOf(name)
+    if unreadable then return redis.error_reply(unreadable) end
+    local channel = find(name)
     -- A process takes a lease when it begins to hold the channel (`!`). After that it renews the
     -- lease as long as the lease belongs to it (`+`). The lease belongs to another process if that
-    -- process has begun to hold the channel later. Nobody has the lease if the channel has ended,
-    -- was cleared and is used in another way.
-    -- If this log has never accepted the lease, the process takes it with a later call. It does not
-    -- take the lease from a process that lives: that process has renewed the lease in the last third
-    -- of its time. A lease that was given up (`-`) runs out.
-    local own = history .. ':' .. owner
-    local isOwn = value == own or value == CLEARED .. own
-    local expiry = tonumber(redis.pcall('ZSCORE', leases, name) or 0) or 0
-    local isFree = not value or isOwn or (kind == '+' and expiry < now + lease * 2 / 3)
-    local isKept = kind == '+' and isOwn
+    -- process has begun to hold the channel later. A process that lives has renewed its lease in the
+    -- last third of the time; if it has not, another process that holds the channel takes the lease.
+    -- If this log has never accepted a lease, or has lost it, the process takes it with a later call,
+    -- also if it has given the channel up (`-`): then the lease runs out. If nobody has a lease that
+    -- this log has accepted, the channel has ended, was cleared and is used in another way.
+    local isOwn = lease and lease.owner == owner
+    local isLost = not lease and taken ~= state
+    local isLeft = kind == '+' and lease and lease.expiry < now + leaseMs * 2 / 3
     if channel and channel.isEnded then
       dropLease(name)
-    elseif kind == '!' or isKept or (taken ~= state and isFree) then
-      local added = redis.pcall('ZADD', leases, text(now + lease), name)
-      if not refusal(added) then added = redis.pcall('HSET', limits, name, own) end
-      if refusal(added) then return added end
-      if ARGV[14] == '1' then table.insert(ended, name) end
+    elseif kind == '!' or (kind == '+' and isOwn) or isLost or isLeft then
+      local unwritten = putLease(name, { expiry = now + leaseMs, history = history, owner = owner })
+      if unwritten then return redis.error_reply(unwritten) end
+      -- In a log that has gone back, another process may have begun to hold the channel later.
+      local isKnown = taken == '' or taken == state
+      if ARGV[14] == '1' and isKnown and (isOwn or isLost) then table.insert(ended, name) end
     end
   end
-  local over = mayEndExpired(lease) and redis.pcall('ZRANGEBYSCORE', leases, '-inf', text(now), 'LIMIT', 0, 100) or {}
+  local over = mayEnd and redis.pcall('ZRANGEBYSCORE', leases, '-inf', text(now), 'LIMIT', 0, 100) or {}
   if refusal(over) then return over end
   for _, name in ipairs(over) do table.insert(ended, name) end
   for _, name in ipairs(ended) do
-    local id = endLeased(name, tonumber(ARGV[12]))
-    if id then
+    local endId, endProblem = endLeased(name, tonumber(ARGV[12]), now + leaseMs / 3)
+    if endProblem then answers[4] = endProblem end
+    if endId then
       table.insert(lines, '\n+' .. text(head) .. ' ' .. name)
       table.insert(answers, name)
-      table.insert(answers, id)
+      table.insert(answers, endId)
     end
   end
   answers[2] = text(head)
@@ -677,9 +747,10 @@ end
 if operation == 'clear' then
   local channel, from = find(ARGV[11]), head
   -- A producer that lives renews its lease. Otherwise the lease runs out without an end.
-  local lease = redis.pcall('HGET', base .. ':limits', ARGV[11])
-  if type(lease) == 'string' and string.sub(lease, 1, #CLEARED) ~= CLEARED then
-    redis.pcall('HSET', base .. ':limits', ARGV[11], CLEARED .. lease)
+  local lease = leaseOf(ARGV[11])
+  if lease and not lease.isCleared then
+    lease.isCleared = true
+    putLease(ARGV[11], lease)
   end
   if channel then
     if channel.length > 0 or channel.problem then

@@ -79,7 +79,7 @@ export class PublishOnlyBroker implements Broker {
 
   append(publication: Publication): Promise<{ id: string }> {
     if (this.#closing !== undefined) return Promise.reject(closedError());
-    return this.#publishQueue.add(publication);
+    return this.#publishQueue.add(publication, this.#leases.ownerOf(publication.channel));
   }
 
   async position(): Promise<Cursor> {

@@ -65,9 +65,12 @@ export class PublishQueue {
     this.#unansweredError = unansweredError;
   }
 
-  /** As `Broker.append()`. */
-  add(publication: Publication): Promise<{ id: string }> {
-    const item = this.#client.toAppendItem(publication);
+  /**
+   * As `Broker.append()`.
+   * @param owner names this node if it holds the channel; otherwise empty
+   */
+  add(publication: Publication, owner: string = ''): Promise<{ id: string }> {
+    const item = this.#client.toAppendItem(publication, owner);
     const isFull =
       this.#queue.length >= MAX_QUEUED_ITEMS ||
       (this.#queue.length > 0 && this.#queuedBytes + item.bytes > MAX_QUEUED_BYTES);

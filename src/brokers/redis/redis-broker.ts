@@ -81,6 +81,9 @@ export class RedisBroker implements Broker {
       onHeader: () => this.#onHeader(),
       onInterrupted: () => this.#onInterrupted(),
     });
+    connection.onReplaced?.(() =>
+      subscription.reconnect(new Error('the connection for commands was replaced')),
+    );
     const conditions = this.#conditions;
     const queries = new SharedQueries(subscription, log.tracker, failures);
     const loader = new HistoryLoader(client, log, conditions, queries, inUse);
@@ -125,7 +128,7 @@ export class RedisBroker implements Broker {
 
   append(publication: Publication): Promise<{ id: string }> {
     if (this.#closing !== undefined) return Promise.reject(closedError());
-    return this.#publishQueue.add(publication);
+    return this.#publishQueue.add(publication, this.#leases.ownerOf(publication.channel));
   }
 
   listen(channel: string): Promise<void> | undefined {

@@ -93,6 +93,11 @@ export interface RedisConnection {
   send(key: string, args: string[], signal: AbortSignal): Promise<unknown>;
   /** Makes a client for subscriptions, which is not connected yet. */
   subscriber(): Promise<RedisSubscriber>;
+  /**
+   * Calls back when the client for commands was replaced, so that the subscriptions move as well.
+   * `undefined` for a client of the application, which is never replaced.
+   */
+  onReplaced?(listener: () => void): void;
   /** Closes the client if the broker has made it. A client of the application is never closed. */
   close(): void;
 }
@@ -140,14 +145,20 @@ export function ownConnection(
       () => own.close(),
     ),
     send: (_key, args, signal) => own.send(args, commandOptions(signal)),
+    onReplaced: (listener) => {
+      own.onReplaced = listener;
+    },
   };
 }
 
 /**
- * The client of an own connection. It is replaced if it is connected and nothing is answered any
- * more, because the connection may be dead without being closed: a firewall has forgotten it, or the
- * server has lost its power. node-redis does not notice that while commands are sent regularly, as
- * a node does: its socket timeout begins again with each command.
+ * The client of an own connection. It is replaced in two cases that node-redis does not notice:
+ *
+ * - It is connected, and nothing is answered any more: the connection may be dead without being
+ *   closed, because a firewall has forgotten it, or the server has lost its power. The socket timeout
+ *   of node-redis begins again with each command, and a node sends commands regularly.
+ * - Its server is a read-only replica: a failover may have left the connection open. A new
+ *   connection leads to the new primary, if the address does.
  */
 class OwnClient {
   readonly #url: string;
@@ -157,6 +168,13 @@ class OwnClient {
   #isClosed = false;
   // Time of the first command since the last answer.
   #unansweredSince: number | undefined;
+  // Whether the server has refused a write because it is a replica.
+  #isReadOnly = false;
+  #replacedAt = 0;
+  // Time after a replacement before the client of a read-only server is replaced again.
+  #pauseMs = 0;
+  /** Called when the client was replaced. */
+  onReplaced: (() => void) | undefined;
 
   constructor(url: string, heartbeatMs: number, onError: (error: unknown) => void) {
     this.#url = url;
@@ -169,7 +187,7 @@ class OwnClient {
   }
 
   async send(args: string[], options: CommandOptions): Promise<unknown> {
-    const client = await this.#getAnswering();
+    const client = await this.#getUsable();
     this.#unansweredSince ??= performance.now();
     try {
       const answer = await client.sendCommand(args, options);
@@ -177,6 +195,7 @@ class OwnClient {
       return answer;
     } catch (error) {
       if (isErrorReply(error)) this.#unansweredSince = undefined;
+      if (messageOf(error).startsWith('READONLY ')) this.#isReadOnly = true;
       throw error;
     }
   }
@@ -195,22 +214,43 @@ class OwnClient {
     return client;
   }
 
-  /** @returns the client, or a new one if the client does not answer any more */
-  async #getAnswering(): Promise<SingleClient> {
+  /** @returns the client, or a new one if the client must be replaced */
+  async #getUsable(): Promise<SingleClient> {
     for (;;) {
       const current = this.get();
       const client = await current;
       if (current !== this.#client) continue;
-      const waited = performance.now() - (this.#unansweredSince ?? Infinity);
-      if (!client.isReady || this.#isClosed || waited < 3 * this.#heartbeatMs) return client;
-      this.#onError(new Error('Redis does not answer any more; connecting again'));
+      const problem = client.isReady && !this.#isClosed ? this.#findProblem() : undefined;
+      if (problem === undefined) return client;
+      this.#onError(new Error(`${problem}; connecting again`));
       this.#unansweredSince = undefined;
+      this.#isReadOnly = false;
+      this.#replacedAt = performance.now();
       this.#client = undefined;
       // Its pending commands reject.
       destroyClient(current);
+      this.onReplaced?.();
     }
   }
+
+  /** @returns why the client must be replaced; `undefined` if it need not be */
+  #findProblem(): string | undefined {
+    const now = performance.now();
+    if (now - (this.#unansweredSince ?? Infinity) >= 3 * this.#heartbeatMs) {
+      return 'Redis does not answer any more';
+    }
+    const sinceReplaced = now - this.#replacedAt;
+    if (!this.#isReadOnly || sinceReplaced < this.#pauseMs) return undefined;
+    // The pauses grow as long as the server remains a replica.
+    const isAgain = sinceReplaced < 3 * this.#pauseMs;
+    const nextMs = isAgain ? Math.min(2 * this.#pauseMs, MAX_PAUSE_MS) : this.#heartbeatMs;
+    this.#pauseMs = Math.max(nextMs, this.#heartbeatMs);
+    return 'Redis is a read-only replica';
+  }
 }
+
+// Maximum time in ms between two replacements of the client of a read-only server.
+const MAX_PAUSE_MS = 300_000;
 
 function destroyClient(client: Promise<SingleClient> | undefined): void {
   client?.then((created) => created.destroy()).catch(() => {});

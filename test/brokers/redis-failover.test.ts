@@ -1,0 +1,59 @@
+/** Failovers of Redis that close no connection: a node moves to the new primary by itself. */
+import { expect, test } from 'vitest';
+import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
+import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
+import { createChannels } from '../../src/index.ts';
+import { serveStreams } from '../support/app.ts';
+import { read } from '../support/reader.ts';
+import { startRedis, type RedisClient } from '../support/redis-server.ts';
+import { startRelay } from '../support/relay.ts';
+import { until } from '../support/wait.ts';
+
+const CONFIG = ['repl-diskless-sync-delay 0', 'repl-ping-replica-period 1'];
+const HEARTBEAT_MS = 300;
+const TIMING = {
+  timeout: 1_000,
+  probe: 300,
+  linger: 10_000,
+  wait: { min: 5, max: 100 },
+  lease: 600,
+};
+
+async function replicationOf(client: RedisClient): Promise<string> {
+  return client.info('replication');
+}
+
+test('a node follows a failover that leaves its connections open', async () => {
+  await using primary = await startRedis({ config: CONFIG });
+  await using replica = await startRedis({
+    config: [...CONFIG, `replicaof 127.0.0.1 ${primary.port}`],
+  });
+  await using relay = await startRelay(primary.port);
+  const [old, promoted] = [await primary.client(), await replica.client()];
+  await until('the replication', async () =>
+    (await replicationOf(promoted)).includes('master_link_status:up'),
+  );
+  const connection = ownConnection(relay.url, HEARTBEAT_MS, () => {});
+  const channels = createChannels({ broker: new RedisBroker(connection, 'failover', TIMING) });
+  await using server = await serveStreams((stream) => stream.subscribe('a'), { channels });
+  using reader = await read(server.url);
+  await channels.publish('a', 'before');
+  await until('the event', () => reader.events.length === 1);
+  await old.sendCommand(['FAILOVER']);
+  await until('the new primary', async () =>
+    (await replicationOf(promoted)).includes('role:master'),
+  );
+  relay.redirect(replica.port);
+  const isAccepted = (): Promise<boolean> =>
+    channels.publish('a', 'after').then(
+      () => true,
+      () => false,
+    );
+  await until('a publish to be accepted', isAccepted);
+  await until('the event after the failover', () => reader.events.length === 2);
+  expect(reader.events.map(({ data }) => data)).toEqual(['before', 'after']);
+  // Messages come from the new primary as well.
+  const topics = await promoted.sendCommand(['PUBSUB', 'CHANNELS', '*']);
+  expect(topics).toEqual(expect.arrayContaining(['{failover}:spine', '{failover}:c:a']));
+  await channels.close();
+});
