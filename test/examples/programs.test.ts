@@ -45,7 +45,10 @@ test.each(PROGRAMS)(
 test('dashboard/server.ts serves its page, and exits on SIGTERM', async () => {
   await commandsIn('dashboard/app.ts', 'npx tsx dashboard/server.ts');
   await using program = await startProgram('dashboard/server.ts');
-  expect(await (await fetch(program.url)).text()).toContain("new EventSource('/load')");
+  expect(await (await fetch(program.url)).text()).toContain("connect('/load'");
+  const client = await fetch(new URL('/client.js', program.url));
+  expect(client.headers.get('content-type')).toContain('javascript');
+  expect(await client.text()).toContain('connect');
   await program.child.stop('SIGTERM');
   expect(program.child.process.exitCode).toBe(0);
 });
