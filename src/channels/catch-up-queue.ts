@@ -110,7 +110,7 @@ export class CatchUpQueue {
     if (this.#stepsLeft < MAX_STEPS_PER_TURN && hasRunnableJobs) this.#schedule();
   };
 
-  /** Jobs that are queued keep half of the turn: there may always be consumers that wait. */
+  /** Keeps half of the turn for queued jobs, because consumers may wait in each turn. */
   #resolveWaiting(): void {
     const hasJobs = this.#jobs.size + this.#jobsWithPage.size > 0;
     const stepsForJobs = hasJobs ? MAX_STEPS_PER_TURN / 2 : 0;

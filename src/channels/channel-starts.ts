@@ -66,8 +66,8 @@ export class ChannelStarts {
    * Lets the channel start at events that the log keeps now. If some of these events are trimmed
    * before the first page is read, the stream starts with the other events, and that is not a loss.
    * @param offset the events after this offset; {@link OLDEST_KEPT} for all of them
-   * @param toleratedUpTo events after this offset are a loss if they are trimmed: the end of the log
-   * when the start was chosen
+   * @param toleratedUpTo events up to this offset are no loss if they are trimmed: usually the end
+   * of the log when the start was chosen
    */
   setStartOfKept(channel: string, offset: number, toleratedUpTo: number): void {
     this.setStart(channel, offset);

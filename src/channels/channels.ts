@@ -22,8 +22,8 @@ type NamedEvent<S, N extends ChannelName<S>, E extends string> =
 
 /**
  * The type of `this` for a `publish` without options, which publishes a `message`. If the channel
- * has no such event, the type is a sentence, to which no registry can be assigned: so the error of
- * the compiler contains the fix.
+ * has no such event, the type is a sentence. No registry matches it, so the error of the compiler
+ * shows the fix.
  */
 type HasMessage<S, N extends ChannelName<S>> = [N] extends [never]
   ? unknown

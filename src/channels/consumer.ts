@@ -40,7 +40,8 @@ export interface ConsumerHost extends FollowerHost {
   untrackConsumer(consumer: Consumer): void;
 }
 
-// The steps of a turn for which a page counts: the application gets all of its events in that turn.
+// The steps of a turn that one page uses up: the application handles all of its events in that
+// turn.
 const STEPS_PER_PAGE = 20;
 
 type Result = IteratorResult<ChannelEvent, undefined>;
@@ -170,7 +171,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> 
     const { since = 'now' } = this.#options;
     const text = typeof since === 'string' ? since : '';
     const { signal } = this.#abort;
-    // No `await` without a promise: nothing may be published in between.
+    // Awaits only promises: nothing may be published in between.
     const asked = broker.position(parseCursor(text), signal);
     const position = asked instanceof Promise ? await asked : asked;
     const last = typeof since === 'string' ? undefined : since.last;

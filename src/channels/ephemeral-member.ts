@@ -9,8 +9,8 @@ import type { LogEntry } from '../log/log-entry.ts';
 const MAX_FLUSH_ROUNDS = 10;
 
 /**
- * Channels without history have no log: events that are not written now are lost. So this member
- * never falls behind, as a `StreamFollower` does. If the reader is slow, the stream's `onSlow`
+ * Channels without history have no log: events that are not written now are lost. So, unlike a
+ * `StreamFollower`, this member never falls behind. If the reader is slow, the stream's `onSlow`
  * option decides whether events are dropped or the stream is closed. The member is never attached
  * to its audience, because that decision is different for each reader.
  */
@@ -65,8 +65,8 @@ export class EphemeralMember implements Member {
   }
 
   /**
-   * The member leaves its audience: events that the flush has left are lost, and counted. No reader
-   * is too slow for them.
+   * The member leaves its audience, and counts the pending events as dropped. The reader is not
+   * slow, so `onSlow` does not apply.
    */
   #dropPending(audience: Audience): void {
     const { host, stream } = this.#owner;

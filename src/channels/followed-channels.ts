@@ -38,7 +38,7 @@ export class FollowedChannels {
   readonly #limits: LimitsByChannel;
   readonly #catchUpQueue: CatchUpQueue;
   /**
-   * Number of followers of all channels: a stream that follows three channels counts three times.
+   * Number of streams of all channels: a stream that follows three channels counts three times.
    */
   followers = 0;
   /** Number of times that this node may have missed entries. */

@@ -68,7 +68,7 @@ export abstract class FollowerState {
     return this.state.subscriptions;
   }
 
-  /** The placed channels with history. */
+  /** The channels with history that are placed, see `SubscriptionRecord`. */
   get channels(): readonly string[] {
     return this.state.channels;
   }

@@ -74,7 +74,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
       this.runDeferredChanges();
       return undefined;
     }
-    // Only the audience may write to an attached stream. An ephemeral member writes, too.
+    // Not attached if an ephemeral member writes to the same stream.
     return this.#rare?.ephemeral === undefined ? this.stream.directSocket : undefined;
   }
 

@@ -44,7 +44,7 @@ export interface PipeChannel {
   publish(data: unknown, options: { event?: string | undefined }): Promise<{ id: string }>;
   end(data: unknown, options: EndOptions): Promise<{ id: string }>;
   /**
-   * Holds the channel while this process publishes to it. `undefined` if the broker needs no lease.
+   * As `Broker.hold()`. `undefined` if the broker has no leases.
    */
   hold(): Lease | undefined;
 }
@@ -89,8 +89,8 @@ export async function pipeToChannel<T, M>(
     throw failure.error;
   }
   try {
-    // To `end`, `undefined` means that the source has come to its end.
-    // A function of the application may test only whether there is an error.
+    // `undefined` tells `end` that the source has ended. A falsy error is replaced, because `end`
+    // may test `if (error)`.
     const reason =
       failure &&
       (failure.error || new Error('the source failed without an error', { cause: failure.error }));

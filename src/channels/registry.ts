@@ -280,8 +280,8 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
   }
 
   /**
-   * Ends the channels of pipes, so that readers receive their last events, and all streams, a
-   * limited number per turn. Closes the broker.
+   * Ends the channels of pipes first, so that their readers receive the last events. Then ends all
+   * streams, a limited number per turn, and closes the broker.
    */
   async #close(): Promise<void> {
     const ended = this.#publisher.stopPipes(closedError());

@@ -14,7 +14,7 @@
  *
  * ```text
  * #offset ─┬─ trimmed       the log does not keep all revocations that came after #offset
- *          ├─ resumedAt     the log has gone back since: it may have lost revocations that other
+ *          ├─ resumedAt     Redis came back older: it may have lost revocations that other
  *          │                nodes have made, and that this node has not received
  *          └─ another log   another log has replaced the log, without its revocations
  * ```

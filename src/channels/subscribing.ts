@@ -65,8 +65,7 @@ export async function subscribe(
   addRecord(follower, record, histories);
   const isRemoved = (): boolean => !follower.subscriptions.includes(record);
   try {
-    // No `await` without a promise: with the memory broker the stream is live when this call
-    // returns.
+    // Awaits only promises: with the memory broker the stream is live when this call returns.
     let position = requestPosition(follower, record);
     if (position instanceof Promise) {
       holdBackIdsIfEarlier(follower, record);
@@ -222,8 +221,8 @@ function isOfStreamLog({ channels, epoch }: StreamFollower, position: Cursor): b
  * Requests the position again. While the subscription waited, another log may have replaced the
  * log: then the stream already reads the new log, and an offset of the old log would be wrong
  * there.
- * @returns a position in the log that the stream reads. If the broker has answered twice with a
- * position in the same other log, that position: the stream still reads an older log
+ * @returns a position in the log that the stream reads; or the second position in the same other
+ * log, because the stream still reads an older log
  */
 async function requestCurrentPosition(
   follower: StreamFollower,

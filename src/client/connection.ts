@@ -71,7 +71,7 @@ export class LiveConnection implements SourceOwner {
     else if (on && Object.hasOwn(on, event.event) && !event.event.startsWith('sse:')) {
       this.#call(() => on[event.event]?.(parse(data, event), event));
     }
-    // Last, so that an event whose listener did not run is received again.
+    // After the calls: if the page ends before, the event is received again.
     if (id === undefined) return;
     this.cursor = id;
     this.#store();

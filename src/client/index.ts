@@ -35,6 +35,6 @@ export function connect<Events = Record<string, unknown>>(
   options: ConnectOptions<Events> = {},
 ): Connection {
   const connection = new LiveConnection(url, options as ConnectOptions);
-  // `ConnectOptions` promises only `close()`.
+  // `Connection` promises only `close()`.
   return { close: () => connection.close() };
 }

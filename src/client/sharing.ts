@@ -5,11 +5,11 @@
  *   Web Lock ──▶ leader ──▶ Source ──▶ events
  *                  │ BroadcastChannel     each with the id before it
  *                  ▼
- *                followers ─ that has my id before it: next event, else known or missing
+ *                followers ─ id before = own cursor: the next event; else known, or lost
  * ```
  *
  * Each tab has a cursor of its own. If the leader closes, the browser gives the lock to another
- * tab, which continues at its cursor: what the others know already, they ignore by its id.
+ * tab, which continues at its cursor. The other tabs ignore known events by their ids.
  */
 import type { ReceivedEvent } from './parser.ts';
 import { platform, type TabChannel } from './platform.ts';
@@ -65,8 +65,8 @@ export class Sharing implements SourceOwner {
   #isDetached = false;
   // Whether the leader has not answered yet.
   #isAsking = false;
-  // Whether this tab and the leader have no id, or know of a gap behind which no id has come yet.
-  // Then the next event names no id before it.
+  // Whether no id is known here and at the leader, or none since the last gap. Then `after` of the
+  // next event is empty.
   #isUnlinked = false;
   #state: ConnectionState = 'connecting';
   #recent: LinkedEvent[] = [];
@@ -206,7 +206,7 @@ export class Sharing implements SourceOwner {
       if (this.#isLeader) this.#answer(message[1], message[2]);
       return;
     }
-    // The lock can arrive before the end that the leader before has told.
+    // The lock may come before the `end` of the previous leader.
     if (message[0] === 'end') this.#onLeaderEnd(message[1]);
     if (this.#isLeader) return;
     this.#since = Date.now();
@@ -217,7 +217,7 @@ export class Sharing implements SourceOwner {
 
   /** Leader: repeats what a follower has missed. */
   #answer(tab: string, cursor: string): void {
-    // Timers of a hidden leader are late, but a visible follower asks often.
+    // A hidden leader has late timers, so it checks here, too.
     this.#source.check();
     if (isBehind(cursor, this.cursor)) {
       const first = this.#recent.findIndex(
@@ -238,15 +238,15 @@ export class Sharing implements SourceOwner {
     }
     // From now on this tab receives all events of the leader.
     this.#isUnlinked = leaderCursor === this.cursor && (leaderCursor === '' || this.#isUnlinked);
-    // Asks a new leader, too. Only an answer says that nothing is missing.
+    // `to` is also empty for a new leader. Only an answer says that nothing is missing.
     if (to === '') {
       this.#isAsking = false;
       this.#ask();
     }
     if (to !== this.#tab) return;
     this.#isAsking = false;
-    // The leader could not repeat what is missing. The server decides where a tab without an id
-    // starts, and may send it a snapshot.
+    // The leader could not repeat what is missing. A tab without an id asks the server, which may
+    // send a snapshot.
     const isNew = this.cursor === '' && leaderCursor !== '';
     if (isNew || isBehind(this.cursor, leaderCursor)) this.#detach();
     else this.#owner.onState(state);
@@ -261,7 +261,7 @@ export class Sharing implements SourceOwner {
     else if (id === undefined && event.event !== 'sse:gap') this.#owner.onEvent(event);
     // A tab without an id waits for the position of the leader.
     else if (after === (this.#isUnlinked ? '' : cursor || undefined)) this.#apply(after, event);
-    // The next id shows whether this tab has lost something, too, if the event is a gap.
+    // A gap has no id: the event after it shows whether this tab has lost something.
     else if (id && !this.#knows(id)) {
       if (compareIds(after, cursor) < 0) this.#apply(cursor, event);
       else this.#ask();
@@ -286,7 +286,7 @@ export class Sharing implements SourceOwner {
   #apply(after: string, event: ReceivedEvent): void {
     const { id, data } = event;
     this.#owner.onEvent(event);
-    // A tab that is behind a gap has to hear of it from the server.
+    // Tabs that are behind a gap get it from the server.
     if (event.event === 'sse:gap') {
       this.#recent = [];
       this.#recentLength = 0;

@@ -40,8 +40,7 @@ const SILENCE_MS = 60_000;
 // Shorter pauses before a comment in ms are not heartbeats, but comments of the application.
 const MIN_HEARTBEAT_MS = 4_000;
 
-// Reconnection time in ms, if the server has sent none and after a failed attempt, and the limit up
-// to which it doubles.
+// Default reconnection time in ms, also the minimum after a failure; and the limit of its doubling.
 const RETRY_MS = 1_000;
 const MAX_RETRY_MS = 30_000;
 

@@ -21,10 +21,10 @@ export interface IdentityOptions {
   /**
    * Returns to whom the stream of a request belongs, such as the id of a user: `revoke()` of the
    * middleware ends the streams of an identity on all nodes. Called when the stream opens, so
-   * middleware that sets what the function reads may be mounted after `sse()`. Middleware that
-   * checks whether the request may have a stream must be mounted after `sse()`: a revocation that
-   * comes before `sse()` gets the request does not end its stream. The identity is never sent to
-   * clients. For streams that follow channels, pass `channels` to the same `sse()`.
+   * middleware that sets what the function reads may be mounted after `sse()`. Mount the check
+   * whether a request may have a stream after `sse()`: a revocation between the check and `sse()`
+   * would be missed. The identity is never sent to clients. For streams that follow channels, pass
+   * `channels` to the same `sse()`.
    * @defaultValue none: no stream has an identity
    */
   identity?: ((req: RouteRequest) => string | undefined) | undefined;
@@ -241,8 +241,8 @@ export class Identities implements RevocationTarget {
 }
 
 /**
- * From here on, a revocation of the identity of the request is noticed, also if the request gets a
- * stream only later, by another `sse()` behind this one.
+ * Attaches a guard to the request: revocations from here on are noticed, even if a later `sse()`
+ * makes the stream.
  */
 export function guardRequest(
   res: GuardedResponse,

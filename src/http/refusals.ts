@@ -34,8 +34,8 @@ export function sendReconnectionTime(res: ServerResponse, retry: number): void {
 }
 
 /**
- * Answers 503 with `Retry-After`. This answer is for clients other than EventSource, which would
- * take an empty stream with the status 200 for success.
+ * Answers 503 with `Retry-After`. Clients other than EventSource would take an empty stream with
+ * the status 200 for success.
  * @param retry time in ms after which the client should try again
  */
 export function sendUnavailable(res: ServerResponse, retry: number): void {

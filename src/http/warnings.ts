@@ -194,14 +194,14 @@ export function checkTimes(
   times: Readonly<Record<string, number | false | undefined>>,
 ): void {
   if (process.env['NODE_ENV'] === 'test' || process.env['NODE_TEST_CONTEXT'] !== undefined) return;
+  const off = owner === 'sse()' ? ', or use sse({ warnings: false })' : '';
   for (const [name, ms] of Object.entries(times)) {
     if (!ms || ms >= 1_000 || reportedTimes.has(name)) continue;
     reportedTimes.add(name);
     emitWarning(
       'RES_SSE_TIME_IN_SECONDS',
       `\`${name}\` of ${owner} is ${ms} ms; was it meant in seconds?`,
-      'All times are in ms: write 15_000 for 15 s. If the value is intended, switch warnings off ' +
-        'with sse({ warnings: false }).',
+      `All times are in ms: write 15_000 for 15 s. If the value is intended, ignore this${off}.`,
     );
   }
 }

@@ -3,10 +3,10 @@ import { OutgoingMessage, type ServerResponse } from 'node:http';
 import { Socket } from 'node:net';
 import { Writable } from 'node:stream';
 
-// Node's own `write()`. If a response has any other `write()`, the bytes must be passed to it. An
-// agent may have replaced Node's method before this module was loaded, so the text of the function
-// is checked. If a version of Node has another text, all bytes are passed to `res.write()`, which
-// is slower but correct.
+// Node's own `write()`. If a response has any other `write()`, the bytes must be passed to it. A
+// monitoring agent may have replaced Node's method before this module was loaded, so the text of
+// the function is checked. If a version of Node has another text, all bytes are passed to
+// `res.write()`, which is slower but correct.
 /* oxlint-disable typescript/unbound-method -- compared, never called */
 const NODE_WRITE: unknown = /\bwrite_\(this\b/.test(
   Function.prototype.toString.call(OutgoingMessage.prototype.write),

@@ -103,9 +103,8 @@ export interface SubscribeOptions {
   snapshot?: ((stream: EventStream, request: SnapshotRequest) => void | Promise<void>) | undefined;
   /**
    * Whether the client gets `sse:checkpoint` events, so that it can resume before it has received
-   * any other event: one when it subscribes, and one in each heartbeat period in which the stream
-   * has passed other events since the last id that the client has received. After a gap a
-   * checkpoint is sent in any case.
+   * any other event: one when it subscribes, and one in each heartbeat period in which the position
+   * has moved beyond the last id of the client. After a gap a checkpoint is sent in any case.
    * @defaultValue `true`
    */
   checkpoints?: boolean | undefined;

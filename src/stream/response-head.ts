@@ -41,8 +41,7 @@ export function isEncoded(res: ServerResponse): boolean {
 
 /**
  * Whether middleware encodes the body and passes the `'drain'` of its compressor on, as
- * `compression()` does: for that it replaces `res.on()`. Without it, nothing would follow a
- * `false`.
+ * `compression()` does: it replaces `res.on()`. Otherwise no `'drain'` would follow a `false`.
  */
 export function passesDrain(res: ServerResponse): boolean {
   return isEncoded(res) && Object.hasOwn(res, 'on');

@@ -117,7 +117,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
    * @internal
    */
   onApplicationWrite(chunk: unknown): boolean {
-    // A wrapper that was put on later passes the bytes of the stream on.
+    // A wrapper that was added later passes on the bytes of the stream itself.
     if (this.isPassing(chunk)) return false;
     this.leaveSocket();
     // Called from inside a wrapped `write()` that has bytes of the stream. The queue would overtake
@@ -153,7 +153,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
 
   /** Ends the response behind the bytes of the `write()` from which this is called. @internal */
   private endBehindWrite(): void {
-    // If the stream has called that `write()`, the empty queue ends the response when it returns.
+    // After a `write()` of the stream, `pumpQueue()` finds the queue empty and ends the response.
     this.setQueue([]);
     if (!this.isPassingBytes) process.nextTick(() => this.uncork());
   }

@@ -37,8 +37,8 @@ let passedBytes: Buffer | undefined;
 // Active writers whose response has asked for more bytes meanwhile.
 const resumedWriters = new Set<ResponseSink>();
 
-// The number of bytes while the application writes, from inside a `write()` that holds the bytes of
-// the stream.
+// In place of the number of bytes, while the application writes from inside a `write()` that holds
+// the bytes of the stream.
 const HELD = Infinity;
 
 /** The base class of `ResponseWriter`: its state, its response, and how bytes get there. */
@@ -251,9 +251,9 @@ export abstract class ResponseSink extends WriteTotals {
   }
 
   /**
-   * Passes bytes to the response or the socket. The result says whether a client is slow only if
-   * middleware passes on the `'drain'` of its compressor, see {@link passesDrain}.
-   * @returns `false` if a `'drain'` will follow
+   * Passes bytes to the response or the socket. The result alone does not show a slow client, see
+   * `mayHoldBytes` of `ResponseWriter`.
+   * @returns `false` if `write()` has returned `false`
    * @internal
    */
   protected passToResponse(bytes: Buffer): boolean {
@@ -279,7 +279,7 @@ export abstract class ResponseSink extends WriteTotals {
   }
 
   /**
-   * Makes sure that what a wrapped `write()` does with the response is noticed.
+   * Intercepts the response before a wrapped `write()` runs, so that its calls are noticed.
    * @returns number of bytes that the response was given; -1 if no code of the application runs
    * inside `write()`
    * @internal

@@ -217,7 +217,7 @@ export abstract class ResponseWriter extends ResponseSink {
    */
   checkDrain(): void {
     if (!this.isAwaitingDrain) return;
-    // While the response holds bytes, a compressor has nowhere to pass on what it is given.
+    // A compressor passes nothing on as long as the response holds bytes.
     const mark = passesDrain(this.res) ? 0 : this.writeMark;
     if (this.bytesInResponse <= mark) this.resume();
   }
@@ -249,7 +249,8 @@ export abstract class ResponseWriter extends ResponseSink {
 
   /** @internal */
   protected override onPassed(): void {
-    // `compression()` passes bytes on later, so that what it holds is no sign of an end.
+    // The wrapper has passed nothing on, so the queue is dropped. `compression()` passes bytes on
+    // later.
     if (pendingEnds.has(this) && this.isHeldByWrapper && !isEncoded(this.res)) {
       this.#queue = new WriteQueue([]);
     }

@@ -8,8 +8,8 @@ export interface Gap {
   /** The channels that lost events. */
   readonly channels: readonly string[];
   /**
-   * The last event ID that the client received. At the start of a stream the id comes from the
-   * request and is untrusted input.
+   * The last event ID that the client received. At the start of a stream, and after the log was
+   * replaced by another one, the id comes from the request and is untrusted input.
    */
   readonly lastEventId: string;
   /**

@@ -142,8 +142,8 @@ export class HealingAttempt {
     for (;;) {
       const round = await this.#startRound(connection, previous === undefined ? all : []);
       this.#context.log.onReading(round.snapshot);
-      // The previous messages note changed channels until the probe of this round has arrived, so
-      // the names are complete only now.
+      // `previous` collects names until the probe of this round arrives, so they are complete only
+      // now.
       const channels = previous === undefined ? all : changedChannels(previous, round);
       const read = await this.#readChannels(channels, round);
       events += read.events;

@@ -38,13 +38,13 @@ interface ChannelLease {
   /** Number of pipes that publish to the channel. With 0, the lease was given up. */
   holders: number;
   /**
-   * The log that has accepted the lease; empty before. In the same log, the lease is renewed only if
+   * The log that has accepted the lease (`state` in log.lua); empty before. In the same log, the lease is renewed only if
    * this node still owns it. After a loss of data, the lease is taken anew.
    */
   log: string;
   /**
-   * The log in which the hold began. Another log may have lost that another node has begun to hold
-   * the channel later.
+   * The log in which the hold began. Another log may not know that another node took the channel
+   * later.
    */
   begun: string;
 }
@@ -56,8 +56,8 @@ export class Leases {
   readonly #onError: (error: unknown) => void;
   // Names this node in Redis: a channel belongs to the node that has held it last.
   readonly #owner = randomBytes(9).toString('base64url');
-  // By channel. A lease that was given up is kept until one more call was accepted, which takes the
-  // lease if Redis has not accepted it before, or has lost it.
+  // By channel. A lease that was given up is kept for one more call: if Redis does not know the
+  // lease, the channel would never end.
   readonly #leases = new Map<string, ChannelLease>();
   #timer: NodeJS.Timeout | undefined;
   #isRenewing = false;

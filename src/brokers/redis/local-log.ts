@@ -70,8 +70,8 @@ export class LocalLog implements SequenceTrackerHost {
   }
 
   /**
-   * An attempt to heal begins to read the log. If the log has gone back since an earlier attempt has
-   * passed on events, the offsets of these events must not be compared to offsets of this log.
+   * Interrupts the registry if the log has gone back: the offsets of events that an earlier attempt
+   * to heal has passed on must not be compared to offsets of this log.
    * @param snapshot the first answer of the attempt
    */
   onReading({ epoch, head }: LogSnapshot): void {

@@ -70,7 +70,7 @@ interface LeaseCall {
 }
 
 interface LeaseResult {
-  /** Names the log since it has last gone back. */
+  /** Names the log. It is another name after the log has gone back or the leases were lost. */
   readonly log: string;
   /** The channels that were ended, each with the id of its end. */
   readonly ended: readonly { readonly channel: string; readonly id: string }[];

@@ -66,7 +66,7 @@ export interface LogSnapshot {
  *
  *     A   jumps before `origin` are not recorded any more: the reader may have lost events
  *     B   has received only events that are still in the log
- *     C   has received events that the log has lost, and may have missed others with their offsets
+ *     C   has received events that the log has lost
  *     D   as B
  */
 export interface Discontinuities {

@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: '9ba279534ff2a254689f7c69351fbffc16cdd74d',
+  sha: 'b838c37c8d73a8bd943156e5729ef9d9b808ec40',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -37,8 +37,8 @@ export const script: {
 --                                    all leases and the times of lease calls, see noteLeaseCall()
 --
 -- Redis may lose one of the last two keys alone. \`leases\` is made again from \`limits\`, see
--- restoreExpiries(). If \`limits\` is lost, the leases get another name, so that producers that live
--- take their leases again; the channels of the others end with the limits that they have.
+-- restoreExpiries(). Without \`limits\`, the leases get another name: producers that live take their
+-- leases again, and the other channels end with their own limits.
 --
 -- Topics: \`<topics>:c:<channel>\` carries the events of a channel. \`<topics>:spine\` carries one
 -- header for each publish of the registry, after the events.
@@ -86,8 +86,8 @@ export const script: {
 -- - A query is answered with the data that can be read. If a write that is not part of the query is
 --   refused (a jump, the deletion of events that are too old), a later call repeats it.
 --
--- The work of a call is bounded: in addition to its task, it deletes at most 1,000 events, and
--- checks a few hundred channels to enforce the limits over all channels. Later calls continue.
+-- The work of a call is bounded: in addition to its task, it deletes at most 1,000 single entries,
+-- and checks a few hundred channels to enforce the limits over all channels. Later calls continue.
 -- Events at or below \`trimmed\` that are still in a stream are never read again. Events that exceed
 -- a limit in number or bytes can be read until they are deleted.
 --
@@ -468,8 +468,8 @@ local function publishHeader(previous, lines, nonce)
   return redis.pcall(publish, topics .. ':spine', header .. lines)
 end
 
--- Announce a new log, or that the log has gone back, before the messages of the call: revocations may
--- be lost, and events without history have no header. A node that receives this header heals.
+-- Announce a new log, or that the log has gone back, before the messages of the call. Nodes that
+-- receive this header heal first: revocations may be lost, and events without history have no header.
 if written and not refusal(written) then publishHeader(head, '') end
 
 -- Returns nil if Redis accepts writes, otherwise the error text. Must be the first write of a call:
@@ -606,9 +606,9 @@ end
 -- append: publishes events.
 --   ARGV  11 time in ms for which the answer of a repeatable call is kept
 --         12 … for each publication: channel, key, body, size, the limits of the history: events,
---         bytes, age, latest, the size of an end, and the caller. The body is empty if there is no
---         event, \`events\` for a channel without history, the size of an end if the channel does not
---         end, and the caller if it does not hold the channel
+--         bytes, age, latest, the size of an end, and the caller. Empty: the body without an event,
+--         \`events\` without history, the size of an end without an end, and a caller that does not
+--         hold the channel
 -- Answers { epoch, head, error of the header, warning, result, … }; a result is \`=<id>\`,
 -- \`~<id of the end>\` if the channel has ended before, \`!<error>\` if the event was not published, or
 -- \`?<error>\` if it may have been.
@@ -771,13 +771,16 @@ if operation == 'lease' then
     local lease, unreadable = leaseOf(name)
     if unreadable then return redis.error_reply(unreadable) end
     local channel = find(name)
-    -- A process takes a lease when it begins to hold the channel (\`!\`). After that it renews the
-    -- lease as long as the lease belongs to it (\`+\`). The lease belongs to another process if that
-    -- process has begun to hold the channel later. A process that lives has renewed its lease in the
-    -- last third of the time; if it has not, another process that holds the channel takes the lease.
-    -- If this log has never accepted a lease, or has lost it, the process takes it with a later call,
-    -- also if it has given the channel up (\`-\`): then the lease runs out. If nobody has a lease that
-    -- this log has accepted, the channel has ended, was cleared and is used in another way.
+    -- What the caller does with the channel (\`kind\`), and what becomes of the lease:
+    --
+    --   begins to hold it   !     taken: the channel belongs to the newest holder
+    --   holds it            +     renewed if it is the lease of the caller; taken if its owner has not
+    --                             renewed it in the last third of the time, and so has died
+    --   holds it, or has    + -   taken if there is no lease, and this log has never accepted one or
+    --   given it up               has lost it (\`taken ~= state\`); with \`-\` it then runs out
+    --
+    -- In all other cases nothing is done: the lease belongs to another process, or the channel has
+    -- ended or was cleared. The end of a channel removes its lease.
     local isOwn = lease and lease.owner == owner
     local isLost = not lease and taken ~= state
     local isLeft = kind == '+' and lease and lease.expiry < now + leaseMs * 2 / 3
@@ -813,7 +816,7 @@ end
 -- Answers { epoch, head, offset up to which the channel has no events }.
 if operation == 'clear' then
   local channel, from = find(ARGV[11]), head
-  -- A producer that lives renews its lease. Otherwise the lease runs out without an end.
+  -- Marks the lease: if the producer does not renew it, the lease runs out without an end.
   local lease = leaseOf(ARGV[11])
   if lease and not lease.isCleared then
     lease.isCleared = true
