@@ -256,14 +256,16 @@ export class Sharing implements SourceOwner {
     const { id } = event;
     const { cursor } = this;
     this.#leaderCursor = id ?? this.#leaderCursor;
+    const hasHistory = id !== undefined || event.event === 'sse:gap';
+    // A tab without an id expects nothing: it waits for the position of the leader.
+    const expected = this.#isUnlinked ? '' : cursor || undefined;
     if (this.#isDetached) this.#rejoin();
-    // An event of a channel without history.
-    else if (id === undefined && event.event !== 'sse:gap') this.#owner.onEvent(event);
-    // A tab without an id waits for the position of the leader.
-    else if (after === (this.#isUnlinked ? '' : cursor || undefined)) this.#apply(after, event);
+    else if (!hasHistory) this.#owner.onEvent(event);
+    else if (after === expected) this.#apply(after, event);
     // A gap has no id: the event after it shows whether this tab has lost something.
     else if (id && !this.#knows(id)) {
-      if (compareIds(after, cursor) < 0) this.#apply(cursor, event);
+      const isOverlapping = compareIds(after, cursor) < 0;
+      if (isOverlapping) this.#apply(cursor, event);
       else this.#ask();
     }
   }
