@@ -57,3 +57,24 @@ test('a node follows a failover that leaves its connections open', async () => {
   expect(topics).toEqual(expect.arrayContaining(['{failover}:spine', '{failover}:c:a']));
   await channels.close();
 });
+
+test('a connection is not replaced again when its server has become the primary meanwhile', async () => {
+  await using redis = await startRedis();
+  await using relay = await startRelay(redis.port);
+  const admin = await redis.client();
+  const errors: string[] = [];
+  const connection = ownConnection(relay.url, HEARTBEAT_MS, (error) =>
+    errors.push((error as Error).message),
+  );
+  const channels = createChannels({ broker: new RedisBroker(connection, 'failover', TIMING) });
+  await channels.publish('a', 'before');
+  await admin.sendCommand(['REPLICAOF', '127.0.0.1', '1']);
+  await until('the replacement', () => errors.length === 1);
+  // The new connection gets a READONLY as well, in the pause before the next replacement.
+  await expect(channels.publish('a', 'refused')).rejects.toMatchObject({ delivery: 'none' });
+  await admin.sendCommand(['REPLICAOF', 'NO', 'ONE']);
+  const end = performance.now() + 4 * HEARTBEAT_MS;
+  while (performance.now() < end) await channels.publish('a', 'after');
+  expect(errors).toHaveLength(1);
+  await channels.close();
+});

@@ -195,7 +195,9 @@ class OwnClient {
       return answer;
     } catch (error) {
       if (isErrorReply(error)) this.#unansweredSince = undefined;
-      if (messageOf(error).startsWith('READONLY ')) this.#isReadOnly = true;
+      // In the pause the answer is ignored: the server may be promoted, or replaced, meanwhile.
+      const mayReplace = performance.now() - this.#replacedAt >= this.#pauseMs;
+      if (mayReplace && messageOf(error).startsWith('READONLY ')) this.#isReadOnly = true;
       throw error;
     }
   }
@@ -210,6 +212,7 @@ class OwnClient {
     // The client has connected, perhaps again.
     client.on('ready', () => {
       this.#unansweredSince = undefined;
+      this.#isReadOnly = false;
     });
     return client;
   }
@@ -239,8 +242,8 @@ class OwnClient {
     if (now - (this.#unansweredSince ?? Infinity) >= 3 * this.#heartbeatMs) {
       return 'Redis does not answer any more';
     }
+    if (!this.#isReadOnly) return undefined;
     const sinceReplaced = now - this.#replacedAt;
-    if (!this.#isReadOnly || sinceReplaced < this.#pauseMs) return undefined;
     // The pauses grow as long as the server remains a replica.
     const isAgain = sinceReplaced < 3 * this.#pauseMs;
     const nextMs = isAgain ? Math.min(2 * this.#pauseMs, MAX_PAUSE_MS) : this.#heartbeatMs;
