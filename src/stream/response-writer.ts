@@ -18,8 +18,12 @@ import { needsDrain } from './response-listeners.ts';
 import { ResponseSink } from './response-sink.ts';
 import { CHUNK_BYTES, HIGH_WATER_MARK, WriteQueue } from './write-queue.ts';
 
-// Pause in ms after a wrapped `write()` has returned `false`, and no 'drain' will follow.
-const WRAPPER_PAUSE_MS = 2;
+// Limits in ms of the pause after a wrapped `write()` has returned `false`, if no 'drain' follows.
+const MIN_WRAPPER_PAUSE_MS = 2;
+const MAX_WRAPPER_PAUSE_MS = 64;
+
+// The next pause of each writer whose wrapper has returned `false`.
+const wrapperPauses = new WeakMap<ResponseWriter, number>();
 
 // Writers that are passing their whole queue. If middleware ends the response inside its `write()`,
 // then `passWholeQueue()` is called again for each piece.
@@ -285,13 +289,15 @@ export abstract class ResponseWriter extends ResponseSink {
         return;
       }
       const isFull = this.bytesInResponse > HIGH_WATER_MARK;
-      if (hasRoom && !isFull) continue;
-      if (!isFull && needsDrain(this.res, this.socket) === false) {
-        // A wrapped `write()` has returned `false`, and the response still accepts bytes.
-        this.pumpLater(queue, WRAPPER_PAUSE_MS);
-        return;
+      if (hasRoom && !isFull) {
+        wrapperPauses.delete(this);
+        continue;
       }
       this.awaitDrain();
+      // A wrapped `write()` has returned `false`, and the response still accepts bytes: the wrapper
+      // may emit a 'drain', or nothing may follow.
+      const mayStayAway = !isFull && needsDrain(this.res, this.socket) === false;
+      if (mayStayAway && this.#queue === queue && !queue.isEmpty) this.pumpAfterPause(queue);
       break;
     }
     if (this.#queue === undefined || !this.#queue.isEmpty) return;
@@ -324,6 +330,13 @@ export abstract class ResponseWriter extends ResponseSink {
   private awaitWrapper(): void {
     if (this.readyState === 1) this.#queue ??= new WriteQueue([]);
     if (this.#queue !== undefined) this.awaitDrain();
+  }
+
+  /** Continues with the queue after a pause, which grows until the wrapper accepts bytes. @internal */
+  private pumpAfterPause(queue: WriteQueue): void {
+    const pauseMs = wrapperPauses.get(this) ?? MIN_WRAPPER_PAUSE_MS;
+    wrapperPauses.set(this, Math.min(2 * pauseMs, MAX_WRAPPER_PAUSE_MS));
+    this.pumpLater(queue, pauseMs);
   }
 
   /** Continues with the queue in the next turn of the event loop, or after a pause. @internal */
