@@ -1,5 +1,5 @@
 /** Revoking, on two nodes that share a log in Redis. */
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { appendFileSync } from 'node:fs';
 import { setImmediate as nextTurn } from 'node:timers/promises';
@@ -285,6 +285,40 @@ describe('an event of a channel without history', () => {
     host.openConnection = {} as SubscriberConnection;
     await running;
     expect([check.isInDoubt, healed]).toEqual([false, [epoch]]);
+    connection.close();
+  });
+
+  test('a doubt ends when the node is open, also in the middle of a pause', async () => {
+    const connection = ownConnection(redis.url, 500, () => {});
+    const log = new LocalLog(
+      1_000,
+      () => true,
+      () => {},
+    );
+    const client = new LogClient(
+      connection,
+      'revoking',
+      2_000,
+      () => log.tracker.position(),
+      () => {},
+    );
+    const { epoch, head } = await client.look([]);
+    log.tracker.reset(epoch, head);
+    const look = vi.spyOn(client, 'look').mockRejectedValueOnce(new Error('the link is cut'));
+    let pauses = 0;
+    const check = new LogCheck(client, log.tracker, new AbortController().signal, {
+      openConnection: undefined,
+      onOtherLog: () => {},
+      report: () => {},
+      // The pause after a failure does not end.
+      pause: () => (pauses++ === 0 ? new Promise(() => {}) : Promise.resolve()),
+    });
+    const running = check.run('another');
+    await until('the pause', () => pauses === 1);
+    expect(check.isInDoubt).toBe(true);
+    check.onOpened();
+    await running;
+    expect([check.isInDoubt, look.mock.calls.length]).toEqual([false, 2]);
     connection.close();
   });
 

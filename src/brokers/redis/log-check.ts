@@ -78,6 +78,11 @@ export class LogCheck {
     this.#isRunning = false;
   }
 
+  /** The node is open: the query that a pause delays is made now. */
+  onOpened(): void {
+    this.#newcomer.resolve();
+  }
+
   /**
    * Queries the log in Redis.
    * @param otherEpoch the log of the newest header

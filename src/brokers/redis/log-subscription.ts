@@ -239,6 +239,7 @@ export class LogSubscription implements ChannelSubscriberHost {
     this.state = 'open';
     this.#lastHeaderAt = performance.now();
     this.#host.onOpened();
+    this.logCheck.onOpened();
     this.#resolveNext();
     void this.#subscriber.subscribePending();
   }
