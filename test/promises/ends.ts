@@ -161,6 +161,8 @@ export function testEnds(make: MakeNodes): void {
       using reader = await listen(server, 'a,b', id);
       expect(reader.response.status).toBe(200);
       await nodes.publisher.end('b');
+      // The node of the readers has received the end of `b`.
+      await reader.end();
       expect((await listen(server, 'a,b', id)).response.status).toBe(204);
     });
 
