@@ -155,8 +155,8 @@ export function ownConnection(
  * The client of an own connection. It is replaced in two cases that node-redis does not notice:
  *
  * - It is connected, and nothing is answered any more: the connection may be dead without being
- *   closed, because a firewall has forgotten it, or the server has lost its power. The socket timeout
- *   of node-redis begins again with each command, and a node sends commands regularly.
+ *   closed, because a firewall has forgotten it, or the server has lost its power. The socket
+ *   timeout of node-redis begins again with each command, and a node sends commands regularly.
  * - Its server is a read-only replica: a failover may have left the connection open. A new
  *   connection leads to the new primary, if the address does.
  */
@@ -226,29 +226,29 @@ class OwnClient {
       const problem = client.isReady && !this.#isClosed ? this.#findProblem() : undefined;
       if (problem === undefined) return client;
       this.#onError(new Error(`${problem}; connecting again`));
-      this.#unansweredSince = undefined;
-      this.#isReadOnly = false;
-      this.#replacedAt = performance.now();
-      this.#client = undefined;
-      // Its pending commands reject.
-      destroyClient(current);
-      this.onReplaced?.();
+      this.#replace(current);
     }
   }
 
   /** @returns why the client must be replaced; `undefined` if it need not be */
   #findProblem(): string | undefined {
+    const waitedMs = performance.now() - (this.#unansweredSince ?? Infinity);
+    if (waitedMs >= 3 * this.#heartbeatMs) return 'Redis does not answer any more';
+    return this.#isReadOnly ? 'Redis is a read-only replica' : undefined;
+  }
+
+  #replace(current: Promise<SingleClient>): void {
     const now = performance.now();
-    if (now - (this.#unansweredSince ?? Infinity) >= 3 * this.#heartbeatMs) {
-      return 'Redis does not answer any more';
-    }
-    if (!this.#isReadOnly) return undefined;
-    const sinceReplaced = now - this.#replacedAt;
     // The pauses grow as long as the server remains a replica.
-    const isAgain = sinceReplaced < 3 * this.#pauseMs;
-    const nextMs = isAgain ? Math.min(2 * this.#pauseMs, MAX_PAUSE_MS) : this.#heartbeatMs;
-    this.#pauseMs = Math.max(nextMs, this.#heartbeatMs);
-    return 'Redis is a read-only replica';
+    const isAgain = this.#isReadOnly && now - this.#replacedAt < 3 * this.#pauseMs;
+    this.#pauseMs = isAgain ? Math.min(2 * this.#pauseMs, MAX_PAUSE_MS) : this.#heartbeatMs;
+    this.#replacedAt = now;
+    this.#unansweredSince = undefined;
+    this.#isReadOnly = false;
+    this.#client = undefined;
+    // Its pending commands reject.
+    destroyClient(current);
+    this.onReplaced?.();
   }
 }
 
