@@ -215,6 +215,18 @@ describe('waitForTurn()', () => {
     expect(done).toEqual(Array.from({ length: 1_000 }, (_, index) => index));
   });
 
+  test('resolves for five callers in one turn if each counts as 20 steps', async () => {
+    const queue = new CatchUpQueue();
+    const turns = new Turns();
+    const at: number[] = [];
+    for (let index = 0; index < 50; index++) {
+      void queue.waitForTurn(20).then(() => at.push(turns.now));
+    }
+    await until('all', () => at.length === 50);
+    turns.stop();
+    expect(perTurn(at)).toEqual(Array.from({ length: 10 }, () => 5));
+  });
+
   test('and steps share the limits of one turn, and both finish', async () => {
     const queue = new CatchUpQueue();
     const turns = new Turns();
