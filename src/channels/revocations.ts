@@ -19,8 +19,8 @@
  *          └─ another log   another log has replaced the log, without its revocations
  * ```
  */
-import type { Broker } from '../brokers/broker.ts';
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import type { Broker } from '../brokers/broker.ts';
 import { deferred, withLimits, type Deferred } from '../common/async.ts';
 import type { HistoryLimits } from '../log/log.ts';
 import type { LogEntry } from '../log/log-entry.ts';

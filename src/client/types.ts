@@ -78,7 +78,10 @@ export interface ConnectOptions<Events = Record<string, unknown>> {
   readonly onGap?: ((gap: Gap) => void) | undefined;
   /** Everything has been received, and no request follows. */
   readonly onEnd?: (() => void) | undefined;
-  /** The state has changed. `error` is given with `'reconnecting'`, if there was one, and `'failed'`. */
+  /**
+   * The state has changed. `error` is given with `'reconnecting'`, if there was one, and
+   * `'failed'`.
+   */
   readonly onState?: ((state: ConnectionState, error?: ConnectionError) => void) | undefined;
 }
 

@@ -4,7 +4,8 @@ const callbacksOf = new WeakMap<AbortSignal, Set<() => void>>();
 
 /**
  * Calls back when the signal is aborted. A signal gets one listener for all callbacks: its own list
- * of listeners takes longer for each one that is removed, and Node warns if there are more than ten.
+ * of listeners takes longer for each one that is removed, and Node warns if there are more than
+ * ten.
  * @param signal not aborted yet
  * @returns a function that removes the callback
  */

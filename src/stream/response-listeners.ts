@@ -121,8 +121,9 @@ export function requestDrain(
 }
 
 /**
- * Whether Node will emit a `'drain'`, because it has answered `false` to a write. A wrapped `write()`
- * may answer `false` for other reasons. `undefined` if the response does not tell, as some mocks.
+ * Whether Node will emit a `'drain'`, because it has answered `false` to a write. A wrapped
+ * `write()` may answer `false` for other reasons. `undefined` if the response does not tell, as
+ * some mocks.
  */
 export function needsDrain(
   res: ServerResponse,

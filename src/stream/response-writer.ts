@@ -313,8 +313,8 @@ export abstract class ResponseWriter extends ResponseSink {
   }
 
   /**
-   * Whether middleware may hold bytes after its `write()` has returned `false`, and a `'drain'` will
-   * follow. @internal
+   * Whether middleware may hold bytes after its `write()` has returned `false`, and a `'drain'`
+   * will follow. @internal
    */
   private get mayHoldBytes(): boolean {
     const { res, socket } = this;
@@ -332,7 +332,9 @@ export abstract class ResponseWriter extends ResponseSink {
     if (this.#queue !== undefined) this.awaitDrain();
   }
 
-  /** Continues with the queue after a pause, which grows until the wrapper accepts bytes. @internal */
+  /**
+   * Continues with the queue after a pause, which grows until the wrapper accepts bytes. @internal
+   */
   private pumpAfterPause(queue: WriteQueue): void {
     const pauseMs = wrapperPauses.get(this) ?? MIN_WRAPPER_PAUSE_MS;
     wrapperPauses.set(this, Math.min(2 * pauseMs, MAX_WRAPPER_PAUSE_MS));

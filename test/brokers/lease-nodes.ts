@@ -90,8 +90,8 @@ export class LeaseNodes implements AsyncDisposable {
   }
 
   /**
-   * Resolves when the lease of the channel was renewed for the time of several leases, or earlier if
-   * the channel is not open any more.
+   * Resolves when the lease of the channel was renewed for the time of several leases, or earlier
+   * if the channel is not open any more.
    * @returns the state of the channel
    */
   async stateAfterRenewals(channel: string, reader: Channels): Promise<string> {

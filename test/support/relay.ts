@@ -22,8 +22,8 @@ export interface Relay extends AsyncDisposable {
   stall(direction: 'replies' | 'commands'): void;
   flow(): void;
   /**
-   * Passes nothing more on the connections that are open now, and closes none of them, as a firewall
-   * that has forgotten them. New connections work.
+   * Passes nothing more on the connections that are open now, and closes none of them, as a
+   * firewall that has forgotten them. New connections work.
    */
   silence(): void;
   /** Relays new connections to the Redis on this port. */

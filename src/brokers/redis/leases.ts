@@ -38,8 +38,9 @@ interface ChannelLease {
   /** Number of pipes that publish to the channel. With 0, the lease was given up. */
   holders: number;
   /**
-   * The log that has accepted the lease (`state` in log.lua); empty before. In the same log, the lease is renewed only if
-   * this node still owns it. After a loss of data, the lease is taken anew.
+   * The log that has accepted the lease (`state` in log.lua); empty before. In the same log, the
+   * lease is renewed only if this node still owns it. After a loss of data, the lease is taken
+   * anew.
    */
   log: string;
   /**
@@ -81,8 +82,8 @@ export class Leases {
   /**
    * Ends the work of this node. The channels that it still holds end at once, because this process
    * publishes nothing more to them. If Redis has lost data since a hold began, the channel is given
-   * up, because another node may hold it by now. A channel that was given up ends when its lease has
-   * run out, if no other node holds it by then. Never rejects.
+   * up, because another node may hold it by now. A channel that was given up ends when its lease
+   * has run out, if no other node holds it by then. Never rejects.
    */
   async stop(): Promise<void> {
     clearInterval(this.#timer);
