@@ -1,7 +1,8 @@
-/** Bytes that are written to many streams, and the HTTP chunk of these bytes. */
+/** Bytes that are written to many streams, and the HTTP chunk and the gzip block of these bytes. */
+import { deflateBlock } from './gzip.ts';
 
-/** Bytes and their HTTP chunk (RFC 9112, 7.1). The chunk is framed once for all streams. */
-export class SharedBytes {
+/** Bytes as they are sent, and their HTTP chunk (RFC 9112, 7.1): framed once for all streams. */
+export class WireBytes {
   readonly bytes: Buffer;
   #chunk: Buffer | undefined;
 
@@ -13,6 +14,17 @@ export class SharedBytes {
   get chunk(): Buffer {
     this.#chunk ??= toHttpChunk(this.bytes);
     return this.#chunk;
+  }
+}
+
+/** The text of events, for plain and for compressed streams. */
+export class SharedBytes extends WireBytes {
+  #gzip: WireBytes | undefined;
+
+  /** The text as a gzip block without a dictionary: compressed on the first read, then kept. */
+  get gzip(): WireBytes {
+    this.#gzip ??= new WireBytes(deflateBlock(this.bytes));
+    return this.#gzip;
   }
 }
 

@@ -1,0 +1,103 @@
+/** The gzip body of one stream. It keeps a checksum, a length and a position, and no compressor. */
+import {
+  GZIP_HEADER,
+  NO_BYTES,
+  addToTotals,
+  deflateBlock,
+  gzipTrailer,
+  moveTotals,
+  storeBlock,
+  type GzipTotals,
+} from './gzip.ts';
+import type { GzipWindow } from './gzip-window.ts';
+import type { SharedBytes, WireBytes } from './shared-bytes.ts';
+
+// Less is stored as it is: compressing costs more than it saves.
+const COMPRESS_FROM_BYTES = 1_024;
+
+/** The totals of one compressed stream, and its place in the window of its group. */
+export class GzipBody {
+  #checksum = 0;
+  #length = 0;
+  #hasBegun = false;
+  #hasEnded = false;
+  // The window whose text the stream has received last, and nothing since; from which position of
+  // the window, and up to which.
+  #window: GzipWindow | undefined;
+  #receivedSince = 0;
+  #receivedUpTo = 0;
+  // The totals of the group when the stream was attached.
+  #groupTotals: GzipTotals | undefined;
+
+  /** Whether the stream can decode the next block of the window, so that it may be attached. */
+  get isInside(): boolean {
+    return this.#window?.willBeInside(this.#receivedSince) === true;
+  }
+
+  /** The block of bytes that only this stream gets. They never share a dictionary with others. */
+  encode(bytes: Buffer): Buffer {
+    if (this.#hasEnded) return bytes;
+    this.#window = undefined;
+    this.#add(bytes);
+    const block = bytes.length < COMPRESS_FROM_BYTES ? storeBlock(bytes) : deflateBlock(bytes);
+    if (this.#hasBegun) return block;
+    this.#hasBegun = true;
+    return Buffer.concat([GZIP_HEADER, block]);
+  }
+
+  /**
+   * The block of bytes that many streams get.
+   * @param window of the group that gets these bytes
+   */
+  encodeShared(shared: SharedBytes, window: GzipWindow | undefined): WireBytes {
+    this.#add(shared.bytes);
+    const block = window?.blockOf(shared);
+    if (window === undefined || block === undefined) {
+      this.#window = undefined;
+      return shared.gzip;
+    }
+    if (this.#window !== window || this.#receivedUpTo !== window.start) {
+      this.#window = window;
+      this.#receivedSince = window.start;
+    }
+    this.#receivedUpTo = window.end;
+    if (this.isInside) window.countInside();
+    return window.isInside(this.#receivedSince) ? block : shared.gzip;
+  }
+
+  /** The last bytes of the body. Nothing may be written after them. */
+  end(last: Buffer): Buffer {
+    if (this.#hasEnded) return last;
+    const block = this.encode(last);
+    this.#hasEnded = true;
+    return Buffer.concat([block, gzipTrailer({ checksum: this.#checksum, length: this.#length })]);
+  }
+
+  /** From here on the totals of the group count for the stream. */
+  onAttached(groupTotals: GzipTotals): void {
+    this.#groupTotals = groupTotals;
+  }
+
+  /** The stream takes over what its group has received since it was attached. */
+  onDetached(groupTotals: GzipTotals): void {
+    const before = this.#groupTotals ?? NO_BYTES;
+    this.#groupTotals = undefined;
+    const { checksum, length } = moveTotals(
+      { checksum: this.#checksum, length: this.#length },
+      before,
+      groupTotals,
+    );
+    this.#checksum = checksum;
+    this.#length = length;
+    this.#receivedUpTo += (groupTotals.length - before.length) >>> 0;
+  }
+
+  #add(bytes: Buffer): void {
+    const { checksum, length } = addToTotals(
+      { checksum: this.#checksum, length: this.#length },
+      bytes,
+    );
+    this.#checksum = checksum;
+    this.#length = length;
+  }
+}

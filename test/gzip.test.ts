@@ -1,0 +1,66 @@
+/** The parts of a gzip body. */
+import { gunzipSync } from 'node:zlib';
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import {
+  GZIP_HEADER,
+  NO_BYTES,
+  addToTotals,
+  deflateBlock,
+  gzipTrailer,
+  moveTotals,
+  storeBlock,
+  type GzipTotals,
+} from '../src/protocol/gzip.ts';
+
+const bytes = fc.uint8Array({ maxLength: 500 });
+
+function totalsOf(...parts: readonly Uint8Array[]): GzipTotals {
+  let totals = NO_BYTES;
+  for (const part of parts) totals = addToTotals(totals, part);
+  return totals;
+}
+
+describe('a gzip body', () => {
+  test('of stored and compressed blocks decodes to its text', () => {
+    const step = fc.record({ text: bytes, kind: fc.constantFrom('stored', 'alone', 'continued') });
+    fc.assert(
+      fc.property(fc.array(step, { maxLength: 12 }), (steps) => {
+        let text = Buffer.alloc(0);
+        const blocks = steps.map(({ text: part, kind }) => {
+          const before = text.subarray(-300);
+          text = Buffer.concat([text, part]);
+          if (kind === 'stored') return storeBlock(part);
+          return deflateBlock(part, kind === 'alone' ? undefined : before);
+        });
+        const body = Buffer.concat([GZIP_HEADER, ...blocks, gzipTrailer(totalsOf(text))]);
+        expect(gunzipSync(body).equals(text)).toBe(true);
+      }),
+    );
+  });
+
+  test('may have a stored block of more than 64 KiB', () => {
+    const text = Buffer.alloc(200_000, 'abcdefg');
+    const body = Buffer.concat([GZIP_HEADER, storeBlock(text), gzipTrailer(totalsOf(text))]);
+    expect(gunzipSync(body).equals(text)).toBe(true);
+  });
+});
+
+describe('totals', () => {
+  test('moved by what a group has received are those of the whole text', () => {
+    fc.assert(
+      fc.property(bytes, bytes, bytes, (own, before, received) => {
+        const from = totalsOf(before);
+        const to = totalsOf(before, received);
+        expect(moveTotals(totalsOf(own), from, to)).toEqual(totalsOf(own, received));
+      }),
+    );
+  });
+
+  test('count the length modulo 2^32', () => {
+    const almost: GzipTotals = { checksum: 0, length: 2 ** 32 - 1 };
+    expect(addToTotals(almost, Buffer.from('ab')).length).toBe(1);
+    const to = addToTotals(almost, Buffer.from('ab'));
+    expect(moveTotals(NO_BYTES, almost, to)).toEqual(totalsOf(Buffer.from('ab')));
+  });
+});
