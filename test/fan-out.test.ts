@@ -37,6 +37,7 @@ interface Loss {
 
 /** A member that counts as a stream does, and records everything that is delivered to it. */
 class FakeMember implements Member {
+  readonly isCompressed = false;
   listIndex = -1;
   readonly channels: readonly string[];
   readonly fanOut: FanOut;
@@ -602,6 +603,7 @@ describe('an attached member', () => {
 /** A member that only counts, as a stream does. */
 function countingMember(): Member & { bytes: number; position: number } {
   return {
+    isCompressed: false,
     listIndex: -1,
     bytes: 0,
     position: 0,

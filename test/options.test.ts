@@ -24,7 +24,7 @@ const keyOf = (): string => 'all';
 describe('sse(options)', () => {
   test('an unknown option is refused with the names of those there are', () => {
     expect(refusal({ hartbeat: 5 })).toBe(
-      'unknown option `hartbeat` of sse(); it takes channels, heartbeat, retry, serialize, maxBuffered, onSlow, stallTimeout, maxLifetime, maxSubscriptions, headers, maxStreams, maxStreamsPer, whenFull, identity, authorize, warnings, accept, onError',
+      'unknown option `hartbeat` of sse(); it takes channels, heartbeat, retry, serialize, maxBuffered, onSlow, stallTimeout, maxLifetime, maxSubscriptions, headers, compress, maxStreams, maxStreamsPer, whenFull, identity, authorize, warnings, accept, onError',
     );
     expect(refusal({ toString: 5 })).toContain('unknown option `toString`');
   });

@@ -35,6 +35,8 @@ import type { WriteProgress } from '../stream/subscription-types.ts';
 import type { Feed } from './feed.ts';
 import type { Frame } from './frame.ts';
 import { IndexedList, type IndexedListMember } from '../common/indexed-list.ts';
+import { NO_BYTES, addToTotals } from '../protocol/gzip.ts';
+import { GzipWindow } from '../protocol/gzip-window.ts';
 
 /** Cursor and counts that an audience keeps for all of its attached members. */
 export interface GroupProgress extends WriteProgress {
@@ -44,14 +46,17 @@ export interface GroupProgress extends WriteProgress {
 
 /** A live stream, as seen by its audience. No method throws. */
 export interface Member extends IndexedListMember {
+  /** Whether the stream is compressed. Does not change while it is a member. */
+  readonly isCompressed: boolean;
   /** While the member is not attached: offset up to which it has received everything. */
   readonly position: number;
   /**
    * Writes the entries of the frame that come after the member's position.
+   * @param window of the audience, if its streams are compressed and the frame is the current one
    * @returns the member's socket, if the member has written the whole frame and the audience may
    * write the next frames to the socket directly; the member is attached then
    */
-  takeFrame(frame: Frame): Socket | undefined;
+  takeFrame(frame: Frame, window?: GzipWindow): Socket | undefined;
   /** Entries up to the offset were dropped before the member received them. */
   onDropped(upTo: number, events: number): void;
   /** The member leaves the audience, and its stream reads the log. */
@@ -81,8 +86,11 @@ export class Audience extends IndexedList<Member> {
    * set by its members: see `shared-subscription-state.ts`.
    */
   sharedState: object | undefined;
+  /** The text that the members have received last, if their streams are compressed. */
+  readonly window: GzipWindow | undefined;
   // At the index of each attached member, its socket.
   readonly #sockets: (Socket | undefined)[] = [];
+  #attachedCount = 0;
   // Number of members that have not received the current frame.
   #pendingCount = 0;
   #progress: GroupProgress;
@@ -93,12 +101,22 @@ export class Audience extends IndexedList<Member> {
   // loss.
   #droppedEvents: number | undefined;
 
-  /** @param position offset up to which nothing will be delivered to the members */
-  constructor(channels: readonly string[], feeds: readonly Feed[], position: number) {
+  /**
+   * @param position offset up to which nothing will be delivered to the members
+   * @param isCompressed whether the streams of the members are compressed
+   */
+  constructor(
+    channels: readonly string[],
+    feeds: readonly Feed[],
+    position: number,
+    isCompressed: boolean = false,
+  ) {
     super();
     this.channels = channels;
     this.feeds = feeds;
-    this.#progress = { cursor: position, bytes: 0, events: 0, writtenAt: 0 };
+    this.window = isCompressed ? new GzipWindow() : undefined;
+    const gzip = isCompressed ? NO_BYTES : undefined;
+    this.#progress = { cursor: position, bytes: 0, events: 0, writtenAt: 0, gzip };
     this.#nextProgress = this.#progress;
   }
 
@@ -169,6 +187,7 @@ export class Audience extends IndexedList<Member> {
     const progress = this.progressOf(member);
     if (progress === undefined) return;
     this.#sockets[member.listIndex] = undefined;
+    this.#attachedCount--;
     member.onDetached(progress);
   }
 
@@ -188,25 +207,27 @@ export class Audience extends IndexedList<Member> {
 
   /** Starts the delivery of a frame to all members. */
   startFrame(frame: Frame): void {
-    this.#startDelivery(frame.lastOffset, frame.bytes.length, frame.entries.length);
+    const { bytes } = this.window?.moveTo(frame, this.members.length, this.#attachedCount) ?? frame;
+    this.#startDelivery(frame.lastOffset, bytes.length, frame);
     this.#currentFrame = frame;
   }
 
   /** Starts to inform all members that entries up to the offset were dropped. */
   startDropped(upTo: number, events: number): void {
-    this.#startDelivery(upTo, 0, 0);
+    this.#startDelivery(upTo, 0, undefined);
     this.#droppedEvents = events;
   }
 
-  #startDelivery(cursor: number, addedBytes: number, addedEvents: number): void {
+  #startDelivery(cursor: number, addedBytes: number, frame: Frame | undefined): void {
     if (this.#progress.bytes > MAX_COUNTED_BYTES) this.#resetCounts();
     this.#pendingCount = this.members.length;
-    const { bytes, events } = this.#progress;
+    const { bytes, events, gzip } = this.#progress;
     this.#nextProgress = {
       cursor,
       bytes: bytes + addedBytes,
-      events: events + addedEvents,
+      events: events + (frame?.entries.length ?? 0),
       writtenAt: clock(),
+      gzip: gzip === undefined || frame === undefined ? gzip : addToTotals(gzip, frame.bytes),
     };
   }
 
@@ -231,7 +252,7 @@ export class Audience extends IndexedList<Member> {
       if (isForAll && socket?.writable === true && socket.writableLength <= CHUNK_BYTES) {
         this.#pendingCount = index;
         try {
-          socket.write(frame.chunk);
+          socket.write((this.window?.blockOf(frame) ?? frame).chunk);
         } catch (error) {
           // The member may have moved meanwhile, or its stream may have ended.
           this.#failMemberAt(this.#sockets.indexOf(socket), error);
@@ -261,9 +282,10 @@ export class Audience extends IndexedList<Member> {
       member.onDropped(this.#nextProgress.cursor, this.#droppedEvents);
     }
     if (this.#currentFrame === undefined) return;
-    const socket = member.takeFrame(this.#currentFrame);
+    const socket = member.takeFrame(this.#currentFrame, this.window);
     if (socket === undefined || !this.has(member)) return;
     this.#sockets[member.listIndex] = socket;
+    this.#attachedCount++;
     member.onAttached(this.#nextProgress);
   }
 
@@ -280,6 +302,7 @@ export class Audience extends IndexedList<Member> {
   /** Releases the current frame. Pending members, if any, will not receive it. */
   clearFrame(): void {
     for (const entry of this.#currentFrame?.entries ?? []) entry.releaseView();
+    this.window?.release();
     this.#currentFrame = undefined;
     this.#droppedEvents = undefined;
   }

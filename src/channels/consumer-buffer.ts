@@ -33,6 +33,8 @@ export class ConsumerBuffer implements Member {
     this.position = position;
   }
 
+  readonly isCompressed = false;
+
   /** Whether the buffer receives the published events. */
   get isLive(): boolean {
     return this.#audience !== undefined;

@@ -1,5 +1,6 @@
 /** The membership of a stream in an audience of channels without history. */
 import type { Audience, Member } from './audience.ts';
+import type { GzipWindow } from '../protocol/gzip-window.ts';
 import { channelsKey } from './fan-out.ts';
 import type { FollowerState } from './follower-state.ts';
 import type { Frame } from './frame.ts';
@@ -76,8 +77,12 @@ export class EphemeralMember implements Member {
     stream.countDropped(events);
   }
 
+  get isCompressed(): boolean {
+    return this.#owner.stream.gzip !== undefined;
+  }
+
   /** @returns `undefined`: never attached */
-  takeFrame(frame: Frame): undefined {
+  takeFrame(frame: Frame, window?: GzipWindow): undefined {
     const from = this.position;
     if (frame.lastOffset <= from) return;
     // Set before anything is written, because a filter or a wrapped `res.write` may call back.
@@ -89,7 +94,7 @@ export class EphemeralMember implements Member {
     }
     host.deliveries.enter(stream);
     try {
-      if (frame.firstOffset > from && !this.#owner.isFiltered) this.#write(frame);
+      if (frame.firstOffset > from && !this.#owner.isFiltered) this.#write(frame, window);
       else this.#writeFiltered(frame, from);
     } catch (error) {
       this.#owner.fail(error);
@@ -123,10 +128,10 @@ export class EphemeralMember implements Member {
   onDetached(): void {}
 
   /** Writes events, unless too much is queued for the reader. */
-  #write(frame: Frame): void {
+  #write(frame: Frame, window: GzipWindow | undefined): void {
     const { stream } = this.#owner;
     const { length } = frame.entries;
-    if (stream.admitEvents(length) && !stream.writeShared(frame, length)) {
+    if (stream.admitEvents(length) && !stream.writeShared(frame, length, window)) {
       stream.writeBytes(frame.bytes, length);
     }
   }
@@ -145,6 +150,6 @@ export class EphemeralMember implements Member {
     const accepted = this.#acceptedEntries;
     if (accepted === undefined) return;
     this.#acceptedEntries = undefined;
-    this.#write(this.#owner.host.ephemeralFanOut.frameOf(accepted));
+    this.#write(this.#owner.host.ephemeralFanOut.frameOf(accepted), undefined);
   }
 }

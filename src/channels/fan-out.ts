@@ -31,6 +31,9 @@ import type { LogEntry } from '../log/log-entry.ts';
 // loop would be blocked for 100 ms.
 const MAX_MEMBERS_PER_TURN = 250;
 
+// Number of bytes that are compressed in the time in which one member is written to.
+const COMPRESSED_PER_MEMBER = 512;
+
 // Maximum bytes of pending entries: of one feed, and of all feeds of a fan-out. If a limit is
 // exceeded, the entries of a feed are dropped, and its streams read the log.
 const MAX_FEED_BYTES = 16_777_216;
@@ -159,7 +162,10 @@ export class FanOut {
 
   /** @param channels a set: each channel once */
   addMember(channels: readonly string[], member: Member): Audience {
-    const audience = this.#audiences.get(channelsKey(channels)) ?? this.#addAudience(channels);
+    const { isCompressed } = member;
+    const audience =
+      this.#audiences.get(audienceKey(channels, isCompressed)) ??
+      this.#addAudience(channels, isCompressed);
     audience.add(member);
     return audience;
   }
@@ -167,7 +173,7 @@ export class FanOut {
   removeMember(audience: Audience, member: Member): void {
     audience.delete(member);
     if (audience.isRetired || audience.members.length > 0) return;
-    this.#audiences.delete(channelsKey(audience.channels));
+    this.#audiences.delete(audienceKey(audience.channels, audience.window !== undefined));
     for (const channel of audience.channels) {
       const feed = this.#feeds.get(channel) as AudienceFeed;
       feed.audiences.delete(audience);
@@ -198,15 +204,15 @@ export class FanOut {
     this.#schedule();
   }
 
-  #addAudience(channels: readonly string[]): Audience {
+  #addAudience(channels: readonly string[], isCompressed: boolean): Audience {
     const feeds = channels.map((channel) => {
       const feed = this.#feeds.get(channel) ?? new AudienceFeed(channel);
       this.#feeds.set(channel, feed);
       return feed;
     });
     const position = Math.max(...feeds.map(({ newest }) => newest));
-    const audience = new Audience(channels, feeds, position);
-    this.#audiences.set(channelsKey(channels), audience);
+    const audience = new Audience(channels, feeds, position, isCompressed);
+    this.#audiences.set(audienceKey(channels, isCompressed), audience);
     for (const feed of feeds) feed.audiences.add(audience);
     return audience;
   }
@@ -237,10 +243,13 @@ export class FanOut {
       if (this.#currentAudience === undefined) return;
       // The visit of an audience counts as well, even if no event is pending for the audience.
       left--;
-      if (!this.#currentAudience.isDelivering && !this.#startNextFrame(this.#currentAudience)) {
+      const audience = this.#currentAudience;
+      if (!audience.isDelivering && this.#startNextFrame(audience))
+        left -= compressionCost(audience);
+      if (audience.isDelivering) left = audience.deliver(left);
+      if (!audience.isDelivering && this.#currentAudience === audience) {
         this.#currentAudience = undefined;
-      } else left = this.#currentAudience.deliver(left);
-      if (this.#currentAudience?.isDelivering === false) this.#currentAudience = undefined;
+      }
     }
     this.#schedule();
   }
@@ -331,6 +340,17 @@ function* audiencesOf(feeds: Round['feeds']): Generator<Audience, undefined> {
   // The iteration of a Set visits audiences that are added meanwhile, but not those that are
   // deleted.
   for (const { feed } of feeds) yield* feed.audiences;
+}
+
+/** The time to compress a frame, as the number of members that could be written to meanwhile. */
+function compressionCost({ window }: Audience): number {
+  return window === undefined ? 0 : Math.ceil((window.end - window.start) / COMPRESSED_PER_MEMBER);
+}
+
+/** The key of an audience. Plain and compressed streams have audiences of their own. */
+function audienceKey(channels: readonly string[], isCompressed: boolean): string {
+  const key = channelsKey(channels);
+  return isCompressed ? `gzip\n\n${key}` : key;
 }
 
 /**

@@ -19,6 +19,7 @@
  */
 import type { Socket } from 'node:net';
 import type { Cursor } from '../protocol/cursor.ts';
+import type { GzipWindow } from '../protocol/gzip-window.ts';
 import { diagnostics } from '../common/diagnostics.ts';
 import type { Follower, Gap } from '../stream/subscription-types.ts';
 import type { Audience, Member, GroupProgress } from './audience.ts';
@@ -42,7 +43,11 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   // Delivery of frames. The hot path: takeFrame() of every live stream runs for each frame, unless
   // the stream is attached.
 
-  takeFrame(frame: Frame): Socket | undefined {
+  get isCompressed(): boolean {
+    return this.stream.gzip !== undefined;
+  }
+
+  takeFrame(frame: Frame, window?: GzipWindow): Socket | undefined {
     const from = this.cursorOffset;
     if (frame.lastOffset <= from) return undefined;
     if (frame.firstOffset <= from || this.isFiltered || frame.hasEnd) {
@@ -58,7 +63,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     deliveries.enter(this.stream);
     let isWritten: boolean;
     try {
-      isWritten = this.stream.writeShared(frame, frame.entries.length);
+      isWritten = this.stream.writeShared(frame, frame.entries.length, window);
     } finally {
       deliveries.exit();
     }

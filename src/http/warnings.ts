@@ -95,12 +95,12 @@ export class Warnings {
   }
 
   /** Detects middleware that compresses the stream, and so delays events. */
-  #checkBody({ res, req }: EventStream): void {
+  #checkBody({ res, req, gzip }: EventStream): void {
     const isWrapped = Object.hasOwn(res, 'write');
     // Middleware that transforms bodies replaces the `write` method of the response.
     if (this.#reportedCodes.has('RES_SSE_BODY_TRANSFORMED') || !isWrapped) return;
     const encoding = res.getHeader('content-encoding');
-    if (encoding === undefined || encoding === 'identity') return;
+    if (encoding === undefined || encoding === 'identity' || gzip !== undefined) return;
     this.#warnOnce(
       'RES_SSE_BODY_TRANSFORMED',
       `middleware in front of sse() encodes the event stream of ${pathOf(req)} ` +

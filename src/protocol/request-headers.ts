@@ -7,7 +7,7 @@ const EVENT_STREAM = 'text/event-stream';
 // Negotiator omits media types with q = 0, so this expression finds a refusal in the header itself.
 const REFUSED = /(?:^|,)\s*text\/event-stream\s*(?:;[^,]*)?;\s*q=0(?:\.0{0,3})?\s*(?:[;,]|$)/i;
 
-// Number of characters of `Accept` that are parsed. Parsing a header of the maximum size, 16 KB,
+// Number of characters of `Accept` and `Accept-Encoding` that are parsed. Parsing a header of the maximum size, 16 KB,
 // would take several ms. No client needs such a long header.
 const MAX_ACCEPT_LENGTH = 1_024;
 
@@ -27,6 +27,13 @@ export function asksForEventStream(req: IncomingMessage): boolean {
   return new Negotiator({ headers: { accept } })
     .mediaTypes()
     .some((type) => type.toLowerCase() === EVENT_STREAM);
+}
+
+/** Whether the client accepts a body in gzip, and does not prefer a plain one. */
+export function acceptsGzip({ headers }: IncomingMessage): boolean {
+  const encoding = headers['accept-encoding'];
+  if (encoding === undefined || encoding.length > MAX_ACCEPT_LENGTH) return false;
+  return new Negotiator({ headers }).encoding(['gzip', 'identity']) === 'gzip';
 }
 
 /** Whether `Accept` contains `text/event-stream` with q = 0. */

@@ -32,17 +32,23 @@ export function hasReplacedWrite(socket: Socket): boolean {
  * Finds the socket to which a stream may write HTTP chunks directly. Then one chunk, framed once,
  * is written to all streams. The effect must be the same as that of `res.write()`, so all of these
  * conditions must be met: HTTP/1.1 with chunked encoding, `write()` not wrapped, content not
- * encoded, the response has the socket, and its head was written.
+ * encoded by middleware, the response has the socket, and its head was written.
  * @param write the response's `write()` without the interception of this library
+ * @param isCompressed whether the content is encoded by this library
  * @returns `null` if the stream must never bypass the response; `undefined` if the response is
  * still pipelined or holds bytes, so that the caller has to ask again later
  */
-export function findDirectSocket(res: ServerResponse, write: unknown): Socket | null | undefined {
+export function findDirectSocket(
+  res: ServerResponse,
+  write: unknown,
+  isCompressed: boolean,
+): Socket | null | undefined {
   const { socket } = res;
   if (socket === null || res.writableLength > 0) return undefined;
   // An HTTP/2 response has no `chunkedEncoding`, although its socket is an instance of `Socket`.
   if (!res.chunkedEncoding || res.req.httpVersionMajor !== 1 || !(socket instanceof Socket)) {
     return null;
   }
-  return write === NODE_WRITE && !res.hasHeader('content-encoding') ? socket : null;
+  const isEncoded = !isCompressed && res.hasHeader('content-encoding');
+  return write === NODE_WRITE && !isEncoded ? socket : null;
 }

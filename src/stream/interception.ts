@@ -36,6 +36,12 @@ export interface InterceptingWriter extends ResponseOwner {
    * @returns `false` if the writer ends the response later, with these bytes
    */
   onApplicationEnd(last: Buffer | undefined): boolean;
+  /** The body of the stream, if this library compresses it. */
+  readonly gzip: object | undefined;
+  /** Encodes bytes of the application, if the stream is compressed. */
+  encode(bytes: Buffer): Buffer;
+  /** Encodes the last bytes of the response, if the stream is compressed. */
+  encodeEnd(last: Buffer | undefined): Buffer | undefined;
 }
 
 // Shared by all responses without wrapped methods.
@@ -101,10 +107,17 @@ function interceptedWrite(this: ServerResponse, ...args: unknown[]): unknown {
   // The methods of a response are intercepted only by its own writer.
   const writer = writerOf(this) as InterceptingWriter;
   const { overriddenMethods } = writer;
-  if (!writer.onApplicationWrite(args[0])) {
-    return callOriginal(this, overriddenMethods, 'write', args);
-  }
-  return writer.writeWhileHeld(() => callOriginal(this, overriddenMethods, 'write', args));
+  const write = (): unknown =>
+    callOriginal(this, overriddenMethods, 'write', encodeArguments(writer, args));
+  return writer.onApplicationWrite(args[0]) ? writer.writeWhileHeld(write) : write();
+}
+
+/** The arguments of `res.write(chunk, encoding, callback)` with an encoded chunk. */
+function encodeArguments(writer: InterceptingWriter, args: unknown[]): unknown[] {
+  if (writer.gzip === undefined) return args;
+  const { last: bytes, callback } = parseEndArguments(args);
+  // If it is no chunk, Node throws its own error.
+  return bytes === undefined ? args : [writer.encode(bytes), callback];
 }
 
 function interceptedEnd(this: ServerResponse, ...args: unknown[]): unknown {
@@ -117,7 +130,8 @@ function interceptedEnd(this: ServerResponse, ...args: unknown[]): unknown {
   }
   // Middleware may have ended the response when the queue was passed to its `write()`.
   if (this.writableEnded && !hadEnded) return this;
-  return withoutSession(this, () => callOriginal(this, writer.overriddenMethods, 'end', args));
+  const encoded = writer.gzip === undefined ? args : [writer.encodeEnd(last), callback];
+  return withoutSession(this, () => callOriginal(this, writer.overriddenMethods, 'end', encoded));
 }
 
 /** The arguments of `res.end(chunk, encoding, callback)`, each of which may be missing. */

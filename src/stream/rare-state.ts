@@ -2,6 +2,7 @@
 import { randomUUID } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
 import { deferred, type Deferred } from '../common/async.ts';
+import type { GzipBody } from '../protocol/gzip-body.ts';
 import type { CloseReason } from './close-reason.ts';
 import type { StreamGuard } from './revocation-types.ts';
 
@@ -17,6 +18,8 @@ export class RareState {
   isClosing = false;
   /** The identity of the stream, for `revoke()`; `undefined` without `sse({ identity })`. */
   guard: StreamGuard | undefined;
+  /** The body of a compressed stream. */
+  gzip: GzipBody | undefined;
   #id: string | undefined;
   #drainWaiters: (() => void)[] = [];
   #controller: AbortController | undefined;

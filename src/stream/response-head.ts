@@ -1,6 +1,7 @@
 /** The head of an event stream: status 200 and headers, sent in one packet with the first bytes. */
-import type { OutgoingHttpHeader, OutgoingHttpHeaders, ServerResponse } from 'node:http';
+import type { OutgoingHttpHeaders, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
+import type { StreamSettings } from './stream-options.ts';
 
 // For each stream that opens in this tick, the number of corked bytes of its head.
 const corkedBytes = new Map<object, number>();
@@ -12,7 +13,8 @@ const corkedBytes = new Map<object, number>();
  */
 export function sendHead(
   res: ServerResponse,
-  extraHeaders: readonly (readonly [string, OutgoingHttpHeader])[],
+  { headers: extraHeaders, compress }: StreamSettings,
+  isCompressed: boolean,
   writer: object,
 ): void {
   const { statusCode } = res;
@@ -24,6 +26,8 @@ export function sendHead(
     res.setHeader('X-Accel-Buffering', 'no');
     res.removeHeader('Content-Length');
     for (const [name, value] of extraHeaders) res.setHeader(name, value);
+    if (compress) addVary(res);
+    if (isCompressed) res.setHeader('Content-Encoding', 'gzip');
     corkHead(res, writer);
     // Node keeps a head that is flushed alone as one string. Joined to the first chunk, the head
     // would stay a tree of strings, 650 B larger.
@@ -32,6 +36,13 @@ export function sendHead(
     restoreHead(res, statusCode, headers);
     throw error;
   }
+}
+
+/** Tells caches that the body depends on `Accept-Encoding`. */
+function addVary(res: ServerResponse): void {
+  const names = [res.getHeader('vary') ?? []].flat().join(', ');
+  if (/(?:^|,)\s*(?:\*|accept-encoding)\s*(?:,|$)/i.test(names)) return;
+  res.setHeader('Vary', names === '' ? 'Accept-Encoding' : `${names}, Accept-Encoding`);
 }
 
 /** Whether middleware encodes the body. What its compressor holds is not in the response. */

@@ -1,6 +1,7 @@
 /** The head and the end of a response: starts an event stream, and ends it in all possible ways. */
 import type { ServerResponse } from 'node:http';
 import { SseError } from '../common/errors.ts';
+import { acceptsGzip } from '../protocol/request-headers.ts';
 import { isConnectionClosed, type CloseReason } from './close-reason.ts';
 import { hasSession, type InterceptingWriter } from './interception.ts';
 import {
@@ -52,8 +53,10 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     // If a listener for the head sends an event, the event is queued after the prelude.
     this.setQueue([Buffer.from(prelude)]);
     this.setState('open');
+    const isCompressed =
+      settings.compress && acceptsGzip(res.req) && !res.hasHeader('content-encoding');
     try {
-      sendHead(res, settings.headers, this);
+      sendHead(res, settings, isCompressed, this);
     } catch (error) {
       this.setQueue(undefined);
       if (this.readyState === 1) this.setState('idle');
@@ -65,6 +68,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
       this.endResponse();
       return;
     }
+    if (isCompressed) this.startGzip();
     liftTimeout(res);
     rememberSession(res);
     // The end of the response must be intercepted, because otherwise it would save the session.

@@ -9,7 +9,8 @@
  */
 import type { ServerResponse } from 'node:http';
 import { Socket } from 'node:net';
-import { toHttpChunk } from '../protocol/shared-bytes.ts';
+import type { GzipWindow } from '../protocol/gzip-window.ts';
+import { toHttpChunk, type SharedBytes } from '../protocol/shared-bytes.ts';
 import { explainEnd, type CloseReason } from './close-reason.ts';
 import { findDirectSocket } from './direct-socket.ts';
 import {
@@ -22,6 +23,7 @@ import {
   type OverriddenMethods,
 } from './interception.ts';
 import { isResponsePipelined } from './pipelining.ts';
+import { isEncoded } from './response-head.ts';
 import { ignoreDrain, listenForDrain, requestDrain, requestFlush } from './response-listeners.ts';
 import { WriteTotals } from './write-totals.ts';
 
@@ -36,6 +38,8 @@ let passedBytes: Buffer | undefined;
 
 // Active writers whose response has asked for more bytes meanwhile.
 const resumedWriters = new Set<ResponseSink>();
+
+const NO_BYTES = Buffer.alloc(0);
 
 // In place of the number of bytes, while the application writes from inside a `write()` that holds
 // the bytes of the stream.
@@ -73,6 +77,8 @@ export abstract class ResponseSink extends WriteTotals {
   protected abstract onEnded(reason: CloseReason): void;
   /** Bytes were passed, and the `write()` that took them is about to be left. @internal */
   protected abstract onPassed(): void;
+  /** Makes the {@link gzip} body. @internal */
+  protected abstract startGzip(): void;
   /** The response accepts bytes again. @internal */
   abstract resume(): void;
   /** Code that serves this stream threw. @internal */
@@ -253,18 +259,20 @@ export abstract class ResponseSink extends WriteTotals {
   /**
    * Passes bytes to the response or the socket. The result alone does not show a slow client, see
    * `mayHoldBytes` of `ResponseWriter`.
+   * @param shared the same bytes, if many streams get them
+   * @param window of the group that gets these bytes
    * @returns `false` if `write()` has returned `false`
    * @internal
    */
-  protected passToResponse(bytes: Buffer): boolean {
-    this.addBytes(bytes.length);
+  protected passToResponse(bytes: Buffer, shared?: SharedBytes, window?: GzipWindow): boolean {
+    this.addBytes(this.gzip === undefined ? bytes.length : 0);
     const outerGiven = activeWriters.get(this);
     const outerBytes = passedBytes;
     activeWriters.set(this, this.countBeforeWrite());
     passedBytes = bytes;
     try {
       // A 'drain' that came before `write()` returned is not emitted again.
-      return this.callWrite(bytes) || resumedWriters.has(this);
+      return this.callWrite(bytes, shared, window) || resumedWriters.has(this);
     } catch (error) {
       this.onError(error);
       return true;
@@ -291,14 +299,43 @@ export abstract class ResponseSink extends WriteTotals {
   }
 
   /** @returns `false` if a `'drain'` will follow @internal */
-  private callWrite(bytes: Buffer): boolean {
-    if (this.#socket) return !this.#socket.writable || this.#socket.write(toHttpChunk(bytes));
+  private callWrite(bytes: Buffer, shared?: SharedBytes, window?: GzipWindow): boolean {
+    if (this.#socket) {
+      if (!this.#socket.writable) return true;
+      return this.#socket.write(toHttpChunk(this.encode(bytes, shared, window)));
+    }
     const { res } = this;
+    // A wrapper that was added after the interception gets the text, and its `write()` comes back to
+    // the intercepted one, which encodes it.
     const result = isIntercepted(res)
-      ? callOriginal(res, this.#overridden, 'write', [bytes])
+      ? callOriginal(res, this.#overridden, 'write', [this.encode(bytes, shared, window)])
       : res.write(bytes);
     // Some wrappers return nothing. Only `false` announces a `'drain'`.
     return result !== false;
+  }
+
+  /** Encodes bytes for the response, and counts what is sent, if the stream is compressed. @internal */
+  encode(bytes: Buffer, shared?: SharedBytes, window?: GzipWindow): Buffer {
+    const { gzip } = this;
+    if (gzip === undefined) return bytes;
+    const block =
+      shared === undefined ? gzip.encode(bytes) : gzip.encodeShared(shared, window).bytes;
+    this.addBytes(block.length);
+    return block;
+  }
+
+  /** Encodes the last bytes of the response. @internal */
+  encodeEnd(last: Buffer | undefined): Buffer | undefined {
+    const { gzip } = this;
+    if (gzip === undefined) return last;
+    const block = gzip.end(last ?? NO_BYTES);
+    this.addBytes(block.length);
+    return block;
+  }
+
+  /** Whether middleware encodes the body. @internal */
+  protected get isEncodedByMiddleware(): boolean {
+    return this.gzip === undefined && isEncoded(this.res);
   }
 
   /**
@@ -317,7 +354,8 @@ export abstract class ResponseSink extends WriteTotals {
 
   /** Decides whether bytes may bypass `res.write()`, if that is possible already. @internal */
   protected chooseSocket(): void {
-    const socket = findDirectSocket(this.res, applicationWriteOf(this.res, this.#overridden));
+    const write = applicationWriteOf(this.res, this.#overridden);
+    const socket = findDirectSocket(this.res, write, this.gzip !== undefined);
     if (!socket) {
       this.#socket = socket;
       return;

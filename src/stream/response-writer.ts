@@ -10,10 +10,11 @@
  * ```
  */
 import type { Socket } from 'node:net';
+import type { GzipWindow } from '../protocol/gzip-window.ts';
 import type { SharedBytes } from '../protocol/shared-bytes.ts';
 import { hasReplacedWrite } from './direct-socket.ts';
 import { isWriteWrapped } from './interception.ts';
-import { corkedBytesOf, isEncoded, passesDrain } from './response-head.ts';
+import { corkedBytesOf, passesDrain } from './response-head.ts';
 import { needsDrain } from './response-listeners.ts';
 import { ResponseSink } from './response-sink.ts';
 import { CHUNK_BYTES, HIGH_WATER_MARK, WriteQueue } from './write-queue.ts';
@@ -75,7 +76,8 @@ export abstract class ResponseWriter extends ResponseSink {
    */
   get directSocket(): Socket | undefined {
     const { socket } = this;
-    const isDirect = this.readyState === 1 && this.#queue === undefined;
+    const isDirect =
+      this.readyState === 1 && this.#queue === undefined && this.gzip?.isInside !== false;
     return isDirect && socket && !hasReplacedWrite(socket) ? socket : undefined;
   }
 
@@ -121,9 +123,11 @@ export abstract class ResponseWriter extends ResponseSink {
    * Writes bytes, or queues them after bytes that the client has not read. Detaches the stream from
    * its group, like all methods that write except {@link writeShared}. Never throws.
    * @param events number of events in the bytes
+   * @param shared the same bytes, if many streams get them
+   * @param window of the group that gets these bytes
    * @internal
    */
-  writeBytes(bytes: Buffer, events = 0): void {
+  writeBytes(bytes: Buffer, events = 0, shared?: SharedBytes, window?: GzipWindow): void {
     if (!this.prepareToWrite()) return;
     this.addEvents(events);
     if (this.#queue !== undefined) {
@@ -134,7 +138,7 @@ export abstract class ResponseWriter extends ResponseSink {
       this.isPassingBytes
     ) {
       this.startQueue([bytes]);
-    } else if (!this.passToResponse(bytes) && this.mayHoldBytes) {
+    } else if (!this.passToResponse(bytes, shared, window) && this.mayHoldBytes) {
       this.awaitWrapper();
     } else {
       // A wrapped `write()` may have sent more meanwhile.
@@ -158,10 +162,11 @@ export abstract class ResponseWriter extends ResponseSink {
   /**
    * Writes events that many streams share; the bytes are neither copied nor framed again. This is
    * the hot path of a stream that is not attached. The caller has detached the stream.
+   * @param window of the group that gets these bytes, if the group is compressed
    * @returns `false` if the stream is behind, and nothing was written
    * @internal
    */
-  writeShared(shared: SharedBytes, events: number): boolean {
+  writeShared(shared: SharedBytes, events: number, window?: GzipWindow): boolean {
     if (this.readyState !== 1) return true;
     if (this.socket === undefined) this.chooseSocket();
     const { socket } = this;
@@ -174,12 +179,13 @@ export abstract class ResponseWriter extends ResponseSink {
       hasReplacedWrite(socket)
     ) {
       if (this.isBehind) return false;
-      this.writeBytes(shared.bytes, events);
+      this.writeBytes(shared.bytes, events, shared, window);
     } else if (socket.writable) {
       this.addEvents(events);
-      this.addBytes(length);
+      const sent = this.gzip?.encodeShared(shared, window) ?? shared;
+      this.addBytes(sent.bytes.length);
       try {
-        socket.write(shared.chunk);
+        socket.write(sent.chunk);
       } catch (error) {
         // An agent may have put its own `write()` on the socket.
         this.onError(error);
@@ -222,7 +228,7 @@ export abstract class ResponseWriter extends ResponseSink {
   checkDrain(): void {
     if (!this.isAwaitingDrain) return;
     // A compressor passes nothing on as long as the response holds bytes.
-    const mark = passesDrain(this.res) ? 0 : this.writeMark;
+    const mark = this.passesDrain ? 0 : this.writeMark;
     if (this.bytesInResponse <= mark) this.resume();
   }
 
@@ -255,7 +261,7 @@ export abstract class ResponseWriter extends ResponseSink {
   protected override onPassed(): void {
     // The wrapper has passed nothing on, so the queue is dropped. `compression()` passes bytes on
     // later.
-    if (pendingEnds.has(this) && this.isHeldByWrapper && !isEncoded(this.res)) {
+    if (pendingEnds.has(this) && this.isHeldByWrapper && !this.isEncodedByMiddleware) {
       this.#queue = new WriteQueue([]);
     }
   }
@@ -318,9 +324,14 @@ export abstract class ResponseWriter extends ResponseSink {
    */
   private get mayHoldBytes(): boolean {
     const { res, socket } = this;
-    if (passesDrain(res)) return true;
+    if (this.passesDrain) return true;
     const isWrapped = !socket && isWriteWrapped(res, this.overriddenMethods);
     return isWrapped && needsDrain(res, socket) === true;
+  }
+
+  /** Whether middleware encodes the body, and passes the `'drain'` of its compressor on. @internal */
+  private get passesDrain(): boolean {
+    return this.gzip === undefined && passesDrain(this.res);
   }
 
   /**

@@ -1,5 +1,6 @@
 /** The limit for bytes that are queued: `maxBuffered`, `onSlow`, and the wait of a sender. */
 import { diagnostics } from '../common/diagnostics.ts';
+import { GzipBody } from '../protocol/gzip-body.ts';
 import { RareState } from './rare-state.ts';
 import { ResponseLifecycle } from './response-lifecycle.ts';
 import type { StreamSettings } from './stream-options.ts';
@@ -75,6 +76,18 @@ export abstract class SendLimit extends ResponseLifecycle {
     this.countDropped(events);
     this.publishSlow(onSlow);
     if (onSlow === 'close') this.destroyFor('slow');
+  }
+
+  /** The body of the stream, if this library compresses it. @internal */
+  override get gzip(): GzipBody | undefined {
+    return this.#rare?.gzip;
+  }
+
+  /** @internal */
+  protected override startGzip(): void {
+    this.rareState().gzip = new GzipBody();
+    // Everything that the application writes is encoded, too.
+    this.intercept();
   }
 
   /** @internal */

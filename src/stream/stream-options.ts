@@ -2,6 +2,7 @@
 import { validateHeaderName, validateHeaderValue, type OutgoingHttpHeader } from 'node:http';
 import {
   MAX_TIMER_MS,
+  booleanRule,
   functionRule,
   hasOnly,
   integerRule,
@@ -68,6 +69,13 @@ export interface StreamOptions {
    * @defaultValue none
    */
   headers?: Readonly<Record<string, string | number | readonly string[]>> | undefined;
+  /**
+   * Whether streams are sent as gzip to clients that accept it. What is published to channels is
+   * compressed once for all streams. What is sent to one stream shares no compression with
+   * anything else.
+   * @defaultValue `false`
+   */
+  compress?: boolean | undefined;
 }
 
 /** {@link StreamOptions} with all defaults filled in. Times are in ms. */
@@ -83,6 +91,7 @@ export interface StreamSettings {
   readonly maxLifetime: number | undefined;
   readonly maxSubscriptions: number;
   readonly headers: readonly (readonly [string, OutgoingHttpHeader])[];
+  readonly compress: boolean;
 }
 
 interface Heartbeat {
@@ -134,6 +143,7 @@ export const streamRules: Readonly<Record<keyof StreamOptions, OptionRule>> = {
   maxLifetime: millisecondsRule(1),
   maxSubscriptions: integerRule('subscriptions', 1, Number.MAX_SAFE_INTEGER),
   headers: headersRule,
+  compress: booleanRule,
 };
 
 /** Fills in the defaults. The options must have been checked with {@link streamRules}. */
@@ -155,6 +165,7 @@ export function resolveStreamOptions(options: StreamOptions): StreamSettings {
     headers: Object.entries(options.headers ?? {}).map(
       ([name, value]) => [name, typeof value === 'object' ? [...value] : value] as const,
     ),
+    compress: options.compress ?? false,
   });
 }
 

@@ -2,6 +2,7 @@
  * Types that `stream/` and `channels/` share. `channels/` imports `stream/`, so a stream knows its
  * follower only through the interface in this file.
  */
+import type { GzipTotals } from '../protocol/gzip.ts';
 
 /** A loss of events: published in followed channels, not yet received, and no longer kept. */
 export interface Gap {
@@ -59,6 +60,8 @@ export interface WriteProgress {
   readonly events: number;
   /** Time of the last delivery to the group, in ms of the monotonic clock. */
   readonly writtenAt: number;
+  /** The totals of the text, if the group is compressed. */
+  readonly gzip: GzipTotals | undefined;
 }
 
 /** The object that follows channels for one stream. Implemented in `channels/follower.ts`. */

@@ -11,6 +11,7 @@
  * detached          1050     –         1050     onDetached() adds what the group has now
  * ```
  */
+import type { GzipBody } from '../protocol/gzip-body.ts';
 import type { Follower, WriteProgress } from './subscription-types.ts';
 
 /**
@@ -23,6 +24,9 @@ export abstract class WriteTotals {
 
   /** The object that follows channels for this stream. @internal */
   follower: Follower | undefined;
+
+  /** The body of the stream, if this library compresses it. @internal */
+  abstract readonly gzip: GzipBody | undefined;
 
   /** Bytes passed to the response, comments and heartbeats included. @internal */
   get bytesWritten(): number {
@@ -52,16 +56,18 @@ export abstract class WriteTotals {
    * The stream is attached to a group: from here on the totals of the group count for it.
    * @internal
    */
-  onAttached({ bytes, events }: WriteProgress): void {
+  onAttached({ bytes, events, gzip }: WriteProgress): void {
     this.#bytes -= bytes;
     this.#events -= events;
+    if (gzip !== undefined) this.gzip?.onAttached(gzip);
   }
 
   /** The stream is detached from its group: it takes over the totals of the group. @internal */
-  onDetached({ bytes, events, writtenAt }: WriteProgress): void {
+  onDetached({ bytes, events, writtenAt, gzip }: WriteProgress): void {
     this.#bytes += bytes;
     this.#events += events;
     this.#idleSince = writtenAt;
+    if (gzip !== undefined) this.gzip?.onDetached(gzip);
   }
 
   /** Events are passed to the response or queued. @internal */

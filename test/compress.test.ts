@@ -1,0 +1,286 @@
+/** `sse({ compress: true })`: streams that this library compresses. */
+import { once } from 'node:events';
+import { createServer, get, type IncomingMessage, type RequestListener } from 'node:http';
+import http2 from 'node:http2';
+import { createGunzip } from 'node:zlib';
+import fc from 'fast-check';
+import { describe, expect, onTestFinished, test } from 'vitest';
+import {
+  createChannels,
+  sse,
+  type Channels,
+  type EventStream,
+  type SseOptions,
+} from '../src/index.ts';
+import { listening, type TestServer } from './support/server.ts';
+import { until } from './support/wait.ts';
+
+type Handler = (stream: EventStream, req: IncomingMessage) => unknown;
+
+interface Body {
+  /** The text that was decoded so far. */
+  text: string;
+  /** Number of bytes that came. */
+  bytes: number;
+  /** Whether the body has ended as its format requires; an error if it has not. */
+  end: true | Error | undefined;
+  readonly response: IncomingMessage;
+  close(): void;
+}
+
+async function serve(
+  handler: Handler,
+  options: SseOptions = {},
+): Promise<TestServer & { events: ReturnType<typeof sse> }> {
+  const events = sse({ compress: true, ...options });
+  const listener: RequestListener = (req, res) =>
+    events(req, res, () => void handler((res as { sse?: EventStream }).sse as EventStream, req));
+  return Object.assign(await listening(createServer(listener)), { events });
+}
+
+/** Requests a stream, and decodes its body as it comes. */
+async function open(url: string, encoding: string = 'gzip'): Promise<Body> {
+  const request = get(url, {
+    agent: false,
+    headers: { Accept: 'text/event-stream', 'Accept-Encoding': encoding },
+  });
+  onTestFinished(() => void request.destroy());
+  const [response] = (await once(request, 'response')) as [IncomingMessage];
+  const body: Body = {
+    text: '',
+    bytes: 0,
+    end: undefined,
+    response,
+    close: () => request.destroy(),
+  };
+  response.on('data', (chunk: Buffer) => (body.bytes += chunk.length));
+  const isGzip = response.headers['content-encoding'] === 'gzip';
+  const decoded = isGzip ? response.pipe(createGunzip()) : response;
+  decoded.on('data', (chunk: Buffer) => (body.text += chunk.toString()));
+  decoded.on('end', () => (body.end = true));
+  decoded.on('error', (error: Error) => (body.end = error));
+  response.on('error', () => {});
+  return body;
+}
+
+/** @returns the data of the events in the order in which they came, without those of the library */
+function dataOf({ text }: Body): string[] {
+  return text
+    .split('\n\n')
+    .filter((block) => !block.includes('event: sse:'))
+    .flatMap((block) => /^data: (.*)$/m.exec(block)?.[1] ?? []);
+}
+
+/** The text of an event of about 200 B, like the one before it. */
+function tick(seq: number): string {
+  const price = (100 + ((seq * 7_919) % 1_000) / 100).toFixed(2);
+  const time = new Date(1_764_000_000_000 + seq * 1_000).toISOString();
+  return JSON.stringify({
+    symbol: 'ACME',
+    price,
+    volume: (seq * 104_729) % 10_000,
+    time,
+    side: 'buy',
+    exchange: 'XNAS',
+    currency: 'USD',
+    note: 'opening auction, all conditions apply',
+    seq,
+  });
+}
+
+describe('the head', () => {
+  test.each([
+    ['gzip', 'gzip'],
+    ['gzip, deflate, br', 'gzip'],
+    ['br;q=1, gzip;q=0.5', 'gzip'],
+    ['*', 'gzip'],
+    ['gzip;q=0', undefined],
+    ['br', undefined],
+    ['identity;q=1, gzip;q=0.5', undefined],
+    ['', undefined],
+  ])('of a request with Accept-Encoding: %s', async (accepted, encoding) => {
+    await using server = await serve((stream) => stream.send('1').valueOf());
+    const body = await open(server.url, accepted);
+    expect(body.response.headers['content-encoding']).toBe(encoding);
+    expect(body.response.headers.vary).toBe('Accept-Encoding');
+    await until('the event', () => dataOf(body).length === 1);
+  });
+
+  test('has neither header without `compress`', async () => {
+    await using server = await serve((stream) => stream.send('1'), { compress: false });
+    const { response } = await open(server.url);
+    expect(response.headers['content-encoding']).toBeUndefined();
+    expect(response.headers.vary).toBeUndefined();
+  });
+
+  test('is the same for HEAD as for GET', async () => {
+    await using server = await serve((stream) => stream.open());
+    const answer = await fetch(server.url, {
+      method: 'HEAD',
+      headers: { Accept: 'text/event-stream', 'Accept-Encoding': 'gzip' },
+    });
+    expect(answer.headers.get('content-encoding')).toBe('gzip');
+    expect(answer.headers.get('vary')).toBe('Accept-Encoding');
+  });
+
+  test('keeps a Vary of the application', async () => {
+    await using server = await serve(
+      (stream) => stream.res.setHeader('Vary', ['Origin', 'Cookie']) && stream.open(),
+    );
+    const { response } = await open(server.url);
+    expect(response.headers.vary).toBe('Origin, Cookie, Accept-Encoding');
+  });
+});
+
+describe('the body', () => {
+  test('delivers each event at once, and ends as gzip requires', async () => {
+    let stream: EventStream | undefined;
+    await using server = await serve((opened) => (stream = opened.open()));
+    const body = await open(server.url);
+    for (const text of ['1', '2', 'x'.repeat(5_000), '4']) {
+      stream?.send(text);
+      await until('the event', () => dataOf(body).at(-1) === text);
+    }
+    stream?.comment('bye');
+    stream?.close({ retry: 10 });
+    await until('the end', () => body.end !== undefined);
+    expect(body.end).toBe(true);
+    expect(body.text).toContain(': bye\nretry: 10\n');
+  });
+
+  test('contains what the application writes to the response itself', async () => {
+    await using server = await serve((stream) => {
+      stream.send('1');
+      stream.res.write('data: 2\n\n');
+      stream.res.write(Buffer.from('data: 3\n\n').toString('hex'), 'hex');
+      stream.res.end('data: 4\n\n');
+    });
+    const body = await open(server.url);
+    await until('the end', () => body.end !== undefined);
+    expect(body.end).toBe(true);
+    expect(dataOf(body)).toEqual(['1', '2', '3', '4']);
+  });
+});
+
+describe('streams of one channel', () => {
+  test('that receive the same get less than a third of the bytes, from the first events after they joined on', async () => {
+    const channels = createChannels();
+    await using server = await serve((stream) => stream.subscribe('a'), { channels });
+    const ticks = Array.from({ length: 300 }, (_, seq) => tick(seq));
+    const bodies: Body[] = [];
+    const measure = async (from: number, upTo: number): Promise<number> => {
+      const before = bodies.map(({ bytes, text }) => ({ bytes, chars: text.length }));
+      for (const text of ticks.slice(from, upTo)) {
+        await channels.publish('a', text);
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      await until('the events', () =>
+        bodies.every(({ text }) => text.includes(ticks[upTo - 1] as string)),
+      );
+      const share = bodies.map(({ bytes, text }, index) => {
+        const { bytes: bytesBefore, chars } = before[index] as { bytes: number; chars: number };
+        return (bytes - bytesBefore) / (text.length - chars);
+      });
+      return Math.max(...share);
+    };
+    bodies.push(...(await Promise.all(Array.from({ length: 20 }, () => open(server.url)))));
+    expect(await measure(0, 100)).toBeLessThan(0.33);
+    bodies.push(...(await Promise.all(Array.from({ length: 3 }, () => open(server.url)))));
+    await measure(100, 200);
+    expect(await measure(200, 300)).toBeLessThan(0.33);
+  });
+
+  test('all receive each event once, in order and in a valid body, whatever else each of them is sent', async () => {
+    const step = fc.oneof(
+      {
+        weight: 6,
+        arbitrary: fc.record({
+          kind: fc.constant('publish'),
+          size: fc.integer({ min: 0, max: 3_000 }),
+        }),
+      },
+      {
+        weight: 1,
+        arbitrary: fc.record({
+          kind: fc.constant('burst'),
+          size: fc.integer({ min: 1, max: 40_000 }),
+        }),
+      },
+      {
+        weight: 2,
+        arbitrary: fc.record({ kind: fc.constant('send'), size: fc.integer({ min: 0, max: 99 }) }),
+      },
+      {
+        weight: 1,
+        arbitrary: fc.record({ kind: fc.constant('write'), size: fc.integer({ min: 0, max: 99 }) }),
+      },
+      {
+        weight: 1,
+        arbitrary: fc.record({ kind: fc.constant('leave'), size: fc.integer({ min: 0, max: 99 }) }),
+      },
+      {
+        weight: 1,
+        arbitrary: fc.record({ kind: fc.constant('join'), size: fc.integer({ min: 1, max: 20 }) }),
+      },
+      { weight: 2, arbitrary: fc.record({ kind: fc.constant('turn'), size: fc.constant(0) }) },
+    );
+    await fc.assert(
+      fc.asyncProperty(fc.array(step, { minLength: 10, maxLength: 60 }), async (steps) => {
+        const channels = createChannels();
+        const streams: EventStream[] = [];
+        await using server = await serve(
+          async (stream) => {
+            streams.push(stream);
+            await stream.subscribe('a', { since: 'start' });
+          },
+          { channels },
+        );
+        const bodies: Body[] = [];
+        const join = async (count: number): Promise<void> => {
+          const isGzip = (index: number): boolean => (bodies.length + index) % 5 !== 4;
+          const joined = await Promise.all(
+            Array.from({ length: count }, (_, index) =>
+              open(server.url, isGzip(index) ? 'gzip' : 'identity'),
+            ),
+          );
+          bodies.push(...joined);
+        };
+        await join(20);
+        let published = 0;
+        const publish = (size: number): void => {
+          void channels.publish('a', `${published++} ${'{"price":123.45}'.repeat(size / 16)}`);
+        };
+        let own = 0;
+        for (const { kind, size } of steps) {
+          const stream = streams[size % streams.length] as EventStream;
+          if (kind === 'publish') publish(size);
+          if (kind === 'burst') for (let sent = 0; sent < size; sent += 2_000) publish(2_000);
+          if (kind === 'send') stream.send(`own ${own++} ${'y'.repeat(size * 20)}`);
+          if (kind === 'write' && stream.readyState === 1)
+            stream.res.write(`: comment ${size}\n\n`);
+          if (kind === 'leave') stream.close();
+          if (kind === 'join') await join(size);
+          if (kind !== 'send' && kind !== 'publish')
+            await new Promise((resolve) => setImmediate(resolve));
+        }
+        publish(10);
+        const expected = Array.from({ length: published }, (_, index) => `${index}`);
+        const receivedBy = (body: Body): string[] =>
+          dataOf(body)
+            .filter((data) => !data.startsWith('own'))
+            .map((data) => data.split(' ')[0] as string);
+        await until('all events', () =>
+          bodies.every((body) => body.end !== undefined || receivedBy(body).length >= published),
+        );
+        for (const body of bodies) {
+          expect(receivedBy(body)).toEqual(expected.slice(0, receivedBy(body).length));
+          if (body.end === undefined) expect(receivedBy(body)).toEqual(expected);
+        }
+        for (const stream of streams) stream.close();
+        await until('all ends', () => bodies.every((body) => body.end !== undefined));
+        expect(bodies.map((body) => body.end)).toEqual(bodies.map(() => true));
+      }),
+      { numRuns: 12 },
+    );
+  }, 60_000);
+});
