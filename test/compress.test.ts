@@ -1,17 +1,21 @@
 /** `sse({ compress: true })`: streams that this library compresses. */
 import { once } from 'node:events';
-import { createServer, get, type IncomingMessage, type RequestListener } from 'node:http';
+import { randomBytes } from 'node:crypto';
+import {
+  Agent,
+  createServer,
+  get,
+  type IncomingMessage,
+  type RequestListener,
+  type ServerResponse,
+} from 'node:http';
 import http2 from 'node:http2';
+import type { AddressInfo } from 'node:net';
+import { buffer } from 'node:stream/consumers';
 import { createGunzip } from 'node:zlib';
 import fc from 'fast-check';
 import { describe, expect, onTestFinished, test } from 'vitest';
-import {
-  createChannels,
-  sse,
-  type Channels,
-  type EventStream,
-  type SseOptions,
-} from '../src/index.ts';
+import { createChannels, sse, type EventStream, type SseOptions } from '../src/index.ts';
 import { listening, type TestServer } from './support/server.ts';
 import { until } from './support/wait.ts';
 
@@ -159,6 +163,174 @@ describe('the body', () => {
     await until('the end', () => body.end !== undefined);
     expect(body.end).toBe(true);
     expect(dataOf(body)).toEqual(['1', '2', '3', '4']);
+  });
+});
+
+describe('the compression', () => {
+  test('never refers to what was sent before: of two equal sends both have the same size', async () => {
+    let stream: EventStream | undefined;
+    await using server = await serve((opened) => (stream = opened.open()));
+    const body = await open(server.url);
+    const secret = Array.from({ length: 150 }, (_, index) => `secret${index * 7_919}`).join();
+    const sizes: number[] = [];
+    stream?.send('first');
+    await until('the first event', () => dataOf(body).length === 1);
+    for (const count of [2, 3, 4]) {
+      const before = body.bytes;
+      stream?.send(secret);
+      await until('the event', () => dataOf(body).length === count);
+      sizes.push(body.bytes - before);
+    }
+    expect(sizes[0]).toBeLessThan(secret.length);
+    expect(new Set(sizes).size).toBe(1);
+  });
+
+  test('of published events never refers to what was sent to one stream', async () => {
+    const channels = createChannels();
+    const streams: EventStream[] = [];
+    await using server = await serve(
+      (stream) => {
+        streams.push(stream);
+        return stream.subscribe('a');
+      },
+      { channels },
+    );
+    const bodies = await Promise.all(Array.from({ length: 20 }, () => open(server.url)));
+    const publish = async (text: string): Promise<number[]> => {
+      const before = bodies.map(({ bytes }) => bytes);
+      await channels.publish('a', text);
+      await until('the event', () => bodies.every((body) => dataOf(body).at(-1) === text));
+      return bodies.map(({ bytes }, index) => bytes - (before[index] as number));
+    };
+    for (let seq = 0; seq < 50; seq++) await publish(tick(seq));
+    const secret = Array.from({ length: 10 }, (_, index) => `s${index * 7_919}`).join();
+    streams[3]?.send(secret);
+    await until('the send', () => dataOf(bodies[3] as Body).at(-1) === secret);
+    const sizes = await publish(secret);
+    // The third stream is outside of the window, and its block is not smaller than the others.
+    expect(sizes[3]).toBeGreaterThanOrEqual(Math.max(...sizes.filter((_, index) => index !== 3)));
+  });
+
+  test('is counted: stats().bytes is the number of bytes of the bodies', async () => {
+    const channels = createChannels();
+    await using server = await serve((stream) => stream.subscribe('a'), { channels });
+    const bodies = await Promise.all(Array.from({ length: 20 }, () => open(server.url)));
+    for (let seq = 0; seq < 30; seq++) {
+      await channels.publish('a', tick(seq));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    await until('the events', () => bodies.every((body) => dataOf(body).length === 30));
+    const sum = bodies.reduce((total, { bytes }) => total + bytes, 0);
+    expect(server.events.stats().bytes).toBe(sum);
+  });
+});
+
+describe('a compressed stream', () => {
+  test('over HTTP/2 receives the events in a valid body', async () => {
+    const channels = createChannels();
+    const events = sse({ channels, compress: true });
+    const http2Server = http2.createServer((req, res) => {
+      events(req, res, () => void (res as unknown as { sse: EventStream }).sse.subscribe('a'));
+    });
+    http2Server.listen(0);
+    await once(http2Server, 'listening');
+    const session = http2.connect(
+      `http://localhost:${(http2Server.address() as AddressInfo).port}`,
+    );
+    onTestFinished(() => {
+      session.destroy();
+      http2Server.close();
+    });
+    const texts = Array.from({ length: 20 }, () => {
+      const request = session.request({ accept: 'text/event-stream', 'accept-encoding': 'gzip' });
+      const received = { text: '', bytes: 0, hasEnded: false };
+      request.on('data', (chunk: Buffer) => (received.bytes += chunk.length));
+      const decoded = request.pipe(createGunzip());
+      decoded.on('data', (chunk: Buffer) => (received.text += chunk.toString()));
+      decoded.on('end', () => (received.hasEnded = true));
+      return received;
+    });
+    await until('the streams', () => events.stats().opened === 20);
+    for (let seq = 0; seq < 100; seq++) {
+      await channels.publish('a', tick(seq));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    await channels.end('a');
+    await until('the ends', () => texts.every(({ hasEnded }) => hasEnded));
+    for (const { text, bytes } of texts) {
+      const received = [...text.matchAll(/"seq":(\d+)/g)].map(([, seq]) => Number(seq));
+      expect(received).toEqual(Array.from({ length: 100 }, (_, seq) => seq));
+      expect(bytes).toBeLessThan(text.length * 0.4);
+    }
+  });
+
+  test.each(['before', 'after'])(
+    'with middleware that has wrapped res.write %s the stream opened has a valid body',
+    async (when) => {
+      const channels = createChannels();
+      const seen: string[] = [];
+      const wrap = (res: ServerResponse): void => {
+        const write = res.write.bind(res) as (...args: unknown[]) => boolean;
+        res.write = ((...args: unknown[]) => {
+          seen.push(Buffer.from(args[0] as Buffer).toString('latin1'));
+          return write(...args);
+        }) as typeof res.write;
+      };
+      await using server = await serve(
+        async (stream) => {
+          if (when === 'before') wrap(stream.res);
+          await stream.subscribe('a');
+          if (when === 'after') wrap(stream.res);
+        },
+        { channels },
+      );
+      const body = await open(server.url);
+      await until('the stream', () => server.events.stats().opened === 1);
+      for (let seq = 0; seq < 5; seq++) await channels.publish('a', tick(seq));
+      await channels.end('a');
+      await until('the end', () => body.end !== undefined);
+      expect(body.end).toBe(true);
+      expect(dataOf(body)).toEqual([0, 1, 2, 3, 4].map(tick));
+      // A wrapper that comes later sees text.
+      expect(seen.some((chunk) => chunk.includes('"seq":3'))).toBe(when === 'after');
+    },
+  );
+
+  test('that the client reads slowly receives everything', async () => {
+    const channels = createChannels({ history: { events: 1_000 } });
+    await using server = await serve((stream) => stream.subscribe('a'), { channels });
+    const body = await open(server.url);
+    await until('the stream', () => server.events.stats().opened === 1);
+    body.response.pause();
+    const random = (): string => randomBytes(20_000).toString('base64');
+    const sent = Array.from({ length: 200 }, random);
+    for (const text of sent) {
+      await channels.publish('a', text);
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    body.response.resume();
+    await until('all events', () => dataOf(body).length === sent.length);
+    expect(dataOf(body)).toEqual(sent);
+  });
+
+  test('ends so that the next request can use its connection', async () => {
+    await using server = await serve((stream) => {
+      stream.send('1');
+      stream.close();
+    });
+    const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+    onTestFinished(() => agent.destroy());
+    const ports = new Set<number | undefined>();
+    for (const _ of [1, 2]) {
+      const request = get(server.url, {
+        agent,
+        headers: { Accept: 'text/event-stream', 'Accept-Encoding': 'gzip' },
+      });
+      const [response] = (await once(request, 'response')) as [IncomingMessage];
+      ports.add(response.socket.localPort);
+      expect((await buffer(response.pipe(createGunzip()))).toString()).toContain('data: 1\n');
+    }
+    expect(ports.size).toBe(1);
   });
 });
 

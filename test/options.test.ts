@@ -138,6 +138,7 @@ test('the defaults are those that the table in the README names', () => {
     maxLifetime: undefined,
     maxSubscriptions: 100,
     headers: [],
+    compress: false,
   });
 });
 
