@@ -92,6 +92,17 @@ describe.each(proxies)('%s', (name, launch) => {
     );
   });
 
+  test('passes on each event of a compressed stream at once', async () => {
+    await using site = await startSite(launch, { compress: true });
+    using reader = await readThrough(site.proxy);
+    expect(reader.headers['content-encoding']).toBe('gzip');
+    expect(site.server.streams[0]?.res.getHeader('content-encoding')).toBe('gzip');
+    for (const data of ['1', '2', 'x'.repeat(100_000), '3']) {
+      await site.channels.publish('a', data);
+      await until('the event', () => reader.events.at(-1)?.data === data, MAX_DELAY_MS);
+    }
+  });
+
   test('reports a disconnect of a reader to the application at once', async () => {
     await using site = await startSite(launch);
     using reader = await readThrough(site.proxy);

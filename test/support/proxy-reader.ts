@@ -1,5 +1,7 @@
 /** Reads an event stream through a proxy, in the protocol of the proxy. */
 import http2 from 'node:http2';
+import type { Readable } from 'node:stream';
+import { createGunzip } from 'node:zlib';
 import { EventCollector } from './event-collector.ts';
 import type { Proxy } from './proxy.ts';
 import { read } from './reader.ts';
@@ -53,9 +55,15 @@ async function readHttp2(
   const { events, comments } = collector;
   let head: Record<string, unknown> | undefined;
   let ended = false;
-  request.setEncoding('utf8');
-  request.on('response', (given) => (head = given));
-  request.on('data', (part: string) => collector.feed(part));
+  request.on('response', (given) => {
+    head = given;
+    const isGzip = given['content-encoding'] === 'gzip';
+    const body: Readable = isGzip ? request.pipe(createGunzip()) : request;
+    body.setEncoding('utf8');
+    body.on('data', (part: string) => collector.feed(part));
+    // The stream may be closed in the middle of its body.
+    body.on('error', () => {});
+  });
   request.on('error', () => {});
   request.on('close', () => {
     ended = true;
