@@ -428,12 +428,14 @@ describe('streams of one channel', () => {
           if (kind === 'publish') publish(size);
           if (kind === 'burst') for (let sent = 0; sent < size; sent += 2_000) publish(2_000);
           if (kind === 'send') stream.send(`own ${own++} ${'y'.repeat(size * 20)}`);
-          if (kind === 'write' && stream.readyState === 1)
+          if (kind === 'write' && stream.readyState === 1) {
             stream.res.write(`: comment ${size}\n\n`);
+          }
           if (kind === 'leave') stream.close();
           if (kind === 'join') await join(size);
-          if (kind !== 'send' && kind !== 'publish')
+          if (kind !== 'send' && kind !== 'publish') {
             await new Promise((resolve) => setImmediate(resolve));
+          }
         }
         publish(10);
         const expected = Array.from({ length: published }, (_, index) => `${index}`);

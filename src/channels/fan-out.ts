@@ -244,8 +244,7 @@ export class FanOut {
       // The visit of an audience counts as well, even if no event is pending for the audience.
       left--;
       const audience = this.#currentAudience;
-      if (!audience.isDelivering && this.#startNextFrame(audience))
-        left -= compressionCost(audience);
+      if (!audience.isDelivering) left -= this.#startNextFrame(audience);
       if (audience.isDelivering) left = audience.deliver(left);
       if (!audience.isDelivering && this.#currentAudience === audience) {
         this.#currentAudience = undefined;
@@ -303,13 +302,16 @@ export class FanOut {
     this.#round = undefined;
   }
 
-  /** @returns `false` if nothing is pending for the audience */
-  #startNextFrame(audience: Audience): boolean {
+  /**
+   * Starts the delivery of the next frame, if anything is pending for the audience.
+   * @returns the time to compress the frame, as a number of members
+   */
+  #startNextFrame(audience: Audience): number {
     const { entries, complete, dropped } = this.#pendingAfter(audience, audience.position);
     if (!complete) this.#markIncomplete(audience);
     if (entries.length > 0) audience.startFrame(this.frameOf(entries));
     else if (dropped !== undefined) audience.startDropped(dropped.upTo, dropped.events);
-    return audience.isDelivering;
+    return compressionCost(audience);
   }
 
   /** The entries after the position for one frame, or the information that entries were dropped. */
