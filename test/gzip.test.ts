@@ -1,7 +1,12 @@
 /** The parts of a gzip body. */
 import { gunzipSync } from 'node:zlib';
 import fc from 'fast-check';
+import type { Socket } from 'node:net';
 import { describe, expect, test } from 'vitest';
+import { Audience, type Member } from '../src/channels/audience.ts';
+import { Frame } from '../src/channels/frame.ts';
+import { LogEntry } from '../src/log/log-entry.ts';
+import { GzipBody } from '../src/protocol/gzip-body.ts';
 import {
   GZIP_HEADER,
   NO_BYTES,
@@ -63,4 +68,40 @@ describe('totals', () => {
     const to = addToTotals(almost, Buffer.from('ab'));
     expect(moveTotals(NO_BYTES, almost, to)).toEqual(totalsOf(Buffer.from('ab')));
   });
+});
+
+test('a stream that was attached for 5 GiB of text ends with its checksum and its length', () => {
+  const entry = new LogEntry({ channel: 'a', epoch: 'e', offset: 1, data: 'x'.repeat(65_000) });
+  const first = new Frame([entry]);
+  const body = new GzipBody();
+  const audience = new Audience(['a'], [], 0, true);
+  let direct = 0;
+  const socket = { writable: true, writableLength: 0, write: () => direct++ } as unknown as Socket;
+  const member = {
+    listIndex: -1,
+    isCompressed: true,
+    takeFrame: (frame: Frame, window) => {
+      body.encodeShared(frame, window);
+      return socket;
+    },
+    onAttached: ({ gzip }) => body.onAttached(gzip as GzipTotals),
+    onDetached: ({ gzip }) => body.onDetached(gzip as GzipTotals),
+  } as Partial<Member> as Member;
+  audience.add(member);
+  body.encode(Buffer.from(':\n'));
+  let totals = totalsOf(Buffer.from(':\n'));
+  let offset = 0;
+  for (let length = 0; length < 5 * 2 ** 30; length += first.bytes.length) {
+    const frame: Frame = Object.create(first, {
+      firstOffset: { value: ++offset },
+      lastOffset: { value: offset },
+      gzip: { value: first.gzip },
+    }) as Frame;
+    totals = addToTotals(totals, frame.bytes);
+    audience.startFrame(frame);
+    audience.deliver(1);
+  }
+  audience.delete(member);
+  expect(direct).toBeGreaterThan(80_000);
+  expect(body.end(Buffer.alloc(0)).subarray(-10)).toEqual(gzipTrailer(totals));
 });

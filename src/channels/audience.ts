@@ -70,7 +70,8 @@ export interface Member extends IndexedListMember {
 }
 
 // If an audience has counted more bytes than this, its counts restart at 0. V8 allocates an object
-// for an integer of more than 31 bits, for each stream that copies the counts.
+// for an integer of more than 31 bits, for each stream that copies the counts. The text of a
+// compressed audience is limited, too: a stream adds its length modulo 2^32.
 const MAX_COUNTED_BYTES = 2 ** 30;
 
 /** The members of one set of channels, and the delivery of the current frame to them. */
@@ -219,7 +220,8 @@ export class Audience extends IndexedList<Member> {
   }
 
   #startDelivery(cursor: number, addedBytes: number, frame: Frame | undefined): void {
-    if (this.#progress.bytes > MAX_COUNTED_BYTES) this.#resetCounts();
+    const counted = Math.max(this.#progress.bytes, this.#progress.gzip?.length ?? 0);
+    if (counted > MAX_COUNTED_BYTES) this.#resetCounts();
     this.#pendingCount = this.members.length;
     const { bytes, events, gzip } = this.#progress;
     this.#nextProgress = {
@@ -245,14 +247,19 @@ export class Audience extends IndexedList<Member> {
       !frame.hasEnd &&
       frame.firstOffset > this.#progress.cursor &&
       frame.bytes.length <= HIGH_WATER_MARK;
+    const shared = isForAll ? (this.window?.blockOf(frame) ?? frame) : undefined;
     let left = maxMembers;
     for (; left > 0 && this.#pendingCount > 0; left--) {
       const index = this.#pendingCount - 1;
       const socket = this.#sockets[index];
-      if (isForAll && socket?.writable === true && socket.writableLength <= CHUNK_BYTES) {
+      if (
+        shared !== undefined &&
+        socket?.writable === true &&
+        socket.writableLength <= CHUNK_BYTES
+      ) {
         this.#pendingCount = index;
         try {
-          socket.write((this.window?.blockOf(frame) ?? frame).chunk);
+          socket.write(shared.chunk);
         } catch (error) {
           // The member may have moved meanwhile, or its stream may have ended.
           this.#failMemberAt(this.#sockets.indexOf(socket), error);
@@ -291,7 +298,8 @@ export class Audience extends IndexedList<Member> {
 
   #resetCounts(): void {
     for (const member of this.members) this.detach(member);
-    this.#progress = { ...this.#progress, bytes: 0, events: 0 };
+    const gzip = this.#progress.gzip && NO_BYTES;
+    this.#progress = { ...this.#progress, bytes: 0, events: 0, gzip };
   }
 
   #finishDelivery(): void {
