@@ -412,6 +412,12 @@ export class CatchUp implements CatchUpJob {
       if (!stream.writeShared(frame, count)) break;
       rest = rest.slice(count);
     }
-    if (rest.length > 0) stream.writeAll(rest.map(({ frame }) => frame));
+    if (rest.length === 0) return;
+    if (stream.gzip === undefined) {
+      stream.writeAll(rest.map(({ frame }) => frame));
+    } else {
+      const frame = host.fanOut.frameOf(rest);
+      stream.writeBytes(frame.bytes, rest.length, frame);
+    }
   }
 }

@@ -132,7 +132,7 @@ export class EphemeralMember implements Member {
     const { stream } = this.#owner;
     const { length } = frame.entries;
     if (stream.admitEvents(length) && !stream.writeShared(frame, length, window)) {
-      stream.writeBytes(frame.bytes, length);
+      stream.writeBytes(frame.bytes, length, frame, window);
     }
   }
 

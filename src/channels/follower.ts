@@ -122,9 +122,9 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     const accepted = rare?.acceptedEntries;
     if (rare === undefined || accepted === undefined) return;
     rare.acceptedEntries = undefined;
-    const { bytes, lastOffset } = this.host.fanOut.frameOf(accepted);
-    this.onWriting(lastOffset);
-    this.stream.writeBytes(bytes, accepted.length);
+    const frame = this.host.fanOut.frameOf(accepted);
+    this.onWriting(frame.lastOffset);
+    this.stream.writeBytes(frame.bytes, accepted.length, frame);
   }
 
   /**

@@ -15,12 +15,15 @@ import type { SharedBytes, WireBytes } from './shared-bytes.ts';
 // Less is stored as it is: compressing costs more than it saves.
 const COMPRESS_FROM_BYTES = 1_024;
 
+const NOTHING = Buffer.alloc(0);
+
 /** The totals of one compressed stream, and its place in the window of its group. */
 export class GzipBody {
   #checksum = 0;
   #length = 0;
   #hasBegun = false;
-  #hasEnded = false;
+  // The last bytes of the body, after its end.
+  #end: Buffer | undefined;
   // The window whose text the stream has received last, and nothing since; from which position of
   // the window, and up to which.
   #window: GzipWindow | undefined;
@@ -34,9 +37,20 @@ export class GzipBody {
     return this.#window?.willBeInside(this.#receivedSince) === true;
   }
 
+  /** Whether {@link end} was called. */
+  get hasEnded(): boolean {
+    return this.#end !== undefined;
+  }
+
+  /** Whether these are the bytes that {@link end} has returned. */
+  isEnd(bytes: Buffer): boolean {
+    return this.#end?.equals(bytes) === true;
+  }
+
   /** The block of bytes that only this stream gets. They never share a dictionary with others. */
   encode(bytes: Buffer): Buffer {
-    if (this.#hasEnded) return bytes;
+    // A wrapped `end()` writes before it passes the end on. Text there would not be in the checksum.
+    if (this.#end !== undefined) return NOTHING;
     this.#window = undefined;
     this.#add(bytes);
     const block = bytes.length < COMPRESS_FROM_BYTES ? storeBlock(bytes) : deflateBlock(bytes);
@@ -67,10 +81,10 @@ export class GzipBody {
 
   /** The last bytes of the body. Nothing may be written after them. */
   end(last: Buffer): Buffer {
-    if (this.#hasEnded) return last;
     const block = this.encode(last);
-    this.#hasEnded = true;
-    return Buffer.concat([block, gzipTrailer({ checksum: this.#checksum, length: this.#length })]);
+    const trailer = gzipTrailer({ checksum: this.#checksum, length: this.#length });
+    this.#end = Buffer.concat([block, trailer]);
+    return this.#end;
   }
 
   /** From here on the totals of the group count for the stream. */

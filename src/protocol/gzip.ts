@@ -24,6 +24,10 @@ const STORED_HEADER_BYTES = 5;
 // With more, a block of 200 B takes twice the time and becomes 1 % smaller.
 const COMPRESSION_LEVEL = 3;
 
+// A block is at most so much larger than its text, unless the text is large and random. With the
+// default of zlib, a queued block of 100 B would keep 16 KiB in memory.
+const MAX_OVERHEAD_BYTES = 64;
+
 /** The checksum and the length of the text of a gzip body, or of a part of it. */
 export interface GzipTotals {
   readonly checksum: number;
@@ -42,6 +46,7 @@ export function deflateBlock(bytes: Uint8Array, dictionary?: Buffer): Buffer {
   return deflateRawSync(bytes, {
     level: COMPRESSION_LEVEL,
     finishFlush: constants.Z_SYNC_FLUSH,
+    chunkSize: bytes.length + MAX_OVERHEAD_BYTES,
     ...(dictionary === undefined || dictionary.length === 0 ? {} : { dictionary }),
   });
 }

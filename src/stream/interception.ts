@@ -38,8 +38,16 @@ export interface InterceptingWriter extends ResponseOwner {
   onApplicationEnd(last: Buffer | undefined): boolean;
   /** The body of the stream, if this library compresses it. */
   readonly gzip: object | undefined;
-  /** Encodes bytes of the application, if the stream is compressed. */
-  encode(bytes: Buffer): Buffer;
+  /**
+   * Encodes a chunk of the application.
+   * @param write writes the encoded chunk to the response
+   * @param onWritten the callback that the application has given
+   */
+  writeCompressed(
+    chunk: Buffer,
+    write: (encoded: Buffer) => unknown,
+    onWritten: (() => void) | undefined,
+  ): unknown;
   /** Encodes the last bytes of the response, if the stream is compressed. */
   encodeEnd(last: Buffer | undefined): Buffer | undefined;
 }
@@ -107,17 +115,16 @@ function interceptedWrite(this: ServerResponse, ...args: unknown[]): unknown {
   // The methods of a response are intercepted only by its own writer.
   const writer = writerOf(this) as InterceptingWriter;
   const { overriddenMethods } = writer;
-  const write = (): unknown =>
-    callOriginal(this, overriddenMethods, 'write', encodeArguments(writer, args));
-  return writer.onApplicationWrite(args[0]) ? writer.writeWhileHeld(write) : write();
-}
-
-/** The arguments of `res.write(chunk, encoding, callback)` with an encoded chunk. */
-function encodeArguments(writer: InterceptingWriter, args: unknown[]): unknown[] {
-  if (writer.gzip === undefined) return args;
-  const { last: bytes, callback } = parseEndArguments(args);
-  // If it is no chunk, Node throws its own error.
-  return bytes === undefined ? args : [writer.encode(bytes), callback];
+  const write = (...chunk: unknown[]): unknown =>
+    callOriginal(this, overriddenMethods, 'write', chunk);
+  const isHeld = writer.onApplicationWrite(args[0]);
+  if (writer.gzip !== undefined) {
+    const { last: chunk, callback } = parseEndArguments(args);
+    // If it is no chunk, Node throws its own error.
+    if (chunk === undefined) return write(...args);
+    return writer.writeCompressed(chunk, (encoded) => write(encoded, callback), callback);
+  }
+  return isHeld ? writer.writeWhileHeld(() => write(...args)) : write(...args);
 }
 
 function interceptedEnd(this: ServerResponse, ...args: unknown[]): unknown {

@@ -34,6 +34,8 @@ export abstract class ResponseLifecycle extends ResponseWriter {
 
   /** The response is closed. Called once, after {@link onEnded}. @internal */
   protected abstract onClosed(): void;
+  /** Makes or removes the {@link gzip} body. @internal */
+  protected abstract setCompressed(isCompressed: boolean): void;
 
   /**
    * Sends status 200, the headers and the first bytes, in one packet with everything else that is
@@ -50,15 +52,17 @@ export abstract class ResponseLifecycle extends ResponseWriter {
         'the response has already begun as something else; open the stream before writing to it',
       );
     }
-    // If a listener for the head sends an event, the event is queued after the prelude.
-    this.setQueue([Buffer.from(prelude)]);
-    this.setState('open');
     const isCompressed =
       settings.compress && acceptsGzip(res.req) && !res.hasHeader('content-encoding');
+    this.setCompressed(isCompressed && res.req.method !== 'HEAD');
+    // If a listener for the head sends an event, the event is queued after the prelude.
+    this.setQueue([this.encode(Buffer.from(prelude))]);
+    this.setState('open');
     try {
       sendHead(res, settings, isCompressed, this);
     } catch (error) {
       this.setQueue(undefined);
+      this.setCompressed(false);
       if (this.readyState === 1) this.setState('idle');
       throw error;
     }
@@ -68,11 +72,11 @@ export abstract class ResponseLifecycle extends ResponseWriter {
       this.endResponse();
       return;
     }
-    if (isCompressed) this.startGzip();
     liftTimeout(res);
     rememberSession(res);
-    // The end of the response must be intercepted, because otherwise it would save the session.
-    if (hasSession(res.req)) this.intercept();
+    // Otherwise the end of the response would save the session, and what the application writes to
+    // a compressed response would not be encoded.
+    if (hasSession(res.req) || this.gzip !== undefined) this.intercept();
     this.pumpQueue();
     setCorkedBytes(this, this.bytesInResponse);
   }

@@ -77,8 +77,6 @@ export abstract class ResponseSink extends WriteTotals {
   protected abstract onEnded(reason: CloseReason): void;
   /** Bytes were passed, and the `write()` that took them is about to be left. @internal */
   protected abstract onPassed(): void;
-  /** Makes the {@link gzip} body. @internal */
-  protected abstract startGzip(): void;
   /** The response accepts bytes again. @internal */
   abstract resume(): void;
   /** Code that serves this stream threw. @internal */
@@ -247,9 +245,11 @@ export abstract class ResponseSink extends WriteTotals {
    * @internal
    */
   protected passEnd(last: Buffer | undefined): void {
+    // Encoded here, because a wrapper that was taken off may have removed the interception.
+    const encoded = this.encodeEnd(last);
     withoutSession(this.res, () => {
       try {
-        this.res.end(last);
+        this.res.end(encoded);
       } catch (error) {
         this.onError(error);
       }
@@ -259,20 +259,21 @@ export abstract class ResponseSink extends WriteTotals {
   /**
    * Passes bytes to the response or the socket. The result alone does not show a slow client, see
    * `mayHoldBytes` of `ResponseWriter`.
-   * @param shared the same bytes, if many streams get them
-   * @param window of the group that gets these bytes
+   * @param write writes the bytes. @defaultValue to the socket, or by `res.write()`
    * @returns `false` if `write()` has returned `false`
    * @internal
    */
-  protected passToResponse(bytes: Buffer, shared?: SharedBytes, window?: GzipWindow): boolean {
-    this.addBytes(this.gzip === undefined ? bytes.length : 0);
+  protected passToResponse(bytes: Buffer, write?: () => unknown): boolean {
+    this.addBytes(bytes.length);
     const outerGiven = activeWriters.get(this);
     const outerBytes = passedBytes;
     activeWriters.set(this, this.countBeforeWrite());
     passedBytes = bytes;
     try {
-      // A 'drain' that came before `write()` returned is not emitted again.
-      return this.callWrite(bytes, shared, window) || resumedWriters.has(this);
+      const answer = write === undefined ? this.callWrite(bytes) : write();
+      // Some wrappers return nothing. Only `false` announces a 'drain'. A 'drain' that came before
+      // `write()` returned is not emitted again.
+      return answer !== false || resumedWriters.has(this);
     } catch (error) {
       this.onError(error);
       return true;
@@ -299,36 +300,31 @@ export abstract class ResponseSink extends WriteTotals {
   }
 
   /** @returns `false` if a `'drain'` will follow @internal */
-  private callWrite(bytes: Buffer, shared?: SharedBytes, window?: GzipWindow): boolean {
-    if (this.#socket) {
-      if (!this.#socket.writable) return true;
-      return this.#socket.write(toHttpChunk(this.encode(bytes, shared, window)));
-    }
+  private callWrite(bytes: Buffer): unknown {
+    if (this.#socket) return !this.#socket.writable || this.#socket.write(toHttpChunk(bytes));
     const { res } = this;
-    // A wrapper that was added after the interception gets the text, and its `write()` comes back to
-    // the intercepted one, which encodes it.
-    const result = isIntercepted(res)
-      ? callOriginal(res, this.#overridden, 'write', [this.encode(bytes, shared, window)])
+    return isIntercepted(res)
+      ? callOriginal(res, this.#overridden, 'write', [bytes])
       : res.write(bytes);
-    // Some wrappers return nothing. Only `false` announces a `'drain'`.
-    return result !== false;
   }
 
-  /** Encodes bytes for the response, and counts what is sent, if the stream is compressed. @internal */
-  encode(bytes: Buffer, shared?: SharedBytes, window?: GzipWindow): Buffer {
-    const { gzip } = this;
-    if (gzip === undefined) return bytes;
-    const block =
-      shared === undefined ? gzip.encode(bytes) : gzip.encodeShared(shared, window).bytes;
-    this.addBytes(block.length);
-    return block;
+  /**
+   * Encodes text for the body, if the stream is compressed. What is encoded first must be sent
+   * first.
+   * @param shared the same text, if many streams get it
+   * @param window of the group that gets this text
+   * @internal
+   */
+  protected encode(text: Buffer, shared?: SharedBytes, window?: GzipWindow): Buffer {
+    if (this.gzip === undefined) return text;
+    if (shared === undefined) return this.gzip.encode(text);
+    return this.gzip.encodeShared(shared, window).bytes;
   }
 
-  /** Encodes the last bytes of the response. @internal */
+  /** Encodes the last bytes of the response, and counts what is sent. @internal */
   encodeEnd(last: Buffer | undefined): Buffer | undefined {
-    const { gzip } = this;
-    if (gzip === undefined) return last;
-    const block = gzip.end(last ?? NO_BYTES);
+    if (this.gzip === undefined || this.gzip.hasEnded) return last;
+    const block = this.gzip.end(last ?? NO_BYTES);
     this.addBytes(block.length);
     return block;
   }

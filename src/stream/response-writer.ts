@@ -130,15 +130,16 @@ export abstract class ResponseWriter extends ResponseSink {
   writeBytes(bytes: Buffer, events = 0, shared?: SharedBytes, window?: GzipWindow): void {
     if (!this.prepareToWrite()) return;
     this.addEvents(events);
+    const encoded = this.encode(bytes, shared, window);
     if (this.#queue !== undefined) {
-      this.#queue.add(bytes);
+      this.#queue.add(encoded);
     } else if (
-      bytes.length > CHUNK_BYTES ||
+      encoded.length > CHUNK_BYTES ||
       this.bytesInResponse > CHUNK_BYTES ||
       this.isPassingBytes
     ) {
-      this.startQueue([bytes]);
-    } else if (!this.passToResponse(bytes, shared, window) && this.mayHoldBytes) {
+      this.startQueue([encoded]);
+    } else if (!this.passToResponse(encoded) && this.mayHoldBytes) {
       this.awaitWrapper();
     } else {
       // A wrapped `write()` may have sent more meanwhile.
@@ -248,6 +249,29 @@ export abstract class ResponseWriter extends ResponseSink {
   /** Replaces the queue; further bytes are added after these. @internal */
   protected setQueue(buffers: readonly Buffer[] | undefined): void {
     this.#queue = buffers && new WriteQueue(buffers);
+  }
+
+  /**
+   * Writes a chunk of the application to a compressed response, behind everything that was encoded
+   * before: what was encoded first must be sent first. See `InterceptingWriter`. @internal
+   */
+  writeCompressed(
+    chunk: Buffer,
+    write: (encoded: Buffer) => unknown,
+    onWritten: (() => void) | undefined,
+  ): unknown {
+    // A wrapper passes on bytes of the stream, or `end()` writes the last bytes: both are encoded.
+    if (this.isPassing(chunk) || this.gzip?.isEnd(chunk) === true) return write(chunk);
+    const encoded = this.encode(chunk);
+    if (this.isHeldByWrapper) {
+      this.#queue ??= new WriteQueue([]);
+      this.#queue.add(encoded);
+      if (onWritten !== undefined) process.nextTick(onWritten);
+      return true;
+    }
+    const hasRoom = this.passToResponse(encoded, () => write(encoded));
+    this.pumpQueue();
+    return hasRoom;
   }
 
   /** Ends the response, with the bytes of an end that had to wait. @internal */

@@ -84,10 +84,9 @@ export abstract class SendLimit extends ResponseLifecycle {
   }
 
   /** @internal */
-  protected override startGzip(): void {
-    this.rareState().gzip = new GzipBody();
-    // Everything that the application writes is encoded, too.
-    this.intercept();
+  protected override setCompressed(isCompressed: boolean): void {
+    if (isCompressed) this.rareState().gzip = new GzipBody();
+    else if (this.#rare !== undefined) this.#rare.gzip = undefined;
   }
 
   /** @internal */
