@@ -19,9 +19,9 @@ const NOTHING = Buffer.alloc(0);
 
 /** The totals of one compressed stream, and its place in the window of its group. */
 export class GzipBody {
+  // As a signed integer: V8 would allocate an object for a larger number.
   #checksum = 0;
   #length = 0;
-  #hasBegun = false;
   // The last bytes of the body, after its end.
   #end: Buffer | undefined;
   // The window whose text the stream has received last, and nothing since; from which position of
@@ -31,6 +31,11 @@ export class GzipBody {
   #receivedUpTo = 0;
   // The totals of the group when the stream was attached.
   #groupTotals: GzipTotals | undefined;
+
+  /** The first bytes of the body. */
+  begin(text: Buffer): Buffer {
+    return Buffer.concat([GZIP_HEADER, this.encode(text)]);
+  }
 
   /** Whether the stream can decode the next block of the window, so that it may be attached. */
   get isInside(): boolean {
@@ -52,11 +57,8 @@ export class GzipBody {
     // A wrapped `end()` writes before it passes the end on. Text there would not be in the checksum.
     if (this.#end !== undefined) return NOTHING;
     this.#window = undefined;
-    this.#add(bytes);
-    const block = bytes.length < COMPRESS_FROM_BYTES ? storeBlock(bytes) : deflateBlock(bytes);
-    if (this.#hasBegun) return block;
-    this.#hasBegun = true;
-    return Buffer.concat([GZIP_HEADER, block]);
+    this.totals = addToTotals(this.totals, bytes);
+    return bytes.length < COMPRESS_FROM_BYTES ? storeBlock(bytes) : deflateBlock(bytes);
   }
 
   /**
@@ -64,7 +66,7 @@ export class GzipBody {
    * @param window of the group that gets these bytes
    */
   encodeShared(shared: SharedBytes, window: GzipWindow | undefined): WireBytes {
-    this.#add(shared.bytes);
+    this.totals = addToTotals(this.totals, shared.bytes);
     const block = window?.blockOf(shared);
     if (window === undefined || block === undefined) {
       this.#window = undefined;
@@ -82,7 +84,7 @@ export class GzipBody {
   /** The last bytes of the body. Nothing may be written after them. */
   end(last: Buffer): Buffer {
     const block = this.encode(last);
-    const trailer = gzipTrailer({ checksum: this.#checksum, length: this.#length });
+    const trailer = gzipTrailer(this.totals);
     this.#end = Buffer.concat([block, trailer]);
     return this.#end;
   }
@@ -96,22 +98,17 @@ export class GzipBody {
   onDetached(groupTotals: GzipTotals): void {
     const before = this.#groupTotals ?? NO_BYTES;
     this.#groupTotals = undefined;
-    const { checksum, length } = moveTotals(
-      { checksum: this.#checksum, length: this.#length },
-      before,
-      groupTotals,
-    );
-    this.#checksum = checksum;
-    this.#length = length;
+    this.totals = moveTotals(this.totals, before, groupTotals);
     this.#receivedUpTo += (groupTotals.length - before.length) >>> 0;
   }
 
-  #add(bytes: Buffer): void {
-    const { checksum, length } = addToTotals(
-      { checksum: this.#checksum, length: this.#length },
-      bytes,
-    );
-    this.#checksum = checksum;
+  // Not `#`: V8 would mark each object, see `ResponseWriter`.
+  private get totals(): GzipTotals {
+    return { checksum: this.#checksum >>> 0, length: this.#length };
+  }
+
+  private set totals({ checksum, length }: GzipTotals) {
+    this.#checksum = checksum | 0;
     this.#length = length;
   }
 }

@@ -21,7 +21,7 @@ export class RareState {
   /** The body of a compressed stream. */
   gzip: GzipBody | undefined;
   #id: string | undefined;
-  #drainWaiters: (() => void)[] = [];
+  #drainWaiters: (() => void)[] | undefined;
   #controller: AbortController | undefined;
   #closed: Deferred<CloseReason> | undefined;
 
@@ -51,7 +51,7 @@ export class RareState {
   /** @returns a promise that resolves with the next {@link onDrain} or {@link onEnded} */
   whenDrained(): Promise<void> {
     return new Promise((resolve) => {
-      this.#drainWaiters.push(resolve);
+      (this.#drainWaiters ??= []).push(resolve);
     });
   }
 
@@ -65,7 +65,7 @@ export class RareState {
   /** The stream is not behind any more. */
   onDrain(): void {
     const waiters = this.#drainWaiters;
-    this.#drainWaiters = [];
-    for (const resolve of waiters) resolve();
+    this.#drainWaiters = undefined;
+    for (const resolve of waiters ?? []) resolve();
   }
 }

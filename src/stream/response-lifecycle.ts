@@ -56,7 +56,8 @@ export abstract class ResponseLifecycle extends ResponseWriter {
       settings.compress && acceptsGzip(res.req) && !res.hasHeader('content-encoding');
     this.setCompressed(isCompressed && res.req.method !== 'HEAD');
     // If a listener for the head sends an event, the event is queued after the prelude.
-    this.setQueue([this.encode(Buffer.from(prelude))]);
+    const first = Buffer.from(prelude);
+    this.setQueue([this.gzip === undefined ? first : this.gzip.begin(first)]);
     this.setState('open');
     try {
       sendHead(res, settings, isCompressed, this);
