@@ -24,10 +24,6 @@ const STORED_HEADER_BYTES = 5;
 // With more, a block of 200 B takes twice the time and becomes 1 % smaller.
 const COMPRESSION_LEVEL = 3;
 
-// A block is at most so much larger than its text, unless the text is large and random. With the
-// default of zlib, a queued block of 100 B would keep 16 KiB in memory.
-const MAX_OVERHEAD_BYTES = 64;
-
 /** The checksum and the length of the text of a gzip body, or of a part of it. */
 export interface GzipTotals {
   readonly checksum: number;
@@ -43,12 +39,15 @@ export const NO_BYTES: GzipTotals = Object.freeze({ checksum: 0, length: 0 });
  * @param dictionary bytes that come directly before these in the body of every client
  */
 export function deflateBlock(bytes: Uint8Array, dictionary?: Buffer): Buffer {
-  return deflateRawSync(bytes, {
+  const output = deflateRawSync(bytes, {
     level: COMPRESSION_LEVEL,
     finishFlush: constants.Z_SYNC_FLUSH,
-    chunkSize: bytes.length + MAX_OVERHEAD_BYTES,
     ...(dictionary === undefined || dictionary.length === 0 ? {} : { dictionary }),
   });
+  // zlib returns the beginning of 16 KiB. A block that waits for a slow reader would keep all of it.
+  const block = Buffer.allocUnsafeSlow(output.length);
+  block.set(output);
+  return block;
 }
 
 /** Makes a block of the bytes as they are. */
