@@ -51,6 +51,37 @@ describe('a stream whose bytes wait', () => {
   });
 });
 
+describe('events of two channels are never compressed together', () => {
+  /** @returns the number of bytes of a stream that gets a secret of its own channel and a guess */
+  async function bytesWith(secret: string, guess: string, since: 'now' | 'start'): Promise<number> {
+    const channels = createChannels();
+    await using server = await serve(
+      (stream) => stream.subscribe(['own', 'chat'], { since, checkpoints: false }),
+      { channels },
+    );
+    const publish = (): void => {
+      void channels.publish('own', secret);
+      void channels.publish('chat', guess);
+    };
+    if (since === 'start') publish();
+    const body = await open(server.url);
+    await until('the stream', () => server.events.stats().opened === 1);
+    if (since === 'now') publish();
+    await until('the events', () => dataOf(body).length === 2);
+    return body.bytes;
+  }
+
+  test.each(['now', 'start'] as const)('to one stream that reads from %s', async (since) => {
+    const secret = Array.from({ length: 300 }, (_, index) => `s${index * 7_919}`).join();
+    const other = secret.replaceAll('s', 't');
+    const [right, wrong] = [
+      await bytesWith(secret, secret, since),
+      await bytesWith(secret, other, since),
+    ];
+    expect(right).toBeGreaterThan(wrong - 10);
+  });
+});
+
 describe('a text is compressed once for all streams', () => {
   async function compressionsOf(
     size: number,

@@ -1,5 +1,6 @@
 /** Published events, joined to one buffer that is written to many streams. */
 import type { LogEntry } from '../log/log-entry.ts';
+import { encodeAlone } from '../protocol/gzip.ts';
 import { SharedBytes } from '../protocol/shared-bytes.ts';
 
 /** Consecutive events of one audience, or of one page of the log, in the order of their offsets. */
@@ -20,6 +21,23 @@ export class Frame extends SharedBytes {
     this.firstOffset = first.offset;
     this.lastOffset = (entries.at(-1) as LogEntry).offset;
     this.hasEnd = entries.some(({ isEnd }) => isEnd);
+  }
+
+  /**
+   * Compresses the events of each channel on their own. One channel may have secrets of the reader,
+   * and another one texts of other users, who could guess the secrets by the size of a common block.
+   */
+  protected override compress(): Buffer {
+    const runs: LogEntry[][] = [];
+    for (const entry of this.entries) {
+      const run = runs.at(-1);
+      if (run?.[0]?.channel === entry.channel) run.push(entry);
+      else runs.push([entry]);
+    }
+    if (runs.length === 1) return super.compress();
+    return Buffer.concat(
+      runs.map((run) => encodeAlone(Buffer.concat(run.map(({ frame }) => frame)))),
+    );
   }
 
   /** Whether the frame consists of exactly these entries. */

@@ -3,17 +3,13 @@ import {
   GZIP_HEADER,
   NO_BYTES,
   addToTotals,
-  deflateBlock,
+  encodeAlone,
   gzipTrailer,
   moveTotals,
-  storeBlock,
   type GzipTotals,
 } from './gzip.ts';
 import type { GzipWindow } from './gzip-window.ts';
 import type { SharedBytes, WireBytes } from './shared-bytes.ts';
-
-// Less is stored as it is: compressing costs more than it saves.
-const COMPRESS_FROM_BYTES = 1_024;
 
 const NOTHING = Buffer.alloc(0);
 
@@ -58,7 +54,7 @@ export class GzipBody {
     if (this.#end !== undefined) return NOTHING;
     this.#window = undefined;
     this.totals = addToTotals(this.totals, bytes);
-    return bytes.length < COMPRESS_FROM_BYTES ? storeBlock(bytes) : deflateBlock(bytes);
+    return encodeAlone(bytes);
   }
 
   /**

@@ -24,6 +24,9 @@ const STORED_HEADER_BYTES = 5;
 // With more, a block of 200 B takes twice the time and becomes 1 % smaller.
 const COMPRESSION_LEVEL = 3;
 
+// Less is stored as it is, unless many streams get it: compressing costs more than it saves.
+const COMPRESS_FROM_BYTES = 1_024;
+
 /** The checksum and the length of the text of a gzip body, or of a part of it. */
 export interface GzipTotals {
   readonly checksum: number;
@@ -61,6 +64,11 @@ export function storeBlock(bytes: Uint8Array): Buffer {
     parts.push(header, part);
   }
   return Buffer.concat(parts);
+}
+
+/** Makes a block of bytes that are not compressed together with others. */
+export function encodeAlone(bytes: Uint8Array): Buffer {
+  return bytes.length < COMPRESS_FROM_BYTES ? storeBlock(bytes) : deflateBlock(bytes);
 }
 
 /** The end of a gzip body. */

@@ -23,8 +23,12 @@ export class SharedBytes extends WireBytes {
 
   /** The text as a gzip block without a dictionary: compressed on the first read, then kept. */
   get gzip(): WireBytes {
-    this.#gzip ??= new WireBytes(deflateBlock(this.bytes));
+    this.#gzip ??= new WireBytes(this.compress());
     return this.#gzip;
+  }
+
+  protected compress(): Buffer {
+    return deflateBlock(this.bytes);
   }
 }
 
