@@ -8,6 +8,9 @@
  * writeShared()   direct socket, no queue, little unsent: socket.write(shared.chunk)
  *                 else: writeBytes(), or nothing if the stream is behind
  * ```
+ *
+ * Text of a compressed stream is encoded when it is written, so the queue holds what is sent. If
+ * pieces of the queue were compressed, events that must not share a block would be joined.
  */
 import type { Socket } from 'node:net';
 import type { GzipWindow } from '../protocol/gzip-window.ts';
