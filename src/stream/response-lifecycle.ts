@@ -140,6 +140,28 @@ export abstract class ResponseLifecycle extends ResponseWriter {
   }
 
   /**
+   * Writes a chunk of the application to a compressed response, behind everything that was encoded
+   * before: what was encoded first must be sent first. See `InterceptingWriter`. @internal
+   */
+  writeCompressed(
+    chunk: Buffer,
+    write: (encoded: Buffer) => unknown,
+    onWritten: (() => void) | undefined,
+  ): unknown {
+    // A wrapper passes on bytes of the stream, or `end()` writes the last bytes: both are encoded.
+    if (this.isPassing(chunk) || this.gzip?.isEnd(chunk) === true) return write(chunk);
+    const encoded = this.encode(chunk);
+    if (this.isHeldByWrapper) {
+      this.queueBehindHeld(encoded);
+      if (onWritten !== undefined) process.nextTick(onWritten);
+      return true;
+    }
+    const hasRoom = this.passToResponse(encoded, () => write(encoded));
+    this.pumpQueue();
+    return hasRoom;
+  }
+
+  /**
    * The application ends the response itself. Pending events are written before the end: at most
    * two frames.
    * @param last bytes that the application writes with the end

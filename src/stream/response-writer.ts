@@ -254,27 +254,10 @@ export abstract class ResponseWriter extends ResponseSink {
     this.#queue = buffers && new WriteQueue(buffers);
   }
 
-  /**
-   * Writes a chunk of the application to a compressed response, behind everything that was encoded
-   * before: what was encoded first must be sent first. See `InterceptingWriter`. @internal
-   */
-  writeCompressed(
-    chunk: Buffer,
-    write: (encoded: Buffer) => unknown,
-    onWritten: (() => void) | undefined,
-  ): unknown {
-    // A wrapper passes on bytes of the stream, or `end()` writes the last bytes: both are encoded.
-    if (this.isPassing(chunk) || this.gzip?.isEnd(chunk) === true) return write(chunk);
-    const encoded = this.encode(chunk);
-    if (this.isHeldByWrapper) {
-      this.#queue ??= new WriteQueue([]);
-      this.#queue.add(encoded);
-      if (onWritten !== undefined) process.nextTick(onWritten);
-      return true;
-    }
-    const hasRoom = this.passToResponse(encoded, () => write(encoded));
-    this.pumpQueue();
-    return hasRoom;
+  /** Queues encoded bytes behind the bytes that a wrapped `write()` holds. @internal */
+  protected queueBehindHeld(encoded: Buffer): void {
+    this.#queue ??= new WriteQueue([]);
+    this.#queue.add(encoded);
   }
 
   /** Ends the response, with the bytes of an end that had to wait. @internal */
