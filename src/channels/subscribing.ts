@@ -20,7 +20,7 @@ import { SseError } from '../common/errors.ts';
 import type { Cursor } from '../protocol/cursor.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
-import { answerWithoutStream, DelayedOpening, openIfSlow, planOpening } from './answers.ts';
+import { answerWithoutStream, openIfSlow, planOpening, type DelayedOpening } from './answers.ts';
 import type { StreamFollower } from './follower.ts';
 import {
   mayStartEarlier,
@@ -59,54 +59,80 @@ export async function subscribe(
   record.mayStartEarlier = mayStartEarlier(stream.lastEventId, options);
   if (hasSnapshotAtStart(stream, options, histories)) record.snapshotChannels = channels;
   const handle = new SubscriptionHandle(follower, record);
-  const previous = follower.subscriptions.at(-1);
   // Called from inside `onGap`: waiting for the start here would deadlock.
-  const isInsideGapHandler = follower.isAskingAboutGap;
+  const waitsForStart = !follower.isAskingAboutGap;
+  const previous = follower.subscriptions.at(-1);
   addRecord(follower, record, histories);
-  const isRemoved = (): boolean => !follower.subscriptions.includes(record);
   try {
-    // Awaits only promises: with the memory broker the stream is live when this call returns.
-    let position = requestPosition(follower, record);
-    if (position instanceof Promise) {
-      holdBackIdsIfEarlier(follower, record);
-      position = await position;
-      // Thousands of streams may have waited for the same answer.
-      await host.catchUpQueue.waitForTurn();
-    }
-    // The subscriptions of a stream are placed in the order of the calls.
-    if (previous?.isPlaced === false && follower.subscriptions.includes(previous)) {
-      holdBackIdsIfEarlier(follower, record);
-      await previous.whenPlaced();
-    }
-    const newest = findNewest(follower, record);
-    if (newest instanceof Promise) holdBackIdsIfEarlier(follower, record);
-    const startsOfNewest = newest instanceof Promise ? await newest : newest;
-    if (isRemoved()) return endedSubscription(channels);
-    const opening = planOpening(follower, record, position);
-    // Ends also the subscription.
-    if (opening === 410) answerWithoutStream(stream, opening);
-    if (opening === undefined) stream.open();
-    if (stream.readyState === 2) return endedSubscription(channels);
-    if (!isOfStreamLog(follower, position)) {
-      position = await requestCurrentPosition(follower, record, position);
-      if (isRemoved()) return endedSubscription(channels);
-    }
-    if (opening instanceof DelayedOpening) {
-      follower.ensureCatchUp().opening = opening;
-    }
-    placeSubscription(follower, record, position, startsOfNewest);
-    if (!record.isStartFinished && !isInsideGapHandler) {
-      const started = record.whenStarted();
-      await (opening === undefined ? started : openIfSlow(stream, started));
-    }
-    if (opening instanceof DelayedOpening && opening.error !== undefined) throw opening.error;
+    const opening = await placeInLog(follower, record, previous);
+    if (opening === undefined) return endedSubscription(channels);
+    if (waitsForStart) await whenStarted(stream, record, opening);
+    if (opening !== 'now' && opening.error !== undefined) throw opening.error;
   } catch (error) {
     // If the stream has ended meanwhile, that is not an error.
-    if (isRemoved()) return endedSubscription(channels);
+    if (hasEnded(follower, record)) return endedSubscription(channels);
     removeSubscription(follower, record);
     throw error;
   }
   return handle;
+}
+
+/**
+ * Steps 2 to 5. Awaits only promises: with the memory broker the stream is live when the call of
+ * `subscribe` returns.
+ * @param previous the subscription before this one: both are placed in the order of the calls
+ * @returns how the stream opens; `undefined` if the stream or the subscription has ended
+ */
+async function placeInLog(
+  follower: StreamFollower,
+  record: SubscriptionRecord,
+  previous: SubscriptionRecord | undefined,
+): Promise<DelayedOpening | 'now' | undefined> {
+  const { stream } = follower;
+  const asked = requestPosition(follower, record);
+  let position: Cursor;
+  if (asked instanceof Promise) {
+    position = await withoutLaterIds(follower, record, asked);
+    // Thousands of streams may have waited for the same answer.
+    await follower.host.catchUpQueue.waitForTurn();
+  } else position = asked;
+  if (previous?.isPlaced === false && !hasEnded(follower, previous)) {
+    await withoutLaterIds(follower, record, previous.whenPlaced());
+  }
+  const found = findNewest(follower, record);
+  const newest = found instanceof Promise ? await withoutLaterIds(follower, record, found) : found;
+  if (hasEnded(follower, record)) return undefined;
+  const opening = planOpening(follower, record, position);
+  if (opening === 410) {
+    // Also ends the subscription.
+    answerWithoutStream(stream, opening);
+    return undefined;
+  }
+  if (opening === 'now') stream.open();
+  if (stream.readyState === 2) return undefined;
+  if (!isOfStreamLog(follower, position)) {
+    position = await requestCurrentPosition(follower, record, position);
+    if (hasEnded(follower, record)) return undefined;
+  }
+  if (opening !== 'now') follower.ensureCatchUp().opening = opening;
+  placeSubscription(follower, record, position, newest);
+  return opening;
+}
+
+/** Step 6. Opens the stream if its first page does not come soon. */
+async function whenStarted(
+  stream: EventStream,
+  record: SubscriptionRecord,
+  opening: DelayedOpening | 'now',
+): Promise<void> {
+  if (record.isStartFinished) return;
+  const started = record.whenStarted();
+  await (opening === 'now' ? started : openIfSlow(stream, started));
+}
+
+/** Whether a subscription that is not live yet has ended. A live one may be replaced in the list. */
+function hasEnded({ subscriptions }: StreamFollower, record: SubscriptionRecord): boolean {
+  return !subscriptions.includes(record);
 }
 
 /**
@@ -165,13 +191,20 @@ function addRecord(
 }
 
 /**
- * Writes no ids until the position is known, if the stream follows channels already and the new
- * channels may start at an earlier id.
+ * Returns the promise for which the subscription waits before it is placed. The stream may follow
+ * other channels, and the new channels may start at an earlier id. Then no ids are written during
+ * the wait: a client that reconnects with a later id would miss events of the new channels.
  */
-function holdBackIdsIfEarlier(follower: StreamFollower, record: SubscriptionRecord): void {
-  if (!record.mayStartEarlier || follower.channels.length === 0) return;
-  const requested = requestedCursor(follower.stream.lastEventId, record.options);
-  follower.holdBackIds(requested?.epoch === follower.epoch ? requested.offset : 0);
+function withoutLaterIds<T>(
+  follower: StreamFollower,
+  record: SubscriptionRecord,
+  promise: Promise<T>,
+): Promise<T> {
+  if (record.mayStartEarlier && follower.channels.length > 0) {
+    const requested = requestedCursor(follower.stream.lastEventId, record.options);
+    follower.holdBackIds(requested?.epoch === follower.epoch ? requested.offset : 0);
+  }
+  return promise;
 }
 
 /**
