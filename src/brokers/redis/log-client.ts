@@ -100,7 +100,7 @@ const END_SIZE = entrySize({ ...ASSUMED_PLACE, data: '', isEnd: true });
 // Pause in ms before a command is sent again to a Cluster that is moving the keys to another shard.
 const TRY_AGAIN_MS = 25;
 
-/** Calls the script. Every method rejects with an `SseError` whose code is `ERR_SSE_BROKER`. */
+/** Calls the script. Calls reject with an `SseError` whose code is `ERR_SSE_BROKER`. */
 export class LogClient {
   readonly #connection: RedisConnection;
   readonly #base: string;
