@@ -1,6 +1,6 @@
 /**
- * Reads the log for a stream that is catching up: a new, resuming or slow stream. The log is read
- * in pages, as fast as the stream's reader takes them, until nothing is left.
+ * Reads the log for a stream that is catching up: a new or resuming stream, or one that is behind.
+ * The log is read in pages, as fast as the stream's reader takes them, until nothing is left.
  *
  * ```text
  *                  ┌───────── the limits of this turn allow the next step ────────┐
@@ -8,7 +8,7 @@
  * idle ─start()─► queued ◄── a page was delivered, and was not the last ─────── stepping
  *  ▲               ▲ ▲ ▲                                                          │
  *  │               │ │ └── the page has arrived ── reading ◄── remote broker ─────┤
- *  │               │ └──── the queue is short ──── draining ◄─ slow reader ───────┤
+ *  │               │ └──── the queue is short ──── draining ◄─ behind ────────────┤
  *  │               └────── `onGap` has answered ── asking ◄─── gap ───────────────┤
  *  │                                                                              │
  *  └──────────────────────── nothing is left, or the stream has ended ────────────┘
@@ -26,7 +26,7 @@ import { countFitting } from './frame.ts';
 import { reportGap, type GapInquiry } from './gap-inquiry.ts';
 import type { SubscriptionRecord } from './subscription.ts';
 
-// Maximum bytes of a page: the number of queued bytes up to which a reader does not count as slow.
+// Maximum bytes of a page: the number of queued bytes up to which a stream is not behind.
 const PAGE_BYTES = HIGH_WATER_MARK;
 
 /** A caller that waits until the stream has received everything up to an offset. */
@@ -249,7 +249,7 @@ export class CatchUp implements CatchUpJob {
    * ```text
    * the request is answered without a stream    nothing is left to do
    * the stream opened; its channels changed     the page does not fit them: read again
-   * Redis has lost its data: a new log          move to its beginning; the next page reports the gap
+   * Redis has lost its data: a new log          move to its start; the next page reports the gap
    * a revocation may be missing                 wait for it, then read again
    * all others                                  write the page
    * ```

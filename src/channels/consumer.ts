@@ -14,7 +14,8 @@
  * ```
  *
  * If a consumer does not call `next()`, it leaves the audience as soon as its buffer is full. So a
- * slow consumer needs memory only for a cursor and for a few events, which the log keeps anyway.
+ * consumer that is behind needs memory only for a cursor and for a few events, which the log keeps
+ * anyway.
  */
 import type { Page } from '../brokers/broker.ts';
 import { onAbort } from '../common/abort-listeners.ts';

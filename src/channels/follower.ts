@@ -7,12 +7,13 @@
  * in the log is    the log              for itself                   counts for the stream
  * not known           ▲                         │                           │
  *                     └─────── fallBehind() ────┴───────────────────────────┘
- *                              slow reader, interruption, new subscription,
- *                              more pending events than one flush writes
+ *                              behind (see send-limit.ts), interruption,
+ *                              new subscription, or more pending events
+ *                              than one flush writes
  * ```
  *
- * All streams go through the same states: a new, a resuming and a slow stream differ only in their
- * position. Before anything but a frame is written to an attached stream, the stream is detached.
+ * All streams go through the same states: a new stream, one that resumes and one that is behind
+ * differ only in their position. Before anything but a frame is written to an attached stream, the stream is detached.
  *
  * The states of one stream concern its channels with history. Membership in an audience of channels
  * without history (`EphemeralMember`) is independent of them.
@@ -65,7 +66,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     if (!isWritten) {
       this.cursorOffset = from;
       this.writtenOffset = written;
-      this.onSlowReader(frame, from);
+      this.onBehind(frame, from);
       return undefined;
     }
     if (this.state.hasGapHandler) this.noteDelivery();
@@ -90,7 +91,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   /** Writes the entries of the frame that come after `from` and that the filters accept. */
   private writeFiltered(frame: Frame, from: number): void {
     if (this.stream.isBehind && this.#rare?.isFlushingAll !== true) {
-      this.onSlowReader(frame, from);
+      this.onBehind(frame, from);
       return;
     }
     // Set before the filters are called, because a filter may call back.
@@ -123,10 +124,10 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   }
 
   /**
-   * The reader is too slow for a frame. The stream falls behind: a slow reader needs no queue of
+   * The stream is behind, so it leaves its audience: a stream that is behind needs no queue of
    * events, only a cursor. During `flushAll()`, the frame is queued anyway.
    */
-  private onSlowReader(frame: Frame, from: number): void {
+  private onBehind(frame: Frame, from: number): void {
     if (this.#rare?.isFlushingAll === true) {
       this.writeFiltered(frame, from);
       return;
@@ -233,7 +234,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   }
 
   /**
-   * Writes no more ids until the subscription is placed, because it may start at an earlier offset.
+   * Writes no more ids until the new subscription is placed, because it may start earlier.
    * If a later id was written before, a checkpoint with the earlier offset is written at once, so
    * that a client that reconnects meanwhile resumes from there.
    * @param offset the earliest offset at which the subscription may start
@@ -358,7 +359,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     this.#rare?.ephemeral?.writeAccepted();
   }
 
-  /** Writes all pending events, also if the reader is slow. */
+  /** Writes all pending events, also if the stream is behind. */
   private flushAll(audience: Audience): void {
     const rare = this.ensureRareState();
     rare.isFlushingAll = true;

@@ -193,7 +193,7 @@ export class Revocations implements RevocationSource {
     if (this.#isCurrent) this.#whenCurrent.resolve();
   }
 
-  /** Tells the targets that revocations may be lost. @param loss the offset of the newest of them */
+  /** Tells the targets that revocations may be lost. @param loss offset of the newest of them */
   #reportLoss(loss: number): void {
     this.#reportedLoss = loss;
     for (const target of this.#targets) target.onMissed();

@@ -130,7 +130,10 @@ async function whenStarted(
   await (opening === 'now' ? started : openIfSlow(stream, started));
 }
 
-/** Whether a subscription that is not live yet has ended. A live one may be replaced in the list. */
+/**
+ * Whether a subscription has ended that is not live yet. In the list of a live stream, a shared
+ * record may have taken its place.
+ */
 function hasEnded({ subscriptions }: StreamFollower, record: SubscriptionRecord): boolean {
   return !subscriptions.includes(record);
 }
