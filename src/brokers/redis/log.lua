@@ -282,9 +282,9 @@ end
 
 -- Finds the oldest entries that a channel must not keep: those that exceed its limits, and those at
 -- or below `trimmed`, which an earlier call could not delete. Reads them in small groups. Returns
--- their ids, with the length, bytes and `trimmed` of the channel after their deletion, and `isEmpty`
--- if the stream has no further entry; and the reason why further entries are not among them, or nil:
--- the error text of a refused command, or that one call does not delete more.
+-- their ids, with the length, bytes and `trimmed` of the channel after their deletion, and
+-- `isEmpty` if the stream has no further entry; and the reason why further entries are not among
+-- them, or nil: the error text of a refused command, or that one call does not delete more.
 local function findExcess(channel)
   local most, from, count, ids = mostEvents(channel), '-', 1, {}
   local rest = {

@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: '9c15e43ca050109c08c616c5d4f862ff529ba661',
+  sha: 'e8bf725de58f742bcb45edd73f4958f609c4a0e5',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -290,9 +290,9 @@ end
 
 -- Finds the oldest entries that a channel must not keep: those that exceed its limits, and those at
 -- or below \`trimmed\`, which an earlier call could not delete. Reads them in small groups. Returns
--- their ids, with the length, bytes and \`trimmed\` of the channel after their deletion, and \`isEmpty\`
--- if the stream has no further entry; and the reason why further entries are not among them, or nil:
--- the error text of a refused command, or that one call does not delete more.
+-- their ids, with the length, bytes and \`trimmed\` of the channel after their deletion, and
+-- \`isEmpty\` if the stream has no further entry; and the reason why further entries are not among
+-- them, or nil: the error text of a refused command, or that one call does not delete more.
 local function findExcess(channel)
   local most, from, count, ids = mostEvents(channel), '-', 1, {}
   local rest = {
