@@ -1,5 +1,5 @@
 /** The newest entries of one channel that at least one audience of the channel has not received. */
-import type { EntryRun } from '../log/log.ts';
+import type { EntryRun } from '../log/merge.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 
 /**

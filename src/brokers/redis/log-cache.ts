@@ -8,13 +8,8 @@
  *       in Redis       │  Redis only        │  without a hole
  *                      └── loadable ────────┘
  */
-import {
-  ChannelLog,
-  mergeLogs,
-  type HistoryLimits,
-  type TimedEntry,
-  type LogRead,
-} from '../../log/log.ts';
+import { ChannelLog, type HistoryLimits, type TimedEntry, type LogRead } from '../../log/log.ts';
+import { mergeLogs } from '../../log/merge.ts';
 import type { LogEntry } from '../../log/log-entry.ts';
 import {
   lostOffset,
