@@ -15,7 +15,8 @@ import { SseError } from '../../common/errors.ts';
 import { formatCursor } from '../../protocol/cursor.ts';
 import type { Publication } from '../broker.ts';
 import { endedError } from '../errors.ts';
-import type { AppendItem, AppendResult, LogClient, PublishResult } from './log-client.ts';
+import type { AppendItem, AppendResult, PublishResult } from './append-format.ts';
+import type { LogClient } from './log-client.ts';
 import { refusedError } from './redis-errors.ts';
 
 // Limits of one call of the script. During the call, Redis does nothing else.
