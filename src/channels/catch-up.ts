@@ -249,7 +249,7 @@ export class CatchUp implements CatchUpJob {
    * ```text
    * the request is answered without a stream    nothing is left to do
    * the stream opened; its channels changed     the page does not fit them: read again
-   * Redis has lost its data: a new log          move to its start; the next page reports the gap
+   * the broker has lost its data: a new log     move to its start; the next page reports the gap
    * a revocation may be missing                 wait for it, then read again
    * all others                                  write the page
    * ```

@@ -215,7 +215,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> 
     const page = await this.#read(this.#channels, buffer.position);
     if (this.#isOver) return;
     if (page.position.epoch !== this.#epoch) {
-      // Redis has lost its data: a new log. The next page reports the gap.
+      // The broker has lost its data: a new log. The next page reports the gap.
       this.#epoch = page.position.epoch;
       buffer.position = 0;
       this.#starts.markAllLost(this.#channels);

@@ -13,7 +13,8 @@
  * ```
  *
  * All streams go through the same states: a new stream, one that resumes and one that is behind
- * differ only in their position. Before anything but a frame is written to an attached stream, the stream is detached.
+ * differ only in their position. Before anything but a frame is written to an attached stream, the
+ * stream is detached.
  *
  * The states of one stream concern its channels with history. Membership in an audience of channels
  * without history (`EphemeralMember`) is independent of them.

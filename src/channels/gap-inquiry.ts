@@ -264,8 +264,8 @@ export class GapInquiry {
   #toOffset(answer: unknown): number | undefined {
     const owner = this.#owner;
     const end = parseCursor(this.#gap.cursor);
-    // Another log has replaced the log while the application was asked. The answer belongs to the
-    // old log, and the client gets a gap notification for every channel.
+    // The broker has lost its data while the application was asked. The answer belongs to the old
+    // log, and the client gets a gap notification for every channel.
     if (end?.epoch !== owner.epoch) return undefined;
     const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
     // A cursor beyond the end of the log would skip events that are published later.

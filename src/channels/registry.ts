@@ -80,7 +80,7 @@ export function createChannels<S extends SchemaOf<S> = AnySchema>(
  * consumers ────ConsumerHost──► └─────────────────┘
  * ```
  *
- * The state of streams is not here but in their followers.
+ * The followers have the state of their streams.
  */
 class ChannelRegistry implements Channels, ConsumerHost, Receiver {
   readonly fanOut: FanOut = new FanOut();

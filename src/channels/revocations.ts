@@ -16,7 +16,7 @@
  * #offset ─┬─ trimmed       the log does not keep all revocations that came after #offset
  *          ├─ resumedAt     Redis came back older: it may have lost revocations that other
  *          │                nodes have made, and that this node has not received
- *          └─ another log   another log has replaced the log, without its revocations
+ *          └─ another log   the broker has lost its data: a new log, without the revocations
  * ```
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
@@ -175,7 +175,7 @@ export class Revocations implements RevocationSource {
     const { epoch, offset } = page.position;
     const loss = Math.max(page.trimmed[0] ?? 0, page.resumedAt ?? 0);
     if (epoch !== this.#epoch) {
-      // Redis has lost its data. The next page is read from the new log.
+      // The broker has lost its data. The next page is read from the new log.
       this.#epoch = epoch;
       this.#offset = offset;
       this.#reportLoss(loss);
