@@ -47,7 +47,8 @@ import { assertReadOptions, readHistory, type HistoryPage, type ReadOptions } fr
 import type { ChannelsOptions } from './registry-options.ts';
 import { REVOCATIONS, Revocations } from './revocations.ts';
 import { endStreams } from './shutdown.ts';
-import { endedSubscription, subscribe } from './subscribing.ts';
+import { subscribe } from './subscribing.ts';
+import { endedSubscription } from './subscription-handle.ts';
 
 // Time in ms that close() waits until the running pipes have ended their channels.
 const PIPES_END_MS = 3_000;
