@@ -156,10 +156,9 @@ export function ownConnection(
  *
  * - It is connected, and nothing is answered any more: the connection may be dead without being
  *   closed, because a firewall has forgotten it, or the server has lost its power. The socket
- *   timeout of node-redis begins again with each command, and a node sends commands regularly, so
- *   it never ends such a connection.
+ *   timeout of node-redis begins again with each command, and a node sends commands regularly.
  * - Its server is a read-only replica: a failover may have left the connection open. A new
- *   connection may reach the new primary.
+ *   connection leads to the new primary, if the address does.
  */
 class OwnClient {
   readonly #url: string;
