@@ -141,7 +141,7 @@ export function answerWithoutStream(stream: EventStream, status: 204 | 410): voi
  * Opens the stream if the broker does not answer soon, because it may be unreachable. An
  * EventSource that gets an error response instead would not reconnect.
  */
-export function openIfSlow<T>(stream: EventStream, answer: Promise<T>): Promise<T> {
+export function openIfUnanswered<T>(stream: EventStream, answer: Promise<T>): Promise<T> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => {
       try {

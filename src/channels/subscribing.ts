@@ -20,7 +20,12 @@ import { SseError } from '../common/errors.ts';
 import type { Cursor } from '../protocol/cursor.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
-import { answerWithoutStream, openIfSlow, planOpening, type DelayedOpening } from './answers.ts';
+import {
+  answerWithoutStream,
+  openIfUnanswered,
+  planOpening,
+  type DelayedOpening,
+} from './answers.ts';
 import type { StreamFollower } from './follower.ts';
 import {
   mayStartEarlier,
@@ -132,7 +137,7 @@ async function whenStarted(
 ): Promise<void> {
   if (record.isStartFinished) return;
   const started = record.whenStarted();
-  await (opening === 'now' ? started : openIfSlow(stream, started));
+  await (opening === 'now' ? started : openIfUnanswered(stream, started));
 }
 
 /**
@@ -230,7 +235,7 @@ function requestPosition(
   const request = (): Cursor | Promise<Cursor> =>
     host.broker.position(requestedCursor(stream.lastEventId, record.options), signal);
   const position = listening === undefined ? request() : listening.then(request);
-  return position instanceof Promise ? openIfSlow(stream, position) : position;
+  return position instanceof Promise ? openIfUnanswered(stream, position) : position;
 }
 
 /**
@@ -250,7 +255,7 @@ function findNewest(
   // A channel without history has no events before the position.
   const align = (starts: readonly number[]): readonly number[] =>
     record.channels.map((channel) => starts[channels.indexOf(channel)] ?? Infinity);
-  return found instanceof Promise ? openIfSlow(stream, found.then(align)) : align(found);
+  return found instanceof Promise ? openIfUnanswered(stream, found.then(align)) : align(found);
 }
 
 /** Whether the position belongs to the log that the stream reads, or the stream reads none yet. */
