@@ -122,7 +122,7 @@ export class EphemeralMember implements Member {
 
   onDetached(): void {}
 
-  /** Writes events, unless the client is slow. */
+  /** Writes events, unless too much is queued for the reader. */
   #write(frame: Frame): void {
     const { stream } = this.#owner;
     const { length } = frame.entries;
