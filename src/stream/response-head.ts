@@ -34,7 +34,7 @@ export function sendHead(
   }
 }
 
-/** Whether middleware encodes the body. The response does not count the bytes of the compressor. */
+/** Whether middleware encodes the body. What its compressor holds is not in the response. */
 export function isEncoded(res: ServerResponse): boolean {
   return (res.getHeader('content-encoding') ?? 'identity') !== 'identity';
 }
