@@ -112,7 +112,7 @@ export class Revocations implements RevocationSource {
 
   /** This node has received an entry of the channel. */
   onReceived(entry: LogEntry): void {
-    // Otherwise the entry is read from the log.
+    // An entry that comes while earlier ones are missing is read from the log later.
     if (this.#isCurrent) this.#apply(entry);
   }
 
