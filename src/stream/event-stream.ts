@@ -487,7 +487,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends SendLimit {
     this.follower?.flush();
     if (!this.admitEvents(isEvent ? 1 : 0)) return false;
     this.writeBytes(Buffer.from(text), isEvent ? 1 : 0);
-    return this.readyState === 1 && !this.isAboveMark;
+    return this.readyState === 1 && !this.sendersMustWait;
   }
 
   /** @throws {SseError} `ERR_SSE_ID_TAKEN` on a stream that follows channels @internal */

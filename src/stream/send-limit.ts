@@ -55,7 +55,7 @@ export abstract class SendLimit extends ResponseLifecycle {
 
   /** Whether `drained()` has something to wait for. @internal */
   get mustWait(): boolean {
-    return this.readyState === 1 && this.isAboveMark;
+    return this.readyState === 1 && this.sendersMustWait;
   }
 
   /** Queued bytes beyond which `send()` returns `false`. @internal */
