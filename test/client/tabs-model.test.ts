@@ -131,8 +131,14 @@ test.each([
   [
     ' and ids cannot be compared',
     (model: Model) => {
-      model.hasChannelIds = false;
+      model.idOf = (number) => `id${number}`;
       model.history = 6;
+    },
+  ],
+  [
+    ' and ids have numbers that are not in order',
+    (model: Model) => {
+      model.idOf = (number) => `order.${10_000 - number}`;
     },
   ],
 ])(
@@ -261,6 +267,40 @@ test('pages that may not use locks have connections of their own', async () => {
     { isOpen: true, received: [1] },
   ]);
   expect(model.streams).toBe(2);
+});
+
+test('a page that wakes up after it has lost the lock does not tell the others its old state', async () => {
+  const model = new Model();
+  const first = model.open();
+  await vi.advanceTimersByTimeAsync(1_000);
+  model.isDown = true;
+  model.cut();
+  await vi.advanceTimersByTimeAsync(10);
+  first.isFrozen = true;
+  model.isDown = false;
+  const others = [model.open(), model.open(0)];
+  await vi.advanceTimersByTimeAsync(20_000);
+  expect(others).toMatchObject([{ isOpen: true }, { isOpen: true }]);
+  model.thaw(first, true);
+  await vi.advanceTimersByTimeAsync(1_000);
+  expect(others).toMatchObject([{ isOpen: true }, { isOpen: true }]);
+  expect(first.isOpen).toBe(true);
+});
+
+test('pages that may not use channels have connections of their own', async () => {
+  const model = new Model();
+  model.isChannelBlocked = true;
+  const tabs = [model.open(), model.open()];
+  await vi.advanceTimersByTimeAsync(1_000);
+  model.publish();
+  await vi.advanceTimersByTimeAsync(1_000);
+  expect(tabs).toMatchObject([
+    { isOpen: true, received: [1] },
+    { isOpen: true, received: [1] },
+  ]);
+  for (const each of tabs) model.close(each);
+  expect(model.remains()).toEqual({ streams: 0, channels: 0, locks: 0 });
+  expect(vi.getTimerCount()).toBe(0);
 });
 
 test('a page that closes hands over at once', async () => {

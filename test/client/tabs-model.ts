@@ -58,13 +58,15 @@ export class Model {
   since: number | undefined;
   /** Whether the server answers 410 instead of telling of a gap. */
   answersGone = false;
-  /** Whether the ids are those of channels. Others cannot be compared. */
-  hasChannelIds = true;
+  /** The id of an event. @defaultValue that of a channel */
+  idOf = (number: number): string => `epoch-00.${number}`;
   isEnded = false;
   /** Whether requests fail. */
   isDown = false;
   /** Whether the page may not use locks, as a page in a sandbox. */
   isLockBlocked = false;
+  /** Whether the page may not use channels, as a page without cookies in Firefox. */
+  isChannelBlocked = false;
   /** The next message to this tab is lost. */
   losesMessage: Tab | undefined;
   /** The names of locks and channels. */
@@ -154,7 +156,7 @@ export class Model {
     this.#context.run(tab, () => {
       const connection = connect('http://server/events', {
         share: true,
-        lastEventId: from === undefined ? '' : this.#idOf(from),
+        lastEventId: from === undefined ? '' : this.idOf(from),
         on: { message: (number) => this.#receive(tab, number as number) },
         onGap: () => this.#receive(tab, 'gap'),
         onEnd: () => {
@@ -222,12 +224,13 @@ export class Model {
     if (this.#holder?.tab === tab) this.#grant(undefined);
   }
 
-  thaw(tab: Tab): void {
+  /** @param areMessagesFirst whether the messages are delivered before the loss of the lock */
+  thaw(tab: Tab, areMessagesFirst = Math.random() < 0.5): void {
     tab.isFrozen = false;
+    const channels = [...this.#channels].filter((channel) => channel.tab === tab);
+    if (areMessagesFirst) for (const channel of channels) this.#deliver(channel);
     for (const work of tab.waiting.splice(0)) this.#run(tab, work);
-    for (const channel of this.#channels) {
-      if (channel.tab === tab) queueMicrotask(() => this.#deliver(channel));
-    }
+    for (const channel of channels) queueMicrotask(() => this.#deliver(channel));
   }
 
   /** Cuts all connections. */
@@ -251,6 +254,7 @@ export class Model {
   }
 
   #openChannel(key: string): Channel {
+    if (this.isChannelBlocked) throw new Error('SecurityError');
     this.names.add(key);
     const channel: Channel = { tab: this.#currentTab(), key, onmessage: null, queue: [] };
     if (!channel.tab.isDead) this.#channels.add(channel);
@@ -328,7 +332,7 @@ export class Model {
     signal.throwIfAborted();
     if (this.isDown) throw new TypeError('fetch failed');
     const id = url.searchParams.get('lastEventId');
-    const after = id === null ? (this.since ?? this.head) : Number(id.slice(2));
+    const after = id === null ? (this.since ?? this.head) : this.#numberOf(id);
     const oldest = this.head - this.history;
     if (this.isEnded && after === this.head) return new Response(null, { status: 204 });
     if (this.answersGone && after < oldest) return new Response(null, { status: 410 });
@@ -361,20 +365,22 @@ export class Model {
     }, 5);
   }
 
-  #idOf(number: number): string {
-    return `${this.hasChannelIds ? 'e.' : 'id'}${number}`;
+  #numberOf(id: string): number {
+    let number = 0;
+    while (this.idOf(number) !== id) number++;
+    return number;
   }
 
   #eventText(number: number): string {
-    return `data: ${number}\nid: ${this.#idOf(number)}\n\n`;
+    return `data: ${number}\nid: ${this.idOf(number)}\n\n`;
   }
 
   #checkpointText(number: number): string {
-    return `event: sse:checkpoint\ndata: {}\nid: ${this.#idOf(number)}\n\n`;
+    return `event: sse:checkpoint\ndata: {}\nid: ${this.idOf(number)}\n\n`;
   }
 
   #gapText(after: number): string {
-    const data = { channels: ['news'], after: this.#idOf(after), cursor: this.#idOf(this.head) };
+    const data = { channels: ['news'], after: this.idOf(after), cursor: this.idOf(this.head) };
     return `event: sse:gap\ndata: ${JSON.stringify(data)}\n\n`;
   }
 }
