@@ -131,6 +131,35 @@ describe('silence', () => {
     expect(live.states).toEqual(['connecting', 'open']);
   });
 
+  test('is measured anew after a connection that ended because a late event made a heartbeat look early', async () => {
+    record(URL_OF_STREAM);
+    await open();
+    await pass(10_000);
+    last().send('data: delayed\n\n');
+    await pass(5_000);
+    last().send(':\n');
+    let opened = 1;
+    for (let second = 1; second <= 300; second++) {
+      await pass(1_000);
+      if (exchanges.length > opened) {
+        opened = exchanges.length;
+        second = 0;
+        await open();
+      } else if (second % 15 === 0) last().send(':\n');
+      expect(exchanges.length).toBeLessThanOrEqual(2);
+    }
+    expect(exchanges).toHaveLength(2);
+  });
+
+  test('of two heartbeats that are known from an earlier connection is found within them', async () => {
+    record(URL_OF_STREAM);
+    await open('event: sse:ping\ndata: {"interval":2000}\n\n');
+    last().end();
+    await untilRequest();
+    await open();
+    expect(await untilRequest()).toBeLessThanOrEqual(4_050);
+  });
+
   test('of a server whose heartbeat is not known ends the connection after a minute', async () => {
     record(URL_OF_STREAM);
     await open();
@@ -225,6 +254,26 @@ describe('reconnecting', () => {
     expect(live.errors.at(-1)?.status).toBe(503);
   });
 
+  test('asks for new headers after a 401 that does not follow another one', async () => {
+    const live = record(URL_OF_STREAM, { headers: () => ({}) });
+    await pass(0);
+    for (const status of [401, 503, 401]) {
+      last().answer(status);
+      await untilRequest();
+    }
+    await open();
+    expect(live.states.at(-1)).toBe('open');
+  });
+
+  test('resumes at an id that has come without an event', async () => {
+    const live = record(URL_OF_STREAM);
+    await open('data: 1\nid: e.1\n\nid: e.2\n\n');
+    last().end();
+    await untilRequest();
+    expect(last().url.searchParams.get('lastEventId')).toBe('e.2');
+    expect(live.received).toEqual([1]);
+  });
+
   test('does not wait for ever for the function headers', async () => {
     const live = record(URL_OF_STREAM, { headers: () => new Promise(() => {}) });
     await pass(30_000);
@@ -309,6 +358,23 @@ describe('polling', () => {
     expect(ms).toBeGreaterThanOrEqual(40_000);
     expect(ms).toBeLessThan(43_000);
     expect(last().url.searchParams.has('ssePoll')).toBe(false);
+  });
+
+  test('is followed by a stream after ten minutes, because the server may only have been slow', async () => {
+    record(URL_OF_STREAM);
+    await pass(0);
+    await untilRequest();
+    const start = Date.now();
+    while (last().url.searchParams.has('ssePoll')) {
+      expect(Date.now() - start).toBeLessThan(660_000);
+      await pass(20_000);
+      await open('retry: 50\n');
+      last().end();
+      await untilRequest();
+    }
+    expect(Date.now() - start).toBeGreaterThan(590_000);
+    await untilRequest();
+    expect(last().url.searchParams.has('ssePoll')).toBe(true);
   });
 
   test('ends when the network changes', async () => {
