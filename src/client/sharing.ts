@@ -21,8 +21,8 @@ const MAX_RECENT_EVENTS = 256;
 const MAX_RECENT_LENGTH = 1_000_000;
 
 // Time in ms without a message after which a follower asks whether the leader is alive, and time
-// for the answer. Messages are delivered to hidden tabs, whose timers are late, but not to frozen
-// ones.
+// for the answer. Messages are delivered to hidden tabs, whose timers are late. Chromium delivers
+// them to frozen pages, too, which cannot read, so a page leaves with the event `freeze`.
 const PROBE_MS = 5_000;
 
 /** An event, and the id before it; `''` if there is none, and behind a gap. */
