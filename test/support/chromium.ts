@@ -38,10 +38,9 @@ export async function setFrozen(page: Page, isFrozen: boolean): Promise<void> {
  */
 async function endFocusEmulation(page: Page): Promise<void> {
   const { _connection: connection } = page as unknown as PrivatePage;
-  const { delegate } = connection.toImpl(page);
-  await delegate._mainFrameSession._client.send('Emulation.setFocusEmulationEnabled', {
-    enabled: false,
-  });
+  const { _mainFrameSession: session } = connection.toImpl(page).delegate;
+  const { _client: client } = session;
+  await client.send('Emulation.setFocusEmulationEnabled', { enabled: false });
 }
 
 interface PrivatePage {
