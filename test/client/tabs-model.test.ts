@@ -19,6 +19,8 @@ type Step =
   | { do: 'close' | 'freeze' | 'thaw' | 'pagehide' | 'pageshow'; tab: number }
   | { do: 'closeAt'; tab: number; state: string; events: number | undefined }
   | { do: 'crash'; tab: number; lost: number }
+  | { do: 'refuse'; tab: number }
+  | { do: 'clock'; ms: number }
   | { do: 'wait'; ms: number };
 
 const tab = fc.nat(7);
@@ -61,6 +63,14 @@ const step: fc.Arbitrary<Step> = fc.oneof(
       lost: fc.double({ min: 0, max: 1 }),
     }),
   },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('refuse' as const), tab }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      do: fc.constant('clock' as const),
+      ms: fc.constantFrom(-3_600_000, -3_000, 3_000, 3_600_000),
+    }),
+  },
   {
     weight: 6,
     arbitrary: fc.record({
@@ -80,7 +90,9 @@ async function perform(model: Model, action: Step): Promise<void> {
     const { behind } = action;
     model.open(behind === undefined ? undefined : Math.max(0, model.head - behind));
   } else if (action.do === 'wait') await vi.advanceTimersByTimeAsync(action.ms);
+  else if (action.do === 'clock') vi.setSystemTime(Date.now() + action.ms);
   else if (chosen === undefined) return;
+  else if (action.do === 'refuse') chosen.isRefused = true;
   else if (action.do === 'closeAt') {
     const { events, state } = action;
     chosen.closesAt = events === undefined ? state : model.head + 1 + events;
@@ -136,6 +148,12 @@ test.each([
     },
   ],
   [
+    ' and a proxy holds streams back',
+    (model: Model) => {
+      model.isBuffering = true;
+    },
+  ],
+  [
     ' and ids have numbers that are not in order',
     (model: Model) => {
       model.idOf = (number) => `order.${10_000 - number}`;
@@ -173,7 +191,7 @@ test.each([
             expect(each).toMatchObject({ isOpen: !end, isEnded: !!end });
             expectComplete(each, model.head);
           }
-          expect(model.streams).toBe(end ? 0 : Math.min(1, alive.length));
+          expect(model.streams).toBe(end || model.isBuffering ? 0 : Math.min(1, alive.length));
           for (const each of alive) model.close(each);
           await vi.advanceTimersByTimeAsync(1_000);
           expect(model.remains()).toEqual({ streams: 0, channels: 0, locks: 0 });

@@ -21,6 +21,8 @@ export interface Tab {
   isEnded: boolean;
   /** The listeners of `pagehide` and others. */
   readonly listeners: Map<string, () => void>;
+  /** Whether the server answers its requests with 401. */
+  isRefused: boolean;
   isDead: boolean;
   isFrozen: boolean;
   close: () => void;
@@ -61,6 +63,8 @@ export class Model {
   /** The id of an event. @defaultValue that of a channel */
   idOf = (number: number): string => `epoch-00.${number}`;
   isEnded = false;
+  /** Whether a proxy holds responses back until they end, so that only polls are answered. */
+  isBuffering = false;
   /** Whether requests fail. */
   isDown = false;
   /** Whether the page may not use locks, as a page in a sandbox. */
@@ -147,6 +151,7 @@ export class Model {
       closesAt: undefined,
       isEnded: false,
       listeners: new Map(),
+      isRefused: false,
       isDead: false,
       isFrozen: false,
       close: () => {},
@@ -167,7 +172,9 @@ export class Model {
             this.close(tab);
             return;
           }
-          tab.isOpen = state === 'open';
+          // After a failure nothing is called any more.
+          if (state === 'failed') tab.isClosed = true;
+          tab.isOpen = state === 'open' || state === 'polling';
           // From now on a page without an id misses nothing.
           if (tab.isOpen) tab.due = Math.min(tab.due, this.head);
         },
@@ -331,11 +338,14 @@ export class Model {
     if (tab.isDead) return new Promise(() => {});
     signal.throwIfAborted();
     if (this.isDown) throw new TypeError('fetch failed');
+    if (tab.isRefused) return new Response(null, { status: 401 });
     const id = url.searchParams.get('lastEventId');
     const after = id === null ? (this.since ?? this.head) : this.#numberOf(id);
     const oldest = this.head - this.history;
     if (this.isEnded && after === this.head) return new Response(null, { status: 204 });
     if (this.answersGone && after < oldest) return new Response(null, { status: 410 });
+    const isPoll = url.searchParams.has('ssePoll');
+    if (this.isBuffering) await this.#untilAnswer(after, isPoll, signal);
     const body = new ReadableStream<Uint8Array>({
       start: (controller) => {
         const stream = { tab, controller };
@@ -343,10 +353,29 @@ export class Model {
         signal.addEventListener('abort', () => {
           if (this.#streams.delete(stream)) controller.error(signal.reason);
         });
-        this.#write(stream, this.#firstText(after, oldest));
+        // The history may have lost more while a poll waited.
+        const text = this.#firstText(after, this.head - this.history);
+        if (isPoll) {
+          controller.enqueue(new TextEncoder().encode(text));
+          controller.close();
+          this.#streams.delete(stream);
+        } else this.#write(stream, text);
       },
     });
     return new Response(body, { headers: { 'Content-Type': 'text/event-stream' } });
+  }
+
+  /** Until a poll has something to tell. A stream has no end, so nothing of it arrives. */
+  async #untilAnswer(after: number, isPoll: boolean, signal: AbortSignal): Promise<void> {
+    const start = Date.now();
+    const isWaiting = (): boolean =>
+      !isPoll || (this.head === after && !this.isEnded && Math.abs(Date.now() - start) < 25_000);
+    while (isWaiting()) {
+      signal.throwIfAborted();
+      await new Promise((resolve) => void setTimeout(resolve, 20));
+      if (this.isDown) throw new TypeError('cut');
+    }
+    signal.throwIfAborted();
   }
 
   #firstText(after: number, oldest: number): string {
