@@ -31,6 +31,10 @@ const HEADERS_TIMEOUT_MS = 30_000;
 // Time in ms in which the first byte of a stream arrives. A proxy may hold it back for ever.
 const FIRST_BYTE_TIMEOUT_MS = 10_000;
 
+// Time in ms after the request at which a missing first byte is noticed at the latest, unless the
+// machine slept. Timers of hidden pages are up to a minute late.
+const MAX_LATE_MS = 120_000;
+
 // Time in ms in which a poll is answered. The server answers after 25 s at the latest.
 const POLL_TIMEOUT_MS = 40_000;
 
@@ -180,17 +184,21 @@ export class Source {
 
   /** @returns the time in ms after which the next attempt follows */
   #afterAttempt(error: HttpError | undefined, isSilent: boolean, wasPolling: boolean): number {
+    const now = Date.now();
     const hasReceived = this.#hasReceived;
     this.#hasReceived = false;
     this.#isWaitingForNetwork = error !== undefined && error.status === undefined;
     // The end of a poll is not the end of the connection.
     if (error || !wasPolling) this.#owner.onState('reconnecting', error);
-    if (wasPolling) this.#isPolling &&= hasReceived && !error && Date.now() < this.#pollsUntil;
+    if (wasPolling) this.#isPolling &&= hasReceived && !error && now < this.#pollsUntil;
     else if (isSilent) {
       // The heartbeat may have been measured too short.
       if (hasReceived) this.#heartbeat = 0;
-      else this.#isPolling = platform.navigator?.onLine !== false;
-      this.#pollsUntil = Date.now() + POLLING_MS;
+      else {
+        const wasAwake = now - this.#since < MAX_LATE_MS;
+        this.#isPolling = wasAwake && platform.navigator?.onLine !== false;
+      }
+      this.#pollsUntil = now + POLLING_MS;
       return 0;
     }
     const base = this.#failures > 0 ? Math.max(this.#retry, RETRY_MS) : this.#retry;

@@ -101,6 +101,14 @@ describe('polling', () => {
     expect(last().url.searchParams.has('ssePoll')).toBe(false);
   });
 
+  test('does not begin because the machine slept during a request', async () => {
+    record(URL_OF_STREAM);
+    await pass(1_000);
+    vi.setSystemTime(Date.now() + 3_600_000);
+    await untilRequest();
+    expect(last().url.searchParams.has('ssePoll')).toBe(false);
+  });
+
   test('does not begin while the browser is offline', async () => {
     vi.stubGlobal('navigator', { onLine: false });
     record(URL_OF_STREAM);

@@ -75,6 +75,8 @@ export class Model {
   losesMessage: Tab | undefined;
   /** The names of locks and channels. */
   readonly names = new Set<string>();
+  /** Whether the newest request is a poll. */
+  isPolled = false;
   /** Number of requests for a stream. */
   requests = 0;
   // Fake timers that belong to no tab.
@@ -277,15 +279,17 @@ export class Model {
         continue;
       }
       channel.queue.push({ from: from.tab, data: structuredClone(data) });
-      this.#setTimeout(() => this.#deliver(channel), 1 + Math.random() * 5);
+      this.#setTimeout(() => this.#deliver(channel, from.tab), 1 + Math.random() * 5);
     }
   }
 
-  #deliver(channel: Channel): void {
+  /** @param sender whose messages are delivered. Messages of two senders can overtake each other */
+  #deliver(channel: Channel, sender?: Tab): void {
     if (channel.tab.isFrozen || !this.#channels.has(channel)) return;
-    for (const { data } of channel.queue.splice(0)) {
-      this.#run(channel.tab, () => channel.onmessage?.({ data }));
-    }
+    const isDue = ({ from }: { from: Tab }): boolean => sender === undefined || from === sender;
+    const messages = channel.queue.filter(isDue);
+    channel.queue = channel.queue.filter((message) => !isDue(message));
+    for (const { data } of messages) this.#run(channel.tab, () => channel.onmessage?.({ data }));
   }
 
   #requestLock(
@@ -345,7 +349,8 @@ export class Model {
     if (this.isEnded && after === this.head) return new Response(null, { status: 204 });
     if (this.answersGone && after < oldest) return new Response(null, { status: 410 });
     const isPoll = url.searchParams.has('ssePoll');
-    if (this.isBuffering) await this.#untilAnswer(after, isPoll, signal);
+    this.isPolled = isPoll;
+    if (this.isBuffering || isPoll) await this.#untilAnswer(after, isPoll, signal);
     const body = new ReadableStream<Uint8Array>({
       start: (controller) => {
         const stream = { tab, controller };
@@ -367,12 +372,10 @@ export class Model {
 
   /** Until a poll has something to tell. A stream has no end, so nothing of it arrives. */
   async #untilAnswer(after: number, isPoll: boolean, signal: AbortSignal): Promise<void> {
-    const start = Date.now();
-    const isWaiting = (): boolean =>
-      !isPoll || (this.head === after && !this.isEnded && Math.abs(Date.now() - start) < 25_000);
-    while (isWaiting()) {
+    if (!isPoll) await new Promise((resolve) => void signal.addEventListener('abort', resolve));
+    for (let ms = 0; ms < 25_000 && this.head === after && !this.isEnded; ms += 100) {
       signal.throwIfAborted();
-      await new Promise((resolve) => void setTimeout(resolve, 20));
+      await new Promise((resolve) => void setTimeout(resolve, 100));
       if (this.isDown) throw new TypeError('cut');
     }
     signal.throwIfAborted();

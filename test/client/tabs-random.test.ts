@@ -191,7 +191,7 @@ test.each([
             expect(each).toMatchObject({ isOpen: !end, isEnded: !!end });
             expectComplete(each, model.head);
           }
-          expect(model.streams).toBe(end || model.isBuffering ? 0 : Math.min(1, alive.length));
+          expect(model.streams).toBe(end || model.isPolled ? 0 : Math.min(1, alive.length));
           for (const each of alive) model.close(each);
           await vi.advanceTimersByTimeAsync(1_000);
           expect(model.remains()).toEqual({ streams: 0, channels: 0, locks: 0 });
