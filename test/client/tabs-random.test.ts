@@ -187,11 +187,18 @@ test.each([
           if (end === 'at last') model.end();
           await vi.advanceTimersByTimeAsync(60_000);
           const { alive } = model;
+          // Behind the proxy, a stream that is tried again takes 10 s.
+          for (let second = 0; second < 20; second++) {
+            if (alive.every(({ isOpen }) => isOpen !== !!end)) break;
+            await vi.advanceTimersByTimeAsync(1_000);
+          }
           for (const each of alive) {
             expect(each).toMatchObject({ isOpen: !end, isEnded: !!end });
             expectComplete(each, model.head);
           }
-          expect(model.streams).toBe(end || model.isPolled ? 0 : Math.min(1, alive.length));
+          expect(model.streams).toBe(
+            end || model.isBuffering || model.isPolled ? 0 : Math.min(1, alive.length),
+          );
           for (const each of alive) model.close(each);
           await vi.advanceTimersByTimeAsync(1_000);
           expect(model.remains()).toEqual({ streams: 0, channels: 0, locks: 0 });
