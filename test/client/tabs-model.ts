@@ -372,7 +372,7 @@ export class Model {
 
   /** Until a poll has something to tell. A stream has no end, so nothing of it arrives. */
   async #untilAnswer(after: number, isPoll: boolean, signal: AbortSignal): Promise<void> {
-    if (!isPoll) await new Promise((resolve) => void signal.addEventListener('abort', resolve));
+    if (!isPoll) await new Promise((resolve) => signal.addEventListener('abort', resolve));
     for (let ms = 0; ms < 25_000 && this.head === after && !this.isEnded; ms += 500) {
       signal.throwIfAborted();
       await new Promise((resolve) => void setTimeout(resolve, 500));
