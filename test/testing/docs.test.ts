@@ -56,7 +56,12 @@ describe('the code of docs/testing.md', () => {
 
   test('has a file name for each code block, so each block runs here', () => {
     expect(Object.keys(files)).toHaveLength(countBlocks(page, 'js') + countBlocks(page, 'ts'));
-    const runners = [/^[a-z]+\.js$/, /^[a-z]+\.test\.ts$/, /\.node\.test\.js$/, /\.jest\.test\.js$/];
+    const runners = [
+      /^[a-z]+\.js$/,
+      /^[a-z]+\.test\.ts$/,
+      /\.node\.test\.js$/,
+      /\.jest\.test\.js$/,
+    ];
     expect(
       Object.keys(files).filter((name) => !runners.some((runner) => runner.test(name))),
     ).toEqual([]);
