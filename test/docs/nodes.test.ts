@@ -182,9 +182,9 @@ test('the node of scaling.md serves a stream, and ends at SIGTERM with exit code
   expect([node.process.exitCode, node.output]).toEqual([0, '']);
 });
 
-test('the presence list of channels.md is the same on all nodes', async () => {
+test('the presence list of presence.md is the same on all nodes', async () => {
   await using nodes = await startNodes(
-    'channels.md',
+    'presence.md',
     `import { createChannels } from 'res-sse';
      import { redisBroker } from 'res-sse/redis';
      import { makeApp } from './presence.js';
