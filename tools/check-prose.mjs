@@ -61,7 +61,7 @@ function* sentencesOf(text) {
   for (const [index, content] of `${text}\n`.split('\n').entries()) {
     const isNew = /^\s*([-*|#>]|\d+\.)\s?|^\s*$/.test(content);
     if (isNew && paragraph.words !== '' && !paragraph.words.startsWith('#')) yield paragraph;
-    if (isNew) paragraph = { words: '', line: index + 1 };
+    if (isNew || paragraph.words === '') paragraph = { words: '', line: index + 1 };
     const words = content.trim().replace(/^([-*>]|\d+\.) /, '');
     if (words.startsWith('|')) {
       for (const cell of words.split(/\s*\|\s*/)) yield { words: cell, line: index + 1 };
