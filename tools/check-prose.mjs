@@ -21,7 +21,7 @@ const RULES = [
     /\b(in vain|thereof|therein|whereby|wherein|hereby|aught|naught|lest|amiss)\b/i,
     'use the usual word',
   ],
-  [/\b(simply|just|easily|obviously|of course|basically|actually)\b/i, 'leave the word out'],
+  [/\b(simply|easily|obviously|of course|basically|actually)\b/i, 'leave the word out'],
   [/\b(utili[sz]e|leverage|in order to|due to the fact|prior to)\b/i, 'use the short word'],
   [/\b(awesome|blazing|lightning|magic|seamless(ly)?|robust)\b/i, 'say what it does'],
 ];

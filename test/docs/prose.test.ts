@@ -32,16 +32,17 @@ test('tools/check-prose.mjs finds a sentence that does not begin with its subjec
 
 test('tools/check-prose.mjs finds words in lists and cells, with their lines', async () => {
   const { printed } = await check(
-    '- Whoever\n- is here\n\n| a | b |\n| --- | --- |\n| c | just d |\n',
+    '- Whoever\n- is here\n\n| a | b |\n| --- | --- |\n| c | simply d |\n',
   );
   expect(printed.split('\n')).toEqual([
     '1: "Whoever": name the thing or the person',
-    '6: "just": leave the word out',
+    '6: "simply": leave the word out',
     '',
   ]);
 });
 
 test('tools/check-prose.mjs accepts code, headings and questions', async () => {
-  const text = '# What is promised, and more\n\nWhat is a gap? `just`\n\n```js\n// Whoever\n```\n';
+  const text =
+    '# What is promised, and more\n\nWhat is a gap? `simply`\n\n```js\n// Whoever\n```\n';
   expect(await check(text)).toEqual({ status: 0, printed: '' });
 });
