@@ -56,9 +56,9 @@ function menuOf(index) {
 
 /**
  * Gives each row of a table an anchor: the anchor of its section, and the code in its first cell.
- * `#sse-heartbeat` is the option `heartbeat` in the section `sse()`.
+ * `#sse-heartbeat` is the option `heartbeat` in the section `sse()`. The code becomes a link to it.
  */
-function addRowAnchors({ tokens }) {
+function addRowAnchors({ tokens, Token }) {
   const known = new Set();
   let section = '';
   let row;
@@ -66,10 +66,17 @@ function addRowAnchors({ tokens }) {
     if (token.type === 'heading_open') section = slugOf(tokens[index + 1].content);
     if (token.type === 'tr_open') row = token;
     if (token.type !== 'inline' || row === undefined) continue;
-    const [, code] = /^`([^`]+)`/.exec(token.content) ?? [];
-    const anchor = `${section}-${slugOf(code?.split('(')[0] ?? '')}`;
-    if (code !== undefined && !known.has(anchor)) row.attrSet('id', anchor);
+    const [code] = token.children;
+    const anchor = `${section}-${slugOf(code?.content.split('(')[0] ?? '')}`;
+    if (code?.type === 'code_inline' && !known.has(anchor)) {
+      row.attrSet('id', anchor);
+      token.children.splice(0, 1, html(`<a href="#${anchor}">`), code, html('</a>'));
+    }
     known.add(anchor);
     row = undefined;
+  }
+
+  function html(content) {
+    return Object.assign(new Token('html_inline', '', 0), { content });
   }
 }
