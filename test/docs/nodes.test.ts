@@ -53,11 +53,11 @@ async function startNodes(page: string, main: string): Promise<PageNodes> {
   };
 }
 
-describe('the resumable answer of llm.md', () => {
+describe('the resumable answer of answers.md', () => {
   let nodes: PageNodes;
 
   beforeAll(async () => {
-    nodes = await startNodes('llm.md', `import { app } from './answers.js';`);
+    nodes = await startNodes('answers.md', `import { app } from './answers.js';`);
   });
 
   afterAll(() => nodes[Symbol.asyncDispose]());
