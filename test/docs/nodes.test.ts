@@ -53,11 +53,11 @@ async function startNodes(page: string, main: string): Promise<PageNodes> {
   };
 }
 
-describe('the resumable answer of llm.md', () => {
+describe('the resumable answer of answers.md', () => {
   let nodes: PageNodes;
 
   beforeAll(async () => {
-    nodes = await startNodes('llm.md', `import { app } from './answers.js';`);
+    nodes = await startNodes('answers.md', `import { app } from './answers.js';`);
   });
 
   afterAll(() => nodes[Symbol.asyncDispose]());
@@ -141,8 +141,8 @@ test('the notifications of notifications.md reach a user on another node, until 
   bobsReader.close();
 });
 
-test('the worker of scaling.md publishes to the readers of a node', async () => {
-  await using files = await writeFiles(filesIn(await pageOf('scaling.md')), PACKAGES);
+test('the worker of workers.md publishes to the readers of a node', async () => {
+  await using files = await writeFiles(filesIn(await pageOf('workers.md')), PACKAGES);
   const channels = createChannels({ broker: redisBroker({ url: redis.url }) });
   const events = channels.follow('job:7');
   await channels.cursor();
