@@ -1,8 +1,9 @@
 /**
  * Copies the documents of the repository to `pages/`, from which the site is built. The documents
- * stay as they are for GitHub, npm and `node_modules`; only links change:
+ * stay as they are for GitHub, npm and `node_modules`. The differences:
  *
  * - `README.md` of a folder is the page of the folder, `index.md`.
+ * - The unchanged documents are in `public/`, too, for the links of `llms.txt`.
  * - A link to a file that is no page of the site, such as the source of an example, leads to the
  *   repository if `package.json` names its address. Otherwise its text stays without a link.
  */
@@ -40,6 +41,9 @@ const { repository } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8
 const address = (repository?.url ?? repository)?.replace(/^git\+|\.git$/g, '');
 
 rmSync(target, { recursive: true, force: true });
+for (const document of [...documents, 'llms.txt']) {
+  cpSync(join(root, document), join(target, 'public', document));
+}
 for (const document of documents) {
   const path = join(target, pageOf(document));
   mkdirSync(dirname(path), { recursive: true });

@@ -11,6 +11,7 @@ export default defineConfig({
   description: 'Server-Sent Events for Express, without silent loss',
   base: process.env.SITE_BASE ?? '/',
   srcDir: 'pages',
+  srcExclude: ['public/**'],
   outDir: 'dist',
   lang: 'en',
   // No request for an icon that there is not.
