@@ -63,7 +63,7 @@ async function membersOf({ name, file }: Export): Promise<string[]> {
   );
   const [, body = ''] = declaration.exec(text) ?? [];
   // The comment before a member says whether the member is internal.
-  const code = body.replaceAll(/\/\*\*[^]*?\*\/\n/g, (comment) =>
+  const code = body.replaceAll(/^ *\/\*\*[^]*?\*\/\n/gm, (comment) =>
     comment.includes('@internal') ? '@internal\n' : '',
   );
   return [...code.matchAll(/^ {2}(?:readonly |async |get )*(\w+)\??[(:<]/gm)]
@@ -72,11 +72,16 @@ async function membersOf({ name, file }: Export): Promise<string[]> {
     .filter((member) => !['constructor', 'static'].includes(member));
 }
 
-/** Returns the names in the code of first cells, and of objects such as `{ id, events }`. */
-function describedIn(section: string): Set<string> {
+/**
+ * Returns the names that a section describes: in the code of first cells, in objects such as
+ * `{ id, events }`, and in the code of a line that names the type.
+ */
+function describedIn(section: string, type: string): Set<string> {
   const cells = [...section.matchAll(/^\| ((?:`[^`]*`|[^|`])*) \|/gm)].map(([, cell = '']) => cell);
   const objects = [...section.matchAll(/`\{[^`]*\}`/g)].map(([text]) => text);
-  return new Set([...cells, ...objects].flatMap((text) => text.match(/\w+/g) ?? []));
+  const lines = section.split('\n').filter((line) => new RegExp(`\`${type}\\b`).test(line));
+  const code = lines.flatMap((line) => line.match(/`[^`]*`/g) ?? []);
+  return new Set([...cells, ...objects, ...code].flatMap((text) => text.match(/\w+/g) ?? []));
 }
 
 const { text: page } = await pageOf('docs/reference.md');
@@ -95,16 +100,19 @@ describe.each(Object.entries(entries))('the section of %s in docs/reference.md',
   });
 
   test('names every option and every member of the exported types', async () => {
-    const described = describedIn(section);
     const missing: string[] = [];
+    let count = 0;
     for (const each of await exportsOf(entry)) {
       if (NAMED_ONLY.has(each.name)) continue;
       const members = await membersOf(each);
-      for (const member of members.filter((name) => !described.has(name))) {
+      const described = describedIn(section, each.name);
+      count += members.length;
+      for (const member of members.filter((one) => !described.has(one))) {
         missing.push(`${each.name}.${member}`);
       }
     }
     expect(missing).toEqual([]);
+    expect(count).toBeGreaterThan(4);
   });
 });
 
