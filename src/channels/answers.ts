@@ -90,29 +90,30 @@ export class DelayedOpening implements Opening {
 }
 
 /**
- * Decides whether the stream opens now, or only when its first page is known: the answer may then
- * be 204 (the client resumes from an id) or 410 (the client could not be told of a gap).
+ * Decides when the stream opens.
  * @param position the end of the log
- * @returns 410 if the id of the client belongs to another log, and the client cannot be told;
- * `undefined` if the stream need not wait for its first page
+ * @returns `'now'` if the stream need not wait for its first page; a {@link DelayedOpening} if the
+ * first page decides: the answer may be 204 (the client resumes from an id) or 410 (the client
+ * could not be told of a gap); 410 at once if the id of the client belongs to another log, and the
+ * client cannot be told
  */
 export function planOpening(
   follower: StreamFollower,
   record: SubscriptionRecord,
   position: Cursor,
-): DelayedOpening | 410 | undefined {
+): DelayedOpening | 410 | 'now' {
   const { host, stream } = follower;
   const { channels, options } = record;
-  if (!isUnused(follower)) return undefined;
+  if (!isUnused(follower)) return 'now';
   const kept = channels.filter((channel) => host.followedChannels.hasHistory(channel));
-  if (kept.length === 0) return undefined;
+  if (kept.length === 0) return 'now';
   const { isForeign, offset } = resolveStart(stream.lastEventId, options, position);
-  if (isForeign) return cannotTellGap(record) ? 410 : undefined;
+  if (isForeign) return cannotTellGap(record) ? 410 : 'now';
   const resumes = options.resume !== false && stream.lastEventId !== '';
   const canBeOver = resumes && kept.length === channels.length;
   const canBeLost =
     cannotTellGap(record) && requestedCursor(stream.lastEventId, options) !== undefined;
-  if (!canBeOver && !canBeLost) return undefined;
+  if (!canBeOver && !canBeLost) return 'now';
   return new DelayedOpening(follower, record, { epoch: position.epoch, offset }, canBeOver);
 }
 
@@ -140,7 +141,7 @@ export function answerWithoutStream(stream: EventStream, status: 204 | 410): voi
  * Opens the stream if the broker does not answer soon, because it may be unreachable. An
  * EventSource that gets an error response instead would not reconnect.
  */
-export function openIfSlow<T>(stream: EventStream, answer: Promise<T>): Promise<T> {
+export function openIfUnanswered<T>(stream: EventStream, answer: Promise<T>): Promise<T> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => {
       try {

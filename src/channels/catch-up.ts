@@ -1,6 +1,6 @@
 /**
- * Reads the log for a stream that is catching up: a new, resuming or slow stream. The log is read
- * in pages, as fast as the stream's reader takes them, until nothing is left.
+ * Reads the log for a stream that is catching up: a new or resuming stream, or one that is behind.
+ * The log is read in pages, as fast as the stream's reader takes them, until nothing is left.
  *
  * ```text
  *                  ┌───────── the limits of this turn allow the next step ────────┐
@@ -8,7 +8,7 @@
  * idle ─start()─► queued ◄── a page was delivered, and was not the last ─────── stepping
  *  ▲               ▲ ▲ ▲                                                          │
  *  │               │ │ └── the page has arrived ── reading ◄── remote broker ─────┤
- *  │               │ └──── the queue is short ──── draining ◄─ slow reader ───────┤
+ *  │               │ └──── the queue is short ──── draining ◄─ behind ────────────┤
  *  │               └────── `onGap` has answered ── asking ◄─── gap ───────────────┤
  *  │                                                                              │
  *  └──────────────────────── nothing is left, or the stream has ended ────────────┘
@@ -18,17 +18,15 @@
  */
 import { CHUNK_BYTES, HIGH_WATER_MARK } from '../stream/write-queue.ts';
 import type { Page } from '../brokers/broker.ts';
-import type { Gap } from '../stream/subscription-types.ts';
-import { formatCursor } from '../protocol/cursor.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 import type { CatchUpJob } from './catch-up-queue.ts';
 import { ChannelStarts } from './channel-starts.ts';
 import type { FollowerState } from './follower-state.ts';
 import { countFitting } from './frame.ts';
-import { GapInquiry, planGapQuestions, planStartQuestions, writeGapEvent } from './gap-inquiry.ts';
+import { reportGap, type GapInquiry } from './gap-inquiry.ts';
 import type { SubscriptionRecord } from './subscription.ts';
 
-// Maximum bytes of a page: the number of queued bytes up to which a reader does not count as slow.
+// Maximum bytes of a page: the number of queued bytes up to which a stream is not behind.
 const PAGE_BYTES = HIGH_WATER_MARK;
 
 /** A caller that waits until the stream has received everything up to an offset. */
@@ -171,8 +169,8 @@ export class CatchUp implements CatchUpJob {
     // Removed in any case: an unused page would count as one of the queue's pending reads.
     const pageRead = this.#removePageRead();
     // During a delivery to the stream nothing can be written: `onDelivered()` queues the next step.
-    // If no id may be written, the next step is queued when the subscription is placed or has
-    // ended.
+    // If no id may be written, the next step is queued when the pending subscription is placed or
+    // has ended.
     if (!isCatchingUp || host.deliveries.has(stream) || this.#owner.mayNotWriteIds) return;
     if (stream.isBehind) {
       this.#waitForDrain();
@@ -245,43 +243,58 @@ export class CatchUp implements CatchUpJob {
 
   // Pages.
 
-  /** Reports the gap that the page shows, or delivers the page. */
-  #usePage({ page, generation, interruptions }: PageRead): void {
+  /**
+   * Uses a page. The cases, in this order:
+   *
+   * ```text
+   * the request is answered without a stream    nothing is left to do
+   * the stream opened; its channels changed     the page does not fit them: read again
+   * the broker has lost its data: a new log     move to its start; the next page reports the gap
+   * a revocation may be missing                 wait for it, then read again
+   * all others                                  write the page
+   * ```
+   */
+  #usePage(pageRead: PageRead): void {
     const owner = this.#owner;
-    const { host, stream } = owner;
-    host.catchUpQueue.countBytes(page.entries.reduce((sum, { frame }) => sum + frame.length, 0));
+    const { page, generation } = pageRead;
+    const { epoch } = page.position;
+    owner.host.catchUpQueue.countBytes(
+      page.entries.reduce((sum, { frame }) => sum + frame.length, 0),
+    );
     const { opening } = this;
     this.opening = undefined;
     if (opening?.decide(page) === false) return;
-    if (generation !== this.#generation) {
-      // A wrapped `res.write` has changed the channels while the stream opened.
-      this.#continue(false);
-      return;
-    }
-    if (page.position.epoch !== owner.epoch) {
-      // Another log has replaced the log. The next page reports the gap.
-      owner.moveToLog(page.position.epoch, 0);
+    // A wrapped `res.write` may have changed the channels while the stream opened.
+    if (generation !== this.#generation) this.#continue(false);
+    else if (epoch !== owner.epoch) {
+      owner.moveToLog(epoch, 0);
       this.starts.markAllLost(owner.channels);
       this.#continue(false);
-      return;
+    } else {
+      const offset = page.entries.at(-1)?.offset ?? 0;
+      const allowed = owner.host.whenMayReceive(owner.stream, offset, this.#abort?.signal);
+      if (allowed === undefined) this.#writePage(pageRead);
+      else void this.#waitUntilAllowed(allowed);
     }
-    const offset = page.entries.at(-1)?.offset ?? 0;
-    const allowed = host.whenMayReceive(stream, offset, this.#abort?.signal);
-    if (allowed !== undefined) {
-      void this.#waitUntilAllowed(allowed);
-      return;
-    }
+  }
+
+  /** Reports the gap that the page shows. Then delivers the page, or asks the application. */
+  #writePage({ page, generation, interruptions }: PageRead): void {
+    const owner = this.#owner;
+    const { host, stream } = owner;
+    let gap: GapInquiry | undefined;
     host.deliveries.enter(stream);
-    let inquiry: GapInquiry | undefined;
     try {
-      inquiry = this.#reportGap(page);
-      if (inquiry === undefined) this.#deliver(page);
+      gap = reportGap(owner, this.starts, page);
+      if (gap !== undefined) this.isCheckpointPending = true;
+      // The answers may change the position, so the log is read again after them.
+      if (gap?.hasQuestions !== true) this.#deliver(page);
     } finally {
       host.deliveries.exit();
     }
     owner.onDelivered();
     this.resolveWaiters(owner.position);
-    if (inquiry !== undefined) void this.#runInquiry(inquiry);
+    if (gap?.hasQuestions === true) void this.#runInquiry(gap);
     else if (generation === this.#generation) this.#finishPage(page, interruptions);
     // A callback has changed the channels, or has ended the stream.
     else this.#continue(false);
@@ -311,40 +324,6 @@ export class CatchUp implements CatchUpJob {
     if (!complete || !isUpToDate) this.#continue(false);
     else if (owner.followsOnlyEnded(ended)) owner.onAllEnded();
     else owner.onCaughtUp();
-  }
-
-  /**
-   * Reports the gap that a page shows, if there is one: with an `sse:gap` event for the channels
-   * without an `onGap`. At the start of a subscription with a `snapshot`, the application is asked
-   * as well: the state that the snapshot sends replaces the events that its channels have lost.
-   * @returns the questions for the application, if there are any. Then the page is not delivered,
-   * because the answers may change the position: the log has to be read again.
-   */
-  #reportGap({ trimmed, position }: Page): GapInquiry | undefined {
-    const owner = this.#owner;
-    const channelsWithLoss = this.starts.collectLost(owner.channels, trimmed, owner.position);
-    const startQuestions = planStartQuestions(channelsWithLoss, owner.subscriptions);
-    if (channelsWithLoss.length === 0 && startQuestions.length === 0) return undefined;
-    const replaced = new Set(startQuestions.flatMap(({ channels }) => channels));
-    const channelsWithGap = channelsWithLoss.filter((channel) => !replaced.has(channel));
-    const hasForeign = channelsWithLoss.some((channel) => this.starts.isForeign(channel));
-    const after = hasForeign ? '' : owner.cursor;
-    const gap: Gap = {
-      channels: channelsWithGap,
-      lastEventId: owner.hasWritten ? after : owner.stream.lastEventId,
-      cursor: formatCursor(position.epoch, position.offset),
-    };
-    this.isCheckpointPending = true;
-    this.starts.clearForeign();
-    if (channelsWithGap.length > 0) owner.countGap(gap);
-    const gapQuestions = planGapQuestions(channelsWithGap, owner.subscriptions);
-    const questions = [...startQuestions, ...gapQuestions];
-    const asked = new Set(gapQuestions.flatMap(({ channels }) => channels));
-    const withoutHandler = channelsWithGap.filter((channel) => !asked.has(channel));
-    writeGapEvent(owner, withoutHandler, after, gap.cursor);
-    return questions.length === 0
-      ? undefined
-      : new GapInquiry(owner, this.starts, gap, after, questions);
   }
 
   /** Asks the application, and continues from the cursors that it returns. */

@@ -7,10 +7,10 @@ import type { LogEntry } from '../log/log-entry.ts';
  * already reported.
  *
  * ```text
- * offset    0 ───── trimmed ───── cursor ───── start of b ───── end of the log
+ * offset    0 ─────────────────── cursor ───── start of b ───── end of the log
  * a                               │ receives from here ─────────────────►
  * b                                            │ receives from here ────►
- * c         lost  ◄────────────── trimmed > cursor: c has a gap
+ * c                               │── lost ── trimmed │ receives ───────►   trimmed > cursor: a gap
  * ```
  *
  * The start of a channel is `max(cursor, starts.get(channel) ?? 0)`. The channel has lost events
@@ -110,7 +110,10 @@ export class ChannelStarts {
     }
   }
 
-  /** A new log has replaced the log: all channels have lost events, and no start is valid. */
+  /**
+   * The broker has lost its data, and a new log has replaced the log: all channels have lost
+   * events, and no start is valid.
+   */
   markAllLost(channels: readonly string[]): void {
     this.#starts = undefined;
     this.#toleratedUpTo = undefined;

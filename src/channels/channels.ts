@@ -140,8 +140,8 @@ export interface ChannelsStats {
    */
   subscriptions: number;
   /**
-   * Number of streams that are catching up: slow, resuming, or waiting for an `onGap` or for the
-   * broker.
+   * Number of streams that are catching up: with more than 64 KiB queued, resuming, or waiting for
+   * an `onGap` or for the broker.
    */
   behind: number;
   /**

@@ -14,7 +14,8 @@
  * ```
  *
  * If a consumer does not call `next()`, it leaves the audience as soon as its buffer is full. So a
- * slow consumer needs memory only for a cursor and for a few events, which the log keeps anyway.
+ * consumer that is behind needs memory only for a cursor and for a few events, which the log keeps
+ * anyway.
  */
 import type { Page } from '../brokers/broker.ts';
 import { onAbort } from '../common/abort-listeners.ts';
@@ -59,8 +60,11 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> 
   #epoch = '';
   // Events for which the filter was not called yet.
   #buffer: ConsumerBuffer;
+  // The entry that the last `next()` has returned.
   #previous: LogEntry | undefined;
+  // Whether the channels are retained: this node receives their events.
   #isRetained = false;
+  // Whether no further event is returned.
   #isOver = false;
   // Aborted when the consumer is over. Ends waits for the broker.
   readonly #abort = new AbortController();
@@ -211,7 +215,7 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> 
     const page = await this.#read(this.#channels, buffer.position);
     if (this.#isOver) return;
     if (page.position.epoch !== this.#epoch) {
-      // Another log has replaced the log. The next page reports the gap.
+      // The broker has lost its data: a new log. The next page reports the gap.
       this.#epoch = page.position.epoch;
       buffer.position = 0;
       this.#starts.markAllLost(this.#channels);
@@ -261,17 +265,24 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> 
   }
 
   /**
-   * Calls `onGap`, and continues after the cursor that it returns. Meanwhile a buffer takes what is
-   * published. Otherwise, on a channel with a short history, these events would be the next gap,
-   * and the consumer might never receive an event.
+   * Calls `onGap`. Meanwhile a newer buffer takes what is published. Otherwise, on a channel with a
+   * short history, these events would be the next gap, and the consumer might never receive an
+   * event.
    *
    * ```text
-   * offset    ── lost ──┤ page ├────────┤ gap.cursor
-   * buffer              ├──────┤
-   * newer buffer                        ├─ published while onGap runs ─►
+   * offset       ── lost ──┤ page ├────────┤ gap.cursor
+   * #buffer                ├──────┤
+   * newer buffer                           ├─ published while onGap runs ─►
+   *
+   * `onGap` answers            the consumer continues with
+   * nothing                    `#buffer`: all events that the log still keeps
+   * a cursor before the end    `#buffer`, without the events up to the cursor
+   * `gap.cursor`, or later     the newer buffer, after the events that `#buffer` has of channels
+   *                            without a gap
    * ```
    *
-   * If the consumer continues at `gap.cursor` or later, the newer buffer replaces the other one.
+   * The newer buffer is closed unless the consumer continues with it. `#buffer` is not live, so it
+   * need not be closed.
    * @param interruptions value of `FollowedChannels.interruptions` when the page was requested
    * @throws {SseError} `ERR_SSE_CURSOR`
    */
@@ -285,21 +296,20 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> 
       if (this.#isOver || answer === undefined) return;
       const offset = this.#toOffset(answer, gap, page.position);
       for (const channel of gap.channels) this.#starts.setStart(channel, offset);
-      if (newer !== undefined && offset >= page.position.offset) {
+      if (newer === undefined || offset < page.position.offset) this.#buffer.applyStarts();
+      else {
         newer.prepend(this.#buffer);
         this.#buffer = newer;
-      } else this.#buffer.applyStarts();
+      }
     } finally {
       if (this.#buffer !== newer) newer?.close();
     }
   }
 
   /**
-   * Makes a buffer that receives what is published after the page was read. Of the channels without
-   * a gap, it also has the events between the end of the page and the end of the log.
-   * @returns `undefined` if no such buffer is needed, because the consumer is live, all channels
-   * have ended, or the channels without a gap have more events than a page; or if the node had
-   * missed events, or had received newer ones
+   * Makes the newer buffer, which receives what is published after the end of the log.
+   * @returns `undefined` if none is needed, because the consumer is live or all channels have
+   * ended; or if events would be missing before it
    */
   async #joinAtEnd(
     gap: Gap,
@@ -307,19 +317,31 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> 
     interruptions: number,
   ): Promise<ConsumerBuffer | undefined> {
     if (this.#buffer.isLive || haveAllEnded(page)) return undefined;
-    const { offset, epoch } = page.position;
-    const { position } = this.#buffer;
-    const others = this.#channels.filter((channel) => !gap.channels.includes(channel));
-    const isWhole = page.complete || others.length === 0;
-    const rest = isWhole ? undefined : await this.#read(others, position);
-    const isRestWhole =
-      rest === undefined ||
-      (rest.complete && rest.position.epoch === epoch && Math.max(...rest.trimmed) <= position);
-    if (this.#isOver || !isRestWhole || !this.#isUpTo(offset, interruptions)) return undefined;
+    const { offset } = page.position;
+    const rest = await this.#readRest(gap, page);
+    if (rest === undefined || this.#isOver || !this.#isUpTo(offset, interruptions)) {
+      return undefined;
+    }
     const newer = new ConsumerBuffer(this.#host.fanOut, this.#starts, offset);
-    newer.addRead(rest?.entries.filter((entry) => entry.offset <= offset) ?? [], offset);
+    newer.addRead(rest, offset);
     newer.join(this.#channels);
     return newer;
+  }
+
+  /**
+   * Reads the events of the channels without a gap between the end of the page and the end of the
+   * log. `onGap` cannot replace these events.
+   * @returns `undefined` if they are more than one page, or some were lost meanwhile
+   */
+  async #readRest(gap: Gap, page: Page): Promise<readonly LogEntry[] | undefined> {
+    const others = this.#channels.filter((channel) => !gap.channels.includes(channel));
+    if (page.complete || others.length === 0) return [];
+    const { epoch, offset } = page.position;
+    const { position } = this.#buffer;
+    const rest = await this.#read(others, position);
+    const isWhole =
+      rest.complete && rest.position.epoch === epoch && Math.max(...rest.trimmed) <= position;
+    return isWhole ? rest.entries.filter((entry) => entry.offset <= offset) : undefined;
   }
 
   /**

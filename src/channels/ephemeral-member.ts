@@ -11,16 +11,16 @@ const MAX_FLUSH_ROUNDS = 10;
 
 /**
  * Channels without history have no log: events that are not written now are lost. So, unlike a
- * `StreamFollower`, this member never falls behind. If the reader is slow, the stream's `onSlow`
- * option decides whether events are dropped or the stream is closed. The member is never attached
- * to its audience, because that decision is different for each reader.
+ * `StreamFollower`, this member never falls behind. If the client is slow (see send-limit.ts), the
+ * option `onSlow` decides whether events are dropped or the stream is destroyed. The member is
+ * never attached to its audience, because that decision is different for each client.
  */
 export class EphemeralMember implements Member {
   readonly #owner: FollowerState;
   listIndex = -1;
   /**
-   * Offset among the events without history of this node. Events up to this offset were written,
-   * filtered out or dropped.
+   * Events up to this offset were written, filtered out or dropped. Each node numbers its events
+   * without history itself.
    */
   position = 0;
   // Entries that the filters have accepted, and that are not written yet.
@@ -66,7 +66,7 @@ export class EphemeralMember implements Member {
   }
 
   /**
-   * The member leaves its audience, and counts the pending events as dropped. The reader is not
+   * The member leaves its audience, and counts the pending events as dropped. The client is not
    * slow, so `onSlow` does not apply.
    */
   #dropPending(audience: Audience): void {

@@ -24,7 +24,7 @@ import { Audience, type Member } from './audience.ts';
 import { HIGH_WATER_MARK } from '../stream/write-queue.ts';
 import { Feed } from './feed.ts';
 import { Frame } from './frame.ts';
-import { mergeLogs } from '../log/log.ts';
+import { mergeLogs } from '../log/merge.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 
 // Number of streams that are written to before other work gets its turn. With 10,000, the event

@@ -1,5 +1,5 @@
 /** The newest entries of one channel that at least one audience of the channel has not received. */
-import type { EntryRun } from '../log/log.ts';
+import type { EntryRun } from '../log/merge.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 
 /**
@@ -99,8 +99,7 @@ export class Feed implements EntryRun {
 
   #clear(): number {
     const { bytes } = this;
-    // Otherwise the text that was made for filters would stay in memory as long as the log keeps
-    // the entry.
+    // Frees the text that was made for filters. The log keeps the entry longer.
     for (const entry of this.#entries) entry.releaseView();
     this.bytes = 0;
     this.#entries = [];

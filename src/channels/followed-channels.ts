@@ -17,7 +17,7 @@ interface FollowedChannel {
   /** Offset of the newest received entry of the channel; see `newestInterruptions`. */
   newest: number;
   /**
-   * `interruptions` when that entry was received. After a later interruption `newest` is unused.
+   * `interruptions` when that entry was received. If it has changed since, `newest` counts as 0.
    */
   newestInterruptions: number;
   readonly hasHistory: boolean;
@@ -39,6 +39,7 @@ export class FollowedChannels {
   readonly #catchUpQueue: CatchUpQueue;
   /**
    * Number of streams of all channels: a stream that follows three channels counts three times.
+   * Consumers are not counted.
    */
   followers = 0;
   /** Number of times that this node may have missed entries. */

@@ -1,5 +1,5 @@
 /**
- * A stream that follows channels: the moves between its states, and the delivery of frames.
+ * A stream that follows channels: the moves between its states.
  *
  * ```text
  * waiting ───────► catching up ───────► live, not attached ◄───────► live, attached
@@ -7,152 +7,30 @@
  * in the log is    the log              for itself                   counts for the stream
  * not known           ▲                         │                           │
  *                     └─────── fallBehind() ────┴───────────────────────────┘
- *                              slow reader, interruption, new subscription,
- *                              more pending events than one flush writes
+ *                              behind (see send-limit.ts), interruption,
+ *                              new subscription, or more pending events
+ *                              than one flush writes
  * ```
  *
- * All streams go through the same states: a new, a resuming and a slow stream differ only in their
- * position. Before anything but a frame is written to an attached stream, the stream is detached.
+ * All streams go through the same states: a new stream, one that resumes and one that is behind
+ * differ only in their position. Before anything but a frame is written to an attached stream, the
+ * stream is detached.
  *
  * The states of one stream concern its channels with history. Membership in an audience of channels
  * without history (`EphemeralMember`) is independent of them.
  */
-import type { Socket } from 'node:net';
 import type { Cursor } from '../protocol/cursor.ts';
-import type { GzipWindow } from '../protocol/gzip-window.ts';
 import { diagnostics } from '../common/diagnostics.ts';
 import type { Follower, Gap } from '../stream/subscription-types.ts';
-import type { Audience, Member, GroupProgress } from './audience.ts';
+import type { GroupProgress } from './audience.ts';
 import { CatchUp } from './catch-up.ts';
 import { EphemeralMember } from './ephemeral-member.ts';
-import { FollowerState } from './follower-state.ts';
-import type { Frame } from './frame.ts';
+import { FrameReceiver } from './frame-receiver.ts';
 import { GapCounts } from './gap-counts.ts';
-import { RareFollowerState } from './rare-follower-state.ts';
 import { channelsOf, placedChannelsOf, type SubscriptionRecord } from './subscription.ts';
 
-/**
- * Follows channels for one stream, with one cursor for all subscriptions of the stream.
- *
- * The fields of a quiet stream are in the base class. Fields that only few streams need are in a
- * {@link RareFollowerState}, which exists only while one of them is in use.
- */
-export class StreamFollower extends FollowerState implements Follower, Member {
-  #rare: RareFollowerState | undefined;
-
-  // Delivery of frames. The hot path: takeFrame() of every live stream runs for each frame, unless
-  // the stream is attached.
-
-  get isCompressed(): boolean {
-    return this.stream.gzip !== undefined;
-  }
-
-  takeFrame(frame: Frame, window?: GzipWindow): Socket | undefined {
-    const from = this.cursorOffset;
-    if (frame.lastOffset <= from) return undefined;
-    if (frame.firstOffset <= from || this.isFiltered || frame.hasEnd) {
-      this.writeFiltered(frame, from);
-      if (frame.hasEnd) this.onEndTaken();
-      return undefined;
-    }
-    const written = this.writtenOffset;
-    // Set before anything is written, because a wrapped `res.write` may call back.
-    this.cursorOffset = frame.lastOffset;
-    this.writtenOffset = frame.lastOffset;
-    const { deliveries } = this.host;
-    deliveries.enter(this.stream);
-    let isWritten: boolean;
-    try {
-      isWritten = this.stream.writeShared(frame, frame.entries.length, window);
-    } finally {
-      deliveries.exit();
-    }
-    if (!isWritten) {
-      this.cursorOffset = from;
-      this.writtenOffset = written;
-      this.onSlowReader(frame, from);
-      return undefined;
-    }
-    if (this.state.hasGapHandler) this.noteDelivery();
-    if (this.#rare?.deferredChanges !== undefined) {
-      // A deferred change may move the stream out of the audience.
-      this.runDeferredChanges();
-      return undefined;
-    }
-    // Not attached if an ephemeral member writes to the same stream.
-    return this.#rare?.ephemeral === undefined ? this.stream.directSocket : undefined;
-  }
-
-  /**
-   * The stream has taken a frame with the end of a channel. It falls behind, because the catch-up
-   * decides whether the stream ends as well. During `flushAll()`, it falls behind after the flush.
-   */
-  private onEndTaken(): void {
-    if (this.#rare?.isFlushingAll === true) this.#rare.hasFlushedEnd = true;
-    else this.fallBehind();
-  }
-
-  /** Writes the entries of the frame that come after `from` and that the filters accept. */
-  private writeFiltered(frame: Frame, from: number): void {
-    if (this.stream.isBehind && this.#rare?.isFlushingAll !== true) {
-      this.onSlowReader(frame, from);
-      return;
-    }
-    // Set before the filters are called, because a filter may call back.
-    this.cursorOffset = frame.lastOffset;
-    const { deliveries } = this.host;
-    deliveries.enter(this.stream);
-    try {
-      const rare = this.ensureRareState();
-      for (const entry of frame.entries) {
-        if (entry.offset > from && this.accepts(entry)) (rare.acceptedEntries ??= []).push(entry);
-      }
-      this.writeAccepted();
-    } catch (error) {
-      this.fail(error);
-    } finally {
-      deliveries.exit();
-    }
-    this.onDelivered();
-  }
-
-  /** Writes the entries that the filters have accepted by now. */
-  private writeAccepted(): void {
-    const rare = this.#rare;
-    const accepted = rare?.acceptedEntries;
-    if (rare === undefined || accepted === undefined) return;
-    rare.acceptedEntries = undefined;
-    const frame = this.host.fanOut.frameOf(accepted);
-    this.onWriting(frame.lastOffset);
-    this.stream.writeBytes(frame.bytes, accepted.length, frame);
-  }
-
-  /**
-   * The reader is too slow for a frame. The stream falls behind: a slow reader needs no queue of
-   * events, only a cursor. During `flushAll()`, the frame is queued anyway.
-   */
-  private onSlowReader(frame: Frame, from: number): void {
-    if (this.#rare?.isFlushingAll === true) {
-      this.writeFiltered(frame, from);
-      return;
-    }
-    // The stream has received everything before the frame, also the events of other channels.
-    this.cursorOffset = Math.max(this.cursorOffset, frame.firstOffset - 1);
-    this.fallBehind();
-  }
-
-  /** The fan-out has dropped entries. They are still in the log. */
-  onDropped(upTo: number): void {
-    if (this.cursorOffset < upTo) this.fallBehind();
-  }
-
-  /** Makes the deferred changes, and continues the catch-up, after a delivery. */
-  onDelivered(): void {
-    this.runDeferredChanges();
-    this.startCatchUp(false);
-    this.releaseRareState();
-  }
-
+/** Follows channels for one stream, with one cursor for all subscriptions of the stream. */
+export class StreamFollower extends FrameReceiver implements Follower {
   // Properties of the stream that the application can read.
 
   get channelNames(): readonly string[] {
@@ -238,7 +116,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   }
 
   /**
-   * Writes no more ids until the subscription is placed, because it may start at an earlier offset.
+   * Writes no more ids until the new subscription is placed, because it may start earlier.
    * If a later id was written before, a checkpoint with the earlier offset is written at once, so
    * that a client that reconnects meanwhile resumes from there.
    * @param offset the earliest offset at which the subscription may start
@@ -297,13 +175,13 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     head: number | undefined,
     mayRunNow: boolean,
   ): void {
-    const rare = this.#rare;
+    const rare = this.rare;
     rare?.gapCounts?.keepOnly(this.subscriptions);
     rare?.catchUp?.onSubscriptionEnded(record);
     this.updateChannels(head);
     if (this.subscriptions.length === 0) this.host.untrackStream(this.stream);
     this.startCatchUp(mayRunNow);
-    if (!this.isCatchingUp && this.#rare?.catchUp?.isIdle === true) this.#rare.catchUp = undefined;
+    if (!this.isCatchingUp && this.rare?.catchUp?.isIdle === true) this.rare.catchUp = undefined;
     this.releaseRareState();
   }
 
@@ -311,12 +189,12 @@ export class StreamFollower extends FollowerState implements Follower, Member {
 
   /** Whether an `onGap` or `snapshot` of the stream is running. */
   get isAskingAboutGap(): boolean {
-    return this.#rare?.catchUp?.isAsking === true;
+    return this.rare?.catchUp?.isAsking === true;
   }
 
   /** Number of gaps reported to subscriptions to exactly this set of channels. */
   gapsOf(channels: readonly string[]): number {
-    return this.#rare?.gapCounts?.of(channels) ?? 0;
+    return this.rare?.gapCounts?.of(channels) ?? 0;
   }
 
   /** Counts a gap for the subscriptions to its channels. */
@@ -332,52 +210,14 @@ export class StreamFollower extends FollowerState implements Follower, Member {
   /** Leaves the audiences first, so that no later event is written. Then ends the stream. */
   fail(error: unknown): void {
     this.leaveAudience();
-    this.#rare?.ephemeral?.leave();
+    this.rare?.ephemeral?.leave();
     this.stream.fail(error);
   }
 
   // Methods that the stream calls.
 
-  /** Writes pending events. In the middle of a delivery, calls only {@link flushAccepted}. */
-  flush(isAll = false): void {
-    if (this.host.deliveries.has(this.stream)) {
-      this.flushAccepted();
-      return;
-    }
-    const { audience } = this.state;
-    if (audience?.isRetired === true) this.fallBehind();
-    else if (audience !== undefined && isAll) this.flushAll(audience);
-    else if (audience !== undefined) this.host.fanOut.flushMember(audience, this, false);
-    this.#rare?.ephemeral?.flush();
-  }
-
-  /**
-   * In the middle of a delivery, pending events would come before the events that are being
-   * written. Only the entries that the filters have accepted by now are written, so that an event
-   * that a filter sends comes after them.
-   */
-  private flushAccepted(): void {
-    // A wrapped `res.write` may end the stream during each write, so `#rare` is read each time.
-    this.writeAccepted();
-    this.#rare?.catchUp?.writeAccepted();
-    this.#rare?.ephemeral?.writeAccepted();
-  }
-
-  /** Writes all pending events, also if the reader is slow. */
-  private flushAll(audience: Audience): void {
-    const rare = this.ensureRareState();
-    rare.isFlushingAll = true;
-    this.host.fanOut.flushMember(audience, this, true);
-    rare.isFlushingAll = false;
-    if (rare.hasFlushedEnd) {
-      rare.hasFlushedEnd = false;
-      this.fallBehind();
-    }
-    this.releaseRareState();
-  }
-
   checkpoint(isPollEnd: boolean = false): boolean {
-    const catchUp = this.#rare?.catchUp;
+    const catchUp = this.rare?.catchUp;
     // While an `onGap` is running, or a gap is not reported yet, the client does not have
     // everything up to the position.
     if (catchUp?.isAsking === true || catchUp?.starts.hasForeign === true) return false;
@@ -434,14 +274,14 @@ export class StreamFollower extends FollowerState implements Follower, Member {
    */
   stop(): void {
     this.leaveAudience();
-    this.#rare?.ephemeral?.leave();
-    this.#rare?.catchUp?.stop();
+    this.rare?.ephemeral?.leave();
+    this.rare?.catchUp?.stop();
     const { subscriptions } = this;
     this.state = this.state.with({ subscriptions: [], channels: [] });
     for (const channel of channelsOf(subscriptions)) this.host.followedChannels.release(channel);
     for (const record of subscriptions) record.finishStart();
     this.host.untrackStream(this.stream);
-    const rare = this.#rare;
+    const rare = this.rare;
     if (rare === undefined) return;
     // The gap counts remain, because callers may still read `Subscription.gaps`.
     rare.catchUp = undefined;
@@ -451,43 +291,8 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     this.releaseRareState();
   }
 
-  // Deferred changes.
-
-  /** Calls the function when the delivery that is in progress has ended. */
-  deferChange(change: () => void): void {
-    (this.ensureRareState().deferredChanges ??= []).push(change);
-  }
-
-  /** Resolves when the delivery that is in progress has ended. */
-  whenDelivered(): Promise<void> {
-    return new Promise((resolve) => {
-      this.deferChange(resolve);
-    });
-  }
-
-  /** Makes the deferred changes, unless a delivery is still in progress. */
-  runDeferredChanges(): void {
-    const rare = this.#rare;
-    const deferred = rare?.deferredChanges;
-    if (rare === undefined || deferred === undefined) return;
-    if (this.host.deliveries.has(this.stream)) return;
-    rare.deferredChanges = undefined;
-    for (const change of deferred) change();
-  }
-
-  // Rare state.
-
   /** Returns the catch-up of the stream, which is made if the stream has none. */
   ensureCatchUp(): CatchUp {
     return (this.ensureRareState().catchUp ??= new CatchUp(this));
-  }
-
-  private ensureRareState(): RareFollowerState {
-    return (this.#rare ??= new RareFollowerState());
-  }
-
-  /** Removes the rare state if none of its fields is in use. */
-  private releaseRareState(): void {
-    if (this.#rare?.isEmpty === true) this.#rare = undefined;
   }
 }

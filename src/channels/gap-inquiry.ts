@@ -1,7 +1,8 @@
 /** Gaps: writes `sse:gap` events, and asks the application's `onGap` where to continue. */
+import type { Page } from '../brokers/broker.ts';
 import type { Gap } from '../stream/subscription-types.ts';
 import { SseError, describeValue } from '../common/errors.ts';
-import { parseCursor } from '../protocol/cursor.ts';
+import { formatCursor, parseCursor } from '../protocol/cursor.ts';
 import { formatGap } from '../protocol/event-stream-format.ts';
 import type { ChannelStarts } from './channel-starts.ts';
 import type { FollowerState } from './follower-state.ts';
@@ -16,12 +17,55 @@ export interface GapQuestion {
   readonly channels: readonly string[];
   /** The channels of the question that have lost events. */
   readonly channelsWithLoss: readonly string[];
-  /** Whether `snapshot` is called at the start: events that were lost before are not a gap then. */
+  /** Whether `snapshot` is called at the start, where earlier losses are no gap. */
   readonly isStart: boolean;
 }
 
+/**
+ * Reports the gap that a page shows. Each channel that has lost events is reported in one way:
+ *
+ * ```text
+ * its subscription starts with a `snapshot`    not a gap: the snapshot replaces the lost events
+ * a subscription with `onGap` has the channel  `onGap` is called
+ * all others                                   an `sse:gap` event is written here
+ * ```
+ *
+ * @returns the questions for the application, which the caller asks; `undefined` if no event was
+ * lost and no `snapshot` has to be called
+ */
+export function reportGap(
+  owner: FollowerState,
+  starts: ChannelStarts,
+  { trimmed, position }: Page,
+): GapInquiry | undefined {
+  const lost = starts.collectLost(owner.channels, trimmed, owner.position);
+  const startQuestions = planStartQuestions(lost, owner.subscriptions);
+  if (lost.length === 0 && startQuestions.length === 0) return undefined;
+  // A client with an id of another log: it is not known up to where it has everything.
+  const after = lost.some((channel) => starts.isForeign(channel)) ? '' : owner.cursor;
+  starts.clearForeign();
+  const gap: Gap = {
+    channels: withoutAsked(lost, startQuestions),
+    lastEventId: owner.hasWritten ? after : owner.stream.lastEventId,
+    cursor: formatCursor(position.epoch, position.offset),
+  };
+  if (gap.channels.length > 0) owner.countGap(gap);
+  const gapQuestions = planGapQuestions(gap.channels, owner.subscriptions);
+  writeGapEvent(owner, withoutAsked(gap.channels, gapQuestions), after, gap.cursor);
+  return new GapInquiry(owner, starts, gap, after, [...startQuestions, ...gapQuestions]);
+}
+
+/** @returns the channels about which no question is asked */
+function withoutAsked(
+  channels: readonly string[],
+  questions: readonly GapQuestion[],
+): readonly string[] {
+  const asked = new Set(questions.flatMap((question) => question.channels));
+  return channels.filter((channel) => !asked.has(channel));
+}
+
 /** @returns a question for each subscription whose `snapshot` has to be called at its start */
-export function planStartQuestions(
+function planStartQuestions(
   channelsWithLoss: readonly string[],
   records: readonly SubscriptionRecord[],
 ): GapQuestion[] {
@@ -65,7 +109,7 @@ export function planGapQuestions(
  * @param after the id up to which the client has everything; `''` if that is not known
  * @param cursor the id of the newest event of the log
  */
-export function writeGapEvent(
+function writeGapEvent(
   owner: FollowerState,
   channels: readonly string[],
   after: string,
@@ -120,6 +164,11 @@ export class GapInquiry {
     this.#gap = gap;
     this.#after = after;
     this.#questions = questions;
+  }
+
+  /** Whether there is anything to ask. */
+  get hasQuestions(): boolean {
+    return this.#questions.length > 0;
   }
 
   /**
@@ -215,8 +264,8 @@ export class GapInquiry {
   #toOffset(answer: unknown): number | undefined {
     const owner = this.#owner;
     const end = parseCursor(this.#gap.cursor);
-    // Another log has replaced the log while the application was asked. The answer belongs to the
-    // old log, and the client gets a gap notification for every channel.
+    // The broker has lost its data while the application was asked. The answer belongs to the old
+    // log, and the client gets a gap notification for every channel.
     if (end?.epoch !== owner.epoch) return undefined;
     const cursor = typeof answer === 'string' ? parseCursor(answer) : undefined;
     // A cursor beyond the end of the log would skip events that are published later.

@@ -20,7 +20,7 @@ const REFUSALS: ReadonlySet<string> = new Set([
   'ERR_SSE_ENDED',
 ]);
 
-/** Whether the broker accepts no event of the channel because of this error, and so no end. */
+/** Whether, after this error, the broker accepts neither events of the channel nor its end. */
 function isRefusal(error: unknown): boolean {
   return error instanceof SseError && REFUSALS.has(error.code);
 }
@@ -116,14 +116,14 @@ class PipeRun<T, M> {
   isRefused = false;
   // Whether a publish has failed: later items are not published, because one event would be missing
   // before them.
-  #hasHole = false;
+  #hasFailedPublish = false;
   // The items since the last event, and the last of them before `map`.
   #items: M[] = [];
   #lastItem: T | undefined;
   #timer: NodeJS.Timeout | undefined;
   #events = 0;
   #inFlight = 0;
-  #onRoom: (() => void)[] = [];
+  #waiters: (() => void)[] = [];
   #lastId = '';
 
   constructor(channel: PipeChannel, options: PipeToChannelOptions<T, M>) {
@@ -140,7 +140,7 @@ class PipeRun<T, M> {
   #stop(error: unknown): void {
     this.#failure ??= { error };
     this.#stopped.abort();
-    this.#giveRoom();
+    this.#resolveWaiters();
   }
 
   /**
@@ -170,7 +170,7 @@ class PipeRun<T, M> {
     } catch (error) {
       this.#failure ??= { error };
     }
-    await this.#room(1);
+    await this.#whenBelow(1);
     if (this.#failure !== undefined) throw this.#failure.error;
   }
 
@@ -221,18 +221,18 @@ class PipeRun<T, M> {
     this.#timer ??= setTimeout(() => {
       this.#publishItems().catch((error: unknown) => this.#stop(error));
     }, every);
-    // While the broker is slow, no further item is read.
-    return this.#inFlight < MAX_IN_FLIGHT ? turn : this.#room(MAX_IN_FLIGHT);
+    // No further item is read before the broker has accepted earlier ones.
+    return this.#inFlight < MAX_IN_FLIGHT ? turn : this.#whenBelow(MAX_IN_FLIGHT);
   }
 
   /** Publishes the items as one event, as soon as fewer than 64 publishes are in flight. */
   async #publishItems(): Promise<void> {
-    await this.#room(MAX_IN_FLIGHT);
+    await this.#whenBelow(MAX_IN_FLIGHT);
     clearTimeout(this.#timer);
     this.#timer = undefined;
     const items = this.#items;
     this.#items = [];
-    if (items.length === 0 || this.#hasHole) return;
+    if (items.length === 0 || this.#hasFailedPublish) return;
     const { event } = this.#options;
     const name = typeof event === 'function' ? event(this.#lastItem as T, this.#events) : event;
     ignoreRejection(name);
@@ -246,12 +246,12 @@ class PipeRun<T, M> {
     try {
       this.#lastId = (await published).id;
     } catch (error) {
-      this.#hasHole = true;
+      this.#hasFailedPublish = true;
       this.isRefused = isRefusal(error);
       this.#stop(error);
     }
     this.#inFlight--;
-    this.#giveRoom();
+    this.#resolveWaiters();
   }
 
   /** Joins items to the data of one event. */
@@ -263,17 +263,17 @@ class PipeRun<T, M> {
   }
 
   /** Resolves when fewer publishes than the limit are in flight. */
-  async #room(limit: number): Promise<void> {
+  async #whenBelow(limit: number): Promise<void> {
     while (this.#inFlight >= limit) {
       await new Promise<void>((resolve) => {
-        this.#onRoom.push(resolve);
+        this.#waiters.push(resolve);
       });
     }
   }
 
-  #giveRoom(): void {
-    const waiting = this.#onRoom;
-    this.#onRoom = [];
+  #resolveWaiters(): void {
+    const waiting = this.#waiters;
+    this.#waiters = [];
     for (const resolve of waiting) resolve();
   }
 }

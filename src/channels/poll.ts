@@ -43,7 +43,7 @@ export class Poll {
     const { filter, onGap, snapshot } = options;
     return {
       ...options,
-      // Without the checkpoint at the end, the next poll would miss what is published before it.
+      // Without the checkpoint at the end, the next poll would miss events between the polls.
       checkpoints: true,
       filter: (event) => {
         const isAccepted = filter === undefined || filter(event);

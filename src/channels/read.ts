@@ -60,7 +60,7 @@ export async function readHistory(
   for (;;) {
     const page = await broker.read(channels, cursor.offset, PAGE_BYTES);
     if (page.position.epoch !== cursor.epoch) {
-      // Another log has replaced the log: the events that were read so far belong to the old log.
+      // The broker has lost its data: the events that were read so far belong to the old log.
       events.length = 0;
       starts.markAllLost(channels);
       cursor = { epoch: page.position.epoch, offset: 0 };

@@ -11,8 +11,9 @@ export interface ChannelsOptions {
    */
   broker?: Broker | undefined;
   /**
-   * The history of each channel, for clients that reconnect and for slow readers. With `false`
-   * nothing is stored: events are delivered only to the streams that are live, and have no id.
+   * The history of each channel, for clients that reconnect and for streams that are behind. With
+   * `false` nothing is stored: events are delivered only to the streams that are live, and have no
+   * id.
    * @defaultValue `{ events: 1000, bytes: 1_048_576 }`
    */
   history?: HistoryOptions | false | undefined;

@@ -47,7 +47,8 @@ import { assertReadOptions, readHistory, type HistoryPage, type ReadOptions } fr
 import type { ChannelsOptions } from './registry-options.ts';
 import { REVOCATIONS, Revocations } from './revocations.ts';
 import { endStreams } from './shutdown.ts';
-import { endedSubscription, subscribe } from './subscribing.ts';
+import { subscribe } from './subscribing.ts';
+import { endedSubscription } from './subscription-handle.ts';
 
 // Time in ms that close() waits until the running pipes have ended their channels.
 const PIPES_END_MS = 3_000;
@@ -80,7 +81,7 @@ export function createChannels<S extends SchemaOf<S> = AnySchema>(
  * consumers ────ConsumerHost──► └─────────────────┘
  * ```
  *
- * The state of streams is not here but in their followers.
+ * The followers have the state of their streams.
  */
 class ChannelRegistry implements Channels, ConsumerHost, Receiver {
   readonly fanOut: FanOut = new FanOut();

@@ -16,7 +16,7 @@
  * #offset ─┬─ trimmed       the log does not keep all revocations that came after #offset
  *          ├─ resumedAt     Redis came back older: it may have lost revocations that other
  *          │                nodes have made, and that this node has not received
- *          └─ another log   another log has replaced the log, without its revocations
+ *          └─ another log   the broker has lost its data: a new log, without the revocations
  * ```
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
@@ -112,7 +112,7 @@ export class Revocations implements RevocationSource {
 
   /** This node has received an entry of the channel. */
   onReceived(entry: LogEntry): void {
-    // Otherwise the entry is read from the log.
+    // An entry that comes while earlier ones are missing is read from the log later.
     if (this.#isCurrent) this.#apply(entry);
   }
 
@@ -172,21 +172,31 @@ export class Revocations implements RevocationSource {
     const { interruptions } = this.#followedChannels;
     const { signal } = this.#abort;
     const page = await this.#broker.read([REVOCATIONS], this.#offset, PAGE_BYTES, signal);
-    const isOtherLog = page.position.epoch !== this.#epoch;
+    const { epoch, offset } = page.position;
     const loss = Math.max(page.trimmed[0] ?? 0, page.resumedAt ?? 0);
-    const isMissed = isOtherLog || loss > Math.max(this.#offset, this.#reportedLoss);
-    this.#epoch = page.position.epoch;
-    this.#reportedLoss = loss;
-    if (isOtherLog) this.#offset = page.position.offset;
-    else for (const entry of page.entries) this.#apply(entry);
-    if (isMissed) for (const target of this.#targets) target.onMissed();
-    if (isOtherLog) return;
-    if (page.complete) this.#offset = Math.max(this.#offset, page.position.offset);
+    if (epoch !== this.#epoch) {
+      // The broker has lost its data. The next page is read from the new log.
+      this.#epoch = epoch;
+      this.#offset = offset;
+      this.#reportLoss(loss);
+      return;
+    }
+    const isLoss = loss > Math.max(this.#offset, this.#reportedLoss);
+    for (const entry of page.entries) this.#apply(entry);
+    if (isLoss) this.#reportLoss(loss);
+    if (!page.complete) return;
+    this.#offset = Math.max(this.#offset, offset);
+    // Since the request of the page, the node may have missed or received further revocations.
     this.#isCurrent =
-      page.complete &&
       interruptions === this.#followedChannels.interruptions &&
       this.#followedChannels.newestReceived([REVOCATIONS]) <= this.#offset;
     if (this.#isCurrent) this.#whenCurrent.resolve();
+  }
+
+  /** Tells the targets that revocations may be lost. @param loss offset of the newest of them */
+  #reportLoss(loss: number): void {
+    this.#reportedLoss = loss;
+    for (const target of this.#targets) target.onMissed();
   }
 
   #apply(entry: LogEntry): void {

@@ -1,5 +1,5 @@
 /**
- * Adds subscriptions to a stream and removes them.
+ * Adds subscriptions to a stream.
  *
  * ```text
  * subscribe()
@@ -20,7 +20,12 @@ import { SseError } from '../common/errors.ts';
 import type { Cursor } from '../protocol/cursor.ts';
 import type { EventStream, SubscribeOptions } from '../stream/event-stream.ts';
 import type { Subscription } from '../stream/subscription-types.ts';
-import { answerWithoutStream, DelayedOpening, openIfSlow, planOpening } from './answers.ts';
+import {
+  answerWithoutStream,
+  openIfUnanswered,
+  planOpening,
+  type DelayedOpening,
+} from './answers.ts';
 import type { StreamFollower } from './follower.ts';
 import {
   mayStartEarlier,
@@ -31,6 +36,11 @@ import {
   type SubscriptionStart,
 } from './start.ts';
 import { SubscriptionRecord, channelsOf, placedChannelsOf } from './subscription.ts';
+import {
+  endedSubscription,
+  removeSubscription,
+  SubscriptionHandle,
+} from './subscription-handle.ts';
 
 /**
  * Follows channels on a stream.
@@ -59,54 +69,83 @@ export async function subscribe(
   record.mayStartEarlier = mayStartEarlier(stream.lastEventId, options);
   if (hasSnapshotAtStart(stream, options, histories)) record.snapshotChannels = channels;
   const handle = new SubscriptionHandle(follower, record);
-  const previous = follower.subscriptions.at(-1);
   // Called from inside `onGap`: waiting for the start here would deadlock.
-  const isInsideGapHandler = follower.isAskingAboutGap;
+  const waitsForStart = !follower.isAskingAboutGap;
+  const previous = follower.subscriptions.at(-1);
   addRecord(follower, record, histories);
-  const isRemoved = (): boolean => !follower.subscriptions.includes(record);
   try {
-    // Awaits only promises: with the memory broker the stream is live when this call returns.
-    let position = requestPosition(follower, record);
-    if (position instanceof Promise) {
-      holdBackIdsIfEarlier(follower, record);
-      position = await position;
-      // Thousands of streams may have waited for the same answer.
-      await host.catchUpQueue.waitForTurn();
-    }
-    // The subscriptions of a stream are placed in the order of the calls.
-    if (previous?.isPlaced === false && follower.subscriptions.includes(previous)) {
-      holdBackIdsIfEarlier(follower, record);
-      await previous.whenPlaced();
-    }
-    const newest = findNewest(follower, record);
-    if (newest instanceof Promise) holdBackIdsIfEarlier(follower, record);
-    const startsOfNewest = newest instanceof Promise ? await newest : newest;
-    if (isRemoved()) return endedSubscription(channels);
-    const opening = planOpening(follower, record, position);
-    // Ends also the subscription.
-    if (opening === 410) answerWithoutStream(stream, opening);
-    if (opening === undefined) stream.open();
-    if (stream.readyState === 2) return endedSubscription(channels);
-    if (!isOfStreamLog(follower, position)) {
-      position = await requestCurrentPosition(follower, record, position);
-      if (isRemoved()) return endedSubscription(channels);
-    }
-    if (opening instanceof DelayedOpening) {
-      follower.ensureCatchUp().opening = opening;
-    }
-    placeSubscription(follower, record, position, startsOfNewest);
-    if (!record.isStartFinished && !isInsideGapHandler) {
-      const started = record.whenStarted();
-      await (opening === undefined ? started : openIfSlow(stream, started));
-    }
-    if (opening instanceof DelayedOpening && opening.error !== undefined) throw opening.error;
+    const opening = await placeInLog(follower, record, previous);
+    if (opening === undefined) return endedSubscription(channels);
+    if (waitsForStart) await whenStarted(stream, record, opening);
+    if (opening !== 'now' && opening.error !== undefined) throw opening.error;
   } catch (error) {
     // If the stream has ended meanwhile, that is not an error.
-    if (isRemoved()) return endedSubscription(channels);
+    if (hasEnded(follower, record)) return endedSubscription(channels);
     removeSubscription(follower, record);
     throw error;
   }
   return handle;
+}
+
+/**
+ * Steps 2 to 5. Awaits only promises: with the memory broker the stream is live when the call of
+ * `subscribe` returns.
+ * @param previous the subscription before this one: both are placed in the order of the calls
+ * @returns how the stream opens; `undefined` if the stream or the subscription has ended
+ */
+async function placeInLog(
+  follower: StreamFollower,
+  record: SubscriptionRecord,
+  previous: SubscriptionRecord | undefined,
+): Promise<DelayedOpening | 'now' | undefined> {
+  const { stream } = follower;
+  const asked = requestPosition(follower, record);
+  let position: Cursor;
+  if (asked instanceof Promise) {
+    position = await withoutLaterIds(follower, record, asked);
+    // Thousands of streams may have waited for the same answer.
+    await follower.host.catchUpQueue.waitForTurn();
+  } else position = asked;
+  if (previous?.isPlaced === false && !hasEnded(follower, previous)) {
+    await withoutLaterIds(follower, record, previous.whenPlaced());
+  }
+  const found = findNewest(follower, record);
+  const newest = found instanceof Promise ? await withoutLaterIds(follower, record, found) : found;
+  if (hasEnded(follower, record)) return undefined;
+  const opening = planOpening(follower, record, position);
+  if (opening === 410) {
+    // Also ends the subscription.
+    answerWithoutStream(stream, opening);
+    return undefined;
+  }
+  if (opening === 'now') stream.open();
+  if (stream.readyState === 2) return undefined;
+  if (!isOfStreamLog(follower, position)) {
+    position = await requestCurrentPosition(follower, record, position);
+    if (hasEnded(follower, record)) return undefined;
+  }
+  if (opening !== 'now') follower.ensureCatchUp().opening = opening;
+  placeSubscription(follower, record, position, newest);
+  return opening;
+}
+
+/** Step 6. Opens the stream if its first page does not come soon. */
+async function whenStarted(
+  stream: EventStream,
+  record: SubscriptionRecord,
+  opening: DelayedOpening | 'now',
+): Promise<void> {
+  if (record.isStartFinished) return;
+  const started = record.whenStarted();
+  await (opening === 'now' ? started : openIfUnanswered(stream, started));
+}
+
+/**
+ * Whether a subscription has ended that is not live yet. In the list of a live stream, a shared
+ * record may have taken its place.
+ */
+function hasEnded({ subscriptions }: StreamFollower, record: SubscriptionRecord): boolean {
+  return !subscriptions.includes(record);
 }
 
 /**
@@ -165,13 +204,20 @@ function addRecord(
 }
 
 /**
- * Writes no ids until the position is known, if the stream follows channels already and the new
- * channels may start at an earlier id.
+ * Returns the promise for which the subscription waits before it is placed. The stream may follow
+ * other channels, and the new channels may start at an earlier id. Then no ids are written during
+ * the wait: a client that reconnects with a later id would miss events of the new channels.
  */
-function holdBackIdsIfEarlier(follower: StreamFollower, record: SubscriptionRecord): void {
-  if (!record.mayStartEarlier || follower.channels.length === 0) return;
-  const requested = requestedCursor(follower.stream.lastEventId, record.options);
-  follower.holdBackIds(requested?.epoch === follower.epoch ? requested.offset : 0);
+function withoutLaterIds<T>(
+  follower: StreamFollower,
+  record: SubscriptionRecord,
+  promise: Promise<T>,
+): Promise<T> {
+  if (record.mayStartEarlier && follower.channels.length > 0) {
+    const requested = requestedCursor(follower.stream.lastEventId, record.options);
+    follower.holdBackIds(requested?.epoch === follower.epoch ? requested.offset : 0);
+  }
+  return promise;
 }
 
 /**
@@ -189,7 +235,7 @@ function requestPosition(
   const request = (): Cursor | Promise<Cursor> =>
     host.broker.position(requestedCursor(stream.lastEventId, record.options), signal);
   const position = listening === undefined ? request() : listening.then(request);
-  return position instanceof Promise ? openIfSlow(stream, position) : position;
+  return position instanceof Promise ? openIfUnanswered(stream, position) : position;
 }
 
 /**
@@ -209,7 +255,7 @@ function findNewest(
   // A channel without history has no events before the position.
   const align = (starts: readonly number[]): readonly number[] =>
     record.channels.map((channel) => starts[channels.indexOf(channel)] ?? Infinity);
-  return found instanceof Promise ? openIfSlow(stream, found.then(align)) : align(found);
+  return found instanceof Promise ? openIfUnanswered(stream, found.then(align)) : align(found);
 }
 
 /** Whether the position belongs to the log that the stream reads, or the stream reads none yet. */
@@ -315,82 +361,4 @@ function startChannels(
   // reconnected with that id, it would miss them, so it gets a smaller id at once.
   catchUp.hasSteppedBack = true;
   follower.writeCheckpoint(follower.position);
-}
-
-/**
- * Ends a subscription, after the delivery of pending events. No effect if the subscription has
- * ended before.
- * @param isDeferred whether the call was made during a delivery. The delivery may be the first part
- * of a `send()`, so the stream must not catch up, and perhaps end, inside this call
- */
-function removeSubscription(
-  follower: StreamFollower,
-  record: SubscriptionRecord,
-  isDeferred: boolean = false,
-): void {
-  const { host, stream } = follower;
-  if (host.deliveries.has(stream)) {
-    follower.deferChange(() => removeSubscription(follower, record, true));
-    return;
-  }
-  const head = follower.headIfCaughtUp;
-  follower.flush(true);
-  // A filter that ran in the flush may have ended the stream. The list may contain a shared record
-  // in place of this record.
-  const index = follower.subscriptions.findIndex((other) => other.isLike(record));
-  if (index === -1) return;
-  follower.setSubscriptions(follower.subscriptions.toSpliced(index, 1));
-  const followed = new Set(channelsOf(follower.subscriptions));
-  for (const channel of record.channels) {
-    if (!followed.has(channel)) host.followedChannels.release(channel);
-  }
-  record.finishStart();
-  follower.onSubscriptionEnded(record, head, !isDeferred);
-}
-
-/**
- * The object that the caller of `subscribe` gets. Most callers ignore it. The library keeps no
- * reference to the object, so that it can be garbage-collected.
- */
-class SubscriptionHandle implements Subscription {
-  readonly #follower: StreamFollower;
-  readonly #record: SubscriptionRecord;
-  readonly #gapsBefore: number;
-  // The final count, from the moment at which the subscription was ended by this handle.
-  #finalGaps: number | undefined;
-
-  constructor(follower: StreamFollower, record: SubscriptionRecord) {
-    this.#follower = follower;
-    this.#record = record;
-    this.#gapsBefore = follower.gapsOf(record.channels);
-  }
-
-  get channels(): readonly string[] {
-    return this.#record.channels;
-  }
-
-  get recovered(): boolean {
-    return this.#record.recovered;
-  }
-
-  get gaps(): number {
-    return this.#finalGaps ?? this.#follower.gapsOf(this.channels) - this.#gapsBefore;
-  }
-
-  get cursor(): string {
-    return this.#follower.cursor;
-  }
-
-  unsubscribe(): void {
-    // A second call would end another subscription of the stream with the same channels and
-    // options.
-    if (this.#finalGaps !== undefined) return;
-    this.#finalGaps = this.gaps;
-    removeSubscription(this.#follower, this.#record);
-  }
-}
-
-/** The result of `subscribe` on a stream that has ended. */
-export function endedSubscription(channels: readonly string[]): Subscription {
-  return { channels, recovered: false, gaps: 0, cursor: '', unsubscribe: () => {} };
 }

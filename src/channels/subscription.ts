@@ -16,8 +16,7 @@ import type { LogEntry } from '../log/log-entry.ts';
  * ```
  *
  * - *created*: the broker has not answered with the position in the log yet. The stream follows
- * none
- *   of the channels, except those that another subscription of the stream had placed before.
+ *   none of the channels, except those that another subscription of the stream had placed before.
  * - *placed*: the stream has an offset for each of the channels, and reads the log.
  * - *started*: the first page was delivered, and a gap at the start was reported. Resolves the
  *   promise of `subscribe()`.

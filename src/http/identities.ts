@@ -19,7 +19,7 @@ export type StreamWithRequest = EventStream & { readonly req: RouteRequest };
 /** The options of `sse()` that concern revoking. */
 export interface IdentityOptions {
   /**
-   * Returns to whom the stream of a request belongs, such as the id of a user: `revoke()` of the
+   * Returns the owner of the stream of a request, such as the id of a user: `revoke()` of the
    * middleware ends the streams of an identity on all nodes. Called when the stream opens, so
    * middleware that sets what the function reads may be mounted after `sse()`. Mount the check
    * whether a request may have a stream after `sse()`: a revocation between the check and `sse()`
@@ -74,8 +74,8 @@ interface GuardedResponse extends ServerResponse {
 }
 
 /**
- * The open streams to which the `identity` function of one middleware gives an identity. Middleware
- * on a route without an `identity` of its own uses the object of the middleware in front.
+ * The open streams with an identity from the `identity` function of one middleware. Middleware on
+ * a route without an `identity` of its own uses the object of the middleware in front.
  */
 export class Identities implements RevocationTarget {
   /** The source of the revocations. */
@@ -109,18 +109,18 @@ export class Identities implements RevocationTarget {
 
   /**
    * Makes the guard of a stream whose request has just come in.
-   * @param findEarlier finds a revocation that middleware in front has received meanwhile
+   * @param findInOuter finds a revocation that the outer middleware has received meanwhile
    */
-  makeGuard(findEarlier?: StreamGuard['findEarlier']): StreamGuard {
+  makeGuard(findInOuter?: StreamGuard['findInOuter']): StreamGuard {
     const madeAfter = this.#revocations;
-    return { identity: undefined, madeAfter, findEarlier, authorization: undefined };
+    return { identity: undefined, madeAfter, findInOuter, authorization: undefined };
   }
 
   /** Finds a revocation of the identity since the guard was made. */
   findRevocation(identity: string, guard: StreamGuard): FoundRevocation {
     const revoked = this.#revoked.get(identity);
     if (revoked !== undefined && revoked.number > guard.madeAfter) return revoked.options;
-    const earlier = guard.findEarlier?.(identity);
+    const earlier = guard.findInOuter?.(identity);
     return earlier ?? (this.#unknownUpTo > guard.madeAfter ? 'unknown' : undefined);
   }
 
@@ -251,9 +251,9 @@ export function guardRequest(
   if (identities === undefined) return;
   const outer = res[guardedBy];
   if (outer?.identities === identities) return;
-  const findEarlier =
+  const findInOuter =
     outer && ((identity: string) => outer.identities.findRevocation(identity, outer.guard));
-  res[guardedBy] = { identities, guard: identities.makeGuard(findEarlier) };
+  res[guardedBy] = { identities, guard: identities.makeGuard(findInOuter) };
 }
 
 /** @returns the guard of the newest {@link guardRequest} */

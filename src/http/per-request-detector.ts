@@ -1,5 +1,5 @@
 /** Detects middleware that is created for each request instead of once. */
-import { emitWarning } from './warnings.ts';
+import { emitWarning } from '../common/emit-warning.ts';
 
 // State of the process, not of a middleware: middleware that is created for each request keeps no
 // state from one request to the next.
@@ -7,10 +7,10 @@ const suspectedPlaces = new Set<string>();
 let hasWarned = false;
 
 /**
- * Detects that `sse()` is called for each request. The sign: a middleware gets a request in the
- * same turn of the event loop in which it was created, and a middleware from the same place in the
- * code did so before. If an application creates its middleware at the first request and keeps it,
- * then this happens only once.
+ * Detects that `sse()` is called for each request. The sign: a middleware gets a request before the
+ * code that created it has returned, and a middleware from the same place in the code did so
+ * before. If an application creates its middleware at the first request and keeps it, then this
+ * happens only once.
  */
 export class PerRequestDetector {
   #isCreationTurn = true;

@@ -25,8 +25,8 @@ export interface HistoryOptions {
   /** Maximum age in ms. @defaultValue none */
   age?: number | undefined;
   /**
-   * Whether the channel is newest-only, for dashboards: a slow client skips to the newest event,
-   * and the skipped events are not reported as a gap.
+   * Whether the channel is newest-only, for dashboards: a stream that is behind skips to the newest
+   * event, and the skipped events are not reported as a gap.
    * @defaultValue `false`
    */
   latest?: boolean | undefined;

@@ -20,8 +20,8 @@ const NODE_SOCKET_WRITE: unknown = Writable.prototype.write;
 
 /**
  * Whether an agent has replaced the `write()` of the socket. Such a method may call the library
- * before it passes a chunk on. The bytes keep their order only if the writer itself makes the
- * write, and queues further bytes meanwhile.
+ * before it passes a chunk on. So the writer itself must make the write, and queue other bytes
+ * meanwhile: otherwise the bytes would not keep their order.
  */
 export function hasReplacedWrite(socket: Socket): boolean {
   // oxlint-disable-next-line typescript/unbound-method -- compared, never called

@@ -398,8 +398,6 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends SendLimit {
   closeFor(reason: CloseReason, options: CloseOptions = {}): this {
     if (this.readyState === 2) return this;
     if (this.readyState === 0 && !this.res.headersSent) this.open();
-    // If the application has closed the stream, all events that were published before are written.
-    // Otherwise the client gets the remaining events from the log when it reconnects.
     this.follower?.flush(reason === 'server' || reason === 'final');
     return this.closeWithoutFlush(reason, options);
   }
@@ -480,7 +478,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends SendLimit {
   }
 
   /**
-   * Writes an event or a comment of the application, unless the client is too slow.
+   * Writes an event or a comment of the application, unless the client is slow.
    * @internal
    */
   private writeDirect(text: string, isEvent: boolean): boolean {
@@ -489,7 +487,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends SendLimit {
     this.follower?.flush();
     if (!this.admitEvents(isEvent ? 1 : 0)) return false;
     this.writeBytes(Buffer.from(text), isEvent ? 1 : 0);
-    return this.readyState === 1 && !this.isAboveMark;
+    return this.readyState === 1 && !this.sendersMustWait;
   }
 
   /** @throws {SseError} `ERR_SSE_ID_TAKEN` on a stream that follows channels @internal */

@@ -94,7 +94,7 @@ export function isWriteWrapped(
   return applicationWriteOf(res, overridden) !== write;
 }
 
-/** @returns `res.write`, without the interception of this library if that is outermost */
+/** @returns `res.write`; if that is the interception of this library, the method below it */
 export function applicationWriteOf(
   res: ServerResponse,
   overridden: OverriddenMethods | undefined,

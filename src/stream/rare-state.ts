@@ -62,7 +62,7 @@ export class RareState {
     this.onDrain();
   }
 
-  /** The stream is not behind any more. */
+  /** No sender must wait any more. */
   onDrain(): void {
     const waiters = this.#drainWaiters;
     this.#drainWaiters = undefined;

@@ -122,8 +122,7 @@ export function requestDrain(
 
 /**
  * Whether Node will emit a `'drain'`, because it has answered `false` to a write. A wrapped
- * `write()` may answer `false` for other reasons. `undefined` if the response does not tell, as
- * some mocks.
+ * `write()` may answer `false` for other reasons. `undefined` for mocks without this property.
  */
 export function needsDrain(
   res: ServerResponse,

@@ -75,7 +75,7 @@ export abstract class ResponseSink extends WriteTotals {
 
   /** The stream has ended: nothing more will be written. Called once. @internal */
   protected abstract onEnded(reason: CloseReason): void;
-  /** Bytes were passed, and the `write()` that took them is about to be left. @internal */
+  /** `write()` has returned. Called before the writer counts as idle. @internal */
   protected abstract onPassed(): void;
   /** The response accepts bytes again. @internal */
   abstract resume(): void;

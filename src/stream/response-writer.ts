@@ -30,7 +30,7 @@ const MAX_WRAPPER_PAUSE_MS = 64;
 const wrapperPauses = new WeakMap<ResponseWriter, number>();
 
 // Writers that are passing their whole queue. If middleware ends the response inside its `write()`,
-// then `passWholeQueue()` is called again for each piece.
+// `passWholeQueue()` is called again, without effect.
 const queuePassers = new Set<ResponseWriter>();
 
 // Writers whose response the application has ended from inside a wrapped `write()`, each with the
@@ -49,13 +49,12 @@ const pendingEnds = new Map<ResponseWriter, Buffer | undefined>();
  * other fields. All other classes use `#` for both.
  */
 export abstract class ResponseWriter extends ResponseSink {
-  // Bytes that were not passed to the response yet; `undefined` unless the client is slow or an
-  // event is large.
+  // Bytes that were not passed to the response yet; `undefined` unless bytes have to wait.
   #queue: WriteQueue | undefined;
 
   /** No more than {@link writeMark} bytes are queued any more. @internal */
   protected abstract onDrain(): void;
-  /** Number of queued bytes above which a sender should wait, if it can. @internal */
+  /** Number of queued bytes above which senders must wait. @internal */
   abstract get writeMark(): number;
 
   /** Bytes that are queued in this process and that the kernel has not accepted yet. */
@@ -85,19 +84,19 @@ export abstract class ResponseWriter extends ResponseSink {
   }
 
   /**
-   * Whether a sender should wait: more bytes are queued than the mark, or the response is
-   * pipelined. The mark is at most `maxBuffered`, so a sender that waits never exceeds that limit.
-   * The head does not count: it is sent at the end of the tick.
+   * Whether senders must wait (see send-limit.ts): more bytes are queued than the mark, or the
+   * response is pipelined. The mark is at most `maxBuffered`, so a sender that waits never exceeds
+   * that limit. The head does not count: it is sent at the end of the tick.
    * @internal
    */
-  protected get isAboveMark(): boolean {
+  protected get sendersMustWait(): boolean {
     return this.bufferedAmount - corkedBytesOf(this) > this.writeMark || this.isPipelined;
   }
 
   /**
-   * Whether no more events of channels should be written now, so that they wait in the log: too
-   * much is queued, or the response is pipelined. Independent of `maxBuffered`, which is a limit
-   * for events that are sent directly.
+   * Whether the stream is behind (see send-limit.ts), so that events of channels wait in the log:
+   * more than 64 KiB are queued, or the response is pipelined. Independent of `maxBuffered`, which
+   * is a limit for events that no log keeps.
    * @internal
    */
   get isBehind(): boolean {
@@ -216,7 +215,7 @@ export abstract class ResponseWriter extends ResponseSink {
    */
   override resume(): void {
     this.pumpQueue();
-    if (this.isAboveMark) {
+    if (this.sendersMustWait) {
       if (this.isAwaitingDrain) this.requestDrain();
       return;
     }
@@ -284,12 +283,20 @@ export abstract class ResponseWriter extends ResponseSink {
   }
 
   /**
-   * Passes queued bytes to the response as long as it accepts more, at most a share for each turn
-   * of the event loop. @internal
+   * Passes queued bytes to the response until the queue is empty or has to wait:
+   *
+   * ```text
+   * a `write()` is running                  until it has returned: its caller continues
+   * the share of this turn is used up       until the next turn of the event loop
+   * `write()` has returned `false`, and     see awaitWrapper(); an empty queue waits, too, so that
+   * a wrapper may hold bytes                further bytes are queued
+   * `write()` has returned `false`, or      see awaitResponse()
+   * the response holds more than 64 KiB
+   * ```
+   * @internal
    */
   protected pumpQueue(): void {
     if (this.isPassingBytes) {
-      // When `write()` has returned, the caller of `passToResponse()` continues with the queue.
       this.noteResumed();
       return;
     }
@@ -299,30 +306,45 @@ export abstract class ResponseWriter extends ResponseSink {
         this.pumpLater(queue);
         return;
       }
-      const hasRoom = this.passToResponse(queue.shift());
-      if (!hasRoom && this.mayHoldBytes) {
+      const isAccepted = this.passToResponse(queue.shift());
+      if (!isAccepted && this.mayHoldBytes) {
         this.awaitWrapper();
         return;
       }
       const isFull = this.bytesInResponse > HIGH_WATER_MARK;
-      if (hasRoom && !isFull) {
-        wrapperPauses.delete(this);
-        continue;
+      if (!isAccepted || isFull) {
+        this.awaitResponse(queue, isFull);
+        break;
       }
-      this.awaitDrain();
-      // A wrapped `write()` has returned `false`, and the response still accepts bytes: the wrapper
-      // may emit a 'drain', or nothing may follow.
-      const mayStayAway = !isFull && needsDrain(this.res, this.socket) === false;
-      if (mayStayAway && this.#queue === queue && !queue.isEmpty) this.pumpAfterPause(queue);
-      break;
+      wrapperPauses.delete(this);
     }
-    if (this.#queue === undefined || !this.#queue.isEmpty) return;
+    if (this.#queue?.isEmpty === true) this.finishQueue();
+  }
+
+  /**
+   * Waits for `'drain'`. If a wrapped `write()` has returned `false` although the response accepts
+   * bytes, the wrapper may emit a `'drain'`, or nothing may follow. So the rest of the queue waits
+   * at most until a pause is over.
+   * @internal
+   */
+  private awaitResponse(queue: WriteQueue, isFull: boolean): void {
+    this.awaitDrain();
+    const mayStayAway = !isFull && needsDrain(this.res, this.socket) === false;
+    if (mayStayAway && this.#queue === queue && !queue.isEmpty) this.pumpAfterPause(queue);
+  }
+
+  /**
+   * Removes the empty queue. Then ends the response of a stream that has ended, or lets the senders
+   * of an open stream continue.
+   * @internal
+   */
+  private finishQueue(): void {
     this.#queue = undefined;
     if (this.readyState === 2) {
       this.endResponse();
-    } else if (this.isAwaitingDrain && !this.isAboveMark) {
-      // A wrapped `write()` may have begun to wait although all bytes were accepted. No 'drain'
-      // follows then.
+    } else if (this.isAwaitingDrain && !this.sendersMustWait) {
+      // Code in a wrapped `write()` may have called `drained()` although the response has accepted
+      // all bytes. No 'drain' follows then.
       this.stopAwaitingDrain();
       this.onDrain();
     }

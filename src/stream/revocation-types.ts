@@ -44,10 +44,10 @@ export interface StreamGuard {
   /** Number of revocations that the middleware had received when it received the request. */
   readonly madeAfter: number;
   /**
-   * Finds a revocation that the middleware in front has received after the request. `undefined` if
-   * no middleware in front has an `identity`.
+   * Finds a revocation that the outer middleware, which is mounted in front, has received after the
+   * request. `undefined` if no middleware in front has an `identity`.
    */
-  readonly findEarlier: ((identity: string) => FoundRevocation) | undefined;
-  /** Resolves when `authorize` has answered. `undefined` while no call of it is due or running. */
+  readonly findInOuter: ((identity: string) => FoundRevocation) | undefined;
+  /** Set while the stream may receive no events: `authorize` is due or runs, or it will end. */
   authorization: Promise<void> | undefined;
 }

@@ -1,4 +1,30 @@
-/** The limit for bytes that are queued: `maxBuffered`, `onSlow`, and the wait of a sender. */
+/**
+ * The limits for a client that reads less than the application sends. The *queued bytes* of a
+ * stream (`bufferedAmount`) are those that this process holds. There are four limits, with one word
+ * each:
+ *
+ * ```text
+ * word       what is measured               limit             what happens
+ * ────────── ────────────────────────────── ───────────────── ──────────────────────────────────
+ * must wait  queued bytes, for a sender     64 KiB, or        `send()` returns `false`;
+ *            that can wait                  `maxBuffered`,    `drained()` and `pipe()` wait
+ *                                           if that is less
+ * slow       queued bytes, for an event     `maxBuffered`     `onSlow`: the stream is destroyed
+ *            that no log keeps: `send()`,                     with the reason 'slow', or the
+ *            channels without history                         event is dropped
+ * behind     queued bytes, for an event     64 KiB            no event of the channels is queued:
+ *            of a channel with history      (no option)       the stream reads the log later
+ * stalled    time in which the client has   `stallTimeout`    the stream is destroyed with the
+ *            read no queued byte                              reason 'stalled'
+ * ```
+ *
+ * - A stream whose response is pipelined must wait and is behind, however little is queued.
+ * - *must wait* and *slow* are tested here, *behind* in `ResponseWriter.isBehind`, *stalled* in
+ *   `StreamMonitor`. `Audience.deliver()` and `writeShared()` ask whether the stream is behind only
+ *   if the socket holds more than 16 KiB: the test of the hot path.
+ * - A consumer (`channels.follow()`) has no stream. It is behind, and reads the log, if its
+ *   `ConsumerBuffer` holds more than 64 KiB.
+ */
 import { diagnostics } from '../common/diagnostics.ts';
 import { GzipBody } from '../protocol/gzip-body.ts';
 import { RareState } from './rare-state.ts';
@@ -7,8 +33,8 @@ import type { StreamSettings } from './stream-options.ts';
 import { HIGH_WATER_MARK } from './write-queue.ts';
 
 /**
- * The base class of `EventStream`: limits the bytes that are queued for a slow client. Also has the
- * fields that only few streams need, among them the number of dropped events.
+ * The base class of `EventStream`: limits the queued bytes. Also has the fields that only few
+ * streams need, among them the number of dropped events.
  */
 export abstract class SendLimit extends ResponseLifecycle {
   // Made when it is first used. Most streams do not have one.
@@ -30,7 +56,7 @@ export abstract class SendLimit extends ResponseLifecycle {
 
   /** Whether `drained()` has something to wait for. @internal */
   get mustWait(): boolean {
-    return this.readyState === 1 && this.isAboveMark;
+    return this.readyState === 1 && this.sendersMustWait;
   }
 
   /** Queued bytes beyond which `send()` returns `false`. @internal */
@@ -49,8 +75,8 @@ export abstract class SendLimit extends ResponseLifecycle {
   }
 
   /**
-   * Applies `maxBuffered` before events or a comment are written. If too much is queued, the events
-   * are dropped: {@link dropEvents}. The first event of a stream always fits.
+   * Tests whether the client is slow, before events or a comment are written. If it is slow, the
+   * events are dropped: {@link dropEvents}. The first event of a stream always fits.
    * @param events number of events; 0 for a comment
    * @returns whether the bytes may be written
    * @internal
@@ -65,12 +91,12 @@ export abstract class SendLimit extends ResponseLifecycle {
     return false;
   }
 
-  /** Counts events as dropped that are not dropped because of a slow client. @internal */
+  /** Counts events as dropped, without applying `onSlow`. @internal */
   countDropped(events: number): void {
     this.rareState().droppedEvents += events;
   }
 
-  /** Counts events as dropped and applies `onSlow`. @internal */
+  /** Counts events as dropped for a slow client, and applies `onSlow`. @internal */
   dropEvents(events: number): void {
     const { onSlow } = this.settings;
     this.countDropped(events);

@@ -24,7 +24,7 @@ export interface MonitoredStream extends IndexedListMember {
   readonly readyState: 0 | 1 | 2;
   /** Bytes that are queued in this process. */
   readonly bufferedAmount: number;
-  /** Bytes that the kernel has accepted. */
+  /** As `ResponseSink.bytesFlushed`. */
   readonly bytesFlushed: number;
   /** When the monitor first noticed that nothing more was written; a write sets 0. */
   idleSince: number;
@@ -47,8 +47,8 @@ export interface MonitoredStream extends IndexedListMember {
   onError(error: unknown): void;
 }
 
-/** The state that the monitor keeps for a stream with queued bytes. */
-interface StreamWithQueue {
+/** The reading of a client for which bytes are queued. */
+interface ReadProgress {
   /**
    * When this `bytesFlushed` was first noticed, in ms of {@link StreamMonitor.#runMs}.
    */
@@ -75,7 +75,7 @@ export class StreamMonitor {
   readonly #sweepIntervalMs: number;
   readonly #streams = new IndexedList<MonitoredStream>();
   // The streams with queued bytes.
-  readonly #blocked = new Map<MonitoredStream, StreamWithQueue>();
+  readonly #progress = new Map<MonitoredStream, ReadProgress>();
   // When each stream expires; empty without `maxLifetime`.
   readonly #deadlines = new Map<MonitoredStream, number>();
   #timer: NodeJS.Timeout | undefined;
@@ -127,7 +127,7 @@ export class StreamMonitor {
   /** @returns whether the stream was monitored */
   delete(stream: MonitoredStream): boolean {
     if (!this.#streams.delete(stream)) return false;
-    this.#blocked.delete(stream);
+    this.#progress.delete(stream);
     this.#deadlines.delete(stream);
     if (this.#streams.members.length > 0) return true;
     clearInterval(this.#timer);
@@ -167,24 +167,23 @@ export class StreamMonitor {
         stream.onError(error);
       }
     }
-    // Not `unref()`: if only unref'd immediates were left, the event loop would wait for other
-    // events.
+    // Not `unref()`: the event loop would not run the immediate by itself.
     if (this.#nextIndex >= 0) setImmediate(() => this.#sweep());
   }
 
   #check(stream: MonitoredStream, now: number): void {
-    const isBlocked = stream.bufferedAmount > 0;
-    const hasMissedTick = this.#blocked.get(stream)?.hasMissedTick === true;
+    const hasQueued = stream.bufferedAmount > 0;
+    const hasMissedTick = this.#progress.get(stream)?.hasMissedTick === true;
     stream.checkDrain();
     // The call may have closed a wrapped response.
     if (!this.#streams.has(stream)) return;
-    if (!isBlocked) {
-      this.#blocked.delete(stream);
+    if (!hasQueued) {
+      this.#progress.delete(stream);
     } else if (this.#checkProgress(stream)) {
       stream.destroyFor('stalled');
       return;
     }
-    if (stream.readyState === 1) this.#checkTimes(stream, now, isBlocked, hasMissedTick);
+    if (stream.readyState === 1) this.#checkTimes(stream, now, hasQueued, hasMissedTick);
   }
 
   /** Notes how much was flushed. @returns whether the client has read nothing for too long */
@@ -192,9 +191,9 @@ export class StreamMonitor {
     const { bytesFlushed } = stream;
     // Not the queue of the stream: a wrapped `write()` may take its bytes and pass none of them on.
     const bytesInResponse = stream.res.writableLength || 0;
-    let blocked = this.#blocked.get(stream);
-    if (blocked === undefined) {
-      blocked = {
+    let progress = this.#progress.get(stream);
+    if (progress === undefined) {
+      progress = {
         since: this.#runMs,
         bytesFlushed,
         bytesInResponse,
@@ -202,32 +201,32 @@ export class StreamMonitor {
         hasFlushed: false,
         hasMissedTick: false,
       };
-      this.#blocked.set(stream, blocked);
+      this.#progress.set(stream, progress);
     }
     const hasProgress =
-      blocked.hasFlushed ||
-      bytesFlushed > blocked.bytesFlushed ||
-      bytesInResponse < blocked.bytesInResponse;
-    blocked.hasFlushed = false;
-    blocked.bytesInResponse = bytesInResponse;
+      progress.hasFlushed ||
+      bytesFlushed > progress.bytesFlushed ||
+      bytesInResponse < progress.bytesInResponse;
+    progress.hasFlushed = false;
+    progress.bytesInResponse = bytesInResponse;
     if (hasProgress) {
-      blocked.since = this.#runMs;
-      blocked.bytesFlushed = bytesFlushed;
+      progress.since = this.#runMs;
+      progress.bytesFlushed = bytesFlushed;
       return false;
     }
-    this.#requestFlush(stream, blocked);
-    return this.#runMs - blocked.since >= this.#stallTimeoutMs;
+    this.#requestFlush(stream, progress);
+    return this.#runMs - progress.since >= this.#stallTimeoutMs;
   }
 
   /**
    * Over HTTP/2, an application that writes itself may have added as many bytes as were flushed
    * since the last check. Then the numbers do not show the progress, so the stream calls back.
    */
-  #requestFlush(stream: MonitoredStream, blocked: StreamWithQueue): void {
-    if (blocked.isFlushRequested) return;
-    blocked.isFlushRequested = stream.requestFlush(() => {
-      blocked.isFlushRequested = false;
-      blocked.hasFlushed = true;
+  #requestFlush(stream: MonitoredStream, progress: ReadProgress): void {
+    if (progress.isFlushRequested) return;
+    progress.isFlushRequested = stream.requestFlush(() => {
+      progress.isFlushRequested = false;
+      progress.hasFlushed = true;
     });
   }
 
@@ -235,16 +234,16 @@ export class StreamMonitor {
   #checkTimes(
     stream: MonitoredStream,
     now: number,
-    isBlocked: boolean,
+    hasQueued: boolean,
     hasMissedTick: boolean,
   ): void {
     if (now >= (this.#deadlines.get(stream) ?? Infinity)) {
       stream.onExpired();
       return;
     }
-    if ((this.#isTickDue || hasMissedTick) && !isBlocked) stream.onTick();
-    else if (this.#isTickDue) (this.#blocked.get(stream) as StreamWithQueue).hasMissedTick = true;
+    if ((this.#isTickDue || hasMissedTick) && !hasQueued) stream.onTick();
+    else if (this.#isTickDue) (this.#progress.get(stream) as ReadProgress).hasMissedTick = true;
     if (stream.idleSince === 0) stream.idleSince = now;
-    else if (!isBlocked && now - stream.idleSince >= this.#heartbeatMs) stream.onIdle();
+    else if (!hasQueued && now - stream.idleSince >= this.#heartbeatMs) stream.onIdle();
   }
 }

@@ -87,8 +87,7 @@ export interface Follower {
    * Writes events that were published and not yet written to the stream: the frame that is being
    * delivered, and one more frame of at most 64 KiB. If more events are pending, the stream reads
    * them from the log later.
-   * @param isAll writes all pending events, because the application closes the stream, or changes
-   * its subscriptions
+   * @param isAll whether all pending events are written, of any size
    * @defaultValue `false`
    */
   flush(isAll?: boolean): void;

@@ -1,12 +1,12 @@
 /**
- * The queue of bytes that were not passed to a response yet: events of a slow client, or the rest
- * of a large event.
+ * The queue of bytes that were not passed to a response yet, because the response holds enough
+ * bytes, or because the rest of a large event has to wait.
  */
 
 /** Maximum bytes of one write, so that the progress within a large event can be noticed. */
 export const CHUNK_BYTES = 16_384;
 
-/** Queued bytes beyond which a stream counts as behind. */
+/** Queued bytes beyond which a stream is behind, and a sender must wait: see send-limit.ts. */
 export const HIGH_WATER_MARK = 65_536;
 
 // Maximum bytes that one queue passes on in one turn of the event loop (its share of the turn), so
@@ -33,7 +33,7 @@ function countTurn(): number {
   return turn;
 }
 
-/** A queue of bytes. One exists for each stream that is corked, slow or sends a large event. */
+/** A queue of bytes. A stream has one while it has bytes that its response does not take yet. */
 export class WriteQueue {
   /** Number of queued bytes. */
   size = 0;
@@ -78,7 +78,7 @@ export class WriteQueue {
   }
 
   /**
-   * Calls back once for all calls until then.
+   * Calls back once, also after several calls.
    * @param pauseMs time in ms. @defaultValue until the next turn of the event loop
    */
   defer(callback: () => void, pauseMs?: number): void {

@@ -33,7 +33,7 @@ export abstract class WriteTotals {
     return this.#bytes + (this.follower?.groupProgress?.bytes ?? 0);
   }
 
-  /** Events passed to the response. @internal */
+  /** Events written or queued. @internal */
   get eventsWritten(): number {
     return this.#events + (this.follower?.groupProgress?.events ?? 0);
   }

@@ -1,7 +1,8 @@
 /** The broker contract as checks that any test runner can run. */
 import type { Broker } from '../index.ts';
-import { CHECKS, SHARED_CHECKS } from './broker-checks.ts';
+import { CHECKS } from './broker-checks.ts';
 import { Nodes } from './broker-node.ts';
+import { SHARED_CHECKS } from './shared-broker-checks.ts';
 
 /** A check of one guarantee of the contract. */
 export interface BrokerCheck {

@@ -152,3 +152,8 @@ export class Node implements Receiver {
 export function dataOf(entries: readonly LogEntry[]): string[] {
   return entries.map((entry) => entry.data);
 }
+
+/** @returns `'0'`, `'1'`, … */
+export function numbers(count: number): string[] {
+  return Array.from({ length: count }, (_, index) => `${index}`);
+}

@@ -169,13 +169,23 @@ class Node {
     for (const channel of this.#state.keys()) {
       this.#state.set(channel, 'known');
       const entries = this.#log.entries(channel, this.cache.newest(channel) ?? Infinity);
-      this.cache.updateChannel(
-        channel,
-        this.#log.state(channel),
-        isWhole ? entries : entries.slice(0, 1),
-        isWhole,
-        this.#log.head,
-      );
+      const answer = {
+        ...this.#log.state(channel),
+        bytes: 0,
+        length: 0,
+        entries: isWhole ? entries : entries.slice(0, 1),
+        hasMore: !isWhole,
+        last: 0,
+      };
+      const snapshot = {
+        epoch: EPOCH,
+        head: this.#log.head,
+        at: performance.now(),
+        discontinuities: { origin: 0, jumps: [] },
+        pageEnd: Infinity,
+        channels: [answer],
+      };
+      this.cache.update([channel], snapshot, this.#log.head, true);
     }
     this.tracker.reset(EPOCH, this.#log.head);
     this.#log.said.length = 0;

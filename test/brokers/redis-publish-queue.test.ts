@@ -1,7 +1,8 @@
 /** The result of each publish, if several publishes went to Redis in one call. */
 import { expect, test } from 'vitest';
 import type { Publication, SseError } from '../../src/index.ts';
-import type { AppendResult, LogClient } from '../../src/brokers/redis/log-client.ts';
+import type { AppendResult } from '../../src/brokers/redis/append-format.ts';
+import type { LogClient } from '../../src/brokers/redis/log-client.ts';
 import { PublishQueue } from '../../src/brokers/redis/publish-queue.ts';
 import { ownConnection } from '../../src/brokers/redis/redis-connection.ts';
 import { RedisBroker } from '../../src/brokers/redis/redis-broker.ts';
@@ -20,6 +21,7 @@ test('each publish of a call has its own result when the header of the call was 
     epoch: 'e',
     head: 5,
     headerProblem: 'NOPERM no permissions to access one of the channels',
+    warning: '',
     results: [
       { id: 'e.1' },
       { problem: 'OOM command not allowed', isDeliveryUnknown: false },

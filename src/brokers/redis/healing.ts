@@ -219,19 +219,19 @@ export class HealingAttempt {
     snapshot: LogSnapshot,
     head: number,
   ): { events: number; unread: ChannelQuery[] } {
-    // The answer has no events: there are no newer events, the link carries none at present, or the
-    // timeout of the round has passed.
-    const isLast = !snapshot.channels.some(({ last }) => last > 0);
-    const channels = queries.map(({ channel }) => channel);
     const { log } = this.#context;
-    const events = log.update(channels, snapshot, head, isLast);
-    if (isLast) return { events, unread: [] };
+    const channels = queries.map(({ channel }) => channel);
+    // An answer without events is the last one, because a further answer would have none either:
+    // there are no newer events, no bytes were granted, or the timeout of the round has passed.
+    const hasEvents = snapshot.channels.some(({ last }) => last > 0);
+    const events = log.update(channels, snapshot, head, !hasEvents);
+    if (!hasEvents) return { events, unread: [] };
     const unread = queries.flatMap(({ channel, after }, index) => {
       const { hasMore, last, newest } = snapshot.channels[index] as ChannelSnapshot;
-      // If the answer did not continue the cached events, the cache now has no events of the
-      // channel and starts at its newest offset. Older events must not be added.
-      const isReplaced = (log.cache.newest(channel) ?? head) >= Math.min(newest, head);
-      return hasMore && !isReplaced ? [{ channel, after: Math.max(after ?? 0, last) }] : [];
+      // If the answer did not continue the cached events, the update has emptied the cache of the
+      // channel, and the cache is at the end of the channel now. No older events may be added.
+      const isAtEnd = (log.cache.newest(channel) ?? head) >= Math.min(newest, head);
+      return hasMore && !isAtEnd ? [{ channel, after: Math.max(after ?? 0, last) }] : [];
     });
     return { events, unread };
   }

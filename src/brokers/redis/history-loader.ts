@@ -37,7 +37,7 @@ export class HistoryLoader {
   readonly #tracker: SequenceTracker;
   readonly #conditions: ConditionQueue;
   readonly #queries: SharedQueries;
-  readonly #inUseMs: number;
+  readonly #oversizedMs: number;
   // Pending loads, by channel. One load has several channels.
   readonly #loads = new Map<string, Promise<void>>();
   // Bytes of the pending loads, for which the cache has made room.
@@ -46,20 +46,22 @@ export class HistoryLoader {
   // loaded again; the oldest first.
   readonly #oversizedUntil = new Map<string, number>();
 
-  /** @param inUseMs time in ms for which channels that do not fit into the cache are not loaded */
+  /**
+   * @param oversizedMs time in ms for which channels that do not fit into the cache are not loaded
+   */
   constructor(
     client: LogClient,
     { cache, tracker }: LocalLog,
     conditions: ConditionQueue,
     queries: SharedQueries,
-    inUseMs: number,
+    oversizedMs: number,
   ) {
     this.#client = client;
     this.#cache = cache;
     this.#tracker = tracker;
     this.#conditions = conditions;
     this.#queries = queries;
-    this.#inUseMs = inUseMs;
+    this.#oversizedMs = oversizedMs;
   }
 
   /**
@@ -159,13 +161,18 @@ export class HistoryLoader {
       if (until > now && this.#oversizedUntil.size < MAX_OVERSIZED_SETS) break;
       this.#oversizedUntil.delete(name);
     }
-    this.#oversizedUntil.set(setName, now + this.#inUseMs);
+    this.#oversizedUntil.set(setName, now + this.#oversizedMs);
   }
 }
 
 /** @returns how many of the loads have about this number of bytes together; at least 1 */
 function countForAnswer(loads: readonly ChannelLoad[], maxBytes: number): number {
   let bytes = 0;
-  const count = loads.findIndex((load) => (bytes += load.bytes) > maxBytes);
-  return count === -1 ? loads.length : Math.max(count, 1);
+  let count = 0;
+  for (const load of loads) {
+    bytes += load.bytes;
+    if (count > 0 && bytes > maxBytes) break;
+    count++;
+  }
+  return count;
 }

@@ -19,7 +19,8 @@ import { randomBytes } from 'node:crypto';
 import { diagnostics } from '../../common/diagnostics.ts';
 import type { HistoryLimits } from '../../log/log.ts';
 import type { Lease } from '../broker.ts';
-import { formatLimits, type LogClient } from './log-client.ts';
+import { formatLimits } from './append-format.ts';
+import type { LogClient } from './log-client.ts';
 
 // Number of channels that one call of the script ends.
 const MAX_ENDED = 100;

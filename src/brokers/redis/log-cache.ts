@@ -8,13 +8,8 @@
  *       in Redis       │  Redis only        │  without a hole
  *                      └── loadable ────────┘
  */
-import {
-  ChannelLog,
-  mergeLogs,
-  type HistoryLimits,
-  type TimedEntry,
-  type LogRead,
-} from '../../log/log.ts';
+import { ChannelLog, type HistoryLimits, type TimedEntry, type LogRead } from '../../log/log.ts';
+import { mergeLogs } from '../../log/merge.ts';
 import type { LogEntry } from '../../log/log-entry.ts';
 import {
   lostOffset,
@@ -139,35 +134,28 @@ export class LogCache {
       if (lostOffset(snapshot.discontinuities, this.newest(channel) ?? head) > 0) {
         this.remove(channel);
       }
-      this.updateChannel(channel, state, state.entries, !state.hasMore || !isLast, head);
+      this.#updateChannel(channel, state, head, isLast);
       events += state.entries.length;
     }
     return events;
   }
 
   /**
-   * Updates one channel, as {@link update} does.
-   * @param entries the events after {@link newest}
-   * @param willHaveNoHole `false` if events after {@link newest} will stay missing: the cached
-   * events are then removed, because the cache must not have a hole
+   * Adds the events of an answer to the cached events of a channel, if they continue them.
+   * Otherwise the channel begins anew, without events: a cache with a hole would not be noticed.
    */
-  updateChannel(
-    channel: string,
-    state: StoredChannel,
-    entries: readonly TimedEntry[],
-    willHaveNoHole: boolean,
-    head: number,
-  ): void {
-    const newest = this.newest(channel);
+  #updateChannel(channel: string, state: ChannelSnapshot, head: number, isLast: boolean): void {
     const cached = this.#channels.get(channel);
-    const newestKnown = Math.min(state.newest, head);
-    if (cached === undefined || newest === undefined || newestKnown < newest || !willHaveNoHole) {
-      this.#replace(channel, state, newestKnown);
+    const cachedUpTo = this.newest(channel) ?? 0;
+    const end = Math.min(state.newest, head);
+    const hasHole = state.hasMore && isLast;
+    if (cached === undefined || cachedUpTo > end || hasHole) {
+      this.#replace(channel, state, end);
       return;
     }
     cached.isEnded = state.isEnded;
     this.#dropLost(cached, state.trimmed);
-    for (const { entry, appendedAt } of entries) {
+    for (const { entry, appendedAt } of state.entries) {
       if (entry.offset > state.trimmed) this.#push(cached, entry, appendedAt, state.limits);
     }
     this.#evict();

@@ -36,7 +36,7 @@ export class LogCheck {
   // Other logs that existed while Redis had the log of this node. Names are random, so these logs
   // do not replace the log of this node later.
   readonly #foreign = new Set<string>();
-  // Resolved when a header of a log has arrived that the pending or last query does not explain.
+  // Resolved by a header of a log that is in neither set.
   #newcomer = deferred();
 
   /** @param closed aborted when the node is closed */
@@ -58,8 +58,8 @@ export class LogCheck {
   }
 
   /**
-   * Called with each header of another log. However many such headers arrive, there is one query in
-   * each pause, and one for each other log. Never rejects.
+   * Called with each header of another log. Makes one query in each pause, and one for each other
+   * log, for any number of headers. Never rejects.
    * @param otherEpoch the log of the header
    */
   async run(otherEpoch: string): Promise<void> {

@@ -10,49 +10,22 @@
 import { randomBytes } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import { withLimits } from '../../common/async.ts';
-import type { HistoryLimits } from '../../log/log.ts';
-import { entrySize } from '../../log/log-entry.ts';
 import type { Cursor } from '../../protocol/cursor.ts';
 import type { LogBounds, Publication } from '../broker.ts';
+import {
+  END_SIZE,
+  parseAppendAnswer,
+  streamKey,
+  toAppendItem,
+  type AppendItem,
+  type AppendResult,
+} from './append-format.ts';
 import { parseSnapshot, type ChannelQuery, type LogSnapshot } from './log-snapshot.ts';
-import { formatBody } from './message-format.ts';
 import type { RedisConnection } from './redis-connection.ts';
 import { refusedError, toBrokerError } from './redis-errors.ts';
 import { script } from './script.ts';
 import { Topics } from './topics.ts';
 import { MIN_BYTES, TransferLimit, type TransferShare } from './transfer-limit.ts';
-
-/**
- * Result of one publication: its event id; or, if the channel had ended before, the id of that end;
- * or the reason why the publication was not accepted.
- */
-export type PublishResult =
-  | { readonly id: string }
-  | { readonly firstEnd: string }
-  | { readonly problem: string; readonly isDeliveryUnknown: boolean };
-
-/** Result of an append. */
-export interface AppendResult {
-  readonly epoch: string;
-  readonly head: number;
-  /** The reason why no header could be sent to the nodes; `''` if the header was sent. */
-  readonly headerProblem: string;
-  /** In the order of the publications. */
-  readonly results: readonly PublishResult[];
-}
-
-/** A publication in the form that the script takes. */
-export interface AppendItem {
-  readonly keys: readonly string[];
-  readonly args: readonly string[];
-  /** Bytes of the event. */
-  readonly bytes: number;
-  /** Number of entries, each of which takes an offset. */
-  readonly entries: number;
-  readonly channel: string;
-  /** Whether the publication does nothing but end the channel. */
-  readonly isOnlyEnd: boolean;
-}
 
 // Maximum bytes of events of one channel in one answer.
 const MAX_CHANNEL_BYTES = 1_048_576;
@@ -90,17 +63,10 @@ const NO_TRANSFER: WantedTransfer = { wanted: 0, least: 0 };
 // that sends the command again by itself.
 const REPEATABLE_MS = 5_000;
 
-// The place in the log that is assumed when the size of an event is computed. The offset is not
-// known yet. An offset of ten digits is assumed, so that the size does not depend on the place.
-const ASSUMED_PLACE = { epoch: 'epoch_of', offset: 1_000_000_000 };
-
-// The size of the end of a channel.
-const END_SIZE = entrySize({ ...ASSUMED_PLACE, data: '', isEnd: true });
-
 // Pause in ms before a command is sent again to a Cluster that is moving the keys to another shard.
 const TRY_AGAIN_MS = 25;
 
-/** Calls the script. Every method rejects with an `SseError` whose code is `ERR_SSE_BROKER`. */
+/** Calls the script. Calls reject with an `SseError` whose code is `ERR_SSE_BROKER`. */
 export class LogClient {
   readonly #connection: RedisConnection;
   readonly #base: string;
@@ -209,7 +175,7 @@ export class LogClient {
     transfer: WantedTransfer,
     toArgs: (bytes: number) => readonly string[],
   ): Promise<LogSnapshot> {
-    const keys = channels.map((channel) => this.#streamKey(channel));
+    const keys = channels.map((channel) => streamKey(this.#base, channel));
     const answer = await this.#withTimeout(transfer, (signal, bytes) =>
       this.#call(operation, nonce, keys, toArgs(bytes), signal),
     );
@@ -232,14 +198,11 @@ export class LogClient {
     const args = [repeatableMs, ...items.flatMap((item) => item.args)];
     try {
       const answer = await this.#call('append', repeatKey, keys, args, signal);
-      const [epoch, head, headerProblem, warning, ...results] = answer as [
-        ...[string, string, string, string],
-        ...string[],
-      ];
-      if (warning !== '') {
-        this.#onProblem(`the limits of the history cannot be enforced: ${warning}`);
+      const result = parseAppendAnswer(answer);
+      if (result.warning !== '') {
+        this.#onProblem(`the limits of the history cannot be enforced: ${result.warning}`);
       }
-      return { epoch, head: Number(head), headerProblem, results: results.map(parseResult) };
+      return result;
     } catch (error) {
       throw toBrokerError(error);
     }
@@ -251,7 +214,7 @@ export class LogClient {
    */
   async clear(channel: string): Promise<Cursor & { trimmed: number }> {
     const answer = await this.#withTimeout(NO_TRANSFER, (signal) =>
-      this.#call('clear', '', [this.#streamKey(channel)], [channel], signal),
+      this.#call('clear', '', [streamKey(this.#base, channel)], [channel], signal),
     );
     const [epoch, head, trimmed] = answer as [string, string, string];
     return { epoch, offset: Number(head), trimmed: Number(trimmed) };
@@ -283,31 +246,9 @@ export class LogClient {
     };
   }
 
-  /**
-   * Converts a publication to the form that the script takes.
-   * @param owner names this node if it holds the channel; otherwise empty
-   */
+  /** As {@link toAppendItem}. */
   toAppendItem(publication: Publication, owner: string): AppendItem {
-    const { channel, event, data, retry, meta, key = '', isEnd = false, history } = publication;
-    const body = data === undefined ? '' : formatBody(event, data, retry, meta);
-    const bytes = Buffer.byteLength(body);
-    const keys = key === '' ? [] : [`${this.#base}:k:${channel}\n${key}`];
-    const entries = (data === undefined ? 0 : 1) + (isEnd ? 1 : 0);
-    const item = { keys, bytes, entries, channel, isOnlyEnd: data === undefined };
-    if (history === false) {
-      return { ...item, args: [channel, key, body, '0', '', '', '', '', '', ''] };
-    }
-    keys.unshift(this.#streamKey(channel));
-    // The size of the entry in the memory of a node.
-    const size = entrySize({ ...ASSUMED_PLACE, event, data: data ?? '', retry, meta });
-    const endSize = isEnd ? `${END_SIZE}` : '';
-    const args = [channel, key, body, `${size}`, ...formatLimits(history), endSize, owner];
-    return { ...item, args };
-  }
-
-  /** @returns the key of the stream with the events of a channel */
-  #streamKey(channel: string): string {
-    return `${this.#base}:s:${channel}`;
+    return toAppendItem(publication, owner, this.#base);
   }
 
   /**
@@ -407,11 +348,6 @@ export class LogClient {
   }
 }
 
-/** @returns the limits of a history as the script takes them: events, bytes, age and latest */
-export function formatLimits({ events, bytes, age, latest }: HistoryLimits): string[] {
-  return [...[events, bytes, age === Infinity ? 0 : age].map(String), latest ? '1' : '0'];
-}
-
 /** Estimates the bytes of events in an answer. */
 function estimateSize(answer: readonly unknown[]): number {
   let characters = 0;
@@ -420,11 +356,4 @@ function estimateSize(answer: readonly unknown[]): number {
     for (const value of part) characters += String(value).length;
   }
   return characters;
-}
-
-/** Parses the result of one publication; see log.lua. */
-function parseResult(result: string): PublishResult {
-  if (result.startsWith('=')) return { id: result.slice(1) };
-  if (result.startsWith('~')) return { firstEnd: result.slice(1) };
-  return { problem: result.slice(1), isDeliveryUnknown: result.startsWith('?') };
 }

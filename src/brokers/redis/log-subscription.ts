@@ -272,7 +272,7 @@ export class LogSubscription implements ChannelSubscriberHost {
       await attempt.step(connection.connect());
       await attempt.step(connection.subscribeHeaders());
     } catch (error) {
-      // Otherwise the next attempt would use this connection, which has not subscribed.
+      // The connection has not subscribed, so the next attempt must not use it.
       if (this.#connection === connection) this.#disconnect();
       throw error;
     }

@@ -125,33 +125,39 @@ export class PageReader {
     count: number,
     signal: AbortSignal,
   ): Promise<readonly number[]> {
-    let newest = new Map<string, number[]>();
-    let epoch: string | undefined;
-    for (let after = 0; ;) {
-      const { entries, complete, position } = await this.read(channels, after, PAGE_BYTES, signal);
-      if (position.epoch !== epoch) {
-        // Another log has replaced the log.
-        newest = new Map(channels.map((channel) => [channel, []]));
-        if (epoch !== undefined && after > 0) {
-          epoch = undefined;
-          after = 0;
-          continue;
-        }
-        epoch = position.epoch;
-      }
-      for (const { channel, offset, isEnd } of entries) {
-        const offsets = newest.get(channel);
-        if (isEnd || offsets === undefined) continue;
-        offsets.push(offset);
-        if (offsets.length > count + 1) offsets.shift();
-      }
-      if (complete) break;
-      after = (entries.at(-1) as LogEntry).offset;
-    }
+    let newest: ReadonlyMap<string, readonly number[]> | undefined;
+    while (newest === undefined) newest = await this.#readNewest(channels, count + 1, signal);
     return channels.map((channel) => {
       const offsets = newest.get(channel) ?? [];
       return offsets.length > count ? (offsets[0] as number) : 0;
     });
+  }
+
+  /**
+   * Reads the log from its beginning.
+   * @returns for each channel, the offsets of its newest `most` events; `undefined` if another log
+   * has replaced the log between two pages
+   */
+  async #readNewest(
+    channels: readonly string[],
+    most: number,
+    signal: AbortSignal,
+  ): Promise<ReadonlyMap<string, readonly number[]> | undefined> {
+    const newest = new Map<string, number[]>(channels.map((channel) => [channel, []]));
+    let epoch: string | undefined;
+    for (let after = 0; ;) {
+      const { entries, complete, position } = await this.read(channels, after, PAGE_BYTES, signal);
+      epoch ??= position.epoch;
+      if (position.epoch !== epoch) return undefined;
+      for (const { channel, offset, isEnd } of entries) {
+        const offsets = newest.get(channel);
+        if (isEnd || offsets === undefined) continue;
+        offsets.push(offset);
+        if (offsets.length > most) offsets.shift();
+      }
+      if (complete) return newest;
+      after = (entries.at(-1) as LogEntry).offset;
+    }
   }
 
   /** Queries Redis for a page. @returns `undefined` if the caller has to try again */

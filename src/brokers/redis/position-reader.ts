@@ -95,8 +95,8 @@ export class PositionReader {
   }
 
   /**
-   * @returns the offset that this node has to reach after the append. If the node has read the log
-   * since, it has read the events, or the log has gone back and has lost them
+   * @returns the offset that this node has to reach after the append; 0 if the node has read the
+   * log since: then it has the events, or the log has gone back and has lost them
    */
   #awaitedOffset(appended: LastAppend): number {
     return appended.reads < this.#tracker.reads ? 0 : this.#offsetOf(appended);

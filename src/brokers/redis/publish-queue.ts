@@ -15,7 +15,8 @@ import { SseError } from '../../common/errors.ts';
 import { formatCursor } from '../../protocol/cursor.ts';
 import type { Publication } from '../broker.ts';
 import { endedError } from '../errors.ts';
-import type { AppendItem, AppendResult, LogClient, PublishResult } from './log-client.ts';
+import type { AppendItem, AppendResult, PublishResult } from './append-format.ts';
+import type { LogClient } from './log-client.ts';
 import { refusedError } from './redis-errors.ts';
 
 // Limits of one call of the script. During the call, Redis does nothing else.
@@ -200,15 +201,24 @@ function settleAll(batch: readonly QueuedPublish[], answer: AppendResult): void 
 }
 
 /**
- * @returns the ids that this append has assigned, without the ids of earlier publishes with the
- * same key. The assigned offsets are consecutive, and the last of them is the head. A publish whose
- * delivery is unknown has used its offsets, too
+ * Finds the ids that this append has assigned. The results of publications that were published
+ * before, with the same key, have the earlier ids.
+ *
+ * The offsets that an append assigns are consecutive, and the last one is the head. So the results
+ * are read from the last to the first:
+ *
+ * ```text
+ * results     a '=e.98'    b '=e.41'           c '=e.99'    d problem, delivery unknown
+ * offset      98 new       98 earlier, key     99 new       100 = head, may have been used
+ * ```
  */
 function newIds(items: readonly AppendItem[], { epoch, head, results }: AppendResult): Set<string> {
   const ids = new Set<string>();
+  // The highest offset that the current publication can have, if its id is new.
   let offset = head;
-  for (const [index, { entries }] of [...items.entries()].toReversed()) {
+  for (let index = items.length - 1; index >= 0; index--) {
     const result = results[index];
+    const { entries } = items[index] as AppendItem;
     if (result === undefined || 'firstEnd' in result) continue;
     if ('problem' in result) {
       if (result.isDeliveryUnknown) offset -= entries;

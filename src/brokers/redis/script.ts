@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: 'b838c37c8d73a8bd943156e5729ef9d9b808ec40',
+  sha: 'e8bf725de58f742bcb45edd73f4958f609c4a0e5',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -28,8 +28,9 @@ export const script: {
 --   {prefix}:s:<channel>             stream: the events that are kept, with the ids \`<offset>-0\`
 --   {prefix}:k:<channel>\\n<key>      string: the event id that was published with this key
 --   {prefix}:b:<random>              string: the answer to a call that the client may send again
---   {prefix}:leases                  sorted set: the channels that a process holds while it publishes
---                                    to them, with the time in ms at which the lease runs out
+--   {prefix}:leases                  sorted set: the channels that a process holds while it
+--                                    publishes to them, with the time in ms at which the lease runs
+--                                    out
 --   {prefix}:limits                  hash: the lease of each channel, \`<time at which it runs
 --                                    out>:<whether the channel was cleared since the last
 --                                    renewal>:<limits of its history: events, bytes, age,
@@ -61,21 +62,20 @@ export const script: {
 -- the name of a new log), the server and the time. Redis may go back twice to the same snapshot,
 -- which does not contain the first jump. With a constant length, the same ids would be used again.
 --
---   offsets   ──── from ─────────── B ── head ──────────── A ───────▶   or   A ── B ── head
+-- For example, the first jump has led to A. Redis has gone back to \`from\`, and the second jump has
+-- led to B. A reader R that has received an event after A is at one of three places:
 --
--- For example, the first jump has led to A, and the second jump to B. A reader that has received an
--- event after A is at one of three places:
---
--- - Below B: the reader is inside the second jump, which is recorded. It gets a gap, however far
---   the log continues.
--- - Above the head: the reader gets a gap at once. If the reader is on a node, the node passes its
---   offset to the script (ARGV[6]), and the log jumps beyond that offset.
--- - Between B and the head: the reader would get no gap. After n events since the second jump, the
---   probability is n / 2^44.
+--   ── from ┄┄┄┄┄┄┄ A ── R ┄┄┄ B ── head     R is inside the second jump, which is recorded: it
+--                                            gets a gap, however far the log continues.
+--   ── from ┄┄┄┄┄┄┄ B ── head ┄┄┄ A ── R     R gets a gap at once. If R is on a node, the node
+--                                            passes its offset to the script (ARGV[6]), and the
+--                                            log jumps beyond that offset.
+--   ── from ┄┄┄┄┄┄┄ B ── A ── R ── head      R would get no gap. After n events since the second
+--                                            jump, the probability of this case is n / 2^44.
 --
 -- If the log got a new epoch instead of a jump, then every reader would have a gap at each restart
 -- of Redis, even if no event is lost: the script cannot see whether a server has lost events. If a
--- jump would exceed LAST (after about a thousand jumps), a new log with another epoch is created.
+-- jump would exceed MAX_OFFSET (after about a thousand jumps), the log gets a new epoch after all.
 --
 -- Redis may refuse a write (maxmemory, a replica, MISCONF, min-replicas-to-write, an ACL):
 --
@@ -113,15 +113,15 @@ local topics = ARGV[10]
 local key = KEYS[1]
 -- Minimum length of a jump of the offset; the highest offset to which the log jumps, so that later
 -- offsets stay below 2^53, up to which JavaScript counts exactly; maximum number of recorded jumps.
-local JUMP, LAST, BREAKS = 4294967296, 8725724278030336, 16
+local MIN_JUMP, MAX_OFFSET, MAX_JUMPS = 4294967296, 8725724278030336, 16
 -- Times in ms after which: a stream without new events expires; the key of a publication expires.
-local IDLE, REMEMBERED = 604800000, 300000
+local STREAM_MS, KEY_MS = 604800000, 300000
 -- The body of the end of a channel.
 local END = '1 end'
--- Fields of the log that always exist: all but \`sweep\` and the channels.
-local FIELDS = 8
--- Maximum numbers in one sweep: channels to check; channels to forget.
-local MOST_LOOKED_AT, MOST_FORGOTTEN = 300, 200
+-- Number of the fields of the log that always exist: all but \`sweep\` and the channels.
+local FIXED_FIELDS = 8
+-- Maximum numbers of channels in one sweep: to check; to forget.
+local MAX_CHECKED, MAX_FORGOTTEN = 300, 200
 -- Number of events that this call may still delete.
 local deletions = 1000
 
@@ -179,7 +179,7 @@ end
 local function jumpTarget(from)
   local random = redis.sha1hex(ARGV[4] .. run .. time[1] .. time[2])
   local high, low = tonumber(string.sub(random, 1, 5), 16), tonumber(string.sub(random, 6, 11), 16)
-  return from + JUMP + high * 16777216 + low
+  return from + MIN_JUMP + high * 16777216 + low
 end
 
 -- Create the log, or record that it has gone back.
@@ -192,14 +192,14 @@ else
   if seen > head or isOther then
     local to = jumpTarget(math.max(head, seen))
     -- No higher offset is left: create a new log.
-    if to > LAST then
+    if to > MAX_OFFSET then
       written = createLog()
     else
       -- Only the newest jumps are kept. \`origin\` is the end of the newest jump that was dropped.
       local all, from = {}, origin
       for one in string.gmatch(breaks, '%S+') do table.insert(all, one) end
       table.insert(all, text(head) .. ':' .. text(to))
-      while #all > BREAKS do from = tonumber(string.match(table.remove(all, 1), '%d+$')) end
+      while #all > MAX_JUMPS do from = tonumber(string.match(table.remove(all, 1), '%d+$')) end
       local jumps = table.concat(all, ' ')
       written = redis.pcall(
         'HSET', key, 'head', text(to), 'run', run ~= '' and run or log[6],
@@ -288,46 +288,61 @@ local function mostEvents(channel)
   return channel.latest and channel.isEnded and channel.maxEvents + 1 or channel.maxEvents
 end
 
--- Deletes the entries that exceed the limits of the channel, the oldest first. The entries are read
--- in small groups, and deleted by one command. Returns nil, or the reason why some entries remain.
-local function trim(channel)
-  -- \`length\`, \`bytes\` and \`trimmed\` are the values after the deletion.
-  local ids, length, bytes, trimmed = {}, channel.length, channel.bytes, channel.trimmed
-  local most, maxBytes = mostEvents(channel), channel.maxBytes
-  local from, count, isDone, isEmpty, problem = '-', 1, false, false, nil
-  while not isDone and length > 0 and (length > most or bytes > maxBytes or channel.age > 0) do
+-- Finds the oldest entries that a channel must not keep: those that exceed its limits, and those at
+-- or below \`trimmed\`, which an earlier call could not delete. Reads them in small groups. Returns
+-- their ids, with the length, bytes and \`trimmed\` of the channel after their deletion, and
+-- \`isEmpty\` if the stream has no further entry; and the reason why further entries are not among
+-- them, or nil: the error text of a refused command, or that one call does not delete more.
+local function findExcess(channel)
+  local most, from, count, ids = mostEvents(channel), '-', 1, {}
+  local rest = {
+    ids = ids,
+    length = channel.length,
+    bytes = channel.bytes,
+    trimmed = channel.trimmed,
+  }
+  while rest.length > 0 do
+    local isOver = rest.length > most or rest.bytes > channel.maxBytes
+    if not isOver and channel.age == 0 then return rest end
     local some = redis.pcall('XRANGE', channel.stream, from, '+', 'COUNT', count)
-    problem = refusal(some)
-    if problem then break end
-    -- XLEN counts entries that XRANGE does not return: the stream holds no (more) entries.
-    isEmpty = #some == 0
-    if isEmpty then break end
+    if refusal(some) then return rest, some.err end
+    -- XLEN may count deleted entries: the stream has no more.
+    if #some == 0 then
+      rest.isEmpty = true
+      return rest
+    end
     for _, entry in ipairs(some) do
       local offset = offsetOf(entry)
-      local isWithinLimits = length <= most and bytes <= maxBytes and not isOld(channel, entry)
-      isDone = isWithinLimits and offset > trimmed
-      if not isDone and #ids >= deletions then
-        isDone, problem = true, 'more than one call deletes'
-      end
-      if isDone then break end
+      isOver = rest.length > most or rest.bytes > channel.maxBytes or isOld(channel, entry)
+      if not isOver and offset > rest.trimmed then return rest end
+      if #ids >= deletions then return rest, 'more than one call deletes' end
       ids[#ids + 1] = entry[1]
-      length, bytes = length - 1, math.max(bytes - (tonumber(field(entry, 's') or '') or 0), 0)
-      trimmed, from = math.max(trimmed, offset), '(' .. entry[1]
+      rest.length = rest.length - 1
+      rest.bytes = math.max(rest.bytes - (tonumber(field(entry, 's') or '') or 0), 0)
+      rest.trimmed, from = math.max(rest.trimmed, offset), '(' .. entry[1]
     end
     -- A publish usually deletes one entry, so the first groups have one entry, and later groups
     -- twice as many each time.
     count = #ids < 2 and 1 or math.min(count * 2, countFor(channel, 65536, 100))
   end
-  if #ids > 0 then
-    local deleted = redis.pcall('XDEL', channel.stream, unpack(ids))
-    if refusal(deleted) then return deleted.err end
-    deletions = deletions - #ids
-    if length == 0 then bytes, channel.isEnded = 0, false end
-    held = math.max(held - (channel.bytes - bytes), 0)
-    channel.trimmed, channel.bytes, channel.length, channel.changed = trimmed, bytes, length, true
-  elseif isEmpty then
-    markAllLost(channel)
+  return rest
+end
+
+-- Deletes the entries that a channel must not keep, by one command. Returns nil, or the reason why
+-- some of them remain.
+local function trim(channel)
+  local rest, problem = findExcess(channel)
+  if #rest.ids == 0 then
+    if rest.isEmpty then markAllLost(channel) end
+    return problem
   end
+  local deleted = redis.pcall('XDEL', channel.stream, unpack(rest.ids))
+  if refusal(deleted) then return deleted.err end
+  deletions = deletions - #rest.ids
+  if rest.length == 0 then rest.bytes, channel.isEnded = 0, false end
+  held = math.max(held - (channel.bytes - rest.bytes), 0)
+  channel.trimmed, channel.bytes, channel.length = rest.trimmed, rest.bytes, rest.length
+  channel.changed = true
   return problem
 end
 
@@ -369,23 +384,13 @@ local function noteFollowed(channels)
   for i, channel in ipairs(channels) do channel.isFollowed = (tonumber(counts[2 * i]) or 0) > 0 end
 end
 
--- Enforces maxHistory and maxChannels, the limits over all channels. Checks the next few hundred
--- channels of a cyclic HSCAN, and evicts the least recently published of them:
---
--- 1. If there are more than maxChannels channels, forgets some: first channels without subscribers.
--- 2. If more than maxHistory bytes are kept, deletes events of the older half of the channels.
---
--- The field \`sweep\` has four parts, \`<cursor>:<found>:<strict>:<busy>\`: where HSCAN continues; 1 if
--- this round of the scan evicted something; 1 if the previous round evicted nothing (then also
--- channels with subscribers and recently published ones are evicted); 1 if a limit is still
--- exceeded. Returns nil, or the error text of a refused command.
-local function sweep()
-  local cursor, found, isStrict = string.match(log[9] or '', '^(%d+):([01]):([01]):')
-  cursor, found, isStrict = cursor or '0', found == '1', isStrict == '1'
-  local channels, seen, isAll = {}, {}, cursor == '0'
+-- Reads the next few hundred channels of a cyclic HSCAN. Returns them, the least recently published
+-- first, and the cursor at which the scan continues; or nil, nil and the error text.
+local function scanChannels(cursor)
+  local channels, seen = {}, {}
   repeat
     local page = redis.pcall('HSCAN', key, cursor, 'COUNT', 100)
-    if refusal(page) then return page.err end
+    if refusal(page) then return nil, nil, page.err end
     cursor = page[1]
     for i = 1, #page[2], 2 do
       local name = page[2][i]
@@ -394,62 +399,90 @@ local function sweep()
         table.insert(channels, find(string.sub(name, 3), page[2][i + 1]))
       end
     end
-  until cursor == '0' or #channels >= MOST_LOOKED_AT
-  isAll = isAll and cursor == '0'
+  until cursor == '0' or #channels >= MAX_CHECKED
   table.sort(channels, function(one, other) return one.newest < other.newest end)
-  local isAny = isAll or isStrict
+  return channels, cursor
+end
 
-  -- Forget channels, in two passes: those without subscribers down to a target below the limit, so
-  -- that the next publish does not sweep again; then any, down to the limit.
+-- Forgets some of these channels, because the log has \`count\` channels, more than maxChannels.
+-- First channels without subscribers, down to a target below the limit, so that the next publish
+-- does not sweep again; then, if \`isAny\`, also channels with subscribers, down to the limit.
+-- Returns the number of channels that are left.
+local function forgetSome(channels, count, isAny)
+  local left = count
+  local function pass(target, isFollowedToo)
+    for _, channel in ipairs(channels) do
+      if left <= target or count - left == MAX_FORGOTTEN then return end
+      if not channel.isForgotten and (isFollowedToo or not channel.isFollowed) then
+        forget(channel)
+        left = left - 1
+      end
+    end
+  end
+  noteFollowed(channels)
+  pass(maxChannels - math.min(math.floor(maxChannels / 8), 64), false)
+  if isAny then pass(maxChannels, true) end
+  return left
+end
+
+-- Deletes events of the older half of these channels (of all, if \`isAny\`), because more than
+-- maxHistory bytes are kept: all events of the first channels, and a part of the events of the last
+-- one.
+local function deleteOldest(channels, isAny)
+  local target = maxHistory - math.floor(maxHistory / 16)
+  for i = 1, isAny and #channels or math.ceil(#channels / 2) do
+    local channel = channels[i]
+    if held <= target or deletions <= 0 then return end
+    if channel.bytes > 0 and not channel.isForgotten and not channel.problem then
+      if held - channel.bytes >= target then
+        if not refusal(redis.pcall('UNLINK', channel.stream)) then markAllLost(channel) end
+      else
+        local limit = channel.maxBytes
+        channel.maxBytes = math.max(channel.bytes - (held - target), 0)
+        trim(channel)
+        channel.maxBytes = limit
+      end
+    end
+  end
+end
+
+-- Returns the number of channels of the log; or nil and the error text of a refused command.
+local function countChannels()
   local fields = redis.pcall('HLEN', key)
-  if refusal(fields) then return fields.err end
-  local count = fields - FIELDS - (log[9] and 1 or 0)
-  if count > maxChannels and #channels > 0 then
-    local target, budget = maxChannels - math.min(math.floor(maxChannels / 8), 64), MOST_FORGOTTEN
-    noteFollowed(channels)
-    for _, pass in ipairs(isAny and { 'unfollowed', 'any' } or { 'unfollowed' }) do
-      for _, channel in ipairs(channels) do
-        if count <= target or budget == 0 or (pass == 'any' and count <= maxChannels) then break end
-        if not channel.isForgotten and (pass == 'any' or not channel.isFollowed) then
-          forget(channel)
-          count, budget, found = count - 1, budget - 1, true
-        end
-      end
-    end
-  end
+  if refusal(fields) then return nil, fields.err end
+  return fields - FIXED_FIELDS - (log[9] and 1 or 0)
+end
 
-  -- Delete events: all events of the first channels, and a part of the events of the last channel.
-  if held > maxHistory then
-    local target = maxHistory - math.floor(maxHistory / 16)
-    local last = isAny and #channels or math.ceil(#channels / 2)
-    for i = 1, last do
-      local channel = channels[i]
-      if held <= target or deletions <= 0 then break end
-      if channel.bytes > 0 and not channel.isForgotten and not channel.problem then
-        local before = held
-        if held - channel.bytes >= target then
-          if not refusal(redis.pcall('UNLINK', channel.stream)) then markAllLost(channel) end
-        else
-          local limit = channel.maxBytes
-          channel.maxBytes = math.max(channel.bytes - (held - target), 0)
-          trim(channel)
-          channel.maxBytes = limit
-        end
-        found = found or held < before
-      end
-    end
-  end
-
-  -- Save the changes.
+-- Enforces maxHistory and maxChannels, the limits over all channels: evicts the least recently
+-- published of the next few hundred channels. Returns nil, or the error text of a refused command.
+--
+-- The field \`sweep\` has four parts, \`<cursor>:<evicted>:<strict>:<busy>\`:
+--
+--   cursor    where the scan of the channels continues
+--   evicted   1 if this round of the scan has evicted something
+--   strict    1 if the previous round has evicted nothing: then also channels with subscribers and
+--             recently published ones are evicted
+--   busy      1 if a limit is still exceeded: the next append sweeps again
+local function sweep()
+  local cursor, evicted, strict = string.match(log[9] or '', '^(%d+):([01]):([01]):')
+  local channels, continueAt, problem = scanChannels(cursor or '0')
+  if problem then return problem end
+  local countBefore, refused = countChannels()
+  if refused then return refused end
+  local count, heldBefore = countBefore, held
+  local areAll = (cursor or '0') == '0' and continueAt == '0'
+  local isAny = areAll or strict == '1'
+  if count > maxChannels then count = forgetSome(channels, count, isAny) end
+  if held > maxHistory then deleteOldest(channels, isAny) end
   for _, channel in ipairs(channels) do
     if channel.changed and not channel.isForgotten then save(channel) end
   end
-  if cursor == '0' then
-    isStrict = not found
-    found = false
-  end
+  local hasEvicted = evicted == '1' or count < countBefore or held < heldBefore
+  local isStrict = strict == '1'
+  -- The round is over.
+  if continueAt == '0' then hasEvicted, isStrict = false, not hasEvicted end
   local isBusy = held > maxHistory or count > maxChannels
-  local state = table.concat({ cursor, flag(found), flag(isStrict), flag(isBusy) }, ':')
+  local state = table.concat({ continueAt, flag(hasEvicted), flag(isStrict), flag(isBusy) }, ':')
   local saved = redis.pcall('HSET', key, 'floor', text(floor), 'held', text(held), 'sweep', state)
   return refusal(saved)
 end
@@ -469,11 +502,12 @@ local function publishHeader(previous, lines, nonce)
 end
 
 -- Announce a new log, or that the log has gone back, before the messages of the call. Nodes that
--- receive this header heal first: revocations may be lost, and events without history have no header.
+-- receive this header heal first: revocations may be lost, and events without history have no
+-- header.
 if written and not refusal(written) then publishHeader(head, '') end
 
--- Returns nil if Redis accepts writes, otherwise the error text. Must be the first write of a call:
--- see the head of this file.
+-- Returns nil if Redis accepts writes, otherwise the error text. Must be the first write of a call,
+-- except the key of a repeatable append: see the head of this file.
 local isWritable
 local function unwritable()
   if isWritable then return nil end
@@ -490,6 +524,7 @@ local warning = ''
 -- deletes the entries that exceed the limits of the channel, and publishes the event messages. The
 -- caller publishes the header.
 -- entries: list of { body, size }; isEnd: whether the last of them is the end of the channel
+-- history: maxEvents, maxBytes, age and latest, as a channel has them
 -- Returns five values:
 --
 --                              id            error    isNew     isUnknown   firstEnd
@@ -497,7 +532,7 @@ local warning = ''
 --   not appended               nil           text     nil
 --   perhaps in the log         nil           text     false     true
 --   has ended before           nil           nil      false     false       id of the end
-local function appendEntries(name, remembered, entries, isEnd, events, limit, age, latest)
+local function appendEntries(name, remembered, entries, isEnd, history)
   local problem = unwritable()
   if problem then return nil, problem end
   local stream = base .. ':s:' .. name
@@ -528,9 +563,10 @@ local function appendEntries(name, remembered, entries, isEnd, events, limit, ag
       return nil, nil, false, false, epoch .. '.' .. text(channel.newest)
     end
   end
-  channel.maxEvents, channel.maxBytes, channel.age, channel.latest = events, limit, age, latest
+  channel.maxEvents, channel.maxBytes = history.maxEvents, math.min(history.maxBytes, maxHistory)
+  channel.age, channel.latest = history.age, history.latest
   local lastId = epoch .. '.' .. text(head + #entries)
-  local written = remembered and redis.pcall('SET', remembered, lastId, 'PX', REMEMBERED)
+  local written = remembered and redis.pcall('SET', remembered, lastId, 'PX', KEY_MS)
   if refusal(written) then return nil, written.err end
   local messages = {}
   for i, entry in ipairs(entries) do
@@ -557,13 +593,13 @@ local function appendEntries(name, remembered, entries, isEnd, events, limit, ag
   if untrimmed and deletions > 0 then warning = untrimmed end
   local saved = save(channel)
   if refusal(saved) then return nil, saved.err, false, true end
-  redis.pcall('PEXPIRE', stream, age > 0 and age or IDLE)
+  redis.pcall('PEXPIRE', stream, channel.age > 0 and channel.age or STREAM_MS)
   -- The event messages: metadata in the first line, then the body.
   for _, message in ipairs(messages) do
     local trimmed = math.min(channel.trimmed, message.offset - 1)
     local metadata = table.concat({
       '1', epoch, text(message.offset), text(message.previous), text(now), text(trimmed),
-      text(events), text(limit), text(age), flag(latest),
+      text(channel.maxEvents), text(channel.maxBytes), text(channel.age), flag(channel.latest),
     }, ' ')
     redis.pcall(publish, topics .. ':c:' .. channel.name, metadata .. '\\n' .. message.body)
   end
@@ -576,14 +612,21 @@ local leases, limits = base .. ':leases', base .. ':limits'
 local function leaseOf(name)
   local value = redis.pcall('HGET', limits, name)
   if refusal(value) then return nil, value.err end
-  local expiry, cleared, history, owner = string.match(value or '', '^(%d+):([01]):(%d+:%d+:%d+:[01]):(.+)$')
-  return expiry and { expiry = tonumber(expiry), isCleared = cleared == '1', history = history, owner = owner }
+  local expiry, cleared, history, owner =
+    string.match(value or '', '^(%d+):([01]):(%d+:%d+:%d+:[01]):(.+)$')
+  if not expiry then return nil end
+  return {
+    expiry = tonumber(expiry),
+    isCleared = cleared == '1',
+    history = history,
+    owner = owner,
+  }
 end
 
 -- Writes the lease of a channel. Returns the error text of a refused command, or nil.
 local function putLease(name, lease)
-  local value = table.concat({ text(lease.expiry), lease.isCleared and '1' or '0', lease.history, lease.owner }, ':')
-  local written = redis.pcall('HSET', limits, name, value)
+  local parts = { text(lease.expiry), flag(lease.isCleared), lease.history, lease.owner }
+  local written = redis.pcall('HSET', limits, name, table.concat(parts, ':'))
   if not refusal(written) then written = redis.pcall('ZADD', leases, text(lease.expiry), name) end
   return refusal(written)
 end
@@ -594,8 +637,8 @@ local function dropLease(name)
   redis.pcall('HDEL', limits, name)
 end
 
--- A process publishes to a channel that it holds: if the channel was cleared, the lease counts again,
--- so that the channel ends if the process dies before it renews the lease.
+-- A process publishes to a channel that it holds: if the channel was cleared, the lease counts
+-- again, so that the channel ends if the process dies before it renews the lease.
 local function onHolderPublished(name, owner)
   local lease = leaseOf(name)
   if not lease or not lease.isCleared or lease.owner ~= owner then return end
@@ -633,7 +676,7 @@ if operation == 'append' then
       id, problem = nil, id.err
     -- Without history, an event has no offset and no header.
     elseif not id and ARGV[i + 4] == '' then
-      local written = remembered and redis.pcall('SET', remembered, '', 'PX', REMEMBERED)
+      local written = remembered and redis.pcall('SET', remembered, '', 'PX', KEY_MS)
       if refusal(written) then
         problem = written.err
       else
@@ -648,18 +691,26 @@ if operation == 'append' then
         end
       end
     elseif not id then
-      local events, limit = tonumber(ARGV[i + 4]), math.min(tonumber(ARGV[i + 5]), maxHistory)
-      local age, latest, endSize = tonumber(ARGV[i + 6]), ARGV[i + 7] == '1', ARGV[i + 8]
-      local entries, isNew = {}, nil
+      local history = {
+        maxEvents = tonumber(ARGV[i + 4]),
+        maxBytes = tonumber(ARGV[i + 5]),
+        age = tonumber(ARGV[i + 6]),
+        latest = ARGV[i + 7] == '1',
+      }
+      local endSize, holder, entries, isNew = ARGV[i + 8], ARGV[i + 9], {}, nil
       if body ~= '' then entries[1] = { body, size } end
       if endSize ~= '' then entries[#entries + 1] = { END, tonumber(endSize) } end
       id, problem, isNew, isUnknown, firstEnd = appendEntries(
-        name, remembered, entries, endSize ~= '', events, limit, age, latest
+        name, remembered, entries, endSize ~= '', history
       )
       isMore = isMore or isNew
-      if id and endSize ~= '' then dropLease(name) end
-      if id and ARGV[i + 9] ~= '' then onHolderPublished(name, ARGV[i + 9]) end
-      for back = id and #entries - 1 or -1, 0, -1 do table.insert(lines, '\\n+' .. text(head - back) .. ' ' .. name) end
+      if id then
+        if endSize ~= '' then dropLease(name) end
+        if holder ~= '' then onHolderPublished(name, holder) end
+        for offset = head - #entries + 1, head do
+          table.insert(lines, '\\n+' .. text(offset) .. ' ' .. name)
+        end
+      end
     end
     if firstEnd then
       table.insert(answers, '~' .. firstEnd)
@@ -673,23 +724,32 @@ if operation == 'append' then
   -- Sweep if a limit is exceeded, or if the previous sweep has not finished. The number of channels
   -- is counted only if a channel is new.
   local isBusy = log[9] and string.sub(log[9], -1) == '1'
-  local fields = isMore and redis.pcall('HLEN', key)
-  local isOver = type(fields) == 'number' and fields - FIELDS - (log[9] and 1 or 0) > maxChannels
+  local count = isMore and countChannels()
+  local isOver = count and count > maxChannels
   if head > from and (held > maxHistory or isOver or isBusy) then warning = sweep() or warning end
   answers[4] = warning
   if repeated then redis.pcall('SET', repeated, cjson.encode(answers), 'PX', ARGV[11]) end
   return answers
 end
 
--- Returns the limits of the history with which the end of a channel is appended: those of its lease.
--- If the lease was lost, those of the channel, if events of it are kept. Returns nil if the channel
--- was cleared; and the error text of a refused command.
+-- Returns the limits of the history with which the end of a channel is appended: those of its
+-- lease, or, if the lease was lost, those of the channel, if events of it are kept. Returns nil if
+-- the channel was cleared; and the error text of a refused command.
 local function historyOfEnd(name)
   local lease, problem = leaseOf(name)
-  if lease then return not lease.isCleared and lease.history or nil end
-  local channel = not problem and find(name)
-  if not channel or channel.trimmed >= channel.newest then return nil, problem or (channel and channel.problem) end
-  return table.concat({ text(channel.maxEvents), text(channel.maxBytes), text(channel.age), channel.latest and '1' or '0' }, ':')
+  if problem or (lease and lease.isCleared) then return nil, problem end
+  if lease then
+    local events, bytes, age, latest = string.match(lease.history, '^(%d+):(%d+):(%d+):([01])$')
+    return {
+      maxEvents = tonumber(events),
+      maxBytes = tonumber(bytes),
+      age = tonumber(age),
+      latest = latest == '1',
+    }
+  end
+  local channel = find(name)
+  if channel and channel.trimmed < channel.newest then return channel end
+  return nil, channel and channel.problem
 end
 
 -- Ends a channel with a lease, unless it was cleared. If Redis refuses the end, the lease is kept
@@ -698,10 +758,7 @@ end
 local function endLeased(name, size, later)
   local history, problem = historyOfEnd(name)
   local id
-  if history then
-    local events, limit, age, latest = string.match(history, '^(%d+):(%d+):(%d+):([01])$')
-    id, problem = appendEntries(name, nil, { { END, size } }, true, tonumber(events), math.min(tonumber(limit), maxHistory), tonumber(age), latest == '1')
-  end
+  if history then id, problem = appendEntries(name, nil, { { END, size } }, true, history) end
   if problem then redis.pcall('ZADD', leases, text(later), name) else dropLease(name) end
   return id, problem
 end
@@ -710,8 +767,8 @@ end
 -- leases; whether channels may be ended whose lease has run out; and the error text of a refused
 -- command.
 --
--- While Redis is away or paused, no process can renew its leases, and the time goes on. So channels
--- are ended only after lease calls have come for the time of a lease without a long pause: then each
+-- While Redis is down or paused, no process can renew its leases, but they run out. So channels are
+-- ended only after lease calls have come for the time of a lease without a long pause: then each
 -- process that lives has renewed its leases. The times are kept here, because a process cannot see
 -- an outage during which it makes no call.
 --
@@ -719,10 +776,11 @@ end
 --            ─────── last             since ────────── since + lease: channels may be ended
 --
 -- A process makes a lease call six times in the time of a lease. A pause of a third of that time is
--- long. After a shorter one, the leases are valid for at least half of the time.
+-- long. After a shorter pause, a lease still has at least half of its time.
 local function noteLeaseCall(leaseMs)
   local known = redis.pcall('HGET', limits, '')
-  local id, since, last = string.match(type(known) == 'string' and known or '', '^([^:]+):(%d+):(%d+)$')
+  if type(known) ~= 'string' then known = '' end
+  local id, since, last = string.match(known, '^([^:]+):(%d+):(%d+)$')
   since, last = tonumber(since or ''), tonumber(last or '')
   -- The clock may also go back.
   if not since or now < last or now - last > leaseMs / 3 then since = now end
@@ -751,12 +809,13 @@ end
 -- published to them has died. The end of a channel removes its lease.
 --   ARGV  11 time in ms for which the renewed leases are valid    12 size of an end
 --         13 the caller    14 whether the channels of its own leases end now: 0 or 1
---         15 … its leases, \`<kind><log>:<events>:<bytes>:<age>:<latest>:<channel>\`; the kind is \`!\`
---            if the caller begins to hold the channel, \`+\` if it holds the channel already, and \`-\` if
---            it has given the lease up; \`log\` is the first part of the answer to the call that has
---            taken the lease, and empty before
--- Answers { the log with its leases, which has another name after the log has gone back or the leases
--- were lost, head, error of the header, error of a refused end, channel, id of its end, … }.
+--         15 … its leases, \`<kind><taken>:<events>:<bytes>:<age>:<latest>:<channel>\`; the kind is
+--            \`!\` if the caller begins to hold the channel, \`+\` if it holds the channel already, and
+--            \`-\` if it has given the lease up; \`taken\` is the \`state\` that was answered to the call
+--            that has taken the lease, and empty before
+-- Answers { state, head, error of the header, error of a refused end, channel, id of its end, … }.
+-- \`state\` names the log with its leases. It is another name after the log has gone back or the
+-- leases were lost.
 if operation == 'lease' then
   local leaseMs, owner = tonumber(ARGV[11]), ARGV[13]
   local problem = unwritable()
@@ -767,17 +826,18 @@ if operation == 'lease' then
   local from, lines, answers, ended = head, {}, { state, '', '', '' }, {}
   restoreExpiries()
   for i = 15, #ARGV do
-    local kind, taken, history, name = string.match(ARGV[i], '^([!+-])([^:]*):(%d+:%d+:%d+:[01]):(.*)$')
+    local kind, taken, history, name =
+      string.match(ARGV[i], '^([!+-])([^:]*):(%d+:%d+:%d+:[01]):(.*)$')
     local lease, unreadable = leaseOf(name)
     if unreadable then return redis.error_reply(unreadable) end
     local channel = find(name)
     -- What the caller does with the channel (\`kind\`), and what becomes of the lease:
     --
     --   begins to hold it   !     taken: the channel belongs to the newest holder
-    --   holds it            +     renewed if it is the lease of the caller; taken if its owner has not
-    --                             renewed it in the last third of the time, and so has died
-    --   holds it, or has    + -   taken if there is no lease, and this log has never accepted one or
-    --   given it up               has lost it (\`taken ~= state\`); with \`-\` it then runs out
+    --   holds it            +     renewed if it is the lease of the caller; taken if its owner has
+    --                             not renewed it in the last third of the time, and so has died
+    --   holds it, or has    + -   taken if there is no lease, and this log has never accepted one
+    --   given it up               or has lost it (\`taken ~= state\`); with \`-\` it then runs out
     --
     -- In all other cases nothing is done: the lease belongs to another process, or the channel has
     -- ended or was cleared. The end of a channel removes its lease.
@@ -787,16 +847,19 @@ if operation == 'lease' then
     if channel and channel.isEnded then
       dropLease(name)
     elseif kind == '!' or (kind == '+' and isOwn) or isLost or isLeft then
-      local unwritten = putLease(name, { expiry = now + leaseMs, history = history, owner = owner })
+      local renewed = { expiry = now + leaseMs, history = history, owner = owner }
+      local unwritten = putLease(name, renewed)
       if unwritten then return redis.error_reply(unwritten) end
       -- In a log that has gone back, another process may have begun to hold the channel later.
       local isKnown = taken == '' or taken == state
       if ARGV[14] == '1' and isKnown and (isOwn or isLost) then table.insert(ended, name) end
     end
   end
-  local over = mayEnd and redis.pcall('ZRANGEBYSCORE', leases, '-inf', text(now), 'LIMIT', 0, 100) or {}
-  if refusal(over) then return over end
-  for _, name in ipairs(over) do table.insert(ended, name) end
+  if mayEnd then
+    local over = redis.pcall('ZRANGEBYSCORE', leases, '-inf', text(now), 'LIMIT', 0, 100)
+    if refusal(over) then return over end
+    for _, name in ipairs(over) do table.insert(ended, name) end
+  end
   for _, name in ipairs(ended) do
     local endId, endProblem = endLeased(name, tonumber(ARGV[12]), now + leaseMs / 3)
     if endProblem then answers[4] = endProblem end

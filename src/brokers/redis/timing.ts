@@ -14,7 +14,7 @@ export interface Timing {
    * reconnect.
    */
   readonly linger: number;
-  /** Pauses between attempts. Each pause is twice as long as the previous one. */
+  /** Limits of the pauses between attempts. Each pause is about twice as long as the last one. */
   readonly wait: { readonly min: number; readonly max: number };
   /**
    * Time for which a channel counts as in use after its last use: it is not evicted from the cache

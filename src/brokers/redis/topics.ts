@@ -2,7 +2,7 @@
  * The names of the Pub/Sub channels of Redis that a registry uses. They are called topics here,
  * because "channel" means a channel of the registry.
  *
- *     <base>:spine          headers of all publishes
+ *     <base>:spine          headers of all publishes; the word is the old name of the headers
  *     <base>:c:<channel>    events of one channel
  */
 export class Topics {

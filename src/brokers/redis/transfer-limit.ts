@@ -4,8 +4,10 @@
  *
  *     take()      a      b                  c              granted while the limit has room
  *     answers     |── a ──|── b ──|         |── c ──|      one connection, in this order
- *     limit    ──────────────────────▲──────────────▶      an answer should take timeout / 4
+ *     limit    ──────────────────────▲──────────────▶      ▲ adjusted: an answer should take a
+ *                                                          quarter of the timeout
  */
+import { deferred, type Deferred } from '../../common/async.ts';
 
 // Limit for the bytes of events in all pending answers: at the start, and at most.
 const INITIAL_BYTES = 262_144;
@@ -26,8 +28,14 @@ export interface TransferShare {
 
 /** A query that waits for its share. */
 interface WaitingQuery {
-  readonly bytes: () => number;
-  readonly resolve: (share: TransferShare) => void;
+  readonly wanted: number;
+  readonly least: number;
+  readonly signal: AbortSignal;
+  readonly onAbort: () => void;
+  readonly share: Deferred<TransferShare>;
+  /** Time in ms at which the wait began. */
+  readonly startedAt: number;
+  timer: NodeJS.Timeout;
 }
 
 /** A share that was granted and not released. */
@@ -90,44 +98,55 @@ export class TransferLimit {
    */
   async take(wanted: number, least: number, signal: AbortSignal): Promise<TransferShare> {
     signal.throwIfAborted();
-    const bytes = (): number => Math.min(wanted, Math.max(this.#limit, least));
     const queue = least === 0 ? this.#urgentWaiting : this.#waiting;
+    const bytes = this.#bytesFor(wanted, least);
     const isFirst = this.#urgentWaiting.size === 0 && queue.size === 0;
-    if (isFirst && this.#fits(bytes())) return this.#grant(bytes());
-    return new Promise((resolve, reject) => {
-      const end = (): void => {
-        clearTimeout(timer);
-        signal.removeEventListener('abort', onAbort);
-        queue.delete(query);
-      };
-      const onAbort = (): void => {
-        end();
-        reject(signal.reason as Error);
-        this.#grantWaiting();
-      };
-      const query: WaitingQuery = {
-        bytes,
-        resolve(share) {
-          end();
-          resolve(share);
-        },
-      };
-      const startedAt = performance.now();
-      const onTimer = (): void => {
-        const silenceMs = performance.now() - Math.max(startedAt, this.#releasedAt);
-        if (silenceMs < this.#timeoutMs) {
-          timer = setTimeout(onTimer, this.#timeoutMs - silenceMs);
-          return;
-        }
-        end();
-        if (least === 0) resolve(this.#grant(0));
-        else reject(new Error(`no answer within ${this.#timeoutMs} ms`));
-        this.#grantWaiting();
-      };
-      let timer = setTimeout(onTimer, this.#timeoutMs);
-      signal.addEventListener('abort', onAbort);
-      queue.add(query);
-    });
+    if (isFirst && this.#fits(bytes)) return this.#grant(bytes);
+    const query: WaitingQuery = {
+      wanted,
+      least,
+      signal,
+      onAbort: () => this.#onAbort(query),
+      share: deferred<TransferShare>(),
+      startedAt: performance.now(),
+      timer: setTimeout(() => this.#onTimer(query), this.#timeoutMs),
+    };
+    signal.addEventListener('abort', query.onAbort);
+    queue.add(query);
+    return query.share.promise;
+  }
+
+  #bytesFor(wanted: number, least: number): number {
+    return Math.min(wanted, Math.max(this.#limit, least));
+  }
+
+  // The wait of a query ends with its share, when its signal is aborted, or by its timer. In each
+  // case the query is removed first, so the other cases cannot follow.
+
+  #remove(query: WaitingQuery): void {
+    clearTimeout(query.timer);
+    query.signal.removeEventListener('abort', query.onAbort);
+    this.#urgentWaiting.delete(query);
+    this.#waiting.delete(query);
+  }
+
+  #onAbort(query: WaitingQuery): void {
+    this.#remove(query);
+    query.share.reject(query.signal.reason);
+    this.#grantWaiting();
+  }
+
+  /** Ends the wait, unless another answer has arrived within the timeout. */
+  #onTimer(query: WaitingQuery): void {
+    const silenceMs = performance.now() - Math.max(query.startedAt, this.#releasedAt);
+    if (silenceMs < this.#timeoutMs) {
+      query.timer = setTimeout(() => this.#onTimer(query), this.#timeoutMs - silenceMs);
+      return;
+    }
+    this.#remove(query);
+    if (query.least === 0) query.share.resolve(this.#grant(0));
+    else query.share.reject(new Error(`no answer within ${this.#timeoutMs} ms`));
+    this.#grantWaiting();
   }
 
   /**
@@ -182,9 +201,10 @@ export class TransferLimit {
   /** Grants shares to the waiting queries, in their order, while the limit has room. */
   #grantWaiting(): void {
     for (const query of [...this.#urgentWaiting, ...this.#waiting]) {
-      const bytes = query.bytes();
+      const bytes = this.#bytesFor(query.wanted, query.least);
       if (!this.#fits(bytes)) return;
-      query.resolve(this.#grant(bytes));
+      this.#remove(query);
+      query.share.resolve(this.#grant(bytes));
     }
   }
 }
