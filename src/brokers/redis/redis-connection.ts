@@ -157,8 +157,8 @@ export function ownConnection(
  * - It is connected, and nothing is answered any more: the connection may be dead without being
  *   closed, because a firewall has forgotten it, or the server has lost its power. The socket
  *   timeout of node-redis begins again with each command, and a node sends commands regularly.
- * - Its server is a read-only replica: a failover may have left the connection open. A new
- *   connection leads to the new primary, if the address does.
+ * - Its server is a replica, which refuses commands: a failover may have left the connection open.
+ *   A new connection leads to the new primary, if the address does.
  */
 class OwnClient {
   readonly #url: string;
@@ -168,10 +168,10 @@ class OwnClient {
   #isClosed = false;
   // Time of the first command since the last answer.
   #unansweredSince: number | undefined;
-  // Whether the server has refused a write because it is a replica.
-  #isReadOnly = false;
+  // Whether the server has refused a command because it is a replica.
+  #isReplica = false;
   #replacedAt = 0;
-  // Time after a replacement before the client of a read-only server is replaced again.
+  // Time after a replacement before the client of a replica is replaced again.
   #pauseMs = 0;
   /** Called when the client was replaced. */
   onReplaced: (() => void) | undefined;
@@ -197,7 +197,7 @@ class OwnClient {
       if (isErrorReply(error)) this.#unansweredSince = undefined;
       // In the pause the answer is ignored: the server may be promoted, or replaced, meanwhile.
       const mayReplace = performance.now() - this.#replacedAt >= this.#pauseMs;
-      if (mayReplace && messageOf(error).startsWith('READONLY ')) this.#isReadOnly = true;
+      if (mayReplace && REPLICA_ERROR.test(messageOf(error))) this.#isReplica = true;
       throw error;
     }
   }
@@ -212,7 +212,7 @@ class OwnClient {
     // The client has connected, perhaps again.
     client.on('ready', () => {
       this.#unansweredSince = undefined;
-      this.#isReadOnly = false;
+      this.#isReplica = false;
     });
     return client;
   }
@@ -234,17 +234,17 @@ class OwnClient {
   #findProblem(): string | undefined {
     const waitedMs = performance.now() - (this.#unansweredSince ?? Infinity);
     if (waitedMs >= 3 * this.#heartbeatMs) return 'Redis does not answer any more';
-    return this.#isReadOnly ? 'Redis is a read-only replica' : undefined;
+    return this.#isReplica ? 'Redis is a replica' : undefined;
   }
 
   #replace(current: Promise<SingleClient>): void {
     const now = performance.now();
     // The pauses grow as long as the server remains a replica.
-    const isAgain = this.#isReadOnly && now - this.#replacedAt < 3 * this.#pauseMs;
+    const isAgain = this.#isReplica && now - this.#replacedAt < 3 * this.#pauseMs;
     this.#pauseMs = isAgain ? Math.min(2 * this.#pauseMs, MAX_PAUSE_MS) : this.#heartbeatMs;
     this.#replacedAt = now;
     this.#unansweredSince = undefined;
-    this.#isReadOnly = false;
+    this.#isReplica = false;
     this.#client = undefined;
     // Its pending commands reject.
     destroyClient(current);
@@ -252,7 +252,11 @@ class OwnClient {
   }
 }
 
-// Maximum time in ms between two replacements of the client of a read-only server.
+// The replies of a replica to a write, and to any command while it cannot reach its primary and
+// `replica-serve-stale-data` is `no`.
+const REPLICA_ERROR = /^(READONLY|MASTERDOWN) /;
+
+// Maximum time in ms between two replacements of the client of a replica.
 const MAX_PAUSE_MS = 300_000;
 
 function destroyClient(client: Promise<SingleClient> | undefined): void {
