@@ -83,8 +83,9 @@ describe.each([
     const channels = outerCopy.createChannels();
     const outer = outerCopy.sse({ channels, identity: () => 'ann' });
     const app = express();
-    app.use(outer, (_req, _res, next) => {
-      void outer.revoke('ann').then(() => next());
+    app.use(outer, async (_req, _res, next) => {
+      await outer.revoke('ann');
+      next();
     });
     app.get('/', innerCopy.sse({ heartbeat: 5_000 }), channels.listen('a'));
     await using server = await serve(app);
