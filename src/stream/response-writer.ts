@@ -16,6 +16,7 @@ import { isWriteWrapped } from './interception.ts';
 import { corkedBytesOf, isEncoded, passesDrain } from './response-head.ts';
 import { needsDrain } from './response-listeners.ts';
 import { ResponseSink } from './response-sink.ts';
+import { countHeldBytes, hasPassedOn } from './wrapper-bytes.ts';
 import { CHUNK_BYTES, HIGH_WATER_MARK, WriteQueue } from './write-queue.ts';
 
 // Limits in ms of the pause after a wrapped `write()` has returned `false`, if no 'drain' follows.
@@ -221,6 +222,8 @@ export abstract class ResponseWriter extends ResponseSink {
    */
   checkDrain(): void {
     if (!this.isAwaitingDrain) return;
+    // A wrapper that passes nothing on may remove bytes, so that it does not hold them.
+    if (this.isMuchHeld && hasPassedOn(this, this.res)) return;
     // A compressor passes nothing on as long as the response holds bytes.
     const mark = passesDrain(this.res) ? 0 : this.writeMark;
     if (this.bytesInResponse <= mark) this.resume();
@@ -313,23 +316,30 @@ export abstract class ResponseWriter extends ResponseSink {
   }
 
   /**
-   * Whether middleware may hold bytes after its `write()` has returned `false`, and a `'drain'`
-   * will follow. @internal
+   * Whether middleware, whose `write()` has returned `false`, may hold bytes, so that the stream
+   * has to wait: a `'drain'` will follow, or much is held already. @internal
    */
   private get mayHoldBytes(): boolean {
     const { res, socket } = this;
     if (passesDrain(res)) return true;
     const isWrapped = !socket && isWriteWrapped(res, this.overriddenMethods);
-    return isWrapped && needsDrain(res, socket) === true;
+    return isWrapped && (needsDrain(res, socket) === true || this.isMuchHeld);
+  }
+
+  /** Whether a wrapper that returns `false` holds more than the write mark. @internal */
+  private get isMuchHeld(): boolean {
+    return countHeldBytes(this, this.res) > HIGH_WATER_MARK;
   }
 
   /**
-   * Queues everything until `'drain'`: what a compressor or another wrapper holds is not in
-   * `writableLength`, so that its answer is the only sign of a slow client. @internal
+   * Queues everything until `'drain'`, or until little is held: what a compressor or another
+   * wrapper holds is not in `writableLength`. @internal
    */
   private awaitWrapper(): void {
     if (this.readyState === 1) this.#queue ??= new WriteQueue([]);
-    if (this.#queue !== undefined) this.awaitDrain();
+    if (this.#queue === undefined) return;
+    this.awaitDrain();
+    if (this.isMuchHeld) this.pumpAfterPause(this.#queue);
   }
 
   /**
@@ -344,7 +354,9 @@ export abstract class ResponseWriter extends ResponseSink {
   /** Continues with the queue in the next turn of the event loop, or after a pause. @internal */
   private pumpLater(queue: WriteQueue, pauseMs?: number): void {
     queue.defer(() => {
-      if (this.#queue === queue) this.resume();
+      if (this.#queue !== queue) return;
+      if (this.readyState === 1 && this.isMuchHeld) this.pumpAfterPause(queue);
+      else this.resume();
     }, pauseMs);
   }
 
