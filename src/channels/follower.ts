@@ -371,7 +371,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     this.releaseRareState();
   }
 
-  checkpoint(): boolean {
+  checkpoint(isPollEnd: boolean = false): boolean {
     const catchUp = this.#rare?.catchUp;
     // While an `onGap` is running, or a gap is not reported yet, the client does not have
     // everything up to the position.
@@ -380,7 +380,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     if (this.channels.length === 0 || this.epoch === '' || this.host.deliveries.has(this.stream)) {
       return false;
     }
-    if (this.mayNotWriteIds || this.isWithoutControl) return false;
+    if (this.mayNotWriteIds || (this.isWithoutControl && !isPollEnd)) return false;
     if (!this.subscriptions.some(({ options }) => options.checkpoints !== false)) return false;
     const written = this.groupProgress?.cursor ?? this.writtenOffset;
     const cursor = Math.max(this.position, this.headIfCaughtUp ?? 0);
@@ -388,7 +388,7 @@ export class StreamFollower extends FollowerState implements Follower, Member {
     // A checkpoint does not belong to the events that the audience counts.
     this.detach();
     this.cursorOffset = cursor;
-    this.writeCheckpoint(cursor);
+    this.writeCheckpoint(cursor, isPollEnd);
     this.runDeferredChanges();
     return true;
   }

@@ -1,6 +1,7 @@
 /**
  * Polling by the cursor: the response to a request with `ssePoll=1` ends after the next delivery.
- * So an unchanged EventSource works through proxies that buffer a response until it ends.
+ * So an unchanged EventSource works through proxies that buffer a response until it ends. With
+ * `control: false` the checkpoint at the end is an id without an event.
  *
  * ```text
  * request ──► events since the id ──20 ms──► checkpoint, retry: 50, end
@@ -89,7 +90,7 @@ export class Poll {
   #end(): void {
     const { follower } = this.#stream;
     follower?.flush();
-    follower?.checkpoint();
+    follower?.checkpoint(true);
     this.#stream.close({ retry: RETRY_MS });
   }
 }
