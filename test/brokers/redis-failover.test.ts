@@ -81,6 +81,28 @@ test('a connection is not replaced again when its server has become the primary 
   await channels.close();
 });
 
+test('a node follows a failover at once, also soon after one that it could follow only later', async () => {
+  await using redis = await startRedis();
+  await using other = await startRedis();
+  await using relay = await startRelay(redis.port);
+  const admin = await redis.client();
+  let replacements = 0;
+  const connection = ownConnection(relay.url, HEARTBEAT_MS, () => replacements++);
+  const channels = createChannels({ broker: new RedisBroker(connection, 'failover', TIMING) });
+  await channels.publish('a', 'before');
+  await admin.sendCommand(['REPLICAOF', '127.0.0.1', '1']);
+  // The pauses between the replacements grow.
+  await until('the third replacement', () => replacements === 3);
+  await admin.sendCommand(['REPLICAOF', 'NO', 'ONE']);
+  const end = performance.now() + 2 * HEARTBEAT_MS;
+  while (performance.now() < end) await channels.publish('a', 'between');
+  await admin.sendCommand(['REPLICAOF', '127.0.0.1', '1']);
+  relay.redirect(other.port);
+  await expect(channels.publish('a', 'refused')).rejects.toMatchObject({ delivery: 'none' });
+  await channels.publish('a', 'after');
+  await channels.close();
+});
+
 test('a node leaves a replica that cannot reach its primary and answers no reads', async () => {
   await using redis = await startRedis({ config: ['replica-serve-stale-data no'] });
   await using promoted = await startRedis();
