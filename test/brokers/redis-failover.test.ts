@@ -144,3 +144,20 @@ describe.each([
     await channels.close();
   });
 });
+
+test('a client notices a replica before Redis 7, whose error begins with a place in the script', async () => {
+  await using redis = await startRedis();
+  const problems: string[] = [];
+  const connection = ownConnection(redis.url, HEARTBEAT_MS, (problem) =>
+    problems.push((problem as Error).message),
+  );
+  const { signal } = new AbortController();
+  const error = "@user_script: 12: -READONLY You can't write against a read only replica.";
+  const refused = ['EVAL', 'return redis.error_reply(ARGV[1])', '0', error];
+  await until('the replacement', async () => {
+    await expect(connection.send('', refused, signal)).rejects.toThrow('READONLY');
+    return problems.length > 0;
+  });
+  expect(problems).toEqual(['Redis is a replica; connecting again']);
+  connection.close();
+});
