@@ -123,12 +123,8 @@ local function text(number) return string.format('%.0f', number) end
 -- Formats a condition.
 local function flag(condition) return condition and '1' or '0' end
 
--- Returns the error text of a refused command, or nil if the command succeeded. Before Redis 7, the
--- text of an error that the script engine raises begins with a place in the script.
-local function refusal(reply)
-  if type(reply) ~= 'table' or not reply.err then return nil end
-  return (string.gsub(string.gsub(reply.err, '^@user_script: %d+: %-?', ''), '%s+$', ''))
-end
+-- Returns the error text of a refused command, or nil if the command succeeded.
+local function refusal(reply) return type(reply) == 'table' and reply.err or nil end
 
 if publish == 'SPUBLISH' and (redis.REDIS_VERSION_NUM or 0) < 458752 then
   return redis.error_reply('ERR res-sse needs Redis 7 or later on a Cluster, for sharded Pub/Sub')

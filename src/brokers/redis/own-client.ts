@@ -114,8 +114,8 @@ export class OwnClient {
 }
 
 // The replies of a replica to a write, and to any command while it cannot reach its primary and
-// `replica-serve-stale-data` is `no`. Before Redis 7, a place in the script may come first.
-const REPLICA_ERROR = /^(@user_script: \d+: -)?(READONLY|MASTERDOWN) /;
+// `replica-serve-stale-data` is `no`.
+const REPLICA_ERROR = /^(READONLY|MASTERDOWN) /;
 
 // Maximum time in ms between two replacements of the client of a replica.
 const MAX_PAUSE_MS = 300_000;
