@@ -12,6 +12,7 @@ import {
   type Channels,
   type SseMiddleware,
 } from 'res-sse';
+import { readDocuments } from './documents.ts';
 import { ClientError, parseHaiku, type Haiku } from './haiku.ts';
 import { renderPage } from './page.ts';
 import { MemoryStore, type HaikuStore } from './store.ts';
@@ -35,6 +36,8 @@ const FILES = { '/app.js': 'app.js', '/syllables.js': 'syllables.js', '/style.cs
 
 // The page uses the published file of the client, without a bundler.
 const CLIENT = createRequire(import.meta.url).resolve('res-sse/client');
+
+const DOCUMENTS = readDocuments();
 
 // Time in ms of silence after which a heartbeat is sent. The page notices a dead connection after
 // two of them.
@@ -98,6 +101,10 @@ export function createDemo(store: HaikuStore = new MemoryStore(), broker?: Broke
     );
   }
   app.get('/client.js', (_req, res) => res.sendFile(CLIENT, { acceptRanges: false }));
+  for (const [name, page] of DOCUMENTS) {
+    const paths = name === 'README.md' ? ['/docs/', `/docs/${name}`] : `/docs/${name}`;
+    app.get(paths, (_req, res) => void res.type('html').send(page));
+  }
   app.get('/listen', channels.listen('haiku'));
   app.get(
     '/time',

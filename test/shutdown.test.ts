@@ -536,9 +536,9 @@ describe('over HTTP/2, while the middleware is being closed', () => {
   });
 });
 
-test('the recipe of the README ends a process at SIGTERM with exit code 0, and its clients get a reconnection time', async () => {
-  const readme = await readFile(new URL('../README.md', import.meta.url), 'utf8');
-  const [, recipe = ''] = /```js\n(process\.once\('SIGTERM'[^]*?)```/.exec(readme) ?? [];
+test('the recipe of docs/reference.md ends a process at SIGTERM with exit code 0, and its clients get a reconnection time', async () => {
+  const reference = await readFile(new URL('../docs/reference.md', import.meta.url), 'utf8');
+  const [, recipe = ''] = /```js\n(process\.once\('SIGTERM'[^]*?)```/.exec(reference) ?? [];
   const program = `
     import express from 'express';
     import { createChannels, sse } from './src/index.ts';

@@ -2,6 +2,7 @@
 import cluster from 'node:cluster';
 import { randomBytes } from 'node:crypto';
 import { performance } from 'node:perf_hooks';
+import { emitWarning } from '../common/emit-warning.ts';
 import type { Cursor } from '../protocol/cursor.ts';
 import { Log, type HistoryLimits } from '../log/log.ts';
 import { LogEntry } from '../log/log-entry.ts';
@@ -28,14 +29,11 @@ const MAX_KEYS = 100_000;
  */
 export function memoryBroker(): Broker {
   if (cluster.isWorker) {
-    process.emitWarning(
+    emitWarning(
+      'RES_SSE_MEMORY_BROKER_IN_CLUSTER',
       'memoryBroker() in a cluster worker reaches only the streams of that worker',
-      {
-        code: 'RES_SSE_MEMORY_BROKER_IN_CLUSTER',
-        detail:
-          'Give createChannels() a broker that all workers share, ' +
-          'such as redisBroker() of res-sse/redis.',
-      },
+      'Give createChannels() a broker that all workers share, ' +
+        'such as redisBroker() of res-sse/redis.',
     );
   }
   return new MemoryBroker();
@@ -179,14 +177,11 @@ class MemoryBroker implements Broker {
     this.#log?.append(entry, history);
     if (this.#hasWarned || this.#log?.forgottenChannels === 0) return;
     this.#hasWarned = true;
-    process.emitWarning(
+    emitWarning(
+      'RES_SSE_MAX_CHANNELS',
       'more channels than maxChannels are in use: the history of some channels is forgotten',
-      {
-        code: 'RES_SSE_MAX_CHANNELS',
-        detail:
-          'Readers of these channels are told of a gap. Raise maxChannels of createChannels(), ' +
-          'or return history: false from historyFor for channels that need no history.',
-      },
+      'Readers of these channels are told of a gap. Raise maxChannels of createChannels(), ' +
+        'or return history: false from historyFor for channels that need no history.',
     );
   }
 

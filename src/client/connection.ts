@@ -37,7 +37,7 @@ export class LiveConnection implements SourceOwner {
 
   constructor(url: string | URL, options: ConnectOptions) {
     const { share = false, persist, lastEventId } = options;
-    const target = new URL(url, platform.location?.href);
+    const target = new URL(url, platform.document?.baseURI ?? platform.location?.href);
     const inUrl = target.searchParams.get('lastEventId');
     target.searchParams.delete('lastEventId');
     this.#options = options;

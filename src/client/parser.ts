@@ -21,6 +21,8 @@ export interface ReceivedEvent {
 /** The callbacks of a parser. */
 export interface ParserListener {
   onEvent(event: ReceivedEvent): void;
+  /** @param id the id of a block without data, which is no event */
+  onId?(id: string): void;
   /** @param text one comment line, without the colon and one space after the colon */
   onComment(text: string): void;
   /** @param ms reconnection time in ms */
@@ -102,11 +104,12 @@ export class EventStreamParser {
     this.#event = '';
     this.#id = undefined;
     if (id !== undefined) this.lastEventId = id;
-    if (dataLines.length === 0) return;
-    this.#listener.onEvent({
-      event: event || 'message',
-      data: dataLines.join('\n'),
-      ...(id !== undefined && { id }),
-    });
+    if (dataLines.length > 0) {
+      this.#listener.onEvent({
+        event: event || 'message',
+        data: dataLines.join('\n'),
+        ...(id !== undefined && { id }),
+      });
+    } else if (id !== undefined) this.#listener.onId?.(id);
   }
 }

@@ -31,7 +31,7 @@ export interface TabChannel {
 
 interface Platform extends EventSender {
   readonly BroadcastChannel?: new (name: string) => TabChannel;
-  readonly document?: EventSender & { readonly visibilityState: string };
+  readonly document?: EventSender & { readonly baseURI?: string };
   readonly location?: { readonly href: string };
   readonly navigator?: { readonly onLine?: boolean; readonly locks?: LockManager };
   readonly sessionStorage?: {

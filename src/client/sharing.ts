@@ -21,8 +21,8 @@ const MAX_RECENT_EVENTS = 256;
 const MAX_RECENT_LENGTH = 1_000_000;
 
 // Time in ms without a message after which a follower asks whether the leader is alive, and time
-// for the answer. Messages are delivered to hidden tabs, whose timers are late, but not to frozen
-// ones.
+// for the answer. Messages are delivered to hidden tabs, whose timers are late. Chromium delivers
+// them to frozen pages, too, which cannot read, so a page leaves with the event `freeze`.
 const PROBE_MS = 5_000;
 
 /** An event, and the id before it; `''` if there is none, and behind a gap. */
@@ -48,7 +48,8 @@ function compareIds(a: string, b: string): number {
   return epochA === epochB ? Number(offsetA) - Number(offsetB) : NaN;
 }
 
-const ID = /^([\w-]+)\.(\d+)$/;
+// The epoch of a log has 8 characters. Ids of the application may have numbers in another order.
+const ID = /^([\w-]{8})\.(\d+)$/;
 
 /** The part of one tab. */
 export class Sharing implements SourceOwner {
@@ -57,6 +58,8 @@ export class Sharing implements SourceOwner {
   // Runs while this tab is the leader or detached.
   readonly #source: Source;
   readonly #tab = `${Math.random()}`;
+  // The term of the leader of this tab, which is higher for a later leader.
+  #term = 0;
   #channel: TabChannel | undefined;
   // Aborted by `stop()`: withdraws the request for the lock, or releases the lock.
   #lock: AbortController | undefined;
@@ -91,11 +94,17 @@ export class Sharing implements SourceOwner {
 
   start(): void {
     const { BroadcastChannel } = platform as Required<typeof platform>;
-    this.#channel = new BroadcastChannel(this.#key);
-    // oxlint-disable-next-line unicorn/prefer-add-event-listener -- the listener is the only one
-    this.#channel.onmessage = ({ data }) => this.#onMessage(data as Message);
     this.#since = Date.now();
     this.#isAsking = this.#isProbing = false;
+    try {
+      this.#channel = new BroadcastChannel(this.#key);
+    } catch {
+      // The page may not use channels.
+      this.#detach();
+      return;
+    }
+    // oxlint-disable-next-line unicorn/prefer-add-event-listener -- the listener is the only one
+    this.#channel.onmessage = ({ data }) => this.#onMessage(...(data as [number, Message]));
     this.#requestLock();
     this.#ask();
     this.check();
@@ -156,7 +165,7 @@ export class Sharing implements SourceOwner {
   }
 
   #post(...message: Message): void {
-    this.#channel?.postMessage(message);
+    this.#channel?.postMessage([this.#term, message]);
   }
 
   #requestLock(steal = false): void {
@@ -177,18 +186,16 @@ export class Sharing implements SourceOwner {
 
   /** Another tab has stolen the lock, or the page may not use locks. */
   #onLockLost(): void {
-    if (!this.#isLeader) {
-      this.#detach();
-      return;
-    }
-    this.#isLeader = false;
-    this.#source.stop();
-    this.#requestLock();
-    this.#ask();
+    if (this.#isLeader) {
+      this.stop();
+      this.start();
+    } else this.#detach();
   }
 
   #lead(): void {
     this.#isLeader = true;
+    // The clock tells the terms of leaders apart that this tab has not heard of.
+    this.#term = Math.max(Date.now(), this.#term + 1);
     this.#isDetached = this.#isAsking = this.#isUnlinked = false;
     this.onState('connecting');
     // The application may have closed the connection in `onState`.
@@ -201,14 +208,16 @@ export class Sharing implements SourceOwner {
     this.#post('ask', this.#tab, this.cursor);
   }
 
-  #onMessage(message: Message): void {
+  #onMessage(term: number, message: Message): void {
     if (message[0] === 'ask') {
       if (this.#isLeader) this.#answer(message[1], message[2]);
       return;
     }
     // The lock may come before the `end` of the previous leader.
     if (message[0] === 'end') this.#onLeaderEnd(message[1]);
-    if (this.#isLeader) return;
+    // A leader that was frozen does not know at once that it has lost the lock.
+    if (this.#isLeader || term < this.#term) return;
+    this.#term = term;
     this.#since = Date.now();
     this.#isProbing = false;
     if (message[0] === 'event') this.#onLeaderEvent(message[1], message[2]);

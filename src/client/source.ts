@@ -31,8 +31,15 @@ const HEADERS_TIMEOUT_MS = 30_000;
 // Time in ms in which the first byte of a stream arrives. A proxy may hold it back for ever.
 const FIRST_BYTE_TIMEOUT_MS = 10_000;
 
+// Time in ms after the request at which a missing first byte is noticed at the latest, unless the
+// machine slept. Timers of hidden pages are up to a minute late.
+const MAX_LATE_MS = 120_000;
+
 // Time in ms in which a poll is answered. The server answers after 25 s at the latest.
 const POLL_TIMEOUT_MS = 40_000;
+
+// Time in ms of polls after which a stream is tried again. The server may only have been slow.
+const POLLING_MS = 600_000;
 
 // Time in ms of silence after which a connection is dead, while the heartbeat is not known.
 const SILENCE_MS = 60_000;
@@ -80,6 +87,8 @@ export class Source {
   #retry = RETRY_MS;
   #failures = 0;
   #isPolling = false;
+  // When a stream is tried again.
+  #pollsUntil = 0;
   // Whether the current request is the second one after a 401 or 403.
   #isSecondTry = false;
 
@@ -175,14 +184,23 @@ export class Source {
 
   /** @returns the time in ms after which the next attempt follows */
   #afterAttempt(error: HttpError | undefined, isSilent: boolean, wasPolling: boolean): number {
+    const now = Date.now();
     const hasReceived = this.#hasReceived;
     this.#hasReceived = false;
     this.#isWaitingForNetwork = error !== undefined && error.status === undefined;
     // The end of a poll is not the end of the connection.
     if (error || !wasPolling) this.#owner.onState('reconnecting', error);
-    if (wasPolling) this.#isPolling &&= hasReceived && !error;
-    else if (isSilent && !hasReceived) this.#isPolling = platform.navigator?.onLine !== false;
-    if (isSilent && !wasPolling) return 0;
+    if (wasPolling) this.#isPolling &&= hasReceived && !error && now < this.#pollsUntil;
+    else if (isSilent) {
+      // The heartbeat may have been measured too short.
+      if (hasReceived) this.#heartbeat = 0;
+      else {
+        const wasAwake = now - this.#since < MAX_LATE_MS;
+        this.#isPolling = wasAwake && platform.navigator?.onLine !== false;
+      }
+      this.#pollsUntil = now + POLLING_MS;
+      return 0;
+    }
     const base = this.#failures > 0 ? Math.max(this.#retry, RETRY_MS) : this.#retry;
     const delay = Math.min(base * 2 ** this.#failures++, Math.max(base, MAX_RETRY_MS));
     return Math.max(delay * (1 + Math.random()), error?.retryAfter ?? 0);
@@ -194,19 +212,20 @@ export class Source {
    * usual time; rejects if the request or the connection failed
    */
   async #exchange(attempt: AbortController, stopped: AbortSignal): Promise<number | undefined> {
+    const isSecondTry = this.#isSecondTry;
+    this.#isSecondTry = false;
     const response = await this.#request(attempt);
     const { status } = response;
     const { cursor } = this.#owner;
     attempt.signal.throwIfAborted();
     if (status === 204) this.#end();
     else if (status === 200 && EVENT_STREAM.test(response.headers.get('content-type') ?? '')) {
-      this.#isSecondTry = false;
       await this.#read(response, stopped);
       return undefined;
     } else if (status === 410 && cursor !== '') {
       const data = JSON.stringify({ channels: [], after: cursor, cursor: '' });
       this.#owner.onEvent({ event: 'sse:gap', data, id: '' });
-    } else if ((status === 401 || status === 403) && this.#options.headers && !this.#isSecondTry) {
+    } else if ((status === 401 || status === 403) && this.#options.headers && !isSecondTry) {
       this.#isSecondTry = true;
     } else this.#refuse(response);
     return 0;
@@ -256,9 +275,13 @@ export class Source {
   }
 
   async #read({ body }: Response, stopped: AbortSignal): Promise<void> {
-    const parser = new EventStreamParser({
+    const onEvent = (event: ReceivedEvent): void => {
       // A listener may have stopped the source.
-      onEvent: (event) => void (stopped.aborted || this.#onEvent(event)),
+      if (!stopped.aborted) this.#onEvent(event);
+    };
+    const parser = new EventStreamParser({
+      onEvent,
+      onId: (id) => onEvent({ event: 'sse:checkpoint', data: '', id }),
       onComment: () => this.#onHeartbeat(this.#pause, MIN_HEARTBEAT_MS),
       onRetry: (ms) => {
         this.#retry = ms;
@@ -282,6 +305,7 @@ export class Source {
     this.#hasReceived = true;
     this.#failures = 0;
     this.#limit = this.#heartbeat * 2 || SILENCE_MS;
+    this.check();
     this.#owner.onState(this.#isPolling ? 'polling' : 'open');
   }
 

@@ -1,6 +1,6 @@
 /** `SseError` and its codes. */
 
-/** The codes of {@link SseError}. `docs/errors.md` and the README list each code with its fix. */
+/** The codes of {@link SseError}. `docs/errors.md` has a section for each, with the fix. */
 export type SseErrorCode =
   | 'ERR_SSE_BROKER'
   | 'ERR_SSE_CHANNEL_NAME'
@@ -46,7 +46,10 @@ export class SseError extends Error {
     Object.defineProperty(this.prototype, brand, { value: true });
   }
 
-  /** The kind of the error. The message describes the error and its fix. */
+  /**
+   * The kind of the error. The message describes the error and its fix, and ends with the address
+   * of the section of this code in `docs/errors.md`.
+   */
   readonly code: SseErrorCode;
 
   /**
@@ -62,7 +65,7 @@ export class SseError extends Error {
     message: string,
     options?: ErrorOptions & { delivery?: 'none' | 'unknown' },
   ) {
-    super(message, options);
+    super(`${message} (${sectionOf(code)})`, options);
     this.code = code;
     this.delivery = options?.delivery;
   }
@@ -70,6 +73,15 @@ export class SseError extends Error {
   static override [Symbol.hasInstance](value: unknown): boolean {
     return typeof value === 'object' && value !== null && brand in value;
   }
+}
+
+/**
+ * The address of the section of a code, as a path in `node_modules`. The anchors of headings are in
+ * lower case.
+ * @internal
+ */
+export function sectionOf(code: string): string {
+  return `res-sse/docs/errors.md#${code.toLowerCase()}`;
 }
 
 // Characters of a string that an error message shows.

@@ -1,5 +1,5 @@
 /** Detects middleware that is created for each request instead of once. */
-import { emitWarning } from './warnings.ts';
+import { emitWarning } from '../common/emit-warning.ts';
 
 // State of the process, not of a middleware: middleware that is created for each request keeps no
 // state from one request to the next.

@@ -4,18 +4,8 @@
  */
 import type { IncomingMessage } from 'node:http';
 import type { Http2ServerResponse } from 'node:http2';
+import { emitWarning, type WarningCode } from '../common/emit-warning.ts';
 import type { EventStream } from '../stream/event-stream.ts';
-
-/** The `code` of a warning of `sse()`. */
-export type WarningCode =
-  | 'RES_SSE_BODY_TRANSFORMED'
-  | 'RES_SSE_CREATED_PER_REQUEST'
-  | 'RES_SSE_HEARTBEAT_TOO_LONG'
-  | 'RES_SSE_KEY_UNDEFINED'
-  | 'RES_SSE_MOUNTED_TWICE'
-  | 'RES_SSE_SERVER_TIMEOUT'
-  | 'RES_SSE_SIX_STREAMS'
-  | 'RES_SSE_TIME_IN_SECONDS';
 
 /** A proxy that adds a header to requests, and its default idle timeout. */
 interface KnownProxy {
@@ -204,15 +194,6 @@ export function checkTimes(
       `All times are in ms: write 15_000 for 15 s. If the value is intended, ignore this${off}.`,
     );
   }
-}
-
-/**
- * Emits a warning of the process.
- * @param message the situation
- * @param fix the remedy, which Node prints below the message
- */
-export function emitWarning(code: WarningCode, message: string, fix: string): void {
-  process.emitWarning(message, { code, detail: fix });
 }
 
 function describeHeartbeat(heartbeat: number | false): string {

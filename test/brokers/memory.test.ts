@@ -47,7 +47,8 @@ test('in a cluster worker memoryBroker() warns and names the broker to use', () 
   });
   expect(output).toBe(
     'RES_SSE_MEMORY_BROKER_IN_CLUSTER\nGive createChannels() a broker that all workers share, ' +
-      'such as redisBroker() of res-sse/redis.\n',
+      'such as redisBroker() of res-sse/redis. ' +
+      '(res-sse/docs/errors.md#res_sse_memory_broker_in_cluster)\n',
   );
 });
 

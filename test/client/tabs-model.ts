@@ -21,6 +21,8 @@ export interface Tab {
   isEnded: boolean;
   /** The listeners of `pagehide` and others. */
   readonly listeners: Map<string, () => void>;
+  /** Whether the server answers its requests with 401. */
+  isRefused: boolean;
   isDead: boolean;
   isFrozen: boolean;
   close: () => void;
@@ -58,17 +60,23 @@ export class Model {
   since: number | undefined;
   /** Whether the server answers 410 instead of telling of a gap. */
   answersGone = false;
-  /** Whether the ids are those of channels. Others cannot be compared. */
-  hasChannelIds = true;
+  /** The id of an event. @defaultValue that of a channel */
+  idOf = (number: number): string => `epoch-00.${number}`;
   isEnded = false;
+  /** Whether a proxy holds responses back until they end, so that only polls are answered. */
+  isBuffering = false;
   /** Whether requests fail. */
   isDown = false;
   /** Whether the page may not use locks, as a page in a sandbox. */
   isLockBlocked = false;
+  /** Whether the page may not use channels, as a page without cookies in Firefox. */
+  isChannelBlocked = false;
   /** The next message to this tab is lost. */
   losesMessage: Tab | undefined;
   /** The names of locks and channels. */
   readonly names = new Set<string>();
+  /** Whether the newest request is a poll. */
+  isPolled = false;
   /** Number of requests for a stream. */
   requests = 0;
   // Fake timers that belong to no tab.
@@ -145,6 +153,7 @@ export class Model {
       closesAt: undefined,
       isEnded: false,
       listeners: new Map(),
+      isRefused: false,
       isDead: false,
       isFrozen: false,
       close: () => {},
@@ -154,7 +163,7 @@ export class Model {
     this.#context.run(tab, () => {
       const connection = connect('http://server/events', {
         share: true,
-        lastEventId: from === undefined ? '' : this.#idOf(from),
+        lastEventId: from === undefined ? '' : this.idOf(from),
         on: { message: (number) => this.#receive(tab, number as number) },
         onGap: () => this.#receive(tab, 'gap'),
         onEnd: () => {
@@ -165,7 +174,9 @@ export class Model {
             this.close(tab);
             return;
           }
-          tab.isOpen = state === 'open';
+          // After a failure nothing is called any more.
+          if (state === 'failed') tab.isClosed = true;
+          tab.isOpen = state === 'open' || state === 'polling';
           // From now on a page without an id misses nothing.
           if (tab.isOpen) tab.due = Math.min(tab.due, this.head);
         },
@@ -222,12 +233,13 @@ export class Model {
     if (this.#holder?.tab === tab) this.#grant(undefined);
   }
 
-  thaw(tab: Tab): void {
+  /** @param areMessagesFirst whether the messages are delivered before the loss of the lock */
+  thaw(tab: Tab, areMessagesFirst = Math.random() < 0.5): void {
     tab.isFrozen = false;
+    const channels = [...this.#channels].filter((channel) => channel.tab === tab);
+    if (areMessagesFirst) for (const channel of channels) this.#deliver(channel);
     for (const work of tab.waiting.splice(0)) this.#run(tab, work);
-    for (const channel of this.#channels) {
-      if (channel.tab === tab) queueMicrotask(() => this.#deliver(channel));
-    }
+    for (const channel of channels) queueMicrotask(() => this.#deliver(channel));
   }
 
   /** Cuts all connections. */
@@ -251,6 +263,7 @@ export class Model {
   }
 
   #openChannel(key: string): Channel {
+    if (this.isChannelBlocked) throw new Error('SecurityError');
     this.names.add(key);
     const channel: Channel = { tab: this.#currentTab(), key, onmessage: null, queue: [] };
     if (!channel.tab.isDead) this.#channels.add(channel);
@@ -266,15 +279,17 @@ export class Model {
         continue;
       }
       channel.queue.push({ from: from.tab, data: structuredClone(data) });
-      this.#setTimeout(() => this.#deliver(channel), 1 + Math.random() * 5);
+      this.#setTimeout(() => this.#deliver(channel, from.tab), 1 + Math.random() * 5);
     }
   }
 
-  #deliver(channel: Channel): void {
+  /** @param sender whose messages are delivered. Messages of two senders can overtake each other */
+  #deliver(channel: Channel, sender?: Tab): void {
     if (channel.tab.isFrozen || !this.#channels.has(channel)) return;
-    for (const { data } of channel.queue.splice(0)) {
-      this.#run(channel.tab, () => channel.onmessage?.({ data }));
-    }
+    const isDue = ({ from }: { from: Tab }): boolean => sender === undefined || from === sender;
+    const messages = channel.queue.filter(isDue);
+    channel.queue = channel.queue.filter((message) => !isDue(message));
+    for (const { data } of messages) this.#run(channel.tab, () => channel.onmessage?.({ data }));
   }
 
   #requestLock(
@@ -327,11 +342,15 @@ export class Model {
     if (tab.isDead) return new Promise(() => {});
     signal.throwIfAborted();
     if (this.isDown) throw new TypeError('fetch failed');
+    if (tab.isRefused) return new Response(null, { status: 401 });
     const id = url.searchParams.get('lastEventId');
-    const after = id === null ? (this.since ?? this.head) : Number(id.slice(2));
+    const after = id === null ? (this.since ?? this.head) : this.#numberOf(id);
     const oldest = this.head - this.history;
     if (this.isEnded && after === this.head) return new Response(null, { status: 204 });
     if (this.answersGone && after < oldest) return new Response(null, { status: 410 });
+    const isPoll = url.searchParams.has('ssePoll');
+    this.isPolled = isPoll;
+    if (this.isBuffering || isPoll) await this.#untilAnswer(after, isPoll, signal);
     const body = new ReadableStream<Uint8Array>({
       start: (controller) => {
         const stream = { tab, controller };
@@ -339,10 +358,27 @@ export class Model {
         signal.addEventListener('abort', () => {
           if (this.#streams.delete(stream)) controller.error(signal.reason);
         });
-        this.#write(stream, this.#firstText(after, oldest));
+        // The history may have lost more while a poll waited.
+        const text = this.#firstText(after, this.head - this.history);
+        if (isPoll) {
+          controller.enqueue(new TextEncoder().encode(text));
+          controller.close();
+          this.#streams.delete(stream);
+        } else this.#write(stream, text);
       },
     });
     return new Response(body, { headers: { 'Content-Type': 'text/event-stream' } });
+  }
+
+  /** Until a poll has something to tell. A stream has no end, so nothing of it arrives. */
+  async #untilAnswer(after: number, isPoll: boolean, signal: AbortSignal): Promise<void> {
+    if (!isPoll) await new Promise((resolve) => signal.addEventListener('abort', resolve));
+    for (let ms = 0; ms < 25_000 && this.head === after && !this.isEnded; ms += 500) {
+      signal.throwIfAborted();
+      await new Promise((resolve) => void setTimeout(resolve, 500));
+      if (this.isDown) throw new TypeError('cut');
+    }
+    signal.throwIfAborted();
   }
 
   #firstText(after: number, oldest: number): string {
@@ -361,20 +397,22 @@ export class Model {
     }, 5);
   }
 
-  #idOf(number: number): string {
-    return `${this.hasChannelIds ? 'e.' : 'id'}${number}`;
+  #numberOf(id: string): number {
+    let number = 0;
+    while (this.idOf(number) !== id) number++;
+    return number;
   }
 
   #eventText(number: number): string {
-    return `data: ${number}\nid: ${this.#idOf(number)}\n\n`;
+    return `data: ${number}\nid: ${this.idOf(number)}\n\n`;
   }
 
   #checkpointText(number: number): string {
-    return `event: sse:checkpoint\ndata: {}\nid: ${this.#idOf(number)}\n\n`;
+    return `event: sse:checkpoint\ndata: {}\nid: ${this.idOf(number)}\n\n`;
   }
 
   #gapText(after: number): string {
-    const data = { channels: ['news'], after: this.#idOf(after), cursor: this.#idOf(this.head) };
+    const data = { channels: ['news'], after: this.idOf(after), cursor: this.idOf(this.head) };
     return `event: sse:gap\ndata: ${JSON.stringify(data)}\n\n`;
   }
 }

@@ -1,93 +1,18 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import {
+  exchanges,
+  last,
+  open,
+  pass,
+  restoreGlobals,
+  stubGlobals,
+  untilRequest,
+  URL_OF_STREAM,
+} from './exchanges.ts';
 import { record } from './recorded.ts';
 
-/** A request, and the response that the test makes. */
-interface Exchange {
-  readonly url: URL;
-  readonly signal: AbortSignal;
-  /** Answers with a stream that stays open. */
-  open(): void;
-  send(text: string): void;
-  end(): void;
-  answer(status: number, headers?: Record<string, string>): void;
-  /** The connection fails. */
-  fail(): void;
-}
-
-const URL_OF_STREAM = 'http://server/events';
-
-let exchanges: Exchange[];
-
-beforeEach(() => {
-  exchanges = [];
-  vi.useFakeTimers();
-  vi.spyOn(Math, 'random').mockReturnValue(0);
-  vi.stubGlobal('fetch', (url: URL, { signal }: { signal: AbortSignal }) => {
-    const { promise, resolve, reject } = promiseWithResolvers<Response>();
-    let controller: ReadableStreamDefaultController<Uint8Array> | undefined;
-    const body = new ReadableStream<Uint8Array>({
-      start(given) {
-        controller = given;
-      },
-    });
-    signal.addEventListener('abort', () => {
-      reject(signal.reason as Error);
-      controller?.error(signal.reason);
-    });
-    exchanges.push({
-      url,
-      signal,
-      open: () => resolve(new Response(body, { headers: { 'Content-Type': 'text/event-stream' } })),
-      send: (text) => controller?.enqueue(new TextEncoder().encode(text)),
-      end: () => controller?.close(),
-      answer: (status, headers = {}) => resolve(new Response(null, { status, headers })),
-      fail: () => reject(new TypeError('fetch failed')),
-    });
-    return promise;
-  });
-});
-
-afterEach(() => {
-  vi.useRealTimers();
-  vi.restoreAllMocks();
-  vi.unstubAllGlobals();
-});
-
-function promiseWithResolvers<T>() {
-  let resolve!: (value: T) => void;
-  let reject!: (error: Error) => void;
-  const promise = new Promise<T>((onValue, onError) => {
-    resolve = onValue;
-    reject = onError;
-  });
-  return { promise, resolve, reject };
-}
-
-const pass = (ms: number): Promise<unknown> => vi.advanceTimersByTimeAsync(ms);
-
-/** The newest request. */
-function last(): Exchange {
-  return exchanges.at(-1) as Exchange;
-}
-
-/** Lets the next request open, and sends a text. */
-async function open(text = ':\n'): Promise<void> {
-  await pass(0);
-  last().open();
-  last().send(text);
-  await pass(0);
-}
-
-/** Time in ms until the next request. */
-async function untilRequest(): Promise<number> {
-  const count = exchanges.length;
-  const start = Date.now();
-  while (exchanges.length === count) {
-    if (Date.now() - start > 600_000) throw new Error('no request within ten minutes');
-    await pass(50);
-  }
-  return Date.now() - start;
-}
+beforeEach(stubGlobals);
+afterEach(restoreGlobals);
 
 describe('silence', () => {
   test('of two heartbeats of comments ends the connection, and the next one resumes', async () => {
@@ -129,6 +54,35 @@ describe('silence', () => {
     }
     await pass(7_000);
     expect(live.states).toEqual(['connecting', 'open']);
+  });
+
+  test('is measured anew after a connection that ended because a late event made a heartbeat look early', async () => {
+    record(URL_OF_STREAM);
+    await open();
+    await pass(10_000);
+    last().send('data: delayed\n\n');
+    await pass(5_000);
+    last().send(':\n');
+    let opened = 1;
+    for (let second = 1; second <= 300; second++) {
+      await pass(1_000);
+      if (exchanges.length > opened) {
+        opened = exchanges.length;
+        second = 0;
+        await open();
+      } else if (second % 15 === 0) last().send(':\n');
+      expect(exchanges.length).toBeLessThanOrEqual(2);
+    }
+    expect(exchanges).toHaveLength(2);
+  });
+
+  test('of two heartbeats that are known from an earlier connection is found within them', async () => {
+    record(URL_OF_STREAM);
+    await open('event: sse:ping\ndata: {"interval":2000}\n\n');
+    last().end();
+    await untilRequest();
+    await open();
+    expect(await untilRequest()).toBeLessThanOrEqual(4_050);
   });
 
   test('of a server whose heartbeat is not known ends the connection after a minute', async () => {
@@ -225,6 +179,26 @@ describe('reconnecting', () => {
     expect(live.errors.at(-1)?.status).toBe(503);
   });
 
+  test('asks for new headers after a 401 that does not follow another one', async () => {
+    const live = record(URL_OF_STREAM, { headers: () => ({}) });
+    await pass(0);
+    for (const status of [401, 503, 401]) {
+      last().answer(status);
+      await untilRequest();
+    }
+    await open();
+    expect(live.states.at(-1)).toBe('open');
+  });
+
+  test('resumes at an id that has come without an event', async () => {
+    const live = record(URL_OF_STREAM);
+    await open('data: 1\nid: e.1\n\nid: e.2\n\n');
+    last().end();
+    await untilRequest();
+    expect(last().url.searchParams.get('lastEventId')).toBe('e.2');
+    expect(live.received).toEqual([1]);
+  });
+
   test('does not wait for ever for the function headers', async () => {
     const live = record(URL_OF_STREAM, { headers: () => new Promise(() => {}) });
     await pass(30_000);
@@ -270,185 +244,5 @@ describe('reconnecting', () => {
     expect(vi.getTimerCount()).toBe(0);
     await pass(100_000);
     expect(exchanges).toHaveLength(1);
-  });
-});
-
-describe('polling', () => {
-  test('begins when no byte of a stream arrives within 10 s, and tells its first answer', async () => {
-    const live = record(URL_OF_STREAM);
-    await pass(0);
-    last().open();
-    expect(await untilRequest()).toBeLessThanOrEqual(10_050);
-    expect(last().url.searchParams.get('ssePoll')).toBe('1');
-    expect(live.states).toEqual(['connecting', 'reconnecting']);
-    await pass(25_000);
-    await open('retry: 50\ndata: 1\nid: e.1\n\n');
-    expect(live.states).toEqual(['connecting', 'reconnecting', 'polling']);
-    last().end();
-    expect(await untilRequest()).toBe(50);
-    expect(last().url.search).toBe('?lastEventId=e.1&ssePoll=1');
-    await open('retry: 50\n');
-    last().end();
-    await untilRequest();
-    expect(live.states).toEqual(['connecting', 'reconnecting', 'polling']);
-    expect(live.received).toEqual([1]);
-  });
-
-  test('begins when the request is not even answered', async () => {
-    record(URL_OF_STREAM);
-    await pass(0);
-    expect(await untilRequest()).toBeLessThanOrEqual(10_050);
-    expect(last().url.searchParams.get('ssePoll')).toBe('1');
-  });
-
-  test('that is not answered either is followed by a stream', async () => {
-    record(URL_OF_STREAM);
-    await pass(0);
-    await untilRequest();
-    const ms = await untilRequest();
-    expect(ms).toBeGreaterThanOrEqual(40_000);
-    expect(ms).toBeLessThan(43_000);
-    expect(last().url.searchParams.has('ssePoll')).toBe(false);
-  });
-
-  test('ends when the network changes', async () => {
-    const target = new EventTarget();
-    vi.stubGlobal('addEventListener', target.addEventListener.bind(target));
-    const live = record(URL_OF_STREAM);
-    await pass(0);
-    await untilRequest();
-    await open('retry: 50\ndata: 1\nid: e.1\n\n');
-    target.dispatchEvent(new Event('online'));
-    await untilRequest();
-    await open();
-    expect(last().url.search).toBe('?lastEventId=e.1');
-    expect(live.states.slice(-3)).toEqual(['polling', 'reconnecting', 'open']);
-  });
-
-  test('ends when the network changes before it is answered', async () => {
-    const target = new EventTarget();
-    vi.stubGlobal('addEventListener', target.addEventListener.bind(target));
-    record(URL_OF_STREAM);
-    await pass(0);
-    await untilRequest();
-    target.dispatchEvent(new Event('online'));
-    await untilRequest();
-    expect(exchanges.map(({ url }) => url.searchParams.get('ssePoll'))).toEqual([null, '1', null]);
-  });
-
-  test('does not begin because an open stream falls silent', async () => {
-    record(URL_OF_STREAM);
-    await open();
-    await untilRequest();
-    expect(last().url.searchParams.has('ssePoll')).toBe(false);
-  });
-
-  test('does not begin while the browser is offline', async () => {
-    vi.stubGlobal('navigator', { onLine: false });
-    record(URL_OF_STREAM);
-    await pass(0);
-    await untilRequest();
-    expect(last().url.searchParams.has('ssePoll')).toBe(false);
-  });
-});
-
-describe('a page', () => {
-  test('that was told `offline` or `online` looks at once whether its connection is alive', async () => {
-    const target = new EventTarget();
-    vi.stubGlobal('addEventListener', target.addEventListener.bind(target));
-    const live = record(URL_OF_STREAM);
-    await open();
-    target.dispatchEvent(new Event('offline'));
-    await pass(0);
-    expect(exchanges).toHaveLength(2);
-    last().fail();
-    await pass(500);
-    expect(live.states).toEqual(['connecting', 'open', 'reconnecting']);
-    expect(exchanges).toHaveLength(2);
-    target.dispatchEvent(new Event('online'));
-    await pass(0);
-    expect(exchanges).toHaveLength(3);
-  });
-
-  test('that comes online does not shorten the time that a server has asked for', async () => {
-    const target = new EventTarget();
-    vi.stubGlobal('addEventListener', target.addEventListener.bind(target));
-    record(URL_OF_STREAM);
-    await pass(0);
-    last().answer(503, { 'Retry-After': '40' });
-    await pass(1_000);
-    target.dispatchEvent(new Event('online'));
-    await pass(1_000);
-    expect(exchanges).toHaveLength(1);
-    await untilRequest();
-    await open('retry: 40000\n');
-    last().end();
-    await pass(1_000);
-    target.dispatchEvent(new Event('online'));
-    await pass(1_000);
-    expect(exchanges).toHaveLength(2);
-  });
-
-  test('in the back/forward cache has no connection, and resumes when it is shown again', async () => {
-    const target = new EventTarget();
-    vi.stubGlobal('addEventListener', target.addEventListener.bind(target));
-    const live = record(URL_OF_STREAM);
-    await open('data: 1\nid: e.1\n\n');
-    target.dispatchEvent(new Event('pagehide'));
-    expect(last().signal.aborted).toBe(true);
-    await pass(100_000);
-    expect(exchanges).toHaveLength(1);
-    target.dispatchEvent(new Event('pageshow'));
-    await open();
-    expect(last().url.searchParams.get('lastEventId')).toBe('e.1');
-    expect(live.states).toEqual(['connecting', 'open', 'reconnecting', 'open']);
-    live.connection.close();
-    target.dispatchEvent(new Event('pageshow'));
-    await pass(0);
-    expect(exchanges).toHaveLength(2);
-  });
-
-  test('that is frozen has no connection, and resumes when it goes on', async () => {
-    const document = new EventTarget();
-    vi.stubGlobal('document', document);
-    const live = record(URL_OF_STREAM);
-    await open('data: 1\nid: e.1\n\n');
-    document.dispatchEvent(new Event('freeze'));
-    expect(last().signal.aborted).toBe(true);
-    document.dispatchEvent(new Event('resume'));
-    await open();
-    expect(last().url.searchParams.get('lastEventId')).toBe('e.1');
-    expect(live.states).toEqual(['connecting', 'open', 'reconnecting', 'open']);
-  });
-
-  test('that is reloaded continues at the stored id', async () => {
-    const stored = new Map<string, string>();
-    vi.stubGlobal('sessionStorage', {
-      getItem: (key: string) => stored.get(key) ?? null,
-      setItem: (key: string, value: string) => stored.set(key, value),
-    });
-    const before = record(URL_OF_STREAM, { persist: true, lastEventId: 'e.0' });
-    await open('data: 1\nid: e.1\n\n');
-    before.connection.close();
-    record(URL_OF_STREAM, { persist: true, lastEventId: 'e.0' });
-    await pass(0);
-    expect(last().url.searchParams.get('lastEventId')).toBe('e.1');
-    record(`${URL_OF_STREAM}?room=2`, { persist: true });
-    await pass(0);
-    expect(last().url.searchParams.has('lastEventId')).toBe(false);
-  });
-
-  test('whose storage is blocked receives all the same', async () => {
-    vi.stubGlobal('sessionStorage', {
-      getItem() {
-        throw new Error('SecurityError');
-      },
-      setItem() {
-        throw new Error('QuotaExceededError');
-      },
-    });
-    const live = record(URL_OF_STREAM, { persist: true });
-    await open('data: 1\nid: e.1\n\n');
-    expect(live.received).toEqual([1]);
   });
 });

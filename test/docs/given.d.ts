@@ -22,7 +22,11 @@ declare module 'node:http' {
     user?: User | undefined;
     auth?: { sub?: string; exp?: number };
     sessionID?: string;
-    session?: { user?: string; destroy(done: (error: unknown) => void): void };
+    session?: {
+      user?: string;
+      destroy(done: (error: unknown) => void): void;
+      regenerate(done: (error: unknown) => void): void;
+    };
   }
 }
 

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { pageOf, pages, resolved, root } from './pages.ts';
 
-const all = await pages();
+const all = [...(await pages()), await pageOf('llms.txt')];
 
 async function exists(path: string): Promise<boolean> {
   return access(join(root, path)).then(
@@ -28,8 +28,8 @@ describe.each(all)('$path', (page) => {
   });
 });
 
-test('every guide is linked in the index of the guides', async () => {
-  const index = await pageOf('docs/README.md');
+test.each(['docs/README.md', 'llms.txt'])('every guide is linked in %s', async (name) => {
+  const index = await pageOf(name);
   const linked = new Set(index.links.map((link) => resolved(index, link)?.path));
   const guides = all
     .map(({ path }) => path)

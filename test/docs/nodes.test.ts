@@ -10,7 +10,7 @@ import { read, type Reader } from '../support/reader.ts';
 import { freePort, startRedis, type RedisServer } from '../support/redis-server.ts';
 import { until, within } from '../support/wait.ts';
 
-const PACKAGES = ['express', 'redis', 'res-sse'];
+const PACKAGES = ['express', 'jose', 'redis', 'res-sse'];
 
 const LISTEN = `
   const server = app.listen(0, '127.0.0.1', () => process.send(server.address().port));
@@ -53,11 +53,11 @@ async function startNodes(page: string, main: string): Promise<PageNodes> {
   };
 }
 
-describe('the resumable answer of llm.md', () => {
+describe('the resumable answer of answers.md', () => {
   let nodes: PageNodes;
 
   beforeAll(async () => {
-    nodes = await startNodes('llm.md', `import { app } from './answers.js';`);
+    nodes = await startNodes('answers.md', `import { app } from './answers.js';`);
   });
 
   afterAll(() => nodes[Symbol.asyncDispose]());
@@ -115,8 +115,34 @@ function textOf(events: Reader['events']): string {
     .join('');
 }
 
-test('the worker of scaling.md publishes to the readers of a node', async () => {
-  await using files = await writeFiles(filesIn(await pageOf('scaling.md')), PACKAGES);
+test('the notifications of notifications.md reach a user on another node, until the user is removed', async () => {
+  await using nodes = await startNodes('notifications.md', `import { app } from './app.js';`);
+  const [one = '', two = ''] = nodes.urls;
+  const headers = { 'Content-Type': 'application/json' };
+  const login = async (url: string, name: string): Promise<{ Cookie: string }> => {
+    const body = JSON.stringify({ name });
+    const response = await fetch(`${url}/login`, { method: 'POST', headers, body });
+    return { Cookie: response.headers.get('set-cookie')?.split(';')[0] ?? '' };
+  };
+  const ann = await login(one, 'ann');
+  const bob = await login(two, 'bob');
+  const reader = await read(`${one}/notifications`, { headers: ann });
+  const bobsReader = await read(`${one}/notifications`, { headers: bob });
+  const body = JSON.stringify({ text: 'lunch?' });
+  const target = `${two}/users/ann/notifications`;
+  await fetch(target, { method: 'POST', headers: { ...headers, ...bob }, body });
+  expect((await reader.next()).data).toBe('{"from":"bob","text":"lunch?"}');
+
+  await fetch(`${two}/users/ann`, { method: 'DELETE', headers: bob });
+  await reader.end();
+  const refused = await read(`${one}/notifications`, { headers: ann });
+  expect(refused.response.status).toBe(401);
+  expect(bobsReader.ended).toBe(false);
+  bobsReader.close();
+});
+
+test('the worker of workers.md publishes to the readers of a node', async () => {
+  await using files = await writeFiles(filesIn(await pageOf('workers.md')), PACKAGES);
   const channels = createChannels({ broker: redisBroker({ url: redis.url }) });
   const events = channels.follow('job:7');
   await channels.cursor();
@@ -156,9 +182,9 @@ test('the node of scaling.md serves a stream, and ends at SIGTERM with exit code
   expect([node.process.exitCode, node.output]).toEqual([0, '']);
 });
 
-test('the presence list of channels.md is the same on all nodes', async () => {
+test('the presence list of presence.md is the same on all nodes', async () => {
   await using nodes = await startNodes(
-    'channels.md',
+    'presence.md',
     `import { createChannels } from 'res-sse';
      import { redisBroker } from 'res-sse/redis';
      import { makeApp } from './presence.js';

@@ -5,6 +5,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { createExample } from '../../examples/dashboard/app.ts';
 import type { Sample } from '../../examples/dashboard/sampler.ts';
 import { launchChromium } from '../support/chromium.ts';
+import { launchFirefox } from '../support/firefox.ts';
 import { read } from '../support/reader.ts';
 import { until } from '../support/wait.ts';
 import { serveExample } from './serve-example.ts';
@@ -102,6 +103,32 @@ test('a page shows "reconnecting" and then "live" after a restart of its server'
     restarted.closeAllConnections();
   }
 });
+
+test.each([
+  ['Chromium', launchChromium],
+  ['Firefox', launchFirefox],
+])(
+  'two tabs of %s use one connection, and the second goes on when the first is closed',
+  async (_name, launch) => {
+    await using server = await serveExample(createExample());
+    await using own = await launch();
+    await using context = await own.newContext();
+    const [first, second] = [await context.newPage(), await context.newPage()];
+    for (const page of [first, second]) {
+      await page.goto(server.url);
+      await until('a line', async () => (await pointsOf(page)).length >= 3);
+    }
+    await until('one stream', () => server.example.events.streams.size === 1);
+    await first.close();
+    const before = await pointsOf(second);
+    await until(
+      'more points of the line',
+      async () => (await pointsOf(second)).length > before.length + 2,
+    );
+    expect(server.example.events.streams.size).toBe(1);
+    expect(await second.locator('#state').textContent()).toBe('live');
+  },
+);
 
 test('a slow tab continues with the newest sample, without a gap', async () => {
   await using server = await serveExample(createExample(risingLoad(), 5));

@@ -1,6 +1,7 @@
 import { readFile, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { pageOf, resolved } from '../docs/pages.ts';
 import { pack, root, run } from './packed.ts';
 
 async function read(path: string): Promise<string> {
@@ -79,16 +80,33 @@ describe('the built package', () => {
     `);
   });
 
-  test('contains only the build and its sources', async () => {
+  test('contains only the build, its sources, the documents and the examples', async () => {
     const { files } = await pack('--dry-run');
-    const expected = ['LICENSE', 'README.md', 'package.json'];
+    const expected = ['LICENSE', 'package.json', 'llms.txt', 'examples/tsconfig.json'];
     for (const file of await sources()) {
       expected.push(`src/${file}`);
       for (const extension of ['.d.ts', '.d.ts.map', '.js', '.js.map']) {
         expected.push(`dist/${file.replace(/\.ts$/, extension)}`);
       }
     }
-    expect(files.map((file) => file.path).toSorted()).toEqual(expected.toSorted());
+    const documents = /^(\w+\.md|docs\/[\w-]+\.(md|svg)|examples\/[\w/.-]+\.(html|md|ts))$/;
+    const others = files.map((file) => file.path).filter((path) => !documents.test(path));
+    expect(others.toSorted()).toEqual(expected.toSorted());
+  });
+
+  // In `node_modules` there is nothing but the files of the package.
+  test('has every file to which one of its documents links', async () => {
+    const paths = (await pack('--dry-run')).files.map((file) => file.path);
+    const documents = paths.filter((path) => /\.(md|txt)$/.test(path));
+    expect(documents).toEqual(expect.arrayContaining(['README.md', 'llms.txt', 'docs/README.md']));
+    const missing: string[] = [];
+    for (const page of await Promise.all(documents.map(pageOf))) {
+      for (const link of page.links) {
+        const { path } = resolved(page, link) ?? {};
+        if (path !== undefined && !paths.includes(path)) missing.push(`${page.path}: ${path}`);
+      }
+    }
+    expect(missing).toEqual([]);
   });
 });
 
@@ -115,8 +133,8 @@ describe('every error code', () => {
     expect((await declaredCodes()).filter((each) => !used.includes(each))).toEqual([]);
   });
 
-  test('of the source is in the README, and the README has no other code', async () => {
-    expect(codesIn(await read('README.md'))).toEqual(
+  test('of the source is in docs/reference.md, which has no other code', async () => {
+    expect(codesIn(await read('docs/reference.md'))).toEqual(
       [...new Set([...(await declaredCodes()), ...codesIn(await code())])].toSorted(),
     );
   });

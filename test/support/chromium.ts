@@ -1,6 +1,6 @@
 /** A real browser. */
 import { existsSync } from 'node:fs';
-import { chromium, type Browser, type LaunchOptions } from 'playwright-core';
+import { chromium, type Browser, type LaunchOptions, type Page } from 'playwright-core';
 
 const PATHS = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
 
@@ -22,6 +22,35 @@ const ARGS = [
  */
 export async function launchChromium(options: LaunchOptions = {}): Promise<Browser> {
   return chromium.launch({ executablePath: findChromium(), args: ARGS, ...options });
+}
+
+/** Freezes a hidden page, or lets it go on, as the browser does to save energy. */
+export async function setFrozen(page: Page, isFrozen: boolean): Promise<void> {
+  await endFocusEmulation(page);
+  const session = await page.context().newCDPSession(page);
+  await session.send('Page.setWebLifecycleState', { state: isFrozen ? 'frozen' : 'active' });
+  await session.detach();
+}
+
+/**
+ * Playwright shows all pages as visible, and Chromium does not freeze a visible page. Only the
+ * session that emulates the focus can end this, and Playwright does not offer it.
+ */
+async function endFocusEmulation(page: Page): Promise<void> {
+  const { _connection: connection } = page as unknown as PrivatePage;
+  const { _mainFrameSession: session } = connection.toImpl(page).delegate;
+  const { _client: client } = session;
+  await client.send('Emulation.setFocusEmulationEnabled', { enabled: false });
+}
+
+interface PrivatePage {
+  readonly _connection: {
+    toImpl(page: Page): { readonly delegate: { readonly _mainFrameSession: PrivateSession } };
+  };
+}
+
+interface PrivateSession {
+  readonly _client: { send(method: string, parameters: object): Promise<unknown> };
 }
 
 function findChromium(): string {

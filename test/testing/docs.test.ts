@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { countBlocks, filesIn, pageOf, root, writeFiles } from '../clients/blocks.ts';
+import { startRedis } from '../support/redis-server.ts';
 
 const run = promisify(execFile);
 const TIMEOUT = 180_000;
@@ -44,10 +45,10 @@ describe('the code of docs/testing.md', () => {
     files = { ...filesIn(page, 'js'), ...filesIn(page, 'ts') };
   });
 
-  /** Returns the app and the files whose names match. */
+  /** Returns the apps and the files whose names match. */
   function filesMatching(pattern: RegExp): Record<string, string> {
     const selected = Object.entries(files).filter(
-      ([name]) => name === 'app.js' || pattern.test(name),
+      ([name]) => /^[a-z]+\.js$/.test(name) || pattern.test(name),
     );
     expect(selected.length).toBeGreaterThan(1);
     return Object.fromEntries(selected);
@@ -55,25 +56,34 @@ describe('the code of docs/testing.md', () => {
 
   test('has a file name for each code block, so each block runs here', () => {
     expect(Object.keys(files)).toHaveLength(countBlocks(page, 'js') + countBlocks(page, 'ts'));
-    const runners = [/^app\.js$/, /^[a-z]+\.test\.ts$/, /\.node\.test\.js$/, /\.jest\.test\.js$/];
+    const runners = [
+      /^[a-z]+\.js$/,
+      /^[a-z]+\.test\.ts$/,
+      /\.node\.test\.js$/,
+      /\.jest\.test\.js$/,
+    ];
     expect(
       Object.keys(files).filter((name) => !runners.some((runner) => runner.test(name))),
     ).toEqual([]);
   });
 
   test('passes with vitest', { timeout: TIMEOUT }, async () => {
-    const selected = filesMatching(/^[a-z]+\.test\.ts$/);
-    await using folder = await writeFiles(selected, ['express', 'res-sse', 'vitest']);
+    const isTest = /^[a-z]+\.test\.ts$/;
+    const selected = filesMatching(isTest);
+    const packages = ['express', 'express-session', 'redis', 'res-sse', 'vitest'];
+    await using folder = await writeFiles(selected, packages);
+    await using redis = await startRedis();
     const { code, text } = await outputOf(
       folder.directory,
       ['node_modules/vitest/vitest.mjs', 'run'],
-      { NO_COLOR: '1' },
+      { NO_COLOR: '1', REDIS_URL: redis.url },
     );
     expect({ code, text }).toMatchObject({
       code: 0,
       text: expect.stringMatching(/Tests +\d+ passed \(\d+\)/) as string,
     });
-    expect(text).toMatch(new RegExp(`Test Files +${Object.keys(selected).length - 1} passed`));
+    const testFiles = Object.keys(selected).filter((name) => isTest.test(name));
+    expect(text).toMatch(new RegExp(`Test Files +${testFiles.length} passed`));
   });
 
   test('passes with node:test', { timeout: TIMEOUT }, async () => {
@@ -86,7 +96,7 @@ describe('the code of docs/testing.md', () => {
       code: 0,
       text: expect.stringMatching(/^# fail 0$/m) as string,
     });
-    expect(text).toMatch(/^ *ok \d+ - a haiku reaches who listens$/m);
+    expect(text).toMatch(/^ *ok \d+ - a haiku reaches a reader$/m);
     expect(text).toMatch(/^ *ok \d+ - different logs have different epochs$/m);
   });
 
@@ -155,6 +165,8 @@ describe('the code of docs/testing.md', () => {
       '@types/express',
       '@types/node',
       'express',
+      'express-session',
+      'redis',
       'res-sse',
       'vitest',
     ]);

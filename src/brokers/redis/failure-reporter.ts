@@ -2,6 +2,7 @@
  * Reports failures to the application: in diagnostics, in a warning, and as the cause of errors.
  */
 import { diagnostics } from '../../common/diagnostics.ts';
+import { emitWarning } from '../../common/emit-warning.ts';
 import { SseError } from '../../common/errors.ts';
 
 /** The failures of one broker. */
@@ -45,14 +46,11 @@ export class FailureReporter {
     if (this.#hasWarned) return;
     this.#hasWarned = true;
     const reason = this.#lastFailure instanceof Error ? `: ${this.#lastFailure.message}` : '';
-    process.emitWarning(
+    emitWarning(
+      'RES_SSE_BROKER_UNREACHABLE',
       `Redis at ${this.#address} has not been reached for ${ms / 1_000} s${reason}`,
-      {
-        code: 'RES_SSE_BROKER_UNREACHABLE',
-        detail:
-          'Streams stay open and wait; publishes reject. ' +
-          'Check the address given to redisBroker(), and whether Redis is running.',
-      },
+      'Streams stay open and wait; publishes reject. ' +
+        'Check the address given to redisBroker(), and whether Redis is running.',
     );
   }
 

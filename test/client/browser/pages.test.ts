@@ -137,6 +137,48 @@ describe.each([
   );
 
   test(
+    'in the sandbox of another one has a connection of its own at a relative URL',
+    async () => {
+      await using server = await serveTabs();
+      const app = express();
+      // The sandbox is another origin.
+      app.use((_req, res, next) => {
+        res.set('Access-Control-Allow-Origin', '*');
+        next();
+      });
+      app.use(server.app);
+      await using outer = await serve(app);
+      const context = await browser.newContext();
+      const page = await context.newPage();
+      await page.goto(`${outer.url}/other`);
+      await page.evaluate(() => {
+        Object.assign(window, { got: [], states: [] });
+        addEventListener('message', ({ data: [list, item] }) => {
+          (window as unknown as Record<string, unknown[]>)[list as string]?.push(item);
+        });
+        const frame = document.createElement('iframe');
+        frame.setAttribute('sandbox', 'allow-scripts');
+        frame.srcdoc = `<script type="module">
+          import { connect } from '/client.js';
+          connect('/events', {
+            share: true,
+            persist: true,
+            on: { message: (data) => parent.postMessage(['got', data], '*') },
+            onState: (state) => parent.postMessage(['states', state], '*'),
+          });
+        </script>`;
+        document.body.append(frame);
+      });
+      await untilState([page], 'open');
+      await server.channels.publish('news', 1);
+      await untilGot([page], 1);
+      expect(await statesOf(page)).toEqual(['connecting', 'open']);
+      await context.close();
+    },
+    TIMEOUT,
+  );
+
+  test(
     'that goes offline says so at once, and receives what it missed when it is online',
     async () => {
       await using server = await serveTabs();
@@ -214,3 +256,18 @@ describe.each([
     TIMEOUT,
   );
 });
+
+test(
+  'a page of Firefox that may not use cookies has a connection of its own',
+  async () => {
+    await using server = await serveTabs();
+    const firefoxUserPrefs = { 'network.cookie.cookieBehavior': 2 };
+    await using browser = await launchFirefox({ firefoxUserPrefs });
+    const page = await openTab(browser, server, { persist: true });
+    await untilState([page], 'open');
+    await server.channels.publish('news', 1);
+    await untilGot([page], 1);
+    expect(await statesOf(page)).toEqual(['connecting', 'open']);
+  },
+  TIMEOUT,
+);

@@ -1,6 +1,6 @@
 import type { Page } from 'playwright-core';
 import { describe, expect, test } from 'vitest';
-import { launchChromium } from '../../support/chromium.ts';
+import { launchChromium, setFrozen } from '../../support/chromium.ts';
 import { launchFirefox } from '../../support/firefox.ts';
 import { until } from '../../support/wait.ts';
 import { launchFirefoxWithProcesses, processOf } from './processes.ts';
@@ -9,6 +9,7 @@ import {
   leaderOf,
   numbers,
   openTab,
+  openWorker,
   publishNumbers,
   serveTabs,
   statesOf,
@@ -77,6 +78,42 @@ describe.each([
       await publishNumbers(server.channels, 300, 500);
       await untilGot(pages, 500);
       for (const page of pages) expect(await gotOf(page)).toEqual(numbers(500));
+      await until('one stream', () => server.events.streams.size === 1);
+    },
+    TIMEOUT,
+  );
+});
+
+describe('if Chromium freezes a page that holds the connection,', () => {
+  // A page has the event `freeze`, and its worker has none.
+  test.each([
+    ['the page', false, 2_000],
+    ['its worker', true, 25_000],
+  ])(
+    '%s hands it over, and receives what it missed when the page is active again',
+    async (_what, isWorker, ms) => {
+      await using server = await serveTabs();
+      await using browser = await launchChromium();
+      const context = await browser.newContext();
+      const leader = isWorker
+        ? await openWorker(context, server)
+        : await openTab(context, server, { share: true });
+      await untilState([leader], 'open');
+      const others = [await openTab(context, server), await openTab(context, server)];
+      const pages = [leader, ...others];
+      await untilState(pages, 'open');
+      await publishNumbers(server.channels, 0, 50);
+      await untilGot(pages, 50);
+      await setFrozen(leader, true);
+      await publishNumbers(server.channels, 50, 300);
+      await untilGot(others, 300, ms);
+      for (const page of others) expect(await gotOf(page)).toEqual(numbers(300));
+      expect((await gotOf(leader)).length).toBeLessThan(300);
+      await setFrozen(leader, false);
+      await publishNumbers(server.channels, 300, 500);
+      await untilGot(pages, 500);
+      for (const page of pages) expect(await gotOf(page)).toEqual(numbers(500));
+      await untilState(pages, 'open');
       await until('one stream', () => server.events.streams.size === 1);
     },
     TIMEOUT,

@@ -10,6 +10,7 @@ import {
   leaderOf,
   numbers,
   openTab,
+  openWorker,
   publishNumbers,
   serveTabs,
   stateOf,
@@ -276,26 +277,19 @@ describe.each([
     'share with workers, which take over, too',
     async () => {
       await using server = await serveTabs();
-      server.app.get('/worker.js', (_req, res) => {
-        res.type('js').send(`import { connect } from '/client.js';
-          connect('/events', { share: true, on: { message: (data) => postMessage(data) },
-            onState: (state) => postMessage(state) });`);
-      });
       await using tabs = await openTabs(server, 1);
       const [page] = tabs.pages as [Page];
-      const other = await tabs.context.newPage();
-      await other.goto(`${server.url}/other`);
-      await other.evaluate(`window.got = [];
-        new Worker('/worker.js', { type: 'module' }).onmessage = ({ data }) => got.push(data);`);
-      await until('the worker', async () => (await gotOf(other)).includes('open'));
+      const other = await openWorker(tabs.context, server);
+      await untilState([other], 'open');
       await server.channels.publish('news', 1);
-      await until('the event', async () => (await gotOf(other)).includes(1));
+      await untilGot([other], 1);
       expect(server.events.streams.size).toBe(1);
       await page.close();
-      await until('the worker again', async () => (await gotOf(other)).at(-1) === 'open');
+      await until('the hand-over', async () => (await statesOf(other)).length === 4);
       await server.channels.publish('news', 2);
-      await until('the next event', async () => (await gotOf(other)).includes(2));
-      expect(await gotOf(other)).toEqual(['connecting', 'open', 1, 'reconnecting', 'open', 2]);
+      await untilGot([other], 2);
+      expect(await gotOf(other)).toEqual([1, 2]);
+      expect(await statesOf(other)).toEqual(['connecting', 'open', 'reconnecting', 'open']);
     },
     TIMEOUT,
   );

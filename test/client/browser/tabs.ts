@@ -76,6 +76,22 @@ export async function openTab(
   return page;
 }
 
+/** Opens a tab with a worker that connects. The tab keeps what its worker was given. */
+export async function openWorker(context: BrowserContext, server: TabServer): Promise<Page> {
+  server.app.get('/worker.js', (_req, res) => {
+    res.type('js').send(`import { connect } from '/client.js';
+      connect('/events', { share: true, on: { message: (data) => postMessage(['got', data]) },
+        onState: (state) => postMessage(['states', state]) });`);
+  });
+  const page = await context.newPage();
+  await page.goto(`${server.url}/other`);
+  await page.evaluate(`Object.assign(window, { got: [], states: [] });
+    new Worker('/worker.js', { type: 'module' }).onmessage = ({ data: [list, item] }) => {
+      window[list].push(item);
+    };`);
+  return page;
+}
+
 export const gotOf = (page: Page): Promise<unknown[]> => page.evaluate('got');
 export const statesOf = (page: Page): Promise<string[]> => page.evaluate('states');
 
