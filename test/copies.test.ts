@@ -78,6 +78,24 @@ describe.each([
     expect(one.ended).toBe(false);
   });
 
+  test('a revocation between sse() of both copies ends the stream before it receives anything', async () => {
+    const [outerCopy, innerCopy] = copies();
+    const channels = outerCopy.createChannels();
+    const outer = outerCopy.sse({ channels, identity: () => 'ann' });
+    const app = express();
+    app.use(outer, async (_req, _res, next) => {
+      await outer.revoke('ann');
+      next();
+    });
+    app.get('/', innerCopy.sse({ heartbeat: 5_000 }), channels.listen('a'));
+    await using server = await serve(app);
+    using reader = await read(server.url);
+    await channels.publish('a', 'secret');
+    await reader.end();
+    expect(reader.events).toEqual([]);
+    expect(outer.stats().closed).toEqual({ revoked: 1 });
+  });
+
   test('stream() answers 406 without Accept; instanceof works for both copies', async () => {
     await using server = await nested({}, {});
     expect((await fetch(`${server.url}/alone`, { headers: { Accept: 'text/html' } })).status).toBe(

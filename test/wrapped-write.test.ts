@@ -526,3 +526,63 @@ test('a wrapper with a buffer of its own holds no more than the stream may, if t
   expect(await stream?.closed).toBe('slow');
   client.destroy();
 });
+
+/**
+ * Wraps `write()` and `end()` of a response: passes on a limited number of bytes per ms, answers
+ * `false` while 16 KiB are held, and emits `'drain'` when nothing is held any more.
+ * @returns the number of held bytes, now and at most
+ */
+function throttle(res: ServerResponse, bytesPerMs: number): { held: number; most: number } {
+  const write = res.write.bind(res) as (chunk: Uint8Array) => boolean;
+  const count = { held: 0, most: 0 };
+  const chunks: Uint8Array[] = [];
+  function passOn(): void {
+    const chunk = chunks.shift() as Uint8Array;
+    count.held -= chunk.length;
+    write(chunk);
+    if (chunks[0] === undefined) res.emit('drain');
+    else setTimeout(passOn, chunks[0].length / bytesPerMs);
+  }
+  res.write = (chunk: unknown) => {
+    const bytes = Buffer.from(chunk as Uint8Array);
+    if (chunks.push(bytes) === 1) setTimeout(passOn, bytes.length / bytesPerMs);
+    count.held += bytes.length;
+    count.most = Math.max(count.most, count.held);
+    return count.held < 16_384;
+  };
+  return count;
+}
+
+test.each([
+  ['small events', 1_000, 250],
+  ['large events', 50_000, 5],
+])(
+  'a wrapper that throttles %s holds few bytes, and the sender waits for it',
+  async (_what, size, events) => {
+    let stream: EventStream | undefined;
+    let count = { held: 0, most: 0 };
+    const middleware = sse({ warnings: false });
+    await using server = await listening(
+      createServer((req, res) => {
+        count = throttle(res, 100);
+        middleware(req, res, () => {
+          ({ sse: stream } = res as { sse?: EventStream });
+          stream?.open();
+        });
+      }),
+    );
+    using reader = await read(server.url);
+    const data = Array.from({ length: events }, (_event, index) => `${index} ${'x'.repeat(size)}`);
+    let longest = 0;
+    for (const each of data) {
+      stream?.send(each);
+      longest = Math.max(longest, stream?.bufferedAmount ?? 0);
+      await stream?.drained();
+    }
+    await until('all events', () => reader.events.length === events);
+    expect(reader.events.map((event) => event.data)).toEqual(data);
+    // 64 KiB, what the wrapper has accepted before, and what may be written at a time.
+    expect(count.most).toBeLessThanOrEqual(65_536 + 4 * 16_384);
+    expect(longest).toBeGreaterThan(16_384);
+  },
+);

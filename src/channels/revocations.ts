@@ -39,7 +39,8 @@ const HISTORY: HistoryLimits = {
   latest: false,
 };
 
-const PAGE_BYTES = 262_144;
+// Bytes of one page, which is applied in one turn of the event loop: about 150 revocations.
+const PAGE_BYTES = 8_192;
 
 /** The revocations of one registry on this node. */
 export class Revocations implements RevocationSource {

@@ -66,7 +66,8 @@ export class LocalRevocations implements RevocationSource {
   }
 }
 
-const guardedBy: unique symbol = Symbol('guardedBy');
+// A registered symbol: the middleware of two copies of the package may serve one request.
+const guardedBy: unique symbol = Symbol.for('res-sse.guardedBy');
 
 /** A response that may have passed through an `sse()` with an `identity`. */
 interface GuardedResponse extends ServerResponse {

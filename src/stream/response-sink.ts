@@ -25,6 +25,7 @@ import {
 import { isResponsePipelined } from './pipelining.ts';
 import { isEncoded } from './response-head.ts';
 import { ignoreDrain, listenForDrain, requestDrain, requestFlush } from './response-listeners.ts';
+import { countGivenBytes, noteAnswer } from './wrapper-bytes.ts';
 import { WriteTotals } from './write-totals.ts';
 
 // Writers that are inside a call of the response's `write()`, each with the number of bytes that
@@ -267,13 +268,16 @@ export abstract class ResponseSink extends WriteTotals {
     this.addBytes(bytes.length);
     const outerGiven = activeWriters.get(this);
     const outerBytes = passedBytes;
-    activeWriters.set(this, this.countBeforeWrite());
+    const givenBefore = this.countBeforeWrite();
+    activeWriters.set(this, givenBefore);
     passedBytes = bytes;
     try {
       const answer = write === undefined ? this.callWrite(bytes) : write();
       // Some wrappers return nothing. Only `false` announces a 'drain'. A 'drain' that came before
       // `write()` returned is not emitted again.
-      return answer !== false || resumedWriters.has(this);
+      const isAccepted = answer !== false || resumedWriters.has(this);
+      if (givenBefore !== -1) noteAnswer(this, isAccepted, bytes.length, givenBefore);
+      return isAccepted;
     } catch (error) {
       this.onError(error);
       return true;
@@ -424,12 +428,4 @@ function isSame(chunk: unknown, bytes: Buffer): boolean {
   if (chunk === bytes) return true;
   if (typeof chunk === 'string') return bytes.equals(Buffer.from(chunk));
   return chunk instanceof Uint8Array && bytes.equals(chunk);
-}
-
-/**
- * @returns number of bytes that the response was given, those that it still holds included; NaN,
- * which equals no other count, if the response counts none
- */
-function countGivenBytes({ socket, writableLength }: ServerResponse): number {
-  return (socket ? socket.bytesWritten - socket.writableLength : 0) + writableLength;
 }

@@ -20,6 +20,7 @@ import { isWriteWrapped } from './interception.ts';
 import { corkedBytesOf, passesDrain } from './response-head.ts';
 import { needsDrain } from './response-listeners.ts';
 import { ResponseSink } from './response-sink.ts';
+import { countHeldBytes, hasPassedOn } from './wrapper-bytes.ts';
 import { CHUNK_BYTES, HIGH_WATER_MARK, WriteQueue } from './write-queue.ts';
 
 // Limits in ms of the pause after a wrapped `write()` has returned `false`, if no 'drain' follows.
@@ -230,6 +231,8 @@ export abstract class ResponseWriter extends ResponseSink {
    */
   checkDrain(): void {
     if (!this.isAwaitingDrain) return;
+    // A wrapper that passes nothing on may remove bytes, so that it does not hold them.
+    if (this.isMuchHeld && hasPassedOn(this, this.res)) return;
     // A compressor passes nothing on as long as the response holds bytes.
     const mark = this.passesDrain ? 0 : this.writeMark;
     if (this.bytesInResponse <= mark) this.resume();
@@ -351,14 +354,19 @@ export abstract class ResponseWriter extends ResponseSink {
   }
 
   /**
-   * Whether middleware may hold bytes after its `write()` has returned `false`, and a `'drain'`
-   * will follow. @internal
+   * Whether middleware, whose `write()` has returned `false`, may hold bytes, so that the stream
+   * has to wait: a `'drain'` will follow, or much is held already. @internal
    */
   private get mayHoldBytes(): boolean {
     const { res, socket } = this;
     if (this.passesDrain) return true;
     const isWrapped = !socket && isWriteWrapped(res, this.overriddenMethods);
-    return isWrapped && needsDrain(res, socket) === true;
+    return isWrapped && (needsDrain(res, socket) === true || this.isMuchHeld);
+  }
+
+  /** Whether a wrapper that returns `false` holds more than the write mark. @internal */
+  private get isMuchHeld(): boolean {
+    return !this.isEncodedByMiddleware && countHeldBytes(this, this.res) > HIGH_WATER_MARK;
   }
 
   /** Whether middleware encodes the body, and passes the `'drain'` of its compressor on. @internal */
@@ -367,12 +375,14 @@ export abstract class ResponseWriter extends ResponseSink {
   }
 
   /**
-   * Queues everything until `'drain'`: what a compressor or another wrapper holds is not in
-   * `writableLength`, so that its answer is the only sign of a slow client. @internal
+   * Queues everything until `'drain'`, or until little is held: what a compressor or another
+   * wrapper holds is not in `writableLength`. @internal
    */
   private awaitWrapper(): void {
     if (this.readyState === 1) this.#queue ??= new WriteQueue([]);
-    if (this.#queue !== undefined) this.awaitDrain();
+    if (this.#queue === undefined) return;
+    this.awaitDrain();
+    if (this.isMuchHeld) this.pumpAfterPause(this.#queue);
   }
 
   /**
@@ -387,7 +397,9 @@ export abstract class ResponseWriter extends ResponseSink {
   /** Continues with the queue in the next turn of the event loop, or after a pause. @internal */
   private pumpLater(queue: WriteQueue, pauseMs?: number): void {
     queue.defer(() => {
-      if (this.#queue === queue) this.resume();
+      if (this.#queue !== queue) return;
+      if (this.readyState === 1 && this.isMuchHeld) this.pumpAfterPause(queue);
+      else this.resume();
     }, pauseMs);
   }
 

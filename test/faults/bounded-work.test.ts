@@ -1,6 +1,8 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { expect, test, vi } from 'vitest';
 import { createChannels, memoryBroker, sse, type EventStream } from '../../src/index.ts';
+import type { Receiver } from '../../src/brokers/broker.ts';
+import type { LogEntry } from '../../src/log/log-entry.ts';
 import { serveStreams } from '../support/app.ts';
 import { brokerWith } from '../support/broker-with.ts';
 import { TurnMeter, connectFake } from '../support/crowd.ts';
@@ -278,4 +280,37 @@ test('close() of a registry with 2,000 streams ends at most 250 streams per turn
   expect(meter.total).toBe(crowd.length);
   expect(meter.most).toBeLessThanOrEqual(2 * 250);
   expect(channels.stats()).toMatchObject({ subscriptions: 0, channels: 0 });
+});
+
+test('1,000 revocations that a node has missed end at most 250 streams per turn', async () => {
+  const inner = memoryBroker();
+  let receiver: Receiver | undefined;
+  let isCutOff = true;
+  const broker = brokerWith(inner, {
+    get head() {
+      return isCutOff ? 0 : inner.head;
+    },
+    open(registry, bounds) {
+      receiver = registry;
+      const receive = (entry: LogEntry): void => {
+        if (!isCutOff) registry.receive(entry);
+      };
+      const follows = (channel: string): boolean => registry.follows(channel);
+      inner.open({ receive, follows, interrupted: () => registry.interrupted() }, bounds);
+    },
+  });
+  const channels = createChannels({ broker });
+  const identity = ({ url }: { url?: string }): string | undefined => url?.slice(1);
+  const events = sse({ channels, identity, heartbeat: false });
+  const names = Array.from({ length: 1_000 }, (_, index) => `user-${index}`);
+  const crowd = names.map((name) => connectFake(events, () => {}, '', `/${name}`));
+  await Promise.all(crowd.map(({ stream }) => stream.subscribe('a')));
+  using meter = new TurnMeter();
+  for (const { stream } of crowd) stream.signal.addEventListener('abort', () => meter.add(1));
+  for (const name of names) await events.revoke(name);
+  expect(meter.total).toBe(0);
+  receiver?.interrupted();
+  isCutOff = false;
+  await until('the end of all streams', () => meter.total === crowd.length);
+  expect(meter.most).toBeLessThanOrEqual(2 * 250);
 });

@@ -5,74 +5,21 @@
  *     RedisConnection ─┬─ send()         commands, on the client itself
  *                      └─ subscriber()   a second client, which SubscriberConnection owns
  */
-import { isErrorReply, messageOf, refusedError } from './redis-errors.ts';
+import type {
+  ClusterClient,
+  CommandOptions,
+  RedisSubscriber,
+  SentinelClient,
+  SingleClient,
+  SocketOptions,
+} from './node-redis.ts';
+import { OwnClient } from './own-client.ts';
+import { messageOf, refusedError } from './redis-errors.ts';
 
 /** A client of node-redis, from `createClient()`, `createCluster()` or `createSentinel()`. */
 export interface RedisClient {
   duplicate(...overrides: never[]): unknown;
   sendCommand(...command: never[]): Promise<unknown>;
-}
-
-// The parts of node-redis 5 and later that are used. Its own types are not imported, because they
-// differ between the three kinds of clients and between versions.
-
-/** Options of one command, in place of the application's. */
-interface CommandOptions {
-  readonly abortSignal: AbortSignal;
-  // The type mapping of the application would change the answers.
-  readonly typeMapping: object;
-  // The timeout of the application counts from the time when a command is queued.
-  readonly timeout: undefined;
-}
-
-/** Called with a message of Pub/Sub. */
-export type RedisListener = (text: string, topic: string) => void;
-
-interface Emitter {
-  on(event: string, listener: (value: unknown) => void): unknown;
-}
-
-/** A client that subscribes. */
-export interface RedisSubscriber extends Emitter {
-  connect(): Promise<unknown>;
-  destroy(): void | Promise<void>;
-  subscribe(topics: string[], listener: RedisListener): Promise<void>;
-  unsubscribe(topics: string[], listener: RedisListener): Promise<void>;
-  sSubscribe(topics: string[], listener: RedisListener): Promise<void>;
-  sUnsubscribe(topics: string[], listener: RedisListener): Promise<void>;
-}
-
-interface SocketOptions {
-  readonly host?: string | undefined;
-  readonly port?: number | string | undefined;
-  readonly path?: string | undefined;
-}
-
-/** A client of one server. */
-interface SingleClient extends RedisSubscriber {
-  readonly options?: { readonly socket?: SocketOptions; readonly database?: number };
-  /** Whether the client is connected. */
-  readonly isReady: boolean;
-  sendCommand(args: string[], options: CommandOptions): Promise<unknown>;
-  duplicate(overrides: object): RedisSubscriber;
-}
-
-/** A client of a Cluster. */
-interface ClusterClient {
-  readonly slots: readonly ({ readonly master: object } | undefined)[];
-  nodeClient(node: object): Promise<SingleClient>;
-  sendCommand(
-    key: string,
-    isReadonly: boolean,
-    args: string[],
-    options: CommandOptions,
-  ): Promise<unknown>;
-}
-
-/** A client of servers behind a Sentinel. */
-interface SentinelClient {
-  sendCommand(isReadonly: boolean, args: string[], options: CommandOptions): Promise<unknown>;
-  duplicate(): RedisSubscriber;
 }
 
 /** Access to Redis. */
@@ -149,138 +96,6 @@ export function ownConnection(
       own.onReplaced = listener;
     },
   };
-}
-
-/**
- * The client of an own connection. It is replaced in two cases that node-redis does not notice:
- *
- * - It is connected, and nothing is answered any more: the connection may be dead without being
- *   closed, because a firewall has forgotten it, or the server has lost its power. The socket
- *   timeout of node-redis begins again with each command, and a node sends commands regularly.
- * - Its server is a read-only replica: a failover may have left the connection open. A new
- *   connection leads to the new primary, if the address does.
- */
-class OwnClient {
-  readonly #url: string;
-  readonly #heartbeatMs: number;
-  readonly #onError: (error: unknown) => void;
-  #client: Promise<SingleClient> | undefined;
-  #isClosed = false;
-  // Time of the first command since the last answer.
-  #unansweredSince: number | undefined;
-  // Whether the server has refused a write because it is a replica.
-  #isReadOnly = false;
-  #replacedAt = 0;
-  // Time after a replacement before the client of a read-only server is replaced again.
-  #pauseMs = 0;
-  /** Called when the client was replaced. */
-  onReplaced: (() => void) | undefined;
-
-  constructor(url: string, heartbeatMs: number, onError: (error: unknown) => void) {
-    this.#url = url;
-    this.#heartbeatMs = heartbeatMs;
-    this.#onError = onError;
-  }
-
-  get(): Promise<SingleClient> {
-    return (this.#client ??= this.#create());
-  }
-
-  async send(args: string[], options: CommandOptions): Promise<unknown> {
-    const client = await this.#getUsable();
-    this.#unansweredSince ??= performance.now();
-    try {
-      const answer = await client.sendCommand(args, options);
-      this.#unansweredSince = undefined;
-      return answer;
-    } catch (error) {
-      if (isErrorReply(error)) this.#unansweredSince = undefined;
-      // In the pause the answer is ignored: the server may be promoted, or replaced, meanwhile.
-      const mayReplace = performance.now() - this.#replacedAt >= this.#pauseMs;
-      if (mayReplace && messageOf(error).startsWith('READONLY ')) this.#isReadOnly = true;
-      throw error;
-    }
-  }
-
-  close(): void {
-    this.#isClosed = true;
-    destroyClient(this.#client);
-  }
-
-  async #create(): Promise<SingleClient> {
-    const client = await createOwnClient(this.#url, this.#heartbeatMs, this.#onError);
-    // The client has connected, perhaps again.
-    client.on('ready', () => {
-      this.#unansweredSince = undefined;
-      this.#isReadOnly = false;
-    });
-    return client;
-  }
-
-  /** @returns the client, or a new one if the client must be replaced */
-  async #getUsable(): Promise<SingleClient> {
-    for (;;) {
-      const current = this.get();
-      const client = await current;
-      if (current !== this.#client) continue;
-      const problem = client.isReady && !this.#isClosed ? this.#findProblem() : undefined;
-      if (problem === undefined) return client;
-      this.#onError(new Error(`${problem}; connecting again`));
-      this.#replace(current);
-    }
-  }
-
-  /** @returns why the client must be replaced; `undefined` if it need not be */
-  #findProblem(): string | undefined {
-    const waitedMs = performance.now() - (this.#unansweredSince ?? Infinity);
-    if (waitedMs >= 3 * this.#heartbeatMs) return 'Redis does not answer any more';
-    return this.#isReadOnly ? 'Redis is a read-only replica' : undefined;
-  }
-
-  #replace(current: Promise<SingleClient>): void {
-    const now = performance.now();
-    // The pauses grow as long as the server remains a replica.
-    const isAgain = this.#isReadOnly && now - this.#replacedAt < 3 * this.#pauseMs;
-    this.#pauseMs = isAgain ? Math.min(2 * this.#pauseMs, MAX_PAUSE_MS) : this.#heartbeatMs;
-    this.#replacedAt = now;
-    this.#unansweredSince = undefined;
-    this.#isReadOnly = false;
-    this.#client = undefined;
-    // Its pending commands reject.
-    destroyClient(current);
-    this.onReplaced?.();
-  }
-}
-
-// Maximum time in ms between two replacements of the client of a read-only server.
-const MAX_PAUSE_MS = 300_000;
-
-function destroyClient(client: Promise<SingleClient> | undefined): void {
-  client?.then((created) => created.destroy()).catch(() => {});
-}
-
-async function createOwnClient(
-  url: string,
-  heartbeatMs: number,
-  onError: (error: unknown) => void,
-): Promise<SingleClient> {
-  // The package is an optional peer: an application that passes a client may not have it here.
-  const { createClient } = await import('redis').catch((cause: unknown) => {
-    throw refusedError('redisBroker({ url }) needs the npm package `redis`', cause);
-  });
-  const client = createClient({
-    url,
-    pingInterval: heartbeatMs,
-    socket: {
-      socketTimeout: 3 * heartbeatMs,
-      // Without a strategy, node-redis does not connect again after a socket timeout.
-      reconnectStrategy: (tries) => Math.min(50 * 2 ** tries, 2_000) + Math.random() * 200,
-    },
-  });
-  client.on('error', onError);
-  // A failure is reported as an 'error' event too, and the client tries again.
-  client.connect().catch(() => {});
-  return client as unknown as SingleClient;
 }
 
 /** Formats the address to which node-redis connects with these options. */

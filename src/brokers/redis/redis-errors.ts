@@ -44,9 +44,13 @@ export function toBrokerError(error: unknown): SseError {
   });
 }
 
-/** @returns the message of an error, or the value as text */
+/**
+ * @returns the message of an error, or the value as text. Before Redis 7, the text of a command that
+ * is refused inside a script begins with a place in the script
+ */
 export function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : describeThrown(error);
+  const text = error instanceof Error ? error.message : describeThrown(error);
+  return text.replace(/^@user_script: \d+: -?/, '');
 }
 
 /** Whether the error comes from the socket, for example `ECONNREFUSED`. */

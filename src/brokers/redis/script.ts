@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: 'e8bf725de58f742bcb45edd73f4958f609c4a0e5',
+  sha: 'cba7e5b1afa6203a68dfa8cd90798cc158e20f78',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -646,6 +646,18 @@ local function onHolderPublished(name, owner)
   putLease(name, lease)
 end
 
+-- Returns the error text if this server is a replica: it would publish events without history, to
+-- its own subscribers only. If the append writes nothing, a field is deleted that does not exist:
+-- this write changes nothing and is not replicated. Before other writes it would let them exceed
+-- maxmemory.
+-- hasWrites: whether the append writes something in any case
+local function refusalOfReplica(hasWrites)
+  for i = 12, #ARGV, 10 do hasWrites = hasWrites or ARGV[i + 1] ~= '' or ARGV[i + 4] ~= '' end
+  local problem
+  if hasWrites then problem = unwritable() else problem = refusal(redis.pcall('HDEL', key, '')) end
+  return problem and string.find(problem, 'READONLY', 1, true) and problem or nil
+end
+
 -- append: publishes events.
 --   ARGV  11 time in ms for which the answer of a repeatable call is kept
 --         12 … for each publication: channel, key, body, size, the limits of the history: events,
@@ -663,6 +675,10 @@ if operation == 'append' then
     local before = redis.pcall('GET', repeated)
     if refusal(before) then return before end
     if before and before ~= '' then return cjson.decode(before) end
+  end
+  local refused = refusalOfReplica(repeated)
+  if refused then return redis.error_reply(refused) end
+  if repeated then
     local written = redis.pcall('SET', repeated, '', 'PX', ARGV[11])
     if refusal(written) then return written end
   end

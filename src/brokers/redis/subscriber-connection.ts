@@ -1,6 +1,7 @@
 /** The connection of a node on which messages are received. */
 import { withLimits } from '../../common/async.ts';
-import type { RedisConnection, RedisListener, RedisSubscriber } from './redis-connection.ts';
+import type { RedisListener, RedisSubscriber } from './node-redis.ts';
+import type { RedisConnection } from './redis-connection.ts';
 import { timeoutError } from './redis-errors.ts';
 import type { Topics } from './topics.ts';
 
