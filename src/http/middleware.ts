@@ -220,8 +220,7 @@ function closeWhere(
 ): number {
   const checkedOptions = assertCloseOptions('closeWhere()', options);
   const streams = [...tracker].filter((stream) => {
-    // The request is an object of the framework, as a route handler gets it.
-    const result: unknown = test(stream as StreamWithRequest);
+    const result: unknown = test(stream);
     // A promise is truthy, so an async test would end every stream.
     if (typeof result !== 'object' || result === null) return Boolean(result);
     throw new SseError(

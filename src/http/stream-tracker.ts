@@ -7,6 +7,7 @@ import {
   type Shutdown,
   type ShutdownSource,
 } from './shutdown.ts';
+import type { RouteRequest } from './route.ts';
 import type { RetryRange } from '../common/retry-range.ts';
 import type { CloseOptions } from '../stream/close-options.ts';
 import type { CloseReason } from '../stream/close-reason.ts';
@@ -37,7 +38,7 @@ export interface SseStats {
 }
 
 /** The open streams of a middleware. */
-export interface OpenStreams extends Iterable<EventStream> {
+export interface OpenStreams extends Iterable<EventStream & { readonly req: RouteRequest }> {
   /** Number of open streams. */
   readonly size: number;
 }
@@ -99,10 +100,9 @@ export class StreamTracker implements OpenStreams, ShutdownSource {
     return this.#removedCount;
   }
 
-  [Symbol.iterator](): IterableIterator<EventStream> {
-    return this.listStreams()
-      .filter(({ readyState }) => readyState === 1)
-      .values();
+  [Symbol.iterator](): IterableIterator<EventStream & { readonly req: RouteRequest }> {
+    const open = this.listStreams().filter(({ readyState }) => readyState === 1);
+    return (open as (EventStream & { readonly req: RouteRequest })[]).values();
   }
 
   listStreams(): EventStream[] {

@@ -21,6 +21,10 @@ app.use(sse({ channels, heartbeat: undefined }));
 app.use(
   sse({ channels, identity: (req) => req.role, authorize: ({ req }) => req.role !== 'guest' }),
 );
+const middleware = sse({ channels });
+const roles = [...middleware.streams].map(({ req }) => req.role);
+holds<Equal<typeof roles, ('admin' | 'guest' | undefined)[]>>();
+middleware.closeWhere(({ req }) => req.role === 'guest');
 app.get('/clock', sse({ heartbeat: 5_000 }), (_req, res) => void res.sse?.send(1));
 
 // `res.sse` is defined only for requests that accept a stream.
