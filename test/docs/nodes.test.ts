@@ -1,16 +1,13 @@
 /** Applications of the pages, as they are written there, on two nodes that share a Redis. */
 import { once } from 'node:events';
 import { join } from 'node:path';
-import { EventSource } from 'eventsource';
-import express from 'express';
-import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { redisBroker } from '../../src/brokers/redis.ts';
-import { createChannels, sse } from '../../src/index.ts';
+import { createChannels } from '../../src/index.ts';
 import { filesIn, pageOf, writeFiles, type Files } from '../clients/blocks.ts';
 import { start, type Child } from '../support/child.ts';
 import { read, type Reader } from '../support/reader.ts';
 import { freePort, startRedis, type RedisServer } from '../support/redis-server.ts';
-import { serve } from '../support/server.ts';
 import { until, within } from '../support/wait.ts';
 
 const PACKAGES = ['express', 'jose', 'redis', 'res-sse'];
@@ -114,67 +111,6 @@ describe('the resumable answer of answers.md', () => {
   test('that nobody has asked for is answered 404', async () => {
     const reader = await read(`${nodes.urls[1]}/answers/unknown`);
     expect(reader.response.status).toBe(404);
-  });
-});
-
-describe('the page of answers.md', () => {
-  /** Shows an answer of a registry that keeps `kept` events. @returns what the page was told */
-  async function show(kept: number, lastEventId?: (ids: string[]) => string): Promise<string[]> {
-    const page = filesIn(await pageOf('answers.md'))['page.js'] ?? '';
-    await using files = await writeFiles({ 'page.js': page }, []);
-    const channels = createChannels({ history: { events: kept } });
-    const app = express();
-    app.use(sse({ channels }));
-    app.get('/answers/7', channels.listen('answer:7', { since: 'start' }));
-    await using server = await serve(app);
-    const ids: string[] = [];
-    for (const [event, text] of [['question'], ['token', 'old '], ['token', 'pond']] as const) {
-      ids.push((await channels.publish('answer:7', { text }, { event })).id);
-    }
-    await channels.end('answer:7', {}, { event: 'done' });
-    const told: string[] = [];
-    vi.stubGlobal(
-      'EventSource',
-      class extends EventSource {
-        constructor(path: string) {
-          super(`${server.url}${path}`);
-        }
-      },
-    );
-    const { showAnswer } = (await files.load('page.js')) as {
-      showAnswer(id: string, onToken: unknown, onEnd: unknown, lastEventId?: string): void;
-    };
-    await within(
-      'the end of the answer',
-      new Promise<void>((resolve) => {
-        const onEnd = (how: string): void => {
-          told.push(how);
-          resolve();
-        };
-        showAnswer('7', (text: string) => told.push(text), onEnd, lastEventId?.(ids));
-      }),
-    );
-    vi.unstubAllGlobals();
-    return told;
-  }
-
-  test('shows an answer that is kept as a whole', async () => {
-    expect(await show(10)).toEqual(['old ', 'pond', 'done']);
-  });
-
-  test.each([3, 2, 1])(
-    'does not show an answer as complete if %i of its events are kept',
-    async (kept) => {
-      expect(await show(kept)).toEqual(['cut']);
-    },
-  );
-
-  test('continues after the text that it has kept', async () => {
-    expect(await show(10, ([, first = '']) => first)).toEqual(['pond', 'done']);
-  });
-
-  test('is told that some of the text after its own was lost', async () => {
-    expect(await show(2, ([question = '']) => question)).toEqual(['sse:gap']);
   });
 });
 
