@@ -10,9 +10,10 @@ import type { RouteRequest } from './route.ts';
 export interface StreamLimit {
   /**
    * Returns the key whose streams are counted together. The function is called once for each
-   * request for an event stream, before the handler of the route, so middleware that sets what
-   * the function reads has to be mounted in front of `sse()`. Requests for which the function
-   * returns `undefined` are not limited.
+   * request for an event stream, when the request reaches the `sse()` with this option. To limit
+   * the streams of each user, pass the option to a second `sse()` on the routes, behind the
+   * authentication. Requests for which the function returns `undefined` are not limited. Each
+   * `sse()` has a count of its own, and each node counts its own streams.
    * @param req the request, as the framework passes it to route handlers
    */
   key(req: RouteRequest): string | number | undefined;

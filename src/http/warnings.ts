@@ -61,8 +61,8 @@ export class Warnings {
       'RES_SSE_KEY_UNDEFINED',
       'the `key` function of `maxStreamsPer` returned undefined for each of the first ' +
         `${requestCount} requests, so no stream is limited`,
-      'Mount the middleware that sets what `key` reads, such as the authentication, in front of ' +
-        'sse(): `key` is called before the handler of the route.',
+      '`key` is called when a request reaches the sse() with the limit. Pass maxStreamsPer to a ' +
+        'second sse() on the routes, behind the authentication that sets what `key` reads.',
     );
   }
 
@@ -158,8 +158,8 @@ export class Warnings {
       'one browser has six event streams open over HTTP/1.1, which is its maximum number of ' +
         'connections to a host; further requests of its pages have to wait',
       'Serve HTTP/2 by a proxy in front (Express does not run on node:http2), subscribe to all ' +
-        'channels of a page on one stream, or share one stream between tabs with a SharedWorker ' +
-        'or BroadcastChannel.',
+        'channels of a page on one stream, or share one stream between tabs with the option ' +
+        '`share` of res-sse/client.',
     );
   }
 

@@ -57,7 +57,13 @@ describe('the resumable answer of answers.md', () => {
   let nodes: PageNodes;
 
   beforeAll(async () => {
-    nodes = await startNodes('answers.md', `import { app } from './answers.js';`);
+    nodes = await startNodes(
+      'answers.md',
+      `import { redisBroker } from 'res-sse/redis';
+       import { makeApp } from './answers.js';
+       import { makeChannels } from './channels.js';
+       const { app } = makeApp(makeChannels(redisBroker({ url: process.env.REDIS_URL })));`,
+    );
   });
 
   afterAll(() => nodes[Symbol.asyncDispose]());
