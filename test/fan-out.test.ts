@@ -37,7 +37,7 @@ interface Loss {
 
 /** A member that counts as a stream does, and records everything that is delivered to it. */
 class FakeMember implements Member {
-  readonly isCompressed = false;
+  isCompressed = false;
   listIndex = -1;
   readonly channels: readonly string[];
   readonly fanOut: FanOut;
@@ -697,6 +697,21 @@ describe('in one turn the fan-out', () => {
     // All members received the same frame.
     expect(new Set(world.members.map(({ frames }) => frames[0])).size).toBe(1);
     expect(world.members[0]?.audience?.feeds.map(({ bytes }) => bytes)).toEqual([0, 0]);
+  });
+
+  test('is not used up by a compressed audience for which nothing is pending', () => {
+    const world = new World();
+    const compressed = world.join(['a', 'b']);
+    compressed.leave();
+    compressed.isCompressed = true;
+    compressed.join(0);
+    for (let count = 0; count < 100; count++) world.join(['b', 'c']);
+    world.publish('a', 60_000);
+    world.publish('b');
+    // Visits the compressed audience twice, because two of its channels have events.
+    world.turn();
+    const delivered = world.members.filter(({ received }) => received.length > 0);
+    expect(delivered.length).toBe(world.members.length);
   });
 
   test('lets at most 250 members of retired audiences leave', () => {

@@ -44,7 +44,7 @@ export interface GroupProgress extends WriteProgress {
   readonly cursor: number;
 }
 
-/** A live stream, as seen by its audience. No method throws. */
+/** A live stream or a consumer (`ConsumerBuffer`), as seen by its audience. No method throws. */
 export interface Member extends IndexedListMember {
   /** Whether the stream is compressed. Does not change while it is a member. */
   readonly isCompressed: boolean;

@@ -106,8 +106,8 @@ export class CatchUpQueue {
     this.#runJobs(this.#jobs, () => this.#canRead);
     // This turn has used a part of its limits. A turn is scheduled even if nothing is queued: it
     // resets the limits for calls of `add`.
-    const hasRunnableJobs = this.#canRead || this.#jobsWithPage.size > 0;
-    if (this.#stepsLeft < MAX_STEPS_PER_TURN && hasRunnableJobs) this.#schedule();
+    const couldRunJobs = this.#canRead || this.#jobsWithPage.size > 0;
+    if (this.#stepsLeft < MAX_STEPS_PER_TURN && couldRunJobs) this.#schedule();
   };
 
   /** Keeps half of the turn for queued jobs, because consumers may wait in each turn. */

@@ -153,7 +153,8 @@ export class CatchUp implements CatchUpJob {
     } catch (error) {
       this.#fail(error);
     }
-    // If the step has not changed the phase, no further work is left.
+    // If the step has not changed the phase, nothing is left to do now: the stream has caught up, or
+    // somebody calls `start()` again when a delivery has ended or ids may be written.
     if (this.#isStepping) this.#phase = 'idle';
   }
 
@@ -208,7 +209,7 @@ export class CatchUp implements CatchUpJob {
     void this.#owner.stream.drained().then(() => this.#continue(true));
   }
 
-  /** Continues with the page of a remote broker. The page waits for a turn with fresh limits. */
+  /** Continues with the page of a remote broker: at once if this turn has room, otherwise later. */
   async #waitForPage(page: Promise<Page>, request: Omit<PageRead, 'page'>): Promise<void> {
     const { catchUpQueue } = this.#owner.host;
     this.#phase = 'reading';
@@ -300,7 +301,10 @@ export class CatchUp implements CatchUpJob {
     else this.#continue(false);
   }
 
-  /** Waits until the stream may receive the page, and reads the page again. */
+  /**
+   * Waits until the stream may receive the page, and reads the page again. The phase is that of a
+   * read, because the step continues when a promise has resolved.
+   */
   async #waitUntilAllowed(allowed: Promise<void>): Promise<void> {
     this.#phase = 'reading';
     try {
@@ -379,8 +383,8 @@ export class CatchUp implements CatchUpJob {
 
   /**
    * Writes entries. Streams that reconnect together usually receive the same events, so the part
-   * that the reader can take now is written as shared frames. The rest is queued without a copy, as
-   * the buffers that the log holds.
+   * that the reader can take now is written as shared frames. The rest is queued: without a copy, as
+   * the buffers that the log holds, unless the stream is compressed.
    */
   #writeEntries(entries: readonly LogEntry[]): void {
     const { stream, host } = this.#owner;

@@ -14,8 +14,9 @@ import type { LogEntry } from '../log/log-entry.ts';
  * ```
  *
  * The start of a channel is `max(cursor, starts.get(channel) ?? 0)`. The channel has lost events
- * exactly if `trimmed`, the offset of its newest event that the log no longer keeps, is greater
- * than its start.
+ * if `trimmed`, the offset of its newest event that the log no longer keeps, is greater than its
+ * start. Channels that start at their oldest kept event lose only what was trimmed since the
+ * subscription was placed (`toleratedUpTo`).
  */
 export class ChannelStarts {
   // For some channels, the offset up to which their events are not delivered. OLDEST_KEPT: all
@@ -123,5 +124,8 @@ export class ChannelStarts {
 
 const NO_CHANNELS: ReadonlySet<string> = new Set();
 
-/** The start of a channel that receives all kept events; trimmed events are not a gap for it. */
+/**
+ * The start of a channel that receives all kept events. Events that were trimmed before the
+ * subscription was placed are not a gap for it.
+ */
 export const OLDEST_KEPT = -1;

@@ -104,7 +104,10 @@ export class EphemeralMember implements Member {
     this.#owner.onDelivered();
   }
 
-  /** The fan-out has dropped events. The stream counts them as dropped. */
+  /**
+   * The fan-out has dropped events. The stream counts them as dropped and applies `onSlow`, so that
+   * it may end.
+   */
   onDropped(upTo: number, events: number): void {
     if (this.position >= upTo) return;
     this.position = upTo;

@@ -60,7 +60,10 @@ interface PendingEntries {
   readonly dropped: { readonly upTo: number; readonly events: number } | undefined;
 }
 
-/** All audiences and feeds of one registry. */
+/**
+ * Audiences and feeds of one registry. A registry has one fan-out for channels with history, and one
+ * for channels without.
+ */
 export class FanOut {
   readonly #hasLog: boolean;
   readonly #scheduleTurn: (run: () => void) => void;
@@ -304,14 +307,18 @@ export class FanOut {
 
   /**
    * Starts the delivery of the next frame, if anything is pending for the audience.
-   * @returns the time to compress the frame, as a number of members
+   * @returns the time to compress the frame, as the number of members that could be written to
+   * meanwhile
    */
   #startNextFrame(audience: Audience): number {
     const { entries, complete, dropped } = this.#pendingAfter(audience, audience.position);
     if (!complete) this.#markIncomplete(audience);
-    if (entries.length > 0) audience.startFrame(this.frameOf(entries));
-    else if (dropped !== undefined) audience.startDropped(dropped.upTo, dropped.events);
-    return compressionCost(audience);
+    if (entries.length > 0) {
+      audience.startFrame(this.frameOf(entries));
+      return compressionCost(audience);
+    }
+    if (dropped !== undefined) audience.startDropped(dropped.upTo, dropped.events);
+    return 0;
   }
 
   /** The entries after the position for one frame, or the information that entries were dropped. */
@@ -344,7 +351,7 @@ function* audiencesOf(feeds: Round['feeds']): Generator<Audience, undefined> {
   for (const { feed } of feeds) yield* feed.audiences;
 }
 
-/** The time to compress a frame, as the number of members that could be written to meanwhile. */
+/** The cost of the frame that was started last, see `#startNextFrame`. */
 function compressionCost({ window }: Audience): number {
   return window === undefined ? 0 : Math.ceil((window.end - window.start) / COMPRESSED_PER_MEMBER);
 }

@@ -24,7 +24,7 @@ const NOTHING_WRITTEN = -1;
  *                       │         │              end of the log
  *                       │         position: everything up to here was written, filtered out,
  *                       │                   or reported as a gap
- *                       writtenOffset: the newest id that the client has received
+ *                       writtenOffset: the id that was written last
  * ```
  */
 export abstract class FollowerState {

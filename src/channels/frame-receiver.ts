@@ -164,7 +164,7 @@ export abstract class FrameReceiver extends FollowerState implements Member {
    * that a filter sends comes after them.
    */
   private flushAccepted(): void {
-    // A wrapped `res.write` may end the stream during each write, so `#rare` is read each time.
+    // A wrapped `res.write` may end the stream during each write, so `rare` is read each time.
     this.writeAccepted();
     this.rare?.catchUp?.writeAccepted();
     this.rare?.ephemeral?.writeAccepted();

@@ -3,7 +3,10 @@ import type { LogEntry } from '../log/log-entry.ts';
 import { encodeAlone } from '../protocol/gzip.ts';
 import { SharedBytes } from '../protocol/shared-bytes.ts';
 
-/** Consecutive events of one audience, or of one page of the log, in the order of their offsets. */
+/**
+ * Events of one audience, or of one page of the log, in the order of their offsets: those that
+ * follow each other, or of them only those that a filter has accepted.
+ */
 export class Frame extends SharedBytes {
   readonly entries: readonly LogEntry[];
   /** Offset of the first entry. */

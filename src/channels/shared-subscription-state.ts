@@ -11,7 +11,10 @@ interface StateFields {
   readonly channels: readonly string[];
   /** The epoch of the log to which the stream's cursor belongs; `''` before it is known. */
   readonly epoch: string;
-  /** The audience of which the stream is a member. Defined exactly while the stream is live. */
+  /**
+   * The audience of which the stream is a member. Defined while the stream is live, and until
+   * it has left an audience that was retired.
+   */
   readonly audience: Audience | undefined;
 }
 

@@ -13,7 +13,8 @@
  *   6. whenStarted()          wait until the first page is delivered, and a gap is reported
  * ```
  *
- * With a broker in this process, steps 1 to 5 run inside the call. If the stream or the
+ * With a broker in this process, steps 1 to 5 run inside the call, unless the call is made during a
+ * delivery to the stream. If the stream or the
  * subscription ends at any step, the result is an ended subscription.
  */
 import { SseError } from '../common/errors.ts';
@@ -88,8 +89,8 @@ export async function subscribe(
 }
 
 /**
- * Steps 2 to 5. Awaits only promises: with the memory broker the stream is live when the call of
- * `subscribe` returns.
+ * Steps 2 to 5. Awaits only promises: with the memory broker the subscription is placed when the
+ * call of `subscribe` returns.
  * @param previous the subscription before this one: both are placed in the order of the calls
  * @returns how the stream opens; `undefined` if the stream or the subscription has ended
  */

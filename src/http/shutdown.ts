@@ -35,7 +35,7 @@ const MAX_WAVES = 100;
 // last waves can take the bytes that are queued for them.
 const WAVES_PART = 0.8;
 
-/** Maximum number of streams that end in one turn of the event loop. */
+/** Maximum number of streams that a shutdown ends in one turn of the event loop. */
 export const STREAMS_PER_TURN = 250;
 
 // Time in ms that a destroyed response has to emit 'close'. A wrapped response may never do so.

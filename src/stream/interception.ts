@@ -25,7 +25,8 @@ export interface InterceptingWriter extends ResponseOwner {
   readonly overriddenMethods: OverriddenMethods | undefined;
   /**
    * The application called `res.write()` with this chunk. Called before the write has any effect.
-   * @returns whether the write is to be made by {@link writeWhileHeld}
+   * @returns whether the write is to be made by {@link writeWhileHeld}, unless the stream is
+   * compressed
    */
   onApplicationWrite(chunk: unknown): boolean;
   /** Writes for the application, from inside a wrapped `write()` that holds bytes of the stream. */
@@ -119,7 +120,7 @@ function interceptedWrite(this: ServerResponse, ...args: unknown[]): unknown {
     callOriginal(this, overriddenMethods, 'write', chunk);
   const isHeld = writer.onApplicationWrite(args[0]);
   if (writer.gzip !== undefined) {
-    const { last: chunk, callback } = parseEndArguments(args);
+    const { last: chunk, callback } = parseArguments(args);
     // If it is no chunk, Node throws its own error.
     if (chunk === undefined) return write(...args);
     return writer.writeCompressed(chunk, (encoded) => write(encoded, callback), callback);
@@ -130,7 +131,7 @@ function interceptedWrite(this: ServerResponse, ...args: unknown[]): unknown {
 function interceptedEnd(this: ServerResponse, ...args: unknown[]): unknown {
   const writer = writerOf(this) as InterceptingWriter;
   const hadEnded = this.writableEnded;
-  const { last, callback } = parseEndArguments(args);
+  const { last, callback } = parseArguments(args);
   if (!writer.onApplicationEnd(last)) {
     if (callback !== undefined) this.once('finish', callback);
     return this;
@@ -141,8 +142,11 @@ function interceptedEnd(this: ServerResponse, ...args: unknown[]): unknown {
   return withoutSession(this, () => callOriginal(this, writer.overriddenMethods, 'end', encoded));
 }
 
-/** The arguments of `res.end(chunk, encoding, callback)`, each of which may be missing. */
-function parseEndArguments(args: readonly unknown[]): {
+/**
+ * The arguments of `res.end(chunk, encoding, callback)` or `res.write()`, each of which may be
+ * missing.
+ */
+function parseArguments(args: readonly unknown[]): {
   last: Buffer | undefined;
   callback: (() => void) | undefined;
 } {

@@ -45,13 +45,13 @@ function addVary(res: ServerResponse): void {
   res.setHeader('Vary', names === '' ? 'Accept-Encoding' : `${names}, Accept-Encoding`);
 }
 
-/** Whether middleware encodes the body. What its compressor holds is not in the response. */
+/** Whether the body is encoded. What a compressor of middleware holds is not in the response. */
 export function isEncoded(res: ServerResponse): boolean {
   return (res.getHeader('content-encoding') ?? 'identity') !== 'identity';
 }
 
 /**
- * Whether middleware encodes the body and passes the `'drain'` of its compressor on, as
+ * Whether the body is encoded by middleware that passes the `'drain'` of its compressor on, as
  * `compression()` does: it replaces `res.on()`. Otherwise no `'drain'` would follow a `false`.
  */
 export function passesDrain(res: ServerResponse): boolean {

@@ -93,7 +93,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     if (last !== undefined) this.writeBytes(last);
     this.markEnded(reason);
     if (!wasOpen || this.hasQueue) return;
-    if (this.isPassingBytes) this.endBehindWrite();
+    if (this.isPassingBytes) this.endAfterOwnWrite();
     else this.endResponse();
   }
 
@@ -135,7 +135,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     const { hasQueue } = this;
     this.passWholeQueue();
     // If the stream was closed before, its end waited for the queue, and now waits for this write.
-    if (hasQueue && !this.hasQueue && this.readyState === 2) this.endBehindWrite();
+    if (hasQueue && !this.hasQueue && this.readyState === 2) this.endAfterOwnWrite();
     return false;
   }
 
@@ -172,7 +172,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
   onApplicationEnd(last: Buffer | undefined): boolean {
     if (this.readyState === 1) this.flush();
     if (this.isHeldByWrapper || this.isPassingQueue) {
-      this.endAfterWrite(last);
+      this.endAfterWrapper(last);
       this.markEnded('server');
       return false;
     }
@@ -182,8 +182,11 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     return true;
   }
 
-  /** Ends the response behind the bytes of the `write()` from which this is called. @internal */
-  private endBehindWrite(): void {
+  /**
+   * Ends the response when the `write()` from which this is called has returned. Nothing is queued.
+   * @internal
+   */
+  private endAfterOwnWrite(): void {
     // After a `write()` of the stream, `pumpQueue()` finds the queue empty and ends the response.
     this.setQueue([]);
     if (!this.isPassingBytes) process.nextTick(() => this.uncork());

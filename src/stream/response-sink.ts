@@ -303,7 +303,7 @@ export abstract class ResponseSink extends WriteTotals {
     return countGivenBytes(this.res);
   }
 
-  /** @returns `false` if a `'drain'` will follow @internal */
+  /** @returns the answer of `write()`: a wrapper may answer anything @internal */
   private callWrite(bytes: Buffer): unknown {
     if (this.#socket) return !this.#socket.writable || this.#socket.write(toHttpChunk(bytes));
     const { res } = this;
@@ -333,7 +333,7 @@ export abstract class ResponseSink extends WriteTotals {
     return block;
   }
 
-  /** Whether middleware encodes the body. @internal */
+  /** Whether middleware, and not this library, encodes the body. @internal */
   protected get isEncodedByMiddleware(): boolean {
     return this.gzip === undefined && isEncoded(this.res);
   }

@@ -104,7 +104,7 @@ export abstract class ResponseWriter extends ResponseSink {
     return this.bufferedAmount > HIGH_WATER_MARK || this.isPipelined;
   }
 
-  /** Whether there are bytes that were not passed to the response yet. @internal */
+  /** Whether everything that is written has to be queued. The queue may be empty. @internal */
   protected get hasQueue(): boolean {
     return this.#queue !== undefined;
   }
@@ -231,7 +231,8 @@ export abstract class ResponseWriter extends ResponseSink {
    */
   checkDrain(): void {
     if (!this.isAwaitingDrain) return;
-    // A wrapper that passes nothing on may remove bytes, so that it does not hold them.
+    // Much is held, and it becomes less: wait. If it does not become less, the wrapper may have removed
+    // bytes, so that the number of held bytes is wrong: continue.
     if (this.isMuchHeld && hasPassedOn(this, this.res)) return;
     // A compressor passes nothing on as long as the response holds bytes.
     const mark = this.passesDrain ? 0 : this.writeMark;
@@ -271,8 +272,9 @@ export abstract class ResponseWriter extends ResponseSink {
 
   /** @internal */
   protected override onPassed(): void {
-    // The wrapper has passed nothing on, so the queue is dropped. `compression()` passes bytes on
-    // later.
+    // An end waits, and the wrapper has passed nothing on. The queue could begin with the rest of an
+    // event, so its bytes are dropped. `pumpQueue()` makes the end when it finds the queue empty.
+    // `compression()` passes bytes on later.
     if (pendingEnds.has(this) && this.isHeldByWrapper && !this.isEncodedByMiddleware) {
       this.#queue = new WriteQueue([]);
     }
@@ -364,7 +366,7 @@ export abstract class ResponseWriter extends ResponseSink {
     return isWrapped && (needsDrain(res, socket) === true || this.isMuchHeld);
   }
 
-  /** Whether a wrapper that returns `false` holds more than the write mark. @internal */
+  /** Whether a wrapper that returns `false` holds more than 64 KiB. @internal */
   private get isMuchHeld(): boolean {
     return !this.isEncodedByMiddleware && countHeldBytes(this, this.res) > HIGH_WATER_MARK;
   }
@@ -428,7 +430,7 @@ export abstract class ResponseWriter extends ResponseSink {
    * @param last the bytes of the end
    * @internal
    */
-  protected endAfterWrite(last: Buffer | undefined): void {
+  protected endAfterWrapper(last: Buffer | undefined): void {
     this.#queue ??= new WriteQueue([]);
     if (!pendingEnds.has(this)) pendingEnds.set(this, last);
   }

@@ -41,7 +41,10 @@ export type FoundRevocation = CloseOptions | 'unknown' | undefined;
 export interface StreamGuard {
   /** `undefined` before the stream is open, and for a request without an identity. */
   identity: string | undefined;
-  /** Number of revocations that the middleware had received when it received the request. */
+  /**
+   * Number of revocations that the middleware had received when it received the request. A loss of
+   * revocations counts as one.
+   */
   readonly madeAfter: number;
   /**
    * Finds a revocation that the outer middleware, which is mounted in front, has received after the

@@ -21,7 +21,7 @@
  * - A stream whose response is pipelined must wait and is behind, however little is queued.
  * - *must wait* and *slow* are tested here, *behind* in `ResponseWriter.isBehind`, *stalled* in
  *   `StreamMonitor`. `Audience.deliver()` and `writeShared()` ask whether the stream is behind only
- *   if the socket holds more than 16 KiB: the test of the hot path.
+ *   if they cannot write to the socket directly; for example if it holds more than 16 KiB.
  * - A consumer (`channels.follow()`) has no stream. It is behind, and reads the log, if its
  *   `ConsumerBuffer` holds more than 64 KiB.
  */

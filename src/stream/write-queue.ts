@@ -37,7 +37,8 @@ function countTurn(): number {
 export class WriteQueue {
   /** Number of queued bytes. */
   size = 0;
-  // Number of bytes at the head of the queue that wait only for the next turn of the event loop.
+  // Number of bytes at the head of the queue that wait only for the next turn of the event loop, or
+  // for the end of a pause.
   #deferredBytes = 0;
   #isDeferred = false;
   #turn = -1;
@@ -57,8 +58,8 @@ export class WriteQueue {
   }
 
   /**
-   * Number of queued bytes that wait only for the next turn of the event loop. These bytes do not
-   * show that the client is slow.
+   * Number of queued bytes that wait only for the next turn of the event loop, or for the end of a
+   * pause. These bytes do not show that the client is slow.
    */
   get deferredBytes(): number {
     return this.#isDeferred ? this.#deferredBytes : 0;

@@ -27,7 +27,7 @@ export interface StoredChannel {
 export interface ChannelSnapshot extends StoredChannel {
   /** Bytes of the events that are kept. */
   readonly bytes: number;
-  /** Number of events that are kept. */
+  /** Number of events that are kept; 0 if one of them cannot be read. */
   readonly length: number;
   readonly entries: readonly TimedEntry[];
   /** Whether more events match the query than were returned. */

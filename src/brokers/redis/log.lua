@@ -34,7 +34,7 @@
 -- leases again, and the other channels end with their own limits.
 --
 -- Topics: `<topics>:c:<channel>` carries the events of a channel. `<topics>:spine` carries one
--- header for each publish of the registry, after the events.
+-- header for each call that publishes (up to 128 events), after the events.
 --
 -- Every call first reads the log. If the log does not exist, the call creates it. If the log has
 -- gone back (for example after a failover to a replica that had not received the last events), the
@@ -498,8 +498,8 @@ end
 -- header.
 if written and not refusal(written) then publishHeader(head, '') end
 
--- Returns nil if Redis accepts writes, otherwise the error text. Must be the first write of a call,
--- except the key of a repeatable append: see the head of this file.
+-- Returns nil if Redis accepts writes, otherwise the error text. Must be the first write of a call
+-- to the log: see the head of this file.
 local isWritable
 local function unwritable()
   if isWritable then return nil end

@@ -27,7 +27,7 @@ import type { HistoryLimits } from '../../log/log.ts';
 import { LogEntry } from '../../log/log-entry.ts';
 import { assertEvent } from '../../protocol/event-stream-format.ts';
 
-/** The changes of the log by one publish. Sent to every node, after the events themselves. */
+/** The changes of the log by one call. Sent to every node, after the events themselves. */
 export interface SequenceHeader {
   readonly epoch: string;
   /** Offset of the log before the changes. */

@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: 'cba7e5b1afa6203a68dfa8cd90798cc158e20f78',
+  sha: '47ada80372eb4a4d83ee50cef609bc8ed7e3f216',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -42,7 +42,7 @@ export const script: {
 -- leases again, and the other channels end with their own limits.
 --
 -- Topics: \`<topics>:c:<channel>\` carries the events of a channel. \`<topics>:spine\` carries one
--- header for each publish of the registry, after the events.
+-- header for each call that publishes (up to 128 events), after the events.
 --
 -- Every call first reads the log. If the log does not exist, the call creates it. If the log has
 -- gone back (for example after a failover to a replica that had not received the last events), the
@@ -506,8 +506,8 @@ end
 -- header.
 if written and not refusal(written) then publishHeader(head, '') end
 
--- Returns nil if Redis accepts writes, otherwise the error text. Must be the first write of a call,
--- except the key of a repeatable append: see the head of this file.
+-- Returns nil if Redis accepts writes, otherwise the error text. Must be the first write of a call
+-- to the log: see the head of this file.
 local isWritable
 local function unwritable()
   if isWritable then return nil end
