@@ -598,11 +598,12 @@ local function appendEntries(name, remembered, entries, isEnd, history)
   return lastId, nil, isNew
 end
 
-local leases, limits = base .. ':leases', base .. ':limits'
+-- The keys of the leases: when each runs out, and the leases themselves.
+local expiries, leases = base .. ':leases', base .. ':limits'
 
 -- Returns the lease of a channel, or nil; and the error text of a refused command.
 local function leaseOf(name)
-  local value = redis.pcall('HGET', limits, name)
+  local value = redis.pcall('HGET', leases, name)
   if refusal(value) then return nil, value.err end
   local expiry, cleared, history, owner =
     string.match(value or '', '^(%d+):([01]):(%d+:%d+:%d+:[01]):(.+)$')
@@ -618,15 +619,15 @@ end
 -- Writes the lease of a channel. Returns the error text of a refused command, or nil.
 local function putLease(name, lease)
   local parts = { text(lease.expiry), flag(lease.isCleared), lease.history, lease.owner }
-  local written = redis.pcall('HSET', limits, name, table.concat(parts, ':'))
-  if not refusal(written) then written = redis.pcall('ZADD', leases, text(lease.expiry), name) end
+  local written = redis.pcall('HSET', leases, name, table.concat(parts, ':'))
+  if not refusal(written) then written = redis.pcall('ZADD', expiries, text(lease.expiry), name) end
   return refusal(written)
 end
 
 -- Removes the lease of a channel.
 local function dropLease(name)
-  redis.pcall('ZREM', leases, name)
-  redis.pcall('HDEL', limits, name)
+  redis.pcall('ZREM', expiries, name)
+  redis.pcall('HDEL', leases, name)
 end
 
 -- A process publishes to a channel that it holds: if the channel was cleared, the lease counts
@@ -767,7 +768,7 @@ local function endLeased(name, size, later)
   local history, problem = historyOfEnd(name)
   local id
   if history then id, problem = appendEntries(name, nil, { { END, size } }, true, history) end
-  if problem then redis.pcall('ZADD', leases, text(later), name) else dropLease(name) end
+  if problem then redis.pcall('ZADD', expiries, text(later), name) else dropLease(name) end
   return id, problem
 end
 
@@ -786,29 +787,29 @@ end
 -- A process makes a lease call six times in the time of a lease. A pause of a third of that time is
 -- long. After a shorter pause, a lease still has at least half of its time.
 local function noteLeaseCall(leaseMs)
-  local known = redis.pcall('HGET', limits, '')
+  local known = redis.pcall('HGET', leases, '')
   if type(known) ~= 'string' then known = '' end
   local id, since, last = string.match(known, '^([^:]+):(%d+):(%d+)$')
   since, last = tonumber(since or ''), tonumber(last or '')
   -- The clock may also go back.
   if not since or now < last or now - last > leaseMs / 3 then since = now end
   id = id or ARGV[4]
-  local noted = redis.pcall('HSET', limits, '', id .. ':' .. text(since) .. ':' .. text(now))
+  local noted = redis.pcall('HSET', leases, '', id .. ':' .. text(since) .. ':' .. text(now))
   return id, now - since >= leaseMs, refusal(noted)
 end
 
 -- Makes the key `leases` again if Redis has lost it alone.
 local function restoreExpiries()
-  local held, all = redis.pcall('ZCARD', leases), redis.pcall('HLEN', limits)
+  local held, all = redis.pcall('ZCARD', expiries), redis.pcall('HLEN', leases)
   if refusal(held) or refusal(all) or held >= all - 1 then return end
   local cursor = '0'
   repeat
-    local page = redis.pcall('HSCAN', limits, cursor, 'COUNT', 100)
+    local page = redis.pcall('HSCAN', leases, cursor, 'COUNT', 100)
     if refusal(page) then return end
     cursor = page[1]
     for i = 1, #page[2], 2 do
       local name, expiry = page[2][i], string.match(page[2][i + 1], '^(%d+):[01]:')
-      if name ~= '' and expiry then redis.pcall('ZADD', leases, expiry, name) end
+      if name ~= '' and expiry then redis.pcall('ZADD', expiries, expiry, name) end
     end
   until cursor == '0'
 end
@@ -864,7 +865,7 @@ if operation == 'lease' then
     end
   end
   if mayEnd then
-    local over = redis.pcall('ZRANGEBYSCORE', leases, '-inf', text(now), 'LIMIT', 0, 100)
+    local over = redis.pcall('ZRANGEBYSCORE', expiries, '-inf', text(now), 'LIMIT', 0, 100)
     if refusal(over) then return over end
     for _, name in ipairs(over) do table.insert(ended, name) end
   end
