@@ -94,7 +94,7 @@ export abstract class FollowerState {
   }
 
   /** Whether the stream waits for the start of a subscription, or is catching up. */
-  get isWaiting(): boolean {
+  get isStartingOrCatchingUp(): boolean {
     return this.isCatchingUp || this.subscriptions.some(({ isPlaced }) => !isPlaced);
   }
 

@@ -248,9 +248,9 @@ export class StreamFollower extends FrameReceiver implements Follower {
     // A broker that is unreachable for a moment still has the events, so this method waits for its
     // answer, at most until the timeout of the broker. It does not wait for a closed broker.
     if (broker.state === 'closed' || this.stream.readyState === 2) return undefined;
-    if (this.channels.length === 0 && !this.isWaiting) return undefined;
+    if (this.channels.length === 0 && !this.isStartingOrCatchingUp) return undefined;
     const position = broker.position();
-    if (!(position instanceof Promise) && !this.isWaiting) return undefined;
+    if (!(position instanceof Promise) && !this.isStartingOrCatchingUp) return undefined;
     return Promise.resolve(position).then(
       (reached) => this.waitUntilReached(reached),
       // The broker is unreachable, so there is nothing to wait for.

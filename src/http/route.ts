@@ -146,7 +146,7 @@ async function runHandler(
     else if (
       stream.readyState === 0 &&
       !stream.res.headersSent &&
-      stream.follower?.isWaiting !== true
+      stream.follower?.isStartingOrCatchingUp !== true
     ) {
       stream.open();
     }

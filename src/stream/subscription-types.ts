@@ -77,7 +77,7 @@ export interface Follower {
   /** Number of events that this node has for the stream, and that the stream has not received. */
   readonly lag: number;
   /** Whether a subscription waits for its start, or the stream still reads older events. */
-  readonly isWaiting: boolean;
+  readonly isStartingOrCatchingUp: boolean;
   /**
    * Detaches the stream from its group. The stream takes over the totals of the group, and the
    * group no longer writes to the socket of the stream. The next complete frame attaches it again.
