@@ -24,8 +24,8 @@ const MAX_EARLY_CHARACTERS = 16_777_216;
  *
  * As long as there are few messages, the messages themselves are kept. If there are too many, they
  * are replaced by the names of the changed channels, and these channels have to be read again. So
- * the number of channels limits the memory, even if very many events are published, and each round
- * of reading is shorter than the previous round.
+ * the number of channels limits the memory, even if very many events are published. The next round
+ * reads only the changed channels, so it is usually shorter than the previous round.
  */
 export class EarlyMessages {
   /** Name of the log. */
@@ -104,6 +104,8 @@ export class EarlyMessages {
     const { epoch, previous, head, changes } = message.header;
     // If another log has replaced the log, the next round of reading finds that out.
     if (epoch !== this.epoch) return;
+    // Skips old headers, as `SequenceTracker.applyHeader()` does: their changes are in the log that
+    // is being read. A probe at the end of the log, with `previous === head`, is not old.
     if (head > this.#head || previous >= this.#head) {
       if (previous !== this.#head) {
         this.#problem ??= describeMissed(this.#head, previous);

@@ -74,7 +74,7 @@ export class HistoryLoader {
     const setName = added.join('\n');
     const isOversized = (this.#oversizedUntil.get(setName) ?? 0) > performance.now();
     if (added.length > 0 && !isOversized) {
-      const load = this.#queries.share(this.#loadSet(added, setName)).finally(() => {
+      const load = this.#queries.reportFailureOf(this.#loadSet(added, setName)).finally(() => {
         for (const channel of added) this.#loads.delete(channel);
       });
       for (const channel of added) this.#loads.set(channel, load);

@@ -263,6 +263,7 @@ export class LogCache {
       const { log, lostUpTo, isEnded } = cached;
       // Only the entry of the end shows when the end exceeds the age limit.
       if (isEnded && !log.isEnded) return true;
+      // A newest-only channel needs none of its older events.
       return !log.isNewestOnly && Math.max(after, lostUpTo) < log.lastMissingOffset;
     });
   }
@@ -275,6 +276,7 @@ export class LogCache {
     const logs = cached.map(({ log }) => log);
     return {
       ...mergeLogs(logs, after, maxBytes),
+      // A newest-only channel loses no events.
       trimmed: cached.map(({ log, lostUpTo }) => (log.isNewestOnly ? 0 : lostUpTo)),
       ended: cached.map(({ log }) => log.isEnded),
     };

@@ -183,7 +183,7 @@ export class PageReader {
     const pending = this.#pending.get(name);
     if (pending !== undefined) return pending;
     const page = this.#queries
-      .share(this.#client.page(channels, after, maxBytes))
+      .reportFailureOf(this.#client.page(channels, after, maxBytes))
       .finally(() => this.#pending.delete(name));
     this.#pending.set(name, page);
     return page;
@@ -212,6 +212,8 @@ function mergeSnapshot(
   return {
     entries,
     complete: hasAll && pageEnd === Infinity,
+    // A newest-only channel loses no events while its newest event is kept. The entry of the end is
+    // not an event.
     trimmed: channels.map(({ limits, length, isEnded, trimmed }) =>
       limits.latest && length > (isEnded ? 1 : 0) ? 0 : trimmed,
     ),

@@ -116,7 +116,7 @@ export class PositionReader {
    */
   #queryHead(): Promise<LogSnapshot> {
     if (this.#headQuery === undefined) {
-      this.#headQuery = this.#queries.share(this.#client.look([])).finally(() => {
+      this.#headQuery = this.#queries.reportFailureOf(this.#client.look([])).finally(() => {
         this.#headQuery = undefined;
       });
       return this.#headQuery;

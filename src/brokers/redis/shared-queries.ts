@@ -25,7 +25,7 @@ export class SharedQueries {
   }
 
   /** Reports the failure of a query once, even if many calls wait for the query. */
-  share<T>(query: Promise<T>): Promise<T> {
+  reportFailureOf<T>(query: Promise<T>): Promise<T> {
     query.catch((error: unknown) => {
       if (!this.#isClosed) this.#failures.report(error);
     });
