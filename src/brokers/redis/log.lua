@@ -247,6 +247,7 @@ local function find(name, known)
   -- Version 0.1.0 wrote no `ended`.
   local newest, trimmed, bytes, events, limit, age, latest, ended =
     string.match(known, '^(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):([01]):?([01]?)$')
+  -- If the value is damaged, all events count as lost: none is newer than `trimmed`.
   local channel = {
     name = name,
     stream = base .. ':s:' .. name,
@@ -281,10 +282,12 @@ local function mostEvents(channel)
 end
 
 -- Finds the oldest entries that a channel must not keep: those that exceed its limits, and those at
--- or below `trimmed`, which an earlier call could not delete. Reads them in small groups. Returns
--- their ids, with the length, bytes and `trimmed` of the channel after their deletion, and
--- `isEmpty` if the stream has no further entry; and the reason why further entries are not among
--- them, or nil: the error text of a refused command, or that one call does not delete more.
+-- or below `trimmed`, which an earlier call could not delete. Reads them in small groups. Returns:
+--
+--   1. a table: `ids` of these entries; `length`, `bytes` and `trimmed` of the channel after their
+--      deletion; `isEmpty` if the stream has no further entry
+--   2. nil if the table has all of these entries. Otherwise the reason why some are missing: the
+--      error text of a refused command, or that one call does not delete more
 local function findExcess(channel)
   local most, from, count, ids = mostEvents(channel), '-', 1, {}
   local rest = {
@@ -338,8 +341,8 @@ local function trim(channel)
   return problem
 end
 
--- Excludes entries that exceed the age limit from a query. If they cannot be deleted now, `trimmed`
--- is moved to the newest of them. A binary search finds it, because the entries are in the order of
+-- Excludes entries that exceed the age limit from a query: deletes them or, if they cannot be deleted
+-- now, moves `trimmed` to the newest of them. A binary search finds it, because the entries are in the order of
 -- their times.
 local function expire(channel)
   if not trim(channel) or channel.age == 0 then return end
@@ -800,8 +803,9 @@ end
 
 -- Makes the key `leases` again if Redis has lost it alone.
 local function restoreExpiries()
-  local held, all = redis.pcall('ZCARD', expiries), redis.pcall('HLEN', leases)
-  if refusal(held) or refusal(all) or held >= all - 1 then return end
+  local times, all = redis.pcall('ZCARD', expiries), redis.pcall('HLEN', leases)
+  -- One field of `leases` belongs to no channel: see noteLeaseCall().
+  if refusal(times) or refusal(all) or times >= all - 1 then return end
   local cursor = '0'
   repeat
     local page = redis.pcall('HSCAN', leases, cursor, 'COUNT', 100)
@@ -844,7 +848,7 @@ if operation == 'lease' then
     --
     --   begins to hold it   !     taken: the channel belongs to the newest holder
     --   holds it            +     renewed if it is the lease of the caller; taken if its owner has
-    --                             not renewed it in the last third of the time, and so has died
+    --                             not renewed it for a third of the time: it counts as dead
     --   holds it, or has    + -   taken if there is no lease, and this log has never accepted one
     --   given it up               or has lost it (`taken ~= state`); with `-` it then runs out
     --
@@ -1010,7 +1014,7 @@ end
 --         all channels are used up    12 bytes of entries of all channels
 --         13 … for each channel: name, offset after which entries are read (empty: none), and
 --         offset up to which they are read (empty: all)
-local budget, most = tonumber(ARGV[11]), tonumber(ARGV[12])
+local budget, bytesLeft = tonumber(ARGV[11]), tonumber(ARGV[12])
 for i = 13, #ARGV, 3 do
   local name, after, till = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local channel = find(name)
@@ -1028,11 +1032,11 @@ for i = 13, #ARGV, 3 do
       for _, entry in ipairs(some) do
         local body = field(entry, 'b') or ''
         local weight = #body + 64
-        if (#found > 0 and left < weight) or most <= 0 then
+        if (#found > 0 and left < weight) or bytesLeft <= 0 then
           isMore = true
           break
         end
-        left, most = left - weight, most - weight
+        left, bytesLeft = left - weight, bytesLeft - weight
         start = offsetOf(entry) + 1
         addToResult(found, entry, body)
       end
