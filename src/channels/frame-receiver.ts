@@ -30,18 +30,18 @@ export abstract class FrameReceiver extends FollowerState implements Member {
   /** Starts to read the log, if the stream is catching up. @param mayRunNow see `CatchUp.start` */
   abstract startCatchUp(mayRunNow: boolean): void;
 
-  // Frames. The hot path: takeFrame() of every live stream runs for each frame, unless the stream
-  // is attached.
-
   get isCompressed(): boolean {
     return this.stream.gzip !== undefined;
   }
+
+  // Frames. The hot path: takeFrame() of every live stream runs for each frame, unless the stream
+  // is attached.
 
   takeFrame(frame: Frame, window?: GzipWindow): Socket | undefined {
     const from = this.cursorOffset;
     if (frame.lastOffset <= from) return undefined;
     if (frame.firstOffset <= from || this.isFiltered || frame.hasEnd) {
-      this.writeFiltered(frame, from);
+      this.writeSelected(frame, from);
       if (frame.hasEnd) this.onEndTaken();
       return undefined;
     }
@@ -82,8 +82,12 @@ export abstract class FrameReceiver extends FollowerState implements Member {
     else this.fallBehind();
   }
 
-  /** Writes the entries of the frame that come after `from` and that the filters accept. */
-  private writeFiltered(frame: Frame, from: number): void {
+  /**
+   * Writes the entries of the frame that come after `from` and that the filters accept. Used if the
+   * stream has filters, if a part of the frame is old, if the frame has an end, and if the stream is
+   * behind during `flushAll()`.
+   */
+  private writeSelected(frame: Frame, from: number): void {
     if (this.stream.isBehind && this.rare?.isFlushingAll !== true) {
       this.onBehind(frame, from);
       return;
@@ -119,11 +123,12 @@ export abstract class FrameReceiver extends FollowerState implements Member {
 
   /**
    * The stream is behind, so it leaves its audience: a stream that is behind needs no queue of
-   * events, only a cursor. During `flushAll()`, the frame is queued anyway.
+   * events, only a cursor. During `flushAll()`, the frame is queued anyway: `writeSelected()` does
+   * not call this method then.
    */
   private onBehind(frame: Frame, from: number): void {
     if (this.rare?.isFlushingAll === true) {
-      this.writeFiltered(frame, from);
+      this.writeSelected(frame, from);
       return;
     }
     // The stream has received everything before the frame, also the events of other channels.
@@ -131,7 +136,7 @@ export abstract class FrameReceiver extends FollowerState implements Member {
     this.fallBehind();
   }
 
-  /** The fan-out has dropped entries. They are still in the log. */
+  /** The fan-out has dropped entries. The stream reads them from the log, unless they are trimmed. */
   onDropped(upTo: number): void {
     if (this.cursorOffset < upTo) this.fallBehind();
   }
@@ -145,7 +150,11 @@ export abstract class FrameReceiver extends FollowerState implements Member {
 
   // Pending events.
 
-  /** Writes pending events. In the middle of a delivery, calls only {@link flushAccepted}. */
+  /**
+   * Writes pending events. In the middle of a delivery, calls only {@link flushAccepted}.
+   * @param isAll writes all of them, of any size. Otherwise the stream falls behind if more is
+   * pending than the current frame and one further frame
+   */
   flush(isAll = false): void {
     if (this.host.deliveries.has(this.stream)) {
       this.flushAccepted();

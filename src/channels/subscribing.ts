@@ -142,8 +142,8 @@ async function whenStarted(
 }
 
 /**
- * Whether a subscription has ended that is not live yet. In the list of a live stream, a shared
- * record may have taken its place.
+ * Whether a subscription has ended. Valid until the subscription is placed: after that, the list of
+ * a live stream may contain a shared record instead of this record.
  */
 function hasEnded({ subscriptions }: StreamFollower, record: SubscriptionRecord): boolean {
   return !subscriptions.includes(record);
@@ -268,8 +268,8 @@ function isOfStreamLog({ channels, epoch }: StreamFollower, position: Cursor): b
  * Requests the position again. While the subscription waited, another log may have replaced the
  * log: then the stream already reads the new log, and an offset of the old log would be wrong
  * there.
- * @returns a position in the log that the stream reads; or the second position in the same other
- * log, because the stream still reads an older log
+ * @returns a position in the log that the stream reads. If two requests in a row find the same other
+ * log, then the stream still reads an older log, and the position in the other log is returned
  */
 async function requestCurrentPosition(
   follower: StreamFollower,
@@ -295,7 +295,7 @@ function placeSubscription(
   const head = follower.headIfCaughtUp;
   follower.flush(true);
   // A filter that ran in the flush may have ended the stream or the subscription.
-  if (!follower.subscriptions.includes(record)) return;
+  if (hasEnded(follower, record)) return;
   const before = follower.channels;
   record.markAllPlaced();
   for (const other of follower.subscriptions) {
@@ -318,7 +318,8 @@ function placeSubscription(
     }
   }
   // If the application calls `subscribe` again in this turn, and the broker answers later, then no
-  // id may be written in between. So the first step runs in a later turn.
+  // id may be written in between. So, if the broker is remote and the subscription may start
+  // earlier, the first step runs in a later turn.
   follower.startCatchUp(!follower.host.catchUpQueue.isBrokerRemote || !record.mayStartEarlier);
   follower.runDeferredChanges();
 }

@@ -28,10 +28,13 @@ import { ignoreDrain, listenForDrain, requestDrain, requestFlush } from './respo
 import { countGivenBytes, noteAnswer } from './wrapper-bytes.ts';
 import { WriteTotals } from './write-totals.ts';
 
-// Writers that are inside a call of the response's `write()`, each with the number of bytes that
-// the response had been given before. If a wrapped `write()` calls the library before it passes its
-// bytes on, then new bytes would overtake these bytes. So new bytes are queued until `write()` has
-// returned.
+// Writers that are inside a call of the response's `write()`. If a wrapped `write()` calls the
+// library before it passes its bytes on, then new bytes would overtake these bytes. So new bytes are
+// queued until `write()` has returned. The value of a writer shows whether its bytes are still held:
+//
+//     number of bytes    the response had been given so many bytes before the call: the bytes of the
+//                        call are held as long as this number has not changed
+//     HELD               the application writes meanwhile: the bytes are held in any case
 const activeWriters = new Map<ResponseSink, number>();
 
 // The bytes that the innermost of these calls passes.
@@ -80,7 +83,7 @@ export abstract class ResponseSink extends WriteTotals {
   protected abstract onPassed(): void;
   /** The response accepts bytes again. @internal */
   abstract resume(): void;
-  /** Code that serves this stream threw. @internal */
+  /** Reports that code that serves this stream threw. @internal */
   abstract report(error: unknown): void;
 
   /**
