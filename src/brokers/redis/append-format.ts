@@ -8,7 +8,7 @@ import { formatBody } from './message-format.ts';
 export interface AppendItem {
   readonly keys: readonly string[];
   readonly args: readonly string[];
-  /** Bytes of the event. */
+  /** Bytes of the event's body. */
   readonly bytes: number;
   /** Number of entries, each of which takes an offset. */
   readonly entries: number;

@@ -133,7 +133,7 @@ export class HealingAttempt {
   /**
    * Reads the events that the cache does not have, and then applies the messages that arrived
    * meanwhile. If there were too many messages to keep, the channels that they changed are read
-   * again in another round. Each round is shorter than the one before.
+   * again in another round, which is usually shorter.
    * @returns number of events that were read
    */
   async #readAll(connection: SubscriberConnection, all: readonly string[]): Promise<number> {
@@ -148,6 +148,8 @@ export class HealingAttempt {
       const read = await this.#readChannels(channels, round);
       events += read.events;
       const { snapshot, early } = round;
+      // If all messages were kept, they continue from the place of this round. While they are
+      // applied, more may arrive, and may become too many: so the same question is asked again.
       if (early.changedChannels === undefined) {
         this.#context.log.tracker.reset(snapshot.epoch, snapshot.head);
       }

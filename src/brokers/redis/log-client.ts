@@ -43,7 +43,10 @@ interface LeaseCall {
 }
 
 interface LeaseResult {
-  /** Names the log. It is another name after the log has gone back or the leases were lost. */
+  /**
+   * Names the log and its leases (`state` in log.lua). It is another name after the log has gone
+   * back or the leases were lost.
+   */
   readonly log: string;
   /** The channels that were ended, each with the id of its end. */
   readonly ended: readonly { readonly channel: string; readonly id: string }[];
@@ -130,7 +133,7 @@ export class LogClient {
    * @param maxBytes maximum bytes of events of all channels. On a slow link fewer bytes are
    * requested, or 0
    * @param minBytes bytes that are requested even if the link is very slow
-   * @param signal ends the wait, also for other answers
+   * @param signal ends the wait for the answer, and the wait for other answers before the query
    */
   async look(
     queries: readonly ChannelQuery[],

@@ -158,6 +158,7 @@ function parseChannel(
     // For readers, an event that cannot be read counts as not kept.
     trimmed: readableAfter,
     bytes,
+    // If one event cannot be read, a newest-only channel may have lost its newest event.
     length: readableAfter === trimmed ? length : 0,
     limits: toHistoryLimits(events, limit, age, latest === '1'),
     hasMore: hasMore === '1',

@@ -341,9 +341,9 @@ local function trim(channel)
   return problem
 end
 
--- Excludes entries that exceed the age limit from a query: deletes them or, if they cannot be deleted
--- now, moves `trimmed` to the newest of them. A binary search finds it, because the entries are in the order of
--- their times.
+-- Excludes entries that exceed the age limit from a query: deletes them or, if they cannot be
+-- deleted now, moves `trimmed` to the newest of them. A binary search finds it, because the entries
+-- are in the order of their times.
 local function expire(channel)
   if not trim(channel) or channel.age == 0 then return end
   local low, high = channel.trimmed, channel.newest

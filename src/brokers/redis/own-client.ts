@@ -70,7 +70,8 @@ export class OwnClient {
   /** The server has refused a command, because it is a replica. */
   #onRefused(): void {
     const now = performance.now();
-    // A node makes lease calls more often than that, so a primary has accepted the last ones.
+    // A node makes lease calls more often than once in `heartbeatMs`. If none was refused for so
+    // long, then the server was a primary until now, and this refusal is a new one.
     const isNew = now - Math.max(this.#refusedAt, this.#replacedAt) >= this.#heartbeatMs;
     if (isNew) this.#pauseMs = 0;
     this.#refusedAt = now;

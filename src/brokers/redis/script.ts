@@ -5,7 +5,7 @@ export const script: {
   /** SHA-1 of the source, for EVALSHA. */
   readonly sha: string;
 } = {
-  sha: '0f8fd2d42f0be05fd839d36115225c2a6850cb89',
+  sha: '45ca755d0a38cc30b6b1a452c0981498469f2e90',
   source: `-- The log of a registry in Redis: one script that runs atomically, for Redis 6.2 and later and for
 -- Valkey. \`npm run build\` copies this file into script.ts.
 --
@@ -349,9 +349,9 @@ local function trim(channel)
   return problem
 end
 
--- Excludes entries that exceed the age limit from a query: deletes them or, if they cannot be deleted
--- now, moves \`trimmed\` to the newest of them. A binary search finds it, because the entries are in the order of
--- their times.
+-- Excludes entries that exceed the age limit from a query: deletes them or, if they cannot be
+-- deleted now, moves \`trimmed\` to the newest of them. A binary search finds it, because the entries
+-- are in the order of their times.
 local function expire(channel)
   if not trim(channel) or channel.age == 0 then return end
   local low, high = channel.trimmed, channel.newest
