@@ -87,6 +87,7 @@ export class Identities implements RevocationTarget {
   readonly #streams = new Map<string, Set<EventStream>>();
   // The newest revocation of each identity, and its number; the oldest is forgotten first.
   readonly #revoked = new Map<string, { number: number; options: CloseOptions }>();
+  // Number of revocations and losses that were received.
   #revocations = 0;
   // Revocations up to this number may be unknown: they were missed, or forgotten.
   #unknownUpTo = 0;
@@ -113,16 +114,16 @@ export class Identities implements RevocationTarget {
    * @param findInOuter finds a revocation that the outer middleware has received meanwhile
    */
   makeGuard(findInOuter?: StreamGuard['findInOuter']): StreamGuard {
-    const madeAfter = this.#revocations;
-    return { identity: undefined, madeAfter, findInOuter, authorization: undefined };
+    const revocationsBefore = this.#revocations;
+    return { identity: undefined, revocationsBefore, findInOuter, authorization: undefined };
   }
 
   /** Finds a revocation of the identity since the guard was made. */
   findRevocation(identity: string, guard: StreamGuard): FoundRevocation {
     const revoked = this.#revoked.get(identity);
-    if (revoked !== undefined && revoked.number > guard.madeAfter) return revoked.options;
-    const earlier = guard.findInOuter?.(identity);
-    return earlier ?? (this.#unknownUpTo > guard.madeAfter ? 'unknown' : undefined);
+    if (revoked !== undefined && revoked.number > guard.revocationsBefore) return revoked.options;
+    const foundInOuter = guard.findInOuter?.(identity);
+    return foundInOuter ?? (this.#unknownUpTo > guard.revocationsBefore ? 'unknown' : undefined);
   }
 
   /**
@@ -166,6 +167,7 @@ export class Identities implements RevocationTarget {
 
   onMissed(): void {
     // Streams that are not open yet may have been revoked, too.
+    // So the loss gets a number, as a revocation does.
     this.#unknownUpTo = ++this.#revocations;
     const streams: EventStream[] = [];
     for (const some of this.#streams.values()) for (const stream of some) streams.push(stream);

@@ -151,6 +151,7 @@ export class GradualShutdown {
     this.#isDone = true;
     const { removedCount, endingCount } = this.#source;
     const removed = removedCount - this.#removedBefore;
+    // Each destroyed stream is among the removed or the ending streams. The others count as closed.
     this.#resolve({
       closed: removed - this.#destroyedCount + endingCount,
       destroyed: this.#destroyedCount,

@@ -278,7 +278,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends SendLimit {
     );
     const text = serializeData(data, this.settings.serialize);
     if (fields.id !== undefined) this.claimIds();
-    return this.writeDirect(formatEvent(text, fields.event, fields.id, fields.retry), true);
+    return this.writeForApplication(formatEvent(text, fields.event, fields.id, fields.retry), true);
   }
 
   /**
@@ -288,7 +288,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends SendLimit {
    * @throws {SseError} `ERR_SSE_COMMENT` if the text is not a string
    */
   comment(text = ''): boolean {
-    return this.writeDirect(formatComment(text), false);
+    return this.writeForApplication(formatComment(text), false);
   }
 
   /**
@@ -375,7 +375,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends SendLimit {
     return this;
   }
 
-  /** The identity of the stream, if its middleware has `identity`. @internal */
+  /** The identity and authorization of the stream, if its middleware has `identity`. @internal */
   get guard(): StreamGuard | undefined {
     return this.rare?.guard;
   }
@@ -443,6 +443,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends SendLimit {
 
   /** @internal */
   protected override onEnded(reason: CloseReason): void {
+    // The stream is in the list of the monitor since it opened.
     const wasOpen = this.listIndex !== -1;
     if (wasOpen) this.host.onEnded(reason);
     this.follower?.stop();
@@ -481,7 +482,7 @@ export class EventStream<S extends SchemaOf<S> = AnySchema> extends SendLimit {
    * Writes an event or a comment of the application, unless the client is slow.
    * @internal
    */
-  private writeDirect(text: string, isEvent: boolean): boolean {
+  private writeForApplication(text: string, isEvent: boolean): boolean {
     if (this.rare?.isClosing === true || !this.open().checkWritable()) return false;
     // Events that were published before this call come before it.
     this.follower?.flush();

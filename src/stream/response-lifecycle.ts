@@ -92,6 +92,7 @@ export abstract class ResponseLifecycle extends ResponseWriter {
     const wasOpen = this.readyState === 1;
     if (last !== undefined) this.writeBytes(last);
     this.markEnded(reason);
+    // If bytes are queued, the response ends after the last of them.
     if (!wasOpen || this.hasQueue) return;
     if (this.isPassingBytes) this.endAfterOwnWrite();
     else this.endResponse();
@@ -166,7 +167,8 @@ export abstract class ResponseLifecycle extends ResponseWriter {
    * two frames.
    * @param last bytes that the application writes with the end
    * @returns `false` if the response must not end now, because a wrapped `write()` that has bytes
-   * of the stream has called this method: the response ends when that `write()` has returned
+   * of the stream has called this method, or the queue is being passed on: the response ends when
+   * that has returned
    * @internal
    */
   onApplicationEnd(last: Buffer | undefined): boolean {

@@ -29,11 +29,12 @@ import { countGivenBytes, noteAnswer } from './wrapper-bytes.ts';
 import { WriteTotals } from './write-totals.ts';
 
 // Writers that are inside a call of the response's `write()`. If a wrapped `write()` calls the
-// library before it passes its bytes on, then new bytes would overtake these bytes. So new bytes are
-// queued until `write()` has returned. The value of a writer shows whether its bytes are still held:
+// library before it passes its bytes on, then new bytes would overtake these bytes. So new bytes
+// are queued until `write()` has returned. The value of a writer shows whether its bytes are still
+// held:
 //
-//     number of bytes    the response had been given so many bytes before the call: the bytes of the
-//                        call are held as long as this number has not changed
+//     number of bytes    the response had been given so many bytes before the call: the bytes of
+//                        the call are held as long as this number has not changed
 //     HELD               the application writes meanwhile: the bytes are held in any case
 const activeWriters = new Map<ResponseSink, number>();
 

@@ -45,7 +45,7 @@ export interface StreamGuard {
    * Number of revocations that the middleware had received when it received the request. A loss of
    * revocations counts as one.
    */
-  readonly madeAfter: number;
+  readonly revocationsBefore: number;
   /**
    * Finds a revocation that the outer middleware, which is mounted in front, has received after the
    * request. `undefined` if no middleware in front has an `identity`.
