@@ -76,7 +76,8 @@ export class DelayedOpening implements Opening {
 
   #statusFor({ position, complete, ended, entries, trimmed }: Page): 204 | 410 | undefined {
     if (position.epoch !== this.#start.epoch) return undefined;
-    // The same comparison as in `ChannelStarts.collectLost()`. Change both.
+    // `ChannelStarts.collectLost()` makes this comparison, too, with further conditions. Change
+    // both.
     if (trimmed.some((offset) => offset > this.#start.offset)) {
       return cannotTellGap(this.#record) ? 410 : undefined;
     }
@@ -110,11 +111,11 @@ export function planOpening(
   const { isForeign, offset } = resolveStart(stream.lastEventId, options, position);
   if (isForeign) return cannotTellGap(record) ? 410 : 'now';
   const resumes = options.resume !== false && stream.lastEventId !== '';
-  const canBeOver = resumes && kept.length === channels.length;
-  const canBeLost =
+  const mayAnswer204 = resumes && kept.length === channels.length;
+  const mayAnswer410 =
     cannotTellGap(record) && requestedCursor(stream.lastEventId, options) !== undefined;
-  if (!canBeOver && !canBeLost) return 'now';
-  return new DelayedOpening(follower, record, { epoch: position.epoch, offset }, canBeOver);
+  if (!mayAnswer204 && !mayAnswer410) return 'now';
+  return new DelayedOpening(follower, record, { epoch: position.epoch, offset }, mayAnswer204);
 }
 
 /** Whether the subscription has no means to tell the client, or the application, of a gap. */

@@ -40,7 +40,7 @@ import { GzipWindow } from '../protocol/gzip-window.ts';
 
 /** Cursor and counts that an audience keeps for all of its attached members. */
 export interface GroupProgress extends WriteProgress {
-  /** Offset of the newest event that was written. */
+  /** Offset up to which the members have received everything, or events were dropped. */
   readonly cursor: number;
 }
 
@@ -307,7 +307,10 @@ export class Audience extends IndexedList<Member> {
     this.#progress = this.#nextProgress;
   }
 
-  /** Releases the current frame. Pending members, if any, will not receive it. */
+  /**
+   * Releases the current frame. Pending members, if any, will not receive it. They stay counted as
+   * pending, because they keep the progress without this frame.
+   */
   clearFrame(): void {
     for (const entry of this.#currentFrame?.entries ?? []) entry.releaseView();
     this.window?.release();

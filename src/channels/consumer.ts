@@ -55,7 +55,8 @@ export class Consumer implements AsyncIterableIterator<ChannelEvent, undefined> 
   readonly #channels: readonly string[];
   readonly #options: FollowOptions;
   readonly #starts = new ChannelStarts();
-  // The start. The broker is asked in the call of `follow()`, not in the first `next()`.
+  // Resolves when the start, and so the epoch and the position, is known. The broker is asked in
+  // the call of `follow()`, not in the first `next()`.
   readonly #start: Promise<void>;
   #epoch = '';
   // Events for which the filter was not called yet.

@@ -35,7 +35,7 @@ const MAX_MEMBERS_PER_TURN = 250;
 const COMPRESSED_PER_MEMBER = 512;
 
 // Maximum bytes of pending entries: of one feed, and of all feeds of a fan-out. If a limit is
-// exceeded, the entries of a feed are dropped, and its streams read the log.
+// exceeded, the entries of a feed are dropped. Streams read them from the log, if there is history.
 const MAX_FEED_BYTES = 16_777_216;
 const MAX_PENDING_BYTES = 67_108_864;
 
@@ -77,8 +77,8 @@ export class FanOut {
   // The audience to which a frame is being delivered.
   #currentAudience: Audience | undefined;
   #pendingBytes = 0;
-  // The most recent frame that ends with an entry. Weak references, because the fan-out must not
-  // keep entries that the log has removed.
+  // For each entry, the most recent frame whose last entry it is. Weak references, because the
+  // fan-out must not keep entries that the log has removed.
   readonly #recentFrames = new WeakMap<LogEntry, WeakRef<Frame>>();
   #isScheduled = false;
 

@@ -59,7 +59,7 @@ export class Feed implements EntryRun {
   }
 
   /**
-   * Removes the entries up to an offset, because every audience has received them.
+   * Removes the entries up to an offset, because every audience has received them, or none is left.
    * @returns the bytes that the entries held
    */
   forget(upTo: number): number {

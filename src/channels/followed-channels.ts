@@ -12,7 +12,7 @@ type FollowerKind = 'stream' | 'consumer';
 interface FollowedChannel {
   /** Number of streams that follow the channel. */
   streams: number;
-  /** Number of consumers of `channels.follow()` that follow the channel. */
+  /** Number of consumers that follow the channel. */
   consumers: number;
   /** Offset of the newest received entry of the channel; see `newestInterruptions`. */
   newest: number;

@@ -13,10 +13,10 @@ const NOTHING_WRITTEN = -1;
 
 /**
  * The base class of `FrameReceiver` and `StreamFollower`. `CatchUp` and `EphemeralMember` know the
- * follower by this class. They are base classes and not objects of their own: a quiet live stream
- * has only two objects, `EventStream` and `StreamFollower`, and there may be tens of thousands of
- * such streams. Methods are `private` or `protected`, not `#private`: a class with `#private`
- * methods adds 8 bytes to each of its objects.
+ * follower by this class. `FollowerState` and `FrameReceiver` are base classes and not objects of
+ * their own: a quiet live stream has only two objects, `EventStream` and `StreamFollower`, and
+ * there may be tens of thousands of such streams. Methods are `private` or `protected`, not
+ * `#private`: a class with `#private` methods adds 8 bytes to each of its objects.
  *
  * ```text
  * offsets     ...  41   42   43   44   45   46   47   ...    of all channels of the registry

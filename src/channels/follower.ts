@@ -116,9 +116,10 @@ export class StreamFollower extends FrameReceiver implements Follower {
   }
 
   /**
-   * Writes no more ids until the new subscription is placed, because it may start earlier.
-   * If a later id was written before, a checkpoint with the earlier offset is written at once, so
-   * that a client that reconnects meanwhile resumes from there.
+   * Falls behind, so that no more ids are written until the new subscription is placed: it may
+   * start earlier. `mayNotWriteIds` stops the catch-up until then. If a later id was written
+   * before, a checkpoint with the earlier offset is written at once, so that a client that
+   * reconnects meanwhile resumes from there.
    * @param offset the earliest offset at which the subscription may start
    */
   holdBackIds(offset: number): void {

@@ -84,8 +84,8 @@ export abstract class FrameReceiver extends FollowerState implements Member {
 
   /**
    * Writes the entries of the frame that come after `from` and that the filters accept. Used if the
-   * stream has filters, if a part of the frame is old, if the frame has an end, and if the stream is
-   * behind during `flushAll()`.
+   * stream has filters, if a part of the frame is old, if the frame has an end, and if the stream
+   * is behind during `flushAll()`.
    */
   private writeSelected(frame: Frame, from: number): void {
     if (this.stream.isBehind && this.rare?.isFlushingAll !== true) {
@@ -136,7 +136,7 @@ export abstract class FrameReceiver extends FollowerState implements Member {
     this.fallBehind();
   }
 
-  /** The fan-out has dropped entries. The stream reads them from the log, unless they are trimmed. */
+  /** The fan-out has dropped entries. The stream reads those that the log still has. */
   onDropped(upTo: number): void {
     if (this.cursorOffset < upTo) this.fallBehind();
   }

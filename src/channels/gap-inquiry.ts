@@ -1,4 +1,4 @@
-/** Gaps: writes `sse:gap` events, and asks the application's `onGap` where to continue. */
+/** Gaps: writes `sse:gap` events, and asks `onGap` and `snapshot` where to continue. */
 import type { Page } from '../brokers/broker.ts';
 import type { Gap } from '../stream/subscription-types.ts';
 import { SseError, describeValue } from '../common/errors.ts';

@@ -27,7 +27,8 @@ export class Poll {
   readonly #stream: EventStream;
   // Ends the response soon after a delivery.
   #timer: NodeJS.Timeout | undefined;
-  #isEnding = false;
+  // Whether the end is scheduled.
+  #isEndScheduled = false;
 
   /** @param stream a stream that has not opened */
   constructor(stream: EventStream) {
@@ -76,14 +77,14 @@ export class Poll {
   }
 
   #onDelivery(): void {
-    if (this.#isEnding) return;
-    this.#isEnding = true;
+    if (this.#isEndScheduled) return;
+    this.#isEndScheduled = true;
     this.#timer = setTimeout(() => this.#endAfterDelivery(), AFTER_DELIVERY_MS);
   }
 
-  /** Ends the response, unless another question is open: then its answer counts as the delivery. */
+  /** Ends the response, unless another question is open: then the next end follows its answer. */
   #endAfterDelivery(): void {
-    if (this.#stream.follower?.isAskingAboutGap === true) this.#isEnding = false;
+    if (this.#stream.follower?.isAskingAboutGap === true) this.#isEndScheduled = false;
     else this.#end();
   }
 

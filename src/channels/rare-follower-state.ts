@@ -23,6 +23,8 @@ export class RareFollowerState {
   /** Changes that callbacks have requested in the middle of a delivery. */
   deferredChanges: (() => void)[] | undefined;
 
+  // `hasFlushedEnd` and `acceptedEntries` are not tested: the flush or the delivery that sets them
+  // unsets them before it ends.
   get isEmpty(): boolean {
     const hasGaps = this.gapCounts !== undefined && !this.gapCounts.isEmpty;
     return (

@@ -255,8 +255,9 @@ class ChannelRegistry implements Channels, ConsumerHost, Receiver {
   stats(): ChannelsStats {
     // A live stream that waits for the start of a further subscription is not counted.
     let behind = 0;
-    for (const { follower } of this.#trackedStreams)
+    for (const { follower } of this.#trackedStreams) {
       if (follower?.isStartingOrCatchingUp === true) behind++;
+    }
     return {
       channels: this.names().length,
       subscriptions: this.followedChannels.followers,

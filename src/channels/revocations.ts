@@ -48,14 +48,14 @@ export class Revocations implements RevocationSource {
   readonly #followedChannels: FollowedChannels;
   readonly #targets = new Set<RevocationTarget>();
   #epoch = '';
-  // Offset up to which no revocation is missing, as of the last interruption or entry.
+  // Offset up to which no revocation is missing. Set at each interruption and by each entry.
   #offset = 0;
   // Offset of the newest loss that was reported to the targets.
   #reportedLoss = 0;
   // Whether all revocations that this node may have missed were read.
-  #isCurrent = false;
+  #hasReadMissed = false;
   #isReading = false;
-  // Resolves when `#isCurrent` becomes true.
+  // Resolves when `#hasReadMissed` becomes true.
   #whenCurrent: Deferred<void> = deferred();
   readonly #abort = new AbortController();
 
@@ -94,12 +94,12 @@ export class Revocations implements RevocationSource {
    * of channels without history.
    */
   get isCurrent(): boolean {
-    return this.#isCurrent && this.#broker.isInDoubt !== true;
+    return this.#hasReadMissed && this.#broker.isInDoubt !== true;
   }
 
   /** Whether this node has all revocations up to the offset. */
   covers(offset: number): boolean {
-    return this.#isCurrent && offset <= this.#broker.head;
+    return this.#hasReadMissed && offset <= this.#broker.head;
   }
 
   /**
@@ -107,22 +107,22 @@ export class Revocations implements RevocationSource {
    * meanwhile, so the caller reads the log again. Rejects when the signal is aborted.
    */
   async whenCovering(offset: number, signal: AbortSignal | undefined): Promise<void> {
-    if (this.#isCurrent) await this.#broker.position({ epoch: this.#epoch, offset }, signal);
+    if (this.#hasReadMissed) await this.#broker.position({ epoch: this.#epoch, offset }, signal);
     else await withLimits(this.#whenCurrent.promise, { signal });
   }
 
   /** This node has received an entry of the channel. */
   onReceived(entry: LogEntry): void {
     // An entry that comes while earlier ones are missing is read from the log later.
-    if (this.#isCurrent) this.#apply(entry);
+    if (this.#hasReadMissed) this.#apply(entry);
   }
 
   /** This node may have missed entries. */
   onInterrupted(): void {
     if (this.#targets.size === 0) return;
-    if (this.#isCurrent) {
+    if (this.#hasReadMissed) {
       this.#whenCurrent = deferred();
-      this.#isCurrent = false;
+      this.#hasReadMissed = false;
       this.#offset = Math.max(this.#offset, this.#broker.head);
     }
     if (this.#epoch !== '') void this.#readMissed();
@@ -150,7 +150,7 @@ export class Revocations implements RevocationSource {
   #startLocal({ epoch, offset }: { epoch: string; offset: number }): void {
     this.#epoch = epoch;
     this.#offset = offset;
-    this.#isCurrent = true;
+    this.#hasReadMissed = true;
     this.#whenCurrent.resolve();
   }
 
@@ -161,7 +161,7 @@ export class Revocations implements RevocationSource {
     try {
       await this.#readPage();
       // A broker may answer at once, again and again, before this node has received something.
-      for (; !this.#isCurrent; await this.#readPage()) await nextTurn();
+      for (; !this.#hasReadMissed; await this.#readPage()) await nextTurn();
     } catch {
       // The registry is closed.
     } finally {
@@ -188,10 +188,10 @@ export class Revocations implements RevocationSource {
     if (!page.complete) return;
     this.#offset = Math.max(this.#offset, offset);
     // Since the request of the page, the node may have missed or received further revocations.
-    this.#isCurrent =
+    this.#hasReadMissed =
       interruptions === this.#followedChannels.interruptions &&
       this.#followedChannels.newestReceived([REVOCATIONS]) <= this.#offset;
-    if (this.#isCurrent) this.#whenCurrent.resolve();
+    if (this.#hasReadMissed) this.#whenCurrent.resolve();
   }
 
   /** Tells the targets that revocations may be lost. @param loss offset of the newest of them */

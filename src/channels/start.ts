@@ -95,8 +95,8 @@ function requestedStart(
   { resume = true, since = 'now' }: SubscribeOptions,
 ): { text: string; isOfClient: boolean } {
   const isOfClient = resume && lastEventId !== '';
-  // `{ last }` counts as `'start'` here: it may start before the end of the log. `startsOfNewest`
-  // replaces this start later.
+  // `{ last }` counts as `'start'` here, because it may start before the end of the log. When
+  // `startsOfNewest` is known, resolveStart() uses it instead.
   const sinceText = typeof since === 'object' ? 'start' : since;
   return { text: isOfClient ? lastEventId : sinceText, isOfClient };
 }

@@ -268,8 +268,9 @@ function isOfStreamLog({ channels, epoch }: StreamFollower, position: Cursor): b
  * Requests the position again. While the subscription waited, another log may have replaced the
  * log: then the stream already reads the new log, and an offset of the old log would be wrong
  * there.
- * @returns a position in the log that the stream reads. If two requests in a row find the same other
- * log, then the stream still reads an older log, and the position in the other log is returned
+ * @returns a position in the log that the stream reads. If two requests in a row find the same
+ * other log, then the stream still reads an older log, and the position in the other log is
+ * returned
  */
 async function requestCurrentPosition(
   follower: StreamFollower,
