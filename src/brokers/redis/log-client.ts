@@ -22,7 +22,7 @@ import {
 } from './append-format.ts';
 import { parseSnapshot, type ChannelQuery, type LogSnapshot } from './log-snapshot.ts';
 import type { RedisConnection } from './redis-connection.ts';
-import { refusedError, toBrokerError } from './redis-errors.ts';
+import { noEffectError, toBrokerError } from './redis-errors.ts';
 import { script } from './script.ts';
 import { Topics } from './topics.ts';
 import { MIN_BYTES, TransferLimit, type TransferShare } from './transfer-limit.ts';
@@ -303,7 +303,7 @@ export class LogClient {
         const [code] = error instanceof Error ? error.message.split(' ', 1) : [];
         if (code !== 'NOSCRIPT' && code !== 'TRYAGAIN') throw error;
         if (signal.aborted) {
-          throw refusedError('Redis has not accepted the command in time', error);
+          throw noEffectError('Redis has not accepted the command in time', error);
         }
         if (code === 'NOSCRIPT') command = ['EVAL', script.source];
         else await delay(TRY_AGAIN_MS);
@@ -320,7 +320,7 @@ export class LogClient {
     { wanted, least, signal: callerSignal }: WantedTransfer,
     query: (signal: AbortSignal, bytes: number) => Promise<T>,
   ): Promise<T> {
-    if (this.#isClosed) throw refusedError('the client of the log is closed');
+    if (this.#isClosed) throw noEffectError('the client of the log is closed');
     const controller = new AbortController();
     const { signal } = controller;
     this.#pendingQueries.add(controller);

@@ -1,6 +1,6 @@
 /** A client of node-redis that the broker makes, and replaces. */
 import type { CommandOptions, SingleClient } from './node-redis.ts';
-import { isErrorReply, messageOf, refusedError } from './redis-errors.ts';
+import { isErrorReply, messageOf, noEffectError } from './redis-errors.ts';
 
 /**
  * The client of an own connection. It is replaced in two cases that node-redis does not notice:
@@ -132,7 +132,7 @@ async function createOwnClient(
 ): Promise<SingleClient> {
   // The package is an optional peer: an application that passes a client may not have it here.
   const { createClient } = await import('redis').catch((cause: unknown) => {
-    throw refusedError('redisBroker({ url }) needs the npm package `redis`', cause);
+    throw noEffectError('redisBroker({ url }) needs the npm package `redis`', cause);
   });
   const client = createClient({
     url,

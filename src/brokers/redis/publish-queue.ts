@@ -17,7 +17,7 @@ import type { Publication } from '../broker.ts';
 import { endedError } from '../errors.ts';
 import type { AppendItem, AppendResult, PublishResult } from './append-format.ts';
 import type { LogClient } from './log-client.ts';
-import { refusedError } from './redis-errors.ts';
+import { noEffectError } from './redis-errors.ts';
 
 // Limits of one call of the script. During the call, Redis does nothing else.
 const MAX_BATCH_ITEMS = 128;
@@ -77,7 +77,7 @@ export class PublishQueue {
       (this.#queue.length > 0 && this.#queuedBytes + item.bytes > MAX_QUEUED_BYTES);
     if (isFull) {
       const problem = 'too many publishes wait for Redis; this publish was not sent';
-      return Promise.reject(refusedError(problem));
+      return Promise.reject(noEffectError(problem));
     }
     const published = deferred<{ id: string }>();
     this.#queue.push({ item, deadline: performance.now() + this.#timeoutMs, published });
@@ -205,7 +205,8 @@ function settleAll(batch: readonly QueuedPublish[], answer: AppendResult): void 
  * before, with the same key, have the earlier ids.
  *
  * The offsets that an append assigns are consecutive, and the last one is the head. So the results
- * are read from the last to the first:
+ * are read from the last to the first. A publication whose delivery is unknown may have used its
+ * offsets; an id that is not the expected one was assigned earlier and uses none:
  *
  * ```text
  * results     a '=e.98'    b '=e.41'           c '=e.99'    d problem, delivery unknown

@@ -14,7 +14,7 @@ import type {
   SocketOptions,
 } from './node-redis.ts';
 import { OwnClient } from './own-client.ts';
-import { messageOf, refusedError } from './redis-errors.ts';
+import { messageOf, noEffectError } from './redis-errors.ts';
 
 /** A client of node-redis, from `createClient()`, `createCluster()` or `createSentinel()`. */
 export interface RedisClient {
@@ -133,7 +133,7 @@ function clusterConnection(cluster: ClusterClient, prefix: string): RedisConnect
     async subscriber() {
       const master = cluster.slots[slot]?.master;
       if (master === undefined) {
-        throw refusedError(
+        throw noEffectError(
           'no node of the Cluster serves the hash slot of the prefix, or the client is not ' +
             'connected',
         );

@@ -8,7 +8,7 @@ const ERROR_REPLY = /^[A-Z]{2,} /;
 const UNSENT_COMMAND = /^The client is |^The queue is full|aborted/;
 
 /** Makes an error for a call that had no effect: its `delivery` is `'none'`. */
-export function refusedError(message: string, cause?: unknown): SseError {
+export function noEffectError(message: string, cause?: unknown): SseError {
   return new SseError('ERR_SSE_BROKER', message, { cause, delivery: 'none' });
 }
 
