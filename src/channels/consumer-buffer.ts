@@ -15,6 +15,7 @@ export class ConsumerBuffer implements Member {
   listIndex = -1;
   /** Offset up to which the buffer has taken everything. */
   position: number;
+  readonly isCompressed = false;
   readonly #fanOut: FanOut;
   readonly #starts: ChannelStarts;
   #entries: LogEntry[] = [];
@@ -32,8 +33,6 @@ export class ConsumerBuffer implements Member {
     this.#starts = starts;
     this.position = position;
   }
-
-  readonly isCompressed = false;
 
   /** Whether the buffer receives the published events. */
   get isLive(): boolean {

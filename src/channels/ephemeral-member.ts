@@ -134,6 +134,8 @@ export class EphemeralMember implements Member {
   #write(frame: Frame, window: GzipWindow | undefined): void {
     const { stream } = this.#owner;
     const { length } = frame.entries;
+    // If `writeShared()` has written nothing, because the stream is behind, the frame is queued:
+    // `admitEvents()` has decided that the stream receives it.
     if (stream.admitEvents(length) && !stream.writeShared(frame, length, window)) {
       stream.writeBytes(frame.bytes, length, frame, window);
     }

@@ -189,7 +189,8 @@ export abstract class ResponseLifecycle extends ResponseWriter {
    * @internal
    */
   private endAfterOwnWrite(): void {
-    // After a `write()` of the stream, `pumpQueue()` finds the queue empty and ends the response.
+    // An empty queue means that the end waits. After a `write()` of the stream, `pumpQueue()` finds
+    // the queue empty and ends the response.
     this.setQueue([]);
     if (!this.isPassingBytes) process.nextTick(() => this.uncork());
   }

@@ -205,7 +205,10 @@ export abstract class ResponseWriter extends ResponseSink {
     this.setQueue([]);
   }
 
-  /** Writes what was queued, and the end if the stream has ended meanwhile. @internal */
+  /**
+   * Writes what was queued, and the end if the stream has ended meanwhile. Also called without
+   * {@link cork}, to write the end. @internal
+   */
   uncork(): void {
     if (this.#queue !== undefined) this.resume();
   }

@@ -43,7 +43,7 @@ export interface MonitoredStream extends IndexedListMember {
   onIdle(): void;
   /** The stream is older than `maxLifetime`. */
   onExpired(): void;
-  /** A check of the stream threw. */
+  /** Called if a check of the stream threw. */
   onError(error: unknown): void;
 }
 
