@@ -2,7 +2,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { createChannels, memoryBroker, type Broker } from '../src/index.ts';
-import { refusedError } from '../src/brokers/redis/redis-errors.ts';
+import { noEffectError } from '../src/brokers/redis/redis-errors.ts';
 import { brokerWith } from './support/broker-with.ts';
 import { testPipe } from './promises/pipe.ts';
 import { memoryNodes } from './promises/nodes.ts';
@@ -33,7 +33,7 @@ function slowBroker(): {
     append: (publication) =>
       new Promise((resolve, reject) => {
         slow.waiting.push(() => {
-          if (slow.isBroken) reject(refusedError('not accepted'));
+          if (slow.isBroken) reject(noEffectError('not accepted'));
           else resolve(inner.append(publication));
         });
         slow.most = Math.max(slow.most, slow.waiting.length);
