@@ -1,6 +1,7 @@
 /**
  * The live streams that follow the same set of channels, so that all of them receive the same
- * frames. Compressed streams have an audience of their own. The files of `stream/` call an audience a group.
+ * frames. Compressed streams have an audience of their own. The files of `stream/` call an audience
+ * a group.
  *
  * Most members receive every frame as a whole. Such a member is *attached*: the audience keeps its
  * cursor and its counts, once for all attached members, and the delivery of a frame accesses only

@@ -6,7 +6,7 @@ import type { GzipBody } from '../protocol/gzip-body.ts';
 import type { CloseReason } from './close-reason.ts';
 import type { StreamGuard } from './revocation-types.ts';
 
-/** Made when a stream uses one of the fields. Most streams that are not compressed have no such object. */
+/** Made when a stream uses one of the fields. Most streams without compression have none. */
 export class RareState {
   /** Whether the application has sent events with ids of its own. */
   hasOwnIds = false;
