@@ -1,6 +1,6 @@
 /** Clients behind buffers and without event names, with the broker in this process. */
 import { setTimeout as delay } from 'node:timers/promises';
-import { afterEach, expect, test, vi } from 'vitest';
+import { expect, test } from 'vitest';
 import { createChannels, memoryBroker } from '../src/index.ts';
 import { serveListen, testBuffers } from './promises/buffers.ts';
 import { memoryNodes } from './promises/nodes.ts';
@@ -8,8 +8,6 @@ import { brokerWith } from './support/broker-with.ts';
 import { read } from './support/reader.ts';
 
 testBuffers(memoryNodes);
-
-afterEach(() => void vi.useRealTimers());
 
 test.each(['an old id', 'an id of another log'])(
   'a poll with %s delivers what is kept after the gap, also if the broker is slow',
@@ -57,20 +55,4 @@ test('a poll whose snapshot is called again ends with an id, also if the broker 
   await reader.end();
   expect(calls).toBe(2);
   expect(reader.text).toMatch(/^id: /m);
-});
-
-test('with `control: false` the poll after one without an event misses nothing', async () => {
-  const channels = createChannels();
-  await using server = await serveListen(channels, { control: false });
-  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
-  using reader = await read(`${server.url}?ssePoll=1`);
-  vi.advanceTimersByTime(25_000);
-  vi.useRealTimers();
-  await reader.end();
-  expect(reader.events).toEqual([]);
-  const id = /^id: (\S+)$/mu.exec(reader.text)?.[1];
-  await channels.publish('a', '1');
-  using next = await read(`${server.url}?ssePoll=1&lastEventId=${id}`);
-  await next.end();
-  expect(next.events.map(({ data }) => data)).toEqual(['1']);
 });

@@ -2,7 +2,7 @@
 import type { EventStream } from '../stream/event-stream.ts';
 import type { Gap } from '../stream/subscription-types.ts';
 import { formatCursor } from '../protocol/cursor.ts';
-import { formatCheckpoint, formatId } from '../protocol/event-stream-format.ts';
+import { formatCheckpoint } from '../protocol/event-stream-format.ts';
 import type { LogEntry } from '../log/log-entry.ts';
 import type { GroupProgress } from './audience.ts';
 import type { FollowerHost } from './follower-host.ts';
@@ -178,20 +178,14 @@ export abstract class FollowerState {
     this.noteDelivery();
   }
 
-  /**
-   * Writes an `sse:checkpoint` event, from which the client resumes, unless `control: false`.
-   * @param isPollEnd whether the response of a poll ends: with `control: false` the id is written
-   * without an event, so that the next poll continues there
-   */
-  writeCheckpoint(offset: number, isPollEnd: boolean = false): void {
-    const { isWithoutControl } = this;
-    if (isWithoutControl && !isPollEnd) return;
+  /** Writes an `sse:checkpoint` event, from which the client resumes, unless `control: false`. */
+  writeCheckpoint(offset: number): void {
+    if (this.isWithoutControl) return;
     this.writtenOffset = offset;
     const { deliveries } = this.host;
     deliveries.enter(this.stream);
     try {
-      const id = formatCursor(this.epoch, offset);
-      this.stream.writeText(isWithoutControl ? formatId(id) : formatCheckpoint(id));
+      this.stream.writeText(formatCheckpoint(formatCursor(this.epoch, offset)));
     } finally {
       deliveries.exit();
     }

@@ -217,7 +217,7 @@ export class StreamFollower extends FrameReceiver implements Follower {
 
   // Methods that the stream calls.
 
-  checkpoint(isPollEnd: boolean = false): boolean {
+  checkpoint(): boolean {
     const catchUp = this.rare?.catchUp;
     // While an `onGap` is running, or a gap is not reported yet, the client does not have
     // everything up to the position.
@@ -226,7 +226,7 @@ export class StreamFollower extends FrameReceiver implements Follower {
     if (this.channels.length === 0 || this.epoch === '' || this.host.deliveries.has(this.stream)) {
       return false;
     }
-    if (this.mayNotWriteIds || (this.isWithoutControl && !isPollEnd)) return false;
+    if (this.mayNotWriteIds || this.isWithoutControl) return false;
     if (!this.subscriptions.some(({ options }) => options.checkpoints !== false)) return false;
     const written = this.groupProgress?.cursor ?? this.writtenOffset;
     const cursor = Math.max(this.position, this.headIfCaughtUp ?? 0);
@@ -234,7 +234,7 @@ export class StreamFollower extends FrameReceiver implements Follower {
     // A checkpoint does not belong to the events that the audience counts.
     this.detach();
     this.cursorOffset = cursor;
-    this.writeCheckpoint(cursor, isPollEnd);
+    this.writeCheckpoint(cursor);
     this.runDeferredChanges();
     return true;
   }

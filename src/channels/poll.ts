@@ -1,7 +1,6 @@
 /**
  * Polling by the cursor: the response to a request with `ssePoll=1` ends after the next delivery.
- * So an unchanged EventSource works through proxies that buffer a response until it ends. With
- * `control: false` the checkpoint at the end is an id without an event.
+ * So an unchanged EventSource works through proxies that buffer a response until it ends.
  *
  * ```text
  * request ──► events since the id ──20 ms──► checkpoint, retry: 50, end
@@ -91,7 +90,7 @@ export class Poll {
   #end(): void {
     const { follower } = this.#stream;
     follower?.flush();
-    follower?.checkpoint(true);
+    follower?.checkpoint();
     this.#stream.close({ retry: RETRY_MS });
   }
 }

@@ -267,14 +267,6 @@ export function formatCheckpoint(id: string): string {
 }
 
 /**
- * Writes an id without an event (WHATWG HTML, 9.2.6: a block without data changes the last event
- * ID, and no event is dispatched).
- */
-export function formatId(id: string): string {
-  return `id: ${id}\n\n`;
-}
-
-/**
  * Writes a gap notification.
  * @param channels the channels that lost events
  * @param after the cursor of the client

@@ -93,12 +93,9 @@ export interface Follower {
   flush(isAll?: boolean): void;
   /**
    * Sends the current cursor to the client, if the cursor is ahead of the last id that was sent.
-   * @param isPollEnd whether the response of a poll ends: the cursor is also sent with
-   * `control: false`, as an id without an event
-   * @defaultValue `false`
    * @returns whether a checkpoint was written
    */
-  checkpoint(isPollEnd?: boolean): boolean;
+  checkpoint(): boolean;
   /** Whether an `onGap` or `snapshot` of the stream is running. */
   readonly isAskingAboutGap: boolean;
   /**

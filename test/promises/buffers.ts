@@ -134,23 +134,6 @@ export function testBuffers(make: MakeNodes): void {
       expect(reader.checkpoints.length).toBeGreaterThan(0);
     });
 
-    test('with `control: false` a poll ends with an id without an event, which covers rejected events', async () => {
-      await using nodes = make();
-      await using server = await serveListen(nodes.reader, {
-        control: false,
-        filter: ({ data }) => data === 'mine',
-      });
-      const reader = await read(`${server.url}?ssePoll=1`);
-      await until('the stream', () => server.events.stats().opened > 0);
-      await nodes.publisher.publish('a', 'mine');
-      await nodes.publisher.publish('a', 'other');
-      const end = await nodes.publisher.cursor();
-      await reader.end();
-      expect(reader.events.map(({ data }) => data)).toEqual(['mine']);
-      expect(reader.checkpoints).toEqual([]);
-      expect(reader.text).toContain(`\n\nid: ${end}\n\n`);
-    });
-
     test('does not count for perMinute, and counts while it is open', async () => {
       await using nodes = make();
       const maxStreamsPer = { key: () => 'one', limit: 1, perMinute: 3 };
