@@ -329,7 +329,8 @@ export interface Channels<S extends SchemaOf<S> = AnySchema> {
    * @throws {SseError} for invalid arguments. The iteration throws `ERR_SSE_GAP` after a gap
    * without `onGap`, `ERR_SSE_FILTER` and the errors of the functions
    * @example
-   * for await (const event of channels.follow(`run:${id}:stop`, { signal })) abort.abort();
+   * const stop = `run:${id}:stop`;
+   * for await (const event of channels.follow(stop, { since: 'start', signal })) abort.abort();
    */
   follow(
     names: ChannelName<S> | readonly ChannelName<S>[],
