@@ -79,20 +79,6 @@ test('a lost message is repaired with the next one', async () => {
   expect(model.requests).toBe(1);
 });
 
-test('pages that may not use locks have connections of their own', async () => {
-  const model = new Model();
-  model.isLockBlocked = true;
-  const tabs = [model.open(), model.open()];
-  await vi.advanceTimersByTimeAsync(1_000);
-  model.publish();
-  await vi.advanceTimersByTimeAsync(1_000);
-  expect(tabs).toMatchObject([
-    { isOpen: true, received: [1] },
-    { isOpen: true, received: [1] },
-  ]);
-  expect(model.streams).toBe(2);
-});
-
 test('a page that wakes up after it has lost the lock does not tell the others its old state', async () => {
   const model = new Model();
   const first = model.open();
@@ -111,21 +97,26 @@ test('a page that wakes up after it has lost the lock does not tell the others i
   expect(first.isOpen).toBe(true);
 });
 
-test('pages that may not use channels have connections of their own', async () => {
-  const model = new Model();
-  model.isChannelBlocked = true;
-  const tabs = [model.open(), model.open()];
-  await vi.advanceTimersByTimeAsync(1_000);
-  model.publish();
-  await vi.advanceTimersByTimeAsync(1_000);
-  expect(tabs).toMatchObject([
-    { isOpen: true, received: [1] },
-    { isOpen: true, received: [1] },
-  ]);
-  for (const each of tabs) model.close(each);
-  expect(model.remains()).toEqual({ streams: 0, channels: 0, locks: 0 });
-  expect(vi.getTimerCount()).toBe(0);
-});
+test.each(['locks', 'channels'])(
+  'pages that may not use %s have connections of their own',
+  async (blocked) => {
+    const model = new Model();
+    model.isLockBlocked = blocked === 'locks';
+    model.isChannelBlocked = blocked === 'channels';
+    const tabs = [model.open(), model.open()];
+    await vi.advanceTimersByTimeAsync(1_000);
+    model.publish();
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect(tabs).toMatchObject([
+      { isOpen: true, received: [1] },
+      { isOpen: true, received: [1] },
+    ]);
+    expect(model.streams).toBe(2);
+    for (const each of tabs) model.close(each);
+    expect(model.remains()).toEqual({ streams: 0, channels: 0, locks: 0 });
+    expect(vi.getTimerCount()).toBe(0);
+  },
+);
 
 test('a page that closes hands over at once', async () => {
   const model = new Model();

@@ -6,21 +6,15 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createDemo } from '../../demo/app.ts';
 import type { Haiku } from '../../demo/haiku.ts';
 import { MemoryStore } from '../../demo/store.ts';
-import { launchChromium } from '../support/chromium.ts';
-import { launchFirefox } from '../support/firefox.ts';
 import { serve } from '../support/server.ts';
 import { until } from '../support/wait.ts';
-import { expectSoon, expectText, items, lines, open, speak, state } from './visitor.ts';
+import { BROWSERS, expectSoon, expectText, items, lines, open, speak, state } from './visitor.ts';
 
 // The page of a node with a different log than the node of the stream.
 const PAGE_OF_ANOTHER_LOG =
   '<script id="spoken" type="application/json">{"cursor":"another.1","haikus":[]}</script>';
 
-describe.each([
-  ['Chromium', launchChromium],
-  // Playwright cannot set the motion of a page in Firefox.
-  ['Firefox', () => launchFirefox({ firefoxUserPrefs: { 'ui.prefersReducedMotion': 1 } })],
-])('in %s', (_name, launch) => {
+describe.each(BROWSERS)('in %s', (_name, launch) => {
   let browser: Browser;
 
   beforeAll(async () => {

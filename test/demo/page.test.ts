@@ -4,18 +4,12 @@ import { once } from 'node:events';
 import type { Browser, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createDemo } from '../../demo/app.ts';
-import { launchChromium } from '../support/chromium.ts';
-import { launchFirefox } from '../support/firefox.ts';
 import { serve } from '../support/server.ts';
-import { expectText, items, lines, open, speak, state, write } from './visitor.ts';
+import { BROWSERS, expectText, items, lines, open, speak, state, write } from './visitor.ts';
 
 const OLD_POND = ['an old, quiet pond', 'a frog leaps into its rings', 'sound of the water'];
 
-describe.each([
-  ['Chromium', launchChromium],
-  // Playwright cannot set the motion of a page in Firefox.
-  ['Firefox', () => launchFirefox({ firefoxUserPrefs: { 'ui.prefersReducedMotion': 1 } })],
-])('in %s', (_name, launch) => {
+describe.each(BROWSERS)('in %s', (_name, launch) => {
   let browser: Browser;
 
   beforeAll(async () => {

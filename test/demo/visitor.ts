@@ -1,8 +1,17 @@
 /** Helpers for tests of the haiku page in a browser. */
 import { setTimeout as delay } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
-import type { Locator, Page } from 'playwright-core';
+import type { Browser, Locator, Page } from 'playwright-core';
 import { expect } from 'vitest';
+import { launchChromium } from '../support/chromium.ts';
+import { launchFirefox } from '../support/firefox.ts';
+
+/** The browsers in which the page is tested: the name of each, and the function that starts it. */
+export const BROWSERS: readonly (readonly [string, () => Promise<Browser>])[] = [
+  ['Chromium', launchChromium],
+  // Playwright cannot set the motion of a page in Firefox.
+  ['Firefox', () => launchFirefox({ firefoxUserPrefs: { 'ui.prefersReducedMotion': 1 } })],
+];
 
 /** Opens the page and waits until its stream is live. */
 export async function open(page: Page, url: string): Promise<Page> {
