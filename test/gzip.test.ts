@@ -9,7 +9,7 @@ import { LogEntry } from '../src/log/log-entry.ts';
 import { GzipBody } from '../src/protocol/gzip-body.ts';
 import {
   GZIP_HEADER,
-  NO_BYTES,
+  NO_TOTALS,
   addToTotals,
   deflateBlock,
   gzipTrailer,
@@ -21,7 +21,7 @@ import {
 const bytes = fc.uint8Array({ maxLength: 500 });
 
 function totalsOf(...parts: readonly Uint8Array[]): GzipTotals {
-  let totals = NO_BYTES;
+  let totals = NO_TOTALS;
   for (const part of parts) totals = addToTotals(totals, part);
   return totals;
 }
@@ -73,7 +73,7 @@ describe('totals', () => {
     const almost: GzipTotals = { checksum: 0, length: 2 ** 32 - 1 };
     expect(addToTotals(almost, Buffer.from('ab')).length).toBe(1);
     const to = addToTotals(almost, Buffer.from('ab'));
-    expect(moveTotals(NO_BYTES, almost, to)).toEqual(totalsOf(Buffer.from('ab')));
+    expect(moveTotals(NO_TOTALS, almost, to)).toEqual(totalsOf(Buffer.from('ab')));
   });
 });
 

@@ -36,7 +36,7 @@ import type { WriteProgress } from '../stream/subscription-types.ts';
 import type { Feed } from './feed.ts';
 import type { Frame } from './frame.ts';
 import { IndexedList, type IndexedListMember } from '../common/indexed-list.ts';
-import { NO_BYTES, addToTotals } from '../protocol/gzip.ts';
+import { NO_TOTALS, addToTotals } from '../protocol/gzip.ts';
 import { GzipWindow } from '../protocol/gzip-window.ts';
 
 /** Cursor and counts that an audience keeps for all of its attached members. */
@@ -117,7 +117,7 @@ export class Audience extends IndexedList<Member> {
     this.channels = channels;
     this.feeds = feeds;
     this.window = isCompressed ? new GzipWindow() : undefined;
-    const gzip = isCompressed ? NO_BYTES : undefined;
+    const gzip = isCompressed ? NO_TOTALS : undefined;
     this.#progress = { cursor: position, bytes: 0, events: 0, writtenAt: 0, gzip };
     this.#nextProgress = this.#progress;
   }
@@ -299,7 +299,7 @@ export class Audience extends IndexedList<Member> {
 
   #resetCounts(): void {
     for (const member of this.members) this.detach(member);
-    const gzip = this.#progress.gzip && NO_BYTES;
+    const gzip = this.#progress.gzip && NO_TOTALS;
     this.#progress = { ...this.#progress, bytes: 0, events: 0, gzip };
   }
 

@@ -153,8 +153,8 @@ export class CatchUp implements CatchUpJob {
     } catch (error) {
       this.#fail(error);
     }
-    // If the step has not changed the phase, nothing is left to do now: the stream has caught up, or
-    // somebody calls `start()` again when a delivery has ended or ids may be written.
+    // If the step has not changed the phase, nothing is left to do now: the stream has caught up,
+    // or somebody calls `start()` again when a delivery has ended or ids may be written.
     if (this.#isStepping) this.#phase = 'idle';
   }
 
@@ -383,8 +383,8 @@ export class CatchUp implements CatchUpJob {
 
   /**
    * Writes entries. Streams that reconnect together usually receive the same events, so the part
-   * that the reader can take now is written as shared frames. The rest is queued: without a copy, as
-   * the buffers that the log holds, unless the stream is compressed.
+   * that the reader can take now is written as shared frames. The rest is queued: without a copy,
+   * as the buffers that the log holds, unless the stream is compressed.
    */
   #writeEntries(entries: readonly LogEntry[]): void {
     const { stream, host } = this.#owner;

@@ -32,7 +32,7 @@ import type { LogEntry } from '../log/log-entry.ts';
 const MAX_MEMBERS_PER_TURN = 250;
 
 // Number of bytes that are compressed in the time in which one member is written to.
-const COMPRESSED_PER_MEMBER = 512;
+const COMPRESSED_BYTES_PER_MEMBER = 512;
 
 // Maximum bytes of pending entries: of one feed, and of all feeds of a fan-out. If a limit is
 // exceeded, the entries of a feed are dropped. Streams read them from the log, if there is history.
@@ -61,8 +61,8 @@ interface PendingEntries {
 }
 
 /**
- * Audiences and feeds of one registry. A registry has one fan-out for channels with history, and one
- * for channels without.
+ * Audiences and feeds of one registry. A registry has one fan-out for channels with history, and
+ * one for channels without.
  */
 export class FanOut {
   readonly #hasLog: boolean;
@@ -353,7 +353,9 @@ function* audiencesOf(feeds: Round['feeds']): Generator<Audience, undefined> {
 
 /** The cost of the frame that was started last, see `#startNextFrame`. */
 function compressionCost({ window }: Audience): number {
-  return window === undefined ? 0 : Math.ceil((window.end - window.start) / COMPRESSED_PER_MEMBER);
+  return window === undefined
+    ? 0
+    : Math.ceil((window.end - window.start) / COMPRESSED_BYTES_PER_MEMBER);
 }
 
 /** The key of an audience. Plain and compressed streams have audiences of their own. */

@@ -28,7 +28,8 @@ export class Frame extends SharedBytes {
 
   /**
    * Compresses the events of each channel on their own. One channel may have secrets of the reader,
-   * and another one texts of other users, who could guess the secrets by the size of a common block.
+   * and another one texts of other users, who could guess the secrets by the size of a common
+   * block.
    */
   protected override compress(): Buffer {
     const runs: LogEntry[][] = [];

@@ -166,8 +166,8 @@ export class Identities implements RevocationTarget {
   }
 
   onMissed(): void {
-    // Streams that are not open yet may have been revoked, too.
-    // So the loss gets a number, as a revocation does.
+    // Streams that are not open yet may have been revoked, too. So the loss gets a number, as a
+    // revocation does.
     this.#unknownUpTo = ++this.#revocations;
     const streams: EventStream[] = [];
     for (const some of this.#streams.values()) for (const stream of some) streams.push(stream);

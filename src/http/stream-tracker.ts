@@ -7,6 +7,7 @@ import {
   type Shutdown,
   type ShutdownSource,
 } from './shutdown.ts';
+import type { StreamWithRequest } from './identities.ts';
 import type { RouteRequest } from './route.ts';
 import type { RetryRange } from '../common/retry-range.ts';
 import type { CloseOptions } from '../stream/close-options.ts';
@@ -100,9 +101,9 @@ export class StreamTracker implements OpenStreams, ShutdownSource {
     return this.#removedCount;
   }
 
-  [Symbol.iterator](): IterableIterator<EventStream & { readonly req: RouteRequest }> {
+  [Symbol.iterator](): IterableIterator<StreamWithRequest> {
     const open = this.listStreams().filter(({ readyState }) => readyState === 1);
-    return (open as (EventStream & { readonly req: RouteRequest })[]).values();
+    return (open as StreamWithRequest[]).values();
   }
 
   listStreams(): EventStream[] {

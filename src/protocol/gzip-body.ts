@@ -1,7 +1,7 @@
 /** The gzip body of one stream. It keeps a checksum, a length and a position, and no compressor. */
 import {
   GZIP_HEADER,
-  NO_BYTES,
+  NO_TOTALS,
   addToTotals,
   encodeAlone,
   gzipTrailer,
@@ -50,7 +50,8 @@ export class GzipBody {
 
   /** The block of bytes that only this stream gets. They never share a dictionary with others. */
   encode(bytes: Buffer): Buffer {
-    // A wrapped `end()` writes before it passes the end on. Text there would not be in the checksum.
+    // A wrapped `end()` writes before it passes the end on. Text there would not be in the
+    // checksum.
     if (this.#end !== undefined) return NOTHING;
     this.#window = undefined;
     this.totals = addToTotals(this.totals, bytes);
@@ -92,7 +93,7 @@ export class GzipBody {
 
   /** The stream takes over what its group has received since it was attached. */
   onDetached(groupTotals: GzipTotals): void {
-    const before = this.#groupTotals ?? NO_BYTES;
+    const before = this.#groupTotals ?? NO_TOTALS;
     this.#groupTotals = undefined;
     this.totals = moveTotals(this.totals, before, groupTotals);
     this.#receivedUpTo += (groupTotals.length - before.length) >>> 0;

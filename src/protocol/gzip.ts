@@ -35,7 +35,7 @@ export interface GzipTotals {
 }
 
 /** The totals of no bytes. */
-export const NO_BYTES: GzipTotals = Object.freeze({ checksum: 0, length: 0 });
+export const NO_TOTALS: GzipTotals = Object.freeze({ checksum: 0, length: 0 });
 
 /**
  * Compresses bytes to a block.
@@ -47,7 +47,8 @@ export function deflateBlock(bytes: Uint8Array, dictionary?: Buffer): Buffer {
     finishFlush: constants.Z_SYNC_FLUSH,
     ...(dictionary === undefined || dictionary.length === 0 ? {} : { dictionary }),
   });
-  // zlib returns the beginning of 16 KiB. A block that waits for a slow reader would keep all of it.
+  // zlib returns the beginning of 16 KiB. A block that waits for a slow reader would keep all of
+  // it.
   const block = Buffer.allocUnsafeSlow(output.length);
   block.set(output);
   return block;
@@ -105,7 +106,7 @@ const BITS = 32;
 /** `POWERS[n]` is x^(8 · 2^n) modulo the polynomial. */
 const POWERS = powersOfByte();
 
-/** The checksum of a text with this checksum, followed by zero bytes, without the zeros' own part. */
+/** The checksum of a text, moved by the number of bytes that follow the text. */
 function shiftChecksum(checksum: number, bytes: number): number {
   let shifted = checksum;
   for (let power = 0, rest = bytes; rest > 0; power++, rest >>>= 1) {

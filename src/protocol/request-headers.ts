@@ -7,8 +7,8 @@ const EVENT_STREAM = 'text/event-stream';
 // Negotiator omits media types with q = 0, so this expression finds a refusal in the header itself.
 const REFUSED = /(?:^|,)\s*text\/event-stream\s*(?:;[^,]*)?;\s*q=0(?:\.0{0,3})?\s*(?:[;,]|$)/i;
 
-// Number of characters of `Accept` and `Accept-Encoding` that are parsed. Parsing a header of the maximum size, 16 KB,
-// would take several ms. No client needs such a long header.
+// Number of characters of `Accept` and `Accept-Encoding` that are parsed. Parsing a header of the
+// maximum size, 16 KB, would take several ms. No client needs such a long header.
 const MAX_ACCEPT_LENGTH = 1_024;
 
 // The ids of this library are ASCII. The test is cheaper than decoding, and each stream that

@@ -120,10 +120,10 @@ function interceptedWrite(this: ServerResponse, ...args: unknown[]): unknown {
     callOriginal(this, overriddenMethods, 'write', chunk);
   const isHeld = writer.onApplicationWrite(args[0]);
   if (writer.gzip !== undefined) {
-    const { last: chunk, callback } = parseArguments(args);
+    const { bytes, callback } = parseArguments(args);
     // If it is no chunk, Node throws its own error.
-    if (chunk === undefined) return write(...args);
-    return writer.writeCompressed(chunk, (encoded) => write(encoded, callback), callback);
+    if (bytes === undefined) return write(...args);
+    return writer.writeCompressed(bytes, (encoded) => write(encoded, callback), callback);
   }
   return isHeld ? writer.writeWhileHeld(() => write(...args)) : write(...args);
 }
@@ -131,7 +131,7 @@ function interceptedWrite(this: ServerResponse, ...args: unknown[]): unknown {
 function interceptedEnd(this: ServerResponse, ...args: unknown[]): unknown {
   const writer = writerOf(this) as InterceptingWriter;
   const hadEnded = this.writableEnded;
-  const { last, callback } = parseArguments(args);
+  const { bytes: last, callback } = parseArguments(args);
   if (!writer.onApplicationEnd(last)) {
     if (callback !== undefined) this.once('finish', callback);
     return this;
@@ -147,18 +147,18 @@ function interceptedEnd(this: ServerResponse, ...args: unknown[]): unknown {
  * missing.
  */
 function parseArguments(args: readonly unknown[]): {
-  last: Buffer | undefined;
+  bytes: Buffer | undefined;
   callback: (() => void) | undefined;
 } {
   const [chunk, encoding] = args;
   const callback = args.find((argument) => typeof argument === 'function');
-  const last =
+  const bytes =
     typeof chunk === 'string'
       ? Buffer.from(chunk, typeof encoding === 'string' ? (encoding as BufferEncoding) : 'utf8')
       : chunk instanceof Uint8Array
         ? Buffer.from(chunk)
         : undefined;
-  return { last, callback: callback as (() => void) | undefined };
+  return { bytes, callback: callback as (() => void) | undefined };
 }
 
 /** A request with a session, by the convention of express-session. */

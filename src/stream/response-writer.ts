@@ -234,8 +234,8 @@ export abstract class ResponseWriter extends ResponseSink {
    */
   checkDrain(): void {
     if (!this.isAwaitingDrain) return;
-    // Much is held, and it becomes less: wait. If it does not become less, the wrapper may have removed
-    // bytes, so that the number of held bytes is wrong: continue.
+    // Much is held, and it becomes less: wait. If it does not become less, the wrapper may have
+    // removed bytes, so that the number of held bytes is wrong: continue.
     if (this.isMuchHeld && hasPassedOn(this, this.res)) return;
     // A compressor passes nothing on as long as the response holds bytes.
     const mark = this.passesDrain ? 0 : this.writeMark;
@@ -275,9 +275,9 @@ export abstract class ResponseWriter extends ResponseSink {
 
   /** @internal */
   protected override onPassed(): void {
-    // An end waits, and the wrapper has passed nothing on. The queue could begin with the rest of an
-    // event, so its bytes are dropped. `pumpQueue()` makes the end when it finds the queue empty.
-    // `compression()` passes bytes on later.
+    // An end waits, and the wrapper has passed nothing on. The queue could begin with the rest of
+    // an event, so its bytes are dropped. `pumpQueue()` makes the end when it finds the queue
+    // empty. `compression()` passes bytes on later.
     if (pendingEnds.has(this) && this.isHeldByWrapper && !this.isEncodedByMiddleware) {
       this.#queue = new WriteQueue([]);
     }
@@ -374,7 +374,10 @@ export abstract class ResponseWriter extends ResponseSink {
     return !this.isEncodedByMiddleware && countHeldBytes(this, this.res) > HIGH_WATER_MARK;
   }
 
-  /** Whether middleware encodes the body, and passes the `'drain'` of its compressor on. @internal */
+  /**
+   * Whether middleware encodes the body, and passes on the `'drain'` of its compressor.
+   * @internal
+   */
   private get passesDrain(): boolean {
     return this.gzip === undefined && passesDrain(this.res);
   }

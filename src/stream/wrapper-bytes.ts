@@ -40,8 +40,8 @@ export function noteAnswer(
 }
 
 /**
- * Counts the bytes that a wrapper holds while it answers `false`. Not for a wrapper that encodes the
- * body: what a compressor holds cannot be counted.
+ * Counts the bytes that a wrapper holds while it answers `false`. Not for a wrapper that encodes
+ * the body: what a compressor holds cannot be counted.
  */
 export function countHeldBytes(writer: object, res: ServerResponse): number {
   const refused = refusedWrites.get(writer);

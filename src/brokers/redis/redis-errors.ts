@@ -45,8 +45,8 @@ export function toBrokerError(error: unknown): SseError {
 }
 
 /**
- * @returns the message of an error, or the value as text. Before Redis 7, the text of a command that
- * is refused inside a script begins with a place in the script
+ * @returns the message of an error, or the value as text. Before Redis 7, the text of a command
+ * that is refused inside a script begins with a place in the script
  */
 export function messageOf(error: unknown): string {
   const text = error instanceof Error ? error.message : describeThrown(error);

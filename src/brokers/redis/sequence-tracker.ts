@@ -1,10 +1,10 @@
 /**
  * Detects missed messages by the continuity of headers.
  *
- * After every call that publishes (up to 128 events), each node receives one short header on a topic that all
- * nodes subscribe to. The events of a channel are sent before their header, on the topic of the
- * channel, and both topics are received on one connection. A header names the offset of the log
- * before and after the publish, so each header must begin where the previous one ended:
+ * After every call that publishes (up to 128 events), each node receives one short header on a
+ * topic that all nodes subscribe to. The events of a channel are sent before their header, on the
+ * topic of the channel, and both topics are received on one connection. A header names the offset
+ * of the log before and after the publish, so each header must begin where the previous one ended:
  *
  *     received   event 8   header 7→8   event 9   header 8→10      header 11→12
  *                (a)       +8 a         (a)       +9 a, +10 b

@@ -18,7 +18,8 @@ export interface Timing {
   readonly wait: { readonly min: number; readonly max: number };
   /**
    * Time for which a channel counts as in use after its last use: it is not removed from the cache
-   * then to make room for another channel. Also the time for which channels that did not fit into the cache are not loaded again.
+   * then to make room for another channel. Also the time for which channels that did not fit into
+   * the cache are not loaded again.
    * @defaultValue `10_000`
    */
   readonly inUse?: number | undefined;
